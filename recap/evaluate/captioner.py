@@ -1,0 +1,269 @@
+"""How many facts of real flags does a captioner get right?
+
+    python -m recap.evaluate.captioner CAPTIONS --truth recap/demo/flags_truth.csv --split heldout
+    python -m recap.evaluate.captioner --model recap/demo/captioner [--json]
+
+CAPTIONS is a directory of column parquet files (key, status, caption; searched recursively); --model captions the shipped
+flags with a checkpoint instead. A flag without a caption counts as wrong everywhere.
+
+colours      exact set, shades forgiven: every colour over 8 % of the area is named and none under 1 % is named.
+layout       the layout class is right ("other" in the truth can not be got right).
+band order   of flags whose bands are counted: all band colours, in order.
+all          colours, layout and (where counted) band order.
+
+Each share stands with its 95 % Wilson interval and beside what the best constant caption would reach (majority).
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import math
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from recap.demo import FLAGS, FLAGS_TRUTH
+from recap.worlds.flags import COLOURS, parse
+
+NAMED_OVER = 0.08
+UNNAMED_UNDER = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """What is on one flag. shares: colour -> share of the area. bands: () where they are not counted."""
+
+    key: str
+    layout: str
+    bands: tuple[str, ...]
+    shares: Mapping[str, float]
+
+    @property
+    def large(self) -> frozenset[str]:
+        """Colours that a caption must name."""
+        return frozenset(colour for colour, share in self.shares.items() if share > NAMED_OVER)
+
+    @property
+    def visible(self) -> frozenset[str]:
+        """Colours that a caption may name."""
+        return frozenset(colour for colour, share in self.shares.items() if share >= UNNAMED_UNDER)
+
+    def colours_right(self, named: frozenset[str]) -> bool:
+        return self.large <= named <= self.visible
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """`right` of `total`, and the share that the best constant answer reaches on the same flags."""
+
+    right: int
+    total: int
+    majority: float
+
+    @property
+    def value(self) -> float:
+        return self.right / self.total if self.total else float("nan")
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        return wilson(self.right, self.total)
+
+
+def wilson(right: int, total: int, z: float = 1.96) -> tuple[float, float]:
+    """95 % score interval of a share; unlike the normal one it stays in [0, 1].
+
+    >>> [round(bound, 3) for bound in wilson(8, 10)]
+    [0.49, 0.943]
+    """
+    if total == 0:
+        return 0.0, 1.0
+    share = right / total
+    middle = share + z * z / (2 * total)
+    half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    scale = 1 + z * z / total
+    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
+
+
+def read_truth(path: Path, split: str) -> list[Truth]:
+    """Rows of flags_truth.csv of one split ("train", "heldout" or "all")."""
+    truths = []
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            if split not in ("all", row["split"]):
+                continue
+            pairs = (entry.split(":") for entry in row["colours"].split())
+            shares = {colour: float(share) for colour, share in pairs}
+            truths.append(Truth(row["iso"], row["layout"], tuple(row["bands"].split()), shares))
+    return truths
+
+
+def read_captions(directory: Path) -> dict[str, str]:
+    """key -> caption of the rows whose status is ok."""
+    captions = {}
+    files = sorted(directory.rglob("*.parquet"))
+    if not files:
+        raise FileNotFoundError(f"no parquet files under {directory}")
+    for path in files:
+        for row in pq.read_table(path, columns=["key", "status", "caption"]).to_pylist():
+            if row["status"] == "ok":
+                captions[row["key"]] = row["caption"]
+    return captions
+
+
+def caption_flags(model_directory: Path, keys: Sequence[str], batch: int = 32) -> dict[str, str]:
+    """Caption the shipped flags with a Llava checkpoint: greedy, 128 tokens, the paper's prompt."""
+    import torch
+    from PIL import Image
+    from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+    from recap.demo.build_truth import pictures
+    from recap.demo.train_captioner import prompt_text
+
+    processor = AutoProcessor.from_pretrained(model_directory)
+    model = LlavaForConditionalGeneration.from_pretrained(model_directory, dtype=torch.float32).eval()
+    wanted = set(keys)
+    flags = [(iso, png) for iso, _, png in pictures(FLAGS) if iso in wanted]
+    prompt = prompt_text(processor)
+    captions: dict[str, str] = {}
+    for first in range(0, len(flags), batch):
+        part = flags[first : first + batch]
+        images = [Image.open(io.BytesIO(png)).convert("RGB") for _, png in part]
+        inputs = processor(images=images, text=[prompt] * len(part), return_tensors="pt")
+        with torch.inference_mode():
+            tokens = model.generate(**inputs, max_new_tokens=128, do_sample=False)
+        texts = processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        captions.update((iso, text.strip()) for (iso, _), text in zip(part, texts, strict=True))
+    return captions
+
+
+def _best_constant_colours(truths: Sequence[Truth]) -> float:
+    """The share that the best single set of up to four colours gets right on these flags."""
+    sets = [frozenset(chosen) for size in range(1, 5) for chosen in combinations(COLOURS, size)]
+    return max(sum(truth.colours_right(named) for truth in truths) for named in sets) / max(1, len(truths))
+
+
+def _best_constant_facts(truths: Sequence[Truth]) -> float:
+    """The share that the best single caption gets right in everything; candidates are the flags' own facts."""
+
+    def hits(claim: Truth) -> int:
+        return sum(
+            truth.colours_right(claim.large) and truth.layout == claim.layout and truth.bands in ((), claim.bands)
+            for truth in truths
+        )
+
+    return max(map(hits, truths), default=0) / max(1, len(truths))
+
+
+def _most_common(answers: Sequence[object]) -> float:
+    return Counter(answers).most_common(1)[0][1] / len(answers) if answers else float("nan")
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Scores of a set of captions; per_colour: colour -> named rightly, named, must be named, of these named."""
+
+    flags: int
+    missing: int
+    shares: dict[str, Share]
+    per_colour: dict[str, tuple[int, int, int, int]]
+
+
+def score(truths: Sequence[Truth], captions: Mapping[str, str]) -> Report:
+    """Judge captions by the facts that `worlds.flags.parse` finds in them."""
+    claims = {truth.key: parse(captions.get(truth.key, "")) for truth in truths}
+    colours = [truth.colours_right(claims[truth.key].colours) for truth in truths]
+    layouts = [truth.layout == claims[truth.key].layout for truth in truths]
+    orders = [not truth.bands or truth.bands == claims[truth.key].bands for truth in truths]
+    banded = [truth for truth in truths if truth.bands]
+    everything = [all(facts) for facts in zip(colours, layouts, orders, strict=True)]
+    order_hits = sum(truth.bands == claims[truth.key].bands for truth in banded)
+    shares = {
+        "colours": Share(sum(colours), len(truths), _best_constant_colours(truths)),
+        "layout": Share(sum(layouts), len(truths), _most_common([truth.layout for truth in truths])),
+        "band order": Share(order_hits, len(banded), _most_common([truth.bands for truth in banded])),
+        "all": Share(sum(everything), len(truths), _best_constant_facts(truths)),
+    }
+    per_colour = {}
+    for colour in COLOURS:
+        named = [truth for truth in truths if colour in claims[truth.key].colours]
+        large = [truth for truth in truths if colour in truth.large]
+        right = sum(colour in truth.visible for truth in named)
+        found = sum(colour in claims[truth.key].colours for truth in large)
+        per_colour[colour] = (right, len(named), len(large), found)
+    missing = sum(not captions.get(truth.key) for truth in truths)
+    return Report(len(truths), missing, shares, per_colour)
+
+
+def as_json(report: Report) -> str:
+    shares = {
+        name: {**asdict(share), "value": share.value, "interval": share.interval} for name, share in report.shares.items()
+    }
+    colours = {
+        colour: {
+            "precision": right / named if named else None,
+            "recall": found / large if large else None,
+            "named": named,
+            "large": large,
+        }
+        for colour, (right, named, large, found) in report.per_colour.items()
+    }
+    return json.dumps({"flags": report.flags, "missing": report.missing, "shares": shares, "colours": colours}, indent=1)
+
+
+def as_table(report: Report) -> str:
+    """The report for people, 80 columns."""
+    lines = [f"{report.flags} flags, {report.missing} without a caption", ""]
+    lines.append(f"{'':12}{'right':>10}{'share':>8}   95 % interval   {'majority':>8}")
+    for name, share in report.shares.items():
+        low, high = share.interval
+        count = f"{share.right}/{share.total}"
+        lines.append(f"{name:12}{count:>10}{share.value:8.1%}   {low:5.1%} - {high:5.1%}   {share.majority:8.1%}")
+    lines += ["", f"{'colour':12}{'precision':>24}{'recall':>28}"]
+    for colour, (right, named, large, found) in report.per_colour.items():
+        lines.append(f"{colour:12}{_with_interval(right, named):>28}{_with_interval(found, large):>28}")
+    return "\n".join(lines) + "\n"
+
+
+def _with_interval(right: int, total: int) -> str:
+    if total == 0:
+        return "-"
+    low, high = wilson(right, total)
+    return f"{right}/{total} {right / total:.0%} ({low:.0%}-{high:.0%})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("captions", type=Path, nargs="?", help="directory of column parquet files")
+    parser.add_argument("--model", type=Path, help="caption the shipped flags with this checkpoint instead")
+    parser.add_argument("--truth", type=Path, default=FLAGS_TRUTH)
+    parser.add_argument("--split", choices=["heldout", "train", "all"], default="heldout")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--show", action="store_true", help="print each caption and what is wrong with it first")
+    arguments = parser.parse_args()
+    if (arguments.captions is None) == (arguments.model is None):
+        parser.error("give CAPTIONS or --model, one of them")
+    truths = read_truth(arguments.truth, arguments.split)
+    if arguments.model:
+        captions = caption_flags(arguments.model, [truth.key for truth in truths])
+    else:
+        captions = read_captions(arguments.captions)
+    for truth in truths if arguments.show else []:
+        claim = parse(captions.get(truth.key, ""))
+        wrong = "" if truth.colours_right(claim.colours) else "C"
+        wrong += "" if truth.layout == claim.layout else "L"
+        wrong += "" if not truth.bands or truth.bands == claim.bands else "B"
+        sys.stdout.write(f"{truth.key} {wrong:3} {captions.get(truth.key, '')}\n")
+    report = score(truths, captions)
+    sys.stdout.write(as_json(report) + "\n" if arguments.json else as_table(report))
+
+
+if __name__ == "__main__":
+    main()
