@@ -1,4 +1,30 @@
 """Captioning engines behind one interface (`recap.engine.interface`).
 
 Imports only torch, transformers, numpy, Pillow and safetensors, so that it runs on bare GPU machines.
+Importing this package imports none of them.
 """
+
+from __future__ import annotations
+
+from recap.engine.interface import Caption, Engine, Request
+from recap.engine.settings import CaptionerConfig, PromptFormat, check
+
+__all__ = ["Caption", "CaptionerConfig", "Engine", "PromptFormat", "Request", "check", "load_engine"]
+
+
+def load_engine(config: CaptionerConfig, device: str = "cpu") -> Engine:
+    """Load the model that `config` names onto `device` ("cpu", "cuda", "cuda:1") and start its decode
+    processes.
+
+    Raises:
+        ValueError: a setting cannot work, or does not fit the checkpoint.
+        FileNotFoundError: there is no checkpoint at `config.model`.
+    """
+    check(config)
+    if config.threads is not None:
+        import torch
+
+        torch.set_num_threads(config.threads)
+    from recap.engine import transformers_backend
+
+    return transformers_backend.load(config, device)

@@ -1,7 +1,8 @@
 """The one interface behind which every captioning engine stands. Torch-free: login nodes import it.
 
 An engine is an asynchronous bag: `put` requests while `want() > 0`, `poll` finished captions in any order.
-A caption depends on its own request and the engine's settings alone, never on batch neighbours, slot or order.
+A caption depends on its own request and the engine's settings alone, never on batch neighbours, slot or
+order.
 """
 
 from __future__ import annotations
@@ -32,9 +33,13 @@ class Caption:
 
     text, tokens, finish: the caption, the number of generated tokens (end token not counted) and why it ended
         ("stop": the model said so, "length": the token limit). Empty, 0 and "" when `reason` is set.
-    reason: "" for success, else a short fixed phrase that names why there is no caption, e.g. "image: truncated".
-    transient: True where a second try may succeed (a decode worker was killed), False for damage in the input.
+    reason: "" for success, else a short fixed phrase that names why there is no caption, e.g. "image:
+        truncated".
+    transient: True where a second try may succeed (a decode worker was killed), False for damage in the
+        input.
     detail: the particulars of `reason` (exception text, sizes); never used for grouping.
+    format: name of the prompt format that was used, "" when there is only one.
+    alternatives: the captions of the other formats, where each image is captioned in all of them.
     """
 
     id: int
@@ -44,6 +49,8 @@ class Caption:
     reason: str = ""
     transient: bool = False
     detail: str = ""
+    format: str = ""
+    alternatives: tuple[Caption, ...] = ()
 
 
 class Engine(Protocol):
@@ -58,8 +65,9 @@ class Engine(Protocol):
     def poll(self, timeout: float) -> list[Caption]:
         """Advance the work and return finished captions; wait up to `timeout` seconds for the first one.
 
-        With requests in flight, an engine makes progress only inside poll (or in its own threads and processes);
-        when fewer requests than a full batch are in flight and the timeout passes, the partial batch is run.
+        With requests in flight, an engine makes progress only inside poll (or in its own threads and
+        processes); when fewer requests than a full batch are in flight and the timeout passes, the partial
+        batch is run.
         """
 
     def close(self) -> None:

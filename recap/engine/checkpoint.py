@@ -1,0 +1,135 @@
+"""What a captioner's checkpoint says besides its weights: image geometry, normalisation, prompts, end
+tokens."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoProcessor, GenerationConfig
+
+from recap.engine.decode import Geometry
+from recap.engine.identity import model_folder
+from recap.engine.prompts import PromptBook
+from recap.engine.settings import CaptionerConfig
+
+
+@dataclass
+class Checkpoint:
+    """A LLaVA-class checkpoint, opened but without weights.
+
+    table: float32 [3, 256], the normalised value of each 8-bit level and channel, by the processor's own
+        arithmetic.
+    eos: ids that end a caption.
+    """
+
+    folder: Path
+    config: Any
+    processor: Any
+    tokenizer: Any
+    geometry: Geometry
+    table: torch.Tensor
+    book: PromptBook
+    eos: tuple[int, ...]
+
+
+def is_llava(folder: Path) -> bool:
+    """Whether the checkpoint is a `LlavaForConditionalGeneration`, whose images are squares of one size."""
+    return AutoConfig.from_pretrained(folder).model_type == "llava"
+
+
+def open_checkpoint(settings: CaptionerConfig) -> Checkpoint:
+    """Read the configuration, processor and tokenizer of the LLaVA checkpoint `settings.model`.
+
+    Raises FileNotFoundError or ValueError naming what is missing or does not fit.
+    """
+    folder = model_folder(settings.model)
+    config = AutoConfig.from_pretrained(folder)
+    if config.model_type != "llava":
+        raise ValueError(
+            f"{folder}: a checkpoint of model type {config.model_type!r}, and this backend reads 'llava'. "
+            "Use captioner.backend=transformers."
+        )
+    processor = AutoProcessor.from_pretrained(folder)
+    tokenizer = processor.tokenizer
+    geometry = _geometry(processor.image_processor, config.vision_config.image_size, settings.geometry)
+    book = PromptBook(settings, tokenizer, processor, processor.image_token, image_tokens(config))
+    return Checkpoint(
+        folder=folder,
+        config=config,
+        processor=processor,
+        tokenizer=tokenizer,
+        geometry=geometry,
+        table=torch.from_numpy(normalisation_table(processor.image_processor)),
+        book=book,
+        eos=end_tokens(folder, config, tokenizer),
+    )
+
+
+def image_tokens(config: Any) -> int:
+    """Number of image features; the class token is dropped by the "default" strategy."""
+    vision = config.vision_config
+    patches = (vision.image_size // vision.patch_size) ** 2
+    class_token = 1 if vision.model_type == "clip_vision_model" else 0
+    return patches + class_token - (1 if config.vision_feature_select_strategy == "default" else 0)
+
+
+def end_tokens(folder: Path, config: Any, tokenizer: Any) -> tuple[int, ...]:
+    """Ids that end a caption, as `generate` finds them: of generation_config.json, the model or the
+    tokenizer."""
+    found: Any = None
+    if (folder / "generation_config.json").is_file():
+        found = GenerationConfig.from_pretrained(folder).eos_token_id
+    for place in (config, config.get_text_config(), tokenizer):
+        found = getattr(place, "eos_token_id", None) if found is None else found
+    if found is None:
+        raise ValueError(f"{folder}: no end token is named. Set eos_token_id in generation_config.json.")
+    return tuple(found) if isinstance(found, list | tuple) else (int(found),)
+
+
+def normalisation_table(image_processor: Any) -> np.ndarray:
+    """float32 [3, 256]: each 8-bit level normalised as transformers does (float64 rescaling, then
+    float32)."""
+    levels = np.arange(256)
+    values = np.tile(levels, (3, 1)).astype(np.float32)
+    if image_processor.do_rescale:
+        values = np.tile(levels.astype(np.float64) * image_processor.rescale_factor, (3, 1)).astype(
+            np.float32
+        )
+    if image_processor.do_normalize:
+        mean = np.array(image_processor.image_mean, np.float32)[:, None]
+        std = np.array(image_processor.image_std, np.float32)[:, None]
+        values = (values - mean) / std
+    return values
+
+
+def normalise(pixels: torch.Tensor, table: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """uint8 [n, H, W, 3] -> `dtype` [n, 3, H, W] by table lookup, on the device that holds both."""
+    flat = table.to(dtype).reshape(-1)
+    offset = torch.arange(0, 768, 256, device=pixels.device, dtype=torch.int32).view(1, 3, 1, 1)
+    return flat[pixels.permute(0, 3, 1, 2).to(torch.int32) + offset]
+
+
+def _geometry(image_processor: Any, size: int, wanted: str | None) -> Geometry:
+    """The square that the processor makes, or the one that the settings ask for."""
+    mean = image_processor.image_mean if image_processor.do_normalize else (0.0, 0.0, 0.0)
+    if getattr(image_processor, "do_pad", False):
+        mode = "pad"
+    elif image_processor.do_center_crop:
+        mode = "crop"
+    else:
+        mode = "squash"
+    edges = itertools.chain(
+        dict(image_processor.size).values(), dict(image_processor.crop_size or {}).values()
+    )
+    if unequal := {int(edge) for edge in edges if edge} - {size}:
+        raise ValueError(
+            f"The processor makes images of {sorted(unequal)} pixels, the vision tower takes {size}. "
+            "Correct size and crop_size in preprocessor_config.json."
+        )
+    red, green, blue = (int(value * 255) for value in mean)
+    return Geometry(size, wanted or mode, (red, green, blue), int(image_processor.resample))

@@ -1,0 +1,211 @@
+"""A pool of decode processes that write pixels into a ring in shared memory.
+
+One thread for each process feeds it an image at a time and reads the answer, so that a process that dies (a
+decoder that crashes, the out-of-memory killer) or hangs costs exactly the image it held; a new one takes its
+place. Processes, not threads: Pillow's Python parts do not scale past one core under the interpreter lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import mmap
+import os
+import queue
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from recap.engine.decode import BadImage, Geometry, decode
+from recap.engine.decode_worker import HEADER
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What became of an image: `place` holds its pixels if `reason` is empty, and must be released."""
+
+    id: int
+    place: int
+    reason: str = ""
+    detail: str = ""
+    transient: bool = False
+
+
+class DecodePool:
+    """Decodes images in `workers` processes (0: in `poll`, in this process).
+
+    Args:
+        geometry: the square to make.
+        places: places in the ring; no more than this many images are decoded and not yet released.
+        timeout_s: an image that takes longer is given up, and its process killed.
+    """
+
+    def __init__(
+        self, geometry: Geometry, places: int, workers: int, max_pixels: int, fast: bool, timeout_s: float
+    ) -> None:
+        self.geometry, self.max_pixels, self.fast, self.timeout_s = geometry, max_pixels, fast, timeout_s
+        self.waiting = 0  # images put and not yet polled
+        shape = (places, geometry.size, geometry.size, 3)
+        self._fd = _shared_file(int(np.prod(shape)))
+        self.ring = np.frombuffer(mmap.mmap(self._fd, int(np.prod(shape))), np.uint8).reshape(shape)
+        self._free = deque(range(places))
+        self._todo: queue.SimpleQueue[tuple[int, int, bytes] | None] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[Decoded] = queue.SimpleQueue()
+        self._processes: set[subprocess.Popen[bytes]] = set()
+        self._threads = [threading.Thread(target=self._serve, daemon=True) for _ in range(workers)]
+        for thread in self._threads:
+            thread.start()
+
+    def room(self) -> int:
+        """How many more images can be put."""
+        return len(self._free)
+
+    def put(self, id: int, image: bytes) -> None:
+        """Queue an image; never blocks. Raises ValueError if there is no room."""
+        if not self._free:
+            raise ValueError(
+                "The decode ring is full: put() was called while room() is 0. Poll and release first."
+            )
+        self._todo.put((id, self._free.popleft(), image))
+        self.waiting += 1
+
+    def release(self, place: int) -> None:
+        """Give a place of the ring back, once its pixels are no longer needed."""
+        self._free.append(place)
+
+    def poll(self, timeout: float = 0.0) -> list[Decoded]:
+        """Images decoded or failed since the last call; waits up to `timeout` seconds for the first one."""
+        done: list[Decoded] = []
+        try:
+            if not self._threads and not self._todo.empty():
+                job = self._todo.get()
+                assert job is not None
+                done.append(self._decode_here(*job))
+            elif timeout > 0 and self.waiting:
+                done.append(self._done.get(timeout=timeout))
+            while self._threads:
+                done.append(self._done.get_nowait())
+        except queue.Empty:
+            pass
+        self.waiting -= len(done)
+        return done
+
+    def close(self) -> None:
+        """Stop the processes; images in flight are forgotten."""
+        while not self._todo.empty():
+            self._todo.get()
+        for _ in self._threads:
+            self._todo.put(None)
+        for process in list(self._processes):
+            process.kill()
+        for thread in self._threads:
+            thread.join()
+        self._threads.clear()
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _decode_here(self, id: int, place: int, image: bytes) -> Decoded:
+        try:
+            self.ring[place] = decode(image, self.geometry, self.max_pixels, self.fast)
+        except BadImage as error:
+            return Decoded(id, place, error.reason, error.detail)
+        return Decoded(id, place)
+
+    def _serve(self) -> None:
+        """Thread of one process: hand it an image, wait for the answer, replace it when it dies."""
+        # A child inherits its thread's mask: it must not be hit by a signal to the whole step before it can
+        # ignore it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGUSR2})
+        process: subprocess.Popen[bytes] | None = None
+        while (job := self._todo.get()) is not None:
+            process = process or self._start()
+            id, place, image = job
+            try:
+                reason, _, detail = self._ask(process, place, image).partition("\0")
+                self._done.put(Decoded(id, place, reason, detail))
+            except (OSError, EOFError) as error:  # TimeoutError is an OSError
+                code = self._stop(process)
+                process = None
+                late = isinstance(error, TimeoutError)
+                reason = "image: decoding took too long" if late else "image: decoder died"
+                detail = f"over {self.timeout_s:g} s" if late else f"exit {code}"
+                self._done.put(Decoded(id, place, reason, detail, transient=True))
+        if process is not None:
+            self._stop(process)
+
+    def _stop(self, process: subprocess.Popen[bytes]) -> int:
+        self._processes.discard(process)
+        process.kill()
+        for pipe in (process.stdin, process.stdout):
+            with contextlib.suppress(OSError):  # bytes that it never read
+                pipe.close()  # type: ignore[union-attr]
+        return process.wait()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        settings = {
+            "parent": os.getpid(),
+            "fd": self._fd,
+            "places": len(self.ring),
+            "geometry": asdict(self.geometry),
+            "max_pixels": self.max_pixels,
+            "fast": self.fast,
+        }
+        root = str(Path(__file__).resolve().parents[2])
+        path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH", "")) if p)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "recap.engine.decode_worker", json.dumps(settings)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            pass_fds=[self._fd],
+            # One thread a process: the pool is the parallelism, and OpenBLAS would start one a core.
+            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        )
+        self._processes.add(process)
+        return process
+
+    def _ask(self, process: subprocess.Popen[bytes], place: int, image: bytes) -> str:
+        assert process.stdin and process.stdout
+        process.stdin.write(HEADER.pack(place, len(image)) + image)
+        process.stdin.flush()
+        deadline = time.monotonic() + self.timeout_s
+        head = _read(process.stdout.fileno(), HEADER.size, deadline)
+        answered, length = HEADER.unpack(head)
+        if answered != place:
+            raise OSError(f"answer for place {answered}, expected {place}")
+        return _read(process.stdout.fileno(), length, deadline).decode("utf-8", "replace")
+
+
+def _read(fd: int, count: int, deadline: float) -> bytes:
+    """Exactly `count` bytes of a pipe, or EOFError, or TimeoutError."""
+    parts: list[bytes] = []
+    poll = select.poll()  # not select(): engines hold more than 1024 descriptors at times
+    poll.register(fd, select.POLLIN)
+    while count > 0:
+        if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            raise TimeoutError
+        if not (part := os.read(fd, count)):
+            raise EOFError("the decode process is gone")
+        parts.append(part)
+        count -= len(part)
+    return b"".join(parts)
+
+
+def _shared_file(size: int) -> int:
+    """Descriptor of anonymous shared memory: it is freed when the last process that holds it dies."""
+    if hasattr(os, "memfd_create"):
+        fd = os.memfd_create("recap-ring", os.MFD_CLOEXEC)
+    else:
+        fd, name = tempfile.mkstemp()
+        os.unlink(name)  # noqa: PTH108 - a descriptor is all that is kept
+    os.ftruncate(fd, size)
+    return fd

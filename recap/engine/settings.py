@@ -1,0 +1,198 @@
+"""Settings of a captioning engine, as plain dataclasses. Torch-free: login nodes read and check them.
+
+Fields marked `EXECUTION` do not change a caption; all others do, and enter the identity of the output
+(`recap.engine.identity.captioner_identity`). Fields at their default are left out of it, so that a new field
+changes no identity.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+# Recap-DataComp-1B, arXiv 2406.08478, section 3.2, verbatim.
+PAPER_PROMPT = "Please generate a detailed caption of this image. Please be as descriptive as possible."
+
+BACKENDS = ("native", "transformers", "vllm", "openai")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16", "fp8")
+
+
+def _semantic(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+def _execution(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text, "execution": True})
+
+
+@dataclass
+class PromptFormat:
+    """One way to ask for a caption. `text` may contain `{alt}`, the image's original text."""
+
+    text: str = _semantic("", "What the model is asked; {alt} stands for the original text")
+    weight: float = _semantic(1.0, "Share of the images that get this format, relative to the other weights")
+    alt_tokens: int = _semantic(64, "Longest original text put in place of {alt}, in tokens; the rest is cut")
+    max_tokens: int | None = _semantic(
+        None, "Longest caption of this format, in tokens; empty: the captioner's"
+    )
+
+
+@dataclass
+class CaptionerConfig:
+    """Everything a captioning engine is told. `check` says what is wrong with it."""
+
+    # What makes a caption.
+    backend: str = _semantic(
+        "transformers", "native | transformers | vllm | openai (a server that speaks its protocol)"
+    )
+    prompt: str = _semantic(PAPER_PROMPT, "What the model is asked, when `prompts` is empty")
+    prompts: dict[str, PromptFormat] = field(
+        default_factory=dict, metadata={"help": "Named prompt formats, instead of `prompt`"}
+    )
+    formats: str = _semantic(
+        "choose", "choose: one format an image, by weight and key | all: each image in every format"
+    )
+    template: str | None = _semantic(
+        None, "Text around the prompt, with {image} and {prompt}; empty: the checkpoint's chat template"
+    )
+    max_tokens: int = _semantic(128, "Longest caption, in tokens")
+    decoding: str = _semantic("greedy", "greedy | sample (temperature, top_k, top_p; seeded by sample key)")
+    temperature: float = _semantic(1.0, "Sampling temperature, > 0")
+    top_k: int = _semantic(0, "Sample from the k likeliest tokens; 0: all")
+    top_p: float = _semantic(1.0, "Sample from the likeliest tokens whose probabilities reach p, 0 < p <= 1")
+    seed: int = _semantic(0, "Seed of sampling and of the weighted choice of prompt formats")
+    geometry: str | None = _semantic(
+        None, "pad (to a square, mean colour) | crop (centre) ; empty: as the checkpoint's processor says"
+    )
+    decode: str = _semantic(
+        "exact", "exact (equal to transformers' Pillow processors) | fast (JPEG draft, 2-6x faster)"
+    )
+    max_pixels: int = _semantic(
+        100_000_000, "Largest image that is decoded, in pixels; larger ones are refused"
+    )
+    precision: str = _semantic(
+        "auto", "auto (bf16 on GPUs, fp32 on CPUs) | fp32 | bf16 | fp16 | fp8 (decoder matrices)"
+    )
+    kv_precision: str = _semantic(
+        "auto", "auto (as the activations) | fp8: half the key-value cache (native backend)"
+    )
+    trim: bool = _semantic(False, "Cut a caption that hit the token limit back to its last full sentence")
+    served_model: str = _semantic("", "The model's name on the server (openai backend)")
+
+    # Where and how fast. The model's path is no part of the identity: the digests of its files are.
+    model: str = _execution("", "Folder of the checkpoint, or its name on the Hugging Face hub")
+    micro_batch: int | None = _execution(
+        None, "Images in one vision and prefill pass; empty: sized from the device"
+    )
+    slots: int | None = _execution(None, "Captions written at a time; empty: sized from the device's memory")
+    memory_share: float = _execution(0.9, "Share of the device's free memory that may be used")
+    cuda_graph: bool = _execution(True, "Replay the decode step as one CUDA graph (GPUs)")
+    decode_workers: int = _execution(2, "Processes that decode images; 0: in the engine's own process")
+    decode_timeout_s: float = _execution(60.0, "Seconds after which one image's decoding is given up")
+    queue: int | None = _execution(
+        None, "Requests accepted ahead of the model; empty: two micro-batches and some"
+    )
+    threads: int | None = _execution(None, "Torch threads on CPU; empty: as torch chooses")
+    partial_wait_s: float = _execution(
+        0.05, "Seconds without a new request before a partial micro-batch is run"
+    )
+    endpoint: str = _execution("", "Base URL of the server, e.g. http://node7:8000/v1 (openai backend)")
+    endpoint_key_env: str = _execution(
+        "OPENAI_API_KEY", "Environment variable with the server's key (openai backend)"
+    )
+    endpoint_timeout_s: float = _execution(120.0, "Seconds to wait for one answer of the server")
+    window: int = _execution(512, "Requests in flight at a server or in vLLM")
+
+
+def is_execution(config: type, name: str) -> bool:
+    """Whether field `name` of dataclass `config` leaves the captions as they are."""
+    return any(item.name == name and item.metadata.get("execution", False) for item in fields(config))
+
+
+def check(config: CaptionerConfig) -> None:
+    """Raise ValueError for the first setting that cannot work: what is wrong, where, and what to do."""
+    _check_choices(config)
+    _check_numbers(config)
+    _check_prompts(config)
+    if config.backend == "openai":
+        if not config.endpoint or not config.served_model:
+            raise _problem(
+                "endpoint",
+                config.endpoint,
+                "the openai backend needs `endpoint` and `served_model`; set both",
+            )
+    elif not config.model:
+        raise _problem(
+            "model", config.model, "no model is named; set it to a checkpoint folder or a hub name"
+        )
+
+
+def _problem(name: str, value: object, advice: str) -> ValueError:
+    return ValueError(f"captioner.{name} = {value!r}: {advice}.")
+
+
+def _check_choices(config: CaptionerConfig) -> None:
+    choices: dict[str, tuple[str | None, ...]] = {
+        "backend": BACKENDS,
+        "formats": ("choose", "all"),
+        "decoding": ("greedy", "sample"),
+        "geometry": (None, "pad", "crop"),
+        "decode": ("exact", "fast"),
+        "precision": PRECISIONS,
+        "kv_precision": ("auto", "fp8"),
+    }
+    for name, allowed in choices.items():
+        if (value := getattr(config, name)) not in allowed:
+            raise _problem(
+                name, value, f"not a choice; use one of {', '.join(str(x or 'null') for x in allowed)}"
+            )
+    if config.backend != "native" and (config.precision == "fp8" or config.kv_precision == "fp8"):
+        raise _problem(
+            "precision",
+            "fp8",
+            f"the {config.backend} backend has no fp8; use backend=native or precision=bf16",
+        )
+    if config.backend in ("vllm", "openai") and config.formats == "all":
+        raise _problem(
+            "formats", "all", f"the {config.backend} backend writes one caption an image; use backend=native"
+        )
+
+
+def _check_numbers(config: CaptionerConfig) -> None:
+    positive = (
+        "max_tokens temperature top_p max_pixels memory_share decode_timeout_s endpoint_timeout_s window"
+    )
+    for name in positive.split():
+        if not (value := getattr(config, name)) > 0:
+            raise _problem(name, value, "must be above 0; give a positive number")
+    for name in ("micro_batch", "slots", "queue", "threads"):
+        if (value := getattr(config, name)) is not None and value < 1:
+            raise _problem(name, value, "must be at least 1; leave it empty to have it chosen")
+    for name in ("top_k", "decode_workers", "partial_wait_s"):
+        if (value := getattr(config, name)) < 0:
+            raise _problem(name, value, "must not be negative; give 0 or more")
+    for name in ("top_p", "memory_share"):
+        if (value := getattr(config, name)) > 1:
+            raise _problem(name, value, "must not be above 1; it is a share")
+
+
+def _check_prompts(config: CaptionerConfig) -> None:
+    if not config.prompts and not config.prompt.strip():
+        raise _problem("prompt", config.prompt, "the prompt is empty; write one, or name some in `prompts`")
+    if config.template is not None:
+        for mark in ("{image}", "{prompt}"):
+            if config.template.count(mark) != 1:
+                raise _problem("template", config.template, f"must contain {mark} exactly once; add it")
+    for name, form in config.prompts.items():
+        if not form.text.strip():
+            raise _problem(f"prompts.{name}.text", form.text, "the prompt is empty; write one")
+        if form.weight < 0 or form.alt_tokens < 1 or (form.max_tokens is not None and form.max_tokens < 1):
+            raise _problem(
+                f"prompts.{name}", form, "weight must be >= 0, alt_tokens and max_tokens >= 1; correct them"
+            )
+        if form.max_tokens is not None and form.max_tokens > config.max_tokens:
+            raise _problem(
+                f"prompts.{name}.max_tokens", form.max_tokens, "above the captioner's max_tokens; raise that"
+            )
+    if config.prompts and not any(form.weight > 0 for form in config.prompts.values()):
+        raise _problem("prompts", list(config.prompts), "every weight is 0; give one format a weight above 0")

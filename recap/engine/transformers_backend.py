@@ -1,0 +1,274 @@
+"""The reference engine: transformers' plain `generate`. Slow, and right for any model that transformers
+loads.
+
+LLaVA checkpoints run in batches of one fixed shape (rows filled up with grey images, prompts padded on the
+left to one length), so that a text never depends on its batch neighbours. Models with images of varying shape
+run one at a time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+)
+
+from recap.engine.captions import Pending, make_caption
+from recap.engine.checkpoint import end_tokens, is_llava, normalise, open_checkpoint
+from recap.engine.decode import BadImage, decode_rgb
+from recap.engine.decode_pool import DecodePool
+from recap.engine.identity import model_folder
+from recap.engine.interface import Caption, Request
+from recap.engine.prompts import Prompt, PromptBook
+from recap.engine.sampling import Sampler
+from recap.engine.settings import CaptionerConfig
+
+
+def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The type of weights and activations that a precision stands for on a device."""
+    names = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}
+    if precision != "auto":
+        return names[precision]
+    if device.type == "cpu":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+@dataclass
+class _Job:
+    """One caption to make: a request in one prompt format, its image in place `place` of the decode ring."""
+
+    pending: Pending
+    prompt: Prompt
+    place: int
+
+
+class TransformersEngine:
+    """`generate` on a LLaVA checkpoint, a fixed batch at a time."""
+
+    def __init__(self, config: CaptionerConfig, device: str) -> None:
+        self.config, self.device = config, torch.device(device)
+        self.checkpoint = open_checkpoint(config)
+        self.book, self.sampler = self.checkpoint.book, Sampler.of(config)
+        self.dtype = choose_dtype(config.precision, self.device)
+        model = AutoModelForImageTextToText.from_pretrained(self.checkpoint.folder, dtype=self.dtype)
+        self.model = model.to(self.device).eval()
+        self.table = self.checkpoint.table.to(self.device)
+        self.batch = config.micro_batch or (8 if self.device.type == "cpu" else 32)
+        self.length = max(self.book.length(name) for name in self.book.formats)
+        self.pool = DecodePool(
+            self.checkpoint.geometry,
+            config.queue or 3 * self.batch,
+            config.decode_workers,
+            config.max_pixels,
+            config.decode == "fast",
+            config.decode_timeout_s,
+        )
+        self._pending: dict[int, Pending] = {}
+        self._jobs: deque[_Job] = deque()
+        self._places: dict[int, int] = {}  # ring place -> captions that still need it
+        self._last_put = time.monotonic()
+
+    def want(self) -> int:
+        return self.pool.room()
+
+    def put(self, request: Request) -> None:
+        if request.id in self._pending:
+            raise ValueError(f"Request id {request.id} is already in flight; ids must be unique.")
+        self.pool.put(request.id, request.image)
+        self._pending[request.id] = Pending(request, self.book.names(request.key))
+        self._last_put = time.monotonic()
+
+    def poll(self, timeout: float) -> list[Caption]:
+        deadline = time.monotonic() + timeout
+        while True:
+            done = self._collect(min(0.02, max(0.0, deadline - time.monotonic())))
+            quiet = time.monotonic() - self._last_put >= self.config.partial_wait_s
+            if len(self._jobs) >= self.batch or (self._jobs and not self.pool.waiting and quiet):
+                done += self._generate(
+                    [self._jobs.popleft() for _ in range(min(self.batch, len(self._jobs)))]
+                )
+            if done or time.monotonic() >= deadline:
+                return done
+
+    def close(self) -> None:
+        self.pool.close()
+        self._jobs.clear()
+        self._pending.clear()
+        del self.model
+
+    def _collect(self, timeout: float) -> list[Caption]:
+        """Turn decoded images into jobs; failed ones into captions with a reason."""
+        if self._jobs:
+            timeout = 0.0
+        failed = []
+        for image in self.pool.poll(timeout):
+            pending = self._pending[image.id]
+            if image.reason:
+                self.pool.release(image.place)
+                del self._pending[image.id]
+                failed.append(
+                    Caption(image.id, reason=image.reason, transient=image.transient, detail=image.detail)
+                )
+                continue
+            self._places[image.place] = len(pending.names)
+            for name in pending.names:
+                self._jobs.append(_Job(pending, self.book.prompt(name, pending.request.alt), image.place))
+        return failed
+
+    @torch.inference_mode()
+    def _generate(self, jobs: list[_Job]) -> list[Caption]:
+        """One batch of the fixed shape: `batch` rows, the longest prompt's length."""
+        size = self.checkpoint.geometry.size
+        pixels = torch.full((self.batch, size, size, 3), 127, dtype=torch.uint8)
+        ids = torch.zeros(self.batch, self.length, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        chances = torch.zeros(self.batch, self.config.max_tokens)
+        for row in range(self.batch):
+            job = jobs[min(row, len(jobs) - 1)]  # rows without a job repeat the last prompt, on a grey image
+            ids[row, -len(job.prompt.ids) :], mask[row, -len(job.prompt.ids) :] = (
+                torch.tensor(job.prompt.ids),
+                1,
+            )
+        for row, job in enumerate(jobs):
+            pixels[row] = torch.from_numpy(self.pool.ring[job.place])
+            request = job.pending.request
+            chances[row] = self.sampler.chances(
+                self.config.seed, request.key, job.prompt.format, self.config.max_tokens
+            )
+        new = generate(
+            self.model,
+            self.sampler,
+            chances,
+            self.checkpoint.eos,
+            self.config.max_tokens,
+            input_ids=ids.to(self.device),
+            attention_mask=mask.to(self.device),
+            pixel_values=normalise(pixels.to(self.device), self.table, self.dtype),
+        )
+        return [caption for job, row in zip(jobs, new) if (caption := self._finish(job, row))]
+
+    def _finish(self, job: _Job, ids: list[int]) -> Caption | None:
+        self._places[job.place] -= 1
+        if not self._places[job.place]:
+            del self._places[job.place]
+            self.pool.release(job.place)
+        request = job.pending.request
+        part = make_caption(
+            self.checkpoint.tokenizer,
+            request.id,
+            ids,
+            self.checkpoint.eos,
+            job.prompt.max_tokens,
+            self.config.trim,
+            job.prompt.format,
+        )
+        if caption := job.pending.add(part):
+            del self._pending[request.id]
+        return caption
+
+
+class OneAtATimeEngine:
+    """`generate` on any image-text-to-text model, one image at a time: its processor decides on shapes."""
+
+    def __init__(self, config: CaptionerConfig, device: str) -> None:
+        self.config, self.device = config, torch.device(device)
+        folder = model_folder(config.model)
+        if config.geometry is not None:
+            raise ValueError(
+                f"captioner.geometry = {config.geometry!r}: only LLaVA checkpoints take it, and {folder} "
+                "is another model, whose processor decides. Leave it empty."
+            )
+        self.processor: Any = AutoProcessor.from_pretrained(folder)
+        self.dtype, self.sampler = choose_dtype(config.precision, self.device), Sampler.of(config)
+        model = AutoModelForImageTextToText.from_pretrained(folder, dtype=self.dtype)
+        self.model = model.to(self.device).eval()
+        self.eos = end_tokens(folder, model.config, self.processor.tokenizer)
+        image_token = getattr(self.processor, "image_token", "<image>")
+        self.book = PromptBook(config, self.processor.tokenizer, self.processor, image_token, image_tokens=1)
+        self._queue: deque[Request] = deque()
+
+    def want(self) -> int:
+        return (self.config.queue or 4) - len(self._queue)
+
+    def put(self, request: Request) -> None:
+        if self.want() <= 0:
+            raise ValueError("The engine is full: put() was called while want() is 0. Poll first.")
+        self._queue.append(request)
+
+    def poll(self, timeout: float) -> list[Caption]:
+        return [self._caption(self._queue.popleft())] if self._queue else []
+
+    def close(self) -> None:
+        self._queue.clear()
+        del self.model
+
+    @torch.inference_mode()
+    def _caption(self, request: Request) -> Caption:
+        try:
+            image = decode_rgb(request.image, self.config.max_pixels)
+        except BadImage as error:
+            return Caption(request.id, reason=error.reason, detail=error.detail)
+        pending = Pending(request, self.book.names(request.key))
+        for name in pending.names:
+            prompt = self.book.prompt(name, request.alt)
+            inputs = self.processor(images=image, text=self.book.text(name, request.alt), return_tensors="pt")
+            chances = self.sampler.chances(self.config.seed, request.key, name, self.config.max_tokens)[None]
+            inputs = inputs.to(self.device, dtype=self.dtype)
+            ids = generate(self.model, self.sampler, chances, self.eos, prompt.max_tokens, **inputs)[0]
+            tokenizer = self.processor.tokenizer
+            caption = pending.add(
+                make_caption(tokenizer, request.id, ids, self.eos, prompt.max_tokens, self.config.trim, name)
+            )
+        assert caption is not None
+        return caption
+
+
+def generate(
+    model: Any,
+    sampler: Sampler,
+    chances: torch.Tensor,
+    eos: tuple[int, ...],
+    max_tokens: int,
+    **inputs: torch.Tensor,
+) -> list[list[int]]:
+    """New token ids of each row by `model.generate`, ignoring the checkpoint's other generation settings."""
+    settings = GenerationConfig(
+        max_new_tokens=max_tokens,
+        do_sample=False,
+        eos_token_id=list(eos),
+        pad_token_id=eos[0],
+        use_cache=True,
+    )
+    processors = [] if sampler.greedy else [_Seeded(sampler, chances, inputs["input_ids"].shape[1])]
+    found = model.generate(
+        **inputs, generation_config=settings, logits_processor=LogitsProcessorList(processors)
+    )
+    return found[:, inputs["input_ids"].shape[1] :].tolist()
+
+
+class _Seeded(LogitsProcessor):
+    """Leaves of each row's scores only the token that the sampler chooses, so that greedy search takes it."""
+
+    def __init__(self, sampler: Sampler, chances: torch.Tensor, start: int) -> None:
+        self.sampler, self.chances, self.start = sampler, chances, start
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        step = input_ids.shape[1] - self.start
+        token = self.sampler.choose(scores, self.chances[:, step].to(scores.device))
+        return torch.full_like(scores, float("-inf")).scatter(1, token[:, None], 0.0)
+
+
+def load(config: CaptionerConfig, device: str) -> TransformersEngine | OneAtATimeEngine:
+    """The reference engine that fits the checkpoint."""
+    llava = is_llava(model_folder(config.model))
+    return TransformersEngine(config, device) if llava else OneAtATimeEngine(config, device)

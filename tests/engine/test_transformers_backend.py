@@ -1,0 +1,131 @@
+"""The reference engine: equal to `generate` on one image alone, whatever lies beside it in the batch."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from conftest import drive
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from benchmarks.random_captioner import Shape, photo
+from recap.engine import CaptionerConfig, PromptFormat, Request, load_engine
+
+PADDED = Shape(pad=True)
+
+
+def alone(folder: Path, data: bytes, prompt: str, max_tokens: int) -> str:
+    """The caption by the documented use of transformers, nothing of ours in between."""
+    processor = AutoProcessor.from_pretrained(folder)
+    model = AutoModelForImageTextToText.from_pretrained(folder)
+    text = processor.apply_chat_template(
+        [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}],
+        add_generation_prompt=True,
+    )
+    inputs = processor(images=Image.open(io.BytesIO(data)), text=text, return_tensors="pt")
+    ids = model.generate(**inputs, max_new_tokens=max_tokens, do_sample=False)[
+        0, inputs["input_ids"].shape[1] :
+    ]
+    return processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+
+def test_captions_equal_plain_generate(tiny: Callable[..., Path]) -> None:
+    for shape in (Shape(), PADDED):
+        folder = tiny(shape)
+        config = CaptionerConfig(model=str(folder), backend="transformers", max_tokens=12, micro_batch=4)
+        engine = load_engine(config)
+        requests = [Request(i, photo(i, 40 + i, 50), key=str(i)) for i in range(9)] + [Request(9, b"junk")]
+        found = drive(engine, requests)
+        engine.close()
+        assert found[9].reason == "image: not an image" and not found[9].text
+        for i in (0, 5, 8):
+            assert found[i].text == alone(folder, requests[i].image, config.prompt, 12)
+            assert found[i].finish == ("length" if found[i].tokens == 12 else "stop")
+        assert len({caption.text for caption in found.values()}) > 7
+
+
+def test_neighbours_and_order_do_not_matter(tiny: Callable[..., Path]) -> None:
+    forms = {"alt": PromptFormat("Improve {alt}.", alt_tokens=10), "plain": PromptFormat("Describe.")}
+    config = CaptionerConfig(
+        model=str(tiny()),
+        backend="transformers",
+        prompts=forms,
+        max_tokens=10,
+        micro_batch=4,
+        decode_workers=0,
+        decoding="sample",
+        temperature=0.8,
+        top_k=50,
+    )
+    requests = [Request(i, photo(i), alt="red " * i, key=f"k{i}") for i in range(10)]
+    texts = []
+    for order in (requests, requests[::-1], requests[3:5]):
+        engine = load_engine(config)
+        texts.append(drive(engine, order))
+        engine.close()
+    assert texts[0] == texts[1] and texts[2].items() <= texts[0].items()
+    assert {caption.format for caption in texts[0].values()} == {"alt", "plain"}
+
+
+def test_every_format_of_an_image(tiny: Callable[..., Path]) -> None:
+    forms = {"long": PromptFormat("Tell me all."), "short": PromptFormat("Brief.", max_tokens=3)}
+    config = CaptionerConfig(
+        model=str(tiny()),
+        backend="transformers",
+        prompts=forms,
+        formats="all",
+        max_tokens=8,
+        micro_batch=4,
+        decode_workers=0,
+    )
+    engine = load_engine(config)
+    found = drive(engine, [Request(i, photo(i), key=str(i)) for i in range(5)])
+    engine.close()
+    for caption in found.values():
+        (short,) = caption.alternatives
+        assert (caption.format, caption.tokens, short.format, short.tokens) == ("long", 8, "short", 3)
+
+
+def test_other_models_run_one_at_a_time(tmp_path: Path, tiny: Callable[..., Path]) -> None:
+    """A model that is no LLaVA (here LLaVA-NeXT, with several tiles an image) uses its own processor."""
+    from transformers import (
+        LlavaConfig,
+        LlavaNextConfig,
+        LlavaNextForConditionalGeneration,
+        LlavaNextProcessor,
+    )
+    from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+
+    base = AutoProcessor.from_pretrained(tiny())
+    config = LlavaConfig.from_pretrained(tiny())
+    torch.manual_seed(0)
+    model = LlavaNextForConditionalGeneration(
+        LlavaNextConfig(
+            vision_config=config.vision_config,
+            text_config=config.text_config,
+            image_token_index=config.image_token_index,
+            image_grid_pinpoints=[[28, 56], [56, 28]],
+        )
+    )
+    model.save_pretrained(tmp_path)
+    images = LlavaNextImageProcessorPil(
+        size={"shortest_edge": 28},
+        crop_size={"height": 28, "width": 28},
+        image_grid_pinpoints=[[28, 56], [56, 28]],
+    )
+    LlavaNextProcessor(
+        images,
+        base.tokenizer,
+        patch_size=7,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=base.chat_template,
+    ).save_pretrained(tmp_path)
+    engine = load_engine(CaptionerConfig(model=str(tmp_path), backend="transformers", max_tokens=5))
+    found = drive(engine, [Request(0, photo(0)), Request(1, photo(1, 30, 90)), Request(2, b"")])
+    engine.close()
+    assert found[2].reason == "image: zero bytes" and found[0].tokens == 5
+    assert found[0].text == alone(tmp_path, photo(0), CaptionerConfig().prompt, 5)
