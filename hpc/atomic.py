@@ -1,0 +1,85 @@
+"""Files that are there whole or not at all, on POSIX file systems that several machines share.
+
+`create` is the one primitive of exclusion: link(2) to a name that must not exist. Unlike O_EXCL it shows content and name
+together, and unlike flock it holds on NFS and Lustre: when the reply is lost, the temporary's link count tells who won
+(open(2), section NOTES).
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import socket
+from pathlib import Path
+
+_counter = itertools.count()
+_me = f"{socket.gethostname()}-{os.getpid()}"
+TEMPORARY = ".tmp-"  # prefix of names that mean nothing to readers
+
+
+def temporary(target: Path) -> Path:
+    """A private name in the target's directory (a link must not cross directories: they may be different servers)."""
+    return target.parent / f"{TEMPORARY}{_me}-{next(_counter)}-{os.urandom(4).hex()}"
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """Write a new file and force it to stable storage."""
+    with open(path, "xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def link_new(source: Path, target: Path) -> bool:
+    """Give `source` the name `target` unless that exists. True if we won; safe when the server's reply was lost."""
+    try:
+        os.link(source, target)
+    except OSError:
+        # An error may hide a success (NFS retransmission); a second link of our own file proves it.
+        try:
+            if os.stat(source).st_nlink != 2 or not os.path.samefile(source, target):
+                raise
+        except FileNotFoundError:
+            raise OSError(f"{source} vanished while it was being published as {target}") from None
+    return True
+
+
+def create(target: Path, data: bytes, *, durable: bool = True) -> bool:
+    """Create `target` with `data`, whole, never over an existing file. True if this call made it.
+
+    Raises OSError for anything but "it exists" (no space, read-only, no directory).
+    """
+    source = temporary(target)
+    try:
+        if durable:
+            write_synced(source, data)
+        else:
+            source.write_bytes(data)
+        try:
+            link_new(source, target)
+        except FileExistsError:
+            return False
+    finally:
+        source.unlink(missing_ok=True)
+    if durable:
+        sync_directory(target.parent)
+    return True
+
+
+def replace(target: Path, data: bytes) -> None:
+    """Write `target` whole, over what was there. For files with one writer (heartbeats, submissions)."""
+    source = temporary(target)
+    try:
+        source.write_bytes(data)
+        os.replace(source, target)
+    except BaseException:
+        source.unlink(missing_ok=True)
+        raise

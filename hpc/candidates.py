@@ -1,0 +1,148 @@
+"""Which shard next: a slot's home range first, then what others have left, then what dead slots held.
+
+One pass walks the whole plan once, listing each ledger directory when it comes to it; no file is probed per shard, and memory does
+not grow with the plan (one bit a shard, one chunk of rows at a time).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from hpc.heartbeat import Observer
+from hpc.ledger import CLAIMED, Claim, Ledger, State, bucket_of, states
+from hpc.operator import Shard
+from hpc.plan import Plan
+from hpc.rundir import Run
+
+_CHUNK = 4096
+
+
+class Candidates:
+    """Claims shards for one slot."""
+
+    def __init__(
+        self, run: Run, plan: Plan, ledger: Ledger, observer: Observer, me: str, slot: int, slots: int
+    ) -> None:
+        self._run, self._plan, self._ledger, self._observer, self._me = run, plan, ledger, observer, me
+        self._order = _chunks(len(plan), slot, slots)
+        self._terminal = bytearray(len(plan) // 8 + 1)
+        self._reopened: dict[str, int] = {}
+        self._generation_count = -1
+        self._listings: dict[str, dict[str, State]] = {}
+        self._owners: dict[tuple[str, int, int], str] = {}
+        self._walk: Iterator[tuple[int, Shard]] | None = None
+        self._busy: list[Shard] = []
+        self.left = len(plan)  # shards without a terminal marker, as of the last full pass
+        self.busy = 0  # of these, claimed by others
+        self._next_pass = 0.0
+
+    def acquire(self, pause_s: float) -> Claim | None:
+        """Claim a shard, or None: nothing is claimable now (then the plan is not walked again for `pause_s` seconds)."""
+        self._check_generations()
+        if self._walk is None:
+            if time.monotonic() < self._next_pass:
+                return None
+            self._walk, self._busy, self._left_now = self._pass(), [], 0
+            self._listings.clear()
+        for ordinal, shard in self._walk:
+            if claim := self._try(ordinal, shard):
+                self._left_now += 1
+                return claim
+        self._walk = None
+        claim = self._take_over()
+        self.left, self.busy = self._left_now, len(self._busy)
+        self._next_pass = 0.0 if claim else time.monotonic() + pause_s
+        return claim
+
+    def complete(self) -> bool:
+        """Whether the last full pass found every shard done or failed."""
+        return self._walk is None and self.left == 0
+
+    def close_generation(self) -> None:
+        """Walk again at once (something changed that this slot did itself)."""
+        self._next_pass = 0.0
+
+    # --- one pass ---------------------------------------------------------------------------
+
+    def _pass(self) -> Iterator[tuple[int, Shard]]:
+        for start, stop, backwards in self._order:
+            if all(self._is_terminal(i) for i in range(start, stop)):
+                continue
+            rows = list(enumerate(self._plan.shards(start, stop), start))
+            for ordinal, shard in reversed(rows) if backwards else rows:
+                if not self._is_terminal(ordinal):
+                    yield ordinal, shard
+
+    def _try(self, ordinal: int, shard: Shard) -> Claim | None:
+        for _ in range(3):
+            state = self._state(shard)
+            if state.terminal:
+                self._terminal[ordinal // 8] |= 1 << ordinal % 8
+                return None
+            if state.status == CLAIMED:
+                owner = self._owner(shard, state)
+                if owner == self._me:
+                    self._left_now += 1
+                    return None
+                if not self._observer.dead(owner):
+                    self._busy.append(shard)
+                    self._left_now += 1
+                    return None
+            claim = Claim(shard, state.generation, state.epoch + 1)
+            if self._ledger.claim(claim, self._me):
+                return claim
+            self._listings.pop(bucket_of(shard.id), None)  # our listing was stale: somebody was faster
+        self._left_now += 1
+        return None
+
+    def _take_over(self) -> Claim | None:
+        """A shard whose owner died meanwhile."""
+        for shard in self._busy:
+            state = self._ledger.state(shard.id, self._reopened)
+            if state.status != CLAIMED or not self._observer.dead(self._owner(shard, state)):
+                continue
+            claim = Claim(shard, state.generation, state.epoch + 1)
+            if self._ledger.claim(claim, self._me):
+                return claim
+        return None
+
+    # --- what the ledger says ---------------------------------------------------------------
+
+    def _state(self, shard: Shard) -> State:
+        bucket = bucket_of(shard.id)
+        if bucket not in self._listings:
+            if len(self._listings) >= 8:  # neighbours in the plan share a bucket: a few listings are enough
+                self._listings.clear()
+            self._listings[bucket] = states(self._ledger.names(bucket), self._reopened)
+        return self._listings[bucket].get(shard.id, State())
+
+    def _owner(self, shard: Shard, state: State) -> str:
+        at = (shard.id, state.generation, state.epoch)
+        if not self._owners.get(at):
+            self._owners[at] = self._ledger.owner(*at)
+        return self._owners[at]
+
+    def _is_terminal(self, ordinal: int) -> bool:
+        return bool(self._terminal[ordinal // 8] & 1 << ordinal % 8)
+
+    def _check_generations(self) -> None:
+        """A rerun may have reopened shards that this slot knows as finished."""
+        count = self._run.generation_count()
+        if count != self._generation_count:
+            self._generation_count = count
+            self._reopened = self._run.reopened()
+            self._terminal = bytearray(len(self._terminal))
+            self._walk, self._next_pass = None, 0.0
+
+
+def _chunks(total: int, slot: int, slots: int) -> list[tuple[int, int, bool]]:
+    """(start, stop, backwards) in the order of work: home forwards, then the other slots' ranges from their ends,
+    where their owners come last."""
+    order = []
+    for step in range(slots):
+        other = (slot + step) % slots
+        start, stop = other * total // slots, (other + 1) * total // slots
+        chunks = [(i, min(i + _CHUNK, stop), step > 0) for i in range(start, stop, _CHUNK)]
+        order += reversed(chunks) if step > 0 else chunks
+    return order

@@ -1,0 +1,315 @@
+"""Configs: YAML + `key=value` overrides, checked against dataclasses, so that a typing mistake is an error with a hint.
+
+A config file has the keys of `RunConfig` (below) and of its operator's `Config`. `cluster:` names a profile
+(`configs/cluster/<name>.yaml`) or is a mapping; `cluster=NAME cluster.time=1:00:00` on the command line picks and changes one.
+
+Fields are *semantic* (they make the output, and enter its identity) unless their metadata says {"execution": True}.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import difflib
+import hashlib
+import json
+import re
+import shutil
+import types
+import typing
+from dataclasses import MISSING, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from hpc.errors import UserError
+from hpc.operator import Operator, load_operator
+
+
+def setting(default: Any, help: str) -> Any:
+    """A dataclass field of the execution kind, with the text that errors and --help show."""
+    metadata = {"help": help, "execution": True}
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class ClusterConfig:
+    """Where and how jobs run. Nothing here changes what is written."""
+
+    kind: str = setting("local", "local | slurm | auto (slurm where sbatch is on PATH, else local)")
+    slots: int = setting(1, "node slots: elements of the job array (slurm) or worker processes (local)")
+    parallel: int | None = setting(None, "slots that may run at the same time (slurm; default: all)")
+    gpus_per_node: int = setting(0, "GPUs a node; one engine process each. 0: engines run on the CPU")
+    engines_per_node: int = setting(1, "engine processes a node where gpus_per_node is 0")
+    device: str | None = setting(None, "cpu | cuda (default: cuda where gpus_per_node is set)")
+    cpus_per_node: int | None = setting(None, "CPUs a slot asks for (slurm)")
+    mem_gb: float | None = setting(None, "memory a slot asks for, GB (slurm)")
+    time: str = setting("24:00:00", "time limit of one life of a slot, as Slurm writes it; slots are requeued")
+    signal_delay_s: int = setting(300, "seconds before the time limit at which Slurm sends USR2 (drain)")
+    partition: str | None = setting(None, "Slurm partition")
+    account: str | None = setting(None, "Slurm account")
+    qos: str | None = setting(None, "Slurm quality of service")
+    constraint: str | None = setting(None, "Slurm node feature")
+    exclude: str | None = setting(None, "nodes not to use")
+    nodelist: str | None = setting(None, "nodes to use")
+    dependency: str | None = setting(None, "Slurm dependency of the submission, e.g. afterok:1234")
+    gres: str | None = setting(None, "generic resources instead of gpus_per_node's, e.g. gpu:h100:8")
+    prelude: list[str] = setting([], "shell lines before srun: modules, environment. Must not trap TERM")
+    python: str | None = setting(None, "python on the nodes (default: this one); may be a container's")
+    srun_args: list[str] = setting([], "further arguments of srun, e.g. [--container-image=..., --cpu-bind=none]")
+    sbatch: dict[str, Any] = setting({}, "further sbatch parameters, e.g. {reservation: weekly}")
+
+
+@dataclass
+class MapConfig:
+    """How an elastic map job claims, checks and retries shards."""
+
+    lease_s: float = setting(300.0, "seconds without a heartbeat after which a slot's claims may be taken over")
+    segment: int = setting(512, "samples that are saved together inside an unfinished shard")
+    max_failed: float = setting(0.05, "share of a shard's samples that may fail before the shard fails")
+    attempts: int = setting(3, "application failures of a shard before it is marked failed")
+    setup_s: float = setting(1800.0, "seconds that an engine may take to load its model")
+    hang_s: float = setting(600.0, "seconds without a finished sample after which an engine is killed")
+    drain_s: float = setting(60.0, "seconds that engines get to finish what is in flight when told to stop")
+    idle_exit_s: float = setting(600.0, "seconds without a claimable shard after which a slot ends (others still work)")
+
+
+@dataclass
+class RunConfig:
+    """The keys of every config, beside its operator's own."""
+
+    name: str = setting(MISSING, "name of the run: its directory is <runs>/<name>")
+    operator: str = field(default="", metadata={"help": "dotted path of the operator class"})
+    runs: str = setting("runs", "directory that holds run directories; must be POSIX and shared by all nodes")
+    cluster: ClusterConfig = field(default_factory=ClusterConfig, metadata={"execution": True})
+    map: MapConfig = field(default_factory=MapConfig, metadata={"execution": True})
+
+
+@dataclass
+class Config:
+    """A checked config. `resolved` holds every key with its value, as written into submissions."""
+
+    source: str
+    run: RunConfig
+    work: Any
+    operator_class: type[Operator]
+    resolved: dict[str, Any]
+
+    @property
+    def directory(self) -> Path:
+        return Path(self.run.runs).expanduser().absolute() / self.run.name
+
+    def operator(self) -> Operator:
+        return self.operator_class(self.work)
+
+    def semantic(self) -> dict[str, Any]:
+        """The part that makes the output, without fields at their default."""
+        return {"operator": self.run.operator, **_semantic(self.work)}
+
+
+def identity(config: Config, operator: Operator) -> str:
+    """Hash (8 hex digits) of what makes the output; equal for equal output, whatever the machine or the path.
+
+    Fields at their default are left out, so that a field that is added later changes no hash.
+    """
+    content = {"config": config.semantic(), "version": type(operator).version, "made_with": operator.identity()}
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:8]
+
+
+# --- loading ------------------------------------------------------------------------------------
+
+
+def load(path: str | Path, overrides: list[str]) -> Config:
+    """Read, override and check a config file. Raises UserError that names the file and the key."""
+    path = Path(path)
+    try:
+        tree = _yaml(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"config: {path} does not exist. See configs/ for examples.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"config: {path} is not YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"config: {path} holds {type(tree).__name__}, expected a mapping of keys")
+    profiles = [o.partition("=")[2] for o in overrides if o.startswith("cluster=")]
+    tree["cluster"] = _cluster(profiles[-1] if profiles else tree.get("cluster", "auto"), path)
+    return check(with_overrides(tree, [o for o in overrides if not o.startswith("cluster=")]), str(path))
+
+
+def with_overrides(tree: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """A copy of a config's tree with `a.b=value` texts applied."""
+    tree = copy.deepcopy(tree)
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or not key:
+            raise UserError(f"config: `{override}`: expected key=value, e.g. captioner.max_tokens=64")
+        _set(tree, key.split("."), _parse_value(value), key)
+    return tree
+
+
+def check(tree: dict[str, Any], source: str) -> Config:
+    """A config from a tree of plain values (a file's, or a submission's record)."""
+    operator_path = tree.get("operator")
+    if not operator_path:
+        raise UserError(f"config: {source}: `operator`: missing. Write the dotted path of an operator class.")
+    operator_class = load_operator(operator_path)
+    run_keys = {f.name for f in dataclasses.fields(RunConfig)}
+    known = run_keys | {f.name for f in dataclasses.fields(operator_class.Config)}
+    for key in tree:
+        if key not in known:
+            raise _unknown(source, key, key, [RunConfig, operator_class.Config])
+    run = _structured(RunConfig, {k: v for k, v in tree.items() if k in run_keys}, source)
+    work = _structured(operator_class.Config, {k: v for k, v in tree.items() if k not in run_keys}, source)
+    _check_values(run, source)
+    resolved = {**dataclasses.asdict(run), **dataclasses.asdict(work)}
+    return Config(source, run, work, operator_class, resolved)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads 24:00:00 as the number 86400 (base 60) and 1e-3 as text; here they are a time and a number."""
+
+
+_Loader.yaml_implicit_resolvers = dict(yaml.SafeLoader.yaml_implicit_resolvers)
+for _first in "-+0123456789":
+    _Loader.yaml_implicit_resolvers[_first] = [
+        ("tag:yaml.org,2002:int", re.compile(r"[-+]?(0|[1-9]\d*)$")),
+        ("tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.\d*|\.\d+|\d+)([eE][-+]?\d+)?$")),
+    ]
+
+
+def _yaml(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+
+
+def _cluster(value: Any, source: Path) -> dict[str, Any]:
+    if isinstance(value, dict):
+        return value
+    if value == "auto":
+        value = "slurm" if shutil.which("sbatch") else "local"
+    name = str(value)
+    candidates = [Path(name)] if name.endswith((".yaml", ".yml")) else []
+    for folder in [*source.absolute().parents[:3], Path.cwd()]:
+        candidates += [folder / "cluster" / f"{name}.yaml", folder / "configs" / "cluster" / f"{name}.yaml"]
+    for candidate in candidates:
+        if candidate.is_file():
+            return _yaml(candidate.read_text(encoding="utf-8")) or {}
+    if name in ("local", "slurm"):
+        return {"kind": name}
+    raise UserError(f"config: `cluster`: there is no profile configs/cluster/{name}.yaml. Shipped: local, slurm.")
+
+
+def _parse_value(text: str) -> Any:
+    """A command-line value, read as YAML where it is YAML; brace patterns such as {0..9}.tar stay text."""
+    try:
+        return text if ".." in text else _yaml(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _set(tree: dict[str, Any], keys: list[str], value: Any, whole: str) -> None:
+    for key in keys[:-1]:
+        branch = tree.setdefault(key, {})
+        if not isinstance(branch, dict):
+            raise UserError(f"config: `{whole}`: `{key}` is not a group of keys")
+        tree = branch
+    tree[keys[-1]] = value
+
+
+def _structured(schema: type, values: dict[str, Any], source: str) -> Any:
+    _check_keys(schema, values, source, "")
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(_escape(values)))
+        made = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None) or getattr(error, "key", None) or "?"
+        raise UserError(f"config: {source}: `{key}`: {error.msg or error}") from error
+    return made
+
+
+def _escape(value: Any) -> Any:
+    """Text is text: `${...}` in a config value is not an interpolation."""
+    if isinstance(value, dict):
+        return {k: _escape(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_escape(v) for v in value]
+    return value.replace("${", r"\${") if isinstance(value, str) else value
+
+
+def _check_keys(schema: type, values: dict[str, Any], source: str, prefix: str) -> None:
+    hints = typing.get_type_hints(schema)
+    for key, value in values.items():
+        if key not in hints:
+            raise _unknown(source, prefix + str(key), str(key), [schema], prefix)
+        inner = _dataclass_in(hints[key])
+        if inner and isinstance(value, dict):
+            _check_keys(inner, value, source, f"{prefix}{key}.")
+
+
+def _dataclass_in(hint: Any) -> type | None:
+    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    return next((o for o in options if isinstance(o, type) and dataclasses.is_dataclass(o)), None)
+
+
+def _unknown(source: str, whole: str, key: str, schemas: list[type], prefix: str = "") -> UserError:
+    fields = {f.name: f for schema in schemas for f in dataclasses.fields(schema)}
+    nearest = difflib.get_close_matches(key, fields, n=1, cutoff=0.5)
+    message = f"config: {source}: `{whole}`: unknown key."
+    if nearest:
+        found = fields[nearest[0]]
+        kind = found.type if isinstance(found.type, str) else getattr(found.type, "__name__", found.type)
+        help_text = found.metadata.get("help", "")
+        about = f"{kind}{'; ' + help_text if help_text else ''}"
+        if found.default is not MISSING:
+            about += f"; default {found.default!r}"
+        return UserError(f"{message} Did you mean `{prefix}{nearest[0]}` ({about})?")
+    return UserError(f"{message} Known here: {', '.join(sorted(fields))}")
+
+
+def _check_values(run: RunConfig, source: str) -> None:
+    def refuse(key: str, why: str) -> None:
+        raise UserError(f"config: {source}: `{key}`: {why}")
+
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)*", run.name or "") or ".." in run.name:
+        refuse("name", f"{run.name!r} cannot be a directory name. Use letters, digits, '.', '_' and '-'.")
+    if run.cluster.device not in (None, "cpu", "cuda"):
+        refuse("cluster.device", f"{run.cluster.device!r} is unknown. Write cpu or cuda.")
+    if run.cluster.kind not in ("local", "slurm"):
+        refuse("cluster.kind", f"{run.cluster.kind!r} is unknown. Write local or slurm.")
+    if not re.fullmatch(r"\d+|(\d+-)?\d{1,3}:\d{2}(:\d{2})?|\d+-\d{1,2}", run.cluster.time):
+        refuse("cluster.time", f'"{run.cluster.time}" is not a Slurm time. Write 24:00:00 or 1-00:00:00.')
+    for key in ("slots", "engines_per_node"):
+        if getattr(run.cluster, key) < 1:
+            refuse(f"cluster.{key}", f"{getattr(run.cluster, key)} is less than 1")
+    if run.cluster.gpus_per_node < 0:
+        refuse("cluster.gpus_per_node", f"{run.cluster.gpus_per_node} is less than 0")
+    for line in run.cluster.prelude:
+        if re.search(r"\btrap\b.*\b(SIG)?(TERM|USR2|0|EXIT)\b", line):
+            refuse("cluster.prelude", f"{line!r} traps a signal that workers need to drain. Remove the trap.")
+    if run.map.segment < 1:
+        refuse("map.segment", f"{run.map.segment} is less than 1")
+    if run.map.lease_s <= 0:
+        refuse("map.lease_s", f"{run.map.lease_s} is not a positive number of seconds")
+    if not 0 <= run.map.max_failed <= 1:
+        refuse("map.max_failed", f"{run.map.max_failed} is not a share between 0 and 1")
+
+
+def _semantic(config: Any) -> dict[str, Any]:
+    """Fields that differ from their default and are not of the execution kind, nested dataclasses included."""
+    out: dict[str, Any] = {}
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if f.metadata.get("execution"):
+            continue
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            if inner := _semantic(value):
+                out[f.name] = inner
+            continue
+        default = f.default_factory() if f.default_factory is not MISSING else f.default
+        if value != default:
+            out[f.name] = value
+    return out

@@ -1,0 +1,190 @@
+"""An engine process as its agent sees it: started, fed, watched, killed and started again."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from hpc.engine import InFlight
+
+if TYPE_CHECKING:
+    from hpc.agent import Agent
+
+log = logging.getLogger("agent")
+
+RESTARTS = 3  # in a row without a finished sample, after which the engine's device is given up
+DUMP_S = 3.0  # between SIGABRT (every thread's stack goes to the log) and SIGKILL
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _child_setup() -> None:
+    """Runs in the child before exec: Slurm's signals reach every process of a step, and only the agent may act on them."""
+    for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+class EngineProcess:
+    """One engine on one device."""
+
+    def __init__(self, index: int, device: dict[str, str], agent: Agent) -> None:
+        self.index, self._device, self._agent = index, device, agent
+        self._process: subprocess.Popen[bytes] | None = None
+        self._buffer = b""
+        self._barren = 0  # deaths in a row without a finished sample
+        self.given_up = False
+        self.last_words = ""
+        self._reset()
+
+    def _reset(self) -> None:
+        self.ready = self.hungry = False
+        self.done = 0  # samples since its start, as it reports them
+        self._changed = time.monotonic()  # when `done` last grew, or it became ready
+        self._aborted = 0.0
+        self._why = ""
+
+    @property
+    def alive(self) -> bool:
+        return self._process is not None
+
+    @property
+    def _inflight(self) -> Any:
+        return self._agent.run.inflight / f"{self._agent.instance}.{self.index}"
+
+    def start(self) -> None:
+        self._reset()
+        command = [
+            sys.executable, "-P", "-m", "hpc.engine", str(self._agent.run.path),
+            "--submission", self._agent.submission.uuid, "--device", self._device["device"],
+            "--inflight", str(self._inflight),
+        ]  # fmt: skip
+        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": self._device["CUDA_VISIBLE_DEVICES"]}
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, preexec_fn=_child_setup
+        )
+        assert self._process.stdout is not None
+        os.set_blocking(self._process.stdout.fileno(), False)
+        self._agent.selector.register(self._process.stdout, 1, self)
+
+    def send(self, command: dict[str, Any]) -> None:
+        if self._process and self._process.stdin:
+            try:
+                self._process.stdin.write(json.dumps(command).encode() + b"\n")
+                self._process.stdin.flush()
+            except BrokenPipeError:
+                pass  # it is dead; `receive` will see the end of its output
+
+    def drain(self) -> None:
+        self.hungry = False
+        if self.ready:
+            self.send({"do": "drain"})
+        else:
+            self.kill()
+
+    def receive(self) -> None:
+        """Its output is readable: take events, or notice its death."""
+        assert self._process is not None and self._process.stdout is not None
+        data = self._process.stdout.read1(1 << 16)  # type: ignore[attr-defined]
+        if not data:
+            self._died()
+            return
+        *lines, self._buffer = (self._buffer + data).split(b"\n")
+        for line in lines:
+            self._on_event(_parse(line))
+
+    def _on_event(self, event: dict[str, Any]) -> None:
+        kind = event.get("event")
+        if kind == "ready":
+            self.ready, self._changed = True, time.monotonic()
+        elif kind == "hungry":
+            self.hungry = not self._agent.drain_reason
+        elif kind == "progress":
+            if event["done"] != self.done:
+                self.done, self._changed, self._barren = event["done"], time.monotonic(), 0
+        elif kind in ("segment", "finished", "failed"):
+            self._changed = time.monotonic()
+            self._agent.on_event(self, event)
+
+    def watch(self) -> None:
+        """Kill it when it makes no progress: first for its stacks, then for good. Start it again after a death."""
+        if self._process is None:
+            if not (self.given_up or self._agent.drain_reason):
+                self.start()
+            return
+        settings = self._agent.settings
+        now = time.monotonic()
+        silent = now - self._changed
+        busy = any(index == self.index for index, _ in self._agent.work)
+        if self._aborted:
+            if now - self._aborted > DUMP_S:
+                self._process.kill()
+        elif not self.ready and silent > settings.setup_s:
+            self._abort(f"setup took more than {settings.setup_s:.0f} s")
+        elif self.ready and busy and silent > settings.hang_s:
+            self._abort(f"no progress for {settings.hang_s:.0f} s")
+        elif not busy:
+            self._changed = now
+
+    def _abort(self, why: str) -> None:
+        assert self._process is not None
+        log.error("engine %d: %s: killing it; the stacks of its threads follow", self.index, why)
+        self._why, self._aborted = why, time.monotonic()
+        self._process.send_signal(signal.SIGABRT)
+
+    def kill(self) -> None:
+        """Stop it at once, without blame for what it has in flight."""
+        if self._process is not None:
+            self._process.kill()
+            self._forget()
+
+    def _forget(self) -> int:
+        assert self._process is not None and self._process.stdout is not None
+        self._agent.selector.unregister(self._process.stdout)
+        self._process.stdout.close()
+        if self._process.stdin:
+            try:
+                self._process.stdin.close()
+            except BrokenPipeError:
+                pass
+        code = self._process.wait()
+        self._process, self._buffer, self.ready, self.hungry = None, b"", False, False
+        return code
+
+    def _died(self) -> None:
+        was_ready = self.ready
+        code = self._forget()
+        if self._agent.drain_reason:
+            self._agent.release(self)
+            return
+        why = self._why or (f"killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}")
+        if not was_ready:
+            why = f"setup: {why}"
+        log.error("engine %d died: %s", self.index, why)
+        held = InFlight.read(self._inflight) if was_ready else []
+        self.last_words = why
+        self._agent.on_death(self, why, held)
+        self._barren += 1
+        if self._barren >= RESTARTS and not held:
+            self.given_up = True
+            log.error("engine %d is given up: it died %d times without a finished sample", self.index, self._barren)
+
+    def describe(self) -> dict[str, Any]:
+        state = "given up" if self.given_up else "ready" if self.ready else "starting" if self.alive else "dead"
+        return {"device": self._device["CUDA_VISIBLE_DEVICES"] or "cpu", "state": state, "done": self.done}
+
+
+def _parse(line: bytes) -> dict[str, Any]:
+    """An event; {} for anything else (a library that wrote to the saved stdout)."""
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return {}
+    return event if isinstance(event, dict) else {}

@@ -1,0 +1,48 @@
+"""Exit codes, and the one exception that is shown to a user as a message instead of a traceback."""
+
+from __future__ import annotations
+
+import re
+from enum import IntEnum
+
+
+class Exit(IntEnum):
+    """What a process of this toolkit exits with. The batch script requeues on every code but the first four."""
+
+    COMPLETE = 0  # every shard is done
+    INCOMPLETE = 1  # shards are left, and this process can do no more for them (or: verify found damage)
+    SOME_FAILED = 2  # no shard is left to do, but some failed
+    USAGE = 64  # the command, the config or the run directory is wrong; a second try would not help
+    CRASHED = 70  # uncaught exception
+    REQUEUE = 75  # stopped early (time limit, preemption): run me again
+    TERMINATED = 143  # SIGTERM (128 + 15), drained
+
+
+class UserError(Exception):
+    """A mistake that its user can mend. The text says what, where, and what to do."""
+
+
+class ShardError(Exception):
+    """A shard that cannot be processed, raised by an operator's `read`.
+
+    reason: short fixed phrase, for grouping ("input: 403 Forbidden"); detail: particulars.
+    """
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+        self.detail = detail
+
+
+def fingerprint(error: BaseException) -> str:
+    """A short phrase that is equal for equal causes: paths, numbers and addresses are taken out.
+
+    >>> fingerprint(OSError(5, "Input/output error"))
+    'OSError: [Errno #] Input/output error'
+    """
+    if isinstance(error, ShardError):
+        return error.reason
+    text = str(error).splitlines()[0] if str(error) else ""
+    text = re.sub(r"'[^']*'|\"[^\"]*\"|(?:[\w.+-]+:/)?/[^\s:,]+", "…", text)
+    text = re.sub(r"0x[0-9a-fA-F]+|\d+", "#", text)
+    return f"{type(error).__name__}: {text}"[:160].rstrip(": ")

@@ -1,0 +1,276 @@
+"""Plan a job and submit it: to Slurm as one array of node slots, or to local processes.
+
+    python -m hpc.launch configs/caption/demo.yaml                         run the demo here
+    python -m hpc.launch CONFIG cluster=slurm cluster.partition=gpu --dry-run    print the plan and the batch script
+    python -m hpc.launch CONFIG captioner.model=/models/llava-llama-3-8b name=first-try
+
+`key=value` changes the config, `--flags` are actions. Launching over a run that exists continues it: finished shards are never
+redone. Exit codes: 0 submitted or complete, 1 incomplete, 2 some shards failed, 64 wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from rich.console import Console
+from rich.markup import escape
+
+from hpc import atomic, plan, snapshot
+from hpc import config as configs
+from hpc.errors import Exit, UserError
+from hpc.ledger import DONE, FAILED
+from hpc.operator import Operator, Shard
+from hpc.rundir import Run, Submission
+
+console = Console(highlight=False, soft_wrap=True)
+warn = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+@dataclass
+class Job:
+    """A checked launch, before anything is written."""
+
+    config: configs.Config
+    operator: Operator
+    run: Run
+    shards: list[Shard]
+    identity: str
+    previous: Submission | None = None
+    limit: int | None = None  # shards that are to be done, where not all of the plan
+
+    @property
+    def slots(self) -> int:
+        """No more slots than there are shards for their engines."""
+        cluster = self.config.run.cluster
+        engines = cluster.gpus_per_node or cluster.engines_per_node
+        return max(1, min(cluster.slots, -(-(self.limit or len(self.shards)) // engines)))
+
+
+def prepare(config: configs.Config, *, supersede: bool = False, dry_run: bool = False) -> Job:
+    """Check everything that can be checked without a cluster. Writes nothing; raises UserError."""
+    if "://" in config.run.runs:
+        raise UserError(
+            f"config: `runs`: {config.run.runs!r} is an object store. Claims need a POSIX file system that all nodes "
+            "share; inputs may be remote, the run directory may not."
+        )
+    if config.run.cluster.kind == "slurm" and not shutil.which("sbatch"):
+        warn.print("[yellow]no Slurm here (sbatch is not on PATH): a launch runs on this machine instead, cluster=local[/]")
+        if not dry_run:
+            config = configs.check({**config.resolved, "cluster": {"kind": "local"}}, config.source)
+    operator = config.operator()
+    run = Run(config.directory)
+    shards = operator.plan()
+    if not shards:
+        raise UserError("plan: there are no shards. Check the patterns of `data`.")
+    job = Job(config, operator, run, shards, configs.identity(config, operator))
+    _check_continuation(job, supersede)
+    return job
+
+
+def _check_continuation(job: Job, supersede: bool) -> None:
+    """What an existing run directory allows. Sets `job.previous`."""
+    if not job.run.path.exists():
+        return
+    known = job.run.submissions()
+    if not known:
+        if any(job.run.path.iterdir()):
+            raise UserError(f"launch: {job.run.path} exists and is not a run directory. Choose another `name=`.")
+        return
+    old = job.previous = known[-1]
+    dropped, changed = plan.changes(plan.Plan(job.run.plans, old.plan), job.shards)
+    total = len(plan.Plan(job.run.plans, old.plan))
+    if len(dropped) == total:
+        raise UserError(
+            f"launch: {job.run.path} belongs to another plan ({total:,} shards, first {dropped[0]}; this one has "
+            f"{len(job.shards):,}, first {job.shards[0].id}). Choose another `name=`."
+        )
+    if (dropped or changed) and not supersede:
+        raise UserError(
+            f"launch: the input of {job.run.path} changed: {len(dropped):,} shards are gone, {len(changed):,} have another "
+            f"size (first: {(dropped + changed)[0]}). Choose another `name=`, or say --supersede."
+        )
+    if old.identity != job.identity and not supersede:
+        done = sum(s.status == DONE for s in job.run.ledger(old.identity).survey().values())
+        what = ", ".join(_differences(old, job)) or "the model's files"
+        raise UserError(
+            f"launch: what makes the output changed ({what}; identity {old.identity} → {job.identity}): {done:,} finished "
+            "shards would be stale. Choose another `name=`, or say --supersede."
+        )
+
+
+def _differences(old: Submission, job: Job) -> list[str]:
+    def flat(tree: object, prefix: str = "") -> dict[str, object]:
+        if not isinstance(tree, dict):
+            return {prefix: tree}
+        return {k: v for key, sub in tree.items() for k, v in flat(sub, f"{prefix}.{key}".strip(".")).items()}
+
+    before = flat(configs.check(old.config, old.source).semantic())
+    after = flat(job.config.semantic())
+    return sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k))
+
+
+# --- what is said -----------------------------------------------------------------------------
+
+
+def describe(job: Job) -> None:
+    """The lines that a dry run and a launch both print."""
+    known = [s.expected for s in job.shards if s.expected is not None]
+    unknown = len(job.shards) - len(known)
+    samples = f"{sum(known):,} samples expected" if known else "samples are counted on the way"
+    if known and unknown:
+        samples += f" in {len(known):,} of them"
+    size = sum(s.bytes for s in job.shards)
+    lines = [("plan", f"{len(job.shards):,} shards · {samples} · {_bytes(size)}")]
+    lines += job.operator.describe()
+    cluster = job.config.run.cluster
+    engines = cluster.gpus_per_node or cluster.engines_per_node
+    device = "GPUs" if cluster.gpus_per_node else "CPU engines"
+    home = -(-len(job.shards) // job.slots)
+    if cluster.kind == "slurm":
+        at_once = f", at most {cluster.parallel} at a time" if cluster.parallel else ""
+        lines.append(
+            ("array", f"{job.slots} slots × {engines} {device}{at_once} · {cluster.time} each, requeued · home range ≈ {home:,}")
+        )
+    else:
+        lines.append(("local", f"{job.slots} slots × {engines} {device} · home range ≈ {home:,} shards a slot"))
+    lines.append(("output", f"{_short(job.run.path)}/columns/{job.operator.column().name}/{job.identity}/"))
+    for label, text in lines:
+        console.print(f"[bold]{label:<10}[/]{escape(text)}")
+    if job.previous and job.previous.identity == job.identity:
+        counts = Counter(s.status for s in job.run.ledger(job.identity).survey(job.run.reopened()).values())
+        text = f"{counts[DONE]:,} of {len(job.shards):,} shards are done with this identity"
+        if counts[FAILED]:
+            text += f"; {counts[FAILED]:,} failed (rerun: python -m hpc.rerun {_short(job.run.path)})"
+        console.print(f"[bold]{'continues':<10}[/]{text}")
+
+
+def _bytes(size: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if size < 1024 or unit == "TiB":
+            return f"{size:,.1f} {unit}" if unit != "B" else f"{size:,.0f} B"
+        size /= 1024
+    raise AssertionError
+
+
+def _short(path: Path) -> str:
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+# --- submission -------------------------------------------------------------------------------
+
+
+def dry_run(job: Job) -> int:
+    """Print the plan and the exact batch script; leave nothing behind."""
+    describe(job)
+    submission = Submission(
+        "0" * 12, 0.0, plan="", identity=job.identity, column=job.operator.column().name, code=snapshot.digest(),
+        slots=job.slots, config=job.config.resolved, source=job.config.source,
+    )  # fmt: skip
+    console.print()
+    if job.config.run.cluster.kind == "slurm":
+        from hpc.launcher import Launcher
+
+        sys.stdout.write(Launcher(job.run, submission, job.config.run.cluster).script() + "\n")
+    else:
+        from hpc.local import command
+
+        for slot in range(job.slots):
+            sys.stdout.write(" ".join(command(job.run, submission, slot)) + "\n")
+    console.print("\nnothing was submitted (--dry-run)")
+    return Exit.COMPLETE
+
+
+def submit(job: Job) -> int:
+    """Write the run directory and start the work. The intent is on disk before sbatch is called."""
+    run = job.run
+    run.make()
+    _preflight(run)
+    semantic = yaml.safe_dump(
+        {"identity": job.identity, **job.config.semantic()}, allow_unicode=True, sort_keys=False
+    )
+    if not run.config_file.exists() or (job.previous and job.previous.identity != job.identity):
+        if run.config_file.exists() and job.previous:
+            run.config_file.rename(run.path / f"config.{job.previous.identity}.yaml")
+        atomic.create(run.config_file, semantic.encode())
+    submission = run.new_submission(
+        plan=plan.write(run.plans, job.shards),
+        identity=job.identity,
+        column=job.operator.column().name,
+        code=snapshot.take(run.code),
+        slots=job.slots,
+        config=job.config.resolved,
+        source=job.config.source,
+    )
+    (run.control / "cancelled").unlink(missing_ok=True)
+    (run.control / "pause").unlink(missing_ok=True)
+    if job.config.run.cluster.kind == "slurm":
+        return _submit_slurm(job, submission)
+    from hpc.local import supervise
+
+    return supervise(run, submission)
+
+
+def _submit_slurm(job: Job, submission: Submission) -> int:
+    from hpc.launcher import Launcher
+
+    try:
+        job_id = Launcher(job.run, submission, job.config.run.cluster).submit_array()
+    except UserError as error:
+        submission.state, submission.error = "refused", str(error)
+        job.run.save(submission)
+        raise
+    submission.state, submission.job_ids = "submitted", [job_id]
+    job.run.save(submission)
+    console.print(f"\nsubmitted {job_id} ({job.slots} slots) · logs: {_short(job.run.logs)}/{job_id}_*.log")
+    console.print(f"watch: python -m hpc.status {_short(job.run.path)} --watch")
+    return Exit.COMPLETE
+
+
+def _preflight(run: Run) -> None:
+    """Claims rest on link(2): it must work here, and refuse a name that exists."""
+    probe = run.control / f"probe-{os.getpid()}"
+    try:
+        first, second = atomic.create(probe, b"1", durable=False), atomic.create(probe, b"2", durable=False)
+    except OSError as error:
+        raise UserError(
+            f"launch: {run.path}: this file system cannot make hard links ({error}). "
+            "Put `runs` on a POSIX file system that all nodes share."
+        ) from error
+    finally:
+        probe.unlink(missing_ok=True)
+    if not first or second:
+        raise UserError(f"launch: {run.path}: link() does not exclude here. Put `runs` on another file system.")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m hpc.launch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", help="a YAML file, see configs/")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
+    parser.add_argument("--dry-run", action="store_true", help="print plan and batch script, leave nothing behind")
+    parser.add_argument("--supersede", action="store_true", help="continue although the output's identity or input changed")
+    args = parser.parse_intermixed_args(arguments)
+    try:
+        job = prepare(configs.load(args.config, args.overrides), supersede=args.supersede, dry_run=args.dry_run)
+        if args.dry_run:
+            return dry_run(job)
+        describe(job)
+        return submit(job)
+    except UserError as error:
+        warn.print(f"[red]{escape(str(error))}[/]")
+        return Exit.USAGE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

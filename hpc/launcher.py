@@ -1,0 +1,156 @@
+"""Submission to Slurm, through submitit's rendering and submission code.
+
+submitit renders the batch script and calls sbatch; its pickles, its signal handler and its sacct watcher are not used: the batch
+script runs `python -m hpc.worker RUN --slot $SLURM_ARRAY_TASK_ID`, and the run directory is the only truth.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import submitit
+from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+from hpc.config import ClusterConfig
+from hpc.errors import Exit, UserError
+from hpc.rundir import Run, Submission
+
+LOG_PATTERN = "%A_%a.log"
+
+
+class Launcher(submitit.SlurmExecutor):
+    """Renders and submits one job array of node slots."""
+
+    def __init__(self, run: Run, submission: Submission, cluster: ClusterConfig) -> None:
+        super().__init__(folder=run.logs)
+        self.run, self.submission, self.cluster = run, submission, cluster
+        self.update_parameters(**self._parameters())
+        self.parameters["map_count"] = submission.slots
+
+    @classmethod
+    def affinity(cls) -> int:
+        return 2  # rendering (--dry-run) needs no Slurm on this machine; `submit` says so if sbatch is missing
+
+    def _parameters(self) -> dict[str, Any]:
+        c = self.cluster
+        direct = ("partition", "account", "qos", "constraint", "exclude", "nodelist", "dependency", "gres")
+        chosen = {name: getattr(c, name) for name in direct if getattr(c, name) is not None}
+        if c.gpus_per_node and not c.gres:
+            chosen["gpus_per_node"] = c.gpus_per_node
+        if c.cpus_per_node:
+            chosen["cpus_per_task"] = c.cpus_per_node
+        if c.mem_gb:
+            chosen["mem"] = f"{round(c.mem_gb * 1024)}M"
+        log = str(self.run.logs / LOG_PATTERN)
+        return {
+            **chosen,
+            "job_name": self.run.name,
+            "time": c.time,
+            "nodes": 1,
+            "ntasks_per_node": 1,
+            "signal_delay_s": c.signal_delay_s,
+            "comment": self.submission.uuid,
+            "array_parallelism": c.parallel or self.submission.slots,
+            "stderr_to_stdout": True,
+            "use_srun": False,
+            "setup": self._setup(),
+            "teardown": self._tail(),
+            "additional_parameters": {"requeue": True, "output": log, "wckey": self.run.name, **c.sbatch},
+        }
+
+    def _setup(self) -> list[str]:
+        """The site's prelude, then what the worker needs."""
+        code = self.run.code / self.submission.code
+        log = str(self.run.logs / "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}.log")
+        return [
+            *self.cluster.prelude,
+            # since Slurm 22.05 srun does not inherit --cpus-per-task
+            'if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi',
+            f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}",
+            f'export HPC_LOG="{log}"',
+        ]
+
+    def worker_command(self) -> str:
+        python = self.cluster.python or shlex.quote(sys.executable)
+        srun = shlex.join(["srun", "--unbuffered", "--kill-on-bad-exit=1", *self.cluster.srun_args])
+        run, uuid = shlex.quote(str(self.run.path)), self.submission.uuid
+        return f'{srun} {python} -P -m hpc.worker {run} --submission {uuid} --slot "$SLURM_ARRAY_TASK_ID"'
+
+    def _tail(self) -> list[str]:
+        """Requeue this element on every exit code that a second life can mend (srun makes 137 or 143 of a dead task)."""
+        final = "|".join(str(int(e)) for e in (Exit.COMPLETE, Exit.INCOMPLETE, Exit.SOME_FAILED, Exit.USAGE))
+        cancelled = shlex.quote(str(self.run.control / "cancelled"))
+        element = '"${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"'
+        return [
+            f'case "$code" in {final}) exit "$code" ;; esac',
+            f'if [ -e {cancelled} ]; then exit "$code"; fi',
+            f'echo "slot ${{SLURM_ARRAY_TASK_ID}}: exit code $code: requeue"',
+            f"scontrol requeue {element}",
+            'exit "$code"',
+        ]
+
+    def script(self) -> str:
+        """The batch script, as submitted."""
+        return self._make_submission_file_text(self._command(), self.submission.uuid)
+
+    def _command(self) -> str:
+        return f"code=0; {self.worker_command()} || code=$?"
+
+    def _make_submission_command(self, submission_file_path: Path) -> list[str]:
+        return ["sbatch", "--parsable", str(submission_file_path)]
+
+    @staticmethod
+    def _get_job_id_from_submission_command(string: str | bytes) -> str:
+        """The id from `sbatch --parsable`: "123" or "123;cluster", on a line of its own (sites decorate the output)."""
+        text = string.decode(errors="replace") if isinstance(string, bytes) else string
+        for line in text.splitlines():
+            if match := re.fullmatch(r"(\d+)(;\S+)?", line.strip()):
+                return match[1]
+        raise FailedSubmissionError(f"sbatch printed no job id: {text!r}")
+
+    def submit_array(self) -> str:
+        """Submit; returns the array's job id. UserError with Slurm's own words when it is refused."""
+        self.run.logs.mkdir(parents=True, exist_ok=True)
+        try:
+            return self._submit_command(self._command()).job_id
+        except FailedJobError as error:
+            if found := find_job(self.submission.uuid):  # committed, but the reply was lost
+                return found
+            reason = str(error).strip().splitlines()
+            raise UserError(f"launch: sbatch refused the job: {reason[-1] if reason else error}") from error
+        except FileNotFoundError as error:
+            raise UserError("launch: sbatch is not on PATH. Run on a login node, or say cluster=local.") from error
+
+
+def find_job(comment: str) -> str | None:
+    """The id of the job that carries this --comment, None if squeue knows none."""
+    answer = _squeue("-h", "-a", "-t", "all", "-o", "%A %k")
+    for line in answer.splitlines():
+        job, _, text = line.partition(" ")
+        if text.strip() == comment:
+            return job
+    return None
+
+
+def live_jobs(job_ids: list[str]) -> dict[str, str]:
+    """State (RUNNING, PENDING, ...) of those array elements that squeue still lists, by "job_element"; {} without Slurm."""
+    if not job_ids:
+        return {}
+    found = {}
+    for line in _squeue("-h", "-r", "-o", "%F_%K %T %r", "-j", ",".join(job_ids)).splitlines():
+        name, state, *_ = line.split()
+        found[name] = state
+    return found
+
+
+def _squeue(*arguments: str) -> str:
+    try:
+        done = subprocess.run(["squeue", *arguments], capture_output=True, text=True, timeout=20, check=False)
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout if done.returncode == 0 else ""

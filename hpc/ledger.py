@@ -1,0 +1,184 @@
+"""Who owns which shard, and which are finished: a directory of small files whose names are the state.
+
+    <bucket>/<id>.g<G>.e<k>        claim: epoch k of generation G, made by link(), never deleted; highest k owns
+    <bucket>/<id>.g<G>.e<k>.end    how that epoch ended: released, failed (with fingerprint), died (with keys in flight)
+    <bucket>/<id>.g<G>.done        the idempotency marker (JSON)
+    <bucket>/<id>.g<G>.failed      terminal failure (JSON)
+
+A generation is a fresh start that a rerun grants; inside a generation "done" beats "failed". Nothing is ever removed, so no
+process can break another's lock, and an epoch number is a fencing token: it is checked again before publishing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from hpc.atomic import create
+from hpc.operator import Shard
+
+BUCKETS = 1024  # about a thousand names in a directory at 300,000 shards
+OPEN, CLAIMED, DONE, FAILED = "open", "claimed", "done", "failed"
+
+_NAME = re.compile(
+    r"^(?P<id>.+)\.g(?P<generation>\d+)\.(?:e(?P<epoch>\d+)(?P<end>\.end)?|(?P<mark>done|failed))$"
+)
+
+
+@lru_cache(maxsize=4096)
+def bucket_of(shard_id: str) -> str:
+    """The directory of a shard: a hash of its id, so that it stays when the plan grows."""
+    return f"{int.from_bytes(hashlib.sha1(shard_id.encode()).digest()[:4]) % BUCKETS:03x}"
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """State of one shard. epoch: the highest claim of this generation (-1: none); ended: that claim has an end."""
+
+    status: str = OPEN
+    generation: int = 0
+    epoch: int = -1
+    ended: bool = False
+
+    @property
+    def terminal(self) -> bool:
+        return self.status in (DONE, FAILED)
+
+
+def states(names: Iterable[str], reopened: Mapping[str, int] | None = None) -> dict[str, State]:
+    """The state of every shard that has a name here: a pure function of the set of names.
+
+    Args:
+        names: file names of a ledger directory, in any order, with or without foreign files among them.
+        reopened: generation that reruns have opened, by shard id. It counts as soon as it is higher than any name's.
+    """
+    marks: dict[tuple[str, int], set[str]] = {}
+    epochs: dict[tuple[str, int], int] = {}
+    ends: set[tuple[str, int, int]] = set()
+    generations: dict[str, int] = dict(reopened or {})
+    seen: set[str] = set()
+    for name in names:
+        match = _NAME.match(name)
+        if not match:
+            continue
+        shard, generation = match["id"], int(match["generation"])
+        seen.add(shard)
+        generations[shard] = max(generation, generations.get(shard, 0))
+        at = (shard, generation)
+        if match["mark"]:
+            marks.setdefault(at, set()).add(match["mark"])
+        elif match["end"]:
+            ends.add((shard, generation, int(match["epoch"])))
+        else:
+            epochs[at] = max(int(match["epoch"]), epochs.get(at, -1))
+    result = {}
+    for shard in seen | set(reopened or ()):
+        generation = generations[shard]
+        at = (shard, generation)
+        epoch = epochs.get(at, -1)
+        ended = (shard, generation, epoch) in ends
+        if DONE in marks.get(at, ()):
+            status = DONE
+        elif FAILED in marks.get(at, ()):
+            status = FAILED
+        else:
+            status = CLAIMED if epoch >= 0 and not ended else OPEN
+        result[shard] = State(status, generation, epoch, ended)
+    return result
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Epoch `epoch` of generation `generation` of a shard, owned by whoever made its file."""
+
+    shard: Shard
+    generation: int
+    epoch: int
+
+    @property
+    def stem(self) -> str:
+        return f"{self.shard.id}.g{self.generation}.e{self.epoch}"
+
+
+class Ledger:
+    """The ledger of one identity, `<run>/ledger/<identity8>/`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def directory(self, shard_id: str) -> Path:
+        return self.root / bucket_of(shard_id)
+
+    def names(self, bucket: str) -> list[str]:
+        try:
+            return os.listdir(self.root / bucket)
+        except FileNotFoundError:
+            return []
+
+    def buckets(self) -> list[str]:
+        try:
+            return sorted(os.listdir(self.root))
+        except FileNotFoundError:
+            return []
+
+    def survey(self, reopened: Mapping[str, int] | None = None) -> dict[str, State]:
+        """The state of every shard that has a name in this ledger: one listing per bucket, no stat."""
+        found: dict[str, State] = {shard: State(generation=g) for shard, g in (reopened or {}).items()}
+        for bucket in self.buckets():
+            found.update(states(self.names(bucket), _of_bucket(reopened, bucket)))
+        return found
+
+    def state(self, shard_id: str, reopened: Mapping[str, int] | None = None) -> State:
+        return states(self.names(bucket_of(shard_id)), reopened).get(shard_id, State())
+
+    def claim(self, claim: Claim, owner: str) -> bool:
+        """Try to own a shard. False if that epoch exists already: somebody was faster."""
+        directory = self.directory(claim.shard.id)
+        directory.mkdir(parents=True, exist_ok=True)
+        return create(directory / claim.stem, _json({"owner": owner}))
+
+    def owner(self, shard_id: str, generation: int, epoch: int) -> str:
+        """The instance that made a claim."""
+        return self.read(shard_id, f"g{generation}.e{epoch}").get("owner", "")
+
+    def end(self, claim: Claim, how: str, **facts: Any) -> bool:
+        """Say how an epoch ended: "released", "failed" (fingerprint, detail, log) or "died" (in_flight, log)."""
+        return create(self.directory(claim.shard.id) / f"{claim.stem}.end", _json({"how": how, **facts}))
+
+    def ends(self, claim: Claim) -> list[dict[str, Any]]:
+        """How the earlier epochs of this generation ended; {"how": "unexplained"} for one without an end."""
+        found = []
+        for epoch in range(claim.epoch):
+            record = self.read(claim.shard.id, f"g{claim.generation}.e{epoch}.end")
+            if not record:
+                owner = self.owner(claim.shard.id, claim.generation, epoch)
+                record = {"how": "unexplained", "owner": owner}
+            found.append(record)
+        return found
+
+    def mark(self, claim: Claim, mark: str, record: dict[str, Any]) -> bool:
+        """Set the terminal marker. False if this generation has that marker already."""
+        name = f"{claim.shard.id}.g{claim.generation}.{mark}"
+        return create(self.directory(claim.shard.id) / name, _json(record))
+
+    def read(self, shard_id: str, suffix: str) -> dict[str, Any]:
+        """The content of `<id>.<suffix>`, {} if there is none. A half-visible file (NFS) reads as {} too."""
+        try:
+            return json.loads((self.directory(shard_id) / f"{shard_id}.{suffix}").read_bytes())
+        except (FileNotFoundError, json.JSONDecodeError):
+            return {}
+
+
+def _of_bucket(reopened: Mapping[str, int] | None, bucket: str) -> dict[str, int]:
+    return {shard: g for shard, g in (reopened or {}).items() if bucket_of(shard) == bucket}
+
+
+def _json(record: dict[str, Any]) -> bytes:
+    return json.dumps(record, ensure_ascii=False, sort_keys=True).encode() + b"\n"

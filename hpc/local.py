@@ -1,0 +1,107 @@
+"""The local profile: a small supervisor that starts the same `hpc.worker` processes as Slurm would, and restarts them as Slurm would."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+
+from hpc.errors import Exit
+from hpc.rundir import Run, Submission
+
+_FINAL = (Exit.COMPLETE, Exit.INCOMPLETE, Exit.SOME_FAILED, Exit.USAGE)
+
+
+def command(run: Run, submission: Submission, slot: int) -> list[str]:
+    """What one slot runs."""
+    worker = [sys.executable, "-P", "-m", "hpc.worker", str(run.path)]
+    return [*worker, "--submission", submission.uuid, "--slot", str(slot)]
+
+
+class _Slot:
+    """One worker process and its later lives."""
+
+    def __init__(self, run: Run, submission: Submission, number: int) -> None:
+        self._run, self._submission, self._number = run, submission, number
+        self.code: int | None = None
+        self._start()
+
+    def _start(self) -> None:
+        log = self._run.logs / f"local-{self._submission.uuid}_{self._number}.log"
+        code = str(self._run.code / self._submission.code)
+        environment = {**os.environ, "HPC_LOG": str(log)}
+        environment["PYTHONPATH"] = os.pathsep.join(p for p in (code, os.environ.get("PYTHONPATH")) if p)
+        with open(log, "ab") as out:
+            # a session of its own: the terminal's Ctrl-C reaches the supervisor alone, which drains its workers
+            self._process = subprocess.Popen(
+                command(self._run, self._submission, self._number), stdin=subprocess.DEVNULL, stdout=out,
+                stderr=out, env=environment, start_new_session=True,
+            )  # fmt: skip
+
+    def poll(self, stopping: bool) -> bool:
+        """Whether this slot is over; restarts it as the batch script would requeue it."""
+        if self.code is not None:
+            return True
+        code = self._process.poll()
+        if code is None:
+            return False
+        if code in _FINAL or stopping:
+            self.code = code
+            return True
+        self._start()
+        return False
+
+    def signal(self, number: int) -> None:
+        if self.code is None:
+            self._process.send_signal(number)
+
+
+def supervise(run: Run, submission: Submission) -> int:
+    """Run all slots to their end, with live progress. Ctrl-C or TERM drains; a launch goes on from there.
+
+    Returns:
+        The exit code of the whole job: 0 complete, 1 incomplete, 2 some shards failed.
+    """
+    from hpc import status
+
+    submission.state = "submitted"
+    run.save(submission)
+    stop: list[int] = []
+    before = {n: signal.signal(n, lambda number, frame: stop.append(number)) for n in (signal.SIGINT, signal.SIGTERM)}
+    console = Console(highlight=False)
+    slots = [_Slot(run, submission, n) for n in range(submission.slots)]
+    told = 0
+    try:
+        with Live(console=console, auto_refresh=False, transient=True) as live:
+            drawn = 0.0
+            while not all([slot.poll(bool(stop)) for slot in slots]):
+                if len(stop) > told:
+                    told = len(stop)
+                    for slot in slots:
+                        slot.signal(signal.SIGTERM)
+                    live.console.print("draining: finishing what is in flight (launch again to go on)")
+                if time.monotonic() - drawn > 1.0 and console.is_terminal:
+                    live.update(status.render(status.gather(run)), refresh=True)
+                    drawn = time.monotonic()
+                time.sleep(0.1)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for slot in slots:
+            slot.signal(signal.SIGTERM)
+    facts = status.gather(run)
+    console.print(status.render(facts))
+    return _outcome(facts, slots, run.logs)
+
+
+def _outcome(facts: dict[str, Any], slots: list[_Slot], logs: Path) -> int:
+    if any(slot.code == Exit.USAGE for slot in slots):
+        return Exit.USAGE
+    return int(facts["exit"])

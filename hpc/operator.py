@@ -1,0 +1,167 @@
+"""The seam between the cluster side (`hpc`) and the work (`recap`): all that a worker knows of what it does.
+
+A config names an operator by its dotted path (`operator: recap.caption.operator.CaptionOperator`). Its module must
+import without torch, since login nodes plan, describe and identify with it; `setup` loads what is heavy.
+
+One operator object lives in one engine process and sees one endless stream of items that crosses shard borders:
+
+    for item in operator.read(shard):          # in a reader thread
+        while operator.want() == 0:
+            rows += operator.poll(timeout)      # any order
+        operator.put(item)
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from hpc.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+OK, SKIPPED, FAILED, QUARANTINED = "ok", "skipped", "failed", "quarantined"
+STATUSES = (OK, SKIPPED, FAILED, QUARANTINED)
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One input file.
+
+    id: stable name, made from the path relative to the data's root; unique in a plan, safe as a file name.
+    uri: where to read it. bytes, etag: size and version seen when planned. expected: samples, None if unknown.
+    """
+
+    id: str
+    uri: str
+    bytes: int
+    etag: str = ""
+    expected: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One sample of a shard, in the shard's order: `index` counts from 0 without gaps. Payload is the operator's."""
+
+    shard: str
+    index: int
+    key: str
+    payload: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """Yielded by `read` after the last readable item of a structurally damaged shard."""
+
+    reason: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """The outcome of one item. `reason` is a short fixed phrase (it is grouped), "" when status is "ok".
+
+    transient: a second try may succeed; the engine retries such an item before it counts as failed.
+    values: the column's own fields; a missing one is null.
+    """
+
+    shard: str
+    index: int
+    key: str
+    status: str = OK
+    reason: str = ""
+    detail: str = ""
+    transient: bool = False
+    values: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A named column: one parquet file per shard. `fields` are the operator's own, between `key` and `status`."""
+
+    name: str
+    fields: list[tuple[str, pa.DataType]]
+
+
+class Operator(Protocol):
+    """See the module's text. Constructed with its validated `Config`; cheap until `setup`."""
+
+    Config: ClassVar[type]  # dataclass; fields with metadata {"execution": True} do not enter the identity
+    version: ClassVar[int]  # raised by hand when the code changes what it writes
+
+    def __init__(self, config: Any) -> None: ...
+
+    def plan(self) -> list[Shard]:
+        """The shards, from the config alone. Raises UserError for inputs that are missing."""
+
+    def identity(self) -> dict[str, Any]:
+        """What makes the output besides the config's semantic fields: digests of weights, tokenizer, ..."""
+
+    def describe(self) -> list[tuple[str, str]]:
+        """(label, text) lines for a dry run."""
+
+    def column(self) -> Column: ...
+
+    def setup(self, device: str) -> None:
+        """Load models onto `device` ("cpu" or "cuda"). The engine claims no shard before this returned."""
+
+    def read(self, shard: Shard) -> Iterator[Item | Damage]:
+        """The shard's items in order. Runs in a reader thread. Raises ShardError or OSError if it cannot be read."""
+
+    def want(self) -> int: ...
+
+    def put(self, item: Item) -> None: ...
+
+    def poll(self, timeout: float) -> list[Row]: ...
+
+    def refuse(self, item: Item, status: str, reason: str) -> Row:
+        """A row for an item that is not to be applied (it killed the engine twice)."""
+
+    def close(self) -> None: ...
+
+
+class Batched:
+    """want/put/poll for operators that are a function from a list of items to a list of rows.
+
+    Subclasses set `batch_size` and define `apply(items) -> rows`.
+    """
+
+    batch_size: int = 64
+
+    def __init__(self) -> None:
+        self._waiting: list[Item] = []
+
+    def apply(self, items: list[Item]) -> list[Row]:
+        raise NotImplementedError(f"{type(self).__name__} must define apply(items)")
+
+    def want(self) -> int:
+        return self.batch_size - len(self._waiting)
+
+    def put(self, item: Item) -> None:
+        self._waiting.append(item)
+
+    def poll(self, timeout: float) -> list[Row]:
+        if not self._waiting:
+            return []
+        batch, self._waiting = self._waiting, []
+        return self.apply(batch)
+
+    def refuse(self, item: Item, status: str, reason: str) -> Row:
+        return Row(item.shard, item.index, item.key, status, reason)
+
+    def close(self) -> None: ...
+
+
+def load_operator(path: str) -> type[Operator]:
+    """The operator class of a dotted path; UserError when it does not import."""
+    module_name, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"config: `operator`: {path!r} does not import ({error}). Write the dotted path of a class, "
+            "such as recap.caption.operator.CaptionOperator."
+        ) from error

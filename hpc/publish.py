@@ -1,0 +1,114 @@
+"""From finished segments to a published column file and its marker, in an order that any crash leaves mendable.
+
+    write beside the target → fsync → read back and verify → link (no replace) → marker (link, no replace) → journal → clean up
+
+A crash before the link leaves a temporary that nobody reads; between link and marker, the successor finds the file, verifies it and
+adopts it. Only the owner of the highest epoch publishes, and if two try all the same, link() lets one win.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from hpc import atomic
+from hpc import column as columns
+from hpc.errors import ShardError
+from hpc.ledger import DONE, Claim, Ledger
+from hpc.operator import FAILED
+from hpc.rundir import Run
+
+
+@dataclass(frozen=True)
+class Publisher:
+    """Publishes the shards of one identity."""
+
+    run: Run
+    ledger: Ledger
+    column: str
+    identity: str
+    schema: pa.Schema
+    max_failed: float
+    owner: dict[str, Any]  # who publishes, for the marker: instance, host, job, code
+
+    def publish(self, claim: Claim, rows: int, damage: dict[str, str] | None, started: float) -> dict[str, Any] | None:
+        """Publish a shard whose samples are all in segments.
+
+        Args:
+            rows: samples that the shard has; the segments must hold exactly these.
+            damage: structural damage of the input ({"reason", "detail"}), if any.
+            started: time.time() of the claim here, for the marker's seconds.
+
+        Returns:
+            The marker, or None if another owner published or now owns the shard.
+
+        Raises:
+            ShardError: what the segments hold must not count as done.
+            OSError: the file system failed (no space, read-only); nothing half-written counts.
+        """
+        state = self.ledger.state(claim.shard.id)
+        if (state.generation, state.epoch) != (claim.generation, claim.epoch) or state.terminal:
+            return None
+        target = self.run.column_file(self.column, self.identity, claim.shard.id, claim.generation)
+        content = self._place(claim, target, rows)
+        failed = content.counts.get(FAILED, 0)
+        if failed > self.max_failed * max(rows, 1):
+            reason = max(content.reasons, key=lambda r: content.reasons[r] * r.startswith(FAILED))
+            raise ShardError(f"too many samples failed: {reason}", f"{failed} of {rows}, allowed {self.max_failed:.1%}")
+        marker = {
+            "shard": claim.shard.id,
+            "file": str(target.relative_to(self.run.path)),
+            **asdict(content),
+            "damage": damage,
+            "input": {"uri": claim.shard.uri, "bytes": claim.shard.bytes, "etag": claim.shard.etag},
+            "generation": claim.generation,
+            "epoch": claim.epoch,
+            "seconds": round(time.time() - started, 3),
+            "by": self.owner,
+        }
+        if not self.ledger.mark(claim, DONE, marker):
+            return None
+        columns.remove_segments(self.run.segments(self.identity, claim.shard.id, claim.generation))
+        return marker
+
+    def _place(self, claim: Claim, target: Path, rows: int) -> columns.Content:
+        """Make sure that a verified file stands at `target`: ours, or one that an earlier owner linked before it died."""
+        folder = self.run.segments(self.identity, claim.shard.id, claim.generation)
+        segments = columns.read_segments(folder, self.schema)
+        source = atomic.temporary(target)
+        try:
+            columns.write(source, (segments[start] for start in sorted(segments)), self.schema)
+            content = _verified(source, rows, _keys(segments))
+            try:
+                atomic.link_new(source, target)
+            except FileExistsError:
+                return self._adopt(target, rows, _keys(segments))
+        finally:
+            source.unlink(missing_ok=True)
+        atomic.sync_directory(target.parent)
+        return content
+
+    def _adopt(self, target: Path, rows: int, keys: list[str]) -> columns.Content:
+        try:
+            return _verified(target, rows, keys)
+        except (OSError, ShardError, pa.ArrowException) as error:
+            # Linked by an earlier owner, damaged since, and no marker speaks for it: put it aside and say so.
+            target.rename(atomic.temporary(target))
+            raise ShardError("output: an unmarked column file was damaged", f"{target}: {error}") from error
+
+
+def _keys(segments: dict[int, pa.Table]) -> list[str]:
+    return [key for start in sorted(segments) for key in segments[start]["key"].to_pylist()]
+
+
+def _verified(path: Path, rows: int, keys: list[str]) -> columns.Content:
+    content = columns.inspect(path)
+    if content.rows != rows:
+        raise ShardError("output: wrong number of rows", f"{path} has {content.rows}, the shard has {rows}")
+    if columns.keys(path) != keys:
+        raise ShardError("output: wrong keys", f"{path} does not hold the shard's keys in the shard's order")
+    return content

@@ -1,0 +1,95 @@
+"""Reopen shards and launch again for these alone: each gets a fresh generation, what it had is kept.
+
+    python -m hpc.rerun runs/demo                          the shards that failed
+    python -m hpc.rerun runs/demo --shards 00031001,00077120
+    python -m hpc.rerun runs/demo --no-submit              slots that still run take them up by themselves
+
+Exit codes: 0 submitted (or nothing to do), else as hpc.launch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import sys
+
+from rich.console import Console
+from rich.markup import escape
+
+from hpc import config as configs
+from hpc import heartbeat, launch
+from hpc.errors import Exit, UserError
+from hpc.ledger import FAILED, State
+from hpc.plan import Plan
+from hpc.rundir import Run, Submission
+
+
+def choose(run: Run, latest: Submission, wanted: list[str] | None) -> dict[str, int]:
+    """The generation to open, by shard id: for `wanted`, or for all shards that failed. Raises UserError for unknown ids."""
+    survey = run.ledger(latest.identity).survey(run.reopened())
+    if wanted is None:
+        return {shard: state.generation + 1 for shard, state in survey.items() if state.status == FAILED}
+    known = set(Plan(run.plans, latest.plan).ids())
+    unknown = [shard for shard in wanted if shard not in known]
+    if unknown:
+        raise UserError(
+            f"rerun: {len(unknown)} of {len(wanted)} shards are not in the plan of {run.path} (first: {unknown[0]}). "
+            f"Ids look like {min(known)}."
+        )
+    return {shard: survey.get(shard, State()).generation + 1 for shard in wanted if shard in survey}
+
+
+def anyone_running(run: Run, latest: Submission) -> bool:
+    """Whether slots of this run are known to live: by squeue, or as processes of this machine."""
+    from hpc.launcher import live_jobs
+
+    if live_jobs(latest.job_ids):
+        return True
+    return any(
+        facts.get("state") != "exited" and facts.get("host") == socket.gethostname() and _alive(facts.get("pid", 0))
+        for facts in heartbeat.read_all(run.slots)
+    )
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except OSError:
+        return False
+    return pid > 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m hpc.rerun", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", help="the run directory")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the execution config, e.g. map.max_failed=0.2")
+    parser.add_argument("--shards", help="comma-separated ids, finished ones too (default: all that failed)")
+    parser.add_argument("--no-submit", action="store_true", help="only reopen; running slots see it within seconds")
+    args = parser.parse_intermixed_args(arguments)
+    console, errors = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)
+    try:
+        run = Run(args.run)
+        latest = run.latest()
+        opened = choose(run, latest, args.shards.split(",") if args.shards else None)
+        if not opened:
+            console.print("nothing to rerun: no shard failed")
+            return Exit.COMPLETE
+        tree = configs.with_overrides(latest.config, args.overrides)
+        job = launch.prepare(configs.check(tree, latest.source))
+        run.reopen(opened, "rerun")
+        console.print(f"reopened {len(opened):,} shards (first: {min(opened)})", markup=False)
+        if args.no_submit or anyone_running(run, latest):
+            console.print("running slots will take them up; nothing was submitted")
+            return Exit.COMPLETE
+        job.limit = len(opened)
+        return launch.submit(job)
+    except UserError as error:
+        errors.print(f"[red]{escape(str(error))}[/]")
+        return Exit.USAGE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

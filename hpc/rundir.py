@@ -1,0 +1,156 @@
+"""The run directory: the only truth. Every path of it is made here.
+
+    runs/<name>/
+      config.yaml                  what makes the output; another identity is another column or --supersede
+      plan/<hash>.parquet          see hpc.plan
+      code/<digest>/               snapshot of hpc/ and recap/ that workers run
+      submissions/<uuid>.json      intent before sbatch, then job ids; the whole resolved config
+      slots/<instance>.json        heartbeat; instance = submission + slot + life, one writer each, never reused
+      inflight/<instance>.<engine> samples that an engine has in flight, readable after its death
+      journal/<instance>.jsonl     append-only, one writer each: the fast path for status
+      ledger/<identity8>/<bucket>/ claims and markers, see hpc.ledger
+      segments/<identity8>/<bucket>/<id>.g<G>/   finished parts of unfinished shards
+      columns/<column>/<identity8>/<bucket>/<id>.g<G>.parquet    published once; readers resolve through markers
+      generations/<n>.json         shards reopened by a rerun, with the reason
+      control/                     pause (with its reason), cancelled
+      logs/
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import uuid
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hpc import atomic
+from hpc.errors import UserError
+from hpc.ledger import Ledger, bucket_of
+
+
+@dataclass
+class Submission:
+    """One launch: what was asked for, under which code and plan, and what became of it."""
+
+    uuid: str
+    created: float  # the launcher's clock; orders submissions, is never compared with another machine's
+    plan: str
+    identity: str
+    column: str
+    code: str
+    slots: int
+    config: dict[str, Any]
+    source: str
+    state: str = "intent"  # intent | submitted | refused
+    job_ids: list[str] = field(default_factory=list)
+    error: str = ""
+
+
+class Run:
+    """A run directory. Constructing one touches nothing."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).absolute()
+        self.plans = self.path / "plan"
+        self.slots = self.path / "slots"
+        self.journals = self.path / "journal"
+        self.logs = self.path / "logs"
+        self.inflight = self.path / "inflight"
+        self.control = self.path / "control"
+        self.code = self.path / "code"
+        self.config_file = self.path / "config.yaml"
+        self._generations = self.path / "generations"
+        self._submissions = self.path / "submissions"
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    def ledger(self, identity: str) -> Ledger:
+        return Ledger(self.path / "ledger" / identity)
+
+    def column_file(self, column: str, identity: str, shard_id: str, generation: int) -> Path:
+        folder = self.path / "columns" / column / identity / bucket_of(shard_id)
+        return folder / f"{shard_id}.g{generation}.parquet"
+
+    def segments(self, identity: str, shard_id: str, generation: int) -> Path:
+        return self.path / "segments" / identity / bucket_of(shard_id) / f"{shard_id}.g{generation}"
+
+    def make(self) -> None:
+        for folder in (self.plans, self.slots, self.journals, self.logs, self.inflight, self.control, self.code):
+            folder.mkdir(parents=True, exist_ok=True)
+        self._generations.mkdir(exist_ok=True)
+        self._submissions.mkdir(exist_ok=True)
+
+    # --- submissions ------------------------------------------------------------------------
+
+    def new_submission(self, **facts: Any) -> Submission:
+        submission = Submission(uuid=uuid.uuid4().hex[:12], created=time.time(), **facts)
+        self.save(submission)
+        return submission
+
+    def save(self, submission: Submission) -> None:
+        data = json.dumps(asdict(submission), indent=1, ensure_ascii=False).encode()
+        atomic.replace(self._submissions / f"{submission.uuid}.json", data)
+
+    def submission(self, uuid_: str) -> Submission:
+        return Submission(**json.loads((self._submissions / f"{uuid_}.json").read_bytes()))
+
+    def submissions(self) -> list[Submission]:
+        """All submissions, oldest first."""
+        try:
+            names = [n for n in os.listdir(self._submissions) if n.endswith(".json") and not n.startswith(".")]
+        except FileNotFoundError:
+            return []
+        found = [self.submission(n.removesuffix(".json")) for n in names]
+        return sorted(found, key=lambda s: s.created)
+
+    def latest(self) -> Submission:
+        """The newest submission; UserError where the directory is not a run."""
+        found = self.submissions()
+        if not found:
+            raise UserError(
+                f"run: {self.path} is not a run directory (no submissions/ in it). "
+                "Give the path that hpc.launch printed, e.g. runs/demo."
+            )
+        return found[-1]
+
+    # --- generations ------------------------------------------------------------------------
+
+    def reopen(self, generations: dict[str, int], reason: str) -> Path:
+        """Record that a rerun grants these shards a fresh generation."""
+        data = json.dumps({"reason": reason, "shards": generations}).encode()
+        number = len(self._generation_files())
+        while not atomic.create(self._generations / f"{number:06d}.json", data):
+            number += 1
+        return self._generations / f"{number:06d}.json"
+
+    def _generation_files(self) -> list[str]:
+        try:
+            return sorted(n for n in os.listdir(self._generations) if n[0] != ".")
+        except FileNotFoundError:
+            return []
+
+    def reopened(self) -> dict[str, int]:
+        """The generation that reruns opened, by shard id."""
+        opened: dict[str, int] = {}
+        for name in self._generation_files():
+            for shard, generation in json.loads((self._generations / name).read_bytes())["shards"].items():
+                opened[shard] = max(generation, opened.get(shard, 0))
+        return opened
+
+    def generation_count(self) -> int:
+        """Changes when a rerun has opened something; one directory listing."""
+        return len(self._generation_files())
+
+    # --- control ----------------------------------------------------------------------------
+
+    def control_text(self, name: str) -> str | None:
+        """The reason in a control file ("pause", "cancelled"), None where it does not exist."""
+        try:
+            return (self.control / name).read_text(errors="replace").strip()
+        except FileNotFoundError:
+            return None

@@ -1,0 +1,113 @@
+"""Check that every marker holds: its file is there, with the rows, bytes and (with --full) content it had when it was published.
+
+    python -m hpc.verify runs/demo            sizes and row counts from footers
+    python -m hpc.verify runs/demo --full     also sha256, page checksums, statuses, and no file without a marker
+
+Exit codes: 0 all markers hold, 1 some do not, 64 wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.progress import Progress
+
+from hpc import column as columns
+from hpc.errors import Exit, UserError
+from hpc.ledger import DONE
+from hpc.plan import Plan
+from hpc.rundir import Run
+
+
+def check(run: Run, shard_id: str, generation: int, identity: str, column: str, *, full: bool) -> str | None:
+    """What is wrong with one finished shard, None if nothing is."""
+    marker = run.ledger(identity).read(shard_id, f"g{generation}.done")
+    if not marker:
+        return "marker is empty or not JSON"
+    path = run.path / marker["file"]
+    if path != run.column_file(column, identity, shard_id, generation):
+        return f"marker names another file: {marker['file']}"
+    try:
+        size = path.stat().st_size
+        if size != marker["bytes"]:
+            return f"column file has {size:,} bytes, marker says {marker['bytes']:,}"
+        rows = pq.ParquetFile(path).metadata.num_rows
+        if rows != marker["rows"]:
+            return f"column file has {rows:,} rows, marker says {marker['rows']:,}"
+        if sum(marker["counts"].values()) != marker["rows"]:
+            return f"outcome counts add up to {sum(marker['counts'].values()):,}, marker says {marker['rows']:,} rows"
+        if full:
+            return _differs(path, marker)
+    except FileNotFoundError:
+        return f"column file is gone: {marker['file']}"
+    except (OSError, pa.ArrowException) as error:
+        return f"column file cannot be read: {error}"
+    return None
+
+
+def _differs(path: Path, marker: dict) -> str | None:
+    if columns.sha256(path) != marker["sha256"]:
+        return "sha256 differs from the marker (file changed after it was published)"
+    content = asdict(columns.inspect(path))
+    for what in ("counts", "reasons"):
+        if content[what] != marker[what]:
+            return f"{what} in the file are {content[what]}, marker says {marker[what]}"
+    return None
+
+
+def unmarked(run: Run, column: str, identity: str, marked: set[Path]) -> Iterator[Path]:
+    """Column files that no marker speaks for: left by a crash between link and marker; a next epoch adopts them."""
+    for path in (run.path / "columns" / column / identity).glob("*/*.parquet"):
+        if path not in marked and not path.name.startswith("."):
+            yield path
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m hpc.verify", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", help="the run directory")
+    parser.add_argument("--full", action="store_true", help="read every byte")
+    args = parser.parse_args(arguments)
+    console, errors = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)
+    try:
+        run = Run(args.run)
+        latest = run.latest()
+    except UserError as error:
+        errors.print(f"[red]{error}[/]", markup=True)
+        return Exit.USAGE
+    survey = run.ledger(latest.identity).survey(run.reopened())
+    done = [(i, s) for i in Plan(run.plans, latest.plan).ids() if (s := survey.get(i)) and s.status == DONE]
+    wrong: list[tuple[str, str]] = []
+    marked: set[Path] = set()
+    with Progress(console=errors, transient=True, disable=not errors.is_terminal) as progress:
+        for shard, state in progress.track(done, description="verify"):
+            marked.add(run.column_file(latest.column, latest.identity, shard, state.generation))
+            if problem := check(run, shard, state.generation, latest.identity, latest.column, full=args.full):
+                wrong.append((shard, problem))
+    if args.full:
+        generations = {(i, s.generation) for i, s in survey.items()}
+        for path in unmarked(run, latest.column, latest.identity, marked):
+            shard, _, generation = path.stem.rpartition(".g")
+            if (shard, int(generation)) in generations:
+                console.print(f"note: {path.name} has no marker (a crash before its marker; it will be adopted)", markup=False)
+    if not wrong:
+        console.print(f"verify: {len(done):,} markers hold{' (every byte read)' if args.full else ''}")
+        return Exit.COMPLETE
+    console.print(f"verify: {len(wrong):,} of {len(done):,} markers do not hold:")
+    for shard, problem in wrong[:50]:
+        console.print(f"        {shard}  {problem}", markup=False)
+    names = ",".join(shard for shard, _ in wrong)
+    console.print(f"reopen them: python -m hpc.rerun {args.run} --shards {names}", markup=False)
+    return Exit.INCOMPLETE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

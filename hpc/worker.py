@@ -1,0 +1,43 @@
+"""One slot of a map job: what an array element runs, and what may be run by hand.
+
+    python -m hpc.worker runs/demo --slot 3 [--submission UUID]
+
+Exit codes: 0 complete, 1 incomplete (others still work, or cancelled), 2 some shards failed, 64 wrong usage, 70 crashed,
+75 requeue me (time limit, preemption), 143 terminated. Signals: USR2 drains and exits 75, TERM drains and exits 143.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+
+from hpc.errors import Exit, UserError
+from hpc.rundir import Run
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m hpc.worker", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", help="the run directory")
+    parser.add_argument("--slot", type=int, required=True, help="number of this slot, from 0")
+    parser.add_argument("--submission", help="which launch to work for (default: the newest)")
+    args = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    try:
+        from hpc.agent import Agent
+
+        run = Run(args.run)
+        submission = run.submission(args.submission) if args.submission else run.latest()
+        return Agent(run, submission, args.slot).main()
+    except (UserError, FileNotFoundError) as error:
+        logging.error("%s", error)
+        return Exit.USAGE
+    except Exception:
+        logging.exception("the agent crashed")
+        return Exit.CRASHED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+"""A torch-free operator for protocol tests: a shard is a text file, a sample is one of its lines.
+
+Faults are lines of their own: "segv", "kill", "exit", "hang", "raise", "transient", "skip", "bad" do what they say.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pyarrow as pa
+
+from hpc.errors import ShardError
+from hpc.operator import FAILED, SKIPPED, Batched, Column, Damage, Item, Row, Shard
+
+
+@dataclass
+class EchoConfig:
+    inputs: str = field(default="", metadata={"execution": True})  # a directory of .txt files
+    prefix: str = ""
+    column: str = "echo"
+    delay_s: float = field(default=0.0, metadata={"execution": True})
+    setup_s: float = field(default=0.0, metadata={"execution": True})
+    batch: int = field(default=16, metadata={"execution": True})
+
+
+class Echo(Batched):
+    Config: ClassVar[type] = EchoConfig
+    version: ClassVar[int] = 1
+
+    def __init__(self, config: EchoConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.batch_size = config.batch
+
+    def plan(self) -> list[Shard]:
+        files = sorted(Path(self.config.inputs).glob("*.txt"))
+        return [Shard(f.stem, str(f), f.stat().st_size) for f in files]
+
+    def identity(self) -> dict[str, Any]:
+        return {}
+
+    def describe(self) -> list[tuple[str, str]]:
+        return [("echo", f"prefix {self.config.prefix!r}")]
+
+    def column(self) -> Column:
+        return Column(self.config.column, [("text", pa.string()), ("sha256", pa.string()), ("gpu", pa.string())])
+
+    def setup(self, device: str) -> None:
+        time.sleep(self.config.setup_s)
+
+    def read(self, shard: Shard) -> Iterator[Item | Damage]:
+        lines = Path(shard.uri).read_text().splitlines()
+        if lines and lines[0] == "unreadable":
+            raise ShardError("input: unreadable", shard.uri)
+        for index, line in enumerate(lines):
+            yield Item(shard.id, index, f"{shard.id}-{index:05d}", line)
+        if lines and lines[-1] == "damaged":
+            yield Damage("text: ends too early", "as the test wanted")
+
+    def apply(self, items: list[Item]) -> list[Row]:
+        return [self._one(item) for item in items]
+
+    def _one(self, item: Item) -> Row:
+        time.sleep(self.config.delay_s)
+        fault = item.payload
+        if fault == "segv":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        elif fault == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif fault == "exit":
+            os._exit(3)
+        elif fault == "hang":
+            time.sleep(3600)
+        elif fault == "raise":
+            raise RuntimeError(f"cannot echo {item.key}")
+        elif fault == "transient":
+            return Row(item.shard, item.index, item.key, FAILED, "line: transient", transient=True)
+        elif fault == "skip":
+            return Row(item.shard, item.index, item.key, SKIPPED, "line: to skip")
+        elif fault == "bad":
+            return Row(item.shard, item.index, item.key, FAILED, "line: bad")
+        digest = hashlib.sha256(item.payload.encode()).hexdigest()
+        return Row(item.shard, item.index, item.key, values={"text": self.config.prefix + item.payload, "sha256": digest})
