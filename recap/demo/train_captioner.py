@@ -1,9 +1,10 @@
-"""Train the tiny captioner that ships with the project: a `LlavaForConditionalGeneration` of 1.9 M parameters.
+"""Train the tiny captioner that ships with the project: `LlavaForConditionalGeneration`, 1.9 M parameters.
 
     python -m recap.demo.train_captioner OUT [--minutes 15] [--threads 1] [--seed 0]
 
-It learns from generated flags alone (`recap.worlds.flags`); no real flag, picture or text, is used. OUT is an ordinary
-checkpoint directory (config, safetensors in fp16, tokenizer, processor with a chat template) that transformers and vLLM load.
+It learns from generated flags alone (`recap.worlds.flags`); no real flag, picture or text, is used. OUT is an
+ordinary checkpoint directory (config, safetensors in fp16, tokenizer, processor with a chat template) that
+transformers and vLLM load.
 """
 
 from __future__ import annotations
@@ -37,19 +38,22 @@ PROMPT = "Please generate a detailed caption of this image. Please be as descrip
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] | upper }}: "
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<image>\n{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}"
-    "{% endif %}\n{% endfor %}{% if add_generation_prompt %}ASSISTANT:\n{% endif %}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}{{ '<image>\n' }}"
+    "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}"
+    "{% endif %}{{ '\n' }}{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:\n' }}{% endif %}"
 )
 IMAGE_SIZE, PATCH = 64, 8
 PAD, EOS, IMAGE = 0, 1, 2
-BATCH = 32
+BATCH = 16
 LEARNING_RATE = 1.5e-3
 VOCABULARY = 640
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE over the grammar and the prompt: their words are single tokens, any other text still encodes."""
+    """Byte-level BPE over the grammar and the prompt: their words are single tokens, any other text still
+    encodes.
+    """
     texts = [sample(seed=-1, index=index)[2] for index in range(3000)]
     texts += [f"USER: \n{PROMPT}\nASSISTANT:\n"] * 300
     tokenizer = Tokenizer(models.BPE())
@@ -126,6 +130,10 @@ def build_model(vocabulary: int) -> LlavaForConditionalGeneration:
         tie_word_embeddings=False,
     )
     model = LlavaForConditionalGeneration(config)
+    # The default (0.02) drowns beside the patches' values, and where things are is most of what a flag is.
+    for name, weight in model.named_parameters():
+        if name.endswith("position_embedding.weight"):
+            torch.nn.init.normal_(weight, std=0.3)
     generation = model.generation_config
     generation.bos_token_id, generation.eos_token_id, generation.pad_token_id = None, EOS, PAD
     generation.max_new_tokens, generation.do_sample = 128, False
@@ -138,7 +146,9 @@ def prompt_text(processor: LlavaProcessor) -> str:
 
 
 def batches(processor: LlavaProcessor, seed: int) -> Iterator[dict[str, torch.Tensor]]:
-    """Endless fresh flags. pixel_values (B, 3, 64, 64); input_ids, attention_mask, labels (B, tokens), -100 off the caption."""
+    """Endless fresh flags. pixel_values (B, 3, 64, 64); input_ids, attention_mask, labels (B, tokens), -100
+    off the caption.
+    """
     tokenizer = processor.tokenizer
     slots = "<image>" * (IMAGE_SIZE // PATCH) ** 2
     prompt = tokenizer.encode(prompt_text(processor).replace("<image>", slots))
@@ -167,7 +177,9 @@ def rate(progress: float) -> float:
 
 
 def train(model: LlavaForConditionalGeneration, processor: LlavaProcessor, minutes: float, seed: int) -> None:
-    """Run for `minutes` of wall time; the schedule follows the clock, so a faster machine learns more, not differently."""
+    """Run for `minutes` of wall time; the schedule follows the clock, so a faster machine learns more, not
+    differently.
+    """
     decayed = [weight for weight in model.parameters() if weight.ndim >= 2]
     plain = [weight for weight in model.parameters() if weight.ndim < 2]
     groups = [{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}]
@@ -191,7 +203,9 @@ def train(model: LlavaForConditionalGeneration, processor: LlavaProcessor, minut
 
 
 def save(model: LlavaForConditionalGeneration, processor: LlavaProcessor, out: Path) -> None:
-    """Write an fp16 checkpoint whose vision keys read `vision_tower.vision_model.`, as vLLM wants and transformers accepts."""
+    """Write an fp16 checkpoint whose vision keys read `vision_tower.vision_model.`, as vLLM wants and
+    transformers accepts.
+    """
     model.half().save_pretrained(out)
     processor.save_pretrained(out)
     processor.image_processor.save_pretrained(out)  # preprocessor_config.json, which older loaders ask for
@@ -205,7 +219,9 @@ def save(model: LlavaForConditionalGeneration, processor: LlavaProcessor, out: P
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("out", type=Path)
     parser.add_argument("--minutes", type=float, default=15)
     parser.add_argument("--threads", type=int, default=1)

@@ -3,15 +3,16 @@
     python -m recap.evaluate.captioner CAPTIONS --truth recap/demo/flags_truth.csv --split heldout
     python -m recap.evaluate.captioner --model recap/demo/captioner [--json]
 
-CAPTIONS is a directory of column parquet files (key, status, caption; searched recursively); --model captions the shipped
-flags with a checkpoint instead. A flag without a caption counts as wrong everywhere.
+CAPTIONS is a directory of column parquet files (key, status, caption; searched recursively); --model captions
+the shipped flags with a checkpoint instead. A flag without a caption counts as wrong everywhere.
 
-colours      exact set, shades forgiven: every colour over 8 % of the area is named and none under 1 % is named.
-layout       the layout class is right ("other" in the truth can not be got right).
+colours      exact set, shades forgiven: every colour over 8 % of the area is named and none under 1 % is
+named. layout       the layout class is right ("other" in the truth can not be got right).
 band order   of flags whose bands are counted: all band colours, in order.
 all          colours, layout and (where counted) band order.
 
-Each share stands with its 95 % Wilson interval and beside what the best constant caption would reach (majority).
+Each share stands with its 95 % Wilson interval and beside what the best constant caption reaches
+(majority).
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from recap.demo import FLAGS, FLAGS_TRUTH
-from recap.worlds.flags import COLOURS, parse
+from recap.worlds.flag_captions import parse
+from recap.worlds.flag_scenes import COLOURS
 
 NAMED_OVER = 0.08
 UNNAMED_UNDER = 0.01
@@ -151,11 +153,13 @@ def _best_constant_colours(truths: Sequence[Truth]) -> float:
 
 
 def _best_constant_facts(truths: Sequence[Truth]) -> float:
-    """The share that the best single caption gets right in everything; candidates are the flags' own facts."""
+    """The share that the best single caption gets right in everything; candidates: the flags' own facts."""
 
     def hits(claim: Truth) -> int:
         return sum(
-            truth.colours_right(claim.large) and truth.layout == claim.layout and truth.bands in ((), claim.bands)
+            truth.colours_right(claim.large)
+            and truth.layout == claim.layout
+            and truth.bands in ((), claim.bands)
             for truth in truths
         )
 
@@ -168,7 +172,7 @@ def _most_common(answers: Sequence[object]) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Scores of a set of captions; per_colour: colour -> named rightly, named, must be named, of these named."""
+    """Scores of captions; per_colour: colour -> (named rightly, named, to be named, of these named)."""
 
     flags: int
     missing: int
@@ -177,7 +181,7 @@ class Report:
 
 
 def score(truths: Sequence[Truth], captions: Mapping[str, str]) -> Report:
-    """Judge captions by the facts that `worlds.flags.parse` finds in them."""
+    """Judge captions by the facts that `worlds.flag_captions.parse` finds in them."""
     claims = {truth.key: parse(captions.get(truth.key, "")) for truth in truths}
     colours = [truth.colours_right(claims[truth.key].colours) for truth in truths]
     layouts = [truth.layout == claims[truth.key].layout for truth in truths]
@@ -204,7 +208,8 @@ def score(truths: Sequence[Truth], captions: Mapping[str, str]) -> Report:
 
 def as_json(report: Report) -> str:
     shares = {
-        name: {**asdict(share), "value": share.value, "interval": share.interval} for name, share in report.shares.items()
+        name: {**asdict(share), "value": share.value, "interval": share.interval}
+        for name, share in report.shares.items()
     }
     colours = {
         colour: {
@@ -215,7 +220,9 @@ def as_json(report: Report) -> str:
         }
         for colour, (right, named, large, found) in report.per_colour.items()
     }
-    return json.dumps({"flags": report.flags, "missing": report.missing, "shares": shares, "colours": colours}, indent=1)
+    return json.dumps(
+        {"flags": report.flags, "missing": report.missing, "shares": shares, "colours": colours}, indent=1
+    )
 
 
 def as_table(report: Report) -> str:
@@ -225,7 +232,9 @@ def as_table(report: Report) -> str:
     for name, share in report.shares.items():
         low, high = share.interval
         count = f"{share.right}/{share.total}"
-        lines.append(f"{name:12}{count:>10}{share.value:8.1%}   {low:5.1%} - {high:5.1%}   {share.majority:8.1%}")
+        lines.append(
+            f"{name:12}{count:>10}{share.value:8.1%}   {low:5.1%} - {high:5.1%}   {share.majority:8.1%}"
+        )
     lines += ["", f"{'colour':12}{'precision':>24}{'recall':>28}"]
     for colour, (right, named, large, found) in report.per_colour.items():
         lines.append(f"{colour:12}{_with_interval(right, named):>28}{_with_interval(found, large):>28}")
@@ -240,13 +249,17 @@ def _with_interval(right: int, total: int) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("captions", type=Path, nargs="?", help="directory of column parquet files")
     parser.add_argument("--model", type=Path, help="caption the shipped flags with this checkpoint instead")
     parser.add_argument("--truth", type=Path, default=FLAGS_TRUTH)
     parser.add_argument("--split", choices=["heldout", "train", "all"], default="heldout")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--show", action="store_true", help="print each caption and what is wrong with it first")
+    parser.add_argument(
+        "--show", action="store_true", help="print each caption and what is wrong with it first"
+    )
     arguments = parser.parse_args()
     if (arguments.captions is None) == (arguments.model is None):
         parser.error("give CAPTIONS or --model, one of them")

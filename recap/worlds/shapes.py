@@ -1,9 +1,9 @@
-"""The shapes world: pictures of coloured shapes whose truth is known exactly, with captions, noisy alt-texts, boxes, an oracle.
+"""The shapes world: coloured shapes whose truth is known, with captions, noisy alt-texts, boxes, an oracle.
 
-    python -m recap.worlds.shapes OUT --shards 4 --samples 500 --seed 0 [--size 96] [--mismatch 0.3] [--detail detailed]
+    python -m recap.worlds.shapes OUT --shards 4 --samples 500 --seed 0 [--size 96] [--mismatch 0.3]
 
-A picture holds one to three groups; a group is `count` shapes of one colour, kind and size at one of nine places. Nothing
-in here looks like a photo: what is measured on it holds for it alone.
+A picture holds one to three groups; a group is `count` shapes of one colour, kind and size at one of nine
+places. Nothing in here looks like a photo: what is measured on it holds for it alone.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ PLACES = {
     for y, down in ((1 / 6, "top"), (1 / 2, "middle"), (5 / 6, "bottom"))
     for x, across in ((1 / 6, "left"), (1 / 2, "center"), (5 / 6, "right"))
 }
-"""Name -> centre of the cell (shares of the side): "top left", "top center", ... "center left", "center", ..."""
+"""Name ("top left", "center", ...) -> centre of the cell, shares of the side."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,10 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One stated fact and what is true. `truth` is None where the caption speaks of a group that is not there."""
+    """One stated fact and what is true.
+
+    `truth` is None where the caption speaks of a group that is not there.
+    """
 
     fact: str
     said: str
@@ -125,7 +128,9 @@ class Judgement:
 
 
 def new_scene(rng: random.Random) -> Scene:
-    """One to three groups at different places; no two share both colour and kind, so captions are unambiguous."""
+    """One to three groups at different places; no two share both colour and kind, so captions are
+    unambiguous.
+    """
     places = rng.sample(list(PLACES), rng.choice([1, 2, 2, 3]))
     looks: list[tuple[str, str]] = []
     while len(looks) < len(places):
@@ -188,7 +193,18 @@ def _draw_shape(pen: ImageDraw.ImageDraw, kind: str, box: Box, fill: tuple[int, 
         pen.rectangle([*at([(0.34, 0)]), *at([(0.66, 1)])], fill=fill)
         pen.rectangle([*at([(0, 0.34)]), *at([(1, 0.66)])], fill=fill)
     else:
-        star = [(0.5, 0), (0.62, 0.37), (1, 0.38), (0.7, 0.62), (0.81, 1), (0.5, 0.77), (0.19, 1), (0.3, 0.62), (0, 0.38), (0.38, 0.37)]
+        star = [
+            (0.5, 0),
+            (0.62, 0.37),
+            (1, 0.38),
+            (0.7, 0.62),
+            (0.81, 1),
+            (0.5, 0.77),
+            (0.19, 1),
+            (0.3, 0.62),
+            (0, 0.38),
+            (0.38, 0.37),
+        ]
         pen.polygon(at(star), fill=fill)
 
 
@@ -208,7 +224,10 @@ def _named(group: Group, *, size: bool) -> str:
 
 
 def caption(scene: Scene, detail: str = "detailed") -> str:
-    """ "short": counts, colours and kinds in one phrase. "detailed": size and place too, and the background."""
+    """ "short": counts, colours and kinds in one phrase.
+
+    "detailed": size and place too, and the background.
+    """
     if detail == "short":
         return " and ".join(_named(group, size=False) for group in scene.groups)
     if detail != "detailed":
@@ -216,7 +235,9 @@ def caption(scene: Scene, detail: str = "detailed") -> str:
     sentences = []
     for group in scene.groups:
         phrase = _named(group, size=True)
-        sentences.append(f"{phrase[0].upper()}{phrase[1:]} {'is' if group.count == 1 else 'are'} in the {group.place}.")
+        sentences.append(
+            f"{phrase[0].upper()}{phrase[1:]} {'is' if group.count == 1 else 'are'} in the {group.place}."
+        )
     sentences.append(f"The background is {scene.background}.")
     return " ".join(sentences)
 
@@ -254,7 +275,10 @@ _SINGULAR = {plural(kind): kind for kind in KINDS}
 
 
 def parse(text: str) -> list[Claim]:
-    """The groups a caption speaks of. Exact on `caption`; on other texts, what of them follows the same words."""
+    """The groups a caption speaks of.
+
+    Exact on `caption`; on other texts, what of them follows the same words.
+    """
     claims = []
     for match in _CLAIM.finditer(text):
         found = {name: value.lower() if value else None for name, value in match.groupdict().items()}
@@ -266,15 +290,23 @@ def parse(text: str) -> list[Claim]:
 
 def _verdicts(claim: Claim, group: Group | None) -> list[Verdict]:
     said = {name: value for name, value in asdict(claim).items() if value is not None}
-    return [Verdict(name, str(value), None if group is None else str(getattr(group, name))) for name, value in said.items()]
+    return [
+        Verdict(name, str(value), None if group is None else str(getattr(group, name)))
+        for name, value in said.items()
+    ]
 
 
 def judge(text: str, scene: Scene) -> Judgement:
-    """Which stated facts are right. Claims are paired with groups in the way that makes the fewest facts wrong."""
+    """Which stated facts are right.
+
+    Claims are paired with groups in the way that makes the fewest facts wrong.
+    """
     claims = parse(text)
     slots: list[int | None] = [*range(len(scene.groups)), *[None] * len(claims)]
     best: tuple[int, list[Verdict], list[Group]] | None = None
-    for pairing in set(permutations(slots, len(claims))) if len(claims) <= 4 else [tuple(slots[: len(claims)])]:
+    for pairing in (
+        set(permutations(slots, len(claims))) if len(claims) <= 4 else [tuple(slots[: len(claims)])]
+    ):
         verdicts = [
             verdict
             for claim, index in zip(claims, pairing, strict=True)
@@ -282,7 +314,11 @@ def judge(text: str, scene: Scene) -> Judgement:
         ]
         wrong = sum(not verdict.right for verdict in verdicts)
         if best is None or wrong < best[0]:
-            best = wrong, verdicts, [group for index, group in enumerate(scene.groups) if index not in pairing]
+            best = (
+                wrong,
+                verdicts,
+                [group for index, group in enumerate(scene.groups) if index not in pairing],
+            )
     assert best is not None
     ground = re.search(r"background is (\w+)", text, re.IGNORECASE)
     background = [Verdict("background", ground[1].lower(), scene.background)] if ground else []
@@ -303,7 +339,9 @@ class Sample:
     mismatched: bool
 
 
-def sample(seed: int, index: int, *, side: int = 96, mismatch: float = 0.3, detail: str = "detailed") -> Sample:
+def sample(
+    seed: int, index: int, *, side: int = 96, mismatch: float = 0.3, detail: str = "detailed"
+) -> Sample:
     """The index-th sample of a seed, independent of every other."""
     rng = random.Random(f"shapes/{seed}/{index}")
     scene = new_scene(rng)
@@ -327,11 +365,22 @@ def files(made: Sample) -> dict[str, bytes]:
         "caption": made.caption,
         "mismatched": made.mismatched,
     }
-    return {"png": buffer.getvalue(), "txt": made.alt.encode(), "json": json.dumps(about, sort_keys=True).encode()}
+    return {
+        "png": buffer.getvalue(),
+        "txt": made.alt.encode(),
+        "json": json.dumps(about, sort_keys=True).encode(),
+    }
 
 
 def write_shard(
-    path: Path, seed: int, first: int, samples: int, *, side: int = 96, mismatch: float = 0.3, detail: str = "detailed"
+    path: Path,
+    seed: int,
+    first: int,
+    samples: int,
+    *,
+    side: int = 96,
+    mismatch: float = 0.3,
+    detail: str = "detailed",
 ) -> None:
     """One webdataset tar of samples first .. first+samples-1; the same arguments give the same bytes."""
     made = (
@@ -343,14 +392,20 @@ def write_shard(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("out", type=Path)
     parser.add_argument("--shards", type=int, default=1)
     parser.add_argument("--samples", type=int, default=500, help="per shard")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--size", type=int, default=96, help="side of the pictures in pixels")
-    parser.add_argument("--mismatch", type=float, default=0.3, help="share of alt-texts that tell of another picture")
-    parser.add_argument("--detail", choices=["short", "detailed"], default="detailed", help="of the caption in the json")
+    parser.add_argument(
+        "--mismatch", type=float, default=0.3, help="share of alt-texts that tell of another picture"
+    )
+    parser.add_argument(
+        "--detail", choices=["short", "detailed"], default="detailed", help="of the caption in the json"
+    )
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     for shard in range(arguments.shards):

@@ -1,0 +1,184 @@
+"""The generated worlds: deterministic by seed, captions true, and an oracle that catches every wrong fact."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recap.worlds import flags, shapes
+from recap.worlds.flag_captions import parse
+from recap.worlds.flag_scenes import LAYOUTS, SHADES
+
+
+def test_the_reader_of_flag_captions_is_exact_on_the_grammar() -> None:
+    layouts = set()
+    for index in range(600):
+        scene, _, caption = flags.sample(seed=5, index=index)
+        facts = parse(caption)
+        assert facts.layout == scene.layout, caption
+        if scene.layout in ("horizontal", "vertical"):
+            assert facts.bands == tuple(SHADES.get(band, band) for band in scene.bands), caption
+        layouts.add(scene.layout)
+    assert layouts == set(LAYOUTS)
+
+
+@pytest.mark.parametrize(
+    ("text", "layout", "bands"),
+    [
+        (
+            "three equal horizontal bands of red (top), white, and sky blue",
+            "horizontal",
+            ("red", "white", "blue"),
+        ),
+        (
+            "three equal vertical bands of green (hoist side), gold, and red",
+            "vertical",
+            ("green", "yellow", "red"),
+        ),
+        ("red with a white cross that extends to the edges of the flag", "cross", ()),
+        ("blue with the flag of the UK in the upper hoist-side quadrant", "canton", ()),
+        (
+            "two horizontal bands of red (top) and black with a blue triangle based on the hoist side",
+            "triangle",
+            (),
+        ),
+        ("red with a green pentacle in the center of the flag", "field", ()),
+        ("", "", ()),
+    ],
+)
+def test_the_reader_understands_human_texts(text: str, layout: str, bands: tuple[str, ...]) -> None:
+    facts = parse(text)
+    assert (facts.layout, facts.bands) == (layout, bands)
+
+
+def test_flag_captions_grow_with_the_flag() -> None:
+    lengths = sorted(len(flags.sample(seed=6, index=index)[2].split()) for index in range(300))
+    assert lengths[270] / lengths[30] >= 2
+
+
+def test_colours_told_are_colours_drawn() -> None:
+    """A plain band flag shows, at the middle of each band, the colour the caption names there."""
+    from recap.demo.build_truth import COLOURS, colour_names
+
+    checked = 0
+    for index in range(300):
+        scene, picture, caption = flags.sample(seed=7, index=index)
+        if scene.layout != "horizontal" or scene.charges or scene.edging:
+            continue
+        names = colour_names(np.asarray(picture))
+        position = 0.0
+        for band, width in zip(parse(caption).bands, scene.widths, strict=True):
+            row = int((position + width / 2) * picture.height)
+            assert COLOURS[names[row, picture.width // 2]] == band, caption
+            position += width
+        checked += 1
+    assert checked > 20
+
+
+@pytest.mark.parametrize("world", ["flags", "shapes"])
+def test_shards_are_the_same_bytes_for_the_same_seed(world: str, tmp_path: Path) -> None:
+    for name, seed in (("one", "3"), ("two", "3"), ("other", "4")):
+        command = [sys.executable, "-m", f"recap.worlds.{world}", str(tmp_path / name)]
+        subprocess.run([*command, "--shards", "2", "--samples", "5", "--seed", seed], check=True)
+    for shard in ("00000.tar", "00001.tar"):
+        one, two, other = ((tmp_path / name / shard).read_bytes() for name in ("one", "two", "other"))
+        assert one == two != other
+    with tarfile.open(tmp_path / "one" / "00001.tar") as tar:
+        assert tar.getnames()[:4] == ["00000005.png", "00000005.txt", "00000005.json", "00000006.png"]
+
+
+@pytest.mark.parametrize("detail", ["short", "detailed"])
+def test_the_oracle_is_exact_on_its_own_captions(detail: str) -> None:
+    for index in range(400):
+        scene = shapes.sample(seed=1, index=index).scene
+        judgement = shapes.judge(shapes.caption(scene, detail), scene)
+        assert judgement.complete
+        facts = {verdict.fact for verdict in judgement.verdicts}
+        assert facts == {"count", "colour", "kind"} | (
+            {"size", "place", "background"} if detail == "detailed" else set()
+        )
+
+
+WRONG: dict[str, list] = {
+    "count": [1, 2, 3],
+    "size": list(shapes.SIZES),
+    "colour": list(shapes.COLOURS),
+    "kind": list(shapes.KINDS),
+    "place": list(shapes.PLACES),
+}
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    index=st.integers(0, 10**6),
+    which=st.integers(0, 2),
+    fact=st.sampled_from(sorted(WRONG)),
+    other=st.integers(0, 7),
+)
+def test_the_oracle_finds_any_one_wrong_fact(index: int, which: int, fact: str, other: int) -> None:
+    scene = shapes.new_scene(random.Random(index))
+    group = scene.groups[which % len(scene.groups)]
+    values = [value for value in WRONG[fact] if value != getattr(group, fact)]
+    changed = dataclasses.replace(group, **{fact: values[other % len(values)]})
+    groups = tuple(changed if one is group else one for one in scene.groups)
+    text = shapes.caption(dataclasses.replace(scene, groups=groups))
+    judgement = shapes.judge(text, scene)
+    assert [(verdict.fact, verdict.said, verdict.truth) for verdict in judgement.wrong] == [
+        (fact, str(getattr(changed, fact)), str(getattr(group, fact)))
+    ]
+
+
+def test_the_oracle_sees_what_is_left_out_and_what_is_invented() -> None:
+    scene = shapes.Scene(
+        "white",
+        (
+            shapes.Group(1, "large", "red", "circle", "top left"),
+            shapes.Group(2, "small", "blue", "star", "center"),
+        ),
+    )
+    partial = shapes.judge("a large red circle", scene)
+    assert partial.correct and not partial.complete
+    assert partial.unsaid == (scene.groups[1],)
+    invented = shapes.judge("a red circle and two blue stars and a green cross", scene)
+    assert {(verdict.said, verdict.truth) for verdict in invented.wrong} == {
+        ("1", None),
+        ("green", None),
+        ("cross", None),
+    }
+    assert not shapes.judge("nothing to see", scene).correct
+
+
+def test_boxes_enclose_the_shapes_exactly() -> None:
+    for index in range(60):
+        made = shapes.sample(seed=2, index=index)
+        pixels = np.asarray(made.image).astype(int)
+        covered = (pixels != shapes.BACKGROUNDS[made.scene.background]).any(-1)
+        inside = np.zeros_like(covered)
+        for box in shapes.boxes(made.scene, made.image.width):
+            area = covered[box.top : box.bottom, box.left : box.right]
+            assert area[0].any() and area[-1].any() and area[:, 0].any() and area[:, -1].any()
+            inside[box.top : box.bottom, box.left : box.right] = True
+        assert not (covered & ~inside).any()
+
+
+def test_the_share_of_mismatched_texts_is_as_asked(tmp_path: Path) -> None:
+    shapes.write_shard(tmp_path / "noisy.tar", seed=0, first=0, samples=800, mismatch=0.25, side=48)
+    wrong = 0
+    with tarfile.open(tmp_path / "noisy.tar") as tar:
+        for member in tar.getmembers():
+            file = tar.extractfile(member)
+            if member.name.endswith(".json") and file:
+                about = json.loads(file.read())
+                wrong += about["mismatched"]
+                assert shapes.judge(about["caption"], shapes.scene_from_json(about)).complete
+    assert 0.2 < wrong / 800 < 0.3  # 3.3 standard deviations
