@@ -118,7 +118,7 @@ def identity(config: Config, operator: Operator) -> str:
     Fields at their default are left out, so that a field that is added later changes no hash.
     """
     content = {"config": config.semantic(), "version": type(operator).version, "made_with": operator.identity()}
-    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=dataclasses.asdict)
     return hashlib.sha256(canonical.encode()).hexdigest()[:8]
 
 
@@ -204,9 +204,13 @@ def _cluster(value: Any, source: Path) -> dict[str, Any]:
 
 
 def _parse_value(text: str) -> Any:
-    """A command-line value, read as YAML where it is YAML; brace patterns such as {0..9}.tar stay text."""
+    """A command-line value, read as YAML where it is YAML; brace patterns such as {0..9}.tar stay text, in lists too."""
+    if ".." in text:
+        if text.startswith("[") and text.endswith("]"):
+            return [part.strip() for part in re.split(r",(?![^{]*\})", text[1:-1])]
+        return text
     try:
-        return text if ".." in text else _yaml(text)
+        return _yaml(text)
     except yaml.YAMLError:
         return text
 
@@ -248,6 +252,8 @@ def _check_keys(schema: type, values: dict[str, Any], source: str, prefix: str) 
         inner = _dataclass_in(hints[key])
         if inner and isinstance(value, dict):
             _check_keys(inner, value, source, f"{prefix}{key}.")
+        elif typing.get_origin(hints[key]) is list and isinstance(value, str):
+            values[key] = [value]  # one pattern is a list of one
 
 
 def _dataclass_in(hint: Any) -> type | None:

@@ -1,0 +1,1 @@
+"""Captioning as a map job: the operator that hpc runs over the shards."""

@@ -1,0 +1,203 @@
+"""The captioning operator: webdataset tars in, one column of captions out. Torch-free until `setup`."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import fsspec
+import pyarrow as pa
+
+from hpc.errors import ShardError, UserError
+from hpc.operator import FAILED, OK, SKIPPED, Column, Damage, Item, Row, Shard
+from recap.data.inputs import DataConfig, absolute, list_shards
+from recap.data.tars import Sample, read_samples
+from recap.engine import Caption, CaptionerConfig, Engine, Request, check, load_engine
+from recap.engine.identity import captioner_identity, model_folder
+from recap.engine.lint import lint
+
+_ALTERNATIVE = pa.struct(
+    [("format", pa.string()), ("caption", pa.string()), ("tokens", pa.int32()), ("finish", pa.string())]
+)
+
+FIELDS: list[tuple[str, pa.DataType]] = [
+    ("sha256", pa.string()),  # of the image file's bytes, null where there is no image
+    ("text", pa.string()),  # the original text
+    ("caption", pa.string()),
+    ("tokens", pa.int32()),  # generated, the end token not counted
+    ("finish", pa.string()),  # stop | length
+    ("format", pa.string()),  # name of the prompt format, null where there is one prompt
+    ("lint", pa.list_(pa.string())),  # names of what looks wrong with the caption
+    ("alternatives", pa.list_(_ALTERNATIVE)),  # the other formats' captions (captioner.formats: all)
+]
+
+
+@dataclass
+class CaptionConfig:
+    """Config keys of a captioning job."""
+
+    column: str = field(default="recap", metadata={"help": "name of the column that is made"})
+    data: DataConfig = field(default_factory=DataConfig)
+    captioner: CaptionerConfig = field(default_factory=CaptionerConfig)
+
+    def __post_init__(self) -> None:
+        """Paths become absolute: a rerun may be typed in another folder."""
+        if Path(self.captioner.model).is_dir() and self.captioner.model:
+            self.captioner.model = os.path.abspath(self.captioner.model)
+        self.data.shards = [absolute(pattern) for pattern in self.data.shards]
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One sample as read from its tar. `note` is what is odd but does not prevent a caption, `reason` what does."""
+
+    image: bytes
+    sha256: str | None
+    text: str | None
+    note: str = ""
+    reason: str = ""
+
+
+class CaptionOperator:
+    """See hpc.operator.Operator."""
+
+    Config: ClassVar[type] = CaptionConfig
+    version: ClassVar[int] = 1
+
+    def __init__(self, config: CaptionConfig) -> None:
+        self.config = config
+        try:
+            check(config.captioner)
+        except ValueError as error:
+            raise UserError(f"config: {error}") from error
+        self._engine: Engine | None = None
+        self._flying: dict[int, Item] = {}
+        self._finished: list[Row] = []
+        self._number = 0
+
+    # --- what a login node asks ---------------------------------------------------------------
+
+    def plan(self) -> list[Shard]:
+        return list_shards(self.config.data)
+
+    def identity(self) -> dict[str, Any]:
+        try:
+            return captioner_identity(self.config.captioner)
+        except FileNotFoundError as error:
+            raise UserError(f"config: {error}") from error
+
+    def describe(self) -> list[tuple[str, str]]:
+        captioner = self.config.captioner
+        asked = f"{len(captioner.prompts)} prompt formats" if captioner.prompts else f'prompt "{captioner.prompt}"'
+        lines = [
+            ("captioner", f"{captioner.model or captioner.endpoint} · {captioner.backend} · {captioner.precision}"),
+            ("", f"{asked} · {captioner.decoding}, {captioner.max_tokens} tokens"),
+        ]
+        return lines
+
+    def column(self) -> Column:
+        return Column(self.config.column, FIELDS)
+
+    # --- what an engine process asks ----------------------------------------------------------
+
+    def setup(self, device: str) -> None:
+        self._engine = load_engine(self.config.captioner, device)
+
+    def read(self, shard: Shard) -> Iterator[Item | Damage]:
+        index = 0
+        with fsspec.open(shard.uri, "rb") as file:
+            _check_unchanged(shard)
+            for found in read_samples(file):
+                if isinstance(found, Damage):
+                    yield found
+                    return
+                yield Item(shard.id, index, found.key, self._picture(found))
+                index += 1
+        if shard.expected is not None and index != shard.expected:
+            yield Damage("tar: fewer samples than expected", f"expected {shard.expected:,}, read {index:,}")
+
+    def _picture(self, sample: Sample) -> Picture:
+        data = self.config.data
+        image = next((sample.members[e] for e in data.image if e in sample.members), None)
+        text, note = _decode_text(sample.members.get(data.text))
+        if sample.problems:
+            return Picture(b"", None, text, reason=sample.problems[0])
+        if image is None:
+            return Picture(b"", None, text, reason="image: missing")
+        return Picture(image, hashlib.sha256(image).hexdigest(), text, note)
+
+    def want(self) -> int:
+        return self._running().want()
+
+    def put(self, item: Item) -> None:
+        picture: Picture = item.payload
+        if picture.reason:
+            self._finished.append(self._row(item, SKIPPED, picture.reason))
+            return
+        self._number += 1
+        self._flying[self._number] = item
+        self._running().put(Request(self._number, picture.image, picture.text or "", item.key))
+
+    def poll(self, timeout: float) -> list[Row]:
+        rows, self._finished = self._finished, []
+        if self._flying:
+            captions = self._running().poll(0.0 if rows else timeout)
+            rows += [self._captioned(self._flying.pop(c.id), c) for c in captions]
+        return rows
+
+    def refuse(self, item: Item, status: str, reason: str) -> Row:
+        return self._row(item, status, reason)
+
+    def close(self) -> None:
+        if self._engine is not None:
+            self._engine.close()
+
+    def _running(self) -> Engine:
+        assert self._engine is not None, "setup() comes first"
+        return self._engine
+
+    # --- rows ---------------------------------------------------------------------------------
+
+    def _captioned(self, item: Item, caption: Caption) -> Row:
+        """An image that cannot be decoded is skipped; an engine that fails on a good one is a failure."""
+        if caption.reason:
+            status = SKIPPED if caption.reason.startswith(("image:", "text:")) and not caption.transient else FAILED
+            return self._row(item, status, caption.reason, caption.detail, transient=caption.transient)
+        return self._row(
+            item, OK, item.payload.note, caption=caption.text, tokens=caption.tokens, finish=caption.finish,
+            format=caption.format or None, lint=lint(caption.text, self._prompt(caption.format), caption.finish) or None,
+            alternatives=[
+                {"format": a.format, "caption": a.text, "tokens": a.tokens, "finish": a.finish}
+                for a in caption.alternatives
+            ] or None,
+        )  # fmt: skip
+
+    def _prompt(self, name: str) -> str:
+        captioner = self.config.captioner
+        return captioner.prompts[name].text if name in captioner.prompts else captioner.prompt
+
+    def _row(
+        self, item: Item, status: str, reason: str, detail: str = "", transient: bool = False, **values: Any
+    ) -> Row:
+        picture: Picture = item.payload
+        values |= {"sha256": picture.sha256, "text": picture.text}
+        return Row(item.shard, item.index, item.key, status, reason, detail, transient, values)
+
+
+def _check_unchanged(shard: Shard) -> None:
+    if "://" not in shard.uri and (size := Path(shard.uri).stat().st_size) != shard.bytes:
+        raise ShardError("input: changed since the plan", f"{shard.uri} had {shard.bytes:,} bytes, now {size:,}")
+
+
+def _decode_text(data: bytes | None) -> tuple[str | None, str]:
+    """(the text, what is odd about it)."""
+    if data is None:
+        return None, "text: missing"
+    try:
+        return data.decode("utf-8"), ""
+    except UnicodeDecodeError:
+        return data.decode("utf-8", "replace"), "text: not UTF-8 (kept as replaced)"
