@@ -16,10 +16,11 @@ from PIL import Image
 
 from recap.demo import CAPTIONER, DESCRIPTIONS, FLAGS, FLAGS_TRUTH
 from recap.demo.build_flags import Flag as BuiltFlag
-from recap.demo.build_flags import visual_part, write_descriptions, write_tar
+from recap.demo.build_flags import visual_part, write_descriptions
 from recap.demo.build_truth import colour_shares, layouts, pictures, split
 from recap.evaluate.captioner import read_truth
 from recap.worlds.flag_captions import layout_in
+from recap.worlds.tars import write_tar
 
 SHARDS = sorted(FLAGS.glob("*.tar"))
 

@@ -15,17 +15,16 @@ import hashlib
 import io
 import json
 import re
-import tarfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
 from recap.demo import DESCRIPTIONS, FLAGS
+from recap.worlds.tars import write_tar
 
 WIDTH = 128
 SAMPLES_PER_SHARD = 32
@@ -145,17 +144,6 @@ def members(flag: Flag) -> dict[str, bytes]:
         "txt": f"Flag of {flag.name}".encode(),
         "json": json.dumps(about, ensure_ascii=False, sort_keys=True).encode(),
     }
-
-
-def write_tar(file: BinaryIO, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> None:
-    """Pack (key, {extension: bytes}) as a webdataset tar whose bytes depend on nothing else."""
-    with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for key, files in samples:
-            for extension, data in files.items():
-                info = tarfile.TarInfo(f"{key}.{extension}")
-                info.size = len(data)
-                info.mode = 0o644
-                tar.addfile(info, io.BytesIO(data))
 
 
 def write_descriptions(path: Path, flags: Sequence[Flag]) -> None:

@@ -20,10 +20,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from recap.demo.build_flags import write_tar
 from recap.worlds.flag_captions import describe, parse
 from recap.worlds.flag_drawing import draw
 from recap.worlds.flag_scenes import Scene, new_scene
+from recap.worlds.tars import write_tar
 
 
 def sample(seed: int, index: int) -> tuple[Scene, Image.Image, str]:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from recap.demo.build_flags import write_tar
+from recap.worlds.tars import write_tar
 
 COLOURS = {
     "red": (220, 30, 40),
