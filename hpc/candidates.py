@@ -139,7 +139,7 @@ class Candidates:
 def _chunks(total: int, slot: int, slots: int) -> list[tuple[int, int, bool]]:
     """(start, stop, backwards) in the order of work: home forwards, then the other slots' ranges from their ends,
     where their owners come last."""
-    order = []
+    order: list[tuple[int, int, bool]] = []
     for step in range(slots):
         other = (slot + step) % slots
         start, stop = other * total // slots, (other + 1) * total // slots

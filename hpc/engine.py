@@ -284,10 +284,10 @@ class Engine:
             try:
                 # With nothing in flight there is nothing to poll: wait for the reader instead of spinning.
                 wait = 0.2 if self.reader.open and not self.inflight.items else 0.0
-                task, item = self.reader.out.get(block=wait > 0, timeout=wait or None)
+                delivered = self.reader.out.get(block=wait > 0, timeout=wait or None)
             except queue.Empty:
                 return
-            self.receive(task, item)
+            self.receive(*delivered)
 
     def receive(self, task: Task, item: Item | Damage | BaseException | None) -> None:
         if isinstance(item, Item):

@@ -15,7 +15,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import fsspec
-from braceexpand import UnbalancedBracesError, braceexpand
+from braceexpand import braceexpand
 
 from hpc.errors import UserError
 from hpc.operator import Shard
@@ -104,7 +104,7 @@ def _from_list(pattern: str) -> list[str]:
 def _expand(pattern: str) -> Iterable[str]:
     try:
         return braceexpand(pattern)
-    except UnbalancedBracesError as error:
+    except ValueError as error:
         raise UserError(f"config: `data.shards`: {pattern}: braces do not match.") from error
 
 
