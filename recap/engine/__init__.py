@@ -25,6 +25,10 @@ def load_engine(config: CaptionerConfig, device: str = "cpu") -> Engine:
         import torch
 
         torch.set_num_threads(config.threads)
+    if config.backend == "native":
+        from recap.engine.native import NativeEngine
+
+        return NativeEngine(config, device)
     from recap.engine import transformers_backend
 
     return transformers_backend.load(config, device)

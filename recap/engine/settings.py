@@ -43,7 +43,7 @@ class CaptionerConfig:
 
     # What makes a caption.
     backend: str = _semantic(
-        "transformers", "native | transformers | vllm | openai (a server that speaks its protocol)"
+        "native", "native | transformers | vllm | openai (a server that speaks its protocol)"
     )
     prompt: str = _semantic(PAPER_PROMPT, "What the model is asked, when `prompts` is empty")
     prompts: dict[str, PromptFormat] = field(

@@ -1,0 +1,313 @@
+"""The device's side of the native engine: images into slots, one decode step for all slots, finished slots out.
+
+Every pass has one fixed shape (n images, B slots), filled up where work is missing. A caption is therefore computed by
+the same kernels on the same shapes whatever its neighbours, its slot and its order, and comes out the same.
+
+    fill:   n images -> vision -> prefill into n free slots -> first tokens
+    step:   one token for every slot; on CUDA one captured graph, whose results the host reads one step late
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from recap.engine.checkpoint import normalise
+from recap.engine.llama import Decoder
+from recap.engine.sampling import Sampler
+from recap.engine.vision import ImageEncoder
+
+Tag = TypeVar("Tag")
+
+
+@dataclass
+class Text(Generic[Tag]):
+    """One caption to write: `tag` is the caller's; `ids` the prompt's tokens with the image's repeated token.
+
+    limit: most tokens to write, the end token included.
+    chances: float32 [max_tokens], what sampling draws with.
+    """
+
+    tag: Tag
+    ids: list[int]
+    limit: int
+    chances: torch.Tensor
+
+
+@dataclass
+class Image(Generic[Tag]):
+    """An image and the captions to write of it: one, or one for each of the generator's `suffixes`."""
+
+    pixels: np.ndarray
+    texts: list[Text[Tag]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Shapes of a generator.
+
+    micro_batch: n, images of a vision and prefill pass.
+    slots: B, captions written at a time.
+    max_tokens: most tokens of a caption.
+    prefix: tokens that every prompt starts with, before the image; their keys and values are computed once.
+    width: longest prompt, prefix and image included.
+    shared: tokens (prefix, image) that the captions of one image share and that are run once for all of them; 0: each
+        image has one caption, whose prompt is run in one pass.
+    texts: captions of an image.
+    """
+
+    micro_batch: int
+    slots: int
+    max_tokens: int
+    prefix: tuple[int, ...]
+    width: int
+    image_token: int
+    eos: tuple[int, ...]
+    shared: int = 0
+    texts: int = 1
+
+    @property
+    def span(self) -> int:
+        """Positions of a slot."""
+        return self.width + self.max_tokens
+
+
+@dataclass
+class _Copy:
+    """The host's view of one step: tensors that the device copies into, and the event after which they are there."""
+
+    active: torch.Tensor
+    counts: torch.Tensor
+    tokens: torch.Tensor
+    round: np.ndarray
+    event: Any = None
+
+
+@dataclass
+class Times:
+    """Passes since the start, for reports: fills, images in them, steps, and slots that were busy in them."""
+
+    fills: int = 0
+    images: int = 0
+    steps: int = 0
+    busy: int = 0
+
+
+class Generator(Generic[Tag]):
+    """A loaded captioner with its slots.
+
+    Args:
+        model: transformers' `LlavaForConditionalGeneration`, on any device; its weights are copied or shared.
+        plan: the shapes.
+        table: float32 [3, 256], see `Checkpoint.table`.
+        image_size: pixels a side.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        plan: Plan,
+        sampler: Sampler,
+        table: torch.Tensor,
+        image_size: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        fp8: bool = False,
+        kv_fp8: bool = False,
+        cuda_graph: bool = True,
+    ) -> None:
+        self.plan, self.sampler, self.device, self.dtype = plan, sampler, device, dtype
+        self.image_size, self.kv_fp8 = image_size, kv_fp8
+        self.graphed = cuda_graph and device.type == "cuda"
+        self.table = table.to(device)
+        self.encoder = ImageEncoder(model, device, dtype)
+        self.decoder = Decoder(model, plan.slots, plan.span, device, dtype, fp8, kv_fp8)
+        self.times = Times()
+        self.reset(plan)
+
+    @torch.inference_mode()
+    def reset(self, plan: Plan) -> None:
+        """Forget all slots and take new shapes (their number may differ, the prompt may not)."""
+        self.plan = plan
+        self._graph: Any = None
+        slots, device = plan.slots, self.device
+        if self.decoder.slots != slots:
+            self.decoder.keys = self.decoder.values = torch.empty(0)  # given back before the new cache is made
+            self.decoder.allocate(slots, self.kv_fp8)
+        # One entry more than there are slots: rows of a fill without a caption go there.
+        self.tokens = torch.zeros(slots + 1, dtype=torch.long, device=device)
+        self.positions = torch.full((slots + 1,), plan.span - 1, dtype=torch.long, device=device)
+        self.counts = torch.zeros(slots + 1, dtype=torch.long, device=device)
+        self.limits = torch.ones(slots + 1, dtype=torch.long, device=device)
+        self.active = torch.zeros(slots + 1, dtype=torch.bool, device=device)
+        self.out = torch.zeros(slots + 1, plan.max_tokens, dtype=torch.int32, device=device)
+        self.chances = torch.zeros(slots + 1, plan.max_tokens, device=device)
+        self.eos = torch.tensor(plan.eos, device=device)
+        self.free = list(range(slots - 1, -1, -1))
+        self.texts: list[Text[Tag] | None] = [None] * slots
+        # A slot's round is counted up when it is filled: copies of an older round say nothing about it.
+        self.rounds = np.zeros(slots, dtype=np.int64)
+        self._copies: list[_Copy] = []
+        self._keep_prefix()
+
+    def busy(self) -> int:
+        """Slots in use."""
+        return self.plan.slots - len(self.free)
+
+    def room(self) -> bool:
+        """Whether a full micro-batch can be filled in now."""
+        return len(self.free) >= self.plan.micro_batch * self.plan.texts
+
+    @torch.inference_mode()
+    def fill(self, images: Sequence[Image[Tag]]) -> None:
+        """Start the captions of up to `micro_batch` images in free slots. Rows without an image repeat the last one."""
+        plan = self.plan
+        rows = [images[min(i, len(images) - 1)] for i in range(plan.micro_batch)]
+        pixels = torch.from_numpy(np.stack([row.pixels for row in rows]))
+        if self.device.type == "cuda":
+            pixels = pixels.pin_memory().to(self.device, non_blocking=True)
+        features = self.encoder(normalise(pixels, self.table, self.dtype))
+        slots = np.full((plan.texts, plan.micro_batch), plan.slots)
+        for i, image in enumerate(images):
+            for j, text in enumerate(image.texts):
+                slots[j, i] = slot = self.free.pop()
+                self.texts[slot] = text
+                self.rounds[slot] += 1
+        start = len(plan.prefix)
+        if plan.shared:
+            self._prefill_shared(features, slots)
+            start = plan.shared
+        for j in range(plan.texts):
+            texts = [row.texts[j] for row in rows]
+            self._prefill_texts(texts, slots[j], start, None if plan.shared else features)
+        self.times.fills += 1
+        self.times.images += len(images)
+
+    @torch.inference_mode()
+    def step(self) -> list[tuple[Tag, list[int]]]:
+        """Advance all slots by a token; the captions known to be finished, as (tag, ids with the end token)."""
+        if self.busy():
+            self.times.steps += 1
+            self.times.busy += self.busy()
+            if self.graphed:
+                self._graph = self._graph or self._capture()
+                self._graph.replay()
+            else:
+                self._advance()
+            self._copies.append(self._copy())
+        # On CUDA the host reads the step before the one it has just queued, and never waits for an idle device.
+        if len(self._copies) > (1 if self.device.type == "cuda" and self.busy() else 0):
+            return self._finished(self._copies.pop(0))
+        return []
+
+    def _advance(self) -> None:
+        """The decode step. In place, with fixed shapes and without synchronising: it is captured."""
+        slots = self.plan.slots
+        logits = self.decoder.step(self.tokens[:slots], self.positions[:slots])
+        active, counts = self.active[:slots], self.counts[:slots]
+        chance = self.chances[:slots].gather(1, counts.clamp(max=self.plan.max_tokens - 1)[:, None]).squeeze(1)
+        chosen = self.sampler.choose(logits, chance)
+        at = counts.clamp(max=self.plan.max_tokens - 1)[:, None]
+        kept = self.out[:slots].gather(1, at)
+        self.out[:slots].scatter_(1, at, torch.where(active[:, None], chosen[:, None].int(), kept))
+        self.tokens[:slots] = torch.where(active, chosen, self.tokens[:slots])
+        self.counts[:slots] += active
+        # Idle slots stay where they are: what they write lies behind the prompt, and a fill overwrites it.
+        self.positions[:slots] += active
+        self.active[:slots] &= ~(self._ends(chosen) | (self.counts[:slots] >= self.limits[:slots]))
+        self.positions.clamp_(max=self.plan.span - 1)
+
+    def _ends(self, tokens: torch.Tensor) -> torch.Tensor:
+        return (tokens[:, None] == self.eos).any(-1)  # torch.isin may synchronise
+
+    def _capture(self) -> Any:
+        """The decode step as one CUDA graph."""
+        state = [self.tokens, self.positions, self.counts, self.limits, self.active, self.out]
+        saved = [tensor.clone() for tensor in state]
+        stream = torch.cuda.Stream(self.device)
+        stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(stream):
+            for _ in range(2):  # kernels are compiled and workspaces allocated outside of the capture
+                self._advance()
+        torch.cuda.current_stream(self.device).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._advance()
+        for tensor, value in zip(state, saved):
+            tensor.copy_(value)
+        return graph
+
+    def _copy(self) -> _Copy:
+        """Start copying what the host must know of this step."""
+        slots = self.plan.slots
+        if self.device.type != "cuda":
+            return _Copy(self.active[:slots], self.counts[:slots], self.out, self.rounds.copy())
+        found = [torch.empty_like(t, device="cpu", pin_memory=True) for t in (self.active, self.counts, self.out)]
+        for target, source in zip(found, (self.active, self.counts, self.out)):
+            target.copy_(source, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+        return _Copy(found[0][:slots], found[1][:slots], found[2], self.rounds.copy(), event)
+
+    def _finished(self, copy: _Copy) -> list[tuple[Tag, list[int]]]:
+        if copy.event is not None:
+            copy.event.synchronize()
+        done = []
+        for slot in (~copy.active).nonzero().flatten().tolist():
+            text = self.texts[slot]
+            if text is None or copy.round[slot] != self.rounds[slot]:
+                continue
+            done.append((text.tag, copy.tokens[slot, : int(copy.counts[slot])].tolist()))
+            self.texts[slot] = None
+            self.free.append(slot)
+        return done
+
+    def _keep_prefix(self) -> None:
+        """Write the shared prefix's keys and values into every slot; no caption ever touches them again."""
+        prefix = self.plan.prefix
+        if not prefix:
+            return
+        x = F.embedding(torch.tensor([prefix], device=self.device), self.decoder.embedding)
+        self.decoder.prefill(x, torch.zeros(1, dtype=torch.long, device=self.device), 0, None)
+        for cache in (self.decoder.keys, self.decoder.values):
+            cache[:, 1:, :, : len(prefix)] = cache[:, :1, :, : len(prefix)]
+
+    def _prefill_shared(self, features: torch.Tensor, slots: np.ndarray) -> None:
+        """Run the image once for all captions of it, and copy its keys and values to their slots."""
+        plan, first = self.plan, torch.from_numpy(slots[0]).to(self.device)
+        start = len(plan.prefix)
+        self.decoder.prefill(features, first, start, None)
+        for row in slots[1:]:
+            other = torch.from_numpy(row).to(self.device)
+            for cache in (self.decoder.keys, self.decoder.values):
+                cache[:, other, :, start : plan.shared] = cache[:, first, :, start : plan.shared]
+
+    def _prefill_texts(
+        self, texts: list[Text[Tag]], slots: np.ndarray, start: int, features: torch.Tensor | None
+    ) -> None:
+        """Run each row's prompt from position `start` on; its first token and all state go to its slot."""
+        plan = self.plan
+        ids = torch.zeros(len(texts), plan.width, dtype=torch.long)
+        for row, text in enumerate(texts):
+            ids[row, : len(text.ids)] = torch.tensor(text.ids)
+        lengths = torch.tensor([len(text.ids) for text in texts])
+        limits = torch.tensor([text.limit for text in texts])
+        chances = torch.stack([text.chances for text in texts])
+        ids, lengths, limits, chances = (t.to(self.device, non_blocking=True) for t in (ids, lengths, limits, chances))
+        at = torch.from_numpy(slots).to(self.device)
+        ids = ids[:, start:]
+        x = F.embedding(ids, self.decoder.embedding)
+        if features is not None:
+            x = x.masked_scatter((ids == plan.image_token)[..., None], features)
+        logits = self.decoder.prefill(x, at, start, lengths - 1)
+        assert logits is not None
+        first = self.sampler.choose(logits, chances[:, 0])
+        self.tokens[at], self.positions[at], self.counts[at] = first, lengths, torch.ones_like(lengths)
+        self.limits[at], self.chances[at] = limits, chances
+        self.out[at, 0] = first.int()
+        self.active[at] = ~(self._ends(first) | (limits <= 1))

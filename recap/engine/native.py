@@ -1,0 +1,303 @@
+"""The native engine: requests in, captions out, around a `Generator`.
+
+    decode processes -> ring of pixels -> micro-batches of images -> generator -> text
+
+The loop, one turn of `poll`: take decoded images; fill free slots when a micro-batch is ready; one step for all slots.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from transformers import AutoModelForImageTextToText
+
+from recap.engine.captions import Pending, make_caption
+from recap.engine.checkpoint import Checkpoint, image_tokens, open_checkpoint
+from recap.engine.decode_pool import DecodePool
+from recap.engine.generator import Generator, Image, Plan, Text
+from recap.engine.interface import Caption, Request
+from recap.engine.prompts import Prompt, PromptBook
+from recap.engine.sampling import Sampler
+from recap.engine.settings import CaptionerConfig
+from recap.engine.transformers_backend import choose_dtype
+
+log = logging.getLogger(__name__)
+
+_MOST_SLOTS = 512  # more bring nothing: decoding is compute-bound long before
+
+
+@dataclass
+class _Job:
+    """What a slot writes: one prompt format of a pending request."""
+
+    pending: Pending
+    prompt: Prompt
+
+
+class NativeEngine:
+    """Captions with this package's own decoder. See `recap.engine.interface.Engine`."""
+
+    def __init__(self, config: CaptionerConfig, device: str) -> None:
+        self.config, self.device = config, torch.device(device)
+        self.checkpoint = open_checkpoint(config)
+        self.book, self.sampler = self.checkpoint.book, Sampler.of(config)
+        self.dtype = choose_dtype(config.precision, self.device)
+        check_precision(config, self.device)
+        model = AutoModelForImageTextToText.from_pretrained(self.checkpoint.folder, dtype=self.dtype).eval()
+        self.generator = self._build(model)
+        del model
+        plan = self.generator.plan
+        self._ring = config.queue or 2 * plan.micro_batch + max(16, 4 * config.decode_workers)
+        self.pool = DecodePool(
+            self.checkpoint.geometry,
+            self._ring,
+            config.decode_workers,
+            config.max_pixels,
+            config.decode == "fast",
+            config.decode_timeout_s,
+        )
+        self._pending: dict[int, Pending] = {}
+        self._ready: deque[tuple[int, int]] = deque()  # (request id, place in the ring)
+        self._last_put = time.monotonic()
+        self.idle_s = 0.0  # time that poll waited for images with nothing in the slots
+
+    def want(self) -> int:
+        return self.pool.room()
+
+    def put(self, request: Request) -> None:
+        if request.id in self._pending:
+            raise ValueError(f"Request id {request.id} is already in flight; ids must be unique.")
+        self.pool.put(request.id, request.image)
+        self._pending[request.id] = Pending(request, self.book.names(request.key))
+        self._last_put = time.monotonic()
+
+    def poll(self, timeout: float) -> list[Caption]:
+        deadline = time.monotonic() + timeout
+        while True:
+            done = self._collect(0.0)
+            try:
+                if self._may_fill():
+                    self._fill()
+                done += [c for job, ids in self.generator.step() if (c := self._finish(job, ids))]
+            except torch.OutOfMemoryError as error:
+                self._shrink(error)
+            now = time.monotonic()
+            if done or now >= deadline:
+                return done
+            if not self.generator.busy() and not self._may_fill():
+                if not self._pending:
+                    return done
+                done = self._collect(min(0.02, deadline - now))
+                self.idle_s += time.monotonic() - now
+                if done:
+                    return done
+
+    def close(self) -> None:
+        self.pool.close()
+        self._pending.clear()
+        self._ready.clear()
+        del self.generator
+
+    def _collect(self, timeout: float) -> list[Caption]:
+        """Take images from the decode pool; those that failed are captions with a reason."""
+        failed = []
+        for image in self.pool.poll(timeout):
+            if not image.reason:
+                self._ready.append((image.id, image.place))
+                continue
+            self.pool.release(image.place)
+            del self._pending[image.id]
+            failed.append(Caption(image.id, reason=image.reason, transient=image.transient, detail=image.detail))
+        return failed
+
+    def _may_fill(self) -> bool:
+        """A full micro-batch, or what there is when nothing more is coming."""
+        if not self._ready or not self.generator.room():
+            return False
+        if len(self._ready) >= self.generator.plan.micro_batch:
+            return True
+        return not self.pool.waiting and time.monotonic() - self._last_put >= self.config.partial_wait_s
+
+    def _fill(self) -> None:
+        batch = [self._ready.popleft() for _ in range(min(len(self._ready), self.generator.plan.micro_batch))]
+        images = [Image(self.pool.ring[place], self._texts(self._pending[id])) for id, place in batch]
+        try:
+            self.generator.fill(images)
+        finally:
+            for _, place in batch:
+                self.pool.release(place)
+
+    def _texts(self, pending: Pending) -> list[Text[_Job]]:
+        request, texts = pending.request, []
+        for name in pending.names:
+            prompt = self.book.prompt(name, request.alt)
+            chances = self.sampler.chances(self.config.seed, request.key, name, self.config.max_tokens)
+            texts.append(Text(_Job(pending, prompt), prompt.ids, prompt.max_tokens, chances))
+        return texts
+
+    def _finish(self, job: _Job, ids: list[int]) -> Caption | None:
+        request, prompt = job.pending.request, job.prompt
+        part = make_caption(
+            self.checkpoint.tokenizer,
+            request.id,
+            ids,
+            self.checkpoint.eos,
+            prompt.max_tokens,
+            self.config.trim,
+            prompt.format,
+        )
+        if caption := job.pending.add(part):
+            del self._pending[request.id]
+        return caption
+
+    def _build(self, model: Any) -> Generator[_Job]:
+        plan = make_plan(self.checkpoint, self.config, self.device)
+        options = {
+            "fp8": self.config.precision == "fp8",
+            "kv_fp8": self.config.kv_precision == "fp8",
+            "cuda_graph": self.config.cuda_graph,
+        }
+        table, size = self.checkpoint.table, self.checkpoint.geometry.size
+        if self.device.type != "cuda":
+            return Generator(model, plan, self.sampler, table, size, self.device, self.dtype, **options)
+        # Weights first, with a few slots; then as many slots as the rest of the memory holds.
+        trial = replace(plan, slots=plan.micro_batch * plan.texts)
+        generator: Generator[_Job] = Generator(
+            model, trial, self.sampler, table, size, self.device, self.dtype, **options
+        )
+        slots = self.config.slots or fitting_slots(generator, self.config.memory_share)
+        while True:
+            try:
+                generator.reset(replace(plan, slots=slots))
+                rehearse(generator)
+            except torch.OutOfMemoryError:
+                slots = fewer_slots(generator.plan)
+                log.warning("out of memory while warming up: trying %d slots", slots)
+                torch.cuda.empty_cache()
+            else:
+                log.info("captioning %d images at a time in %d slots", plan.micro_batch, slots)
+                return generator
+
+    def _shrink(self, error: Exception) -> None:
+        """After running out of memory: fewer slots, and all captions in flight again from their start."""
+        slots = fewer_slots(self.generator.plan)
+        log.warning("out of memory (%s): going on with %d slots", str(error).splitlines()[0], slots)
+        for _, place in self._ready:
+            self.pool.release(place)
+        self._ready.clear()
+        self.generator.reset(replace(self.generator.plan, slots=slots))
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        # The pool is started anew as well: what it holds belongs to requests that are put again.
+        self.pool.close()
+        self.pool = DecodePool(
+            self.checkpoint.geometry,
+            max(self._ring, len(self._pending)),
+            self.config.decode_workers,
+            self.config.max_pixels,
+            self.config.decode == "fast",
+            self.config.decode_timeout_s,
+        )
+        for id, pending in self._pending.items():
+            pending.captions.clear()
+            self.pool.put(id, pending.request.image)
+
+
+def check_precision(config: CaptionerConfig, device: torch.device) -> None:
+    """Raise ValueError where the device has no fp8 matrix products (they run, slowly, on CPUs for tests)."""
+    if config.precision == "fp8" and device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
+        name = torch.cuda.get_device_name(device)
+        raise ValueError(f"captioner.precision = 'fp8': {name} has no fp8; use bf16.")
+
+
+def make_plan(checkpoint: Checkpoint, config: CaptionerConfig, device: torch.device) -> Plan:
+    """The shapes that fit the prompts; slots on CPUs (on GPUs memory decides)."""
+    book = checkpoint.book
+    prefix = common_prefix(book)
+    every = config.formats == "all" and len(book.formats) > 1
+    features = image_tokens(checkpoint.config)
+    if every and any(book.prompt(name).ids[len(prefix)] != book.image_token_id for name in book.formats):
+        raise ValueError(
+            "captioner.formats = 'all': the prompts differ before the image, so that its work cannot be shared. "
+            "Put the image first in captioner.template, or use formats=choose."
+        )
+    texts = len(book.formats) if every else 1
+    micro_batch = config.micro_batch or (4 if device.type == "cpu" else 32)
+    slots = config.slots or (16 if device.type == "cpu" else 256)
+    return Plan(
+        micro_batch=micro_batch,
+        slots=max(slots, micro_batch * texts),
+        max_tokens=config.max_tokens,
+        prefix=prefix,
+        width=max(book.length(name) for name in book.formats),
+        image_token=book.image_token_id,
+        eos=checkpoint.eos,
+        shared=len(prefix) + features if every else 0,
+        texts=texts,
+    )
+
+
+def common_prefix(book: PromptBook) -> tuple[int, ...]:
+    """Tokens that every prompt of a captioner starts with, up to the image at most."""
+    # Two original texts that share no first token show where one would stand.
+    prompts = [book.prompt(name, alt).ids for name in book.formats for alt in ("a", "9 b")]
+    shortest = min(prompts, key=len)
+    stop = shortest.index(book.image_token_id)
+    same = next((i for i in range(stop) if any(ids[i] != shortest[i] for ids in prompts)), stop)
+    return tuple(shortest[:same])
+
+
+def fitting_slots(generator: Generator[Any], share: float) -> int:
+    """How many slots the free memory of the GPU holds beside a fill and a step, measured by running both."""
+    device = generator.device
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    rehearse(generator)
+    passes = torch.cuda.max_memory_allocated(device) - before
+    torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info(device)
+    keys = generator.decoder.keys
+    each = 2 * keys.element_size() * keys[:, 0].numel()
+    # The decode step's activations grow with the slots: logits in the widest of its types, twice, dominate.
+    each += 12 * generator.decoder.head.shape[0]
+    slots = int((free * share - passes) / each)
+    slots = min(_MOST_SLOTS, slots // 16 * 16)
+    return max(slots, generator.plan.micro_batch * generator.plan.texts)
+
+
+def fewer_slots(plan: Plan) -> int:
+    """Three quarters of the slots; MemoryError where a micro-batch no longer fits."""
+    slots = plan.slots * 3 // 4 // 8 * 8
+    if slots < plan.micro_batch * plan.texts:
+        raise MemoryError(
+            f"The captioner does not fit: {plan.slots} slots and micro-batches of {plan.micro_batch} images are too many. "
+            "Lower captioner.micro_batch, captioner.max_tokens or captioner.memory_share's competitors on this GPU."
+        )
+    return slots
+
+
+def rehearse(generator: Generator[Any]) -> None:
+    """A full fill and two steps on grey images: compiles kernels, captures the graph, touches all memory."""
+    import numpy as np
+
+    plan, size = generator.plan, generator.image_size
+    ids = [*plan.prefix, *[plan.image_token] * (plan.shared - len(plan.prefix) if plan.shared else 0)]
+    if not plan.shared:
+        features = generator.encoder(torch.zeros(1, 3, size, size, device=generator.device, dtype=generator.dtype))
+        ids += [plan.image_token] * features.shape[1]
+    ids += [0] * (plan.width - len(ids))
+    chances = torch.zeros(plan.max_tokens)
+    pixels = np.full((size, size, 3), 127, np.uint8)
+    images = [
+        Image(pixels, [Text(None, ids, 2, chances) for _ in range(plan.texts)]) for _ in range(plan.micro_batch)
+    ]
+    generator.fill(images)
+    while generator.busy():
+        generator.step()
+    if generator.device.type == "cuda":
+        torch.cuda.synchronize(generator.device)
