@@ -24,7 +24,7 @@ from hpc import heartbeat
 from hpc.candidates import Candidates
 from hpc.engine import InFlight
 from hpc.engine_process import EngineProcess
-from hpc.errors import Exit, ShardError, fingerprint
+from hpc.errors import Exit, ShardError, fingerprint, storage_full
 from hpc.journal import Journal
 from hpc.ledger import FAILED, Claim
 from hpc.plan import Plan
@@ -58,8 +58,11 @@ class Agent:
         self.ledger = run.ledger(submission.identity)
         observer = heartbeat.Observer(run.slots, self.instance, self.settings.lease_s)
         self.plan = Plan(run.plans, submission.plan)
+        # How often shared files that rarely change are looked at: hundreds of slots do so.
+        self.look_s = min(10.0, max(0.2, self.settings.lease_s / 30))
+        self.next_look = 0.0
         self.candidates = Candidates(
-            run, self.plan, self.ledger, observer, self.instance, slot, submission.slots
+            run, self.plan, self.ledger, observer, self.instance, slot, submission.slots, self.look_s
         )
         self.heartbeat = heartbeat.Heartbeat(run.slots, self.instance, self.settings.lease_s)
         self.journal = Journal(run.journals / f"{self.instance}.jsonl")
@@ -73,6 +76,7 @@ class Agent:
         self.work: dict[tuple[int, str], Work] = {}  # (engine, shard id)
         self.rows = 0  # samples finished in this life
         self.signal = 0  # the last that arrived; set by a handler, acted on by the loop
+        self.storage = ""  # why the run directory cannot be written, if it cannot
         self.drain_reason = ""
         self.drain_until = 0.0
         self.idle_since = 0.0
@@ -140,7 +144,7 @@ class Agent:
             return None
         for engine in self.engines:
             while engine.hungry:
-                claim = self.candidates.acquire(pause_s=min(5.0, self.settings.lease_s / 4))
+                claim = self.candidates.acquire(pause_s=min(30.0, self.settings.lease_s / 4))
                 if claim is None:
                     return None if self.work else self._idle()
                 self.idle_since = 0.0
@@ -173,22 +177,26 @@ class Agent:
     def _check_drain(self) -> None:
         if self.drain_reason:
             return
-        reason, limit = "", self.settings.drain_s
+        reason, limit = self.storage, self.settings.drain_s
         if self.signal == signal.SIGTERM:
             reason, limit = "SIGTERM", min(limit, 20.0)  # KillWait is 30 s by default
         elif self.signal:
             reason = signal.Signals(self.signal).name
-        elif (text := self.run.control_text("cancelled")) is not None:
-            reason = f"cancelled {text}".strip()
-        elif (text := self.run.control_text("pause")) is not None:
-            reason = f"paused: {text}"
-        elif time.time() > self._deadline():
-            reason = "time limit"
+        elif time.monotonic() > self.next_look:
+            self.next_look = time.monotonic() + self.look_s
+            reason = reason or self._told_to_stop()
         if reason:
             log.info("draining: %s", reason)
             self.drain_reason, self.drain_until = reason, time.monotonic() + limit
             for engine in self.engines:
                 engine.drain()
+
+    def _told_to_stop(self) -> str:
+        if (text := self.run.control_text("cancelled")) is not None:
+            return f"cancelled {text}".strip()
+        if (text := self.run.control_text("pause")) is not None:
+            return f"paused: {text}"
+        return "time limit" if time.time() > self._deadline() else ""
 
     def _deadline(self) -> float:
         """When to drain by our own clock, for sites whose Slurm sends no signal. Same machine's clock on both sides."""
@@ -267,6 +275,9 @@ class Agent:
 
     def on_event(self, engine: EngineProcess, event: dict[str, Any]) -> None:
         """segment, finished and failed events of an engine."""
+        if event["event"] == "storage":
+            self.storage = event["reason"]
+            return
         work = self.work.get((engine.index, event["shard"]))
         if work is None:
             return
@@ -290,6 +301,9 @@ class Agent:
             marker = self.publisher.publish(claim, event["rows"], event["damage"], work.started)
         except (OSError, ShardError, pa.ArrowException) as error:
             log.error("%s: not published: %s", claim.shard.id, error)
+            if storage_full(error):
+                self.storage = f"storage: {error}"  # the slot's trouble, not the shard's: its claim is released
+                return
             self._give_back(engine, work, fingerprint(error), str(error))
             return
         del self.work[engine.index, claim.shard.id]

@@ -22,7 +22,7 @@ class Candidates:
     """Claims shards for one slot."""
 
     def __init__(
-        self, run: Run, plan: Plan, ledger: Ledger, observer: Observer, me: str, slot: int, slots: int
+        self, run: Run, plan: Plan, ledger: Ledger, observer: Observer, me: str, slot: int, slots: int, look_s: float
     ) -> None:
         self._run, self._plan, self._ledger, self._observer, self._me = run, plan, ledger, observer, me
         self._order = _chunks(len(plan), slot, slots)
@@ -36,10 +36,13 @@ class Candidates:
         self.left = len(plan)  # shards without a terminal marker, as of the last full pass
         self.busy = 0  # of these, claimed by others
         self._next_pass = 0.0
+        self._look_s, self._next_look = look_s, 0.0
 
     def acquire(self, pause_s: float) -> Claim | None:
         """Claim a shard, or None: nothing is claimable now (then the plan is not walked again for `pause_s` seconds)."""
-        self._check_generations()
+        if time.monotonic() > self._next_look:
+            self._next_look = time.monotonic() + self._look_s
+            self._check_generations()
         if self._walk is None:
             if time.monotonic() < self._next_pass:
                 return None

@@ -4,7 +4,7 @@ It speaks JSON lines: tasks come on stdin, events go out on what was stdout (pri
 dead and the engine stops. It never claims, publishes or decides anything about other shards.
 
     in   {"do": "shard", "shard": {...}, "generation": 0, "epoch": 1, "suspects": [17], "quarantine": [3]} | {"do": "drain"}
-    out  ready | progress | hungry | segment | finished | failed | drained
+    out  ready | progress | hungry | segment | finished | failed | storage | drained
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import pyarrow as pa
 
 from hpc import column as columns
 from hpc import config as configs
-from hpc.errors import Exit, ShardError, fingerprint
+from hpc.errors import Exit, ShardError, fingerprint, storage_full
 from hpc.operator import FAILED, QUARANTINED, Damage, Item, Operator, Row, Shard
 from hpc.rundir import Run
 
@@ -398,6 +398,11 @@ def main() -> int:
     operator.setup(args.device)
     try:
         engine.loop()
+    except OSError as error:
+        if not storage_full(error):
+            raise
+        log.error("the run directory cannot be written: %s", error)
+        engine.emit("storage", reason=f"storage: {error}")
     finally:
         operator.close()
     # The reader may be inside a blocking read of a dead file system: do not wait for it.

@@ -21,15 +21,15 @@ log = logging.getLogger("agent")
 
 RESTARTS = 3  # in a row without a finished sample, after which the engine's device is given up
 DUMP_S = 3.0  # between SIGABRT (every thread's stack goes to the log) and SIGKILL
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None, use_errno=True)
+PR_SET_PDEATHSIG = 1
+libc = ctypes.CDLL(None, use_errno=True)
 
 
 def _child_setup() -> None:
     """Runs in the child before exec: Slurm's signals reach every process of a step, and only the agent may act on them."""
     for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class EngineProcess:
@@ -109,7 +109,7 @@ class EngineProcess:
         elif kind == "progress":
             if event["done"] != self.done:
                 self.done, self._changed, self._barren = event["done"], time.monotonic(), 0
-        elif kind in ("segment", "finished", "failed"):
+        elif kind in ("segment", "finished", "failed", "storage"):
             self._changed = time.monotonic()
             self._agent.on_event(self, event)
 

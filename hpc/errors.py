@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from enum import IntEnum
 
@@ -32,6 +33,11 @@ class ShardError(Exception):
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason = reason
         self.detail = detail
+
+
+def storage_full(error: BaseException) -> bool:
+    """Whether an error says that the file system takes no more: the fault of the machine or the quota, not of a shard."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def fingerprint(error: BaseException) -> str:

@@ -90,6 +90,7 @@ class Observer:
         self._me = me
         self._lease_s = lease_s
         self._seen: dict[str, tuple[Any, float]] = {}
+        self._cache: dict[str, tuple[float, dict[str, Any]]] = {}
 
     def dead(self, instance: str) -> bool:
         """Whether an instance's claims may be taken over now."""
@@ -97,10 +98,17 @@ class Observer:
             return self._unchanged(instance, None)
         if same_slot(instance, self._me) and instance != self._me:
             return True
-        facts = read(self._slots, instance)
+        facts = self._read(instance)
         if facts.get("state") == "exited":
             return True
         return self._unchanged(instance, facts.get("beat"))
+
+    def _read(self, instance: str) -> dict[str, Any]:
+        """A heartbeat, read at most twelve times a lease: many shards share an owner, and many slots may be asking."""
+        now = time.monotonic()
+        if instance not in self._cache or now - self._cache[instance][0] > self._lease_s / 12:
+            self._cache[instance] = (now, read(self._slots, instance))
+        return self._cache[instance][1]
 
     def _unchanged(self, instance: str, beat: Any) -> bool:
         now = time.monotonic()

@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 
+from hpc.engine_process import PR_SET_PDEATHSIG, libc
 from hpc.errors import Exit
 from hpc.rundir import Run, Submission
 
@@ -23,6 +24,11 @@ def command(run: Run, submission: Submission, slot: int) -> list[str]:
     """What one slot runs."""
     worker = [sys.executable, "-P", "-m", "hpc.worker", str(run.path)]
     return [*worker, "--submission", submission.uuid, "--slot", str(slot)]
+
+
+def _die_with_supervisor() -> None:
+    """In the child: drain when the supervisor is gone, however it went."""
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class _Slot:
@@ -42,7 +48,7 @@ class _Slot:
             # a session of its own: the terminal's Ctrl-C reaches the supervisor alone, which drains its workers
             self._process = subprocess.Popen(
                 command(self._run, self._submission, self._number), stdin=subprocess.DEVNULL, stdout=out,
-                stderr=out, env=environment, start_new_session=True,
+                stderr=out, env=environment, start_new_session=True, preexec_fn=_die_with_supervisor,
             )  # fmt: skip
 
     def poll(self, stopping: bool) -> bool:
