@@ -74,7 +74,8 @@ def build(shape: Shape, tokenizer: Any, seed: int, scale: float) -> Any:
             if parameter.ndim < 2:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
             elif "embed_tokens" in name or "lm_head" in name or "position_embedding" in name:
-                parameter.normal_(0, 1.0)
+                # A tied head would repeat the last token for ever if the embedding outweighed the layers.
+                parameter.normal_(0, 0.1 if shape.tied else 1.0)
             else:
                 parameter.normal_(0, scale * 1.5 / parameter[0].numel() ** 0.5)
     model.tie_weights()
@@ -159,9 +160,7 @@ def _tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    words = (
-        "a the red green blue flag with white star and stripes Please generate detailed caption of this image"
-    )
+    words = "a the red green blue flag with white star and stripes Please generate detailed caption of this image"
     core.train_from_iterator([words, words + " USER: ASSISTANT: as descriptive as possible."] * 20, trainer)
     core.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", core.token_to_id("<s>"))]

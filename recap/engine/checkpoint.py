@@ -97,9 +97,7 @@ def normalisation_table(image_processor: Any) -> np.ndarray:
     levels = np.arange(256)
     values = np.tile(levels, (3, 1)).astype(np.float32)
     if image_processor.do_rescale:
-        values = np.tile(levels.astype(np.float64) * image_processor.rescale_factor, (3, 1)).astype(
-            np.float32
-        )
+        values = np.tile(levels.astype(np.float64) * image_processor.rescale_factor, (3, 1)).astype(np.float32)
     if image_processor.do_normalize:
         mean = np.array(image_processor.image_mean, np.float32)[:, None]
         std = np.array(image_processor.image_std, np.float32)[:, None]
@@ -123,9 +121,7 @@ def _geometry(image_processor: Any, size: int, wanted: str | None) -> Geometry:
         mode = "crop"
     else:
         mode = "squash"
-    edges = itertools.chain(
-        dict(image_processor.size).values(), dict(image_processor.crop_size or {}).values()
-    )
+    edges = itertools.chain(dict(image_processor.size).values(), dict(image_processor.crop_size or {}).values())
     if unequal := {int(edge) for edge in edges if edge} - {size}:
         raise ValueError(
             f"The processor makes images of {sorted(unequal)} pixels, the vision tower takes {size}. "

@@ -72,9 +72,7 @@ class DecodePool:
     def put(self, id: int, image: bytes) -> None:
         """Queue an image; never blocks. Raises ValueError if there is no room."""
         if not self._free:
-            raise ValueError(
-                "The decode ring is full: put() was called while room() is 0. Poll and release first."
-            )
+            raise ValueError("The decode ring is full: put() was called while room() is 0. Poll and release first.")
         self._todo.put((id, self._free.popleft(), image))
         self.waiting += 1
 
@@ -206,6 +204,6 @@ def _shared_file(size: int) -> int:
         fd = os.memfd_create("recap-ring", os.MFD_CLOEXEC)
     else:
         fd, name = tempfile.mkstemp()
-        os.unlink(name)  # noqa: PTH108 - a descriptor is all that is kept
+        os.unlink(name)
     os.ftruncate(fd, size)
     return fd

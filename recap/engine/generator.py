@@ -1,7 +1,9 @@
-"""The device's side of the native engine: images into slots, one decode step for all slots, finished slots out.
+"""The device's side of the native engine: images into slots, one decode step for all slots, finished slots
+out.
 
-Every pass has one fixed shape (n images, B slots), filled up where work is missing. A caption is therefore computed by
-the same kernels on the same shapes whatever its neighbours, its slot and its order, and comes out the same.
+Every pass has one fixed shape (n images, B slots), filled up where work is missing. A caption is therefore
+computed by the same kernels on the same shapes whatever its neighbours, its slot and its order, and comes out
+the same.
 
     fill:   n images -> vision -> prefill into n free slots -> first tokens
     step:   one token for every slot; on CUDA one captured graph, whose results the host reads one step late
@@ -10,7 +12,7 @@ the same kernels on the same shapes whatever its neighbours, its slot and its or
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -56,8 +58,8 @@ class Plan:
     max_tokens: most tokens of a caption.
     prefix: tokens that every prompt starts with, before the image; their keys and values are computed once.
     width: longest prompt, prefix and image included.
-    shared: tokens (prefix, image) that the captions of one image share and that are run once for all of them; 0: each
-        image has one caption, whose prompt is run in one pass.
+    shared: tokens (prefix, image) that the captions of one image share and that are run once for all of them;
+        0: each image has one caption, whose prompt is run in one pass.
     texts: captions of an image.
     """
 
@@ -79,7 +81,8 @@ class Plan:
 
 @dataclass
 class _Copy:
-    """The host's view of one step: tensors that the device copies into, and the event after which they are there."""
+    """The host's view of one step: tensors that the device copies into, and the event after which they are
+    there."""
 
     active: torch.Tensor
     counts: torch.Tensor
@@ -165,7 +168,8 @@ class Generator(Generic[Tag]):
 
     @torch.inference_mode()
     def fill(self, images: Sequence[Image[Tag]]) -> None:
-        """Start the captions of up to `micro_batch` images in free slots. Rows without an image repeat the last one."""
+        """Start the captions of up to `micro_batch` images in free slots. Rows without an image repeat the
+        last one."""
         plan = self.plan
         rows = [images[min(i, len(images) - 1)] for i in range(plan.micro_batch)]
         pixels = torch.from_numpy(np.stack([row.pixels for row in rows]))
@@ -190,7 +194,8 @@ class Generator(Generic[Tag]):
 
     @torch.inference_mode()
     def step(self) -> list[tuple[Tag, list[int]]]:
-        """Advance all slots by a token; the captions known to be finished, as (tag, ids with the end token)."""
+        """Advance all slots by a token; the captions known to be finished, as (tag, ids with the end
+        token)."""
         if self.busy():
             self.times.steps += 1
             self.times.busy += self.busy()
@@ -200,7 +205,8 @@ class Generator(Generic[Tag]):
             else:
                 self._advance()
             self._copies.append(self._copy())
-        # On CUDA the host reads the step before the one it has just queued, and never waits for an idle device.
+        # On CUDA the host reads the step before the one it has just queued, and never waits for an idle
+        # device.
         if len(self._copies) > (1 if self.device.type == "cuda" and self.busy() else 0):
             return self._finished(self._copies.pop(0))
         return []

@@ -89,8 +89,7 @@ def model_folder(model: str | os.PathLike[str]) -> Path:
         )
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         raise FileNotFoundError(
-            f"Model folder {str(folder)!r} is no checkpoint: {expected} are expected there. "
-            "Correct captioner.model."
+            f"Model folder {str(folder)!r} is no checkpoint: {expected} are expected there. Correct captioner.model."
         )
     return folder
 

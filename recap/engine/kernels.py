@@ -1,8 +1,8 @@
 """The few fused operations of the native engine: Triton on GPUs, plain PyTorch anywhere else.
 
 Each is memory-bound, and each pair computes the same function: products and sums in float32, rounded where
-transformers' eager modules round. Shapes: M rows (tokens), H hidden, F feed-forward, A query heads, K key-value heads,
-D head size, B slots, T positions of a slot.
+transformers' eager modules round. Shapes: M rows (tokens), H hidden, F feed-forward, A query heads, K
+key-value heads, D head size, B slots, T positions of a slot.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def uses_triton(x: torch.Tensor) -> bool:
 
 
 def quantise(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """[M, N] -> fp8 [M, N] and float32 [M, 1] scales, one a row (also used on weights, one an output channel)."""
+    """[M, N] -> fp8 [M, N] and float32 [M, 1] scales, one a row (also used on weights, one an output
+    channel)."""
     scale = (x.abs().amax(-1, keepdim=True).float() / FP8_MAX).clamp(min=1e-12)
     return (x.float() / scale).clamp(-FP8_MAX, FP8_MAX).to(FP8), scale
 
@@ -205,7 +206,7 @@ def _triton_decode_attention(
 if triton is not None:
 
     @triton.jit
-    def _quantised(y: Any, scale: Any, row: Any):  # type: ignore[no-untyped-def]  # noqa: ANN202
+    def _quantised(y: Any, scale: Any, row: Any):  # type: ignore[no-untyped-def]
         """Scale numbers of a row to e4m3 and store the scale (448 = largest e4m3)."""
         factor = tl.maximum(tl.max(tl.abs(y), axis=0) / 448.0, 1e-12)
         tl.store(scale + row, factor)
@@ -298,7 +299,8 @@ if triton is not None:
     ):  # fmt: skip
         """One program a row and key-value head: its group of queries, padded to 16 rows for tensor cores.
 
-        Tiles start at position 0 and end with the row's own length, so that no neighbour changes the order of sums.
+        Tiles start at position 0 and end with the row's own length, so that no neighbour changes the order of
+        sums.
         """
         row = tl.program_id(0).to(tl.int64)
         head = tl.program_id(1).to(tl.int64)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import re
 
-_TWO_IMAGES = re.compile(
-    r"\b(?:first|second|third|other|left|right|two|both)\s+(?:image|picture|photo)s?\b", re.I
-)
+_TWO_IMAGES = re.compile(r"\b(?:first|second|third|other|left|right|two|both)\s+(?:image|picture|photo)s?\b", re.I)
 _LEAD_IN = re.compile(
     r"^(?:sure|certainly|of course|here(?:'s| is)|(?:in )?(?:this|the) (?:image|picture|photo))\b",
     re.I,
@@ -68,12 +66,7 @@ def repeats(text: str, times: int = 3, most: int = 12) -> bool:
 
 def _stray_quotes(text: str) -> bool:
     """Quotes around the whole caption, or an odd number of double quotes."""
-    whole = (
-        len(text) > 1
-        and text[0] in _QUOTES
-        and text[-1] in _QUOTES
-        and not any(q in text[1:-1] for q in _QUOTES)
-    )
+    whole = len(text) > 1 and text[0] in _QUOTES and text[-1] in _QUOTES and not any(q in text[1:-1] for q in _QUOTES)
     return whole or text.count('"') % 2 == 1
 
 

@@ -1,7 +1,9 @@
-"""A LLaMA-family decoder over static key-value slots: fused matrices, prefill into slots, one decode step for all slots.
+"""A LLaMA-family decoder over static key-value slots: fused matrices, prefill into slots, one decode step for
+all slots.
 
-Weights come from transformers' modules; the mathematics is theirs (tests compare tokens). Shapes: B slots, T positions
-of a slot, n images of a micro-batch, S tokens of a pass, H hidden, A query heads, K key-value heads, D head size.
+Weights come from transformers' modules; the mathematics is theirs (tests compare tokens). Shapes: B slots, T
+positions of a slot, n images of a micro-batch, S tokens of a pass, H hidden, A query heads, K key-value
+heads, D head size.
 """
 
 from __future__ import annotations
@@ -89,7 +91,11 @@ class Decoder:
         language, config = model.model.language_model, model.config.get_text_config()
         check_family(config, span)
         self.slots, self.span, self.dtype, self.fp8, self.device = slots, span, dtype, fp8, device
-        self.eps, self.heads, self.kv_heads = config.rms_norm_eps, config.num_attention_heads, config.num_key_value_heads
+        self.eps, self.heads, self.kv_heads = (
+            config.rms_norm_eps,
+            config.num_attention_heads,
+            config.num_key_value_heads,
+        )
         self.embedding = language.embed_tokens.weight.to(device, dtype)
         self.norm = language.norm.weight.to(device, dtype)
         # A tied head shares the embedding's memory.
@@ -120,7 +126,8 @@ class Decoder:
         return Matrix(weight, bias, self.fp8)
 
     def allocate(self, slots: int, kv_fp8: bool) -> None:
-        """A cache [layers, B + 1, K, T, D] each for keys and values; zeros, for masked positions must be finite."""
+        """A cache [layers, B + 1, K, T, D] each for keys and values; zeros, for masked positions must be
+        finite."""
         shape = (len(self.layers), slots + 1, self.kv_heads, self.span, self.dim)
         self.slots = slots
         self.keys = torch.zeros(shape, device=self.device, dtype=FP8 if kv_fp8 else self.dtype)
@@ -132,8 +139,9 @@ class Decoder:
         """Run S tokens a row, write their keys and values, attend to all positions before them.
 
         Args:
-            x: embeddings [n, S, H] of positions start .. start + S. Rows are padded on the right: what follows a row's
-                last token is written to the cache, never attended to, and overwritten by its caption.
+            x: embeddings [n, S, H] of positions start .. start + S. Rows are padded on the right: what
+                follows a row's last token is written to the cache, never attended to, and overwritten by its
+                caption.
             slots: int64 [n], the rows' slots.
             start: positions already in the cache.
             last: int64 [n], each row's last position; None where nothing is predicted (a shared part).
@@ -166,15 +174,14 @@ class Decoder:
         return self._logits(*self._after_attention(layer, mixed, residual[at]))
 
     def step(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Logits [B, vocabulary] after `tokens` [B] at `positions` [B] of all slots. Fixed shapes: can be captured."""
+        """Logits [B, vocabulary] after `tokens` [B] at `positions` [B] of all slots. Fixed shapes: can be
+        captured."""
         slots = torch.arange(self.slots, device=tokens.device)
         delta, residual = F.embedding(tokens, self.embedding), None
         for index, layer in enumerate(self.layers):
             normed, residual = add_rms_norm(delta, residual, layer.norm1, self.eps, self.fp8)
             keys, values = self.keys[index], self.values[index]
-            query = rope_and_store(
-                layer.qkv(normed), self.cos, self.sin, keys, values, slots, positions, self.heads
-            )
+            query = rope_and_store(layer.qkv(normed), self.cos, self.sin, keys, values, slots, positions, self.heads)
             mixed = decode_attention(query, keys, values, None, positions + 1)
             delta, residual = self._after_attention(layer, mixed, residual)
         assert residual is not None
@@ -235,7 +242,9 @@ def check_family(config: Any, span: int) -> None:
     """Raise ValueError for a decoder that is not computed as this module computes it."""
     advice = "Use captioner.backend=transformers."
     if config.model_type not in FAMILIES:
-        raise ValueError(f"The native engine runs decoders of {', '.join(FAMILIES)}, not {config.model_type!r}. {advice}")
+        raise ValueError(
+            f"The native engine runs decoders of {', '.join(FAMILIES)}, not {config.model_type!r}. {advice}"
+        )
     if config.hidden_act not in ("silu", "swish"):
         raise ValueError(f"The native engine runs SwiGLU decoders, not hidden_act={config.hidden_act!r}. {advice}")
     windowed = config.model_type == "mistral" or getattr(config, "use_sliding_window", False)

@@ -2,7 +2,8 @@
 
     decode processes -> ring of pixels -> micro-batches of images -> generator -> text
 
-The loop, one turn of `poll`: take decoded images; fill free slots when a micro-batch is ready; one step for all slots.
+The loop, one turn of `poll`: take decoded images; fill free slots when a micro-batch is ready; one step for
+all slots.
 """
 
 from __future__ import annotations
@@ -272,11 +273,12 @@ def fitting_slots(generator: Generator[Any], share: float) -> int:
 
 def fewer_slots(plan: Plan) -> int:
     """Three quarters of the slots; MemoryError where a micro-batch no longer fits."""
-    slots = plan.slots * 3 // 4 // 8 * 8
+    slots = plan.slots * 3 // 4
+    slots = slots // 8 * 8 if slots >= 32 else slots
     if slots < plan.micro_batch * plan.texts:
         raise MemoryError(
-            f"The captioner does not fit: {plan.slots} slots and micro-batches of {plan.micro_batch} images are too many. "
-            "Lower captioner.micro_batch, captioner.max_tokens or captioner.memory_share's competitors on this GPU."
+            f"The captioner does not fit beside {plan.slots} slots and micro-batches of {plan.micro_batch} images. "
+            "Lower captioner.micro_batch or captioner.max_tokens, or free the device for it."
         )
     return slots
 
@@ -293,9 +295,7 @@ def rehearse(generator: Generator[Any]) -> None:
     ids += [0] * (plan.width - len(ids))
     chances = torch.zeros(plan.max_tokens)
     pixels = np.full((size, size, 3), 127, np.uint8)
-    images = [
-        Image(pixels, [Text(None, ids, 2, chances) for _ in range(plan.texts)]) for _ in range(plan.micro_batch)
-    ]
+    images = [Image(pixels, [Text(None, ids, 2, chances) for _ in range(plan.texts)]) for _ in range(plan.micro_batch)]
     generator.fill(images)
     while generator.busy():
         generator.step()

@@ -22,9 +22,7 @@ _ALT_MARK = "\ue001"
 
 def uniform(seed: int, key: str, purpose: str, count: int = 1) -> np.ndarray:
     """`count` numbers in [0, 1), float64, from the arguments alone: the engines' only source of chance."""
-    digest = hashlib.blake2b(
-        f"{seed}\0{purpose}\0{key}".encode("utf-8", "surrogatepass"), digest_size=16
-    ).digest()
+    digest = hashlib.blake2b(f"{seed}\0{purpose}\0{key}".encode("utf-8", "surrogatepass"), digest_size=16).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little"))).random(count)
 
 
@@ -49,9 +47,7 @@ class PromptBook:
         image_tokens: number of image features, 576 for LLaVA-1.5.
     """
 
-    def __init__(
-        self, config: CaptionerConfig, tokenizer: Any, chat: Any, image_token: str, image_tokens: int
-    ) -> None:
+    def __init__(self, config: CaptionerConfig, tokenizer: Any, chat: Any, image_token: str, image_tokens: int) -> None:
         self.config, self.tokenizer, self.image_tokens = config, tokenizer, image_tokens
         self.formats = dict(config.prompts) or {"": PromptFormat(text=config.prompt)}
         self.image_token_id = int(tokenizer.convert_tokens_to_ids(image_token))

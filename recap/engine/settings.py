@@ -32,9 +32,7 @@ class PromptFormat:
     text: str = _semantic("", "What the model is asked; {alt} stands for the original text")
     weight: float = _semantic(1.0, "Share of the images that get this format, relative to the other weights")
     alt_tokens: int = _semantic(64, "Longest original text put in place of {alt}, in tokens; the rest is cut")
-    max_tokens: int | None = _semantic(
-        None, "Longest caption of this format, in tokens; empty: the captioner's"
-    )
+    max_tokens: int | None = _semantic(None, "Longest caption of this format, in tokens; empty: the captioner's")
 
 
 @dataclass
@@ -42,9 +40,7 @@ class CaptionerConfig:
     """Everything a captioning engine is told. `check` says what is wrong with it."""
 
     # What makes a caption.
-    backend: str = _semantic(
-        "native", "native | transformers | vllm | openai (a server that speaks its protocol)"
-    )
+    backend: str = _semantic("native", "native | transformers | vllm | openai (a server that speaks its protocol)")
     prompt: str = _semantic(PAPER_PROMPT, "What the model is asked, when `prompts` is empty")
     prompts: dict[str, PromptFormat] = field(
         default_factory=dict, metadata={"help": "Named prompt formats, instead of `prompt`"}
@@ -67,39 +63,27 @@ class CaptionerConfig:
     decode: str = _semantic(
         "exact", "exact (equal to transformers' Pillow processors) | fast (JPEG draft, 2-6x faster)"
     )
-    max_pixels: int = _semantic(
-        100_000_000, "Largest image that is decoded, in pixels; larger ones are refused"
-    )
+    max_pixels: int = _semantic(100_000_000, "Largest image that is decoded, in pixels; larger ones are refused")
     precision: str = _semantic(
         "auto", "auto (bf16 on GPUs, fp32 on CPUs) | fp32 | bf16 | fp16 | fp8 (decoder matrices)"
     )
-    kv_precision: str = _semantic(
-        "auto", "auto (as the activations) | fp8: half the key-value cache (native backend)"
-    )
+    kv_precision: str = _semantic("auto", "auto (as the activations) | fp8: half the key-value cache (native backend)")
     trim: bool = _semantic(False, "Cut a caption that hit the token limit back to its last full sentence")
     served_model: str = _semantic("", "The model's name on the server (openai backend)")
 
     # Where and how fast. The model's path is no part of the identity: the digests of its files are.
     model: str = _execution("", "Folder of the checkpoint, or its name on the Hugging Face hub")
-    micro_batch: int | None = _execution(
-        None, "Images in one vision and prefill pass; empty: sized from the device"
-    )
+    micro_batch: int | None = _execution(None, "Images in one vision and prefill pass; empty: sized from the device")
     slots: int | None = _execution(None, "Captions written at a time; empty: sized from the device's memory")
     memory_share: float = _execution(0.9, "Share of the device's free memory that may be used")
     cuda_graph: bool = _execution(True, "Replay the decode step as one CUDA graph (GPUs)")
     decode_workers: int = _execution(2, "Processes that decode images; 0: in the engine's own process")
     decode_timeout_s: float = _execution(60.0, "Seconds after which one image's decoding is given up")
-    queue: int | None = _execution(
-        None, "Requests accepted ahead of the model; empty: two micro-batches and some"
-    )
+    queue: int | None = _execution(None, "Requests accepted ahead of the model; empty: two micro-batches and some")
     threads: int | None = _execution(None, "Torch threads on CPU; empty: as torch chooses")
-    partial_wait_s: float = _execution(
-        0.05, "Seconds without a new request before a partial micro-batch is run"
-    )
+    partial_wait_s: float = _execution(0.05, "Seconds without a new request before a partial micro-batch is run")
     endpoint: str = _execution("", "Base URL of the server, e.g. http://node7:8000/v1 (openai backend)")
-    endpoint_key_env: str = _execution(
-        "OPENAI_API_KEY", "Environment variable with the server's key (openai backend)"
-    )
+    endpoint_key_env: str = _execution("OPENAI_API_KEY", "Environment variable with the server's key (openai backend)")
     endpoint_timeout_s: float = _execution(120.0, "Seconds to wait for one answer of the server")
     window: int = _execution(512, "Requests in flight at a server or in vLLM")
 
@@ -122,9 +106,7 @@ def check(config: CaptionerConfig) -> None:
                 "the openai backend needs `endpoint` and `served_model`; set both",
             )
     elif not config.model:
-        raise _problem(
-            "model", config.model, "no model is named; set it to a checkpoint folder or a hub name"
-        )
+        raise _problem("model", config.model, "no model is named; set it to a checkpoint folder or a hub name")
 
 
 def _problem(name: str, value: object, advice: str) -> ValueError:
@@ -143,9 +125,7 @@ def _check_choices(config: CaptionerConfig) -> None:
     }
     for name, allowed in choices.items():
         if (value := getattr(config, name)) not in allowed:
-            raise _problem(
-                name, value, f"not a choice; use one of {', '.join(str(x or 'null') for x in allowed)}"
-            )
+            raise _problem(name, value, f"not a choice; use one of {', '.join(str(x or 'null') for x in allowed)}")
     if config.backend != "native" and (config.precision == "fp8" or config.kv_precision == "fp8"):
         raise _problem(
             "precision",
@@ -159,9 +139,7 @@ def _check_choices(config: CaptionerConfig) -> None:
 
 
 def _check_numbers(config: CaptionerConfig) -> None:
-    positive = (
-        "max_tokens temperature top_p max_pixels memory_share decode_timeout_s endpoint_timeout_s window"
-    )
+    positive = "max_tokens temperature top_p max_pixels memory_share decode_timeout_s endpoint_timeout_s window"
     for name in positive.split():
         if not (value := getattr(config, name)) > 0:
             raise _problem(name, value, "must be above 0; give a positive number")
@@ -187,9 +165,7 @@ def _check_prompts(config: CaptionerConfig) -> None:
         if not form.text.strip():
             raise _problem(f"prompts.{name}.text", form.text, "the prompt is empty; write one")
         if form.weight < 0 or form.alt_tokens < 1 or (form.max_tokens is not None and form.max_tokens < 1):
-            raise _problem(
-                f"prompts.{name}", form, "weight must be >= 0, alt_tokens and max_tokens >= 1; correct them"
-            )
+            raise _problem(f"prompts.{name}", form, "weight must be >= 0, alt_tokens and max_tokens >= 1; correct them")
         if form.max_tokens is not None and form.max_tokens > config.max_tokens:
             raise _problem(
                 f"prompts.{name}.max_tokens", form.max_tokens, "above the captioner's max_tokens; raise that"

@@ -94,9 +94,7 @@ class TransformersEngine:
             done = self._collect(min(0.02, max(0.0, deadline - time.monotonic())))
             quiet = time.monotonic() - self._last_put >= self.config.partial_wait_s
             if len(self._jobs) >= self.batch or (self._jobs and not self.pool.waiting and quiet):
-                done += self._generate(
-                    [self._jobs.popleft() for _ in range(min(self.batch, len(self._jobs)))]
-                )
+                done += self._generate([self._jobs.popleft() for _ in range(min(self.batch, len(self._jobs)))])
             if done or time.monotonic() >= deadline:
                 return done
 
@@ -116,9 +114,7 @@ class TransformersEngine:
             if image.reason:
                 self.pool.release(image.place)
                 del self._pending[image.id]
-                failed.append(
-                    Caption(image.id, reason=image.reason, transient=image.transient, detail=image.detail)
-                )
+                failed.append(Caption(image.id, reason=image.reason, transient=image.transient, detail=image.detail))
                 continue
             self._places[image.place] = len(pending.names)
             for name in pending.names:
@@ -250,9 +246,7 @@ def generate(
         use_cache=True,
     )
     processors = [] if sampler.greedy else [_Seeded(sampler, chances, inputs["input_ids"].shape[1])]
-    found = model.generate(
-        **inputs, generation_config=settings, logits_processor=LogitsProcessorList(processors)
-    )
+    found = model.generate(**inputs, generation_config=settings, logits_processor=LogitsProcessorList(processors))
     return found[:, inputs["input_ids"].shape[1] :].tolist()
 
 

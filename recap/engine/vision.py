@@ -56,9 +56,15 @@ class ImageEncoder:
             return
         tower, projector = model.model.vision_tower, model.model.multi_modal_projector
         vision = model.config.vision_config
-        self.heads, self.patch, self.activation = vision.num_attention_heads, vision.patch_size, ACT2FN[vision.hidden_act]
+        self.heads, self.patch, self.activation = (
+            vision.num_attention_heads,
+            vision.patch_size,
+            ACT2FN[vision.hidden_act],
+        )
         chosen = model.config.vision_feature_layer
-        self.used = [i if i >= 0 else vision.num_hidden_layers + 1 + i for i in ([chosen] if isinstance(chosen, int) else chosen)]
+        self.used = [
+            i if i >= 0 else vision.num_hidden_layers + 1 + i for i in ([chosen] if isinstance(chosen, int) else chosen)
+        ]
         embeddings = tower.embeddings
         self.patches = self._place(embeddings.patch_embedding.weight.flatten(1))
         self.positions = self._place(embeddings.position_embedding.weight)
@@ -85,7 +91,8 @@ class ImageEncoder:
         return second(self.projector_activation(first(features)))
 
     def _embed(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Patches as one matrix product (a convolution whose stride is its size), class token, positions: [n, P, V]."""
+        """Patches as one matrix product (a convolution whose stride is its size), class token, positions: [n,
+        P, V]."""
         count, channels, height, width = pixels.shape
         p = self.patch
         grid = pixels[:, :, : height // p * p, : width // p * p].view(count, channels, height // p, p, width // p, p)

@@ -33,9 +33,7 @@ def save(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
 
 def hugging_face(data: bytes, mode: str) -> np.ndarray:
     image = Image.open(io.BytesIO(data))
-    if (
-        mode == "pad"
-    ):  # the padding colour comes from the mean, so normalisation cannot be switched off by name only
+    if mode == "pad":  # the padding colour comes from the mean, so normalisation cannot be switched off by name only
         processor = LlavaImageProcessorPil(**RAW, do_pad=True)
     else:
         processor = CLIPImageProcessorPil(**RAW)

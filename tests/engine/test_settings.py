@@ -147,7 +147,5 @@ def test_formats_are_chosen_by_weight_and_key(tiny: Callable[..., Path]) -> None
 def test_chance_depends_on_its_arguments_alone() -> None:
     numbers = uniform(1, "key", "tokens", 5)
     assert (numbers[:3] == uniform(1, "key", "tokens", 3)).all()
-    assert (numbers != uniform(2, "key", "tokens", 5)).all() and (
-        numbers != uniform(1, "kez", "tokens", 5)
-    ).all()
+    assert (numbers != uniform(2, "key", "tokens", 5)).all() and (numbers != uniform(1, "kez", "tokens", 5)).all()
     assert abs(uniform(0, "k", "t", 10_000).mean() - 0.5) < 0.02

@@ -26,9 +26,7 @@ def alone(folder: Path, data: bytes, prompt: str, max_tokens: int) -> str:
         add_generation_prompt=True,
     )
     inputs = processor(images=Image.open(io.BytesIO(data)), text=text, return_tensors="pt")
-    ids = model.generate(**inputs, max_new_tokens=max_tokens, do_sample=False)[
-        0, inputs["input_ids"].shape[1] :
-    ]
+    ids = model.generate(**inputs, max_new_tokens=max_tokens, do_sample=False)[0, inputs["input_ids"].shape[1] :]
     return processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
 
