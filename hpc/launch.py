@@ -15,6 +15,7 @@ import os
 import shutil
 import sys
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,8 +54,13 @@ class Job:
         return max(1, min(cluster.slots, -(-(self.limit or len(self.shards)) // engines)))
 
 
-def prepare(config: configs.Config, *, supersede: bool = False, dry_run: bool = False) -> Job:
-    """Check everything that can be checked without a cluster. Writes nothing; raises UserError."""
+def prepare(
+    config: configs.Config, *, supersede: bool = False, dry_run: bool = False, mended: Collection[str] = ()
+) -> Job:
+    """Check everything that can be checked without a cluster. Writes nothing; raises UserError.
+
+    Shards in `mended` may have another size or etag than in the run's plan: they are done afresh anyway.
+    """
     if "://" in config.run.runs:
         raise UserError(
             f"config: `runs`: {config.run.runs!r} is an object store. Claims need a POSIX file system that all nodes "
@@ -70,11 +76,11 @@ def prepare(config: configs.Config, *, supersede: bool = False, dry_run: bool = 
     if not shards:
         raise UserError("plan: there are no shards. Check the patterns of `data`.")
     job = Job(config, operator, run, shards, configs.identity(config, operator))
-    _check_continuation(job, supersede)
+    _check_continuation(job, supersede, mended)
     return job
 
 
-def _check_continuation(job: Job, supersede: bool) -> None:
+def _check_continuation(job: Job, supersede: bool, mended: Collection[str]) -> None:
     """What an existing run directory allows. Sets `job.previous`."""
     if not job.run.path.exists():
         return
@@ -85,6 +91,7 @@ def _check_continuation(job: Job, supersede: bool) -> None:
         return
     old = job.previous = known[-1]
     dropped, changed = plan.changes(plan.Plan(job.run.plans, old.plan), job.shards)
+    changed = [shard for shard in changed if shard not in mended]
     total = len(plan.Plan(job.run.plans, old.plan))
     if len(dropped) == total:
         raise UserError(

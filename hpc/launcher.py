@@ -1,11 +1,12 @@
 """Submission to Slurm, through submitit's rendering and submission code.
 
-submitit renders the batch script and calls sbatch; its pickles, its signal handler and its sacct watcher are not used: the batch
-script runs `python -m hpc.worker RUN --slot $SLURM_ARRAY_TASK_ID`, and the run directory is the only truth.
+submitit renders the batch script and calls sbatch; its pickles, its signal handler and its sacct watcher are not used:
+the batch script runs `python -m hpc.worker RUN --slot $SLURM_ARRAY_TASK_ID`, and the run directory is the only truth.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -82,14 +83,17 @@ class Launcher(submitit.SlurmExecutor):
         return f'{srun} {python} -P -m hpc.worker {run} --submission {uuid} --slot "$SLURM_ARRAY_TASK_ID"'
 
     def _tail(self) -> list[str]:
-        """Requeue this element on every exit code that a second life can mend (srun makes 137 or 143 of a dead task)."""
+        """Requeue this element on every exit code that a second life can mend (srun makes 137 or 143 of a dead task).
+
+        Slurm's own TERM (scancel, the time limit's end) ends the batch shell at once: then none of this runs.
+        """
         final = "|".join(str(int(e)) for e in (Exit.COMPLETE, Exit.INCOMPLETE, Exit.SOME_FAILED, Exit.USAGE))
         cancelled = shlex.quote(str(self.run.control / "cancelled"))
         element = '"${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"'
         return [
             f'case "$code" in {final}) exit "$code" ;; esac',
             f'if [ -e {cancelled} ]; then exit "$code"; fi',
-            f'echo "slot ${{SLURM_ARRAY_TASK_ID}}: exit code $code: requeue"',
+            'echo "slot ${SLURM_ARRAY_TASK_ID}: exit code $code: requeue"',
             f"scontrol requeue {element}",
             'exit "$code"',
         ]
@@ -102,7 +106,10 @@ class Launcher(submitit.SlurmExecutor):
         return f"code=0; {self.worker_command()} || code=$?"
 
     def _make_submission_command(self, submission_file_path: Path) -> list[str]:
-        return ["sbatch", "--parsable", str(submission_file_path)]
+        """sbatch hands its environment on: launched inside a job, that one's memory, GPUs and CPUs would break our srun."""
+        foreign = [n for n in os.environ if n.startswith(("SLURM_", "SLURMD_", "SRUN_")) and n != "SLURM_CONF"]
+        hide = ["env", *(f"--unset={name}" for name in foreign)] if foreign else []
+        return [*hide, "sbatch", "--parsable", str(submission_file_path)]
 
     @staticmethod
     def _get_job_id_from_submission_command(string: str | bytes) -> str:
@@ -129,7 +136,7 @@ class Launcher(submitit.SlurmExecutor):
 
 def find_job(comment: str) -> str | None:
     """The id of the job that carries this --comment, None if squeue knows none."""
-    answer = _squeue("-h", "-a", "-t", "all", "-o", "%A %k")
+    answer = _squeue("-h", "-a", "-t", "all", "-o", "%F %k")  # %A would be an element's own id
     for line in answer.splitlines():
         job, _, text = line.partition(" ")
         if text.strip() == comment:
@@ -138,7 +145,7 @@ def find_job(comment: str) -> str | None:
 
 
 def live_jobs(job_ids: list[str]) -> dict[str, str]:
-    """State (RUNNING, PENDING, ...) of those array elements that squeue still lists, by "job_element"; {} without Slurm."""
+    """State (RUNNING, PENDING, ...) of the array elements that squeue still lists, by "job_element"; {} without Slurm."""
     if not job_ids:
         return {}
     found = {}

@@ -78,7 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
             console.print("nothing to rerun: no shard failed")
             return Exit.COMPLETE
         tree = configs.with_overrides(latest.config, args.overrides)
-        job = launch.prepare(configs.check(tree, latest.source))
+        job = launch.prepare(configs.check(tree, latest.source), mended=opened)
         run.reopen(opened, "rerun")
         console.print(f"reopened {len(opened):,} shards (first: {min(opened)})", markup=False)
         if args.no_submit or anyone_running(run, latest):

@@ -86,5 +86,9 @@ class Echo(Batched):
             return Row(item.shard, item.index, item.key, SKIPPED, "line: to skip")
         elif fault == "bad":
             return Row(item.shard, item.index, item.key, FAILED, "line: bad")
-        digest = hashlib.sha256(item.payload.encode()).hexdigest()
-        return Row(item.shard, item.index, item.key, values={"text": self.config.prefix + item.payload, "sha256": digest})
+        values = {
+            "text": self.config.prefix + item.payload,
+            "sha256": hashlib.sha256(item.payload.encode()).hexdigest(),
+            "gpu": os.environ.get("CUDA_VISIBLE_DEVICES") or None,
+        }
+        return Row(item.shard, item.index, item.key, values=values)

@@ -1,0 +1,99 @@
+"""A real Slurm for tests: three virtual nodes with two fake GPUs each, on this machine (see tests/mini-slurm)."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+NODES, GPUS = 3, 2
+
+
+def wait(condition: Callable[[], object], what: str, timeout: float = 60.0) -> None:
+    """Poll until `condition` holds; AssertionError with `what` after `timeout` seconds."""
+    end = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < end, f"after {timeout:.0f} s still not: {what}"
+        time.sleep(0.1)
+
+
+class NoSlurm(Exception):
+    """Slurm cannot be had here; the text says why, in one line."""
+
+
+@dataclass(frozen=True)
+class Element:
+    """One array element as `scontrol show job` tells it."""
+
+    state: str
+    restarts: int
+    code: str
+    node: str
+
+    @property
+    def over(self) -> bool:
+        return self.state not in ("PENDING", "RUNNING", "COMPLETING", "REQUEUED")
+
+
+class Cluster:
+    """Started by the constructor. Its files lie under a short path: sockets' names may have 108 bytes."""
+
+    def __init__(self) -> None:
+        self._root = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
+        self._root.chmod(0o755)
+        self.env = {
+            **{k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "SBATCH", "SRUN"))},
+            "MINI_SLURM_DIR": str(self._root),
+            "SLURM_CONF": str(self._root / "etc/slurm.conf"),
+            "PYTHONPATH": str(ROOT),
+            "COLUMNS": "120",
+        }
+        done = self._mini_slurm("up", "--nodes", str(NODES), "--gpus", str(GPUS), "--no-accounting")
+        if done.returncode:
+            self.down()
+            said = done.stderr.strip().splitlines() or [f"mini-slurm ended with {done.returncode}"]
+            raise NoSlurm(said[-1])
+
+    def _mini_slurm(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [str(ROOT / "tests/mini-slurm"), *arguments]
+        return subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=90, check=False)
+
+    def down(self) -> None:
+        self._mini_slurm("down", "--wipe")
+        shutil.rmtree(self._root, ignore_errors=True)
+
+    def run(self, *command: str, code: int = 0) -> str:
+        """Run a command on the "login node"; its stdout. AssertionError unless it exits with `code`."""
+        done = subprocess.run(
+            command, env=self.env, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+        )
+        said = f"{' '.join(command)} exited with {done.returncode}:\n{done.stdout}\n{done.stderr}"
+        assert done.returncode == code, said
+        return done.stdout
+
+    def elements(self, job: str) -> dict[int, Element]:
+        """The elements of an array that Slurm knows of, by number; pending ones that share a record are left out."""
+        found = {}
+        for line in self.run("scontrol", "--oneliner", "show", "job", job).splitlines():
+            facts = dict(re.findall(r"(\w+)=(\S*)", line))
+            if facts.get("ArrayTaskId", "").isdigit():
+                found[int(facts["ArrayTaskId"])] = Element(
+                    facts["JobState"], int(facts["Restarts"]), facts["ExitCode"], facts["NodeList"]
+                )
+        return found
+
+    def kill_node(self, node: str) -> None:
+        """As if its power went off."""
+        assert self._mini_slurm("node-kill", node).returncode == 0
+
+    def start_node(self, node: str) -> None:
+        assert self._mini_slurm("node-start", node).returncode == 0
+        state = ("sinfo", "-h", "-N", "-p", "debug", "-n", node, "-o", "%T")
+        wait(lambda: self.run(*state).strip() in ("idle", "mixed"), f"{node} is up")
