@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-import fsspec
 import pyarrow as pa
 
-from hpc.errors import ShardError, UserError
+from hpc.errors import UserError
 from hpc.operator import FAILED, OK, SKIPPED, Column, Damage, Item, Row, Shard
 from recap.data.inputs import DataConfig, absolute, list_shards
+from recap.data.remote import open_shard
 from recap.data.tars import Sample, read_samples
 from recap.engine import Caption, CaptionerConfig, Engine, Request, check, load_engine
 from recap.engine.identity import captioner_identity, model_folder
@@ -109,8 +109,7 @@ class CaptionOperator:
 
     def read(self, shard: Shard) -> Iterator[Item | Damage]:
         index = 0
-        with fsspec.open(shard.uri, "rb") as file:
-            _check_unchanged(shard)
+        with open_shard(shard) as file:
             for found in read_samples(file):
                 if isinstance(found, Damage):
                     yield found
@@ -186,11 +185,6 @@ class CaptionOperator:
         picture: Picture = item.payload
         values |= {"sha256": picture.sha256, "text": picture.text}
         return Row(item.shard, item.index, item.key, status, reason, detail, transient, values)
-
-
-def _check_unchanged(shard: Shard) -> None:
-    if "://" not in shard.uri and (size := Path(shard.uri).stat().st_size) != shard.bytes:
-        raise ShardError("input: changed since the plan", f"{shard.uri} had {shard.bytes:,} bytes, now {size:,}")
 
 
 def _decode_text(data: bytes | None) -> tuple[str | None, str]:

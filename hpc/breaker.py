@@ -1,0 +1,64 @@
+"""Circuit breakers: a wrong prompt must not burn 130,000 shards, and a broken node must not eat what others could do.
+
+A slot whose first `map.breaker` shards all fail with one fingerprint stops. If slots on other nodes succeed, the node is at fault: it
+is excluded (`control/excluded/<host>`), and its slot is requeued elsewhere. Otherwise the run is: it is paused with that reason.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+
+from hpc import atomic, heartbeat
+from hpc.rundir import Run
+
+
+class Breaker:
+    """Counts a slot's outcomes from its start to its first success."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._failed: dict[str, set[str]] = {}  # fingerprint -> shards
+        self._closed = limit < 1
+
+    def success(self) -> None:
+        self._closed = True
+
+    def failure(self, shard: str, reason: str) -> str:
+        """Count a failed attempt. Returns the reason to stop, "" to go on."""
+        if self._closed:
+            return ""
+        self._failed.setdefault(reason, set()).add(shard)
+        if len(self._failed) > 1 or len(self._failed[reason]) < self._limit:
+            return ""
+        return f"the first {self._limit} shards of a slot failed alike: {reason}"
+
+
+def others_succeed(run: Run, submission: str, host: str) -> bool:
+    """Whether a slot on another node has finished samples."""
+    return any(
+        facts.get("rows", 0) > 0 and facts.get("host") != host and facts.get("submission") == submission
+        for facts in heartbeat.read_all(run.slots)
+    )
+
+
+def pause(run: Run, reason: str) -> None:
+    """Stop the whole run: agents drain, a launch goes on. The first reason stands."""
+    atomic.create(run.control / "pause", reason.encode())
+
+
+def exclude(run: Run, host: str, reason: str) -> None:
+    """Take a node out of this run until somebody removes its file."""
+    folder = run.control / "excluded"
+    folder.mkdir(exist_ok=True)
+    atomic.create(folder / host, json.dumps({"reason": reason}).encode())
+
+
+def excluded(run: Run) -> dict[str, str]:
+    """Reason by node."""
+    folder = run.control / "excluded"
+    try:
+        names = [n for n in os.listdir(folder) if not n.startswith(".")]
+    except FileNotFoundError:
+        return {}
+    return {name: json.loads((folder / name).read_bytes())["reason"] for name in sorted(names)}

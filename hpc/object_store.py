@@ -1,0 +1,93 @@
+"""Published files on an object store (`output: s3://bucket/prefix`), for sites whose file system should not hold them.
+
+A key is written once: by a conditional put (If-None-Match: *), or, where the store does not know that or holds something else under
+the key, under a unique one, which the marker names. What was written is read back and compared before any marker speaks for it.
+Credentials come from the environment, never from the config.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import random
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+log = logging.getLogger(__name__)
+
+TRIES = 6
+LONGEST_PAUSE_S = 20.0
+
+
+def is_url(location: str) -> bool:
+    return "://" in location
+
+
+def put(source: Path, url: str) -> str:
+    """Publish a local file under `url`, or under a unique key beside it. Returns the URL that holds it, read back and compared.
+
+    Raises:
+        OSError: the store does not take it, after all tries.
+    """
+    system, path = fsspec.core.url_to_fs(url)
+    wanted = hashlib.sha256(source.read_bytes()).digest()
+
+    def stored(at: str) -> bool:
+        return hashlib.sha256(system.cat_file(at)).digest() == wanted
+
+    try:
+        _retry(lambda: _put_new(system, source, path), url)
+    except (FileExistsError, NotImplementedError, ValueError):
+        # Another owner's bytes, our own from a put whose reply was lost, or a store without conditional puts.
+        if not (system.exists(path) and _retry(lambda: stored(path), url)):
+            stem, dot, suffix = path.rpartition(".")
+            path = f"{stem}.{uuid.uuid4().hex[:12]}{dot}{suffix}"
+            _retry(lambda: system.put_file(str(source), path), url)
+    if not _retry(lambda: stored(path), url):
+        raise OSError(f"{url}: what was read back is not what was written")
+    return url.split("://")[0] + "://" + path.lstrip("/") if "://" not in path else path
+
+
+def _put_new(system: Any, source: Path, path: str) -> None:
+    try:
+        system.put_file(str(source), path, mode="create")
+    except OSError as error:
+        if "PreconditionFailed" in str(error) or "At least one of the pre-conditions" in str(error):
+            raise FileExistsError(path) from error
+        raise
+
+
+@contextmanager
+def fetched(location: str) -> Iterator[Path]:
+    """A marker's file as a local path: itself, or a copy of the object for the time of the block."""
+    if not is_url(location):
+        yield Path(location)
+        return
+    system, path = fsspec.core.url_to_fs(location)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / path.rpartition("/")[2]
+        copy.write_bytes(_retry(lambda: system.cat_file(path), location))
+        yield copy
+
+
+def _retry(call: Callable[[], Any], url: str) -> Any:
+    """The result of a request, tried again with growing, jittered pauses."""
+    for attempt in range(1, TRIES + 1):
+        try:
+            return call()
+        except (FileExistsError, FileNotFoundError, PermissionError, NotImplementedError, ValueError):
+            raise
+        except Exception as error:
+            if attempt == TRIES:
+                raise OSError(f"{url}: {TRIES} tries, last: {error}") from error
+            pause = min(LONGEST_PAUSE_S, 0.25 * 2**attempt) * random.uniform(0.5, 1.0)
+            log.warning("%s: %s: trying again in %.1f s (%d of %d)", url, error, pause, attempt, TRIES)
+            time.sleep(pause)
+    raise AssertionError("unreachable")
