@@ -34,6 +34,8 @@ from hpc.rundir import Run, Submission
 log = logging.getLogger("agent")
 
 DEATHS = 10  # of engines over one shard in one generation, after which it is marked failed
+SUCCEEDED = "a later life of this slot has started"
+TERM_S = 20.0  # to drain after SIGTERM: Slurm's KillWait is 30 s by default
 LIVES = 5  # of a slot in a row without a finished sample, after which it is not requeued
 
 
@@ -79,6 +81,7 @@ class Agent:
         self.storage = ""  # why the run directory cannot be written, if it cannot
         self.drain_reason = ""
         self.drain_until = 0.0
+        self.terminated = False
         self.idle_since = 0.0
 
     # --- life -------------------------------------------------------------------------------
@@ -144,7 +147,8 @@ class Agent:
             return None
         for engine in self.engines:
             while engine.hungry:
-                claim = self.candidates.acquire(pause_s=min(30.0, self.settings.lease_s / 4))
+                held = {shard for _, shard in self.work}
+                claim = self.candidates.acquire(min(30.0, self.settings.lease_s / 4), held)
                 if claim is None:
                     return None if self.work else self._idle()
                 self.idle_since = 0.0
@@ -176,10 +180,12 @@ class Agent:
 
     def _check_drain(self) -> None:
         if self.drain_reason:
+            if self.signal == signal.SIGTERM and not self.terminated:  # after USR2: now KILL is near
+                self.terminated, self.drain_until = True, min(self.drain_until, time.monotonic() + TERM_S)
             return
         reason, limit = self.storage, self.settings.drain_s
         if self.signal == signal.SIGTERM:
-            reason, limit = "SIGTERM", min(limit, 20.0)  # KillWait is 30 s by default
+            reason, limit = "SIGTERM", min(limit, TERM_S)
         elif self.signal:
             reason = signal.Signals(self.signal).name
         elif time.monotonic() > self.next_look:
@@ -192,6 +198,8 @@ class Agent:
                 engine.drain()
 
     def _told_to_stop(self) -> str:
+        if heartbeat.succeeded(self.run.slots, self.instance):
+            return SUCCEEDED
         if (text := self.run.control_text("cancelled")) is not None:
             return f"cancelled {text}".strip()
         if (text := self.run.control_text("pause")) is not None:
@@ -209,7 +217,7 @@ class Agent:
             self.release(engine)
         if self.signal == signal.SIGTERM:
             return Exit.TERMINATED, self.drain_reason
-        if self.drain_reason.startswith(("cancelled", "paused", "SIGINT")):
+        if self.drain_reason.startswith(("cancelled", "paused", "SIGINT", SUCCEEDED)):
             return Exit.INCOMPLETE, self.drain_reason
         return Exit.REQUEUE, self.drain_reason
 
@@ -225,7 +233,7 @@ class Agent:
         ends = self.ledger.ends(claim)
         suspects, quarantine = self._suspects(claim, ends)
         failures = [e for e in ends if e["how"] == "failed"]
-        deaths = sum(e["how"] == "died" for e in ends)
+        deaths = sum(e["how"] == "died" and _alone(e) for e in ends)
         if len(failures) >= self.settings.attempts:
             self._fail(claim, failures[-1]["reason"], failures[-1].get("detail", ""), ends)
             return False
@@ -267,7 +275,7 @@ class Agent:
     def _left_in_flight(self, owner: str, claim: Claim) -> tuple[list[int], int]:
         """(this shard's samples, all samples) in flight in the engine of a dead agent that worked on this shard."""
         for path in sorted(self.run.inflight.glob(f"{owner}.*")) if owner else []:
-            held = InFlight.read(path)
+            held, _ = InFlight.read(path)
             mine = [i for (s, g, i) in held if (s, g) == (claim.shard.id, claim.generation)]
             if mine:
                 return mine, len(held)
@@ -279,13 +287,14 @@ class Agent:
             self.storage = event["reason"]
             return
         work = self.work.get((engine.index, event["shard"]))
-        if work is None:
+        if work is None or (work.claim.generation, work.claim.epoch) != (event["generation"], event["epoch"]):
             return
         if event["event"] == "segment":
             work.counts.update(event["counts"])
-            if not event.get("adopted"):
+            if not event["adopted"]:
                 self.rows += event["rows"]
-                self.journal.write("segment", shard=event["shard"], g=event["generation"], counts=event["counts"])
+            facts = {k: event[k] for k in ("start", "counts", "adopted")}
+            self.journal.write("segment", shard=event["shard"], g=event["generation"], **facts)
         elif event["event"] == "finished":
             self._finish(engine, work, event)
         elif event["event"] == "failed":
@@ -295,7 +304,8 @@ class Agent:
         claim = work.claim
         if self.heartbeat.fenced():
             log.warning("%s: not published: this slot could not write its heartbeat", claim.shard.id)
-            self._give_back(engine, work, "slot: could not write its heartbeat", "")
+            self._end(claim, "released", reason="slot: could not write its heartbeat")  # not the shard's fault
+            del self.work[engine.index, claim.shard.id]
             return
         try:
             marker = self.publisher.publish(claim, event["rows"], event["damage"], work.started)
@@ -343,7 +353,7 @@ class Agent:
             mine = [i for (s, g, i) in held if (s, g) == (claim.shard.id, claim.generation)]
             self._end(claim, "died", reason=why, in_flight=mine, together=len(held), host=self.facts["host"])
             del self.work[engine.index, claim.shard.id]
-        self.candidates.close_generation()
+        self.candidates.look_again()
         self.journal.write("engine", engine=engine.index, died=why, in_flight=len(held), log=_log_name())
 
     def _end(self, claim: Claim, how: str, **facts: Any) -> None:
@@ -365,6 +375,11 @@ class Agent:
             "rows": self.rows, "shards": sorted(s for (_, s) in self.work),
             "engines": [e.describe() for e in self.engines],
         }  # fmt: skip
+
+
+def _alone(death: dict[str, Any]) -> bool:
+    """Whether only this shard can be to blame for an engine's death: no other shard's samples were in flight."""
+    return len(death["in_flight"]) == death["together"]
 
 
 def _machine() -> dict[str, Any]:

@@ -8,9 +8,11 @@ together, and unlike flock it holds on NFS and Lustre: when the reply is lost, t
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import socket
 from pathlib import Path
+from typing import Any
 
 _counter = itertools.count()
 _me = f"{socket.gethostname()}-{os.getpid()}"
@@ -47,7 +49,7 @@ def link_new(source: Path, target: Path) -> bool:
         try:
             if os.stat(source).st_nlink != 2 or not os.path.samefile(source, target):
                 raise
-        except FileNotFoundError:
+        except FileNotFoundError:  # of the temporary: a successor that has finished cleans up behind us
             raise OSError(f"{source} vanished while it was being published as {target}") from None
     return True
 
@@ -74,12 +76,22 @@ def create(target: Path, data: bytes, *, durable: bool = True) -> bool:
     return True
 
 
-def replace(target: Path, data: bytes) -> None:
+def replace(target: Path, data: bytes, *, durable: bool = False) -> None:
     """Write `target` whole, over what was there. For files with one writer (heartbeats, submissions)."""
     source = temporary(target)
     try:
-        source.write_bytes(data)
+        if durable:
+            write_synced(source, data)
+        else:
+            source.write_bytes(data)
         os.replace(source, target)
     except BaseException:
         source.unlink(missing_ok=True)
         raise
+    if durable:
+        sync_directory(target.parent)
+
+
+def as_json(record: Any, **options: Any) -> bytes:
+    """JSON in UTF-8. Text that is not Unicode (undecodable bytes of a file name) becomes JSON's own \\udcXX escapes."""
+    return json.dumps(record, ensure_ascii=False, **options).encode(errors="backslashreplace")

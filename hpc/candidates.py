@@ -7,7 +7,7 @@ not grow with the plan (one bit a shard, one chunk of rows at a time).
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from hpc.heartbeat import Observer
 from hpc.ledger import CLAIMED, Claim, Ledger, State, bucket_of, states
@@ -15,6 +15,7 @@ from hpc.operator import Shard
 from hpc.plan import Plan
 from hpc.rundir import Run
 
+FIRST_PAUSE_S = 0.25
 _CHUNK = 4096
 
 
@@ -32,37 +33,43 @@ class Candidates:
         self._listings: dict[str, dict[str, State]] = {}
         self._owners: dict[tuple[str, int, int], str] = {}
         self._walk: Iterator[tuple[int, Shard]] | None = None
-        self._busy: list[Shard] = []
+        self._left_now = self._busy_now = 0
         self.left = len(plan)  # shards without a terminal marker, as of the last full pass
         self.busy = 0  # of these, claimed by others
-        self._next_pass = 0.0
+        self._next_pass, self._pause_s = 0.0, FIRST_PAUSE_S
         self._look_s, self._next_look = look_s, 0.0
 
-    def acquire(self, pause_s: float) -> Claim | None:
-        """Claim a shard, or None: nothing is claimable now (then the plan is not walked again for `pause_s` seconds)."""
+    def acquire(self, pause_s: float, held: Collection[str]) -> Claim | None:
+        """Claim a shard, or None: nothing is claimable now.
+
+        Args:
+            pause_s: seconds in which the plan is not walked again after walks that found nothing (the first ones: less).
+            held: shards in this slot's hands. Of these nothing is claimed: a generation that a rerun opened waits for the
+                present one. Other claims of ours are left-overs whose end could not be written; they are claimed again.
+        """
         if time.monotonic() > self._next_look:
             self._next_look = time.monotonic() + self._look_s
             self._check_generations()
         if self._walk is None:
             if time.monotonic() < self._next_pass:
                 return None
-            self._walk, self._busy, self._left_now = self._pass(), [], 0
+            self._walk, self._busy_now, self._left_now = self._pass(), 0, 0
             self._listings.clear()
         for ordinal, shard in self._walk:
-            if claim := self._try(ordinal, shard):
-                self._left_now += 1
+            if claim := self._try(ordinal, shard, held):
+                self._pause_s = FIRST_PAUSE_S
                 return claim
         self._walk = None
-        claim = self._take_over()
-        self.left, self.busy = self._left_now, len(self._busy)
-        self._next_pass = 0.0 if claim else time.monotonic() + pause_s
-        return claim
+        self.left, self.busy = self._left_now, self._busy_now
+        self._pause_s = min(pause_s, 2 * self._pause_s)
+        self._next_pass = time.monotonic() + self._pause_s
+        return None
 
     def complete(self) -> bool:
         """Whether the last full pass found every shard done or failed."""
         return self._walk is None and self.left == 0
 
-    def close_generation(self) -> None:
+    def look_again(self) -> None:
         """Walk again at once (something changed that this slot did itself)."""
         self._next_pass = 0.0
 
@@ -77,38 +84,33 @@ class Candidates:
                 if not self._is_terminal(ordinal):
                     yield ordinal, shard
 
-    def _try(self, ordinal: int, shard: Shard) -> Claim | None:
+    def _try(self, ordinal: int, shard: Shard, held: Collection[str]) -> Claim | None:
         for _ in range(3):
             state = self._state(shard)
+            if state.status == CLAIMED and shard.id not in held and self._free(shard, state):
+                # The listing may be hours old, and the dead owner may have finished before it went: look again.
+                self._listings.pop(bucket_of(shard.id), None)
+                state = self._state(shard)
             if state.terminal:
                 self._terminal[ordinal // 8] |= 1 << ordinal % 8
                 return None
-            if state.status == CLAIMED:
-                owner = self._owner(shard, state)
-                if owner == self._me:
-                    self._left_now += 1
-                    return None
-                if not self._observer.dead(owner):
-                    self._busy.append(shard)
-                    self._left_now += 1
-                    return None
+            if shard.id in held:
+                break
+            if state.status == CLAIMED and not self._free(shard, state):
+                self._busy_now += 1
+                break
             claim = Claim(shard, state.generation, state.epoch + 1)
             if self._ledger.claim(claim, self._me):
+                self._left_now += 1
                 return claim
             self._listings.pop(bucket_of(shard.id), None)  # our listing was stale: somebody was faster
         self._left_now += 1
         return None
 
-    def _take_over(self) -> Claim | None:
-        """A shard whose owner died meanwhile."""
-        for shard in self._busy:
-            state = self._ledger.state(shard.id, self._reopened)
-            if state.status != CLAIMED or not self._observer.dead(self._owner(shard, state)):
-                continue
-            claim = Claim(shard, state.generation, state.epoch + 1)
-            if self._ledger.claim(claim, self._me):
-                return claim
-        return None
+    def _free(self, shard: Shard, state: State) -> bool:
+        """Whether nobody works on a claimed shard that is not in our hands."""
+        owner = self._owner(shard, state)
+        return owner == self._me or self._observer.dead(owner)
 
     # --- what the ledger says ---------------------------------------------------------------
 
@@ -121,9 +123,13 @@ class Candidates:
         return self._listings[bucket].get(shard.id, State())
 
     def _owner(self, shard: Shard, state: State) -> str:
+        """Who made the claim; where its content is not visible (yet), a name of its own that has no heartbeat."""
         at = (shard.id, state.generation, state.epoch)
-        if not self._owners.get(at):
-            self._owners[at] = self._ledger.owner(*at)
+        if at not in self._owners:
+            owner = self._ledger.owner(*at)
+            if not owner:
+                return f"{shard.id}.g{state.generation}.e{state.epoch}"
+            self._owners[at] = owner
         return self._owners[at]
 
     def _is_terminal(self, ordinal: int) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -49,9 +50,12 @@ def _read(path: Path) -> pa.Table:
 
 
 def write_segment(folder: Path, start: int, table: pa.Table) -> None:
-    """Save samples [start, start + rows) of an unfinished shard. Whole or not at all; never over another's."""
+    """Save samples [start, start + rows) of an unfinished shard. Whole or not at all; never over another's.
+
+    The range is in the name: owners with another segment size (a zombie and its successor) cannot take each other's place.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"{start:08d}.parquet"
+    target = folder / f"{start:08d}-{start + table.num_rows:08d}.parquet"
     source = atomic.temporary(target)
     try:
         with _writer(source, table.schema) as writer:
@@ -67,22 +71,31 @@ def write_segment(folder: Path, start: int, table: pa.Table) -> None:
 
 
 def read_segments(folder: Path, target: pa.Schema) -> dict[int, pa.Table]:
-    """Segments by first sample. One that cannot be read or has another schema is left out (it is made again)."""
+    """Segments by first sample, in order, no sample twice. One that cannot be used is removed (it is made again)."""
     found: dict[int, pa.Table] = {}
     try:
         names = sorted(os.listdir(folder))
     except FileNotFoundError:
         return found
+    end = 0  # samples before this are found
     for name in names:
-        if name.startswith(".") or not name.endswith(".parquet"):
+        if not (match := re.fullmatch(r"(\d+)-(\d+)\.parquet", name)):
+            continue
+        start, stop = int(match[1]), int(match[2])
+        if stop <= end:
             continue
         try:
             table = _read(folder / name)
+        except FileNotFoundError:  # another owner finished the shard meanwhile
+            continue
         except (OSError, pa.ArrowException):
+            table = None
+        if table is None or table.num_rows != stop - start or not table.schema.equals(target):
             (folder / name).unlink(missing_ok=True)
             continue
-        if table.schema.equals(target):
-            found[int(name.removesuffix(".parquet"))] = table
+        begin = max(start, end)
+        found[begin] = table.slice(begin - start)
+        end = stop
     return found
 
 

@@ -40,7 +40,10 @@ READ_AHEAD = 64  # items the reader thread may be ahead
 KILLED = "engine: killed the worker twice"
 
 
-@dataclass
+Saved = tuple[int, Counter[str]]  # first sample, samples by status
+
+
+@dataclass(eq=False)
 class Task:
     """One claimed shard on its way through this engine."""
 
@@ -54,6 +57,8 @@ class Task:
     schema: pa.Schema
     saved: dict[int, str] = field(default_factory=dict)  # index -> key of samples in adopted segments
     rows: dict[int, Row] = field(default_factory=dict)  # finished, not yet saved
+    held: int = 0  # samples that the operator holds
+    finished_in: Counter[int] = field(default_factory=Counter)  # samples finished or adopted, by block
     seen: int = 0  # samples that the reader has delivered
     total: int | None = None  # known when the reader has come to the end
     damage: Damage | None = None
@@ -64,39 +69,44 @@ class Task:
     def name(self) -> dict[str, Any]:
         return {"shard": self.shard.id, "generation": self.generation, "epoch": self.epoch}
 
-    def adopt(self) -> Counter[str]:
-        """Take over the segments that earlier owners saved; returns their status counts."""
-        counts: Counter[str] = Counter()
+    def adopt(self) -> Iterator[Saved]:
+        """Take over the segments that earlier owners saved."""
         for start, table in columns.read_segments(self.folder, self.schema).items():
-            for offset, key in enumerate(table["key"].to_pylist()):
-                self.saved[start + offset] = key
-            counts.update(table["status"].to_pylist())
-        return counts
+            for index, key in enumerate(table["key"].to_pylist(), start):
+                self.saved[index] = key
+                self.finished_in[index // self.segment] += 1
+            yield start, Counter(table["status"].to_pylist())
 
-    def add(self, row: Row) -> Counter[str] | None:
-        """Take a finished row; when its block is complete, save it. Returns the status counts of what was saved."""
+    def add(self, row: Row) -> list[Saved]:
+        """Take a finished row; when its block is complete, save it."""
         self.rows[row.index] = row
         if row.transient:
             self.transient[row.reason] += 1
-        return self.save(row.index // self.segment)
+        block = row.index // self.segment
+        self.finished_in[block] += 1
+        if self.finished_in[block] < self.segment and self.total is None:
+            return []
+        return self.save(block)
 
-    def save(self, block: int) -> Counter[str] | None:
+    def save(self, block: int) -> list[Saved]:
+        """Save a block if all of its samples are finished."""
         first, last = block * self.segment, (block + 1) * self.segment
         if self.total is not None:
             last = min(last, self.total)
         indices = [i for i in range(first, last) if i not in self.saved]
         if block in self.written or not all(i in self.rows for i in indices):
-            return None
+            return []
         rows = [self.rows[i] for i in indices]
         if any(r.transient for r in rows):
-            return None  # not saved, so that the next epoch tries these samples again
-        for run in _runs(rows):
+            return []  # not saved, so that the next epoch tries these samples again
+        runs = list(_runs(rows))
+        for run in runs:
             columns.write_segment(self.folder, run[0].index, columns.to_table(run, self.schema))
         for row in rows:
             self.saved[row.index] = row.key
             del self.rows[row.index]
         self.written.add(block)
-        return Counter(r.status for r in rows)
+        return [(run[0].index, Counter(r.status for r in run)) for run in runs]
 
     def finished(self) -> bool:
         if self.total is None:
@@ -149,13 +159,14 @@ class InFlight:
             self._size = 0
 
     @staticmethod
-    def read(path: Path) -> list[tuple[str, int, int]]:
-        """(shard, generation, index) that were in flight when the writer died."""
+    def read(path: Path) -> tuple[list[tuple[str, int, int]], int]:
+        """((shard, generation, index) that were in flight when the writer died, how many it had finished)."""
         held: dict[tuple[str, int, int], None] = {}
+        finished = 0
         try:
             lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
         except FileNotFoundError:
-            return []
+            return [], 0
         for line in lines:
             parts = line[1:].split("\t")
             if len(parts) != 3 or not (parts[1].isdigit() and parts[2].isdigit()):
@@ -165,7 +176,8 @@ class InFlight:
                 held[at] = None
             else:
                 held.pop(at, None)
-        return list(held)
+                finished += 1
+        return list(held), finished
 
 
 class Reader(threading.Thread):
@@ -263,9 +275,8 @@ class Engine:
             self.run.segments(self.identity, shard.id, command["generation"]),
             self.schema,
         )
-        adopted = task.adopt()
-        if adopted:
-            self.emit("segment", **task.name(), rows=sum(adopted.values()), counts=adopted, adopted=True)
+        for adopted in task.adopt():
+            self.saved(task, adopted, adopted=True)
         self.tasks.append(task)
         self.reader.add(task)
 
@@ -273,13 +284,18 @@ class Engine:
         """Hand the operator what it wants; suspects go alone."""
         while not self.draining and self.operator.want() > 0:
             if self.isolated:
+                if self.isolated[0][0].error:
+                    self.isolated.popleft()
+                    continue
                 if not self.inflight.items:
                     task, item = self.isolated.popleft()
                     log.warning("%s: sample %s was in flight at a death; applying it alone", item.shard, item.key)
                     self.put(task, item, 0)
                 return
             if self.again:
-                self.put(*self.again.popleft())
+                task, item, tries = self.again.popleft()
+                if not task.error:
+                    self.put(task, item, tries)
                 continue
             try:
                 # With nothing in flight there is nothing to poll: wait for the reader instead of spinning.
@@ -299,7 +315,7 @@ class Engine:
             self.reader.open -= 1
             if isinstance(item, BaseException):
                 self.fail(task, item)
-            else:
+            elif not task.error:
                 self.end(task)
             if not self.reader.open:
                 self.emit("hungry")
@@ -308,6 +324,7 @@ class Engine:
         if task.error:
             return
         if item.index in task.saved:
+            self.done += 1
             if task.saved[item.index] != item.key:
                 columns.remove_segments(task.folder)
                 self.fail(task, ShardError("input: changed while the shard was worked on", f"sample {item.key}"))
@@ -320,21 +337,23 @@ class Engine:
             self.put(task, item, 0)
 
     def put(self, task: Task, item: Item, tries: int) -> None:
+        task.held += 1
         self.inflight.add(task, item, tries)
         self.operator.put(item)
 
     def take(self, row: Row) -> None:
         task, item, tries = self.inflight.remove(row)
-        if row.transient and tries + 1 < TRIES:
+        task.held -= 1
+        self.done += 1
+        if task.error:
+            self.tell_failure(task)
+        elif row.transient and tries + 1 < TRIES:
             self.again.append((task, item, tries + 1))
         else:
             self.settle(task, row)
 
     def settle(self, task: Task, row: Row) -> None:
-        if task.error:
-            return
-        self.done += 1
-        if saved := task.add(row):
+        for saved in task.add(row):
             self.saved(task, saved)
         if task.finished():
             self.close(task)
@@ -347,13 +366,15 @@ class Engine:
             self.fail(task, ShardError("input: changed while the shard was worked on"))
             return
         for block in range(-(-task.total // task.segment)):
-            if saved := task.save(block):
+            for saved in task.save(block):
                 self.saved(task, saved)
         if task.finished():
             self.close(task)
 
-    def saved(self, task: Task, counts: Counter[str]) -> None:
-        self.emit("segment", **task.name(), rows=sum(counts.values()), counts=counts)
+    def saved(self, task: Task, saved: Saved, adopted: bool = False) -> None:
+        start, counts = saved
+        facts = {"start": start, "rows": sum(counts.values()), "counts": counts, "adopted": adopted}
+        self.emit("segment", **task.name(), **facts)
 
     def close(self, task: Task) -> None:
         if task not in self.tasks:
@@ -368,11 +389,16 @@ class Engine:
             self.emit("finished", **task.name(), rows=task.total, damage=damage)
 
     def fail(self, task: Task, error: BaseException) -> None:
-        task.error = error
-        if task in self.tasks:
+        task.error = task.error or error
+        self.tell_failure(task)
+
+    def tell_failure(self, task: Task) -> None:
+        """Only when the operator has given all of the shard back: its next epoch may come to this same engine."""
+        if task in self.tasks and not task.held:
+            assert task.error is not None
             self.tasks.remove(task)
-            log.error("%s: cannot be processed: %s", task.shard.id, error, exc_info=error)
-            self.emit("failed", **task.name(), reason=fingerprint(error), detail=str(error)[:500])
+            log.error("%s: cannot be processed: %s", task.shard.id, task.error, exc_info=task.error)
+            self.emit("failed", **task.name(), reason=fingerprint(task.error), detail=str(task.error)[:500])
 
     def progress(self) -> None:
         now = time.monotonic()

@@ -19,8 +19,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("agent")
 
-RESTARTS = 3  # in a row without a finished sample, after which the engine's device is given up
+# Deaths in a row without a finished sample, after which the engine's device is given up. With samples in flight each may be to
+# blame in turn: three deaths for the first of neighbours, two for each next.
+RESTARTS, RESTARTS_IN_FLIGHT = 3, 7
 DUMP_S = 3.0  # between SIGABRT (every thread's stack goes to the log) and SIGKILL
+STUCK_S = 30.0  # after SIGKILL, when the kernel does not let go of a process (a dead driver or file system)
 PR_SET_PDEATHSIG = 1
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -92,7 +95,12 @@ class EngineProcess:
     def receive(self) -> None:
         """Its output is readable: take events, or notice its death."""
         assert self._process is not None and self._process.stdout is not None
-        data = self._process.stdout.read1(1 << 16)  # type: ignore[attr-defined]
+        try:
+            data = os.read(self._process.stdout.fileno(), 1 << 16)
+        except BlockingIOError:
+            data = b""
+            if self._process.poll() is None:
+                return
         if not data:
             self._died()
             return
@@ -108,7 +116,7 @@ class EngineProcess:
             self.hungry = not self._agent.drain_reason
         elif kind == "progress":
             if event["done"] != self.done:
-                self.done, self._changed, self._barren = event["done"], time.monotonic(), 0
+                self.done, self._changed = event["done"], time.monotonic()
         elif kind in ("segment", "finished", "failed", "storage"):
             self._changed = time.monotonic()
             self._agent.on_event(self, event)
@@ -123,9 +131,13 @@ class EngineProcess:
         now = time.monotonic()
         silent = now - self._changed
         busy = any(index == self.index for index, _ in self._agent.work)
-        if self._aborted:
+        if self._process.poll() is not None:
+            self.receive()  # its pipe may be held open by a child of its own: do not wait for the end of the output
+        elif self._aborted:
             if now - self._aborted > DUMP_S:
                 self._process.kill()
+            if now - self._aborted > DUMP_S + STUCK_S:
+                self._died()
         elif not self.ready and silent > settings.setup_s:
             self._abort(f"setup took more than {settings.setup_s:.0f} s")
         elif self.ready and busy and silent > settings.hang_s:
@@ -154,7 +166,11 @@ class EngineProcess:
                 self._process.stdin.close()
             except BrokenPipeError:
                 pass
-        code = self._process.wait()
+        try:
+            code = self._process.wait(timeout=STUCK_S if self._aborted == 0 else 0.1)
+        except subprocess.TimeoutExpired:
+            log.error("engine %d cannot be killed: its device is given up", self.index)
+            self.given_up, code = True, -signal.SIGKILL
         self._process, self._buffer, self.ready, self.hungry = None, b"", False, False
         return code
 
@@ -168,11 +184,11 @@ class EngineProcess:
         if not was_ready:
             why = f"setup: {why}"
         log.error("engine %d died: %s", self.index, why)
-        held = InFlight.read(self._inflight) if was_ready else []
+        held, finished = InFlight.read(self._inflight) if was_ready else ([], 0)
         self.last_words = why
         self._agent.on_death(self, why, held)
-        self._barren += 1
-        if self._barren >= RESTARTS and not held:
+        self._barren = 1 if finished else self._barren + 1
+        if self._barren >= (RESTARTS_IN_FLIGHT if held else RESTARTS):
             self.given_up = True
             log.error("engine %d is given up: it died %d times without a finished sample", self.index, self._barren)
 

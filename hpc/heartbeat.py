@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,22 +27,30 @@ def register(slots: Path, submission: str, slot: int, facts: dict[str, Any]) -> 
     life = 0
     while True:
         instance = f"{submission}-{slot:04d}-{life}"
-        data = json.dumps({**facts, "instance": instance, "slot": slot, "life": life, "beat": 0}).encode()
+        data = atomic.as_json({**facts, "instance": instance, "slot": slot, "life": life, "beat": 0})
         if atomic.create(slots / f"{instance}.json", data):
             return instance, life
         life += 1
 
 
-def same_slot(instance: str, other: str) -> bool:
-    """Whether two instances are lives of one slot of one submission."""
-    return instance.rsplit("-", 1)[0] == other.rsplit("-", 1)[0]
+def earlier_life(instance: str, other: str) -> bool:
+    """Whether `instance` is an earlier life of `other`'s slot. Of two that are alive, the later one goes on."""
+    (slot, _, life), (other_slot, _, other_life) = instance.rpartition("-"), other.rpartition("-")
+    return slot == other_slot and int(life) < int(other_life)
+
+
+def succeeded(slots: Path, instance: str) -> bool:
+    """Whether a later life of this instance's slot has registered."""
+    slot, _, life = instance.rpartition("-")
+    return (slots / f"{slot}-{int(life) + 1}.json").exists()
 
 
 def read(slots: Path, instance: str) -> dict[str, Any]:
     try:
-        return json.loads((slots / f"{instance}.json").read_bytes())
-    except (FileNotFoundError, json.JSONDecodeError):
+        facts = json.loads((slots / f"{instance}.json").read_bytes())
+    except (FileNotFoundError, ValueError):  # ValueError: torn by a machine's crash
         return {}
+    return facts if isinstance(facts, dict) else {}
 
 
 def read_all(slots: Path) -> list[dict[str, Any]]:
@@ -64,15 +73,16 @@ class Heartbeat:
         self._beat = 0
 
     def advance(self, facts: dict[str, Any], *, force: bool = False) -> None:
-        """Called by the agent's main loop; writes when due. A failed write is logged, and tried again at the next call."""
+        """Called by the agent's main loop; writes when due. A failed write is logged, and tried again soon."""
         self._beat += 1
         now = time.monotonic()
         if now < self._due and not force:
             return
         try:
-            atomic.replace(self._path, json.dumps({**facts, "beat": self._beat, "t": time.time()}).encode())
+            atomic.replace(self._path, atomic.as_json({**facts, "beat": self._beat, "t": time.time()}))
         except OSError as error:
             log.warning("heartbeat: cannot write %s: %s", self._path, error)
+            self._due = now + self._interval / 10
             return
         self._written = time.monotonic()
         self._due = now + self._interval
@@ -89,31 +99,27 @@ class Observer:
         self._slots = slots
         self._me = me
         self._lease_s = lease_s
-        self._seen: dict[str, tuple[Any, float]] = {}
-        self._cache: dict[str, tuple[float, dict[str, Any]]] = {}
+        self._seen: dict[str, _Sight] = {}
 
     def dead(self, instance: str) -> bool:
-        """Whether an instance's claims may be taken over now."""
-        if not instance:  # the claim's content never became visible: only its age by our clock can tell
-            return self._unchanged(instance, None)
-        if same_slot(instance, self._me) and instance != self._me:
+        """Whether an instance's claims may be taken over now. An instance without a heartbeat is given a lease, too."""
+        if earlier_life(instance, self._me):
             return True
-        facts = self._read(instance)
-        if facts.get("state") == "exited":
-            return True
-        return self._unchanged(instance, facts.get("beat"))
-
-    def _read(self, instance: str) -> dict[str, Any]:
-        """A heartbeat, read at most twelve times a lease: many shards share an owner, and many slots may be asking."""
         now = time.monotonic()
-        if instance not in self._cache or now - self._cache[instance][0] > self._lease_s / 12:
-            self._cache[instance] = (now, read(self._slots, instance))
-        return self._cache[instance][1]
+        sight = self._seen.get(instance)
+        # Read at most twelve times a lease: many shards share an owner, and many slots may be asking.
+        if sight is None or now - sight.read > self._lease_s / 12:
+            facts = read(self._slots, instance)
+            beat = "exited" if facts.get("state") == "exited" else facts.get("beat")
+            since = sight.since if sight is not None and sight.beat == beat else now
+            sight = self._seen[instance] = _Sight(beat, since, now)
+        return sight.beat == "exited" or sight.read - sight.since > self._lease_s
 
-    def _unchanged(self, instance: str, beat: Any) -> bool:
-        now = time.monotonic()
-        before, since = self._seen.get(instance, (object(), now))
-        if before != beat:
-            self._seen[instance] = (beat, now)
-            return False
-        return now - since > self._lease_s
+
+@dataclass(frozen=True, slots=True)
+class _Sight:
+    """What an observer saw of an instance. since: when, by our clock, it first saw this beat; read: when it last looked."""
+
+    beat: Any
+    since: float
+    read: float

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from hpc import atomic
+
 log = logging.getLogger(__name__)
 
 
@@ -22,11 +24,14 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        self._torn = False
 
     def write(self, event: str, **facts: Any) -> None:
-        line = json.dumps({"t": round(time.time(), 3), "event": event, **facts}, ensure_ascii=False)
+        line = atomic.as_json({"t": round(time.time(), 3), "event": event, **facts}) + b"\n"
+        if self._torn:  # a full disk took half of the last line: close it, so that it does not spoil this one
+            line = b"\n" + line
         try:
-            os.write(self._fd, line.encode() + b"\n")
+            self._torn = os.write(self._fd, line) < len(line)
         except OSError as error:  # a full disk must not stop the work: status falls back on the markers
             log.warning("journal: %s (status will read the markers instead)", error)
 

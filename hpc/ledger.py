@@ -21,14 +21,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from hpc.atomic import create
+from hpc import atomic
 from hpc.operator import Shard
 
 BUCKETS = 1024  # about a thousand names in a directory at 300,000 shards
 OPEN, CLAIMED, DONE, FAILED = "open", "claimed", "done", "failed"
 
 _NAME = re.compile(
-    r"^(?P<id>.+)\.g(?P<generation>\d+)\.(?:e(?P<epoch>\d+)(?P<end>\.end)?|(?P<mark>done|failed))$"
+    r"(?P<id>.+)\.g(?P<generation>[0-9]+)\.(?:e(?P<epoch>[0-9]+)(?P<end>\.end)?|(?P<mark>done|failed))"
 )
 
 
@@ -65,7 +65,7 @@ def states(names: Iterable[str], reopened: Mapping[str, int] | None = None) -> d
     generations: dict[str, int] = dict(reopened or {})
     seen: set[str] = set()
     for name in names:
-        match = _NAME.match(name)
+        match = _NAME.fullmatch(name)
         if not match:
             continue
         shard, generation = match["id"], int(match["generation"])
@@ -142,7 +142,7 @@ class Ledger:
         """Try to own a shard. False if that epoch exists already: somebody was faster."""
         directory = self.directory(claim.shard.id)
         directory.mkdir(parents=True, exist_ok=True)
-        return create(directory / claim.stem, _json({"owner": owner}))
+        return atomic.create(directory / claim.stem, _json({"owner": owner}))
 
     def owner(self, shard_id: str, generation: int, epoch: int) -> str:
         """The instance that made a claim."""
@@ -150,7 +150,7 @@ class Ledger:
 
     def end(self, claim: Claim, how: str, **facts: Any) -> bool:
         """Say how an epoch ended: "released", "failed" (fingerprint, detail, log) or "died" (in_flight, log)."""
-        return create(self.directory(claim.shard.id) / f"{claim.stem}.end", _json({"how": how, **facts}))
+        return atomic.create(self.directory(claim.shard.id) / f"{claim.stem}.end", _json({"how": how, **facts}))
 
     def ends(self, claim: Claim) -> list[dict[str, Any]]:
         """How the earlier epochs of this generation ended; {"how": "unexplained"} for one without an end."""
@@ -166,14 +166,15 @@ class Ledger:
     def mark(self, claim: Claim, mark: str, record: dict[str, Any]) -> bool:
         """Set the terminal marker. False if this generation has that marker already."""
         name = f"{claim.shard.id}.g{claim.generation}.{mark}"
-        return create(self.directory(claim.shard.id) / name, _json(record))
+        return atomic.create(self.directory(claim.shard.id) / name, _json(record))
 
     def read(self, shard_id: str, suffix: str) -> dict[str, Any]:
         """The content of `<id>.<suffix>`, {} if there is none. A half-visible file (NFS) reads as {} too."""
         try:
-            return json.loads((self.directory(shard_id) / f"{shard_id}.{suffix}").read_bytes())
-        except (FileNotFoundError, json.JSONDecodeError):
+            record = json.loads((self.directory(shard_id) / f"{shard_id}.{suffix}").read_bytes())
+        except (FileNotFoundError, ValueError):  # ValueError: not JSON, not even UTF-8 (zeros after a machine's crash)
             return {}
+        return record if isinstance(record, dict) else {}
 
 
 def _of_bucket(reopened: Mapping[str, int] | None, bucket: str) -> dict[str, int]:
@@ -181,4 +182,4 @@ def _of_bucket(reopened: Mapping[str, int] | None, bucket: str) -> dict[str, int
 
 
 def _json(record: dict[str, Any]) -> bytes:
-    return json.dumps(record, ensure_ascii=False, sort_keys=True).encode() + b"\n"
+    return atomic.as_json(record, sort_keys=True) + b"\n"

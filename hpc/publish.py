@@ -50,15 +50,14 @@ class Publisher:
             ShardError: what the segments hold must not count as done.
             OSError: the file system failed (no space, read-only); nothing half-written counts.
         """
+        folder = self.run.segments(self.identity, claim.shard.id, claim.generation)
         state = self.ledger.state(claim.shard.id)
         if (state.generation, state.epoch) != (claim.generation, claim.epoch) or state.terminal:
+            if state.generation == claim.generation and state.status == DONE:
+                columns.remove_segments(folder)  # what this owner saved after its successor had cleaned up
             return None
         target = self.run.column_file(self.column, self.identity, claim.shard.id, claim.generation)
-        content = self._place(claim, target, rows)
-        failed = content.counts.get(FAILED, 0)
-        if failed > self.max_failed * max(rows, 1):
-            reason = max(content.reasons, key=lambda r: content.reasons[r] * r.startswith(FAILED))
-            raise ShardError(f"too many samples failed: {reason}", f"{failed} of {rows}, allowed {self.max_failed:.1%}")
+        content = self._place(columns.read_segments(folder, self.schema), target, rows)
         marker = {
             "shard": claim.shard.id,
             "file": str(target.relative_to(self.run.path)),
@@ -72,17 +71,16 @@ class Publisher:
         }
         if not self.ledger.mark(claim, DONE, marker):
             return None
-        columns.remove_segments(self.run.segments(self.identity, claim.shard.id, claim.generation))
+        columns.remove_segments(folder)
         return marker
 
-    def _place(self, claim: Claim, target: Path, rows: int) -> columns.Content:
-        """Make sure that a verified file stands at `target`: ours, or one that an earlier owner linked before it died."""
-        folder = self.run.segments(self.identity, claim.shard.id, claim.generation)
-        segments = columns.read_segments(folder, self.schema)
+    def _place(self, segments: dict[int, pa.Table], target: Path, rows: int) -> columns.Content:
+        """Make sure that a verified file stands at `target`: ours, or one that a dead owner linked there."""
         source = atomic.temporary(target)
         try:
-            columns.write(source, (segments[start] for start in sorted(segments)), self.schema)
+            columns.write(source, segments.values(), self.schema)
             content = _verified(source, rows, _keys(segments))
+            self._check_failed(content)  # before the file has its name: a failed shard leaves none
             try:
                 atomic.link_new(source, target)
             except FileExistsError:
@@ -91,6 +89,13 @@ class Publisher:
             source.unlink(missing_ok=True)
         atomic.sync_directory(target.parent)
         return content
+
+    def _check_failed(self, content: columns.Content) -> None:
+        failed = content.counts.get(FAILED, 0)
+        if failed > self.max_failed * content.rows:
+            reasons = {r: n for r, n in content.reasons.items() if r.startswith(FAILED)} or {"failed: no reason given": 0}
+            detail = f"{failed} of {content.rows}, allowed {self.max_failed:.1%}"
+            raise ShardError(f"too many samples failed: {max(reasons, key=lambda r: reasons[r])}", detail)
 
     def _adopt(self, target: Path, rows: int, keys: list[str]) -> columns.Content:
         try:
@@ -102,7 +107,7 @@ class Publisher:
 
 
 def _keys(segments: dict[int, pa.Table]) -> list[str]:
-    return [key for start in sorted(segments) for key in segments[start]["key"].to_pylist()]
+    return [key for table in segments.values() for key in table["key"].to_pylist()]
 
 
 def _verified(path: Path, rows: int, keys: list[str]) -> columns.Content:

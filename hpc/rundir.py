@@ -80,10 +80,14 @@ class Run:
         return self.path / "segments" / identity / bucket_of(shard_id) / f"{shard_id}.g{generation}"
 
     def make(self) -> None:
+        self._submissions.mkdir(parents=True, exist_ok=True)  # first: it tells a launch that died here from others' files
         for folder in (self.plans, self.slots, self.journals, self.logs, self.inflight, self.control, self.code):
             folder.mkdir(parents=True, exist_ok=True)
         self._generations.mkdir(exist_ok=True)
-        self._submissions.mkdir(exist_ok=True)
+
+    def is_run(self) -> bool:
+        """Whether `make` has begun here."""
+        return self._submissions.is_dir()
 
     # --- submissions ------------------------------------------------------------------------
 
@@ -93,8 +97,8 @@ class Run:
         return submission
 
     def save(self, submission: Submission) -> None:
-        data = json.dumps(asdict(submission), indent=1, ensure_ascii=False).encode()
-        atomic.replace(self._submissions / f"{submission.uuid}.json", data)
+        data = atomic.as_json(asdict(submission), indent=1)
+        atomic.replace(self._submissions / f"{submission.uuid}.json", data, durable=True)
 
     def submission(self, uuid_: str) -> Submission:
         return Submission(**json.loads((self._submissions / f"{uuid_}.json").read_bytes()))
@@ -122,7 +126,7 @@ class Run:
 
     def reopen(self, generations: dict[str, int], reason: str) -> Path:
         """Record that a rerun grants these shards a fresh generation."""
-        data = json.dumps({"reason": reason, "shards": generations}).encode()
+        data = atomic.as_json({"reason": reason, "shards": generations})
         number = len(self._generation_files())
         while not atomic.create(self._generations / f"{number:06d}.json", data):
             number += 1

@@ -35,7 +35,7 @@ def take(folder: Path) -> str:
     target = folder / name
     if target.exists():
         return name
-    making = folder / f".tmp-{name}-{os.getpid()}"
+    making = folder / f".tmp-{name}-{os.urandom(4).hex()}"
     for relative, file in _sources():
         copy = making / relative
         copy.parent.mkdir(parents=True, exist_ok=True)

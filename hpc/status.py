@@ -21,6 +21,7 @@ from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -45,8 +46,8 @@ class JournalReader:
         self._offsets: dict[str, int] = {}
         self.done: dict[tuple[str, int], dict[str, Any]] = {}
         self.failed: dict[tuple[str, int], dict[str, Any]] = {}
-        self.partial: dict[tuple[str, int], Counter[str]] = {}
-        self.rates: list[tuple[float, int, str]] = []  # (time, samples, instance)
+        self.partial: dict[tuple[str, int], dict[int, Counter[str]]] = {}  # by first sample of the segment
+        self.rates: Counter[int] = Counter()  # samples by second
         self.deaths: Counter[str] = Counter()
         self.last = 0.0
         self.first = 0.0
@@ -55,9 +56,12 @@ class JournalReader:
         for path in sorted(self._folder.glob("*.jsonl")) if self._folder.is_dir() else []:
             events, self._offsets[path.name] = journal.read(path, self._offsets.get(path.name, 0))
             for event in events:
-                self._take(event, path.stem)
+                self._take(event)
+        oldest = self.last - 2 * max(WINDOWS.values())
+        for second in [s for s in self.rates if s < oldest]:
+            del self.rates[second]
 
-    def _take(self, event: dict[str, Any], instance: str) -> None:
+    def _take(self, event: dict[str, Any]) -> None:
         kind, t = event["event"], float(event.get("t", 0.0))
         self.last = max(self.last, t)
         self.first = min(self.first or t, t)
@@ -68,8 +72,11 @@ class JournalReader:
         elif kind == "failed":
             self.failed[at] = event
         elif kind == "segment":
-            self.partial.setdefault(at, Counter()).update(event["counts"])
-            self.rates.append((t, sum(event["counts"].values()), instance))
+            # Adopted segments are named again, and a zombie may save what its successor saved: each counts once.
+            if at not in self.done:
+                self.partial.setdefault(at, {})[event["start"]] = Counter(event["counts"])
+            if not event["adopted"]:
+                self.rates[int(t)] += sum(event["counts"].values())
         elif kind == "engine":
             self.deaths[event["died"]] += 1
 
@@ -156,7 +163,7 @@ def _tally(run: Run, latest: Submission, reader: JournalReader) -> _Tally:
         elif status == FAILED:
             _count_failed(tally, shard.id, reader.failed.get(at) or ledger.read(shard.id, f"g{generation}.failed"))
         else:
-            partial = reader.partial.get(at, Counter())
+            partial: Counter[str] = sum(reader.partial.get(at, {}).values(), Counter())
             tally.samples.update(partial)
             if shard.expected is None:
                 tally.unknown_left += 1
@@ -198,10 +205,10 @@ def _rates(reader: JournalReader, now: float) -> dict[str, float]:
     """Samples a second over each window, not counting time before the first event."""
     rates = {}
     for name, window in WINDOWS.items():
-        samples = [(t, n) for t, n, _ in reader.rates if t > now - window]
+        samples = sum(n for second, n in reader.rates.items() if second > now - window)
         span = min(window, now - reader.first) if reader.first else 0.0
         if samples and span > 0:
-            rates[name] = round(sum(n for _, n in samples) / span, 2)
+            rates[name] = round(samples / span, 2)
     return rates
 
 
@@ -220,8 +227,8 @@ def _slots(run: Run, submissions: list[Submission]) -> dict[str, Any]:
         silent = time.time() - facts.get("t", time.time())
         state = facts.get("state", "starting")
         if state != "exited" and silent > STALE_S:
-            state = f"silent for {silent:.0f} s"
-        rows.append({**facts, "state": state})
+            state = "silent"
+        rows.append({**facts, "state": state, "silent_s": round(silent, 1)})
     jobs = live_jobs([j for s in submissions for j in s.job_ids])
     return {"list": rows, "states": dict(Counter(r["state"] for r in rows)), "squeue": dict(Counter(jobs.values()))}
 
@@ -244,7 +251,7 @@ def render(facts: dict[str, Any]) -> Group:
     parts: list[Any] = [head, table]
     for title, group in (("paused", facts["paused"]), ("cancelled", facts["cancelled"])):
         if group is not None:
-            parts.append(Text(f"{title}: {group}", style="yellow"))
+            parts.append(Text(clean(f"{title}: {group}"), style="yellow"))
     if facts["reasons"]:
         parts.append(_reason_table("not captioned" if facts["column"] else "reasons", facts["reasons"]))
     if facts["damaged"]:
@@ -354,7 +361,7 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             console.print(render(facts))
     except UserError as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]{error}[/]")
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]{escape(str(error))}[/]")
         return Exit.USAGE
     except KeyboardInterrupt:
         return Exit.INCOMPLETE

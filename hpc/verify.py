@@ -17,6 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 
 from hpc import column as columns
@@ -81,7 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
         run = Run(args.run)
         latest = run.latest()
     except UserError as error:
-        errors.print(f"[red]{error}[/]", markup=True)
+        errors.print(f"[red]{escape(str(error))}[/]")
         return Exit.USAGE
     survey = run.ledger(latest.identity).survey(run.reopened())
     done = [(i, s) for i in Plan(run.plans, latest.plan).ids() if (s := survey.get(i)) and s.status == DONE]

@@ -13,7 +13,7 @@ import logging
 import sys
 
 from hpc.errors import Exit, UserError
-from hpc.rundir import Run
+from hpc.rundir import Run, Submission
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -28,15 +28,23 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         from hpc.agent import Agent
 
-        run = Run(args.run)
-        submission = run.submission(args.submission) if args.submission else run.latest()
-        return Agent(run, submission, args.slot).main()
-    except (UserError, FileNotFoundError) as error:
+        return Agent(*_task(Run(args.run), args.submission), args.slot).main()
+    except UserError as error:
         logging.error("%s", error)
         return Exit.USAGE
     except Exception:
         logging.exception("the agent crashed")
         return Exit.CRASHED
+
+
+def _task(run: Run, uuid: str | None) -> tuple[Run, Submission]:
+    """The submission to work for; UserError where this node does not see what the launch wrote."""
+    try:
+        return run, run.submission(uuid) if uuid else run.latest()
+    except FileNotFoundError as error:
+        raise UserError(
+            f"worker: {error.filename} is not there. Is {run.path} on a file system that this node shares with the launch?"
+        ) from error
 
 
 if __name__ == "__main__":
