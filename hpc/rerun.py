@@ -28,9 +28,9 @@ from hpc.rundir import Run, Submission
 def choose(run: Run, latest: Submission, wanted: list[str] | None) -> dict[str, int]:
     """The generation to open, by shard id: for `wanted`, or for all shards that failed. Raises UserError for unknown ids."""
     survey = run.ledger(latest.identity).survey(run.reopened())
-    if wanted is None:
-        return {shard: state.generation + 1 for shard, state in survey.items() if state.status == FAILED}
     known = set(Plan(run.plans, latest.plan).ids())
+    if wanted is None:
+        return {i: s.generation + 1 for i, s in survey.items() if s.status == FAILED and i in known}
     unknown = [shard for shard in wanted if shard not in known]
     if unknown:
         raise UserError(
