@@ -86,7 +86,7 @@ def _check_continuation(job: Job, supersede: bool, mended: Collection[str]) -> N
         return
     known = job.run.submissions()
     if not known:
-        if any(job.run.path.iterdir()):
+        if any(job.run.path.iterdir()) and not job.run.is_run():  # ours without submissions: a launch died early
             raise UserError(f"launch: {job.run.path} exists and is not a run directory. Choose another `name=`.")
         return
     old = job.previous = known[-1]
