@@ -1,7 +1,9 @@
 """Configs: YAML + `key=value` overrides, checked against dataclasses, so that a typing mistake is an error with a hint.
 
-A config file has the keys of `RunConfig` (below) and of its operator's `Config`. `cluster:` names a profile
-(`configs/cluster/<name>.yaml`) or is a mapping; `cluster=NAME cluster.time=1:00:00` on the command line picks and changes one.
+A config file has the keys of `RunConfig` (below) and of its work's `Config`. It names either an `operator:` (a map job:
+slots that claim shards) or a `trainer:` (a gang job: ranks that train together). `cluster:` names a profile
+(`configs/cluster/<name>.yaml`) or is a mapping; `cluster=NAME cluster.time=1:00:00` on the command line picks and
+changes one.
 
 Fields are *semantic* (they make the output, and enter its identity) unless their metadata says {"execution": True}.
 """
@@ -17,6 +19,7 @@ import re
 import shutil
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hpc.errors import UserError
 from hpc.operator import Operator, load_operator
+from hpc.trainer import Trainer, load_trainer
 
 
 def setting(default: Any, help: str) -> Any:
@@ -80,14 +84,25 @@ class MapConfig:
 
 
 @dataclass
+class GangConfig:
+    """How many nodes a gang job takes, and when one of its ranks counts as hung."""
+
+    nodes: int = setting(1, "nodes; each has one rank per GPU, or cluster.engines_per_node CPU ranks")
+    setup_s: float = setting(3600.0, "seconds that a rank may take until its first step")
+    hang_s: float = setting(1800.0, "seconds without a step after which the ranks print their stacks and end")
+
+
+@dataclass
 class RunConfig:
-    """The keys of every config, beside its operator's own."""
+    """The keys of every config, beside its operator's or trainer's own."""
 
     name: str = setting(MISSING, "name of the run: its directory is <runs>/<name>")
-    operator: str = field(default="", metadata={"help": "dotted path of the operator class"})
+    operator: str = field(default="", metadata={"help": "dotted path of the operator class (a map job)"})
+    trainer: str = field(default="", metadata={"help": "dotted path of the trainer class (a gang job)"})
     runs: str = setting("runs", "directory that holds run directories; must be POSIX and shared by all nodes")
     cluster: ClusterConfig = field(default_factory=ClusterConfig, metadata={"execution": True})
     map: MapConfig = field(default_factory=MapConfig, metadata={"execution": True})
+    gang: GangConfig = field(default_factory=GangConfig, metadata={"execution": True})
 
 
 @dataclass
@@ -97,27 +112,37 @@ class Config:
     source: str
     run: RunConfig
     work: Any
-    operator_class: type[Operator]
+    work_class: Any  # an Operator's or a Trainer's
     resolved: dict[str, Any]
 
     @property
     def directory(self) -> Path:
         return Path(self.run.runs).expanduser().absolute() / self.run.name
 
+    @property
+    def is_gang(self) -> bool:
+        return bool(self.run.trainer)
+
     def operator(self) -> Operator:
-        return self.operator_class(self.work)
+        """A map job's operator."""
+        return self.work_class(self.work)
+
+    def trainer(self) -> Trainer:
+        """A gang job's trainer."""
+        return self.work_class(self.work)
 
     def semantic(self) -> dict[str, Any]:
         """The part that makes the output, without fields at their default."""
-        return {"operator": self.run.operator, **_semantic(self.work)}
+        kind = "trainer" if self.is_gang else "operator"
+        return {kind: getattr(self.run, kind), **_semantic(self.work)}
 
 
-def identity(config: Config, operator: Operator) -> str:
+def identity(config: Config, work: Operator | Trainer) -> str:
     """Hash (8 hex digits) of what makes the output; equal for equal output, whatever the machine or the path.
 
     Fields at their default are left out, so that a field that is added later changes no hash.
     """
-    content = {"config": config.semantic(), "version": type(operator).version, "made_with": operator.identity()}
+    content = {"config": config.semantic(), "version": type(work).version, "made_with": work.identity()}
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=dataclasses.asdict)
     return hashlib.sha256(canonical.encode()).hexdigest()[:8]
 
@@ -154,20 +179,24 @@ def with_overrides(tree: dict[str, Any], overrides: list[str]) -> dict[str, Any]
 
 def check(tree: dict[str, Any], source: str) -> Config:
     """A config from a tree of plain values (a file's, or a submission's record)."""
-    operator_path = tree.get("operator")
-    if not operator_path:
-        raise UserError(f"config: {source}: `operator`: missing. Write the dotted path of an operator class.")
-    operator_class = load_operator(operator_path)
+    loaders: dict[str, Callable[[str], Any]] = {"operator": load_operator, "trainer": load_trainer}
+    named = [kind for kind in loaders if tree.get(kind)]
+    if len(named) != 1:
+        raise UserError(
+            f"config: {source}: `operator`: missing. Write the dotted path of an operator class (a map job), "
+            "or `trainer:` and that of a trainer class (a gang job); one of the two."
+        )
+    work_class = loaders[named[0]](tree[named[0]])
     run_keys = {f.name for f in dataclasses.fields(RunConfig)}
-    known = run_keys | {f.name for f in dataclasses.fields(operator_class.Config)}
+    known = run_keys | {f.name for f in dataclasses.fields(work_class.Config)}
     for key in tree:
         if key not in known:
-            raise _unknown(source, key, key, [RunConfig, operator_class.Config])
+            raise _unknown(source, key, key, [RunConfig, work_class.Config])
     run = _structured(RunConfig, {k: v for k, v in tree.items() if k in run_keys}, source)
-    work = _structured(operator_class.Config, {k: v for k, v in tree.items() if k not in run_keys}, source)
+    work = _structured(work_class.Config, {k: v for k, v in tree.items() if k not in run_keys}, source)
     _check_values(run, source)
     resolved = {**dataclasses.asdict(run), **dataclasses.asdict(work)}
-    return Config(source, run, work, operator_class, resolved)
+    return Config(source, run, work, work_class, resolved)
 
 
 class _Loader(yaml.SafeLoader):
@@ -293,6 +322,11 @@ def _check_values(run: RunConfig, source: str) -> None:
             refuse(f"cluster.{key}", f"{getattr(run.cluster, key)} is less than 1")
     if run.cluster.gpus_per_node < 0:
         refuse("cluster.gpus_per_node", f"{run.cluster.gpus_per_node} is less than 0")
+    if run.gang.nodes < 1:
+        refuse("gang.nodes", f"{run.gang.nodes} is less than 1")
+    for key in ("setup_s", "hang_s"):
+        if getattr(run.gang, key) <= 0:
+            refuse(f"gang.{key}", f"{getattr(run.gang, key)} is not a positive number of seconds")
     for line in run.cluster.prelude:
         if re.search(r"\btrap\b.*\b(SIG)?(TERM|USR2|0|EXIT)\b", line):
             refuse("cluster.prelude", f"{line!r} traps a signal that workers need to drain. Remove the trap.")

@@ -1,0 +1,65 @@
+"""The seam between a gang of ranks and what it trains, as `hpc.operator` is for map jobs.
+
+A config names a trainer by its dotted path (`trainer: recap.sft.trainer.SftTrainer`). Its module must import without
+torch, since login nodes check and describe it; `train` loads what is heavy.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+from hpc.errors import UserError
+
+
+class Gang(Protocol):
+    """One rank's place among the others, as a trainer sees it (the real one is `hpc.gang.Rank`)."""
+
+    rank: int
+    world: int
+    local_rank: int
+    device: str  # "cpu" | "cuda"
+    directory: Path  # of the run
+
+    def stopping(self) -> int:
+        """0, or the exit code with which this rank was told to stop. Cheap; to be agreed on by all ranks."""
+
+    def beat(self, **facts: Any) -> None:
+        """A sign of life, with what status shows: samples, total, step, checkpoint (samples that are safe)."""
+
+    def event(self, event: str, **facts: Any) -> None:
+        """A line of the rank's journal."""
+
+
+class Trainer(Protocol):
+    """Constructed with its validated `Config`; cheap until `train`."""
+
+    Config: ClassVar[type]  # dataclass; fields with metadata {"execution": True} do not enter the identity
+    version: ClassVar[int]  # raised by hand when the code changes what it learns
+
+    def __init__(self, config: Any) -> None: ...
+
+    def check(self, ranks: int) -> None:
+        """Raise UserError for what cannot work on that many ranks: data or weights that are missing, ..."""
+
+    def identity(self) -> dict[str, Any]:
+        """What makes the result besides the config's semantic fields: digests of the weights it starts from, ..."""
+
+    def describe(self, ranks: int) -> list[tuple[str, str]]:
+        """(label, text) lines for a dry run."""
+
+    def train(self, gang: Gang) -> int:
+        """Be one rank, to the end; the exit code, the same on every rank."""
+
+
+def load_trainer(path: str) -> type[Trainer]:
+    """The trainer class of a dotted path; UserError when it does not import."""
+    module_name, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"config: `trainer`: {path!r} does not import ({error}). Write the dotted path of a class, "
+            "such as recap.sft.trainer.SftTrainer."
+        ) from error
