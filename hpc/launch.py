@@ -16,7 +16,7 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
@@ -26,8 +26,8 @@ from rich.markup import escape
 from hpc import atomic, plan, snapshot
 from hpc import config as configs
 from hpc.errors import Exit, UserError
-from hpc.ledger import DONE, FAILED
-from hpc.operator import Operator, Shard
+from hpc.ledger import DONE, FAILED, Claim, State
+from hpc.operator import MissingShards, Operator, Shard
 from hpc.rundir import Run, Submission
 
 console = Console(highlight=False, soft_wrap=True)
@@ -45,6 +45,8 @@ class Job:
     identity: str
     previous: Submission | None = None
     limit: int | None = None  # shards that are to be done, where not all of the plan
+    missing: list[Shard] = field(default_factory=list)  # of `shards`: those that do not exist, to be recorded as failed
+    changed: list[str] = field(default_factory=list)  # ids whose input is another than in the run's plan
 
     @property
     def slots(self) -> int:
@@ -55,7 +57,12 @@ class Job:
 
 
 def prepare(
-    config: configs.Config, *, supersede: bool = False, dry_run: bool = False, mended: Collection[str] = ()
+    config: configs.Config,
+    *,
+    supersede: bool = False,
+    dry_run: bool = False,
+    allow_missing: bool = False,
+    mended: Collection[str] = (),
 ) -> Job:
     """Check everything that can be checked without a cluster. Writes nothing; raises UserError.
 
@@ -72,12 +79,32 @@ def prepare(
             config = configs.check({**config.resolved, "cluster": {"kind": "local"}}, config.source)
     operator = config.operator()
     run = Run(config.directory)
-    shards = operator.plan()
+    missing: list[Shard] = []
+    try:
+        shards = operator.plan()
+    except MissingShards as error:
+        shards, missing = error.found + error.missing, error.missing
+        if not allow_missing and not _known_missing(run, missing):
+            raise
     if not shards:
         raise UserError("plan: there are no shards. Check the patterns of `data`.")
-    job = Job(config, operator, run, shards, configs.identity(config, operator))
+    job = Job(config, operator, run, shards, configs.identity(config, operator), missing=missing)
     _check_continuation(job, supersede, mended)
     return job
+
+
+def _known_missing(run: Run, missing: list[Shard]) -> bool:
+    """Whether an earlier launch has accepted that these shards do not exist."""
+    accepted = _accepted_missing(run)
+    return all(s.id in accepted for s in missing)
+
+
+def _accepted_missing(run: Run) -> set[str]:
+    """Ids of shards that were planned although they did not exist."""
+    known = run.submissions()
+    if not known:
+        return set()
+    return {s.id for s in plan.Plan(run.plans, known[-1].plan).shards() if s.etag == MissingShards.ETAG}
 
 
 def _check_continuation(job: Job, supersede: bool, mended: Collection[str]) -> None:
@@ -92,6 +119,8 @@ def _check_continuation(job: Job, supersede: bool, mended: Collection[str]) -> N
     old = job.previous = known[-1]
     dropped, changed = plan.changes(plan.Plan(job.run.plans, old.plan), job.shards)
     changed = [shard for shard in changed if shard not in mended]
+    arrived = _accepted_missing(job.run) - {s.id for s in job.missing} - set(dropped) - set(mended)
+    job.changed = changed + sorted(arrived)
     total = len(plan.Plan(job.run.plans, old.plan))
     if len(dropped) == total:
         raise UserError(
@@ -218,6 +247,7 @@ def submit(job: Job) -> int:
         config=job.config.resolved,
         source=job.config.source,
     )
+    _record_inputs(job)
     (run.control / "cancelled").unlink(missing_ok=True)
     (run.control / "pause").unlink(missing_ok=True)
     if job.config.run.cluster.kind == "slurm":
@@ -225,6 +255,20 @@ def submit(job: Job) -> int:
     from hpc.local import supervise
 
     return supervise(run, submission)
+
+
+def _record_inputs(job: Job) -> None:
+    """Shards that do not exist are failed from the start; those whose input changed (--supersede) are done anew."""
+    ledger = job.run.ledger(job.identity)
+    survey = ledger.survey(job.run.reopened()) if job.missing or job.changed else {}
+    for shard in job.missing:
+        state = survey.get(shard.id, State())
+        if not state.terminal:
+            claim = Claim(shard, state.generation, state.epoch + 1)
+            ledger.directory(shard.id).mkdir(parents=True, exist_ok=True)
+            ledger.mark(claim, FAILED, {"reason": "input: missing", "detail": shard.uri, "epochs": []})
+    if stale := {i: survey[i].generation + 1 for i in job.changed if i in survey}:
+        job.run.reopen(stale, "the input changed")
 
 
 def _submit_slurm(job: Job, submission: Submission) -> int:
@@ -267,9 +311,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
     parser.add_argument("--dry-run", action="store_true", help="print plan and batch script, leave nothing behind")
     parser.add_argument("--supersede", action="store_true", help="continue although the output's identity or input changed")
+    parser.add_argument("--allow-missing", action="store_true", help="plan shards that do not exist, as failed ones")
     args = parser.parse_intermixed_args(arguments)
     try:
-        job = prepare(configs.load(args.config, args.overrides), supersede=args.supersede, dry_run=args.dry_run)
+        job = prepare(
+            configs.load(args.config, args.overrides),
+            supersede=args.supersede,
+            dry_run=args.dry_run,
+            allow_missing=args.allow_missing,
+        )
         if args.dry_run:
             return dry_run(job)
         describe(job)

@@ -42,6 +42,20 @@ class Shard:
     expected: int | None = None
 
 
+class MissingShards(UserError):
+    """Raised by `plan` where shards that the config names do not exist. With --allow-missing they are planned all the same
+    and recorded as failed."""
+
+    ETAG = "missing"  # of a planned shard that was not there
+
+    def __init__(self, what: str, found: list[Shard], missing: list[Shard]) -> None:
+        super().__init__(
+            f"plan: {what}: {len(missing):,} of {len(found) + len(missing):,} shards do not exist "
+            f"(first: {missing[0].uri}). Nothing was submitted. --allow-missing records them as failed."
+        )
+        self.found, self.missing = found, missing
+
+
 @dataclass(frozen=True, slots=True)
 class Item:
     """One sample of a shard, in the shard's order: `index` counts from 0 without gaps. Payload is the operator's."""
@@ -95,7 +109,7 @@ class Operator(Protocol):
     def __init__(self, config: Any) -> None: ...
 
     def plan(self) -> list[Shard]:
-        """The shards, from the config alone. Raises UserError for inputs that are missing."""
+        """The shards, from the config alone. Raises MissingShards, or UserError for other mistakes in the input."""
 
     def identity(self) -> dict[str, Any]:
         """What makes the output besides the config's semantic fields: digests of weights, tokenizer, ..."""

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from hpc import atomic
 from hpc.errors import UserError
 from hpc.ledger import bucket_of
-from hpc.operator import Shard
+from hpc.operator import MissingShards, Shard
 
 _SCHEMA = pa.schema(
     [
@@ -93,13 +93,13 @@ class Plan:
 
 
 def changes(old: Plan, new: list[Shard]) -> tuple[list[str], list[str]]:
-    """(ids that the new plan dropped, ids whose size or etag changed)."""
+    """(ids that the new plan dropped, ids whose size or etag changed). One that was missing and has come is neither."""
     wanted = {s.id: s for s in new}
     dropped, changed = [], []
     for shard in old.shards():
         now = wanted.get(shard.id)
         if now is None:
             dropped.append(shard.id)
-        elif (now.bytes, now.etag) != (shard.bytes, shard.etag):
+        elif shard.etag != MissingShards.ETAG and (now.bytes, now.etag) != (shard.bytes, shard.etag):
             changed.append(shard.id)
     return dropped, changed

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import os
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,11 +15,11 @@ import pyarrow as pa
 
 from hpc.errors import UserError
 from hpc.operator import FAILED, OK, SKIPPED, Column, Damage, Item, Row, Shard
-from recap.data.inputs import DataConfig, absolute, list_shards
+from recap.data.inputs import DataConfig, list_shards, placeholder_digests
 from recap.data.remote import open_shard
 from recap.data.tars import Sample, read_samples
 from recap.engine import Caption, CaptionerConfig, Engine, Request, check, load_engine
-from recap.engine.identity import captioner_identity, model_folder
+from recap.engine.identity import captioner_identity
 from recap.engine.lint import lint
 
 _ALTERNATIVE = pa.struct(
@@ -48,7 +50,10 @@ class CaptionConfig:
         """Paths become absolute: a rerun may be typed in another folder."""
         if Path(self.captioner.model).is_dir() and self.captioner.model:
             self.captioner.model = os.path.abspath(self.captioner.model)
-        self.data.shards = [absolute(pattern) for pattern in self.data.shards]
+
+
+LONGEST_TEXT = 1 << 16  # characters of the original text that are kept
+REMEMBERED = 1 << 15  # captions kept for copies of an image: several shards' worth
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +83,11 @@ class CaptionOperator:
         self._flying: dict[int, Item] = {}
         self._finished: list[Row] = []
         self._number = 0
+        self._placeholders = placeholder_digests(config.data)
+        # Copies of an image are captioned once: those that wait for the first, and what became of earlier ones.
+        self._copies: dict[Hashable, list[Item]] = {}
+        self._known: OrderedDict[Hashable, Caption] = OrderedDict()
+        self._refused: dict[Hashable, tuple[str, str]] = {}
 
     # --- what a login node asks ---------------------------------------------------------------
 
@@ -86,9 +96,12 @@ class CaptionOperator:
 
     def identity(self) -> dict[str, Any]:
         try:
-            return captioner_identity(self.config.captioner)
+            made_with = captioner_identity(self.config.captioner)
         except FileNotFoundError as error:
             raise UserError(f"config: {error}") from error
+        if self._placeholders:
+            made_with["placeholders"] = hashlib.sha256("\n".join(sorted(self._placeholders)).encode()).hexdigest()
+        return made_with
 
     def describe(self) -> list[tuple[str, str]]:
         captioner = self.config.captioner
@@ -97,6 +110,10 @@ class CaptionOperator:
             ("captioner", f"{captioner.model or captioner.endpoint} · {captioner.backend} · {captioner.precision}"),
             ("", f"{asked} · {captioner.decoding}, {captioner.max_tokens} tokens"),
         ]
+        if self._placeholders:
+            lines.append(("", f"{len(self._placeholders):,} placeholder images are skipped"))
+        if self.config.data.expected == "auto" and any("://" in pattern for pattern in self.config.data.shards):
+            lines.append(("", "samples are not counted beforehand on remote stores (data.expected=stats does)"))
         return lines
 
     def column(self) -> Column:
@@ -117,7 +134,8 @@ class CaptionOperator:
                 yield Item(shard.id, index, found.key, self._picture(found))
                 index += 1
         if shard.expected is not None and index != shard.expected:
-            yield Damage("tar: fewer samples than expected", f"expected {shard.expected:,}, read {index:,}")
+            what = "fewer" if index < shard.expected else "more"
+            yield Damage(f"tar: {what} samples than expected", f"expected {shard.expected:,}, read {index:,}")
 
     def _picture(self, sample: Sample) -> Picture:
         data = self.config.data
@@ -126,7 +144,8 @@ class CaptionOperator:
         if sample.problems:
             return Picture(b"", None, text, reason=sample.problems[0])
         if image is None:
-            return Picture(b"", None, text, reason="image: missing")
+            why = next((sample.odd[e] for e in data.image if e in sample.odd), "missing")
+            return Picture(b"", None, text, reason=f"image: {why}")
         return Picture(image, hashlib.sha256(image).hexdigest(), text, note)
 
     def want(self) -> int:
@@ -134,21 +153,48 @@ class CaptionOperator:
 
     def put(self, item: Item) -> None:
         picture: Picture = item.payload
-        if picture.reason:
-            self._finished.append(self._row(item, SKIPPED, picture.reason))
+        reason = "image: placeholder" if picture.sha256 in self._placeholders else picture.reason
+        if reason:
+            self._finished.append(self._row(item, SKIPPED, reason))
             return
-        self._number += 1
-        self._flying[self._number] = item
-        self._running().put(Request(self._number, picture.image, picture.text or "", item.key))
+        same = self._same(item)
+        if same in self._refused:
+            self._finished.append(self._row(item, *self._refused[same]))
+        elif same in self._known:
+            self._known.move_to_end(same)
+            self._finished.append(self._captioned(item, self._known[same]))
+        elif same in self._copies:
+            self._copies[same].append(item)
+        else:
+            self._copies[same] = []
+            self._number += 1
+            self._flying[self._number] = item
+            self._running().put(Request(self._number, picture.image, picture.text or "", item.key))
+
+    def _same(self, item: Item) -> Hashable:
+        """Equal for two samples iff their captions are equal by construction: what a caption depends on."""
+        captioner = self.config.captioner
+        formats = [f.text for f in captioner.prompts.values()] or [captioner.prompt]
+        by_chance = captioner.decoding != "greedy" or (captioner.formats == "choose" and len(formats) > 1)
+        alt = item.payload.text if any("{alt}" in text for text in formats) else None
+        return item.payload.sha256, alt, item.key if by_chance else None
 
     def poll(self, timeout: float) -> list[Row]:
         rows, self._finished = self._finished, []
         if self._flying:
-            captions = self._running().poll(0.0 if rows else timeout)
-            rows += [self._captioned(self._flying.pop(c.id), c) for c in captions]
+            for caption in self._running().poll(0.0 if rows else timeout):
+                item = self._flying.pop(caption.id)
+                same = self._same(item)
+                rows += [self._captioned(i, caption) for i in (item, *self._copies.pop(same))]
+                if not caption.transient:
+                    self._known[same] = caption
+                    if len(self._known) > REMEMBERED:
+                        self._known.popitem(last=False)
         return rows
 
     def refuse(self, item: Item, status: str, reason: str) -> Row:
+        if not item.payload.reason:
+            self._refused[self._same(item)] = (status, reason)  # its copies would kill the engine too
         return self._row(item, status, reason)
 
     def close(self) -> None:
@@ -168,7 +214,8 @@ class CaptionOperator:
             return self._row(item, status, caption.reason, caption.detail, transient=caption.transient)
         return self._row(
             item, OK, item.payload.note, caption=caption.text, tokens=caption.tokens, finish=caption.finish,
-            format=caption.format or None, lint=lint(caption.text, self._prompt(caption.format), caption.finish) or None,
+            format=caption.format or None,
+            lint=lint(caption.text, self._prompt(caption.format), caption.finish) or None,
             alternatives=[
                 {"format": a.format, "caption": a.text, "tokens": a.tokens, "finish": a.finish}
                 for a in caption.alternatives
@@ -191,7 +238,12 @@ def _decode_text(data: bytes | None) -> tuple[str | None, str]:
     """(the text, what is odd about it)."""
     if data is None:
         return None, "text: missing"
+    whole = len(data) <= 4 * LONGEST_TEXT
+    note = ""
     try:
-        return data.decode("utf-8"), ""
+        text = codecs.getincrementaldecoder("utf-8")().decode(data[: 4 * LONGEST_TEXT], final=whole)
     except UnicodeDecodeError:
-        return data.decode("utf-8", "replace"), "text: not UTF-8 (kept as replaced)"
+        text, note = data[: 4 * LONGEST_TEXT].decode("utf-8", "replace"), "text: not UTF-8 (kept as replaced)"
+    if len(text) > LONGEST_TEXT or not whole:
+        text, note = text[:LONGEST_TEXT], note or f"text: cut at {LONGEST_TEXT:,} characters"
+    return text, note

@@ -1,26 +1,37 @@
 """From patterns to shards: local paths or any fsspec URL.
 
-Folders are listed, files are never probed one by one, so that 130,000 shards on an object store cost one listing of each folder.
+Folders are listed, files are never probed one by one: 130,000 shards on an object store cost one listing a folder.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from urllib.parse import quote
+from typing import Any
+from urllib.parse import quote, urlsplit, urlunsplit
 
 import fsspec
-from braceexpand import braceexpand
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from braceexpand import UnbalancedBracesError, braceexpand  # type: ignore[attr-defined]
 
 from hpc.errors import UserError
-from hpc.operator import Shard
+from hpc.operator import MissingShards, Shard
 
 LONGEST_ID = 160  # bytes; claims and markers add a suffix, and file names end at 255
+ARCHIVES = (".tar", ".tar.gz", ".tgz")
+EXPECTED = ("auto", "none", "stats", "parquet")
+_WITH_USER = ("sftp", "ssh", "ftp", "smb", "hdfs", "webhdfs")  # the user's name is part of the address
+_SECRET = re.compile(
+    r"token|secret|passw|credential|signature|access_?key|api_?key|^(sig|se|sp|sv|x-amz-.*|x-goog-.*)$", re.I
+)
 
 
 @dataclass
@@ -37,7 +48,16 @@ class DataConfig:
     root: str | None = field(
         default=None,
         metadata={
-            "help": "folder that shard ids are relative to (default: what the patterns have in common)",
+            "help": "folder that shard ids are relative to (default: what the patterns have in common); "
+            "name it where a later launch may add folders",
+            "execution": True,
+        },
+    )
+    expected: str = field(
+        default="auto",
+        metadata={
+            "help": "where the number of samples of a shard is known from: stats (img2dataset's X_stats.json) | "
+            "parquet (its X.parquet) | none | auto (either on local disks, none on remote stores: a request a shard)",
             "execution": True,
         },
     )
@@ -46,13 +66,21 @@ class DataConfig:
         metadata={"help": "extensions that hold the image, the first found counts"},
     )
     text: str = field(default="txt", metadata={"help": "extension that holds the original text"})
+    placeholders: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "sha256 of image files that stand for dead links, or @file with one a line; they are skipped",
+            "execution": True,  # the digests themselves enter the identity, not the path of their list
+        },
+    )
 
-
-@dataclass(frozen=True)
-class _File:
-    uri: str
-    size: int
-    etag: str
+    def __post_init__(self) -> None:
+        """Paths become absolute: a rerun may be typed in another folder. Credentials are for planning, not kept."""
+        self.given: list[str] = [absolute(pattern) for pattern in self.shards]
+        self.shards = [without_credentials(pattern) for pattern in self.given]
+        self.placeholders = [absolute(p) if p.startswith("@") else p for p in self.placeholders]
+        if self.expected not in EXPECTED:
+            raise UserError(f"config: `data.expected`: {self.expected!r} is unknown. Write {', '.join(EXPECTED)}.")
 
 
 def absolute(pattern: str) -> str:
@@ -63,89 +91,195 @@ def absolute(pattern: str) -> str:
     return at + os.path.abspath(path)
 
 
+def without_credentials(url: str) -> str:
+    """A URL without password, token or signature: what may be written into a run directory.
+
+    >>> without_credentials("s3://KEY:SECRET@bucket/0.tar"), without_credentials("https://h/0.tar?sig=x&v=1")
+    ('s3://bucket/0.tar', 'https://h/0.tar?v=1')
+    """
+    if "://" not in url:
+        return url
+    head, _, tail = url.rpartition("::")  # chained filesystems: simplecache::https://...
+    parts = urlsplit(tail.replace("#", "%23"))  # a key may hold '#'
+    user, _, host = parts.netloc.rpartition("@")
+    if user and parts.scheme in _WITH_USER:
+        host = f"{user.partition(':')[0]}@{host}"
+    query = "&".join(p for p in parts.query.split("&") if not _SECRET.search(p.partition("=")[0]))
+    clean = urlunsplit((parts.scheme, host, parts.path, query, "")).replace("%23", "#")
+    return f"{head}::{clean}" if head else clean
+
+
+def placeholder_digests(config: DataConfig) -> frozenset[str]:
+    """The sha256 of images that are not to be captioned. UserError for what is not a sha256."""
+    digests = set()
+    for entry in (e for given in config.placeholders for e in _from_list(given)):
+        if not re.fullmatch(r"[0-9a-fA-F]{64}", entry):
+            raise UserError(f"config: `data.placeholders`: {entry[:80]!r} is not a sha256 (64 hex digits).")
+        digests.add(entry.lower())
+    return frozenset(digests)
+
+
+# --- shards -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    uri: str
+    size: int
+    etag: str = ""
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """What one listing said, by base name."""
+
+    files: dict[str, _File]
+    folders: list[str]
+    exists: bool = True
+
+
 def list_shards(config: DataConfig) -> list[Shard]:
     """The shards that a config names, in the order of their names.
 
     Raises:
-        UserError: nothing is named, something does not exist, or a pattern is malformed.
+        MissingShards: some do not exist.
+        UserError: nothing is named, nothing matches, or a pattern is malformed.
     """
-    if not config.shards:
+    if not config.given:
         raise UserError("config: `data.shards`: empty. Name tars, e.g. data.shards=[/data/{00000..00099}.tar].")
-    patterns = [p for pattern in config.shards for p in _from_list(pattern)]
-    listings: dict[str, dict[str, _File]] = {}
+    listings: dict[str, _Folder] = {}
     found: dict[str, _File] = {}
-    missing: list[str] = []
+    missing: dict[str, None] = {}
+    patterns = [p for pattern in config.given for p in _from_list(pattern)]
     for pattern in patterns:
         for name in _expand(pattern):
             files = _match(name, listings)
             found.update((f.uri, f) for f in files)
             if not files:
-                missing.append(name)
+                missing[name] = None
+    counts = _expected(config.expected, found, listings)
+    root = without_credentials(config.root or _common_root(patterns))
+    shards = [
+        Shard(_shard_id(f.uri, root), without_credentials(f.uri), f.size, f.etag, counts.get(f.uri))
+        for f in sorted(found.values(), key=lambda f: f.uri)
+    ]
     if missing:
-        raise UserError(
-            f"plan: {', '.join(config.shards)}: {len(missing):,} of {len(found) + len(missing):,} shards do not exist "
-            f"(first: {missing[0]}). Correct data.shards. Nothing was submitted."
-        )
-    root = config.root or _common_root(patterns)
-    return [Shard(_shard_id(f.uri, root), f.uri, f.size, f.etag) for f in sorted(found.values(), key=lambda f: f.uri)]
+        lost = [Shard(_shard_id(n, root), without_credentials(n), 0, MissingShards.ETAG) for n in sorted(missing)]
+        raise MissingShards(", ".join(config.shards), shards, lost)
+    return shards
 
 
 def _from_list(pattern: str) -> list[str]:
-    """`@file` stands for the patterns in a text file, one a line; # starts a comment."""
+    """`@file` stands for the entries of a text file, one a line, paths relative to it; # starts a comment."""
     if not pattern.startswith("@"):
         return [pattern]
     try:
-        lines = Path(pattern[1:]).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise UserError(f"config: `data.shards`: {pattern}: cannot be read ({error.strerror}).") from error
-    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+        with fsspec.open(pattern[1:], "r", encoding="utf-8") as file:
+            lines = [line.strip() for line in file.read().splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"config: {without_credentials(pattern)}: this list cannot be read ({error}).") from error
+    folder = pattern[1:].rpartition("/")[0]
+    entries = [line for line in lines if line and not line.startswith("#")]
+    relative = re.compile(r"(?!/|[\w+.:-]+://|[0-9a-fA-F]{64}$)")
+    return [f"{folder}/{entry}" if relative.match(entry) else entry for entry in entries]
 
 
 def _expand(pattern: str) -> Iterable[str]:
     try:
         return braceexpand(pattern)
-    except ValueError as error:
-        raise UserError(f"config: `data.shards`: {pattern}: braces do not match.") from error
+    except UnbalancedBracesError as error:
+        raise UserError(f"config: `data.shards`: {without_credentials(pattern)}: braces do not match.") from error
 
 
-def _match(name: str, listings: dict[str, dict[str, _File]]) -> list[_File]:
-    """The files that one brace-free pattern names: a file, a glob in the last part, or a folder's tars."""
+def _match(name: str, listings: dict[str, _Folder]) -> list[_File]:
+    """The files that one brace-free pattern names: a file, a glob, or a folder's tars. [] if a tar does not exist."""
+    if name.startswith(("http://", "https://")) and urlsplit(name).path.endswith(ARCHIVES):
+        return [_File(name, 0)]  # servers need not list, and asking for each would be a request a shard
     folder, _, last = name.rstrip("/").rpartition("/")
-    folder = folder or ("/" if name.startswith("/") else ".")
-    if re.search(r"[*?\[]", folder):
-        raise UserError(f"config: `data.shards`: {name}: wildcards may stand in the last part only. Name the folders.")
-    if re.search(r"[*?\[]", last):
-        return [f for base, f in _list(folder, listings).items() if fnmatchcase(base, last)]
-    exact = _list(folder, listings).get(last)
+    folder = folder or "/"
+    if _is_glob(name):
+        files = [
+            f
+            for parent in _folders(folder, listings)
+            for base, f in _list(parent, listings).files.items()
+            if fnmatchcase(base, last) and (base.endswith(ARCHIVES) or last.endswith(ARCHIVES))
+        ]
+        if not files:
+            raise UserError(f"plan: {without_credentials(name)}: no tar matches. Correct data.shards.")
+        return files
+    exact = _list(folder, listings).files.get(last)
     if exact:
         return [exact]
-    if name.endswith((".tar", ".gz", ".tgz")):
+    if name.endswith(ARCHIVES):
         return []
-    return [f for base, f in _list(name.rstrip("/"), listings).items() if base.endswith(".tar")]
+    inside = _list(name.rstrip("/"), listings)
+    files = [f for base, f in inside.files.items() if base.endswith(ARCHIVES)]
+    if not files:
+        what = "does not exist" if not inside.exists else "holds no .tar, .tar.gz or .tgz"
+        more = f" itself; its folders may: {without_credentials(name).rstrip('/')}/*/*.tar" if inside.folders else ""
+        raise UserError(f"plan: {without_credentials(name)} {what}{more}. Correct data.shards.")
+    return files
 
 
-def _list(folder: str, listings: dict[str, dict[str, _File]]) -> dict[str, _File]:
-    """The files of a folder by base name, listed once."""
+def _is_glob(name: str) -> bool:
+    return re.search(r"[*?\[]", name) is not None
+
+
+def _folders(pattern: str, listings: dict[str, _Folder]) -> list[str]:
+    """The folders that a pattern with wildcards in any part names."""
+    if not _is_glob(pattern):
+        return [pattern]
+    parent, _, last = pattern.rpartition("/")
+    return [
+        f"{found}/{base}"
+        for found in _folders(parent or "/", listings)
+        for base in _list(found, listings).folders
+        if fnmatchcase(base, last)
+    ]
+
+
+def _list(folder: str, listings: dict[str, _Folder]) -> _Folder:
+    """A folder's listing, asked for once."""
     if folder not in listings:
-        system, path = fsspec.core.url_to_fs(folder)
-        prefix = folder.split("://")[0] + "://" if "://" in folder else ""
         try:
-            entries = system.ls(path, detail=True)
+            listings[folder] = _list_remote(folder) if "://" in folder else _list_local(folder)
         except (FileNotFoundError, NotADirectoryError):
-            entries = []
-        listings[folder] = {
-            entry["name"].rstrip("/").rpartition("/")[2]: _file(prefix, entry)
-            for entry in entries
-            if entry["type"] == "file"
-        }
+            listings[folder] = _Folder({}, [], exists=False)
+        except (OSError, ImportError, ValueError) as error:
+            raise UserError(
+                f"plan: {without_credentials(folder)} cannot be listed ({type(error).__name__}: {str(error)[:200]}). "
+                "Credentials come from the environment or from fsspec's own configuration."
+            ) from error
     return listings[folder]
 
 
-def _file(prefix: str, entry: dict) -> _File:
-    """Local files: the modification time stands for the version; object stores give an ETag."""
-    etag = entry.get("ETag") or entry.get("etag") or entry.get("mtime") or ""
-    uri = prefix + entry["name"] if prefix else str(Path(entry["name"]).absolute())
-    return _File(uri, int(entry.get("size") or 0), str(etag).strip('"'))
+def _list_local(folder: str) -> _Folder:
+    files, folders = {}, []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            try:
+                if entry.is_file():
+                    facts = entry.stat()
+                    uri = os.path.join(folder, entry.name)
+                    files[entry.name] = _File(uri, facts.st_size, str(facts.st_mtime))
+                elif entry.is_dir():
+                    folders.append(entry.name)
+            except FileNotFoundError:
+                continue  # a dangling link, or gone since the listing
+    return _Folder(files, sorted(folders))
+
+
+def _list_remote(folder: str) -> _Folder:
+    system, path = fsspec.core.url_to_fs(folder)
+    files, folders = {}, []
+    for entry in system.ls(path, detail=True):
+        base = entry["name"].rstrip("/").rpartition("/")[2]
+        if entry["type"] == "file":
+            etag = str(entry.get("ETag") or entry.get("etag") or entry.get("mtime") or entry.get("LastModified") or "")
+            files[base] = _File(f"{folder.rstrip('/')}/{base}", int(entry.get("size") or 0), etag.strip('"'))
+        else:
+            folders.append(base)
+    return _Folder(files, sorted(folders))
 
 
 def _common_root(patterns: list[str]) -> str:
@@ -153,8 +287,9 @@ def _common_root(patterns: list[str]) -> str:
     folders = []
     for pattern in patterns:
         constant = re.split(r"[{*?\[]", pattern)[0]
-        folder = constant.rpartition("/")[0] if constant != pattern or pattern.endswith(".tar") else constant.rstrip("/")
-        folders.append(folder if "://" in folder else str(Path(folder or ".").absolute()))
+        is_file = constant != pattern or pattern.endswith(ARCHIVES)
+        folder = constant.rpartition("/")[0] if is_file else constant.rstrip("/")
+        folders.append(folder)
     parts = [f.split("/") for f in folders]
     shared = []
     for column in zip(*parts, strict=False):
@@ -166,9 +301,67 @@ def _common_root(patterns: list[str]) -> str:
 
 def _shard_id(uri: str, root: str) -> str:
     """Path relative to the root, without .tar, escaped to be one file name. Moving the data changes nothing."""
-    root = root if "://" in root else str(Path(root).absolute())
-    relative = uri.removeprefix(root).lstrip("/") if uri.startswith(root.rstrip("/") + "/") else uri.lstrip("/")
-    name = quote(relative.removesuffix(".tar"), safe="=+@,")
+    uri = without_credentials(uri).partition("?")[0] if "://" in uri else uri
+    base = root.rstrip("/") + "/"
+    name = quote(uri.removeprefix(base).lstrip("/").removesuffix(".tar"), safe="=+@,")
     if len(name) > LONGEST_ID:
         name = name[: LONGEST_ID - 17] + "~" + hashlib.sha256(name.encode()).hexdigest()[:16]
     return name
+
+
+# --- expected samples -------------------------------------------------------------------------
+
+
+def _expected(how: str, found: dict[str, _File], listings: dict[str, _Folder]) -> dict[str, int]:
+    """Number of samples by uri, where img2dataset's files beside a shard say it. The listings tell which exist."""
+    known = {f.uri: f for listing in listings.values() for f in listing.files.values()}
+    stats: dict[str, str] = {}
+    tables: dict[str, str] = {}
+    for uri in found:
+        if how == "none" or (how == "auto" and "://" in uri):
+            continue
+        stem = next(uri.removesuffix(a) for a in ARCHIVES[::-1] if uri.endswith(a))
+        if how in ("auto", "stats") and f"{stem}_stats.json" in known:
+            stats[f"{stem}_stats.json"] = uri
+        elif how in ("auto", "parquet") and f"{stem}.parquet" in known:
+            tables[f"{stem}.parquet"] = uri
+    counts: dict[str, int] = {}
+    for files, parse in ((stats, _successes), (tables, _rows)):
+        for path, content in _contents(list(files)):
+            count = parse(content)
+            if count is not None:
+                counts[files[path]] = count
+    return counts
+
+
+def _contents(paths: list[str]) -> Iterable[tuple[str, bytes]]:
+    """The bytes of many small files; remote ones are asked for together. What cannot be read is left out."""
+    for path in (p for p in paths if "://" not in p):
+        try:
+            yield path, Path(path).read_bytes()
+        except OSError:
+            continue
+    remote = [p for p in paths if "://" in p]
+    for start in range(0, len(remote), 1000):
+        part = remote[start : start + 1000]
+        system, _ = fsspec.core.url_to_fs(part[0])
+        stripped = {system._strip_protocol(p): p for p in part}
+        answers: dict[str, Any] = system.cat(list(stripped), on_error="omit")
+        yield from ((stripped[name], content) for name, content in answers.items())
+
+
+def _successes(data: bytes) -> int | None:
+    """img2dataset writes its statistics without care for crashes: half a file is no statement."""
+    try:
+        count = json.loads(data)["successes"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return int(count) if isinstance(count, int) and count >= 0 else None
+
+
+def _rows(data: bytes) -> int | None:
+    try:
+        status = pq.read_table(pa.BufferReader(data), columns=["status"])["status"]
+        return int(pc.sum(pc.equal(status, "success")).as_py() or 0)
+    except (OSError, pa.ArrowException, KeyError):
+        return None

@@ -12,6 +12,7 @@ import os
 import random
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -34,12 +35,18 @@ def open_shard(shard: Shard) -> IO[bytes]:
         ShardError: it is gone, forbidden, or no longer the file that was planned.
     """
     if "://" not in shard.uri:
-        file = open(shard.uri, "rb")
+        try:
+            file = open(shard.uri, "rb")
+        except FileNotFoundError as error:
+            raise ShardError("input: does not exist", shard.uri) from error
         _compare(shard, os.fstat(file.fileno()).st_size, "")
         return file
     system, path = fsspec.core.url_to_fs(shard.uri)
     info = retry(lambda: system.info(path), shard.uri)
-    _compare(shard, int(info.get("size") or 0), str(info.get("ETag") or info.get("etag") or "").strip('"'))
+    size = int(info.get("size") or 0)
+    if not shard.bytes:  # planned without a listing (http): the size is known only now
+        shard = replace(shard, bytes=size)
+    _compare(shard, size, str(info.get("ETag") or info.get("etag") or "").strip('"'))
     return cast(IO[bytes], io.BufferedReader(_Ranges(system, path, shard), 1 << 20))
 
 
