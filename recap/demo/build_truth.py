@@ -79,9 +79,7 @@ def colour_names(pixels: np.ndarray) -> np.ndarray:
     bounds = [13, 42, 70, 178, 280, 361]
     names = np.array([COLOURS.index(name) for name in ("red", "orange", "yellow", "green", "blue", "red")])
     found = names[np.digitize(hue, bounds)]
-    found = np.where(
-        (hue > 34) & (hue < 42) & (saturation < 0.75), COLOURS.index("yellow"), found
-    )  # old gold
+    found = np.where((hue > 34) & (hue < 42) & (saturation < 0.75), COLOURS.index("yellow"), found)  # old gold
     found = np.where(saturation < 0.17, COLOURS.index("gray"), found)
     found = np.where((saturation < 0.17) & (value > 0.8), COLOURS.index("white"), found)
     return np.where((value < 0.22) | ((value < 0.3) & (saturation < 0.4)), COLOURS.index("black"), found)
@@ -109,11 +107,7 @@ def colour_shares(picture: Image.Image) -> dict[str, float]:
     pixels = np.asarray(picture.convert("RGB"))
     names = colour_names(pixels)[~blended(pixels)]
     counts = np.bincount(names, minlength=len(COLOURS)) / max(1, names.size)
-    return {
-        COLOURS[index]: float(counts[index])
-        for index in np.argsort(-counts, kind="stable")
-        if counts[index] > 0
-    }
+    return {COLOURS[index]: float(counts[index]) for index in np.argsort(-counts, kind="stable") if counts[index] > 0}
 
 
 def pictures(flags: Path) -> Iterator[tuple[str, str, bytes]]:

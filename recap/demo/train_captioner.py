@@ -1,6 +1,6 @@
 """Train the tiny captioner that ships with the project: `LlavaForConditionalGeneration`, 1.9 M parameters.
 
-    python -m recap.demo.train_captioner OUT [--minutes 15] [--threads 1] [--seed 0]
+    python -m recap.demo.train_captioner OUT [--minutes 15] [--threads 1] [--seed 0] [--init DIR]
 
 It learns from generated flags alone (`recap.worlds.flags`); no real flag, picture or text, is used. OUT is an
 ordinary checkpoint directory (config, safetensors in fp16, tokenizer, processor with a chat template) that
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import sys
 import time
 from collections.abc import Iterator
@@ -219,21 +218,23 @@ def save(model: LlavaForConditionalGeneration, processor: LlavaProcessor, out: P
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--minutes", type=float, default=15)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the weights and the flags")
+    parser.add_argument("--init", type=Path, help="go on from this checkpoint instead of random weights")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
-    tokenizer = build_tokenizer()
-    processor = build_processor(tokenizer)
-    model = build_model(len(tokenizer))
-    size = {"parameters": sum(weight.numel() for weight in model.parameters()), "vocabulary": len(tokenizer)}
-    sys.stdout.write(json.dumps(size) + "\n")
+    if arguments.init:  # its own tokenizer too: rows of the embedding mean what they meant
+        processor = LlavaProcessor.from_pretrained(arguments.init)
+        model = LlavaForConditionalGeneration.from_pretrained(arguments.init, dtype=torch.float32)
+    else:
+        processor = build_processor(build_tokenizer())
+        model = build_model(len(processor.tokenizer))
+    size = sum(weight.numel() for weight in model.parameters())
+    sys.stdout.write(f"{size} parameters, {len(processor.tokenizer)} words and pieces\n")
     train(model, processor, arguments.minutes, arguments.seed)
     save(model, processor, arguments.out)
 

@@ -27,11 +27,7 @@ COUNTS = (
 
 
 def _listed(words: Sequence[str]) -> str:
-    return (
-        words[0]
-        if len(words) == 1
-        else f"{', '.join(words[:-1])}{',' if len(words) > 2 else ''} and {words[-1]}"
-    )
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])}{',' if len(words) > 2 else ''} and {words[-1]}"
 
 
 def _article(phrase: str) -> str:

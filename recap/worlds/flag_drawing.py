@@ -54,9 +54,7 @@ class _Canvas:
         corners = [value * self.height for value in (x - radius, y - radius, x + radius, y + radius)]
         self.pen.ellipse(corners, fill=self.paint(colour))
 
-    def star(
-        self, x: float, y: float, radius: float, colour: str, points: int = 5, inner: float = 0.4
-    ) -> None:
+    def star(self, x: float, y: float, radius: float, colour: str, points: int = 5, inner: float = 0.4) -> None:
         spokes = []
         for index in range(2 * points):
             reach = radius * (1.0 if index % 2 == 0 else inner)
@@ -84,9 +82,7 @@ def _draw_charge(canvas: _Canvas, charge: Charge, ground: str) -> None:
         for index in range(charge.count):
             angle = 2 * math.pi * index / charge.count
             size = radius * rng.uniform(0.17, 0.2)
-            canvas.star(
-                x + radius * 0.8 * math.sin(angle), y - radius * 0.8 * math.cos(angle), size, charge.colour
-            )
+            canvas.star(x + radius * 0.8 * math.sin(angle), y - radius * 0.8 * math.cos(angle), size, charge.colour)
     elif charge.kind == "disc":
         canvas.disc(x, y, radius, charge.colour)
     elif charge.kind == "diamond":
@@ -112,11 +108,7 @@ def _draw_stars(canvas: _Canvas, charge: Charge) -> None:
     """Several stars: in a row, an arc or scattered as a constellation."""
     rng, count, reach = canvas.rng, charge.count, charge.radius
     style = rng.choice(["row", "column", "ring", "scatter"])
-    size = (
-        min(reach * 0.42, reach * 1.6 / count)
-        if style in ("row", "column")
-        else reach * rng.uniform(0.2, 0.34)
-    )
+    size = min(reach * 0.42, reach * 1.6 / count) if style in ("row", "column") else reach * rng.uniform(0.2, 0.34)
     for index in range(count):
         along = 0.0 if count == 1 else (index / (count - 1) * 2 - 1) * (reach - size * 0.6)
         angle = 2 * math.pi * index / count
@@ -139,9 +131,7 @@ def _draw_emblem(canvas: _Canvas, charge: Charge) -> None:
     """A one-coloured silhouette (eagle, tree, map, writing, leaf): a random outline, mostly mirrored."""
     rng = canvas.rng
     spokes = rng.randint(5, 14)
-    right = [
-        (math.pi * (index + 0.5) / spokes, charge.radius * rng.uniform(0.35, 1.05)) for index in range(spokes)
-    ]
+    right = [(math.pi * (index + 0.5) / spokes, charge.radius * rng.uniform(0.35, 1.05)) for index in range(spokes)]
     if rng.random() < 0.25:  # writing, a sword, a weapon: several flat strokes
         for _ in range(rng.randint(3, 7)):
             dx, dy = rng.uniform(-1, 0.4) * charge.radius, rng.uniform(-0.5, 0.5) * charge.radius
@@ -154,13 +144,9 @@ def _draw_emblem(canvas: _Canvas, charge: Charge) -> None:
             )
         return
     left = [
-        (-angle, reach if rng.random() < 0.8 else reach * rng.uniform(0.6, 1.2))
-        for angle, reach in reversed(right)
+        (-angle, reach if rng.random() < 0.8 else reach * rng.uniform(0.6, 1.2)) for angle, reach in reversed(right)
     ]
-    points = [
-        (charge.x + reach * math.sin(angle), charge.y - reach * math.cos(angle))
-        for angle, reach in right + left
-    ]
+    points = [(charge.x + reach * math.sin(angle), charge.y - reach * math.cos(angle)) for angle, reach in right + left]
     canvas.polygon(points, charge.colour)
 
 
@@ -178,9 +164,7 @@ def _draw_arms(canvas: _Canvas, x: float, y: float, radius: float) -> None:
         wreath = rng.choice(["green", "green", "yellow", "red", "white"])
         for index in range(14):
             angle = math.pi * (0.15 + 1.7 * index / 13)
-            canvas.disc(
-                x + radius * 0.8 * math.sin(angle), y - radius * 0.8 * math.cos(angle), radius * 0.16, wreath
-            )
+            canvas.disc(x + radius * 0.8 * math.sin(angle), y - radius * 0.8 * math.cos(angle), radius * 0.16, wreath)
     half, top, bottom = (
         radius * rng.uniform(0.35, 0.6),
         y - radius * rng.uniform(0.3, 0.6),
@@ -248,6 +232,14 @@ def _draw_bands(canvas: _Canvas, scene: Scene) -> None:
             canvas.box(0, position - 0.022, canvas.aspect, position + 0.022, scene.edging)
 
 
+def _draw_teeth(canvas: _Canvas, x: float, colour: str) -> None:
+    """A serrated edge on the fly side of a vertical band that ends at x."""
+    teeth = canvas.rng.choice([5, 5, 7, 9])
+    for tooth in range(teeth):
+        top, bottom = tooth / teeth, (tooth + 1) / teeth
+        canvas.polygon([(x - 0.01, top), (x + 0.2, (top + bottom) / 2), (x - 0.01, bottom)], colour)
+
+
 def _draw_cross(canvas: _Canvas, scene: Scene) -> None:
     wide = canvas.aspect
     if len(scene.bands) == 1:
@@ -298,6 +290,8 @@ def draw(scene: Scene, rng: random.Random, width: int = 256) -> Image.Image:
         canvas.polygon([(0, 0), (0, 1), (scene.second_size, 0.5)], scene.second)
     if scene.layout == "hoist":
         canvas.box(0, 0, scene.second_size, 1, scene.second)
+        if len(scene.bands) == 1 and rng.random() < 0.35:
+            _draw_teeth(canvas, scene.second_size, scene.second)
     if scene.layout == "canton":
         across = scene.second_size if scene.second != "UK" else canvas.aspect / 2
         if scene.second == "UK":

@@ -99,12 +99,10 @@ def band_widths(rng: random.Random, count: int) -> list[float]:
     return [width / total for width in widths]
 
 
-def pick_charge(
-    rng: random.Random, ground: str, x: float, y: float, room: float, place: str, depth: int = 0
-) -> Charge:
+def pick_charge(rng: random.Random, ground: str, x: float, y: float, room: float, place: str, depth: int = 0) -> Charge:
     """A charge in a contrasting colour that fits into `room` (radius, heights)."""
     kinds = {
-        "star": 26, "disc": 10, "crescent and star": 9, "coat of arms": 24, "emblem": 15, "sun": 8,
+        "star": 26, "disc": 10, "crescent and star": 9, "coat of arms": 21, "emblem": 19, "sun": 8,
         "crescent": 3, "cross": 3, "circle of stars": 6, "diamond": 3,
     }  # fmt: skip
     if depth:
@@ -128,7 +126,7 @@ def pick_charge(
 
 def new_scene(rng: random.Random) -> Scene:
     """Draw the facts of a flag."""
-    layout = rng.choices(LAYOUTS, [31, 14, 12, 6, 14, 8, 9, 16])[0]
+    layout = rng.choices(LAYOUTS, [30, 14, 12, 8, 14, 7, 9, 16])[0]
     aspect = rng.choice([1.33, 1.5, 1.5, 1.5, 1.67, 2.0, 2.0])
     if layout == "vertical":
         return _with_band_charges(rng, _banded(rng, layout, aspect, rng.choice([2, 3, 3, 3, 3, 3])))
@@ -143,10 +141,8 @@ def new_scene(rng: random.Random) -> Scene:
 
 
 def _banded(rng: random.Random, layout: str, aspect: float, count: int) -> Scene:
-    scene = Scene(
-        layout, pick_bands(rng, count), band_widths(rng, count), aspect, vertical=layout == "vertical"
-    )
-    if count in (2, 3) and rng.random() < 0.13:
+    scene = Scene(layout, pick_bands(rng, count), band_widths(rng, count), aspect, vertical=layout == "vertical")
+    if count in (2, 3) and rng.random() < 0.2:
         scene.edging = pick_colour(rng, scene.bands)
     return scene
 
@@ -230,9 +226,7 @@ def _hoist(rng: random.Random, aspect: float) -> Scene:
 
 def _canton(rng: random.Random, aspect: float) -> Scene:
     if rng.random() < 0.55:
-        ground = rng.choices(
-            ["blue", "light blue", "red", "white", "yellow", "green"], [62, 14, 10, 6, 3, 5]
-        )[0]
+        ground = rng.choices(["blue", "light blue", "red", "white", "yellow", "green"], [62, 14, 10, 6, 3, 5])[0]
         scene = Scene("canton", [ground], [1.0], rng.choice([aspect, 2.0, 2.0]), second="UK", second_size=0.5)
         x, y, room = scene.aspect * rng.uniform(0.7, 0.77), rng.uniform(0.45, 0.6), 0.32
         if rng.random() < 0.6:
@@ -259,9 +253,7 @@ def _canton(rng: random.Random, aspect: float) -> Scene:
 
 def _cross(rng: random.Random, aspect: float) -> Scene:
     ground = pick_colour(rng)
-    scene = Scene(
-        "cross", [ground], [1.0], aspect, second=pick_colour(rng, [ground]), shifted=rng.random() < 0.65
-    )
+    scene = Scene("cross", [ground], [1.0], aspect, second=pick_colour(rng, [ground]), shifted=rng.random() < 0.65)
     scene.second_size = rng.uniform(0.1, 0.24)
     if rng.random() < 0.5:
         scene.second_edge = pick_colour(rng, [scene.second, ground])

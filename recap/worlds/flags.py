@@ -53,9 +53,7 @@ def write_shard(path: Path, seed: int, first: int, samples: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--shards", type=int, default=1)
     parser.add_argument("--samples", type=int, default=500, help="per shard")
@@ -63,9 +61,7 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     for shard in range(arguments.shards):
-        write_shard(
-            arguments.out / f"{shard:05d}.tar", arguments.seed, shard * arguments.samples, arguments.samples
-        )
+        write_shard(arguments.out / f"{shard:05d}.tar", arguments.seed, shard * arguments.samples, arguments.samples)
 
 
 if __name__ == "__main__":

@@ -235,9 +235,7 @@ def caption(scene: Scene, detail: str = "detailed") -> str:
     sentences = []
     for group in scene.groups:
         phrase = _named(group, size=True)
-        sentences.append(
-            f"{phrase[0].upper()}{phrase[1:]} {'is' if group.count == 1 else 'are'} in the {group.place}."
-        )
+        sentences.append(f"{phrase[0].upper()}{phrase[1:]} {'is' if group.count == 1 else 'are'} in the {group.place}.")
     sentences.append(f"The background is {scene.background}.")
     return " ".join(sentences)
 
@@ -291,8 +289,7 @@ def parse(text: str) -> list[Claim]:
 def _verdicts(claim: Claim, group: Group | None) -> list[Verdict]:
     said = {name: value for name, value in asdict(claim).items() if value is not None}
     return [
-        Verdict(name, str(value), None if group is None else str(getattr(group, name)))
-        for name, value in said.items()
+        Verdict(name, str(value), None if group is None else str(getattr(group, name))) for name, value in said.items()
     ]
 
 
@@ -304,9 +301,7 @@ def judge(text: str, scene: Scene) -> Judgement:
     claims = parse(text)
     slots: list[int | None] = [*range(len(scene.groups)), *[None] * len(claims)]
     best: tuple[int, list[Verdict], list[Group]] | None = None
-    for pairing in (
-        set(permutations(slots, len(claims))) if len(claims) <= 4 else [tuple(slots[: len(claims)])]
-    ):
+    for pairing in set(permutations(slots, len(claims))) if len(claims) <= 4 else [tuple(slots[: len(claims)])]:
         verdicts = [
             verdict
             for claim, index in zip(claims, pairing, strict=True)
@@ -339,9 +334,7 @@ class Sample:
     mismatched: bool
 
 
-def sample(
-    seed: int, index: int, *, side: int = 96, mismatch: float = 0.3, detail: str = "detailed"
-) -> Sample:
+def sample(seed: int, index: int, *, side: int = 96, mismatch: float = 0.3, detail: str = "detailed") -> Sample:
     """The index-th sample of a seed, independent of every other."""
     rng = random.Random(f"shapes/{seed}/{index}")
     scene = new_scene(rng)
@@ -392,17 +385,13 @@ def write_shard(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--shards", type=int, default=1)
     parser.add_argument("--samples", type=int, default=500, help="per shard")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--size", type=int, default=96, help="side of the pictures in pixels")
-    parser.add_argument(
-        "--mismatch", type=float, default=0.3, help="share of alt-texts that tell of another picture"
-    )
+    parser.add_argument("--mismatch", type=float, default=0.3, help="share of alt-texts that tell of another picture")
     parser.add_argument(
         "--detail", choices=["short", "detailed"], default="detailed", help="of the caption in the json"
     )
