@@ -1,7 +1,8 @@
-"""Plan a job and submit it: to Slurm as one array of node slots, or to local processes.
+"""Plan a job and submit it to Slurm, as one array of node slots (map) or one job of many ranks (gang), or run it here.
 
     python -m hpc.launch configs/caption/demo.yaml                         run the demo here
     python -m hpc.launch CONFIG cluster=slurm cluster.partition=gpu --dry-run    print the plan and the batch script
+    python -m hpc.launch configs/sft/demo.yaml                             train here (gang: the config names a trainer)
     python -m hpc.launch CONFIG captioner.model=/models/llava-llama-3-8b name=first-try
 
 `key=value` changes the config, `--flags` are actions. Launching over a run that exists continues it: finished shards are never
@@ -18,6 +19,7 @@ from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 from rich.console import Console
@@ -29,6 +31,9 @@ from hpc.errors import Exit, UserError
 from hpc.ledger import DONE, FAILED, Claim, State
 from hpc.operator import MissingShards, Operator, Shard
 from hpc.rundir import Run, Submission
+
+if TYPE_CHECKING:
+    from hpc.launcher import Launcher
 
 console = Console(highlight=False, soft_wrap=True)
 warn = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -68,15 +73,7 @@ def prepare(
 
     Shards in `mended` may have another size or etag than in the run's plan: they are done afresh anyway.
     """
-    if "://" in config.run.runs:
-        raise UserError(
-            f"config: `runs`: {config.run.runs!r} is an object store. Claims need a POSIX file system that all nodes "
-            "share; inputs may be remote, the run directory may not."
-        )
-    if config.run.cluster.kind == "slurm" and not shutil.which("sbatch"):
-        warn.print("[yellow]no Slurm here (sbatch is not on PATH): a launch runs on this machine instead, cluster=local[/]")
-        if not dry_run:
-            config = configs.check({**config.resolved, "cluster": {"kind": "local"}}, config.source)
+    config = settle(config, dry_run)
     operator = config.operator()
     run = Run(config.directory)
     missing: list[Shard] = []
@@ -91,6 +88,20 @@ def prepare(
     job = Job(config, operator, run, shards, configs.identity(config, operator), missing=missing)
     _check_continuation(job, supersede, mended)
     return job
+
+
+def settle(config: configs.Config, dry_run: bool) -> configs.Config:
+    """The config for where it will really run. Raises UserError for a run directory that cannot be one."""
+    if "://" in config.run.runs:
+        raise UserError(
+            f"config: `runs`: {config.run.runs!r} is an object store. Claims need a POSIX file system that all nodes "
+            "share; inputs may be remote, the run directory may not."
+        )
+    if config.run.cluster.kind == "slurm" and not shutil.which("sbatch"):
+        warn.print("[yellow]no Slurm here (sbatch is not on PATH): a launch runs on this machine instead, cluster=local[/]")
+        if not dry_run:
+            return configs.check({**config.resolved, "cluster": {"kind": "local"}}, config.source)
+    return config
 
 
 def _known_missing(run: Run, missing: list[Shard]) -> bool:
@@ -134,21 +145,23 @@ def _check_continuation(job: Job, supersede: bool, mended: Collection[str]) -> N
         )
     if old.identity != job.identity and not supersede:
         done = sum(s.status == DONE for s in job.run.ledger(old.identity).survey().values())
-        what = ", ".join(_differences(old, job)) or "the model's files"
+        what = ", ".join(differences(old, job.config)) or "the model's files"
         raise UserError(
             f"launch: what makes the output changed ({what}; identity {old.identity} → {job.identity}): {done:,} finished "
             "shards would be stale. Choose another `name=`, or say --supersede."
         )
 
 
-def _differences(old: Submission, job: Job) -> list[str]:
+def differences(old: Submission, config: configs.Config) -> list[str]:
+    """Semantic keys in which a config differs from that of an older submission."""
+
     def flat(tree: object, prefix: str = "") -> dict[str, object]:
         if not isinstance(tree, dict):
             return {prefix: tree}
         return {k: v for key, sub in tree.items() for k, v in flat(sub, f"{prefix}.{key}".strip(".")).items()}
 
     before = flat(configs.check(old.config, old.source).semantic())
-    after = flat(job.config.semantic())
+    after = flat(config.semantic())
     return sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k))
 
 
@@ -176,14 +189,14 @@ def describe(job: Job) -> None:
         )
     else:
         lines.append(("local", f"{job.slots} slots × {engines} {device} · home range ≈ {home:,} shards a slot"))
-    lines.append(("output", f"{_short(job.run.path)}/columns/{job.operator.column().name}/{job.identity}/"))
+    lines.append(("output", f"{short(job.run.path)}/columns/{job.operator.column().name}/{job.identity}/"))
     for label, text in lines:
         console.print(f"[bold]{label:<10}[/]{escape(text)}")
     if job.previous and job.previous.identity == job.identity:
         counts = Counter(s.status for s in job.run.ledger(job.identity).survey(job.run.reopened()).values())
         text = f"{counts[DONE]:,} of {len(job.shards):,} shards are done with this identity"
         if counts[FAILED]:
-            text += f"; {counts[FAILED]:,} failed (rerun: python -m hpc.rerun {_short(job.run.path)})"
+            text += f"; {counts[FAILED]:,} failed (rerun: python -m hpc.rerun {short(job.run.path)})"
         console.print(f"[bold]{'continues':<10}[/]{text}")
 
 
@@ -195,7 +208,7 @@ def _bytes(size: float) -> str:
     raise AssertionError
 
 
-def _short(path: Path) -> str:
+def short(path: Path) -> str:
     try:
         return str(path.relative_to(Path.cwd()))
     except ValueError:
@@ -229,15 +242,7 @@ def dry_run(job: Job) -> int:
 def submit(job: Job) -> int:
     """Write the run directory and start the work. The intent is on disk before sbatch is called."""
     run = job.run
-    run.make()
-    _preflight(run)
-    semantic = yaml.safe_dump(
-        {"identity": job.identity, **job.config.semantic()}, allow_unicode=True, sort_keys=False
-    )
-    if not run.config_file.exists() or (job.previous and job.previous.identity != job.identity):
-        if run.config_file.exists() and job.previous:
-            run.config_file.rename(run.path / f"config.{job.previous.identity}.yaml")
-        atomic.create(run.config_file, semantic.encode())
+    open_run(run, job.config, job.identity, job.previous)
     submission = run.new_submission(
         plan=plan.write(run.plans, job.shards),
         identity=job.identity,
@@ -248,10 +253,11 @@ def submit(job: Job) -> int:
         source=job.config.source,
     )
     _record_inputs(job)
-    (run.control / "cancelled").unlink(missing_ok=True)
-    (run.control / "pause").unlink(missing_ok=True)
     if job.config.run.cluster.kind == "slurm":
-        return _submit_slurm(job, submission)
+        from hpc.launcher import Launcher
+
+        launcher = Launcher(run, submission, job.config.run.cluster)
+        return submit_to_slurm(launcher, f"{job.slots} slots")
     from hpc.local import supervise
 
     return supervise(run, submission)
@@ -271,19 +277,33 @@ def _record_inputs(job: Job) -> None:
         job.run.reopen(stale, "the input changed")
 
 
-def _submit_slurm(job: Job, submission: Submission) -> int:
-    from hpc.launcher import Launcher
+def open_run(run: Run, config: configs.Config, identity: str, previous: Submission | None) -> None:
+    """Make the run directory, or open it again: its config.yaml, and no pause or cancellation."""
+    run.make()
+    _preflight(run)
+    semantic = yaml.safe_dump({"identity": identity, **config.semantic()}, allow_unicode=True, sort_keys=False)
+    if not run.config_file.exists() or (previous and previous.identity != identity):
+        if run.config_file.exists() and previous:
+            run.config_file.rename(run.path / f"config.{previous.identity}.yaml")
+        atomic.create(run.config_file, semantic.encode())
+    (run.control / "cancelled").unlink(missing_ok=True)
+    (run.control / "pause").unlink(missing_ok=True)
 
+
+def submit_to_slurm(launcher: Launcher, what: str) -> int:
+    """sbatch, and its answer on disk; `what` is said of the job, e.g. "64 slots"."""
+    run, submission = launcher.run, launcher.submission
     try:
-        job_id = Launcher(job.run, submission, job.config.run.cluster).submit_array()
+        job_id = launcher.submit_script()
     except UserError as error:
         submission.state, submission.error = "refused", str(error)
-        job.run.save(submission)
+        run.save(submission)
         raise
     submission.state, submission.job_ids = "submitted", [job_id]
-    job.run.save(submission)
-    console.print(f"\nsubmitted {job_id} ({job.slots} slots) · logs: {_short(job.run.logs)}/{job_id}_*.log")
-    console.print(f"watch: python -m hpc.status {_short(job.run.path)} --watch")
+    run.save(submission)
+    log = launcher.log_pattern.replace("%A", job_id).replace("%j", job_id).replace("%a", "*")
+    console.print(f"\nsubmitted {job_id} ({what}) · logs: {short(run.logs)}/{log}")
+    console.print(f"watch: python -m hpc.status {short(run.path)} --watch")
     return Exit.COMPLETE
 
 
@@ -314,8 +334,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--allow-missing", action="store_true", help="plan shards that do not exist, as failed ones")
     args = parser.parse_intermixed_args(arguments)
     try:
+        config = configs.load(args.config, args.overrides)
+        if config.is_gang:
+            from hpc import gang_launch
+
+            return gang_launch.launch(config, supersede=args.supersede, dry_run=args.dry_run)
         job = prepare(
-            configs.load(args.config, args.overrides),
+            config,
             supersede=args.supersede,
             dry_run=args.dry_run,
             allow_missing=args.allow_missing,

@@ -21,17 +21,23 @@ from hpc.config import ClusterConfig
 from hpc.errors import Exit, UserError
 from hpc.rundir import Run, Submission
 
-LOG_PATTERN = "%A_%a.log"
-
 
 class Launcher(submitit.SlurmExecutor):
     """Renders and submits one job array of node slots."""
+
+    log_pattern = "%A_%a.log"  # as Slurm writes it
+    element = "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"  # the same in the shell: what is requeued
+    place = "slot ${SLURM_ARRAY_TASK_ID}"  # what the log calls it
 
     def __init__(self, run: Run, submission: Submission, cluster: ClusterConfig) -> None:
         super().__init__(folder=run.logs)
         self.run, self.submission, self.cluster = run, submission, cluster
         self.update_parameters(**self._parameters())
-        self.parameters["map_count"] = submission.slots
+        self._shape()
+
+    def _shape(self) -> None:
+        """Make it an array."""
+        self.parameters["map_count"] = self.submission.slots
 
     @classmethod
     def affinity(cls) -> int:
@@ -47,7 +53,7 @@ class Launcher(submitit.SlurmExecutor):
             chosen["cpus_per_task"] = c.cpus_per_node
         if c.mem_gb:
             chosen["mem"] = f"{round(c.mem_gb * 1024)}M"
-        log = str(self.run.logs / LOG_PATTERN)
+        log = str(self.run.logs / self.log_pattern)
         return {
             **chosen,
             "job_name": self.run.name,
@@ -67,7 +73,7 @@ class Launcher(submitit.SlurmExecutor):
     def _setup(self) -> list[str]:
         """The site's prelude, then what the worker needs."""
         code = self.run.code / self.submission.code
-        log = str(self.run.logs / "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}.log")
+        log = str(self.run.logs / f"{self.element}.log")
         return [
             *self.cluster.prelude,
             # since Slurm 22.05 srun does not inherit --cpus-per-task
@@ -89,12 +95,11 @@ class Launcher(submitit.SlurmExecutor):
         """
         final = "|".join(str(int(e)) for e in (Exit.COMPLETE, Exit.INCOMPLETE, Exit.SOME_FAILED, Exit.USAGE))
         cancelled = shlex.quote(str(self.run.control / "cancelled"))
-        element = '"${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"'
         return [
             f'case "$code" in {final}) exit "$code" ;; esac',
             f'if [ -e {cancelled} ]; then exit "$code"; fi',
-            'echo "slot ${SLURM_ARRAY_TASK_ID}: exit code $code: requeue"',
-            f"scontrol requeue {element}",
+            f'echo "{self.place}: exit code $code: requeue"',
+            f'scontrol requeue "{self.element}"',
             'exit "$code"',
         ]
 
@@ -106,7 +111,7 @@ class Launcher(submitit.SlurmExecutor):
         return f"code=0; {self.worker_command()} || code=$?"
 
     def _make_submission_command(self, submission_file_path: Path) -> list[str]:
-        """sbatch hands its environment on: launched inside a job, that one's memory, GPUs and CPUs would break our srun."""
+        """sbatch hands its environment on: launched inside a job, that job's memory and GPUs would break our srun."""
         foreign = [n for n in os.environ if n.startswith(("SLURM_", "SLURMD_", "SRUN_")) and n != "SLURM_CONF"]
         hide = ["env", *(f"--unset={name}" for name in foreign)] if foreign else []
         return [*hide, "sbatch", "--parsable", str(submission_file_path)]
@@ -120,8 +125,8 @@ class Launcher(submitit.SlurmExecutor):
                 return match[1]
         raise FailedSubmissionError(f"sbatch printed no job id: {text!r}")
 
-    def submit_array(self) -> str:
-        """Submit; returns the array's job id. UserError with Slurm's own words when it is refused."""
+    def submit_script(self) -> str:
+        """Submit; returns the job's id (an array's own, not an element's). UserError with Slurm's own words when it is refused."""
         self.run.logs.mkdir(parents=True, exist_ok=True)
         try:
             return self._submit_command(self._command()).job_id
@@ -145,7 +150,7 @@ def find_job(comment: str) -> str | None:
 
 
 def live_jobs(job_ids: list[str]) -> dict[str, str]:
-    """State (RUNNING, PENDING, ...) of the array elements that squeue still lists, by "job_element"; {} without Slurm."""
+    """State (RUNNING, PENDING, ...) of array elements that squeue still lists, by "job_element"; {} without Slurm."""
     if not job_ids:
         return {}
     found = {}

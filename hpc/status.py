@@ -15,6 +15,7 @@ import json
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -337,6 +338,16 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
+def _view(run: Run) -> tuple[Callable[[], dict[str, Any]], Callable[[dict[str, Any]], Group]]:
+    """How to gather and how to render, by the kind of the run."""
+    if run.latest().config.get("trainer"):
+        from hpc import gang_status
+
+        return lambda: gang_status.gather(run), gang_status.render
+    reader = JournalReader(run.journals)
+    return lambda: gather(run, reader), render
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m hpc.status", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -347,19 +358,18 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     console = Console(highlight=False)
     try:
-        run = Run(args.run)
-        reader = JournalReader(run.journals)
-        facts = gather(run, reader)
+        look, draw = _view(Run(args.run))
+        facts = look()
         if args.json:
             sys.stdout.write(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
         elif args.watch:
-            with Live(render(facts), console=console, auto_refresh=False) as live:
+            with Live(draw(facts), console=console, auto_refresh=False) as live:
                 while facts["exit"] == Exit.INCOMPLETE:
                     time.sleep(2)
-                    facts = gather(run, reader)
-                    live.update(render(facts), refresh=True)
+                    facts = look()
+                    live.update(draw(facts), refresh=True)
         else:
-            console.print(render(facts))
+            console.print(draw(facts))
     except UserError as error:
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]{escape(str(error))}[/]")
         return Exit.USAGE

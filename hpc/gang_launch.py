@@ -1,0 +1,113 @@
+"""Launch a gang job: check it, describe it, submit it as one Slurm job or run its ranks here.
+
+The map side's counterpart is `hpc.launch`, which hands over to this module where the config names a trainer.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+from rich.markup import escape
+
+from hpc import config as configs
+from hpc import snapshot
+from hpc.errors import Exit, UserError
+from hpc.gang_launcher import GangLauncher, ranks_per_node
+from hpc.launch import console, differences, open_run, settle, short, submit_to_slurm
+from hpc.rundir import Run, Submission
+from hpc.trainer import Trainer
+
+
+@dataclass
+class GangJob:
+    """A checked launch, before anything is written."""
+
+    config: configs.Config
+    trainer: Trainer
+    run: Run
+    identity: str
+    previous: Submission | None = None
+
+    @property
+    def ranks(self) -> int:
+        return self.config.run.gang.nodes * ranks_per_node(self.config.run.cluster)
+
+    def launcher(self, submission: Submission) -> GangLauncher:
+        return GangLauncher(self.run, submission, self.config.run.cluster, self.config.run.gang)
+
+
+def launch(config: configs.Config, *, supersede: bool, dry_run: bool) -> int:
+    """Returns the exit code. Raises UserError for what can be seen before anything runs."""
+    config = settle(config, dry_run)
+    trainer = config.trainer()
+    job = GangJob(config, trainer, Run(config.directory), "")
+    trainer.check(job.ranks)
+    job.identity = configs.identity(config, trainer)
+    _check_continuation(job, supersede)
+    describe(job)
+    return _dry_run(job) if dry_run else submit(job)
+
+
+def _check_continuation(job: GangJob, supersede: bool) -> None:
+    """An existing run goes on from its checkpoints, if it is the same training."""
+    if not job.run.path.exists():
+        return
+    known = job.run.submissions()
+    if not known:
+        if any(job.run.path.iterdir()) and not job.run.is_run():
+            raise UserError(f"launch: {job.run.path} exists and is not a run directory. Choose another `name=`.")
+        return
+    job.previous = known[-1]
+    if job.previous.identity != job.identity and not supersede:
+        what = ", ".join(differences(job.previous, job.config)) or "the files it starts from"
+        raise UserError(
+            f"launch: what is trained changed ({what}; identity {job.previous.identity} → {job.identity}), and the "
+            f"checkpoints of {short(job.run.path)} are of the old. Choose another `name=`, or say --supersede."
+        )
+
+
+def describe(job: GangJob) -> None:
+    """The lines that a dry run and a launch both print."""
+    lines = job.trainer.describe(job.ranks)
+    cluster, nodes = job.config.run.cluster, job.config.run.gang.nodes
+    what = "GPUs" if cluster.gpus_per_node else "CPU ranks"
+    where = f"{nodes} nodes × {ranks_per_node(cluster)} {what}"
+    lines.append(("gang", f"{where} · {cluster.time} a life, requeued" if cluster.kind == "slurm" else where + " here"))
+    lines.append(("output", f"{short(job.run.path)}/exports/final/ · identity {job.identity}"))
+    for label, text in lines:
+        console.print(f"[bold]{label:<10}[/]{escape(text)}")
+
+
+def _record(job: GangJob, code: str) -> dict[str, object]:
+    """What a submission says of a gang: no plan, no column, one slot."""
+    return {
+        "plan": "", "column": "", "identity": job.identity, "code": code, "slots": 1,
+        "config": job.config.resolved, "source": job.config.source,
+    }  # fmt: skip
+
+
+def _dry_run(job: GangJob) -> int:
+    """Print the exact batch script, or the command of each rank; leave nothing behind."""
+    submission = Submission("0" * 12, 0.0, **_record(job, snapshot.digest()))  # type: ignore[arg-type]
+    console.print()
+    if job.config.run.cluster.kind == "slurm":
+        sys.stdout.write(job.launcher(submission).script() + "\n")
+    else:
+        from hpc.local_gang import command
+
+        for rank in range(job.ranks):
+            sys.stdout.write(f"RANK={rank} WORLD_SIZE={job.ranks} {' '.join(command(job.run, submission))}\n")
+    console.print("\nnothing was submitted (--dry-run)")
+    return Exit.COMPLETE
+
+
+def submit(job: GangJob) -> int:
+    """Write the run directory and start the work. The intent is on disk before sbatch is called."""
+    open_run(job.run, job.config, job.identity, job.previous)
+    submission = job.run.new_submission(**_record(job, snapshot.take(job.run.code)))
+    if job.config.run.cluster.kind == "slurm":
+        return submit_to_slurm(job.launcher(submission), f"{job.config.run.gang.nodes} nodes, {job.ranks} ranks")
+    from hpc.local_gang import supervise
+
+    return supervise(job.run, submission, job.ranks)

@@ -1,0 +1,48 @@
+"""Submission of a gang: one Slurm job over several nodes, one task per GPU, all of them together or none."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from typing import Any
+
+from hpc.config import ClusterConfig, GangConfig
+from hpc.launcher import Launcher
+from hpc.rundir import Run, Submission
+
+
+class GangLauncher(Launcher):
+    """Renders and submits one job of nodes × ranks."""
+
+    log_pattern = "%j.log"
+    element = "${SLURM_JOB_ID}"
+    place = "gang"
+
+    def __init__(self, run: Run, submission: Submission, cluster: ClusterConfig, gang: GangConfig) -> None:
+        self._nodes, self._ranks = gang.nodes, ranks_per_node(cluster)
+        super().__init__(run, submission, cluster)
+
+    def _shape(self) -> None:
+        """No array."""
+
+    def _parameters(self) -> dict[str, Any]:
+        parameters = super()._parameters()
+        parameters |= {"nodes": self._nodes, "ntasks_per_node": self._ranks}
+        if self.cluster.cpus_per_node:
+            parameters["cpus_per_task"] = max(1, self.cluster.cpus_per_node // self._ranks)
+        return parameters
+
+    def _setup(self) -> list[str]:
+        """Ranks meet at the first node, where this script runs; the port follows from the job, also after a requeue."""
+        port = "$((20000 + (SLURM_JOB_ID + ${SLURM_RESTART_COUNT:-0}) % 12000))"
+        return [*super()._setup(), 'export MASTER_ADDR="$(hostname)"', f"export MASTER_PORT={port}"]
+
+    def worker_command(self) -> str:
+        python = self.cluster.python or shlex.quote(sys.executable)
+        srun = shlex.join(["srun", "--unbuffered", "--label", "--kill-on-bad-exit=1", *self.cluster.srun_args])
+        gang = f"{python} -P -m hpc.gang {shlex.quote(str(self.run.path))} --submission {self.submission.uuid}"
+        return f"{gang} --begin && {srun} {gang}"
+
+
+def ranks_per_node(cluster: ClusterConfig) -> int:
+    return cluster.gpus_per_node or cluster.engines_per_node

@@ -1,0 +1,114 @@
+"""The local profile of a gang: its ranks as processes of this machine, restarted together as Slurm would."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+from rich.console import Console
+from rich.live import Live
+
+from hpc import gang_status
+from hpc.engine_process import PR_SET_PDEATHSIG, libc
+from hpc.errors import Exit
+from hpc.gang import FINAL
+from hpc.rundir import Run, Submission
+
+_KILL_S = 60.0  # that ranks get to checkpoint when told to stop
+
+
+def command(run: Run, submission: Submission) -> list[str]:
+    """What one rank runs; RANK, WORLD_SIZE and LOCAL_RANK say which."""
+    return [sys.executable, "-P", "-m", "hpc.gang", str(run.path), "--submission", submission.uuid]
+
+
+class _Life:
+    """The ranks of one life. One that dies takes the others with it, as srun's --kill-on-bad-exit does."""
+
+    def __init__(self, run: Run, submission: Submission, ranks: int) -> None:
+        code = str(run.code / submission.code)
+        self._environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+        paths = (code, os.environ.get("PYTHONPATH"))
+        self._environment |= {"WORLD_SIZE": str(ranks), "PYTHONPATH": os.pathsep.join(p for p in paths if p)}
+        self._run, self._submission = run, submission
+        self.log = run.logs / f"local-{submission.uuid}.log"
+        self.ranks: list[subprocess.Popen[bytes]] = []
+        self.code: int | None = self._start([*command(run, submission), "--begin"], 0).wait() or None
+        if self.code is None:
+            self.ranks = [self._start(command(run, submission), rank) for rank in range(ranks)]
+
+    def _start(self, argv: list[str], rank: int) -> subprocess.Popen[bytes]:
+        place = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        with open(self.log, "ab") as out:
+            return subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=self._environment | place,
+                start_new_session=True, preexec_fn=_die_with_supervisor,
+            )  # fmt: skip
+
+    def poll(self) -> int | None:
+        """The life's exit code once all its ranks are gone: the highest, a killed one counting as 128 and more."""
+        if self.code is not None:
+            return self.code
+        codes = [rank.poll() for rank in self.ranks]
+        if any(codes) and None in codes:  # let those who end together do so
+            time.sleep(1.0)
+            for rank in self.ranks:
+                rank.kill()
+        if None not in codes:
+            self.code = max((128 - code if code < 0 else code) for code in codes if code is not None)
+        return self.code
+
+    def signal(self, number: int) -> None:
+        for rank in self.ranks:
+            if rank.poll() is None:
+                rank.send_signal(number)
+
+
+def supervise(run: Run, submission: Submission, ranks: int) -> int:
+    """Run a gang to its end, with live progress. Ctrl-C or TERM stops it at a checkpoint; launch again to go on."""
+    submission.state = "submitted"
+    run.save(submission)
+    stop: list[float] = []
+    handler = {n: signal.signal(n, lambda *_: stop.append(time.monotonic())) for n in (signal.SIGINT, signal.SIGTERM)}
+    console = Console(highlight=False)
+    life, told = _Life(run, submission, ranks), 0
+    try:
+        with Live(console=console, auto_refresh=False, transient=True) as live:
+            while True:
+                code = life.poll()
+                if code is not None:
+                    if code in FINAL or stop:
+                        break
+                    life = _Life(run, submission, ranks)
+                if len(stop) > told:
+                    told = len(stop)
+                    life.signal(signal.SIGTERM)
+                    live.console.print("stopping at a checkpoint (launch again to go on)")
+                if stop and time.monotonic() - stop[0] > _KILL_S:
+                    life.signal(signal.SIGKILL)
+                if console.is_terminal:
+                    live.update(gang_status.render(gang_status.gather(run)), refresh=True)
+                time.sleep(0.2)
+    finally:
+        for number, before in handler.items():
+            signal.signal(number, before)
+        life.signal(signal.SIGTERM)
+    console.print(gang_status.render(gang_status.gather(run)))
+    if code not in (Exit.COMPLETE, Exit.REQUEUE):
+        console.print(f"exit code {code}; the ranks' own words: {life.log}", markup=False, soft_wrap=True)
+    return int(Exit.INCOMPLETE if stop and code else code)
+
+
+def _die_with_supervisor() -> None:
+    """In the child: stop at a checkpoint when the supervisor is gone, however it went."""
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

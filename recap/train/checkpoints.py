@@ -1,0 +1,209 @@
+"""Checkpoints that are there whole or not at all, written beside the training.
+
+    checkpoints/<samples>/          complete: .metadata, *.distcp, manifest.json
+    checkpoints/.tmp-<samples>/     being written, or what a crash left
+
+A save stages the tensors (the loop's only wait), then a thread writes them (torch.distributed.checkpoint, every file
+fsynced), adds each rank's digests to the manifest and renames. Older checkpoints go only after that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+
+from hpc import atomic
+from hpc.errors import UserError
+from recap.train.state import Progress, TrainState
+
+log = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Which checkpoints stay: the newest `newest`, and those at multiples of `every` samples (0: none)."""
+
+    newest: int = 2
+    every: int = 0
+
+
+class Checkpoints:
+    """The checkpoints of a run; every method but `list` is called by all ranks together.
+
+    Args:
+        identity: of what was there before training; a checkpoint with another is refused.
+        group: a gloo group of its own, since a save runs beside the training's collectives.
+    """
+
+    def __init__(self, folder: Path, identity: str, group: dist.ProcessGroup, keep: Keep) -> None:
+        self.folder, self.identity, self._group, self._keep = folder, identity, group, keep
+        self._rank, self._world = dist.get_rank(group), dist.get_world_size(group)
+        self._saving: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self.last: int | None = None  # samples of the newest complete one that this process knows of
+        self.stall_s = 0.0  # how long the last save held up the loop
+        folder.mkdir(parents=True, exist_ok=True)
+
+    # --- saving -----------------------------------------------------------------------------
+
+    def save(self, state: TrainState) -> None:
+        """Begin to save; returns once the tensors are staged. Waits for the previous save first."""
+        self.wait()
+        start = time.monotonic()
+        samples = state.progress.samples
+        making = self.folder / f".tmp-{samples:015d}"
+        if self._rank == 0:
+            shutil.rmtree(making, ignore_errors=True)
+            making.mkdir()
+        dist.barrier(self._group)
+        manifest = {"identity": self.identity, "world": self._world, "progress": asdict(state.progress)}
+        future = dcp.async_save(state.tensors(), checkpoint_id=making, process_group=self._group)
+        assert isinstance(future, Future)
+        self._saving = threading.Thread(
+            target=self._finish, args=(future, making, samples, manifest), name="checkpoint", daemon=True
+        )
+        self._saving.start()
+        self.stall_s = time.monotonic() - start
+
+    def wait(self) -> bool:
+        """Until nothing is being saved. False if the last save failed on any rank (logged; older ones are safe)."""
+        if self._saving is not None:
+            self._saving.join()
+            self._saving = None
+        failed, self._error = self._error, None
+        return failed is None
+
+    @property
+    def saving(self) -> bool:
+        return self._saving is not None and self._saving.is_alive()
+
+    def _finish(self, future: Future[Any], making: Path, samples: int, manifest: dict[str, Any]) -> None:
+        try:
+            future.result()
+            parts = self._exchange(lambda: {p.name: _facts(p) for p in sorted(making.iterdir()) if self._mine(p.name)})
+            manifest["files"] = {name: facts for part in parts for name, facts in part.items()}
+            self._exchange(lambda: self._publish(making, samples, manifest) if self._rank == 0 else None)
+            self.last = samples
+        except BaseException as error:  # noqa: BLE001 - reported; the training goes on with the older checkpoints
+            cause = _innermost(error)
+            log.error("checkpoint %s: not saved: %s: %s", samples, type(cause).__name__, cause)
+            self._error = cause
+            if self._rank == 0:
+                shutil.rmtree(making, ignore_errors=True)
+
+    def _exchange(self, work: Callable[[], Any]) -> list[Any]:
+        """Every rank's result of `work`; raises on all ranks if it raised on one, so that none is left waiting."""
+        try:
+            mine = (work(), "")
+        except OSError as error:
+            mine = (None, f"rank {self._rank}: {error}")
+        found: list[Any] = [None] * self._world
+        dist.all_gather_object(found, mine, group=self._group)
+        if problems := [problem for _, problem in found if problem]:
+            raise OSError("; ".join(problems))
+        return [result for result, _ in found]
+
+    def _publish(self, making: Path, samples: int, manifest: dict[str, Any]) -> None:
+        atomic.write_synced(making / MANIFEST, json.dumps(manifest).encode())
+        atomic.sync_directory(making)
+        target = self._path(samples)
+        shutil.rmtree(target, ignore_errors=True)  # one of this name that was found damaged
+        making.rename(target)
+        atomic.sync_directory(self.folder)
+        self._prune()
+
+    def _mine(self, name: str) -> bool:
+        match = re.match(r"__(\d+)_", name)
+        return int(match[1]) == self._rank if match else self._rank == 0
+
+    def _prune(self) -> None:
+        complete = [samples for samples in self.list() if (self._path(samples) / MANIFEST).is_file()]
+        for samples in complete[: -self._keep.newest]:
+            if not (self._keep.every and samples % self._keep.every == 0):
+                shutil.rmtree(self._path(samples), ignore_errors=True)
+
+    # --- loading ----------------------------------------------------------------------------
+
+    def list(self) -> list[int]:
+        """Samples of the checkpoints that have their final name, oldest first."""
+        return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdigit())
+
+    def _path(self, samples: int) -> Path:
+        return self.folder / f"{samples:015d}"
+
+    def load(self, state: TrainState, samples: int | None = None) -> bool:
+        """Fill the state from the newest checkpoint that is whole (or the given one). False where there is none.
+
+        On any number of ranks, whatever number wrote it. Raises UserError for one of another model.
+        """
+        for found in reversed(self.list() if samples is None else [samples]):
+            manifest = self._verified(found)
+            if manifest is None:
+                continue
+            if manifest["identity"] != self.identity:
+                raise UserError(
+                    f"checkpoint: {self._path(found)} is of another model (identity {manifest['identity']}, this run "
+                    f"starts from {self.identity}). Choose another `name=`, or restore what training began from."
+                )
+            tensors = state.tensors()
+            try:
+                dcp.load(tensors, checkpoint_id=self._path(found), process_group=self._group)
+            except dcp.CheckpointException as error:
+                raise UserError(
+                    f"checkpoint: {self._path(found)} does not fit this model: {_innermost(error)}. "
+                    "Were `trainable` or the optimizer changed? Choose another `name=`."
+                ) from error
+            state.load(tensors, Progress(**manifest["progress"]))
+            self.last = found
+            return True
+        return False
+
+    def _verified(self, samples: int) -> dict[str, Any] | None:
+        """The manifest of a checkpoint that is whole, None (said in the log) otherwise. The ranks share the reading."""
+        path, problem = self._path(samples), ""
+        manifest: dict[str, Any] = {}
+        try:
+            manifest = json.loads((path / MANIFEST).read_bytes())
+            for name in sorted(manifest["files"])[self._rank :: self._world]:
+                if _facts(path / name) != manifest["files"][name]:
+                    problem = f"{name} is not what was written"
+        except (OSError, ValueError, KeyError) as error:
+            problem = f"{type(error).__name__}: {error}"
+        problems: list[Any] = [None] * self._world
+        dist.all_gather_object(problems, problem, group=self._group)
+        if found := next((p for p in problems if p), None):
+            log.warning("checkpoint %s is damaged and is skipped: %s", path, found)
+            return None
+        return manifest
+
+
+def _facts(path: Path) -> list[Any]:
+    """[bytes, sha256] of a file."""
+    with open(path, "rb") as file:
+        return [os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()]
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """What torch.distributed.checkpoint wrapped."""
+    failures = getattr(error, "failures", None)
+    if failures:
+        first = next(iter(failures.values()))
+        return _innermost(first[0] if isinstance(first, tuple) else first)
+    return error
+

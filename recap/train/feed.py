@@ -1,0 +1,86 @@
+"""Batches, read ahead: worker processes (or a thread) make them, a queue holds them, the loop never waits blindly."""
+
+from __future__ import annotations
+
+import ctypes
+import queue
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from recap.train.settings import TrainSettings
+from recap.train.task import Batch, Task
+
+_PR_SET_PDEATHSIG = 1
+
+
+class _Steps(Dataset[Batch]):
+    """Step number -> this rank's part of it."""
+
+    def __init__(self, task: Task, size: int, rank: int, world: int) -> None:
+        self._task, self._size, self._rank, self._world = task, size, rank, world
+
+    def __getitem__(self, step: int) -> Batch:
+        return self._task.batch(step * self._size, self._size, self._rank, self._world)
+
+
+def _quiet(_: int) -> None:
+    """In a data worker: signals are the rank's business, and a dead rank takes its workers with it."""
+    for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    torch.set_num_threads(1)
+
+
+class Feed:
+    """The batches of steps first, first + 1, ..., last - 1, in order."""
+
+    def __init__(self, task: Task, settings: TrainSettings, rank: int, world: int, first: int, last: int) -> None:
+        steps = _Steps(task, settings.batch, rank, world)
+        workers = settings.workers
+        self._loader = DataLoader(
+            steps, batch_size=None, sampler=range(first, last), num_workers=workers,
+            worker_init_fn=_quiet, prefetch_factor=settings.prefetch if workers else None,
+        )  # fmt: skip
+        self._queue: queue.Queue[Any] = queue.Queue(maxsize=settings.prefetch)
+        self._closed = threading.Event()
+        # the iterator is made here: workers are forked by the main thread, before any step
+        self._thread = threading.Thread(target=self._read, args=(iter(self._loader),), name="feed", daemon=True)
+        self._thread.start()
+
+    def _read(self, batches: Iterator[Batch]) -> None:
+        try:
+            for batch in batches:
+                if not self._offer(batch):
+                    return
+        except BaseException as error:  # noqa: BLE001 - raised where the batch is wanted
+            self._offer(error)
+
+    def _offer(self, item: Any) -> bool:
+        while not self._closed.is_set():
+            try:
+                self._queue.put(item, timeout=0.2)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+    def next(self, stop: Callable[[], bool]) -> Batch | None:
+        """The next batch; None if `stop()` turns true while waiting. Raises what the reading raised."""
+        while True:
+            try:
+                item = self._queue.get(timeout=0.2)
+            except queue.Empty:
+                if stop():
+                    return None
+                continue
+            if isinstance(item, BaseException):
+                raise item
+            return item
+
+    def close(self) -> None:
+        self._closed.set()

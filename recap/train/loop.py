@@ -1,0 +1,298 @@
+"""The training loop, as a list of phases. All that survives an interruption is in `TrainState`."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hpc.errors import Exit, UserError
+from hpc.trainer import Gang
+from recap.train import parallel
+from recap.train.checkpoints import Checkpoints, Keep
+from recap.train.feed import Feed
+from recap.train.metrics import Meter, Metrics
+from recap.train.settings import TrainSettings, check, learning_rate
+from recap.train.state import Ema, TrainState, optimizer_of, seed_step
+from recap.train.task import Batch, Task
+
+log = logging.getLogger(__name__)
+
+TIMEOUT_S = 1800.0  # of a collective; the gang's own watchdog is to fire first
+
+
+class Diverged(Exception):
+    """The loss is not finite: a second try would end alike."""
+
+
+class Training:
+    """One life of a training on one rank. `run` is the whole story.
+
+    Args:
+        task: what is trained, on what.
+        settings: see there.
+        gang: this rank's place among the others, as `hpc` sees it.
+    """
+
+    def __init__(self, task: Task, settings: TrainSettings, gang: Gang) -> None:
+        check(settings, gang.world)
+        if settings.threads and gang.device == "cpu":
+            torch.set_num_threads(settings.threads)
+        self.task, self.settings, self.gang = task, settings, gang
+        self.ranks = parallel.join(gang.device, gang.local_rank, TIMEOUT_S)
+        self.total = self._steps() * settings.batch
+        torch.manual_seed(settings.seed)
+        module = task.module()
+        identity = task.identity()
+        self.module = parallel.spread(task, module, settings, self.ranks)
+        optimizer = optimizer_of(self.module, task.rate, settings)
+        ema = Ema(self.module, settings.ema) if settings.ema else None
+        self.state = TrainState(self.module, optimizer, ema, settings.seed)
+        keep = Keep(settings.keep, settings.keep_every)
+        folder = Path(gang.directory)
+        self.checkpoints = Checkpoints(folder / "checkpoints", identity, self.ranks.saving, keep)
+        self.metrics = Metrics(folder / "metrics.jsonl", settings.trackers) if gang.rank == 0 else None
+        self.peak = parallel.peak_flops(self.ranks.device)
+        self.meter = Meter()
+        self.losses: list[tuple[torch.Tensor, float]] = []  # (this rank's sum, all ranks' weight) of a step
+        self.unchecked: tuple[parallel.Later, list[str], int] | None = None
+        self.lr = self.norm = 0.0
+        self.stop = 0  # the exit code that the ranks agreed to stop with
+        self.started = 0
+
+    def _steps(self) -> int:
+        samples = self.settings.samples or round(self.settings.epochs * self.task.size())
+        if samples < 1:
+            raise UserError("config: `train.samples`: there is nothing to train on")
+        return math.ceil(samples / self.settings.batch)
+
+    # --- the story --------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Train to the end, or until told to stop. Returns the exit code, the same on every rank."""
+        self.resume()
+        feed = self.feed()
+        try:
+            while not self.finished and not self.stop:
+                batch = self.fetch(feed)
+                weight = self.agree(batch)
+                if batch is None or self.stop:
+                    break
+                loss = self.gradients(batch, weight)
+                self.update(batch, loss, weight)
+                self.record()
+                self.save_if_due()
+            self.check_finite()
+            self.save()
+        except Diverged as error:
+            log.error("%s", error)
+            self.gang.event("diverged", reason=str(error)[:500])
+            return Exit.INCOMPLETE
+        finally:
+            feed.close()
+        return self.stop or self.export()
+
+    @property
+    def finished(self) -> bool:
+        return self.state.progress.samples >= self.total
+
+    # --- phases -----------------------------------------------------------------------------
+
+    def resume(self) -> None:
+        """Go on from the newest whole checkpoint, on however many ranks."""
+        if self.checkpoints.load(self.state):
+            progress = self.state.progress
+            if progress.seed != self.settings.seed:
+                raise UserError(f"checkpoint: written with train.seed={progress.seed}; the order would change")
+            log.info("resumed after step %d, %s samples", progress.step, f"{progress.samples:,}")
+        self.started = self.state.progress.samples
+        if self.metrics is not None:
+            self.metrics.resume(self.state.progress.metrics_bytes)
+        self.module.train()
+        self.tell()
+
+    def feed(self) -> Feed:
+        first, last = self.state.progress.step, self.total // self.settings.batch
+        if self.settings.batch * first != self.state.progress.samples:
+            raise UserError(
+                f"checkpoint: {self.state.progress.samples} samples are not a whole number of batches of "
+                f"{self.settings.batch}. `train.batch` cannot change within a run."
+            )
+        return Feed(self.task, self.settings, self.ranks.rank, self.ranks.world, first, last)
+
+    def fetch(self, feed: Feed) -> Batch | None:
+        """This rank's next batch, None if it is told to stop meanwhile."""
+        start = time.monotonic()
+        batch = feed.next(lambda: self.gang.stopping() != 0)
+        self.meter.waited(time.monotonic() - start)
+        for key, reason in batch.rejected if batch else []:
+            log.warning("sample %s is rejected: %s", key, reason)
+            self.gang.event("rejected", key=key, reason=reason)
+        return batch
+
+    def agree(self, batch: Batch | None) -> float:
+        """The step boundary: one small sum over all ranks settles the weight, and whether all stop here."""
+        wish = self.gang.stopping()
+        counts = [batch.weight, batch.tokens, batch.useful, len(batch.rejected)] if batch else [0.0] * 4
+        votes = [float(wish == Exit.REQUEUE), float(wish not in (0, Exit.REQUEUE)), float(batch is None)]
+        weight, tokens, useful, rejected, requeue, leave, none = self.ranks.sums(counts + votes)
+        if requeue or leave or none:
+            self.stop = Exit.REQUEUE if requeue else Exit.INCOMPLETE
+            return 0.0
+        self.meter.add(self.settings.batch, tokens, useful)
+        self._count_rejected(int(rejected))
+        return weight
+
+    def _count_rejected(self, rejected: int) -> None:
+        progress = self.state.progress
+        progress.rejected += rejected
+        seen = progress.samples + self.settings.batch
+        if rejected and progress.rejected > max(self.settings.max_rejected * max(seen, 1000), 0):
+            raise UserError(
+                f"data: {progress.rejected:,} of {seen:,} samples were rejected, more than train.max_rejected allows. "
+                "The log and journal/ name each with its reason."
+            )
+
+    def gradients(self, batch: Batch, weight: float) -> torch.Tensor:
+        """Forward and backward of all micro-batches. Returns this rank's sum of losses, on the device."""
+        seed_step(self.settings.seed, self.state.progress.step, self.ranks.rank)
+        scale = self.ranks.world / max(weight, 1.0)  # DDP and FSDP2 average over ranks; the loss is a global mean
+        total = torch.zeros((), device=self.ranks.device)
+        for number, micro in enumerate(batch.micro):
+            last = number == len(batch.micro) - 1
+            with parallel.gradient_sync(self.module, last):
+                with parallel.precision(self.module, self.settings, self.ranks.device):
+                    loss = self.module(to_device(micro, self.ranks.device))
+                (loss * scale).backward()
+            total += loss.detach()
+        return total
+
+    def update(self, batch: Batch, loss: torch.Tensor, weight: float) -> None:
+        """Clip, step, average, count."""
+        progress = self.state.progress
+        norm = parallel.gradient_norm(self.module, self.settings.clip)
+        self.lr = self.settings.lr * learning_rate(self.settings, progress.samples + self.settings.batch, self.total)
+        for group in self.state.optimizer.param_groups:
+            group["lr"] = self.lr * group["rate"]
+        self.state.optimizer.step()
+        self.state.optimizer.zero_grad(set_to_none=True)
+        progress.step += 1
+        progress.samples += self.settings.batch
+        if self.state.ema is not None:
+            self.state.ema.update(self.settings.batch)
+        self.check_finite()
+        self.unchecked = (parallel.Later(norm), batch.keys, progress.step)
+        self.losses.append((loss, weight))
+        self.gang.beat()
+
+    def check_finite(self) -> None:
+        """Raise Diverged if the step before this one had a gradient that is not finite; a step late, so that the
+        device need not be waited for. The norm is the same on every rank, so all of them raise."""
+        if self.unchecked is None:
+            return
+        later, keys, step = self.unchecked
+        self.unchecked = None
+        self.norm = later.value()
+        if not math.isfinite(self.norm):
+            named = ", ".join(keys[:256]) + (f" and {len(keys) - 256} more" if len(keys) > 256 else "")
+            raise Diverged(f"step {step}: the gradient is {self.norm}: training stops. Samples of the step: {named}")
+
+    def record(self) -> None:
+        """A line of metrics.jsonl where it is due."""
+        progress = self.state.progress
+        if not due(progress.samples, self.settings.batch, self.settings.log_every) and not self.finished:
+            return
+        self._reduce_losses()
+        loss = math.fsum(s for s, _ in progress.window) / max(math.fsum(w for _, w in progress.window), 1.0)
+        progress.window = []
+        flops = self.task.flops(1)
+        rates = self.meter.rates(flops, self.peak, self.ranks.world)
+        self.meter.restart()
+        left = self.total - progress.samples
+        facts = {
+            "step": progress.step, "samples": progress.samples, "total": self.total, "loss": loss, "lr": self.lr,
+            "grad_norm": self.norm, "rejected": progress.rejected, **rates,
+            "eta_s": round(left / rates["samples_per_s"], 1) if rates["samples_per_s"] else None,
+        }  # fmt: skip
+        if self.metrics is not None:
+            self.metrics.write(**facts)
+            log.info(
+                "step %d  %s of %s samples  loss %.4f  %.1f samples/s  %.0f tokens/s  waiting %.0f %%", progress.step,
+                f"{progress.samples:,}", f"{self.total:,}", loss, rates["samples_per_s"], rates["tokens_per_s"],
+                100 * rates["data_wait"],
+            )  # fmt: skip
+        self.tell()
+
+    def _reduce_losses(self) -> None:
+        """Add the steps since the last call, summed over ranks, to the window. Step by step, so that where a
+        checkpoint falls changes no bit of the curve."""
+        if self.losses:
+            sums = self.ranks.sums([loss.item() for loss, _ in self.losses])
+            self.state.progress.window += [[s, w] for s, (_, w) in zip(sums, self.losses, strict=True)]
+            self.losses = []
+
+    def save_if_due(self) -> None:
+        if due(self.state.progress.samples, self.settings.batch, self.settings.save_every, default=False):
+            self.save()
+
+    def save(self) -> None:
+        """Checkpoint; waits for it only where the loop is at its end."""
+        ending = self.stop != 0 or self.finished
+        self.check_finite()
+        self._reduce_losses()
+        if ending:
+            self.checkpoints.wait()
+        samples = self.state.progress.samples
+        if samples and self.checkpoints.last != samples:
+            if self.metrics is not None:
+                self.state.progress.metrics_bytes = self.metrics.bytes
+            self.checkpoints.save(self.state)
+        if ending and not self.checkpoints.wait():
+            log.error("the last checkpoint could not be saved; %s samples are safe", self.checkpoints.last or 0)
+            self.stop = self.stop or Exit.REQUEUE
+        self.tell()
+
+    def tell(self) -> None:
+        """What the heartbeat shows: how far, and what is safe."""
+        progress = replace(self.state.progress)
+        safe = self.checkpoints.last or 0
+        self.gang.beat(samples=progress.samples, total=self.total, step=progress.step, checkpoint=safe)
+
+    def export(self) -> int:
+        """Write the finished model for others to load."""
+        weights = self.state.weights()
+        if self.ranks.rank == 0:
+            target = Path(self.gang.directory) / "exports" / "final"
+            self.task.export(weights, target)
+            log.info("exported to %s", target)
+        self.ranks.sums([0.0])
+        return Exit.COMPLETE
+
+
+def due(samples: int, batch: int, every: int, default: bool = True) -> bool:
+    """Whether a multiple of `every` samples lies in the step that just ended; `default` where every is 0."""
+    return samples // every > (samples - batch) // every if every else default
+
+
+def to_device(value: Any, device: torch.device) -> Any:
+    """Move tensors in nested lists, dicts and dataclass-free values."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, dict):
+        return {k: to_device(v, device) for k, v in value.items()}
+    if isinstance(value, list):
+        return [to_device(v, device) for v in value]
+    return value
+
+
+def train(task: Task, settings: TrainSettings, gang: Gang) -> int:
+    """Train `task` as one rank of `gang`; returns the exit code. Nothing is torn down: the caller ends the process."""
+    training = Training(task, settings, gang)
+    code = training.run()
+    training.ranks.sums([0.0])  # leave together: srun kills those who stay behind
+    return int(code)

@@ -1,0 +1,159 @@
+"""Ranks, devices, and how a module is spread over them: DDP, or FSDP2 by block."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from recap.train.settings import TrainSettings
+from recap.train.task import Task
+
+log = logging.getLogger(__name__)
+
+FSDP_FROM = 1.5e9  # parameters; AdamW's fp32 states of fewer fit one GPU of 80 GB several times over
+
+
+@dataclass
+class Ranks:
+    """The process groups. control: gloo, small agreements between hosts; saving: gloo, of the checkpoint thread."""
+
+    rank: int
+    world: int
+    device: torch.device
+    control: dist.ProcessGroup
+    saving: dist.ProcessGroup
+
+    def sums(self, values: list[float]) -> list[float]:
+        """Sums over all ranks, in float64, without waiting for the device."""
+        tensor = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(tensor, group=self.control)
+        return tensor.tolist()
+
+
+def join(device: str, local_rank: int, timeout_s: float) -> Ranks:
+    """Meet the other ranks (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT are set) and take a device."""
+    if device == "cuda":
+        torch.cuda.set_device(local_rank % torch.cuda.device_count())
+        place = torch.device("cuda", torch.cuda.current_device())
+        backend = "cpu:gloo,cuda:nccl"
+    else:
+        place, backend = torch.device("cpu"), "gloo"
+    timeout = timedelta(seconds=timeout_s)
+    dist.init_process_group(backend, timeout=timeout)
+    control = dist.new_group(backend="gloo", timeout=timeout)
+    saving = dist.new_group(backend="gloo", timeout=timeout)
+    return Ranks(dist.get_rank(), dist.get_world_size(), place, control, saving)
+
+
+def spread(task: Task, module: nn.Module, settings: TrainSettings, ranks: Ranks) -> nn.Module:
+    """Move a module to its device and wrap it: recomputation, then compilation, then DDP or FSDP2."""
+    parameters = sum(p.numel() for p in module.parameters())
+    kind = settings.parallel
+    if kind == "auto":
+        kind = "fsdp" if ranks.world > 1 and parameters > FSDP_FROM else "ddp"
+    trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    log.info("%s: %.3g parameters, %.3g of them trained, on %d ranks", kind, parameters, trained, ranks.world)
+    if settings.checkpointing:
+        _recompute(task, module)
+    if settings.compile:
+        for block in task.blocks(module):
+            block.compile()
+    if kind == "fsdp":
+        return _fsdp(task, module, settings, ranks)
+    module.to(ranks.device)
+    if ranks.world == 1:
+        return module
+    return DistributedDataParallel(module, gradient_as_bucket_view=True)
+
+
+def _recompute(task: Task, module: nn.Module) -> None:
+    """Wrap each block that is trained, or that gradients pass through, in activation checkpointing."""
+    blocks = {id(block) for block in task.blocks(module)}
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if id(child) in blocks:
+                setattr(parent, name, checkpoint_wrapper(child))
+
+
+def _fsdp(task: Task, module: nn.Module, settings: TrainSettings, ranks: Ranks) -> nn.Module:
+    mesh = dist.init_device_mesh(ranks.device.type, (ranks.world,))
+    policy = MixedPrecisionPolicy()
+    if settings.precision == "bf16":
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    for block in task.blocks(module):
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(module, mesh=mesh, mp_policy=policy)
+    return module.to(ranks.device)
+
+
+@contextmanager
+def precision(module: nn.Module, settings: TrainSettings, device: torch.device) -> Iterator[None]:
+    """bf16 arithmetic where it is asked for; FSDP2 brings its own."""
+    wanted = settings.precision == "bf16" and not isinstance(module, FSDPModule)
+    with torch.autocast(device.type, torch.bfloat16, enabled=wanted):
+        yield
+
+
+@contextmanager
+def gradient_sync(module: nn.Module, last: bool) -> Iterator[None]:
+    """DDP adds gradients over ranks only in the last micro-batch; FSDP2 in each, to keep them sharded."""
+    if isinstance(module, DistributedDataParallel) and not last:
+        with module.no_sync():
+            yield
+    else:
+        yield
+
+
+def gradient_norm(module: nn.Module, clip: float) -> torch.Tensor:
+    """Norm of the gradient over all ranks' shards (the same on every rank), clipped in place where clip > 0."""
+    trained = [p for p in module.parameters() if p.grad is not None]
+    norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
+    if clip > 0:
+        nn.utils.clip_grads_with_norm_(trained, clip, norm)
+    whole: Any = norm
+    return whole.full_tensor() if hasattr(whole, "full_tensor") else norm
+
+
+class Later:
+    """A scalar on its way from the device; reading it waits for its own computation, not for what was queued after."""
+
+    def __init__(self, value: torch.Tensor) -> None:
+        self._event: torch.cuda.Event | None = None
+        self._value = value.detach()
+        if value.is_cuda:
+            self._value = torch.empty((), dtype=value.dtype, pin_memory=True).copy_(self._value, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+
+    def value(self) -> float:
+        if self._event is not None:
+            self._event.synchronize()
+        return self._value.item()
+
+
+PEAKS = {  # dense bf16 FLOP/s by the device's name, from NVIDIA's data sheets
+    "B200": 2250e12,
+    "H200": 989e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+}
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """What the device can do at most, None where that is not known (CPUs)."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((flops for known, flops in PEAKS.items() if known in name), None)

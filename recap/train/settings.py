@@ -1,0 +1,107 @@
+"""Settings that every training shares, as a plain dataclass. Torch-free: login nodes read and check them.
+
+Durations are in samples, so that they do not change with the batch size. Fields marked as execution change
+neither what is learned nor in which order (beyond rounding); all others enter the run's identity.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hpc.errors import UserError
+
+
+def _semantic(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+def _execution(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text, "execution": True})
+
+
+@dataclass
+class TrainSettings:
+    """How long, how fast, on how many devices, and what is kept. `check` says what is wrong with it."""
+
+    samples: int = _semantic(0, "Samples to train on, over all ranks; 0: epochs times the data's size")
+    epochs: float = _semantic(1.0, "Passes over the data, where `samples` is 0")
+    batch: int = _semantic(32, "Samples of one optimizer step, over all ranks")
+    seed: int = _semantic(0, "Seed of the order, the augmentation and the initial weights")
+    lr: float = _semantic(1e-3, "Learning rate after warm-up")
+    warmup: float = _semantic(0.03, "Share of the training with a rising learning rate")
+    schedule: str = _semantic("cosine", "cosine | linear | constant, after warm-up; the first two end at 0")
+    weight_decay: float = _semantic(0.0, "AdamW's, of matrices; vectors (biases, norms) have none")
+    beta1: float = _semantic(0.9, "AdamW's")
+    beta2: float = _semantic(0.999, "AdamW's")
+    eps: float = _semantic(1e-8, "AdamW's")
+    clip: float = _semantic(1.0, "Largest norm of the gradient; 0: not clipped")
+    ema: int = _semantic(0, "Horizon of an exponential moving average of the weights, in samples; 0: none")
+    precision: str = _semantic("fp32", "fp32 | bf16 (weights and optimizer state stay fp32)")
+    max_rejected: float = _semantic(0.01, "Share of samples that may be rejected before the run stops")
+
+    parallel: str = _execution("auto", "auto | ddp | fsdp (FSDP2 by block; auto: from 1.5 B parameters on)")
+    checkpointing: bool = _execution(False, "Recompute each block's activations in the backward pass")
+    compile: bool = _execution(False, "torch.compile each block")
+    threads: int | None = _execution(None, "Torch threads of a rank on the CPU; empty: as torch chooses")
+    workers: int = _execution(0, "Processes of a rank that read data; 0: a thread of the rank itself")
+    prefetch: int = _execution(2, "Steps that are read ahead, per worker")
+    log_every: int = _execution(0, "Samples between two lines of metrics.jsonl; 0: every step")
+    save_every: int = _execution(0, "Samples between two checkpoints; 0: only when told to stop and at the end")
+    keep: int = _execution(2, "Newest checkpoints that are kept")
+    keep_every: int = _execution(0, "Checkpoints at multiples of this many samples are kept for good; 0: none")
+    trackers: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Mirrors of metrics.jsonl: tensorboard, wandb", "execution": True},
+    )
+
+
+def check(settings: TrainSettings, ranks: int | None = None) -> None:
+    """Raise UserError for the first setting that cannot work: what is wrong, where, and what to do."""
+
+    def refuse(name: str, advice: str) -> None:
+        raise UserError(f"config: `train.{name}`: {getattr(settings, name)!r}: {advice}")
+
+    for name in ("samples", "epochs", "weight_decay", "clip", "ema", "workers", "keep_every"):
+        if getattr(settings, name) < 0:
+            refuse(name, "must not be negative")
+    for name in ("batch", "keep", "prefetch"):
+        if getattr(settings, name) < 1:
+            refuse(name, "must be at least 1")
+    if not settings.lr > 0:
+        refuse("lr", "must be above 0, e.g. 2e-5")
+    if not 0 <= settings.warmup < 1:
+        refuse("warmup", "is a share of the training, from 0 to below 1; LLaVA-1.5 has 0.03")
+    choices = {
+        "schedule": ("cosine", "linear", "constant"),
+        "precision": ("fp32", "bf16"),
+        "parallel": ("auto", "ddp", "fsdp"),
+    }
+    for name, allowed in choices.items():
+        if getattr(settings, name) not in allowed:
+            refuse(name, f"not a choice; write one of {', '.join(allowed)}")
+    for tracker in settings.trackers:
+        if tracker not in ("tensorboard", "wandb"):
+            refuse("trackers", f"{tracker!r} is unknown; write tensorboard or wandb")
+    if ranks is not None and settings.batch < ranks:
+        refuse("batch", f"smaller than the {ranks} ranks: some would have nothing to do. Raise it or use fewer")
+    if ranks is not None and settings.batch % ranks:
+        nearest = max(settings.batch // ranks, 1) * ranks
+        refuse("batch", f"does not divide among {ranks} ranks. Write {nearest} or {nearest + ranks}")
+
+
+def learning_rate(settings: TrainSettings, done: int, total: int) -> float:
+    """Share of the full rate after `done` of `total` samples, in [0, 1]; pure, so it needs no state.
+
+    >>> [round(learning_rate(TrainSettings(warmup=0.5, schedule="linear"), done, 8), 2) for done in (2, 4, 6)]
+    [0.5, 1.0, 0.5]
+    """
+    import math
+
+    progress = min(done / total, 1.0)
+    if progress < settings.warmup:
+        return progress / settings.warmup
+    left = (1 - progress) / (1 - settings.warmup)
+    if settings.schedule == "constant":
+        return 1.0
+    return left if settings.schedule == "linear" else 0.5 * (1 - math.cos(math.pi * left))

@@ -1,0 +1,60 @@
+"""The seam between the core and what it trains: all that the loop knows of a task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+
+@dataclass
+class Batch:
+    """One rank's part of one optimizer step.
+
+    micro: what the module's `forward` takes, one after another; equally many on every rank.
+    weight: what the sum of this rank's losses is divided by, once it is summed over ranks (supervised tokens,
+        pairs, images).
+    tokens: tokens computed by this rank, padding included. useful: without padding.
+    keys: of the whole step's samples, all ranks; named when a loss is not finite.
+    rejected: (key, reason) of this rank's samples that could not be used.
+    """
+
+    micro: list[Any]
+    weight: float
+    tokens: int
+    useful: int
+    keys: list[str]
+    rejected: list[tuple[str, str]] = field(default_factory=list)
+
+
+class Task(Protocol):
+    """What is trained, on what. Every method but `module` is free of side effects."""
+
+    def module(self) -> nn.Module:
+        """The module on the CPU; `forward(micro) -> sum of losses` (scalar, differentiable). What is not trained has
+        requires_grad False."""
+
+    def blocks(self, module: nn.Module) -> Iterable[nn.Module]:
+        """The repeated layers: units of sharding, compilation and recomputation."""
+
+    def rate(self, name: str) -> float:
+        """Learning rate of a parameter, relative to `train.lr`."""
+
+    def size(self) -> int:
+        """Samples of one epoch."""
+
+    def batch(self, first: int, count: int, rank: int, world: int) -> Batch:
+        """Positions [first, first + count) of the stream, this rank's part. Pure; runs in a data worker."""
+
+    def flops(self, tokens: int) -> float:
+        """Floating-point operations of training on that many tokens: forward, backward, no recomputation."""
+
+    def identity(self) -> str:
+        """Hash of what the weights were before training; a checkpoint of another model is refused."""
+
+    def export(self, weights: dict[str, torch.Tensor], folder: Path) -> None:
+        """Write the trained model for others; weights: full tensors of the parameters that were trained."""
