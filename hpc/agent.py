@@ -20,9 +20,8 @@ import pyarrow as pa
 
 from hpc import column as columns
 from hpc import config as configs
-from hpc import heartbeat
+from hpc import blame, breaker, heartbeat, preflight
 from hpc.candidates import Candidates
-from hpc.engine import InFlight
 from hpc.engine_process import EngineProcess
 from hpc.errors import Exit, ShardError, fingerprint, storage_full
 from hpc.journal import Journal
@@ -68,17 +67,19 @@ class Agent:
         )
         self.heartbeat = heartbeat.Heartbeat(run.slots, self.instance, self.settings.lease_s)
         self.journal = Journal(run.journals / f"{self.instance}.jsonl")
-        schema = columns.schema(self.config.operator().column(), submission.identity)
+        self.operator = self.config.operator()  # never set up here: engines do that
+        schema = columns.schema(self.operator.column(), submission.identity)
         self.publisher = Publisher(
             run, self.ledger, submission.column, submission.identity, schema, self.settings.max_failed,
-            {"instance": self.instance, "code": submission.code, **self.facts},
+            self.config.run.output, {"instance": self.instance, "code": submission.code, **self.facts},
         )  # fmt: skip
+        self.breaker = breaker.Breaker(self.settings.breaker)
         self.selector = selectors.DefaultSelector()
         self.engines: list[EngineProcess] = []
         self.work: dict[tuple[int, str], Work] = {}  # (engine, shard id)
         self.rows = 0  # samples finished in this life
         self.signal = 0  # the last that arrived; set by a handler, acted on by the loop
-        self.storage = ""  # why the run directory cannot be written, if it cannot
+        self.fault = ""  # why this slot cannot go on, found by itself (storage, breaker)
         self.drain_reason = ""
         self.drain_until = 0.0
         self.terminated = False
@@ -88,13 +89,15 @@ class Agent:
 
     def main(self) -> Exit:
         if self._hopeless():
-            return self._leave(Exit.INCOMPLETE, "gave up: 5 lives without progress")
+            return self._leave(Exit.INCOMPLETE, f"gave up: {LIVES} lives without progress, the last: {self._last_words()}")
         for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
             signal.signal(number, self._on_signal)
         self.journal.write("start", instance=self.instance, **self.facts)
         log.info("slot %d, life %d, instance %s on %s", self.slot, self.life, self.instance, self.facts["host"])
         if ended := self._finished():  # a slot that starts late need not load its model
             return self._leave(*ended)
+        if unfit := self._unfit():
+            return self._leave(Exit.REQUEUE, unfit)
         try:
             for index, device in enumerate(_devices(self.config.run.cluster)):
                 self.engines.append(EngineProcess(index, device, self))
@@ -112,6 +115,28 @@ class Agent:
         prefix = self.instance.rsplit("-", 1)[0]
         last = [heartbeat.read(self.run.slots, f"{prefix}-{i}") for i in range(self.life - LIVES, self.life)]
         return not any(facts.get("rows") for facts in last)
+
+    def _last_words(self) -> str:
+        before = heartbeat.read(self.run.slots, f"{self.instance.rsplit('-', 1)[0]}-{self.life - 1}")
+        return before.get("why") or "it was killed"
+
+    def _unfit(self) -> str:
+        """Why this node must not work for the run, "" if it may."""
+        host = self.facts["host"]
+        if host in (known := breaker.excluded(self.run)):
+            return f"node {host} is excluded: {known[host]} (control/excluded/{host})"
+        problems = preflight.problems(self.run, self.submission, self.config, self.operator)
+        for problem in problems:
+            log.error("preflight: %s", problem)
+        return self._blame_node("preflight: " + "; ".join(problems)) if problems else ""
+
+    def _blame_node(self, reason: str) -> str:
+        """Exclude this node if others do well; says so in the reason."""
+        host = self.facts["host"]
+        if not breaker.others_succeed(self.run, self.submission.uuid, host):
+            return reason
+        breaker.exclude(self.run, host, reason)
+        return f"node {host} is excluded, others do well: {reason}"
 
     def _leave(self, code: Exit, why: str) -> Exit:
         log.info("leaving with exit code %d: %s", code, why)
@@ -142,7 +167,7 @@ class Agent:
     def _feed(self) -> tuple[Exit, str] | None:
         """Give hungry engines a shard each. Returns how the job ended, when it did."""
         if all(e.given_up for e in self.engines):
-            return Exit.REQUEUE, "every engine was given up: " + self.engines[0].last_words
+            return Exit.REQUEUE, self._blame_node("every engine was given up: " + self.engines[0].last_words)
         if self.heartbeat.fenced():
             return None
         for engine in self.engines:
@@ -183,7 +208,7 @@ class Agent:
             if self.signal == signal.SIGTERM and not self.terminated:  # after USR2: now KILL is near
                 self.terminated, self.drain_until = True, min(self.drain_until, time.monotonic() + TERM_S)
             return
-        reason, limit = self.storage, self.settings.drain_s
+        reason, limit = self.fault, self.settings.drain_s
         if self.signal == signal.SIGTERM:
             reason, limit = "SIGTERM", min(limit, TERM_S)
         elif self.signal:
@@ -231,9 +256,9 @@ class Agent:
     def _begin(self, engine: EngineProcess, claim: Claim) -> bool:
         """Look at how earlier epochs ended, then hand the shard to the engine. False if it was marked failed instead."""
         ends = self.ledger.ends(claim)
-        suspects, quarantine = self._suspects(claim, ends)
+        suspects, quarantine = blame.suspects(self.run, claim, ends)
         failures = [e for e in ends if e["how"] == "failed"]
-        deaths = sum(e["how"] == "died" and _alone(e) for e in ends)
+        deaths = sum(e["how"] == "died" and blame.only_this_shard(e) for e in ends)
         if len(failures) >= self.settings.attempts:
             self._fail(claim, failures[-1]["reason"], failures[-1].get("detail", ""), ends)
             return False
@@ -246,45 +271,15 @@ class Agent:
             {
                 "do": "shard", "shard": asdict(claim.shard), "generation": claim.generation,
                 "epoch": claim.epoch, "suspects": suspects, "quarantine": quarantine,
+                "keep": self.run.keeps(claim.shard.id, claim.generation),
             }
         )  # fmt: skip
         return True
 
-    def _suspects(self, claim: Claim, ends: list[dict[str, Any]]) -> tuple[list[int], list[int]]:
-        """(samples to apply alone, samples not to apply at all), from how earlier epochs ended.
-
-        A sample that was alone in flight at two deaths is the cause: it is quarantined. Epochs without an end count once there
-        are two of them: a lost node explains one, and what was in flight is on disk.
-        """
-        alone: Counter[int] = Counter()
-        suspects: set[int] = set()
-        unexplained = [e for e in ends if e["how"] == "unexplained"]
-        for end in ends:
-            if end["how"] == "unexplained" and len(unexplained) >= 2:
-                held, whole = self._left_in_flight(end.get("owner", ""), claim)
-            elif end["how"] == "died":
-                held, whole = end["in_flight"], end["together"]
-            else:
-                continue
-            suspects.update(held)
-            if len(held) == 1 and whole == 1:
-                alone[held[0]] += 1
-        quarantine = {index for index, deaths in alone.items() if deaths >= 2}
-        return sorted(suspects - quarantine), sorted(quarantine)
-
-    def _left_in_flight(self, owner: str, claim: Claim) -> tuple[list[int], int]:
-        """(this shard's samples, all samples) in flight in the engine of a dead agent that worked on this shard."""
-        for path in sorted(self.run.inflight.glob(f"{owner}.*")) if owner else []:
-            held, _ = InFlight.read(path)
-            mine = [i for (s, g, i) in held if (s, g) == (claim.shard.id, claim.generation)]
-            if mine:
-                return mine, len(held)
-        return [], 0
-
     def on_event(self, engine: EngineProcess, event: dict[str, Any]) -> None:
         """segment, finished and failed events of an engine."""
         if event["event"] == "storage":
-            self.storage = event["reason"]
+            self.fault = event["reason"]
             return
         work = self.work.get((engine.index, event["shard"]))
         if work is None or (work.claim.generation, work.claim.epoch) != (event["generation"], event["epoch"]):
@@ -312,11 +307,12 @@ class Agent:
         except (OSError, ShardError, pa.ArrowException) as error:
             log.error("%s: not published: %s", claim.shard.id, error)
             if storage_full(error):
-                self.storage = f"storage: {error}"  # the slot's trouble, not the shard's: its claim is released
+                self.fault = f"storage: {error}"  # the slot's trouble, not the shard's: its claim is released
                 return
             self._give_back(engine, work, fingerprint(error), str(error))
             return
         del self.work[engine.index, claim.shard.id]
+        self.breaker.success()
         if marker is None:
             log.warning("%s: epoch %d was superseded", claim.shard.id, claim.epoch)
             return
@@ -335,6 +331,11 @@ class Agent:
         ends = self.ledger.ends(Claim(claim.shard, claim.generation, claim.epoch + 1))
         if sum(e["how"] == "failed" for e in ends) >= self.settings.attempts:
             self._fail(claim, reason, detail, ends)
+        if stop := self.breaker.failure(claim.shard.id, reason):
+            self.fault = self._blame_node(stop)
+            if self.fault == stop:  # no node does better: it is the run that is wrong
+                breaker.pause(self.run, stop)
+                self.fault = f"paused: {stop}"
 
     def _fail(self, claim: Claim, reason: str, detail: str, ends: list[dict[str, Any]]) -> None:
         where = {"host": self.facts["host"], "log": _log_name()}
@@ -375,11 +376,6 @@ class Agent:
             "rows": self.rows, "shards": sorted(s for (_, s) in self.work),
             "engines": [e.describe() for e in self.engines],
         }  # fmt: skip
-
-
-def _alone(death: dict[str, Any]) -> bool:
-    """Whether only this shard can be to blame for an engine's death: no other shard's samples were in flight."""
-    return len(death["in_flight"]) == death["together"]
 
 
 def _machine() -> dict[str, Any]:

@@ -7,6 +7,7 @@ operator's own, then `status`, `reason`, `detail`.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import re
 from collections import Counter
@@ -18,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hpc import atomic
-from hpc.operator import Column, Row
+from hpc.operator import OK, SKIPPED, Column, Row
 
 ROW_GROUP = 512
 
@@ -42,7 +43,8 @@ def _writer(path: Path, target: pa.Schema) -> pq.ParquetWriter:
     return pq.ParquetWriter(path, target, compression="zstd", version="2.6", write_page_checksum=True)
 
 
-def _read(path: Path) -> pa.Table:
+def read(path: Path) -> pa.Table:
+    """A whole column file, every page with its checksum."""
     return pq.ParquetFile(path, page_checksum_verification=True).read()
 
 
@@ -85,7 +87,7 @@ def read_segments(folder: Path, target: pa.Schema) -> dict[int, pa.Table]:
         if stop <= end:
             continue
         try:
-            table = _read(folder / name)
+            table = read(folder / name)
         except FileNotFoundError:  # another owner finished the shard meanwhile
             continue
         except (OSError, pa.ArrowException):
@@ -97,6 +99,22 @@ def read_segments(folder: Path, target: pa.Schema) -> dict[int, pa.Table]:
         found[begin] = table.slice(begin - start)
         end = stop
     return found
+
+
+def keep_good(tables: dict[int, pa.Table], folder: Path) -> None:
+    """Save what an earlier generation did well (ok and skipped rows) as segments of a new one; the rest is done again.
+
+    Args:
+        tables: the earlier rows, by index of the first.
+    """
+    for first, table in tables.items():
+        good = [status in (OK, SKIPPED) for status in table["status"].to_pylist()]
+        start = 0
+        for is_good, run in itertools.groupby(good):
+            length = len(list(run))
+            if is_good:
+                write_segment(folder, first + start, table.slice(start, length).combine_chunks())
+            start += length
 
 
 def remove_segments(folder: Path) -> None:

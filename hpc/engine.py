@@ -29,6 +29,7 @@ import pyarrow as pa
 
 from hpc import column as columns
 from hpc import config as configs
+from hpc import object_store
 from hpc.errors import Exit, ShardError, fingerprint, storage_full
 from hpc.operator import FAILED, QUARANTINED, Damage, Item, Operator, Row, Shard
 from hpc.rundir import Run
@@ -106,6 +107,14 @@ class Task:
             self.saved[row.index] = row.key
             del self.rows[row.index]
         self.written.add(block)
+        return [(run[0].index, Counter(r.status for r in run)) for run in runs]
+
+    def save_all_but_transient(self) -> list[Saved]:
+        """At the end of a shard that fails for some samples: what is good need not be done again."""
+        rows = [self.rows[i] for i in sorted(self.rows) if not self.rows[i].transient]
+        runs = list(_runs(rows))
+        for run in runs:
+            columns.write_segment(self.folder, run[0].index, columns.to_table(run, self.schema))
         return [(run[0].index, Counter(r.status for r in run)) for run in runs]
 
     def finished(self) -> bool:
@@ -275,10 +284,23 @@ class Engine:
             self.run.segments(self.identity, shard.id, command["generation"]),
             self.schema,
         )
+        if command["keep"]:
+            self.inherit(task)
         for adopted in task.adopt():
             self.saved(task, adopted, adopted=True)
         self.tasks.append(task)
         self.reader.add(task)
+
+    def inherit(self, task: Task) -> None:
+        """A rerun of bad samples alone: the good ones come from the generation before, published or not."""
+        before = task.generation - 1
+        marker = self.run.ledger(self.identity).read(task.shard.id, f"g{before}.done")
+        if not marker:
+            folder = self.run.segments(self.identity, task.shard.id, before)
+            columns.keep_good(columns.read_segments(folder, self.schema), task.folder)
+            return
+        with object_store.fetched(self.run.locate(marker["file"])) as path:
+            columns.keep_good({0: columns.read(path)}, task.folder)
 
     def feed(self) -> None:
         """Hand the operator what it wants; suspects go alone."""
@@ -381,6 +403,8 @@ class Engine:
             return
         self.tasks.remove(task)
         if task.transient:
+            for saved in task.save_all_but_transient():
+                self.saved(task, saved)
             reason, count = task.transient.most_common(1)[0]
             detail = f"{count} samples failed {TRIES} times in a row"
             self.emit("failed", **task.name(), reason=f"samples: {reason}", detail=detail, counts={FAILED: count})

@@ -18,8 +18,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import fsspec
-
 log = logging.getLogger(__name__)
 
 TRIES = 6
@@ -36,6 +34,8 @@ def put(source: Path, url: str) -> str:
     Raises:
         OSError: the store does not take it, after all tries.
     """
+    import fsspec  # only where it is needed: status and rerun start in a blink
+
     system, path = fsspec.core.url_to_fs(url)
     wanted = hashlib.sha256(source.read_bytes()).digest()
 
@@ -70,6 +70,8 @@ def fetched(location: str) -> Iterator[Path]:
     if not is_url(location):
         yield Path(location)
         return
+    import fsspec  # only where it is needed: status and rerun start in a blink
+
     system, path = fsspec.core.url_to_fs(location)
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / path.rpartition("/")[2]

@@ -119,6 +119,9 @@ class Operator(Protocol):
 
     def column(self) -> Column: ...
 
+    def preflight(self) -> list[str]:
+        """What this node lacks for the work (an unreadable model, ...); asked before `setup`, must be quick."""
+
     def setup(self, device: str) -> None:
         """Load models onto `device` ("cpu" or "cuda"). The engine claims no shard before this returned."""
 
@@ -147,6 +150,9 @@ class Batched:
 
     def __init__(self) -> None:
         self._waiting: list[Item] = []
+
+    def preflight(self) -> list[str]:
+        return []
 
     def apply(self, items: list[Item]) -> list[Row]:
         raise NotImplementedError(f"{type(self).__name__} must define apply(items)")

@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from hpc import atomic
+from hpc import atomic, object_store
 from hpc import column as columns
 from hpc.errors import ShardError
 from hpc.ledger import DONE, Claim, Ledger
@@ -33,6 +33,7 @@ class Publisher:
     identity: str
     schema: pa.Schema
     max_failed: float
+    output: str | None  # object store, see hpc.object_store
     owner: dict[str, Any]  # who publishes, for the marker: instance, host, job, code
 
     def publish(self, claim: Claim, rows: int, damage: dict[str, str] | None, started: float) -> dict[str, Any] | None:
@@ -57,10 +58,10 @@ class Publisher:
                 columns.remove_segments(folder)  # what this owner saved after its successor had cleaned up
             return None
         target = self.run.column_file(self.column, self.identity, claim.shard.id, claim.generation)
-        content = self._place(columns.read_segments(folder, self.schema), target, rows)
+        content, location = self._place(columns.read_segments(folder, self.schema), target, rows)
         marker = {
             "shard": claim.shard.id,
-            "file": str(target.relative_to(self.run.path)),
+            "file": location,
             **asdict(content),
             "damage": damage,
             "input": {"uri": claim.shard.uri, "bytes": claim.shard.bytes, "etag": claim.shard.etag},
@@ -74,21 +75,28 @@ class Publisher:
         columns.remove_segments(folder)
         return marker
 
-    def _place(self, segments: dict[int, pa.Table], target: Path, rows: int) -> columns.Content:
-        """Make sure that a verified file stands at `target`: ours, or one that a dead owner linked there."""
+    def _place(self, segments: dict[int, pa.Table], target: Path, rows: int) -> tuple[columns.Content, str]:
+        """Make sure that a verified file stands at `target`: ours, or one that a dead owner linked there.
+
+        Returns:
+            What it holds, and where it is: a path relative to the run directory, or a URL.
+        """
+        name = str(target.relative_to(self.run.path))
         source = atomic.temporary(target)
         try:
             columns.write(source, segments.values(), self.schema)
             content = _verified(source, rows, _keys(segments))
             self._check_failed(content)  # before the file has its name: a failed shard leaves none
+            if self.output:
+                return content, object_store.put(source, f"{self.output.rstrip('/')}/{self.run.name}/{name}")
             try:
                 atomic.link_new(source, target)
             except FileExistsError:
-                return self._adopt(target, rows, _keys(segments))
+                return self._adopt(target, rows, _keys(segments)), name
         finally:
             source.unlink(missing_ok=True)
         atomic.sync_directory(target.parent)
-        return content
+        return content, name
 
     def _check_failed(self, content: columns.Content) -> None:
         failed = content.counts.get(FAILED, 0)

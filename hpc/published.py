@@ -1,7 +1,7 @@
 """What a map run has published, for readers: export, report, trainers. Resolved through markers, never by globbing files.
 
     for shard in Published("runs/demo"):
-        table = pyarrow.parquet.read_table(shard.file)
+        table = shard.table()
 """
 
 from __future__ import annotations
@@ -11,6 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hpc import object_store
+from hpc.errors import UserError
 from hpc.ledger import DONE
 from hpc.operator import Shard
 from hpc.plan import Plan
@@ -19,11 +24,23 @@ from hpc.rundir import Run
 
 @dataclass(frozen=True)
 class PublishedShard:
-    """A finished shard: its input, its column file, and its marker (rows, counts, sha256, seconds, by, damage)."""
+    """A finished shard: its input, where its column file is (a path or a URL), and its marker (rows, counts, sha256, ...)."""
 
     shard: Shard
-    file: Path
+    location: str
     marker: dict[str, Any]
+
+    @property
+    def file(self) -> Path:
+        """The column file, where it is in the run directory. UserError where it is on an object store."""
+        if object_store.is_url(self.location):
+            raise UserError(f"{self.location} is not a local file. Copy the column here, or read it with `table()`.")
+        return Path(self.location)
+
+    def table(self, columns: list[str] | None = None) -> pa.Table:
+        """The rows, in the shard's order."""
+        with object_store.fetched(self.location) as path:
+            return pq.read_table(path, columns=columns)
 
 
 class Published:
@@ -58,4 +75,4 @@ class Published:
             if state is None or state.status != DONE:
                 continue
             marker = self._ledger.read(shard.id, f"g{state.generation}.done")
-            yield PublishedShard(shard, self.run.path / marker["file"], marker)
+            yield PublishedShard(shard, self.run.locate(marker["file"]), marker)

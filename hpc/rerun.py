@@ -2,6 +2,7 @@
 
     python -m hpc.rerun runs/demo                          the shards that failed
     python -m hpc.rerun runs/demo --shards 00031001,00077120
+    python -m hpc.rerun runs/demo --samples                only samples that failed or were quarantined; good ones stay
     python -m hpc.rerun runs/demo --no-submit              slots that still run take them up by themselves
 
 Exit codes: 0 submitted (or nothing to do), else as hpc.launch.
@@ -20,9 +21,12 @@ from rich.markup import escape
 from hpc import config as configs
 from hpc import heartbeat, launch
 from hpc.errors import Exit, UserError
-from hpc.ledger import FAILED, State
+from hpc.ledger import DONE, FAILED, State
+from hpc.operator import FAILED as SAMPLE_FAILED
+from hpc.operator import QUARANTINED
 from hpc.plan import Plan
 from hpc.rundir import Run, Submission
+from hpc.status import JournalReader
 
 
 def choose(run: Run, latest: Submission, wanted: list[str] | None) -> dict[str, int]:
@@ -38,6 +42,25 @@ def choose(run: Run, latest: Submission, wanted: list[str] | None) -> dict[str, 
             f"Ids look like {min(known)}."
         )
     return {shard: survey.get(shard, State()).generation + 1 for shard in wanted if shard in survey}
+
+
+def choose_by_samples(run: Run, latest: Submission) -> dict[str, int]:
+    """The generation to open for shards that have failed or quarantined samples, finished ones too."""
+    survey = run.ledger(latest.identity).survey(run.reopened())
+    reader = JournalReader(run.journals)
+    reader.refresh()
+    opened = {}
+    for shard in Plan(run.plans, latest.plan).ids():
+        state = survey.get(shard, State())
+        if state.status == DONE:
+            at = (shard, state.generation)
+            counts = (reader.done.get(at) or run.ledger(latest.identity).read(shard, f"g{state.generation}.done"))["counts"]
+            bad = counts.get(SAMPLE_FAILED, 0) + counts.get(QUARANTINED, 0)
+        else:
+            bad = state.status == FAILED
+        if bad:
+            opened[shard] = state.generation + 1
+    return opened
 
 
 def anyone_running(run: Run, latest: Submission) -> bool:
@@ -67,19 +90,23 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("run", help="the run directory")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the execution config, e.g. map.max_failed=0.2")
     parser.add_argument("--shards", help="comma-separated ids, finished ones too (default: all that failed)")
+    parser.add_argument("--samples", action="store_true", help="do only failed and quarantined samples again, keep the good")
     parser.add_argument("--no-submit", action="store_true", help="only reopen; running slots see it within seconds")
     args = parser.parse_intermixed_args(arguments)
     console, errors = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)
     try:
         run = Run(args.run)
         latest = run.latest()
-        opened = choose(run, latest, args.shards.split(",") if args.shards else None)
+        if args.samples and not args.shards:
+            opened = choose_by_samples(run, latest)
+        else:
+            opened = choose(run, latest, args.shards.split(",") if args.shards else None)
         if not opened:
-            console.print("nothing to rerun: no shard failed")
+            console.print(f"nothing to rerun: no {'sample' if args.samples else 'shard'} failed")
             return Exit.COMPLETE
         tree = configs.with_overrides(latest.config, args.overrides)
         job = launch.prepare(configs.check(tree, latest.source), mended=opened)
-        run.reopen(opened, "rerun")
+        run.reopen(opened, "rerun", keep=args.samples)
         console.print(f"reopened {len(opened):,} shards (first: {min(opened)})", markup=False)
         if args.no_submit or anyone_running(run, latest):
             console.print("running slots will take them up; nothing was submitted")

@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hpc import atomic
+from hpc import atomic, object_store
 from hpc.errors import UserError
 from hpc.ledger import Ledger, bucket_of
 
@@ -76,6 +76,10 @@ class Run:
         folder = self.path / "columns" / column / identity / bucket_of(shard_id)
         return folder / f"{shard_id}.g{generation}.parquet"
 
+    def locate(self, file: str) -> str:
+        """Where the file of a marker is: a path, or the URL that the marker names."""
+        return file if object_store.is_url(file) else str(self.path / file)
+
     def segments(self, identity: str, shard_id: str, generation: int) -> Path:
         return self.path / "segments" / identity / bucket_of(shard_id) / f"{shard_id}.g{generation}"
 
@@ -124,9 +128,9 @@ class Run:
 
     # --- generations ------------------------------------------------------------------------
 
-    def reopen(self, generations: dict[str, int], reason: str) -> Path:
-        """Record that a rerun grants these shards a fresh generation."""
-        data = atomic.as_json({"reason": reason, "shards": generations})
+    def reopen(self, generations: dict[str, int], reason: str, *, keep: bool = False) -> Path:
+        """Record that a rerun grants these shards a fresh generation; with `keep`, their good samples stay as they are."""
+        data = atomic.as_json({"reason": reason, "keep": keep, "shards": generations})
         number = len(self._generation_files())
         while not atomic.create(self._generations / f"{number:06d}.json", data):
             number += 1
@@ -145,6 +149,13 @@ class Run:
             for shard, generation in json.loads((self._generations / name).read_bytes())["shards"].items():
                 opened[shard] = max(generation, opened.get(shard, 0))
         return opened
+
+    def keeps(self, shard: str, generation: int) -> bool:
+        """Whether a generation was opened for the bad samples of a shard alone (rerun --samples)."""
+        if generation == 0:
+            return False
+        opened = (json.loads((self._generations / name).read_bytes()) for name in self._generation_files())
+        return any(o.get("keep", False) and o["shards"].get(shard) == generation for o in opened)
 
     def generation_count(self) -> int:
         """Changes when a rerun has opened something; one directory listing."""

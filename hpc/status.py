@@ -26,7 +26,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from hpc import heartbeat, journal
+from hpc import breaker, heartbeat, journal
 from hpc.errors import Exit, UserError
 from hpc.launcher import live_jobs
 from hpc.ledger import CLAIMED, DONE, FAILED, OPEN, Ledger
@@ -144,6 +144,7 @@ def gather(run: Run, reader: JournalReader | None = None) -> dict[str, Any]:
         "damaged": {k: vars(v) for k, v in tally.damaged.items()},
         "failures": {k: vars(v) for k, v in tally.failures.items()},
         "engine_deaths": dict(reader.deaths),
+        "excluded": breaker.excluded(run),
         "paused": run.control_text("pause"),
         "cancelled": run.control_text("cancelled"),
         "logs": str(run.logs),
@@ -253,6 +254,8 @@ def render(facts: dict[str, Any]) -> Group:
     for title, group in (("paused", facts["paused"]), ("cancelled", facts["cancelled"])):
         if group is not None:
             parts.append(Text(clean(f"{title}: {group}"), style="yellow"))
+    for node, reason in facts["excluded"].items():
+        parts.append(Text(clean(f"excluded: {node}: {reason}"), style="yellow"))
     if facts["reasons"]:
         parts.append(_reason_table("not captioned" if facts["column"] else "reasons", facts["reasons"]))
     if facts["damaged"]:

@@ -21,6 +21,7 @@ from rich.markup import escape
 from rich.progress import Progress
 
 from hpc import column as columns
+from hpc import object_store
 from hpc.errors import Exit, UserError
 from hpc.ledger import DONE
 from hpc.plan import Plan
@@ -32,28 +33,30 @@ def check(run: Run, shard_id: str, generation: int, identity: str, column: str, 
     marker = run.ledger(identity).read(shard_id, f"g{generation}.done")
     if not marker:
         return "marker is empty or not JSON"
-    path = run.path / marker["file"]
-    if path != run.column_file(column, identity, shard_id, generation):
+    if object_store.is_url(marker["file"]):
+        expected = run.column_file(column, identity, shard_id, generation).stem
+        if not marker["file"].rpartition("/")[2].startswith(f"{expected}."):
+            return f"marker names another file: {marker['file']}"
+    elif run.path / marker["file"] != run.column_file(column, identity, shard_id, generation):
         return f"marker names another file: {marker['file']}"
     try:
-        size = path.stat().st_size
-        if size != marker["bytes"]:
-            return f"column file has {size:,} bytes, marker says {marker['bytes']:,}"
-        rows = pq.ParquetFile(path).metadata.num_rows
-        if rows != marker["rows"]:
-            return f"column file has {rows:,} rows, marker says {marker['rows']:,}"
-        if sum(marker["counts"].values()) != marker["rows"]:
-            return f"outcome counts add up to {sum(marker['counts'].values()):,}, marker says {marker['rows']:,} rows"
-        if full:
-            return _differs(path, marker)
+        with object_store.fetched(run.locate(marker["file"])) as path:
+            return _differs(path, marker, full)
     except FileNotFoundError:
         return f"column file is gone: {marker['file']}"
     except (OSError, pa.ArrowException) as error:
         return f"column file cannot be read: {error}"
-    return None
 
 
-def _differs(path: Path, marker: dict) -> str | None:
+def _differs(path: Path, marker: dict, full: bool) -> str | None:
+    if (size := path.stat().st_size) != marker["bytes"]:
+        return f"column file has {size:,} bytes, marker says {marker['bytes']:,}"
+    if (rows := pq.ParquetFile(path).metadata.num_rows) != marker["rows"]:
+        return f"column file has {rows:,} rows, marker says {marker['rows']:,}"
+    if sum(marker["counts"].values()) != marker["rows"]:
+        return f"outcome counts add up to {sum(marker['counts'].values()):,}, marker says {marker['rows']:,} rows"
+    if not full:
+        return None
     if columns.sha256(path) != marker["sha256"]:
         return "sha256 differs from the marker (file changed after it was published)"
     content = asdict(columns.inspect(path))

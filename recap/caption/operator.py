@@ -19,7 +19,7 @@ from recap.data.inputs import DataConfig, list_shards, placeholder_digests
 from recap.data.remote import open_shard
 from recap.data.tars import Sample, read_samples
 from recap.engine import Caption, CaptionerConfig, Engine, Request, check, load_engine
-from recap.engine.identity import captioner_identity
+from recap.engine.identity import captioner_identity, model_folder
 from recap.engine.lint import lint
 
 _ALTERNATIVE = pa.struct(
@@ -118,6 +118,18 @@ class CaptionOperator:
 
     def column(self) -> Column:
         return Column(self.config.column, FIELDS)
+
+    def preflight(self) -> list[str]:
+        """The model's files can be read on this node."""
+        if self.config.captioner.backend == "openai":
+            return []
+        try:
+            for path in model_folder(self.config.captioner.model).glob("*.safetensors"):
+                with path.open("rb") as file:
+                    file.read(1)
+        except OSError as error:
+            return [f"model: {error}"]
+        return []
 
     # --- what an engine process asks ----------------------------------------------------------
 
