@@ -207,15 +207,13 @@ def _match(name: str, listings: dict[str, _Folder]) -> list[_File]:
         if not files:
             raise UserError(f"plan: {without_credentials(name)}: no tar matches. Correct data.shards.")
         return files
-    exact = _list(folder, listings).files.get(last)
-    if exact:
-        return [exact]
     if name.endswith(ARCHIVES):
-        return []
+        exact = _list(folder, listings).files.get(last)
+        return [exact] if exact else []
     inside = _list(name.rstrip("/"), listings)
     files = [f for base, f in inside.files.items() if base.endswith(ARCHIVES)]
     if not files:
-        what = "does not exist" if not inside.exists else "holds no .tar, .tar.gz or .tgz"
+        what = "holds no .tar, .tar.gz or .tgz" if inside.exists else "is no folder, and no .tar, .tar.gz or .tgz"
         more = f" itself; its folders may: {without_credentials(name).rstrip('/')}/*/*.tar" if inside.folders else ""
         raise UserError(f"plan: {without_credentials(name)} {what}{more}. Correct data.shards.")
     return files

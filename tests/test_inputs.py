@@ -1,0 +1,346 @@
+"""From patterns to shards: local folders, and a real loopback S3 server whose requests are counted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import s3fs
+from moto.server import ThreadedMotoServer
+
+from hpc.errors import Exit, UserError
+from hpc.operator import Item, MissingShards, Row
+from hpc.rundir import Run
+from recap.caption.operator import CaptionConfig, CaptionOperator, Picture
+from recap.data.inputs import DataConfig, list_shards, placeholder_digests, without_credentials
+from recap.engine import CaptionerConfig
+from recap.worlds.tars import write_tar
+from tests.fault_proxy import FaultProxy
+from tests.instant import InstantEngine, InstantOperator
+
+ROOT = Path(__file__).resolve().parent.parent
+CAPTIONER = str(ROOT / "recap" / "demo" / "captioner")
+
+
+def make(folder: Path, *names: str) -> None:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x" * 10)
+
+
+def ids(*patterns: str, **settings: object) -> list[str]:
+    return [s.id for s in list_shards(DataConfig(shards=list(patterns), **settings))]  # type: ignore[arg-type]
+
+
+def test_patterns(tmp_path: Path) -> None:
+    make(tmp_path, "a/0.tar", "a/1.tar", "a/2.tar.gz", "a/3.tgz", "a/notes.txt", "b/0.tar", "b/c/9.tar")
+    assert ids(f"{tmp_path}/a") == ["0", "1", "2.tar.gz", "3.tgz"]
+    assert ids(f"{tmp_path}/a/{{0..1}}.tar") == ["0", "1"]
+    assert ids(f"{tmp_path}/a/*.tar") == ["0", "1"]
+    assert ids(f"{tmp_path}/*/?.tar") == ["a%2F0", "a%2F1", "b%2F0"]
+    assert ids(f"{tmp_path}/{{a,b}}/0.tar", f"{tmp_path}/b/0.tar") == ["a%2F0", "b%2F0"]
+    assert ids(f"{tmp_path}/*/*") == ["a%2F0", "a%2F1", "a%2F2.tar.gz", "a%2F3.tgz", "b%2F0"]
+    assert ids(f"{tmp_path}/a/0.tar", root=str(tmp_path)) == ["a%2F0"]
+
+
+def test_list_files_are_relative_to_themselves(tmp_path: Path) -> None:
+    make(tmp_path, "a/0.tar", "a/1.tar", "b/7.tar")
+    (tmp_path / "list.txt").write_text(f"# mine\na/{{0..1}}.tar\n\n{tmp_path}/b/7.tar\n")
+    assert ids(f"@{tmp_path}/list.txt") == ["a%2F0", "a%2F1", "b%2F7"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "says"),
+    [
+        ("{x}/a/{{0..5}}.tar", "4 of 6 shards do not exist (first: {x}/a/2.tar)"),
+        ("{x}/a/{{0..5.tar", "braces do not match"),
+        ("{x}/b", "holds no .tar, .tar.gz or .tgz itself; its folders may: {x}/b/*/*.tar"),
+        ("{x}/nowhere", "{x}/nowhere is no folder, and no .tar"),
+        ("{x}/a/z*.tar", "no tar matches"),
+        ("@{x}/nolist", "this list cannot be read"),
+        ("nosuchscheme://bucket/0.tar", "cannot be listed"),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, pattern: str, says: str) -> None:
+    make(tmp_path, "a/0.tar", "a/1.tar", "b/c/9.tar")
+    with pytest.raises(UserError) as error:
+        ids(pattern.format(x=tmp_path))
+    assert says.format(x=tmp_path) in str(error.value)
+
+
+def test_expected_samples_of_img2dataset(tmp_path: Path) -> None:
+    make(tmp_path, "0.tar", "1.tar", "2.tar", "3.tar")
+    (tmp_path / "0_stats.json").write_text(json.dumps({"count": 10, "successes": 7}))
+    (tmp_path / "1_stats.json").write_text('{"count": 10, "succ')  # a crash of img2dataset
+    for number in (0, 2):
+        status = ["success"] * 5 + ["failed_to_download"] * 2
+        pq.write_table(pa.table({"status": status}), tmp_path / f"{number}.parquet")
+
+    def counts(how: str) -> list[int | None]:
+        return [s.expected for s in list_shards(DataConfig(shards=[str(tmp_path)], expected=how))]
+
+    assert counts("auto") == [7, None, 5, None]
+    assert counts("stats") == [7, None, None, None]
+    assert counts("parquet") == [5, None, 5, None]
+    assert counts("none") == [None] * 4
+    with pytest.raises(UserError, match="data.expected"):
+        DataConfig(expected="guess")
+
+
+def test_placeholders(tmp_path: Path) -> None:
+    one, two = "a" * 64, "b" * 64
+    (tmp_path / "list.txt").write_text(f"# dead links\n{two.upper()}\n")
+    assert placeholder_digests(DataConfig(placeholders=[one, f"@{tmp_path}/list.txt"])) == {one, two}
+    with pytest.raises(UserError, match="is not a sha256"):
+        placeholder_digests(DataConfig(placeholders=["abc"]))
+
+
+@pytest.mark.parametrize(
+    ("url", "clean"),
+    [
+        ("s3://KEY:SECRET@bucket/{0..9}.tar", "s3://bucket/{0..9}.tar"),
+        ("https://user:pw@host:8443/a/0.tar?sig=abc&version=2", "https://host:8443/a/0.tar?version=2"),
+        ("https://h/0.tar?X-Amz-Signature=1&X-Amz-Credential=2", "https://h/0.tar"),
+        ("sftp://me:pw@host/0.tar", "sftp://me@host/0.tar"),
+        ("simplecache::https://token@host/0.tar", "simplecache::https://host/0.tar"),
+        ("/data/a@b:c/0.tar", "/data/a@b:c/0.tar"),
+        ("s3://bucket/a#b/0.tar", "s3://bucket/a#b/0.tar"),
+    ],
+)
+def test_credentials_are_not_kept(url: str, clean: str) -> None:
+    assert without_credentials(url) == clean
+    assert DataConfig(shards=[url]).shards == [clean]
+
+
+def test_http_names_are_taken_as_they_are() -> None:
+    """A web server need not list, and asking for every shard would be a request each."""
+    shards = list_shards(DataConfig(shards=["https://user:pw@nowhere.invalid/d/{00..11}.tar?token=abc&v=1"]))
+    assert len(shards) == 12
+    assert (shards[3].id, shards[3].uri, shards[3].bytes) == ("03", "https://nowhere.invalid/d/03.tar?v=1", 0)
+
+
+def test_130_000_shards_are_planned_in_20_s(tmp_path: Path) -> None:
+    """With a statistics file each. The limit is the issue's; hard links make the files in a moment."""
+    count = 130_000
+    first, stats = tmp_path / "t", tmp_path / "s"
+    first.write_bytes(b"x")
+    stats.write_text(json.dumps({"successes": 9000}))
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for number in range(count):
+        if number % 50_000 == 49_999:  # ext4 allows 65,000 links
+            first, stats = tmp_path / f"t{number}", tmp_path / f"s{number}"
+            first.write_bytes(b"x")
+            stats.write_text(json.dumps({"successes": 9000}))
+        os.link(first, folder / f"{number:08d}.tar")
+        os.link(stats, folder / f"{number:08d}_stats.json")
+    started = time.monotonic()
+    shards = list_shards(DataConfig(shards=[f"{folder}/{{00000000..00129999}}.tar"]))
+    seconds = time.monotonic() - started
+    assert len(shards) == count
+    assert shards[-1].expected == 9000
+    assert seconds < 20
+
+
+# --- an object store --------------------------------------------------------------------------
+
+
+class _Counting(FaultProxy):
+    """Counts requests by method and whether they list."""
+
+    requests: Counter[str] = Counter()
+
+    def _serve(self, handler: BaseHTTPRequestHandler) -> None:
+        self.requests[handler.command + (" list" if "list-type" in handler.path else "")] += 1
+        super()._serve(handler)
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Counting]:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    proxy = _Counting(server.get_host_and_port())
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-a-secret")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    s3fs.S3FileSystem.clear_instance_cache()
+    system = fsspec.filesystem("s3")
+    system.makedirs("inputs", exist_ok=True)  # the server keeps its buckets for the whole process
+    system.pipe({f"inputs/dc/{i:05d}.tar": b"x" * (i + 1) for i in range(40)})
+    system.pipe({f"inputs/dc/{i:05d}_stats.json": b'{"successes": 5}' for i in range(40)})
+    s3fs.S3FileSystem.clear_instance_cache()
+    proxy.requests.clear()
+    yield proxy
+    s3fs.S3FileSystem.clear_instance_cache()
+    proxy.close()
+    server.stop()
+
+
+def test_planning_on_an_object_store_is_one_listing(bucket: _Counting) -> None:
+    shards = list_shards(DataConfig(shards=["s3://inputs/dc/{00000..00039}.tar"]))
+    assert bucket.requests == {"GET list": 1}
+    assert [s.bytes for s in shards] == list(range(1, 41))
+    assert shards[7].id == "00007"
+    assert shards[7].uri == "s3://inputs/dc/00007.tar"
+    assert len(shards[7].etag) == 32
+    assert shards[7].expected is None
+
+
+def test_statistics_on_an_object_store_are_read_when_asked_for(bucket: _Counting) -> None:
+    shards = list_shards(DataConfig(shards=["s3://inputs/dc"], expected="stats"))
+    assert [s.expected for s in shards] == [5] * 40
+    assert bucket.requests["GET list"] == 1
+    assert bucket.requests["HEAD"] <= 1  # s3fs may look at the bucket
+
+
+def test_missing_objects(bucket: _Counting) -> None:
+    with pytest.raises(MissingShards, match="3 of 43 shards do not exist") as error:
+        list_shards(DataConfig(shards=["s3://inputs/dc/{00000..00042}.tar"]))
+    assert len(error.value.found) == 40
+    assert [s.id for s in error.value.missing] == ["00040", "00041", "00042"]
+    assert bucket.requests == {"GET list": 1}
+
+
+# --- launches over inputs that change ---------------------------------------------------------
+
+
+class Launches:
+    """`hpc.launch` over the tars of one folder, with captions that are made up at once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.data, self.run = folder / "in", Run(folder / "runs" / "r")
+        self.data.mkdir()
+        self.config = folder / "config.yaml"
+        self.config.write_text(
+            f"name: r\nruns: {folder}/runs\noperator: tests.instant.InstantOperator\ncaptioner: {{model: instant}}\n"
+            "cluster: {kind: local}\nmap: {lease_s: 3}\n"
+        )
+
+    def shard(self, *numbers: int, size: int = 10) -> None:
+        for number in numbers:
+            with open(self.data / f"{number}.tar", "wb") as file:
+                write_tar(file, [(f"{number}{i}", {"jpg": bytes([number, i]) * size}) for i in range(3)])
+
+    def __call__(self, last: int, *flags: str) -> tuple[int, str]:
+        command = [sys.executable, "-m", "hpc.launch", str(self.config), f"data.shards=[{self.data}/{{0..{last}}}.tar]"]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+        done = subprocess.run([*command, *flags], capture_output=True, text=True, env=environment, timeout=100)
+        return done.returncode, done.stdout + done.stderr
+
+    def states(self) -> dict[str, tuple[str, int]]:
+        survey = self.run.ledger(self.run.latest().identity).survey(self.run.reopened())
+        return {shard: (state.status, state.generation) for shard, state in sorted(survey.items())}
+
+
+def test_missing_growing_and_changing_inputs(tmp_path: Path) -> None:
+    """One run: a shard is missing and accepted, comes later and another with it, one changes, two go."""
+    launch = Launches(tmp_path)
+    launch.shard(0, 1)
+    code, said = launch(2)
+    assert code == Exit.USAGE
+    assert "1 of 3 shards do not exist" in said
+    assert "--allow-missing" in said
+    assert not launch.run.path.exists()
+    code, said = launch(2, "--allow-missing")
+    assert code == Exit.SOME_FAILED, said
+    assert "input: missing" in said
+    assert launch.states() == {"0": ("done", 0), "1": ("done", 0), "2": ("failed", 0)}
+    launch.shard(2, 3)
+    code, said = launch(3)
+    assert code == Exit.COMPLETE, said
+    assert "2 of 4 shards are done" in said
+    assert launch.states() == {"0": ("done", 0), "1": ("done", 0), "2": ("done", 1), "3": ("done", 0)}
+    launch.shard(1, size=3000)
+    code, said = launch(3)
+    assert code == Exit.USAGE
+    assert "1 have another size" in said
+    code, said = launch(3, "--supersede")
+    assert code == Exit.COMPLETE, said
+    assert launch.states()["1"] == ("done", 1)
+    marker = launch.run.ledger(launch.run.latest().identity).read("1", "g1.done")
+    assert "A picture of 6000 bytes." in pq.read_table(launch.run.path / marker["file"])["caption"].to_pylist()
+    code, said = launch(1)
+    assert code == Exit.USAGE
+    assert "2 shards are gone" in said
+
+
+# --- copies and placeholders ------------------------------------------------------------------
+
+
+def operate(members: list[tuple[str, bytes]], tmp_path: Path, **settings: Any) -> tuple[dict[str, Row], InstantEngine]:
+    """The rows of one shard by key, and the engine that captioned it."""
+    with open(tmp_path / "0.tar", "wb") as file:
+        write_tar(file, [(name.partition(".")[0], {name.partition(".")[2]: data}) for name, data in members])
+    data = {k: v for k, v in settings.items() if k in ("placeholders",)}
+    captioner = CaptionerConfig(model="instant", **{k: v for k, v in settings.items() if k not in data})
+    operator = InstantOperator(CaptionConfig(data=DataConfig(shards=[f"{tmp_path}/0.tar"], **data), captioner=captioner))
+    operator.setup("cpu")
+    rows: list[Row] = []
+    for item in operator.read(operator.plan()[0]):
+        assert isinstance(item, Item)
+        operator.put(item)
+        if item.index % 3 == 2:
+            rows += operator.poll(0)
+    rows += operator.poll(0) + operator.poll(0)
+    engine = operator._engine
+    assert isinstance(engine, InstantEngine)
+    assert sorted(r.index for r in rows) == list(range(len(rows)))
+    return {row.key: row for row in rows}, engine
+
+
+COPIES = [(f"{i}.jpg", b"same" if i in (0, 1, 5) else str(i).encode()) for i in range(8)]
+
+
+def test_copies_of_an_image_are_captioned_once(tmp_path: Path) -> None:
+    rows, engine = operate(COPIES, tmp_path)
+    assert len(engine.seen) == 6
+    assert rows["0"].values["caption"] == rows["1"].values["caption"] == rows["5"].values["caption"]
+    assert rows["0"].values["sha256"] == rows["5"].values["sha256"]
+    assert {r.status for r in rows.values()} == {"ok"}
+
+
+def test_copies_are_captioned_apart_where_captions_depend_on_more(tmp_path: Path) -> None:
+    texts = [member for name, data in COPIES for member in ((name, data), (name.replace("jpg", "txt"), b"alt" + data))]
+    texts[1] = ("0.txt", b"another text")
+    _, plain = operate(texts, tmp_path)
+    assert len(plain.seen) == 6
+    _, conditioned = operate(texts, tmp_path, prompt="It says {alt}.")
+    assert len(conditioned.seen) == 7
+    _, sampled = operate(texts, tmp_path, decoding="sample")
+    assert len(sampled.seen) == 8
+
+
+def test_placeholders_are_skipped(tmp_path: Path) -> None:
+    dead = hashlib.sha256(b"same").hexdigest()
+    rows, engine = operate(COPIES, tmp_path, placeholders=[dead])
+    assert {k for k, r in rows.items() if (r.status, r.reason) == ("skipped", "image: placeholder")} == {"0", "1", "5"}
+    assert len(engine.seen) == 5
+    plain = CaptionOperator(CaptionConfig(captioner=CaptionerConfig(model=CAPTIONER)))
+    listed = CaptionOperator(
+        CaptionConfig(data=DataConfig(placeholders=[dead.upper()]), captioner=CaptionerConfig(model=CAPTIONER))
+    )
+    assert plain.identity() != listed.identity()
+
+
+def test_copies_of_a_refused_image_are_refused(tmp_path: Path) -> None:
+    operator = InstantOperator(CaptionConfig(captioner=CaptionerConfig(model="instant")))
+    operator.setup("cpu")
+    items = [Item("s", i, str(i), Picture(b"x", "a" * 64, None)) for i in range(2)]
+    assert operator.refuse(items[0], "quarantined", "engine: killed the worker twice").status == "quarantined"
+    operator.put(items[1])
+    assert [r.status for r in operator.poll(0)] == ["quarantined"]
