@@ -1,0 +1,39 @@
+#!/bin/bash
+
+# Parameters
+#SBATCH --account=vision
+#SBATCH --array=0-63%32
+#SBATCH --comment=5b1e7a90c3d2
+#SBATCH --cpus-per-task=64
+#SBATCH --exclude='node[13,27]'
+#SBATCH --gpus-per-node=8
+#SBATCH --job-name=first
+#SBATCH --mem=921600M
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --open-mode=append
+#SBATCH --output=/shared/runs/first/logs/%A_%a.log
+#SBATCH --partition=gpu
+#SBATCH --requeue
+#SBATCH --reservation=weekly
+#SBATCH --signal=USR2@300
+#SBATCH --time=24:00:00
+#SBATCH --wckey=first
+
+# setup
+module load cuda
+if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi
+export PYTHONPATH=/shared/runs/first/code/c0ffee123456${PYTHONPATH:+:$PYTHONPATH}
+export HPC_LOG="/shared/runs/first/logs/${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}.log"
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+code=0; srun --unbuffered --kill-on-bad-exit=1 --cpu-bind=none python3 -P -m hpc.worker /shared/runs/first --submission 5b1e7a90c3d2 --slot "$SLURM_ARRAY_TASK_ID" || code=$?
+
+
+# teardown
+case "$code" in 0|1|2|64) exit "$code" ;; esac
+if [ -e /shared/runs/first/control/cancelled ]; then exit "$code"; fi
+echo "slot ${SLURM_ARRAY_TASK_ID}: exit code $code: requeue"
+scontrol requeue "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"
+exit "$code"

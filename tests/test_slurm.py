@@ -1,0 +1,443 @@
+"""What a run on Slurm survives, on a real Slurm. The work is done by the torch-free operator of tests/echo.py.
+
+Each test asserts that its fault hit, and by `check` that each sample is in the output exactly once, in whole files.
+"""
+
+from __future__ import annotations
+
+import sys
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from hpc import heartbeat, journal
+from hpc.config import ClusterConfig
+from hpc.engine import InFlight
+from hpc.launcher import Launcher, find_job
+from hpc.ledger import DONE, FAILED, State
+from hpc.plan import Plan
+from hpc.rundir import Run, Submission
+from tests.slurm_cluster import GPUS, NODES, ROOT, Cluster, wait
+
+GOLDEN = Path(__file__).parent / "golden" / "batch_script.sh"
+
+
+class Job:
+    """A run on Slurm: its config, and what it has left on disk."""
+
+    def __init__(self, slurm: Cluster, config: Path, run: Path, *overrides: str) -> None:
+        self.slurm, self.config, self.run = slurm, config, Run(run)
+        self._overrides = (f"runs={run.parent}", f"name={run.name}", *overrides)
+
+    # --- commands -----------------------------------------------------------------------------
+
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "hpc.launch", str(self.config), *self._overrides, *arguments]
+
+    def launch(self, *cluster: str, inside: tuple[str, ...] = ()) -> str:
+        """Submit, with these keys of `cluster`; the array's job id."""
+        self.slurm.run(*inside, *self.command(*(f"cluster.{key}" for key in cluster)))
+        return self.id
+
+    @property
+    def id(self) -> str:
+        return self.run.latest().job_ids[0]
+
+    def cancel(self) -> None:
+        for submission in self.run.submissions():
+            for job in submission.job_ids:
+                self.slurm.run("scancel", job)
+
+    # --- what is on disk ----------------------------------------------------------------------
+
+    def states(self) -> dict[str, State]:
+        return self.run.ledger(self.run.latest().identity).survey(self.run.reopened())
+
+    def done(self) -> dict[str, int]:
+        """Generation of every finished shard."""
+        return {shard: state.generation for shard, state in self.states().items() if state.status == DONE}
+
+    def marker(self, shard: str) -> dict[str, Any]:
+        return self.run.ledger(self.run.latest().identity).read(shard, f"g{self.done()[shard]}.done")
+
+    def markers(self) -> dict[str, dict[str, Any]]:
+        return {shard: self.marker(shard) for shard in self.done()}
+
+    def lives(self, slot: int = 0) -> list[dict[str, Any]]:
+        """The heartbeats of a slot of the latest submission, one a life."""
+        uuid = self.run.latest().uuid
+        return [f for f in heartbeat.read_all(self.run.slots) if (f["submission"], f["slot"]) == (uuid, slot)]
+
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        found = [e for path in sorted(self.run.journals.glob("*.jsonl")) for e in journal.read(path)[0]]
+        return [e for e in found if e["event"] == kind]
+
+    def log(self, slot: int = 0) -> str:
+        """The log of one slot, where its heartbeat says that it is."""
+        path = Path(self.lives(slot)[-1]["log"])
+        assert path == self.run.logs / f"{self.id}_{slot}.log"
+        return path.read_text()
+
+    # --- its processes ------------------------------------------------------------------------
+
+    def processes(self, *words: str) -> list[psutil.Process]:
+        """Processes of this run whose command line holds all of `words`, on all nodes; slurmstepd and srun left out."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                line = process.cmdline()
+                alive = process.status() != psutil.STATUS_ZOMBIE
+            except psutil.NoSuchProcess:
+                continue
+            if alive and line[:1] == [sys.executable] and str(self.run.path) in line and set(words) <= set(line):
+                found.append(process)
+        return found
+
+    def agent(self, slot: int = 0) -> psutil.Process:
+        (process,) = self.processes("hpc.worker", "--submission", self.run.latest().uuid, "--slot", str(slot))
+        return process
+
+    # --- waiting and judging ------------------------------------------------------------------
+
+    def wait_working(self, shards: int = 1, slots: int = 1) -> None:
+        """Until shards are finished, every slot has work in hand, and much is left to do."""
+        self.wait_shards(shards)
+        wait(lambda: all(self._busy(slot) for slot in range(slots)), "every slot works")
+        assert len(self.done()) < len(Plan(self.run.plans, self.run.latest().plan)), "the work was over too soon"
+
+    def _busy(self, slot: int) -> bool:
+        lives = self.lives(slot)
+        return bool(lives and lives[-1].get("shards") and lives[-1]["state"] == "running")
+
+    def wait_shards(self, count: int) -> None:
+        wait(lambda: len(self.done()) >= count, f"{count} shards are done")
+
+    def wait_over(self, timeout: float = 60.0) -> None:
+        """Until no element of the newest array will run any more."""
+        slots = self.run.latest().slots
+        wait(lambda: self._over() == slots, f"the {slots} elements are over", timeout)
+
+    def _over(self) -> int:
+        return sum(e.over for e in self.slurm.elements(self.id).values())
+
+    def table(self, shard: str) -> pa.Table:
+        return pq.read_table(self.run.path / self.marker(shard)["file"])
+
+    def verify(self, shards: int) -> None:
+        """Every shard is done, and every byte is as it was published."""
+        said = self.slurm.run(sys.executable, "-m", "hpc.verify", str(self.run.path), "--full")
+        assert f"{shards} markers hold" in said
+
+
+class EchoJob(Job):
+    """A run of the echo operator, with its input."""
+
+    def __init__(self, slurm: Cluster, folder: Path, shards: int, lines: int, delay_s: float = 0.0) -> None:
+        config = {
+            "operator": "tests.echo.Echo",
+            "inputs": str(folder / "inputs"),
+            "batch": 2,
+            "delay_s": delay_s,
+            "cluster": {"kind": "slurm", "time": "10", "mem_gb": 1.0, "python": sys.executable},
+            "map": {"lease_s": 2.0, "segment": 4, "drain_s": 3.0},
+        }
+        super().__init__(slurm, folder / "echo.yaml", folder / "runs" / "echo")
+        self.config.write_text(yaml.safe_dump(config))
+        self.inputs = folder / "inputs"
+        self.inputs.mkdir()
+        for shard in range(shards):
+            text = "".join(f"line {line} of shard {shard}\n" for line in range(lines))
+            (self.inputs / f"shard-{shard:02d}.txt").write_text(text)
+
+    def check(self) -> None:
+        """Each sample is in the output exactly once, with the right content, and every byte is as it was published."""
+        shards = {path.stem: path.read_text().splitlines() for path in self.inputs.glob("*.txt")}
+        assert self.done().keys() == shards.keys()
+        for shard, lines in shards.items():
+            assert [(r["key"], r["text"], r["status"]) for r in self.table(shard).to_pylist()] == [
+                (f"{shard}-{index:05d}", line, "ok") for index, line in enumerate(lines)
+            ]
+        self.verify(len(shards))
+
+
+@pytest.fixture(scope="module")
+def early(slurm: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EchoJob]:
+    """A job with Slurm's shortest time limit, submitted before the first test: it works while they do.
+
+    Slurm looks at time limits every 30 s, so that the warning comes 10 to 40 s after the start; it is work for 46 s.
+    """
+    job = EchoJob(slurm, tmp_path_factory.mktemp("limit"), shards=20, lines=23, delay_s=0.1)
+    job.launch("time='1'", "signal_delay_s=50", "nodelist=n3")
+    yield job
+    job.cancel()
+
+
+@pytest.fixture
+def make(slurm: Cluster, early: EchoJob, tmp_path: Path) -> Iterator[Callable[..., EchoJob]]:
+    """Makes a job; what still runs of it at the end is cancelled, so that the next test finds free nodes."""
+    made: list[EchoJob] = []
+
+    def new(**arguments: Any) -> EchoJob:
+        made.append(EchoJob(slurm, tmp_path, **arguments))
+        return made[-1]
+
+    yield new
+    for job in made:
+        job.cancel()
+        job.wait_over()
+
+
+# --- the batch script -------------------------------------------------------------------------
+
+
+def test_batch_script() -> None:
+    """The whole text, so that no change of it goes unseen."""
+    cluster = ClusterConfig(
+        kind="slurm", slots=64, parallel=32, gpus_per_node=8, cpus_per_node=64, mem_gb=900, time="24:00:00",
+        partition="gpu", account="vision", exclude="node[13,27]", prelude=["module load cuda"], python="python3",
+        srun_args=["--cpu-bind=none"], sbatch={"reservation": "weekly"},
+    )  # fmt: skip
+    submission = Submission(
+        "5b1e7a90c3d2", 0.0, plan="", identity="", column="recap", code="c0ffee123456", slots=64, config={}, source=""
+    )
+    assert Launcher(Run("/shared/runs/first"), submission, cluster).script() + "\n" == GOLDEN.read_text()
+
+
+@pytest.mark.slurm
+def test_dry_run_prints_what_is_submitted(make: Callable[..., EchoJob], monkeypatch: pytest.MonkeyPatch) -> None:
+    job = make(shards=3, lines=1)
+    before = sorted(job.config.parent.rglob("*"))
+    said = job.slurm.run(*job.command("cluster.slots=2", "--dry-run"))
+    assert sorted(job.config.parent.rglob("*")) == before
+    job.launch("slots=2")
+    submitted = (job.run.logs / f"{job.id}_submission.sh").read_text()
+    assert submitted.replace(job.run.latest().uuid, "0" * 12) in said
+    monkeypatch.setenv("SLURM_CONF", job.slurm.env["SLURM_CONF"])
+    assert find_job(job.run.latest().uuid) == job.id
+    job.wait_over()
+    job.check()
+
+
+# --- the work ---------------------------------------------------------------------------------
+
+
+@pytest.mark.slurm
+def test_three_nodes_with_two_gpus_each(make: Callable[..., EchoJob]) -> None:
+    job = make(shards=24, lines=12, delay_s=0.05)
+    job.launch(f"slots={NODES}", f"gpus_per_node={GPUS}", "device=cpu")
+    job.wait_over()
+    job.check()
+    seen: dict[str, set[str]] = {}
+    for shard, marker in job.markers().items():
+        seen.setdefault(marker["by"]["host"], set()).update(job.table(shard)["gpu"].to_pylist())
+    assert seen == {f"n{node}": {"0", "1"} for node in (1, 2, 3)}
+    assert {e.state for e in job.slurm.elements(job.id).values()} == {"COMPLETED"}
+
+
+@pytest.mark.slurm
+def test_launched_inside_another_job(make: Callable[..., EchoJob]) -> None:
+    """A login shell is often inside an allocation, whose memory and GPUs must not become the new job's."""
+    job = make(shards=2, lines=4)
+    job.launch(inside=("salloc", "--quiet", "--nodes=1", "--gpus=1", "--mem=500"))
+    job.wait_over()
+    job.check()
+
+
+@pytest.mark.slurm
+def test_engine_killed(make: Callable[..., EchoJob]) -> None:
+    job = make(shards=8, lines=12, delay_s=0.05)
+    job.launch("engines_per_node=2")
+    job.wait_working()
+    victim = job.processes("hpc.engine")[0]
+    while not (held := suspended_with(victim)):
+        victim.resume()
+    victim.kill()
+    job.wait_over()
+    job.check()
+    assert [e["died"] for e in job.events("engine")] == ["killed by SIGKILL"]
+    (end,) = [e for e in job.events("ended") if e["how"] == "died"]
+    assert (end["shard"], end["in_flight"]) == (held[0][0], [index for _, _, index in held])
+    assert len(job.lives()) == 1, "the agent went on and started another engine"
+
+
+def suspended_with(engine: psutil.Process) -> list[tuple[str, int, int]]:
+    """Suspend an engine; (shard, generation, sample) that it has in flight at that moment."""
+    engine.suspend()
+    wait(lambda: engine.status() == psutil.STATUS_STOPPED, "the engine is suspended")
+    return InFlight.read(Path(engine.cmdline()[-1]))[0]
+
+
+@pytest.mark.slurm
+def test_agent_killed(make: Callable[..., EchoJob]) -> None:
+    job = make(shards=8, lines=12, delay_s=0.05)
+    job.launch("engines_per_node=2")
+    job.wait_working()
+    engines, agent = job.processes("hpc.engine"), job.agent()
+    assert len(engines) == 2
+    agent.kill()
+    wait(lambda: not any(map(_lives, [agent, *engines])), "no orphan is left", timeout=5)
+    wait(lambda: len(job.lives()) == 2, "the slot has a second life")
+    job.wait_over()
+    job.check()
+    log = job.log()
+    assert "life 0" in log and "slot 0: exit code 137: requeue" in log and "life 1" in log
+    assert [(e.state, e.restarts) for e in job.slurm.elements(job.id).values()] == [("COMPLETED", 1)]
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.mark.slurm
+def test_cancelled_by_scancel_then_launched_again(make: Callable[..., EchoJob]) -> None:
+    job = make(shards=12, lines=12, delay_s=0.05)
+    first = job.launch("slots=2")
+    job.wait_working(shards=2, slots=2)
+    job.cancel()
+    job.wait_over()
+    cancelled = job.slurm.elements(first)
+    assert {i: (e.state, e.restarts) for i, e in cancelled.items()} == {i: ("CANCELLED", 0) for i in (0, 1)}
+    for slot in (0, 1):
+        assert job.lives(slot)[0]["code"] == 143 and "draining: SIGTERM" in job.log(slot)
+        assert "requeue" not in job.log(slot)
+    before = job.markers()
+    assert 2 <= len(before) < 12
+    job.launch("slots=2")
+    job.wait_over()
+    job.check()
+    assert {shard: job.marker(shard) for shard in before} == before, "what was done was not done again"
+    assert job.slurm.elements(first) == cancelled
+
+
+@pytest.mark.slurm
+def test_cancelled_by_control_file(make: Callable[..., EchoJob]) -> None:
+    """Both ways out: an agent that sees the file leaves by itself, and one that dies is not requeued."""
+    job = make(shards=12, lines=12, delay_s=0.05)
+    job.launch("slots=2")
+    job.wait_working(slots=2)
+    job.agent(1).suspend()
+    (job.run.control / "cancelled").write_text("by the test")
+    job.agent(1).kill()
+    job.wait_over()
+    assert {i: (e.code, e.restarts) for i, e in job.slurm.elements(job.id).items()} == {0: ("1:0", 0), 1: ("137:0", 0)}
+    assert job.lives(0)[0]["why"] == "cancelled by the test"
+    assert "requeue" not in job.log(0) + job.log(1)
+    job.launch("slots=2")
+    job.wait_over()
+    job.check()
+
+
+@pytest.mark.slurm
+def test_failed_shard_rerun_alone(make: Callable[..., EchoJob]) -> None:
+    job = make(shards=4, lines=6)
+    bad = job.inputs / "shard-02.txt"
+    good = bad.read_text()
+    bad.write_text("unreadable\n")
+    job.launch()
+    job.wait_over()
+    assert {s for s, state in job.states().items() if state.status == FAILED} == {"shard-02"}
+    assert [(e.code, e.restarts) for e in job.slurm.elements(job.id).values()] == [("2:0", 0)]
+    before = job.markers()
+    bad.write_text(good)
+    job.slurm.run(sys.executable, "-m", "hpc.rerun", str(job.run.path))
+    job.wait_over()
+    job.check()
+    assert job.done() == {"shard-00": 0, "shard-01": 0, "shard-02": 1, "shard-03": 0}
+    assert {shard: job.marker(shard) for shard in before} == before, "only the failed shard was done again"
+
+
+@pytest.mark.slurm
+def test_node_dies(make: Callable[..., EchoJob]) -> None:
+    """Its slot's shards are taken over when its heartbeat stops; Slurm notices much later."""
+    job = make(shards=18, lines=12, delay_s=0.05)
+    job.launch("slots=3", "gpus_per_node=2", "device=cpu")
+    job.wait_working(shards=3, slots=3)
+    (lost,) = [slot for slot in range(3) if job.lives(slot)[0]["host"] == "n2"]
+    held = set(job.lives(lost)[0]["shards"])
+    job.slurm.kill_node("n2")
+    try:
+        assert held - job.done().keys(), "it died with work in its hands"
+        job.wait_shards(18)
+        job.check()
+    finally:
+        job.cancel()
+        job.slurm.start_node("n2")
+    assert len(job.lives(lost)) == 1
+    assert all(job.marker(shard)["by"]["host"] != "n2" for shard in held if job.marker(shard)["epoch"] > 0)
+    assert any(job.marker(shard)["epoch"] > 0 for shard in held)
+
+
+@pytest.mark.slurm
+def test_captioner(slurm: Cluster, early: EchoJob, tmp_path: Path) -> None:
+    """The demo's model and pictures, on two nodes."""
+    tars = [ROOT / f"recap/demo/flags/0000{number}.tar" for number in range(2)]
+    shards = "data.shards=[" + ",".join(map(str, tars)) + "]"
+    job = Job(slurm, ROOT / "configs/caption/demo.yaml", tmp_path / "runs/demo", shards, "cluster=slurm")
+    few = ("slots=2", "gpus_per_node=1", "cpus_per_node=1", "mem_gb=6", "time='10'")
+    job.launch("device=cpu", "sbatch.exclusive=true", *few)
+    job.wait_over(timeout=120)
+    assert job.lives(0)[0]["host"] != job.lives(1)[0]["host"]
+    for tar in tars:
+        with tarfile.open(tar) as file:
+            keys = list(dict.fromkeys(name.split(".")[0] for name in file.getnames()))
+        rows = job.table(tar.stem).to_pylist()
+        assert [r["key"] for r in rows] == keys
+        assert all(r["status"] == "ok" and r["caption"] and r["text"] for r in rows)
+    job.verify(shards=2)
+
+
+@pytest.mark.slurm
+@pytest.mark.slow
+def test_node_dies_and_slurm_notices(make: Callable[..., EchoJob]) -> None:
+    """The only slot is lost with its node; Slurm requeues it on another one when the node's silence is long enough."""
+    job = make(shards=8, lines=12, delay_s=0.05)
+    job.launch()
+    job.wait_working()
+    (first,) = job.lives()
+    job.slurm.kill_node(first["host"])
+    try:
+        wait(lambda: len(job.lives()) == 2, "the slot has a second life")
+        job.wait_over()
+    finally:
+        job.slurm.start_node(first["host"])
+    job.check()
+    assert job.lives()[1]["host"] != first["host"]
+    assert [(e.state, e.restarts) for e in job.slurm.elements(job.id).values()] == [("COMPLETED", 1)]
+
+
+@pytest.mark.slurm
+@pytest.mark.slow
+def test_preempted(make: Callable[..., EchoJob]) -> None:
+    job = make(shards=8, lines=12, delay_s=0.1)
+    job.launch("gpus_per_node=2", "device=cpu", "nodelist=n1")
+    job.wait_working()
+    job.slurm.run("srun", "--partition=high", "--nodelist=n1", "--gpus=2", "true")
+    assert len(job.done()) < 8
+    job.wait_over()
+    job.check()
+    assert "draining: SIGUSR2" in job.log() and "life 1" in job.log()
+    assert [(e.state, e.restarts) for e in job.slurm.elements(job.id).values()] == [("COMPLETED", 1)]
+
+
+@pytest.mark.slurm
+def test_time_limit(early: EchoJob) -> None:
+    """Slurm warns with USR2, the agent drains and exits with 75, the batch script requeues it, the work goes on."""
+    early.wait_over(timeout=90)
+    early.check()
+    log = early.log()
+    assert "draining: SIGUSR2" in log and "slot 0: exit code 75: requeue" in log and "life 1" in log
+    first, *others = early.lives()
+    assert first["code"] == 75 and first["rows"] > 0 and others
+    (element,) = early.slurm.elements(early.id).values()
+    assert (element.state, element.restarts) == ("COMPLETED", len(others))
+    assert len({marker["by"]["instance"] for marker in early.markers().values()}) > 1, "the second life went on"
