@@ -239,8 +239,8 @@ def dry_run(job: Job) -> int:
     return Exit.COMPLETE
 
 
-def submit(job: Job) -> int:
-    """Write the run directory and start the work. The intent is on disk before sbatch is called."""
+def record(job: Job) -> Submission:
+    """Write the run directory: config, plan, code, and the intent to submit. Starts nothing."""
     run = job.run
     open_run(run, job.config, job.identity, job.previous)
     submission = run.new_submission(
@@ -253,14 +253,20 @@ def submit(job: Job) -> int:
         source=job.config.source,
     )
     _record_inputs(job)
+    return submission
+
+
+def submit(job: Job) -> int:
+    """Record the launch, then start the work: the intent is on disk before sbatch is called."""
+    submission = record(job)
     if job.config.run.cluster.kind == "slurm":
         from hpc.launcher import Launcher
 
-        launcher = Launcher(run, submission, job.config.run.cluster)
+        launcher = Launcher(job.run, submission, job.config.run.cluster)
         return submit_to_slurm(launcher, f"{job.slots} slots")
     from hpc.local import supervise
 
-    return supervise(run, submission)
+    return supervise(job.run, submission)
 
 
 def _record_inputs(job: Job) -> None:
