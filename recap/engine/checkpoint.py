@@ -4,11 +4,11 @@ tokens."""
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import AutoConfig, AutoProcessor, GenerationConfig
 
@@ -22,8 +22,6 @@ from recap.engine.settings import CaptionerConfig
 class Checkpoint:
     """A LLaVA-class checkpoint, opened but without weights.
 
-    table: float32 [3, 256], the normalised value of each 8-bit level and channel, by the processor's own
-        arithmetic.
     eos: ids that end a caption.
     """
 
@@ -32,7 +30,7 @@ class Checkpoint:
     processor: Any
     tokenizer: Any
     geometry: Geometry
-    table: torch.Tensor
+    normalise: Normalisation
     book: PromptBook
     eos: tuple[int, ...]
 
@@ -64,7 +62,7 @@ def open_checkpoint(settings: CaptionerConfig) -> Checkpoint:
         processor=processor,
         tokenizer=tokenizer,
         geometry=geometry,
-        table=torch.from_numpy(normalisation_table(processor.image_processor)),
+        normalise=Normalisation.of(processor.image_processor),
         book=book,
         eos=end_tokens(folder, config, tokenizer),
     )
@@ -91,25 +89,40 @@ def end_tokens(folder: Path, config: Any, tokenizer: Any) -> tuple[int, ...]:
     return tuple(found) if isinstance(found, list | tuple) else (int(found),)
 
 
-def normalisation_table(image_processor: Any) -> np.ndarray:
-    """float32 [3, 256]: each 8-bit level normalised as transformers does (float64 rescaling, then
-    float32)."""
-    levels = np.arange(256)
-    values = np.tile(levels, (3, 1)).astype(np.float32)
-    if image_processor.do_rescale:
-        values = np.tile(levels.astype(np.float64) * image_processor.rescale_factor, (3, 1)).astype(np.float32)
-    if image_processor.do_normalize:
-        mean = np.array(image_processor.image_mean, np.float32)[:, None]
-        std = np.array(image_processor.image_std, np.float32)[:, None]
-        values = (values - mean) / std
-    return values
+class Normalisation:
+    """8-bit pixels to the numbers that the vision tower takes, bit for bit as transformers computes them.
 
+    transformers multiplies in float64, rounds to float32, then subtracts and divides in float32. A division
+    by 1 / scale in float32 alone is faster; it is used where it gives the same for all 256 levels (it does
+    for 1 / 255).
+    """
 
-def normalise(pixels: torch.Tensor, table: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """uint8 [n, H, W, 3] -> `dtype` [n, 3, H, W] by table lookup, on the device that holds both."""
-    flat = table.to(dtype).reshape(-1)
-    offset = torch.arange(0, 768, 256, device=pixels.device, dtype=torch.int32).view(1, 3, 1, 1)
-    return flat[pixels.permute(0, 3, 1, 2).to(torch.int32) + offset]
+    def __init__(self, scale: float, mean: Sequence[float], std: Sequence[float]) -> None:
+        self.scale = scale
+        self.mean, self.std = (torch.tensor(v, dtype=torch.float32).view(1, -1, 1, 1) for v in (mean, std))
+        levels = torch.arange(256, dtype=torch.uint8)
+        self.divisor: float | None = None
+        if torch.equal(levels.float() / (1 / scale), (levels.double() * scale).float()):
+            self.divisor = 1 / scale
+
+    @staticmethod
+    def of(image_processor: Any) -> Normalisation:
+        """What a transformers image processor does after cropping."""
+        scale = image_processor.rescale_factor if image_processor.do_rescale else 1.0
+        if not image_processor.do_normalize:
+            return Normalisation(scale, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+        return Normalisation(scale, image_processor.image_mean, image_processor.image_std)
+
+    def __call__(self, pixels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """uint8 [n, H, W, 3] -> `dtype` [n, 3, H, W], on the pixels' device."""
+        if self.mean.device != pixels.device:
+            self.mean, self.std = self.mean.to(pixels.device), self.std.to(pixels.device)
+        pixels = pixels.permute(0, 3, 1, 2)
+        if self.divisor is None:
+            x = (pixels.double() * self.scale).float()
+        else:
+            x = pixels.to(torch.float32, memory_format=torch.contiguous_format).div_(self.divisor)
+        return x.sub_(self.mean).div_(self.std).to(dtype)
 
 
 def _geometry(image_processor: Any, size: int, wanted: str | None) -> Geometry:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from recap.engine.checkpoint import normalise
+from recap.engine.checkpoint import Normalisation
 from recap.engine.llama import Decoder
 from recap.engine.sampling import Sampler
 from recap.engine.vision import ImageEncoder
@@ -107,7 +107,7 @@ class Generator(Generic[Tag]):
     Args:
         model: transformers' `LlavaForConditionalGeneration`, on any device; its weights are copied or shared.
         plan: the shapes.
-        table: float32 [3, 256], see `Checkpoint.table`.
+        normalise: turns 8-bit pixels into the vision tower's input.
         image_size: pixels a side.
     """
 
@@ -116,7 +116,7 @@ class Generator(Generic[Tag]):
         model: Any,
         plan: Plan,
         sampler: Sampler,
-        table: torch.Tensor,
+        normalise: Normalisation,
         image_size: int,
         device: torch.device,
         dtype: torch.dtype,
@@ -127,7 +127,7 @@ class Generator(Generic[Tag]):
         self.plan, self.sampler, self.device, self.dtype = plan, sampler, device, dtype
         self.image_size, self.kv_fp8 = image_size, kv_fp8
         self.graphed = cuda_graph and device.type == "cuda"
-        self.table = table.to(device)
+        self.normalise = normalise
         self.encoder = ImageEncoder(model, device, dtype)
         self.decoder = Decoder(model, plan.slots, plan.span, device, dtype, fp8, kv_fp8)
         self.times = Times()
@@ -175,7 +175,7 @@ class Generator(Generic[Tag]):
         pixels = torch.from_numpy(np.stack([row.pixels for row in rows]))
         if self.device.type == "cuda":
             pixels = pixels.pin_memory().to(self.device, non_blocking=True)
-        features = self.encoder(normalise(pixels, self.table, self.dtype))
+        features = self.encoder(self.normalise(pixels, self.dtype))
         slots = np.full((plan.texts, plan.micro_batch), plan.slots)
         for i, image in enumerate(images):
             for j, text in enumerate(image.texts):

@@ -55,7 +55,8 @@ def add_rms_norm(
     if uses_triton(x):
         return _triton_add_rms_norm(x, residual, weight, eps, fp8)
     total = x if residual is None else x + residual
-    normed = F.rms_norm(total.float(), total.shape[-1:], eps=eps).to(total.dtype) * weight
+    wide = total.float()
+    normed = (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(total.dtype) * weight
     return (quantise(normed) if fp8 else normed), total
 
 
@@ -125,12 +126,19 @@ def decode_attention(
     kv_heads, span = keys.shape[1], keys.shape[2]
     if uses_triton(query):
         return _triton_decode_attention(query, keys, values, slots, lengths)
-    keys, values = (cache[:rows] if slots is None else cache[slots] for cache in (keys, values))
+    keys, values = (cache[:rows] if slots is None else take_slots(cache, slots, span) for cache in (keys, values))
     # The query heads that share a key-value head stand in for query positions: no key is copied for them.
     grouped = query.reshape(rows, kv_heads, heads // kv_heads, dim)
     mask = (torch.arange(span, device=query.device) < lengths[:, None]).view(rows, 1, 1, span)
     keys, values = keys.to(query.dtype), values.to(query.dtype)
     return F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask).reshape(rows, heads * dim)
+
+
+def take_slots(cache: torch.Tensor, slots: torch.Tensor, stop: int) -> torch.Tensor:
+    """The first `stop` positions of some slots, [n, K, stop, D], of one layer's cache [B, K, T, D]."""
+    if cache.is_cuda:
+        return cache[slots, :, :stop]
+    return torch.stack([cache[slot, :, :stop] for slot in slots.tolist()])  # indexing is 5x slower on CPUs
 
 
 # Triton: one launch each, no synchronisation, fixed shapes, so that they can be captured in a CUDA graph.

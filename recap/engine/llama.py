@@ -23,6 +23,7 @@ from recap.engine.kernels import (
     quantise,
     rope_and_store,
     swiglu,
+    take_slots,
 )
 
 FAMILIES = ("llama", "mistral", "qwen2")
@@ -214,7 +215,7 @@ class Decoder:
         keys, values = self.keys[index], self.values[index]
         query = rope_and_store(qkv, self.cos, self.sin, keys, values, owners, times, self.heads)
         query = query.view(len(slots), width, self.heads, self.dim).transpose(1, 2)
-        key, value = (cache[slots, :, : start + width].to(query.dtype) for cache in (keys, values))
+        key, value = (take_slots(cache, slots, start + width).to(query.dtype) for cache in (keys, values))
         mixed = causal_attention(query, key, value)
         return mixed.transpose(1, 2).reshape(len(slots) * width, self.heads * self.dim)
 
@@ -228,8 +229,8 @@ def causal_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     if query.is_cuda:
         if before == 0:
             return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
-        mask = causal_lower_right(query.shape[2], key.shape[2])
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True)
+        aligned: Any = causal_lower_right(query.shape[2], key.shape[2])
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=aligned, enable_gqa=True)
     if before >= query.shape[2]:
         mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool).tril(before)
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True)

@@ -163,13 +163,13 @@ class NativeEngine:
             "kv_fp8": self.config.kv_precision == "fp8",
             "cuda_graph": self.config.cuda_graph,
         }
-        table, size = self.checkpoint.table, self.checkpoint.geometry.size
+        normalise, size = self.checkpoint.normalise, self.checkpoint.geometry.size
         if self.device.type != "cuda":
-            return Generator(model, plan, self.sampler, table, size, self.device, self.dtype, **options)
+            return Generator(model, plan, self.sampler, normalise, size, self.device, self.dtype, **options)
         # Weights first, with a few slots; then as many slots as the rest of the memory holds.
         trial = replace(plan, slots=plan.micro_batch * plan.texts)
         generator: Generator[_Job] = Generator(
-            model, trial, self.sampler, table, size, self.device, self.dtype, **options
+            model, trial, self.sampler, normalise, size, self.device, self.dtype, **options
         )
         slots = self.config.slots or fitting_slots(generator, self.config.memory_share)
         while True:

@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from recap.engine.captions import Pending, make_caption
-from recap.engine.checkpoint import end_tokens, is_llava, normalise, open_checkpoint
+from recap.engine.checkpoint import end_tokens, is_llava, open_checkpoint
 from recap.engine.decode import BadImage, decode_rgb
 from recap.engine.decode_pool import DecodePool
 from recap.engine.identity import model_folder
@@ -62,7 +62,6 @@ class TransformersEngine:
         self.dtype = choose_dtype(config.precision, self.device)
         model = AutoModelForImageTextToText.from_pretrained(self.checkpoint.folder, dtype=self.dtype)
         self.model = model.to(self.device).eval()
-        self.table = self.checkpoint.table.to(self.device)
         self.batch = config.micro_batch or (8 if self.device.type == "cpu" else 32)
         self.length = max(self.book.length(name) for name in self.book.formats)
         self.pool = DecodePool(
@@ -149,7 +148,7 @@ class TransformersEngine:
             self.config.max_tokens,
             input_ids=ids.to(self.device),
             attention_mask=mask.to(self.device),
-            pixel_values=normalise(pixels.to(self.device), self.table, self.dtype),
+            pixel_values=self.checkpoint.normalise(pixels.to(self.device), self.dtype),
         )
         return [caption for job, row in zip(jobs, new) if (caption := self._finish(job, row))]
 

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from benchmarks.random_captioner import photo
+from recap.engine.checkpoint import Normalisation
 from recap.engine.decode import BadImage, Geometry, decode, decode_rgb
 from recap.engine.decode_pool import Decoded, DecodePool
 
@@ -33,10 +35,7 @@ def save(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
 
 def hugging_face(data: bytes, mode: str) -> np.ndarray:
     image = Image.open(io.BytesIO(data))
-    if mode == "pad":  # the padding colour comes from the mean, so normalisation cannot be switched off by name only
-        processor = LlavaImageProcessorPil(**RAW, do_pad=True)
-    else:
-        processor = CLIPImageProcessorPil(**RAW)
+    processor = LlavaImageProcessorPil(**RAW, do_pad=True) if mode == "pad" else CLIPImageProcessorPil(**RAW)
     return np.asarray(processor(image)["pixel_values"][0]).transpose(1, 2, 0).astype(np.uint8)
 
 
@@ -47,6 +46,15 @@ def hugging_face(data: bytes, mode: str) -> np.ndarray:
 def test_pixels_equal_transformers(mode: str, size: tuple[int, int]) -> None:
     data = photo(sum(size), *size)
     assert np.array_equal(decode(data, Geometry(SIZE, mode)), hugging_face(data, mode))
+
+
+@pytest.mark.parametrize("scale", [1 / 255, 1 / 127.5, 0.0123])
+def test_normalised_pixels_equal_transformers(scale: float) -> None:
+    image = Image.fromarray(np.arange(SIZE * SIZE * 3).reshape(SIZE, SIZE, 3).astype(np.uint8))
+    processor = CLIPImageProcessorPil(size=RAW["size"], crop_size=RAW["crop_size"], rescale_factor=scale)
+    expected = torch.from_numpy(np.stack(processor(image)["pixel_values"]))
+    ours = Normalisation.of(processor)(torch.from_numpy(np.array(image))[None], torch.float32)
+    assert torch.equal(ours, expected)
 
 
 @pytest.mark.parametrize("mode", ["pad", "crop"])
