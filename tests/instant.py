@@ -1,4 +1,4 @@
-"""The captioning operator with an engine that makes its captions up at once: for tests of everything around the engine."""
+"""The captioning operator with an engine that makes captions up at once: for tests of everything around engines."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ def test_expected_samples_of_img2dataset(tmp_path: Path) -> None:
     assert counts("stats") == [7, None, None, None]
     assert counts("parquet") == [5, None, 5, None]
     assert counts("none") == [None] * 4
-    with pytest.raises(UserError, match="data.expected"):
+    with pytest.raises(UserError, match="is unknown"):
         DataConfig(expected="guess")
 
 
@@ -288,7 +288,8 @@ def operate(members: list[tuple[str, bytes]], tmp_path: Path, **settings: Any) -
         write_tar(file, [(name.partition(".")[0], {name.partition(".")[2]: data}) for name, data in members])
     data = {k: v for k, v in settings.items() if k in ("placeholders",)}
     captioner = CaptionerConfig(model="instant", **{k: v for k, v in settings.items() if k not in data})
-    operator = InstantOperator(CaptionConfig(data=DataConfig(shards=[f"{tmp_path}/0.tar"], **data), captioner=captioner))
+    inputs = DataConfig(shards=[f"{tmp_path}/0.tar"], **data)
+    operator = InstantOperator(CaptionConfig(data=inputs, captioner=captioner))
     operator.setup("cpu")
     rows: list[Row] = []
     for item in operator.read(operator.plan()[0]):
