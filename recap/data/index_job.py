@@ -1,0 +1,100 @@
+"""The block index as a map job, for corpora that one machine does not scan in minutes.
+
+python -m hpc.launch configs/data/index.yaml data.shards=[s3://...] name=index
+python -m recap.data.index_job runs/index OUT.index
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hpc.errors import UserError
+from hpc.operator import Batched, Column, Damage, Item, Row, Shard
+from hpc.published import Published
+from recap.data.index import Index, ShardBlocks, scan_shard
+from recap.data.inputs import DataConfig, list_shards
+
+FIELDS = [("start", pa.int64()), ("end", pa.int64()), ("count", pa.int32()), ("damage", pa.string())]
+
+
+@dataclass
+class IndexConfig:
+    """Config keys of an indexing job."""
+
+    column: str = field(default="blocks", metadata={"help": "name of the column that is made"})
+    data: DataConfig = field(default_factory=DataConfig)
+
+
+class IndexOperator(Batched):
+    """One row a block: its first key, its bytes in the tar, its samples. See hpc.operator.Operator."""
+
+    Config: ClassVar[type] = IndexConfig
+    version: ClassVar[int] = 1
+
+    def __init__(self, config: IndexConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def plan(self) -> list[Shard]:
+        return [
+            replace(shard, expected=None) for shard in list_shards(self.config.data)
+        ]  # rows are blocks, not samples
+
+    def identity(self) -> dict[str, Any]:
+        return {}
+
+    def describe(self) -> list[tuple[str, str]]:
+        return [("index", "blocks of 512 samples, from the tars' headers")]
+
+    def column(self) -> Column:
+        return Column(self.config.column, list(FIELDS))
+
+    def setup(self, device: str) -> None: ...
+
+    def read(self, shard: Shard) -> Iterator[Item | Damage]:
+        found = scan_shard(shard)
+        for number, (key, start, end, count) in enumerate(zip(found.first, found.start, found.start[1:], found.count)):
+            values = {"start": start, "end": end, "count": count, "damage": found.damage}
+            yield Item(shard.id, number, key, values)
+
+    def apply(self, items: list[Item]) -> list[Row]:
+        return [Row(item.shard, item.index, item.key, values=item.payload) for item in items]
+
+
+def collect(run: str | Path) -> Index:
+    """The index from a finished indexing run. UserError where shards are missing."""
+    published = Published(run)
+    if missing := published.missing():
+        raise UserError(
+            f"index: {run}: {len(missing):,} shards are not indexed yet (first: {missing[0]}). "
+            "Wait for the run, or rerun what failed."
+        )
+    return Index.of((found.shard, _blocks(found.file)) for found in published)
+
+
+def _blocks(file: Path) -> ShardBlocks:
+    table = pq.read_table(file, columns=["key", "start", "end", "count", "damage"]).to_pydict()
+    ends = table["end"][-1:]
+    return ShardBlocks(table["key"], table["start"] + ends, table["count"], (table["damage"] or [""])[0] or "")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", help="directory of a finished indexing run")
+    parser.add_argument("out", type=Path)
+    arguments = parser.parse_args()
+    try:
+        collect(arguments.run).save(arguments.out)
+    except UserError as error:
+        raise SystemExit(str(error)) from error
+
+
+if __name__ == "__main__":
+    main()

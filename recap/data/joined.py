@@ -1,0 +1,219 @@
+"""Samples with their columns, in the plan's order: what CLIP, DiT and SFT trainers read.
+
+    reader = Reader(plan, columns, image=["jpg", "png"])
+    for slot in reader.batch(first=0, count=4096, rank=0, world=8):
+        for sample in slot.candidates():      # the sample of this place, then what may replace it
+            ...
+
+A window's blocks are read whole (one range of the tar, one row group of each column) and held until the window is
+through; the next window is read ahead when three quarters are. Memory: about 1.3 windows x streams of this rank, as
+the tar has them.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import fsspec
+
+from hpc.errors import UserError
+from hpc.operator import Damage
+from recap.data.columns import Column
+from recap.data.index import Block
+from recap.data.remote import retry
+from recap.data.streams import Plan, Window
+from recap.data.tars import Sample, read_samples
+from recap.train.order import draw
+
+_END = b"\0" * 1024  # a range of a tar has no end of its own
+_AHEAD = 0.75  # of a window, after which the next is read
+_REPLACEMENTS = 64  # drawn for one place before the data is called useless
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """One sample: members of the tar by extension, columns by name (None where there is no value)."""
+
+    shard: str
+    key: str
+    members: Mapping[str, bytes]
+    columns: Mapping[str, Any]
+    problem: str = ""
+
+    @property
+    def name(self) -> str:
+        """Unique in the corpus, whatever machine it lies on."""
+        return f"{self.shard}/{self.key}"
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One place of the batch."""
+
+    window: Window
+    samples: list[Joined]
+    at: int
+    seed: int
+
+    @property
+    def epoch(self) -> int:
+        return self.window.epoch
+
+    def candidates(self) -> Iterator[Joined]:
+        """The place's own sample, then others of its window, drawn by hash: take the first that is usable."""
+        own = self.samples[self.at]
+        yield own
+        for attempt in range(_REPLACEMENTS):
+            yield self.samples[draw(self.seed, "replace", self.epoch, own.name, attempt) % len(self.samples)]
+        raise UserError(
+            f"data: sample {own.name} cannot be used, nor {_REPLACEMENTS} others of its window. Look at the reasons in "
+            "metrics.jsonl: "
+            "are these the right tars and columns?"
+        )
+
+
+class Reader:
+    """Reads the plan. Not thread-safe; reads ahead in threads of its own.
+
+    Args:
+        columns: by name, as the text policy calls them.
+        threads: reads at the same time.
+    """
+
+    def __init__(self, plan: Plan, columns: Mapping[str, Column], threads: int = 4) -> None:
+        self.plan, self.columns = plan, dict(columns)
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="reader")
+        self._held: dict[int, _Held] = {}
+        self._ahead: dict[int, _Held] = {}
+        self.bytes_read = 0
+        """Bytes of tars that were read so far."""
+
+    def batch(self, first: int, count: int, rank: int = 0, world: int = 1) -> list[Slot]:
+        """The places [first, first + count) of the training that belong to a rank, stream by stream.
+
+        Raises:
+            UserError: the streams do not divide among the ranks, or the batch among the streams.
+        """
+        streams = self.plan.streams
+        check_division(count, streams, world)
+        if first % streams:
+            raise UserError(f"data: training cannot start at sample {first:,}: the {streams} streams do not divide it.")
+        mine = range(rank * streams // world, (rank + 1) * streams // world)
+        positions = range(first // streams, (first + count) // streams)
+        missing = [self._load(self.plan.window(s, positions[0])) for s in mine if not self._have(s, positions[0])]
+        for held in missing:  # all at once, so that a start reads in parallel
+            self._held[held.window.stream] = held
+        return [self._slot(stream, position) for stream in mine for position in positions]
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def _have(self, stream: int, position: int) -> bool:
+        return any(stream in place and place[stream].covers(position) for place in (self._held, self._ahead))
+
+    def _slot(self, stream: int, position: int) -> Slot:
+        held = self._held.get(stream)
+        if held is None or not held.covers(position):
+            held = self._ahead.pop(stream, None)
+            if held is None or not held.covers(position):
+                held = self._load(self.plan.window(stream, position))
+            self._held[stream] = held
+        offset = position - held.window.start
+        if stream not in self._ahead and offset >= _AHEAD * held.size:
+            self._ahead[stream] = self._load(self.plan.window(stream, held.window.start + held.size))
+        return Slot(held.window, held.samples(), int(held.order[offset]), self.plan.seed)
+
+    def _load(self, window: Window) -> _Held:
+        return _Held(window, [self._pool.submit(self._read, p.block, p.first, p.count) for p in window.pieces])
+
+    # --- one block --------------------------------------------------------------------------------
+
+    def _read(self, number: int, first: int, count: int) -> list[Joined]:
+        block = self.plan.index.block(number)
+        shard = self.plan.index.shard(block.shard)
+        data = fetch(shard.uri, block.start, block.end)
+        self.bytes_read += len(data)
+        found = [s for s in read_samples(io.BytesIO(data + _END)) if not isinstance(s, Damage)]
+        _check_block(shard.uri, block, found)
+        keys, members = [s.key for s in found], [s.members for s in found]
+        columns = {name: c.read(shard.id, block.number, keys, members) for name, c in self.columns.items()}
+        return [
+            Joined(
+                shard.id, sample.key, sample.members, {name: values[i] for name, values in columns.items()},
+                sample.problems[0] if sample.problems else "",
+            )
+            for i, sample in enumerate(found[first : first + count], first)
+        ]  # fmt: skip
+
+
+class _Held:
+    """A window whose blocks are being read, or have been."""
+
+    def __init__(self, window: Window, reads: list[Future[list[Joined]]]) -> None:
+        self.window, self.size, self.order = window, window.size, window.order()
+        self._reads = reads
+        self._samples: list[Joined] | None = None
+
+    def covers(self, position: int) -> bool:
+        return self.window.start <= position < self.window.start + self.size
+
+    def samples(self) -> list[Joined]:
+        if self._samples is None:
+            self._samples = [sample for read in self._reads for sample in read.result()]
+            self._reads = []
+        return self._samples
+
+
+def fetch(uri: str, start: int, end: int) -> bytes:
+    """Bytes [start, end) of a file. A remote store's failures are tried again. ShardError where it cannot be had."""
+    if "://" not in uri:
+        return _local(uri, start, end)
+    system, path = fsspec.core.url_to_fs(uri)
+
+    def once() -> bytes:
+        data = system.cat_file(path, start=start, end=end)
+        if len(data) != end - start:
+            raise ConnectionError(f"asked for {end - start:,} bytes at {start:,}, got {len(data):,}")
+        return data
+
+    return retry(once, uri)
+
+
+def _local(path: str, start: int, end: int) -> bytes:
+    pieces = []
+    with open(path, "rb", buffering=0) as file:
+        while start < end and (piece := os.pread(file.fileno(), end - start, start)):
+            pieces.append(piece)
+            start += len(piece)
+    return b"".join(pieces)
+
+
+def check_division(batch: int, streams: int, world: int) -> None:
+    """UserError unless the ranks divide the streams, and the streams the batch."""
+    if batch < world:
+        raise UserError(f"config: `train.batch`: {batch} is smaller than the {world} ranks. Raise it or use fewer.")
+    if streams % world:
+        raise UserError(
+            f"config: `data.streams`: {streams} streams do not divide among {world} ranks. "
+            f"Use {max(d for d in range(1, world + 1) if streams % d == 0)} ranks, or a new run with other streams."
+        )
+    if batch % streams:
+        raise UserError(
+            f"config: `train.batch`: {batch} does not divide among {streams} streams. "
+            f"Write {max(batch // streams, 1) * streams}, or set data.streams to a divisor of the batch."
+        )
+
+
+def _check_block(uri: str, block: Block, found: list[Sample]) -> None:
+    if len(found) != block.count or found[0].key != block.first:
+        got = f"{len(found)} samples from {found[0].key} on" if found else "no samples"
+        raise UserError(
+            f"data: {uri}: bytes {block.start:,} to {block.end:,} hold {got}, the index says {block.count} from "
+            f"{block.first} on. "
+            "The tar changed: delete the index, and make the columns again."
+        )

@@ -1,0 +1,171 @@
+"""The order of samples as a pure function of (seed, epoch, position): nothing to save but one integer.
+
+Every epoch, a permutation lays the blocks of the corpus end to end, and V *virtual streams* get equal parts of that
+line (a remainder of less than V samples waits for the next epoch). A stream shuffles inside a *window* of G
+consecutive blocks. Batch k is the next B/V samples of each stream. V is fixed in the config and ranks divide it, so
+that the order does not depend on how many there are; any position is found in the same time.
+
+    plan = Plan(index, seed=0, streams=96, window=32)
+    window = plan.window(stream=5, position=1_000_000)
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import numpy as np
+
+from hpc.errors import UserError
+from recap.data.index import Index
+
+_ROUNDS = 4
+_COARSE = 64  # blocks between two entries of an epoch's table
+_CHUNK = 1 << 16  # blocks whose places are computed at a time
+
+
+def mix(values: np.ndarray) -> np.ndarray:
+    """splitmix64's finaliser: 64 well-mixed bits of each value. Wraps around, as meant."""
+    values = values + np.uint64(0x9E3779B97F4A7C15)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+def mixed(*parts: int) -> int:
+    """64 bits from integers."""
+    state = np.zeros(1, dtype=np.uint64)
+    for part in parts:
+        state = mix(state ^ np.uint64(part & 0xFFFFFFFFFFFFFFFF))
+    return int(state[0])
+
+
+def permute(values: np.ndarray, size: int, key: int) -> np.ndarray:
+    """A pseudo-random permutation of range(size), applied to each value: a Feistel network with cycle walking.
+
+    >>> sorted(permute(np.arange(10), 10, key=7).tolist()) == list(range(10))
+    True
+    """
+    half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
+    mask = np.uint64((1 << int(half)) - 1)
+    keys = [np.uint64(mixed(key, turn)) for turn in range(_ROUNDS)]
+    out = values.astype(np.uint64)
+    left_over = np.arange(len(out))
+    while len(left_over):
+        walking = out[left_over]
+        left, right = walking >> half, walking & mask
+        for turn in keys:
+            left, right = right, left ^ (mix(right ^ turn) & mask)
+        walking = left << half | right
+        out[left_over] = walking
+        left_over = left_over[walking >= size]
+    return out.astype(np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Samples [first, first + count) of a block."""
+
+    block: int
+    first: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Consecutive samples of a stream that are shuffled among themselves.
+
+    start: the stream's position of the first one. key: makes the order inside.
+    """
+
+    epoch: int
+    stream: int
+    start: int
+    pieces: tuple[Piece, ...]
+    key: int
+
+    @property
+    def size(self) -> int:
+        return sum(piece.count for piece in self.pieces)
+
+    def order(self) -> np.ndarray:
+        """The sample of the window (counted through its pieces) at each of its positions."""
+        return permute(np.arange(self.size), self.size, self.key)
+
+
+class Plan:
+    """Which samples stand at which positions. Holds one small table for each of the last two epochs.
+
+    Args:
+        streams: virtual streams (V).
+        window: blocks among which a stream shuffles (G).
+    """
+
+    def __init__(self, index: Index, seed: int, streams: int, window: int = 32) -> None:
+        if streams < 1 or window < 1:
+            raise UserError(f"config: `data.streams` ({streams}) and `data.window` ({window}) must be at least 1.")
+        self.index, self.seed, self.streams, self.blocks_per_window = index, seed, streams, window
+        self.length = index.samples // streams
+        """Samples that a stream gives in one epoch."""
+        if not self.length:
+            raise UserError(
+                f"config: `data.streams`: {streams} is more than the {index.samples:,} samples. Write a smaller number."
+            )
+        self._epochs: OrderedDict[int, np.ndarray] = OrderedDict()
+
+    @property
+    def epoch_size(self) -> int:
+        """Samples of one epoch, over all streams."""
+        return self.length * self.streams
+
+    def window(self, stream: int, position: int) -> Window:
+        """The window in which a position of an (endless) stream lies."""
+        epoch, offset = divmod(position, self.length)
+        begin, end = stream * self.length, (stream + 1) * self.length
+        first = self._place(epoch, begin)
+        phase = stream * self.blocks_per_window // self.streams  # streams do not all turn to a new window at once
+        number = (self._place(epoch, begin + offset) - first + phase) // self.blocks_per_window
+        low = max(first, first + number * self.blocks_per_window - phase)
+        high = min(first + (number + 1) * self.blocks_per_window - phase, len(self.index))
+        blocks = self._blocks(epoch, low, high)
+        bounds = self._before(epoch, low) + np.concatenate([[0], np.cumsum(self.index.counts(blocks), dtype=np.int64)])
+        pieces = []
+        for block, at, until in zip(blocks.tolist(), bounds[:-1].tolist(), bounds[1:].tolist()):
+            start, stop = max(at, begin), min(until, end)
+            if start < stop:
+                pieces.append(Piece(block, start - at, stop - start))
+        start = epoch * self.length + max(int(bounds[0]), begin) - begin
+        return Window(epoch, stream, start, tuple(pieces), mixed(self.seed, 2, epoch, stream, number))
+
+    # --- one epoch's line of blocks ---------------------------------------------------------------
+
+    def _blocks(self, epoch: int, low: int, high: int) -> np.ndarray:
+        """The blocks at places [low, high) of an epoch's line."""
+        return permute(np.arange(low, high), len(self.index), mixed(self.seed, 1, epoch))
+
+    def _table(self, epoch: int) -> np.ndarray:
+        """Samples before every 64th place of the line."""
+        if epoch not in self._epochs:
+            sums = []
+            for low in range(0, len(self.index), _CHUNK):
+                counts = self.index.counts(self._blocks(epoch, low, min(low + _CHUNK, len(self.index))))
+                sums.append(np.add.reduceat(counts, np.arange(0, len(counts), _COARSE), dtype=np.int64))
+            self._epochs[epoch] = np.concatenate([[0], np.cumsum(np.concatenate(sums))])
+            if len(self._epochs) > 2:
+                self._epochs.popitem(last=False)
+        return self._epochs[epoch]
+
+    def _before(self, epoch: int, place: int) -> int:
+        """Samples that lie before a place of the line."""
+        entry = place // _COARSE
+        inside = self.index.counts(self._blocks(epoch, entry * _COARSE, place))
+        return int(self._table(epoch)[entry]) + int(inside.sum(dtype=np.int64))
+
+    def _place(self, epoch: int, sample: int) -> int:
+        """The place whose block holds a sample of the line."""
+        table = self._table(epoch)
+        entry = int(np.searchsorted(table, sample, side="right")) - 1
+        low = entry * _COARSE
+        blocks = self._blocks(epoch, low, min(low + _COARSE, len(self.index)))
+        ends = int(table[entry]) + np.cumsum(self.index.counts(blocks), dtype=np.int64)
+        return low + int(np.searchsorted(ends, sample, side="right"))

@@ -1,0 +1,223 @@
+"""Joined reading: tars and columns by key, equal for any number of ranks, from disk and from an object store."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hpc.errors import ShardError, UserError
+from hpc.operator import Damage, Shard
+from recap.data.columns import ColumnConfig, open_column
+from recap.data.index import Index, scan_shard
+from recap.data.index_job import collect
+from recap.data.inputs import DataConfig, list_shards
+from recap.data.joined import Joined, Reader
+from recap.data.streams import Plan
+from recap.data.tars import read_samples
+from recap.worlds.tars import write_tar
+from tests.data.corpus import build, keys, write_column
+
+COUNTS = (1100, 600, 512, 30, 800)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    build(folder, COUNTS)
+    write_column(folder, COUNTS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shards(corpus) -> list[Shard]:
+    return list_shards(DataConfig(shards=[str(corpus / "tars")]))
+
+
+def reader_of(corpus: Path, shards: list[Shard], streams: int = 12, window: int = 3, seed: int = 0) -> Reader:
+    columns = {
+        "org_caption": open_column("org_caption", ColumnConfig(member="txt")),
+        "re_caption": open_column("re_caption", ColumnConfig(folder=str(corpus / "recap"), field="caption")),
+    }
+    return Reader(Plan(Index.open_or_make(None, shards), seed, streams, window), columns)
+
+
+def usable(slot) -> Joined:
+    return next(s for s in slot.candidates() if s.columns["re_caption"] is not None)
+
+
+def test_the_same_samples_for_one_to_four_ranks(corpus, shards) -> None:
+    """A batch holds the same samples however many ranks read it, and wherever reading begins."""
+    whole = reader_of(corpus, shards)
+    batches = [[usable(s).name for s in whole.batch(k * 240, 240)] for k in range(16)]  # past the first epoch
+    assert whole.plan.epoch_size < 16 * 240
+    for world in (2, 3, 4):
+        ranks = [reader_of(corpus, shards) for _ in range(world)]
+        for k in (3, 4, 14, 15):  # a resume in the middle, elastic in ranks
+            got = [usable(s).name for rank in range(world) for s in ranks[rank].batch(k * 240, 240, rank, world)]
+            assert got == batches[k]
+
+
+def test_columns_are_joined_by_key_and_unusable_samples_replaced(corpus, shards) -> None:
+    reader = reader_of(corpus, shards)
+    slots = reader.batch(0, reader.plan.epoch_size)
+    own = [next(slot.candidates()) for slot in slots]
+    assert len({s.name for s in own}) == reader.plan.epoch_size
+    for sample in own:
+        assert sample.columns["org_caption"] == f"alt {sample.key}"
+        assert sample.columns["re_caption"] in (f"recap {sample.key}", None)
+    bad = [i for i, s in enumerate(own) if s.columns["re_caption"] is None]
+    assert 20 < len(bad) < 45  # every 97th
+    replaced = [usable(slots[i]) for i in bad]
+    assert all(s.columns["re_caption"] for s in replaced)
+    assert len({s.name for s in replaced}) > len(bad) // 2  # drawn, not always the same
+    window_blocks = [
+        {reader.plan.index.shard(reader.plan.index.shard_of(p.block)).id for p in slots[i].window.pieces} for i in bad
+    ]
+    assert all(s.shard in blocks for s, blocks in zip(replaced, window_blocks))
+
+
+def test_a_corpus_without_a_usable_sample_says_so(corpus, shards) -> None:
+    slot = reader_of(corpus, shards).batch(0, 12)[0]
+    with pytest.raises(UserError, match="cannot be used, nor 64 others"):
+        for _ in slot.candidates():
+            pass
+
+
+def test_columns_of_a_run_are_read_through_its_markers(corpus, shards, tmp_path) -> None:
+    """A real run of the launcher, joined; and the index as a map job, equal to the one made on first use."""
+    config = {
+        "operator": "tests.data.shout.Shout", "data": {"shards": [str(corpus / "tars")]}, "cluster": "local",
+        "runs": str(tmp_path), "name": "shout", "map": {"lease_s": 2},
+    }  # fmt: skip
+    (tmp_path / "shout.yaml").write_text(yaml.safe_dump(config))
+    config |= {"operator": "recap.data.index_job.IndexOperator", "name": "index"}
+    (tmp_path / "index.yaml").write_text(yaml.safe_dump(config))
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}  # for this test's operator
+    for name in ("shout", "index"):
+        done = subprocess.run(
+            [sys.executable, "-m", "hpc.launch", str(tmp_path / f"{name}.yaml")],
+            capture_output=True,
+            text=True,
+            env=env,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    index = collect(tmp_path / "index")
+    index.check(shards)
+    scanned = Index.open_or_make(None, shards)
+    assert [index.block(i) for i in range(len(index))] == [scanned.block(i) for i in range(len(scanned))]
+    column = open_column("re_caption", ColumnConfig(run=str(tmp_path / "shout")))
+    column.check([s.id for s in shards])
+    sample = usable(Reader(Plan(index, 0, 4), {"re_caption": column}).batch(0, 4)[0])
+    assert sample.columns["re_caption"] == f"ALT {sample.key}!"
+    with pytest.raises(UserError, match=r"is of identity .*, not 00000000"):
+        open_column("re_caption", ColumnConfig(run=str(tmp_path / "shout"), identity="00000000"))
+    with pytest.raises(UserError, match="lacks 1 of 6 shards"):
+        column.check([*(s.id for s in shards), "99999"])
+
+
+# --- what does not fit together ---------------------------------------------------------------------
+
+
+def test_columns_that_do_not_belong_to_the_tars_are_refused(corpus, shards, tmp_path) -> None:
+    def read(name: str, **settings) -> None:
+        column = open_column("re_caption", ColumnConfig(folder=str(tmp_path / name), field="caption", **settings))
+        column.check([s.id for s in shards])
+        Reader(Plan(Index.open_or_make(None, shards), 0, 4), {"re_caption": column}).batch(0, 2048)
+
+    write_column(tmp_path, COUNTS[:3], "short")
+    with pytest.raises(UserError, match=r"lacks 2 of 5 shards \(first: 00003\)"):
+        read("short")
+    read("short", missing="null")
+    write_column(tmp_path, COUNTS, "mixed")
+    write_column(tmp_path, COUNTS[:1], "mixed", identity="44f0a9b1")
+    with pytest.raises(UserError, match=r"is of identity .*, not .*: another prompt"):
+        read("mixed")
+    with pytest.raises(UserError, match=r"no field 'caption'|does not exist"):
+        read("nowhere")
+    others = write_column(tmp_path, COUNTS, "others")
+    (others / "00001.parquet").replace(others / "00000.parquet")
+    with pytest.raises(UserError, match="key 00001000000 is not among the tar's"):
+        read("others", missing="null")
+
+
+def test_a_tar_that_changed_is_refused(tmp_path) -> None:
+    shards = build(tmp_path, (600, 40))
+    index = Index.open_or_make(tmp_path / "blocks.index", shards)
+    with (tmp_path / "tars" / "00001.tar").open("wb") as file:
+        write_tar(file, [(key, {"jpg": b"x", "txt": b"y"}) for key in keys(7, 40)])
+    changed = list_shards(DataConfig(shards=[str(tmp_path / "tars")]))
+    with pytest.raises(UserError, match=r"1 shards changed since .*blocks.index.*00001"):
+        Index.open_or_make(tmp_path / "blocks.index", changed)
+    with pytest.raises(UserError, match="the index says 40 from 00001000000 on"):
+        Reader(Plan(index, 0, 1), {}).batch(0, 640)
+    with pytest.raises(UserError, match=r"lacks 1 of 1 shards"):
+        Index.open_or_make(tmp_path / "blocks.index", [Shard("other", "x", 1)])
+
+
+def test_batches_that_do_not_divide_are_refused(corpus, shards) -> None:
+    reader = reader_of(corpus, shards)
+    with pytest.raises(UserError, match=r"train.batch.*smaller than the 4 ranks"):
+        reader.batch(0, 2, 0, 4)
+    with pytest.raises(UserError, match=r"12 streams do not divide among 5 ranks. Use 4 ranks"):
+        reader.batch(0, 240, 0, 5)
+    with pytest.raises(UserError, match=r"250 does not divide among 12 streams. Write 240"):
+        reader.batch(0, 250)
+
+
+@pytest.mark.parametrize("damage", ["whole", "cut in a member", "cut between", "not a tar"])
+def test_the_index_groups_samples_as_the_reader_does(tmp_path, damage) -> None:
+    build(tmp_path, (1200,))
+    tar = tmp_path / "tars" / "00000.tar"
+    data = tar.read_bytes()
+    cut = {
+        "whole": len(data),
+        "cut in a member": 512 * (4 * 733 + 1) + 20,
+        "cut between": 512 * 4 * 700,
+        "not a tar": len(data),
+    }[damage]
+    tar.write_bytes(data[:cut] if damage != "not a tar" else b"<html>" * 1000)
+    shard = list_shards(DataConfig(shards=[str(tar)]))[0]
+    if damage == "not a tar":
+        with pytest.raises(ShardError, match="not a plain tar"):
+            scan_shard(shard)
+        return
+    found = scan_shard(shard)
+    with tar.open("rb") as file:
+        read = [s.key for s in read_samples(file) if not isinstance(s, Damage)]
+    assert found.first == [key for i, key in enumerate(read) if i % 512 == 0]
+    assert sum(found.count) == len(read)
+    assert bool(found.damage) == (damage != "whole") or damage == "cut between"
+    Reader(Plan(Index.open_or_make(None, [shard]), 0, 1), {}).batch(0, len(read))
+
+
+# --- an object store ----------------------------------------------------------------------------------
+
+
+def test_an_epoch_from_an_object_store_reads_little_more_than_the_data(tmp_path, object_store) -> None:
+    """Bytes that the store sent for one epoch, over the bytes of its tars and columns: at most 1.05."""
+    counts = [1024] * 24
+    build(tmp_path, counts, image_bytes=3000)
+    write_column(tmp_path, counts)
+    object_store.upload(tmp_path)
+    shards = list_shards(DataConfig(shards=["s3://corpus/tars"]))
+    index = Index.open_or_make(None, list_shards(DataConfig(shards=[str(tmp_path / "tars")])))
+    remote = Index.open_or_make(tmp_path / "remote.index", shards)
+    assert [remote.block(i) for i in range(len(remote))] == [index.block(i) for i in range(len(index))]
+    column = open_column("re_caption", ColumnConfig(folder="s3://corpus/recap", field="caption"))
+    column.check([s.id for s in shards])
+    reader = Reader(Plan(remote, seed=0, streams=2, window=4), {"re_caption": column})
+    before = object_store.sent()
+    names = set()
+    for first in range(0, reader.plan.epoch_size, 1024):
+        names |= {usable(slot).name for slot in reader.batch(first, 1024)}
+    reader.close()
+    sent = object_store.sent() - before
+    held = sum(f.stat().st_size for f in tmp_path.rglob("*") if f.suffix in (".tar", ".parquet"))
+    assert len(names) > 0.98 * sum(counts)
+    assert sent / held <= 1.05, f"{sent:,} bytes sent for {held:,}: {sent / held:.3f}"
