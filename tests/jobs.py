@@ -21,6 +21,7 @@ from hpc.ledger import DONE, State
 from hpc.rundir import Run, Submission
 
 ROOT = Path(__file__).resolve().parent.parent
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "80"}
 
 
 def wait_for(what: Callable[[], Any], timeout: float = 60.0) -> Any:
@@ -47,7 +48,7 @@ class EchoJob:
         }  # fmt: skip
         for key, value in settings.items():
             tree[key] = {**tree[key], **value} if isinstance(tree.get(key), dict) else value
-        tree["map"] = {"lease_s": 2.0, "segment": 8, "drain_s": 10.0} | tree["map"]
+        tree["map"] = {"lease_s": 2.0, "segment": 8, "drain_s": 10.0, "min_free_gb": 0.0} | tree["map"]
         self.config_file = folder / "config.yaml"
         self.config_file.write_text(yaml.safe_dump(tree))
         self.run = Run(folder / "runs" / "job")
@@ -71,7 +72,7 @@ class EchoJob:
         which = ["--submission", submission.uuid] if submission else []
         command = [*before, sys.executable, "-m", "hpc.worker", str(self.run.path), "--slot", str(slot), *which]
         with open(self.folder / f"slot-{slot}.log", "ab") as log:
-            process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         self.processes.append(process)
         return process
 
@@ -151,7 +152,7 @@ def command(module: str, *arguments: str, timeout: float = 90.0, **environment: 
     """Run `python -m module arguments` from the project's root."""
     return subprocess.run(
         [sys.executable, "-m", module, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=timeout,
-        env={**os.environ, "COLUMNS": "80", **environment}, check=False,
+        env={**ENVIRONMENT, **environment}, check=False,
     )  # fmt: skip
 
 
