@@ -42,6 +42,16 @@ def setting(default: Any, help: str) -> Any:
 
 
 @dataclass
+class ContainerConfig:
+    """Workers inside a container, see hpc.container."""
+
+    runtime: str = setting("apptainer", "apptainer | pyxis (srun's --container-image, with enroot)")
+    image: str = setting("", "the image: a .sif, or what pyxis takes, e.g. nvcr.io#nvidia/pytorch:25.10-py3")
+    mounts: list[str] = setting([], "paths to mount beside the run directory: /data, or /scratch/data:/data")
+    args: list[str] = setting([], "further arguments of `apptainer exec`, or pyxis' own arguments of srun")
+
+
+@dataclass
 class ClusterConfig:
     """Where and how jobs run. Nothing here changes what is written."""
 
@@ -64,10 +74,13 @@ class ClusterConfig:
     dependency: str | None = setting(None, "Slurm dependency of the submission, e.g. afterok:1234")
     gate: bool = setting(False, "submit a gate job behind the array (slurm): later jobs depend on it, see hpc.gate")
     gres: str | None = setting(None, "generic resources instead of gpus_per_node's, e.g. gpu:h100:8")
-    prelude: list[str] = setting([], "shell lines before srun: modules, environment. Must not trap TERM")
-    python: str | None = setting(None, "python on the nodes (default: this one); may be a container's")
+    prelude: list[str] = setting([], "shell lines before srun, or @file with such lines. Must not trap TERM")
+    python: str | None = setting(None, "python on the nodes (default: this one; inside a container: python3)")
+    container: ContainerConfig | None = setting(None, "run the workers in a container: {runtime, image, mounts, args}")
     srun_args: list[str] = setting([], "further arguments of srun, e.g. [--container-image=..., --cpu-bind=none]")
     sbatch: dict[str, Any] = setting({}, "further sbatch parameters, e.g. {reservation: weekly}")
+    price: float | None = setting(None, "cost of a GPU hour (without GPUs: of an engine hour), for status and forecast")
+    currency: str = setting("$", "what `price` is in")
 
 
 @dataclass
@@ -148,7 +161,7 @@ def identity(config: Config, work: Operator | Trainer) -> str:
     Fields at their default are left out, so that a field that is added later changes no hash.
     """
     content = {"config": config.semantic(), "version": type(work).version, "made_with": work.identity()}
-    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=dataclasses.asdict)
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:8]
 
 
@@ -332,6 +345,12 @@ def _check_values(run: RunConfig, source: str) -> None:
     for key in ("setup_s", "hang_s"):
         if getattr(run.gang, key) <= 0:
             refuse(f"gang.{key}", f"{getattr(run.gang, key)} is not a positive number of seconds")
+    run.cluster.prelude = [line for entry in run.cluster.prelude for line in _prelude(entry)]
+    container = run.cluster.container
+    if container is not None and container.runtime not in ("apptainer", "pyxis"):
+        refuse("cluster.container.runtime", f"{container.runtime!r} is unknown. Write apptainer or pyxis.")
+    if container is not None and not container.image:
+        refuse("cluster.container.image", "missing. Name the image.")
     for line in run.cluster.prelude:
         if re.search(r"\btrap\b.*\b(SIG)?(TERM|USR2|0|EXIT)\b", line):
             refuse("cluster.prelude", f"{line!r} traps a signal that workers need to drain. Remove the trap.")
@@ -341,6 +360,17 @@ def _check_values(run: RunConfig, source: str) -> None:
         refuse("map.lease_s", f"{run.map.lease_s} is not a positive number of seconds")
     if not 0 <= run.map.max_failed <= 1:
         refuse("map.max_failed", f"{run.map.max_failed} is not a share between 0 and 1")
+
+
+def _prelude(entry: str) -> list[str]:
+    """The lines of a prelude's entry: itself, or those of `@file` without comments (the run keeps lines, not files)."""
+    if not entry.startswith("@"):
+        return [entry]
+    try:
+        lines = Path(entry[1:]).expanduser().read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise UserError(f"config: `cluster.prelude`: {entry}: cannot be read ({error.strerror}).") from error
+    return [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
 
 
 def _semantic(config: Any) -> dict[str, Any]:
@@ -356,5 +386,14 @@ def _semantic(config: Any) -> dict[str, Any]:
             continue
         default = f.default_factory() if f.default_factory is not MISSING else f.default
         if value != default:
-            out[f.name] = value
+            out[f.name] = _plain(value)
     return out
+
+
+def _plain(value: Any) -> Any:
+    """Lists and mappings of settings as what differs from their defaults."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _semantic(value)
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list) else value

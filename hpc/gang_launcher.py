@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from typing import Any
 
+from hpc import container
 from hpc.config import ClusterConfig, GangConfig
 from hpc.launcher import Launcher
 from hpc.rundir import Run, Submission
@@ -38,10 +38,14 @@ class GangLauncher(Launcher):
         return [*super()._setup(), 'export MASTER_ADDR="$(hostname)"', f"export MASTER_PORT={port}"]
 
     def worker_command(self) -> str:
-        python = self.cluster.python or shlex.quote(sys.executable)
-        srun = shlex.join(["srun", "--unbuffered", "--label", "--kill-on-bad-exit=1", *self.cluster.srun_args])
+        python = container.python(self.cluster, self.run.path)
+        srun_args = container.srun_arguments(self.cluster, self.run.path)
+        srun = shlex.join(["srun", "--unbuffered", "--label", "--kill-on-bad-exit=1", *srun_args])
         gang = f"{python} -P -m hpc.gang {shlex.quote(str(self.run.path))} --submission {self.submission.uuid}"
-        return f"{gang} --begin && {srun} {gang}"
+        begin = f"{gang} --begin"
+        if self.cluster.container is not None:
+            begin = f"{shlex.join(['srun', '--nodes=1', '--ntasks=1', *srun_args])} {begin}"
+        return f"{begin} && {srun} {gang}"
 
 
 def ranks_per_node(cluster: ClusterConfig) -> int:

@@ -101,6 +101,13 @@ def settle(config: configs.Config, dry_run: bool) -> configs.Config:
         warn.print("[yellow]no Slurm here (sbatch is not on PATH): a launch runs on this machine instead, cluster=local[/]")
         if not dry_run:
             return configs.check({**config.resolved, "cluster": {"kind": "local"}}, config.source)
+    elif config.run.cluster.kind == "slurm":
+        from hpc.launcher import max_array_size
+
+        most = max_array_size()
+        if most is not None and config.run.cluster.slots > most:
+            warn.print(f"[yellow]{config.run.cluster.slots:,} slots are more than this Slurm's MaxArraySize: {most:,} are used[/]")
+            return configs.check({**config.resolved, "cluster": {**config.resolved["cluster"], "slots": most}}, config.source)
     return config
 
 
@@ -263,7 +270,7 @@ def submit(job: Job) -> int:
         from hpc.launcher import Launcher
 
         launcher = Launcher(job.run, submission, job.config.run.cluster)
-        return submit_to_slurm(launcher, f"{job.slots} slots")
+        return submit_to_slurm(launcher, "{slots} slots")
     from hpc.local import supervise
 
     return supervise(job.run, submission)
@@ -297,7 +304,7 @@ def open_run(run: Run, config: configs.Config, identity: str, previous: Submissi
 
 
 def submit_to_slurm(launcher: Launcher, what: str) -> int:
-    """sbatch, and its answer on disk; `what` is said of the job, e.g. "64 slots"."""
+    """sbatch, and its answer on disk; `what` is said of the job, e.g. "{slots} slots" (Slurm may allow fewer)."""
     run, submission = launcher.run, launcher.submission
     try:
         job_id = launcher.submit_script()
@@ -308,7 +315,7 @@ def submit_to_slurm(launcher: Launcher, what: str) -> int:
     submission.state, submission.job_ids = "submitted", [job_id]
     run.save(submission)
     log = launcher.log_pattern.replace("%A", job_id).replace("%j", job_id).replace("%a", "*")
-    console.print(f"\nsubmitted {job_id} ({what}) · logs: {short(run.logs)}/{log}")
+    console.print(f"\nsubmitted {job_id} ({what.format(slots=submission.slots)}) · logs: {short(run.logs)}/{log}")
     console.print(f"watch: python -m hpc.status {short(run.path)} --watch")
     return Exit.COMPLETE
 

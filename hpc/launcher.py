@@ -10,16 +10,19 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
+from hpc import container
 from hpc.config import ClusterConfig
 from hpc.errors import Exit, UserError
 from hpc.rundir import Run, Submission
+
+
+_LIMIT = re.compile(r"MaxSubmit|job submit limit|Invalid job array specification", re.IGNORECASE)
 
 
 class Launcher(submitit.SlurmExecutor):
@@ -38,6 +41,16 @@ class Launcher(submitit.SlurmExecutor):
     def _shape(self) -> None:
         """Make it an array."""
         self.parameters["map_count"] = self.submission.slots
+
+    def _halve(self) -> bool:
+        """Ask for half as many slots. False where it is one job already."""
+        if self.parameters.get("map_count", 1) < 2:
+            return False
+        self.submission.slots //= 2
+        self.run.save(self.submission)
+        self.parameters["map_count"] = self.submission.slots
+        self.parameters["array_parallelism"] = min(self.parameters["array_parallelism"], self.submission.slots)
+        return True
 
     @classmethod
     def affinity(cls) -> int:
@@ -83,8 +96,9 @@ class Launcher(submitit.SlurmExecutor):
         ]
 
     def worker_command(self) -> str:
-        python = self.cluster.python or shlex.quote(sys.executable)
-        srun = shlex.join(["srun", "--unbuffered", "--kill-on-bad-exit=1", *self.cluster.srun_args])
+        python = container.python(self.cluster, self.run.path)
+        srun_args = container.srun_arguments(self.cluster, self.run.path)
+        srun = shlex.join(["srun", "--unbuffered", "--kill-on-bad-exit=1", *srun_args])
         run, uuid = shlex.quote(str(self.run.path)), self.submission.uuid
         return f'{srun} {python} -P -m hpc.worker {run} --submission {uuid} --slot "$SLURM_ARRAY_TASK_ID"'
 
@@ -126,17 +140,35 @@ class Launcher(submitit.SlurmExecutor):
         raise FailedSubmissionError(f"sbatch printed no job id: {text!r}")
 
     def submit_script(self) -> str:
-        """Submit; returns the job's id (an array's own, not an element's). UserError with Slurm's own words when it is refused."""
+        """Submit; returns the job's id (an array's own, not an element's).
+
+        Where a site's limit on submitted jobs is met, the array is halved: slots are elastic, the work is the same.
+
+        Raises:
+            UserError: refused, with Slurm's own words.
+        """
         self.run.logs.mkdir(parents=True, exist_ok=True)
         try:
             return self._submit_command(self._command()).job_id
         except FailedJobError as error:
             if found := find_job(self.submission.uuid):  # committed, but the reply was lost
                 return found
+            if _LIMIT.search(str(error)) and self._halve():
+                return self.submit_script()
             reason = str(error).strip().splitlines()
             raise UserError(f"launch: sbatch refused the job: {reason[-1] if reason else error}") from error
         except FileNotFoundError as error:
             raise UserError("launch: sbatch is not on PATH. Run on a login node, or say cluster=local.") from error
+
+
+def max_array_size() -> int | None:
+    """How many elements an array may have on this Slurm (indices end at MaxArraySize - 1), None where it cannot be asked."""
+    try:
+        done = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, timeout=20, check=False)
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return None
+    match = re.search(r"^MaxArraySize\s*=\s*(\d+)", done.stdout, re.MULTILINE)
+    return int(match[1]) if match else None
 
 
 def find_job(comment: str) -> str | None:

@@ -1,0 +1,43 @@
+"""Workers inside a container: what srun and the worker's command line get for it.
+
+    cluster:
+      container: {runtime: apptainer, image: /images/recap.sif, mounts: [/datasets, /models]}
+
+The batch script stays on the host, where `scontrol requeue` is; the container needs this project's dependencies, not
+Slurm. The run directory is always mounted, at the same path. The environment passes through: do not add --cleanenv.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+from hpc.config import ClusterConfig
+
+
+def srun_arguments(cluster: ClusterConfig, run: Path) -> list[str]:
+    """Arguments of srun: the site's, and pyxis' where that starts the container."""
+    container = cluster.container
+    if container is None or container.runtime != "pyxis":
+        return list(cluster.srun_args)
+    mounts = ",".join(_mount(m) for m in [str(run), *container.mounts])
+    return [f"--container-image={container.image}", f"--container-mounts={mounts}", *container.args, *cluster.srun_args]
+
+
+def python(cluster: ClusterConfig, run: Path) -> str:
+    """The python of a worker, as a piece of shell: this one, a site's, or one inside an apptainer image."""
+    container = cluster.container
+    if container is None:
+        return cluster.python or shlex.quote(sys.executable)
+    inside = cluster.python or "python3"
+    if container.runtime == "pyxis":
+        return inside
+    binds = [word for m in [str(run), *container.mounts] for word in ("--bind", _mount(m))]
+    gpus = ["--nv"] if cluster.gpus_per_node else []
+    return f"{shlex.join(['apptainer', 'exec', *gpus, *binds, *container.args, container.image])} {inside}"
+
+
+def _mount(path: str) -> str:
+    """`/data` is mounted as /data; `/scratch/data:/data:ro` as it says."""
+    return path if ":" in path else f"{path}:{path}"
