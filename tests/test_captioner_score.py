@@ -15,9 +15,7 @@ from recap.demo import CAPTIONER, FLAGS_TRUTH
 from recap.evaluate.captioner import Truth, caption_flags, read_truth, score, wilson
 
 CHILE = Truth("cl", "canton", (), {"red": 0.5, "white": 0.34, "blue": 0.15, "green": 0.004})
-MALI = Truth(
-    "ml", "vertical", ("green", "yellow", "red"), {"green": 0.33, "yellow": 0.33, "red": 0.33, "black": 0.02}
-)
+MALI = Truth("ml", "vertical", ("green", "yellow", "red"), {"green": 0.33, "yellow": 0.33, "red": 0.33, "black": 0.02})
 
 
 @pytest.mark.parametrize(
