@@ -58,10 +58,10 @@ class Shape:
 
 def make(folder: Path, shape: Shape, seed: int = 0, scale: float = 1.0) -> Path:
     """Write a random checkpoint (model, tokenizer, processor) to `folder`, as `save_pretrained` does."""
-    tokenizer = _tokenizer(shape.vocabulary)
+    tokenizer = make_tokenizer(shape.vocabulary)
     model = build(shape, tokenizer, seed, scale)
     model.save_pretrained(folder)
-    _processor(shape, tokenizer).save_pretrained(folder)
+    write_processor(shape, tokenizer, folder)
     return folder
 
 
@@ -148,7 +148,7 @@ def _config(shape: Shape, tokenizer: Any) -> LlavaConfig:
     )
 
 
-def _tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
+def make_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer with exactly `vocabulary` entries at most, trained on a few captions."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -174,7 +174,8 @@ def _tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
     )
 
 
-def _processor(shape: Shape, tokenizer: Any) -> LlavaProcessor:
+def write_processor(shape: Shape, tokenizer: Any, folder: Path) -> None:
+    """Write tokenizer, image processor and chat template to `folder`."""
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
     from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
@@ -184,7 +185,7 @@ def _processor(shape: Shape, tokenizer: Any) -> LlavaProcessor:
         crop_size={"height": shape.image, "width": shape.image},
         **({"do_pad": True} if shape.pad else {}),
     )
-    return LlavaProcessor(
+    processor = LlavaProcessor(
         images,
         tokenizer,
         patch_size=shape.patch,
@@ -192,3 +193,4 @@ def _processor(shape: Shape, tokenizer: Any) -> LlavaProcessor:
         num_additional_image_tokens=1,
         chat_template=TEMPLATE,
     )
+    processor.save_pretrained(folder)

@@ -40,12 +40,12 @@ def is_llava(folder: Path) -> bool:
     return AutoConfig.from_pretrained(folder).model_type == "llava"
 
 
-def open_checkpoint(settings: CaptionerConfig) -> Checkpoint:
+def open_checkpoint(settings: CaptionerConfig, weights: bool = True) -> Checkpoint:
     """Read the configuration, processor and tokenizer of the LLaVA checkpoint `settings.model`.
 
     Raises FileNotFoundError or ValueError naming what is missing or does not fit.
     """
-    folder = model_folder(settings.model)
+    folder = model_folder(settings.model, weights)
     config = AutoConfig.from_pretrained(folder)
     if config.model_type != "llava":
         raise ValueError(

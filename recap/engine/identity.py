@@ -75,7 +75,7 @@ def model_identity(model: str | os.PathLike[str], cache: Path | None = None) -> 
     return {path.name: file_digest(path, cache) for path in sorted(weights + settings)}
 
 
-def model_folder(model: str | os.PathLike[str]) -> Path:
+def model_folder(model: str | os.PathLike[str], weights: bool = True) -> Path:
     """The folder that holds the checkpoint `model`: itself, or a snapshot in the local Hugging Face cache."""
     expected = "config.json and *.safetensors, as `save_pretrained` writes them"
     folder = Path(model)
@@ -87,7 +87,7 @@ def model_folder(model: str | os.PathLike[str]) -> Path:
             f"A folder with {expected} is expected there. Correct captioner.model, or download it first "
             f"(`hf download {os.fspath(model)}`)."
         )
-    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+    if not (folder / "config.json").is_file() or (weights and not any(folder.glob("*.safetensors"))):
         raise FileNotFoundError(
             f"Model folder {str(folder)!r} is no checkpoint: {expected} are expected there. Correct captioner.model."
         )

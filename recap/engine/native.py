@@ -43,14 +43,16 @@ class _Job:
 class NativeEngine:
     """Captions with this package's own decoder. See `recap.engine.interface.Engine`."""
 
-    def __init__(self, config: CaptionerConfig, device: str) -> None:
+    def __init__(self, config: CaptionerConfig, device: str, model: Any = None) -> None:
+        """`model`: the loaded model, where the checkpoint has no weights (benchmarks)."""
         self.config, self.device = config, torch.device(device)
-        self.checkpoint = open_checkpoint(config)
+        self.checkpoint = open_checkpoint(config, weights=model is None)
         self.book, self.sampler = self.checkpoint.book, Sampler.of(config)
         self.dtype = choose_dtype(config.precision, self.device)
         check_precision(config, self.device)
-        model = AutoModelForImageTextToText.from_pretrained(self.checkpoint.folder, dtype=self.dtype).eval()
-        self.generator = self._build(model)
+        if model is None:
+            model = AutoModelForImageTextToText.from_pretrained(self.checkpoint.folder, dtype=self.dtype)
+        self.generator = self._build(model.eval())
         del model
         plan = self.generator.plan
         self._ring = config.queue or 2 * plan.micro_batch + max(16, 4 * config.decode_workers)
