@@ -20,8 +20,8 @@ def slurm() -> Iterator[Cluster]:
     except NoSlurm as error:
         if os.environ.get("CI") == "true":
             pytest.fail(f"Slurm cannot be had: {error}", pytrace=False)
-        _no_slurm[:] = [str(error)]
-        pytest.skip(f"Slurm cannot be had: {error}")
+        _no_slurm[:] = str(error).splitlines()[-1:]
+        pytest.skip(f"Slurm cannot be had: {_no_slurm[0]}")
     yield cluster
     cluster.down()
 

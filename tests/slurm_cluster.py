@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -13,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+_MINI_SLURM = str(ROOT / "tests/mini-slurm")
 NODES, GPUS = 3, 2
 
 
@@ -25,7 +28,7 @@ def wait(condition: Callable[[], object], what: str, timeout: float = 60.0) -> N
 
 
 class NoSlurm(Exception):
-    """Slurm cannot be had here; the text says why, in one line."""
+    """Slurm cannot be had here; the text's last line says why."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +45,22 @@ class Element:
         return self.state not in ("PENDING", "RUNNING", "COMPLETING", "REQUEUED")
 
 
+def _sweep() -> None:
+    """Stop clusters that killed test sessions have left behind: their daemons live on."""
+    for left in Path("/tmp").glob("slurm-test-*-*"):
+        pid = left.name.split("-")[2]
+        if left.owner() == getpass.getuser() and not Path("/proc", pid).exists():
+            env = {**os.environ, "MINI_SLURM_DIR": str(left)}
+            subprocess.run([_MINI_SLURM, "down", "--wipe"], env=env, capture_output=True, timeout=90, check=False)
+            shutil.rmtree(left, ignore_errors=True)
+
+
 class Cluster:
     """Started by the constructor. Its files lie under a short path: sockets' names may have 108 bytes."""
 
     def __init__(self) -> None:
-        self._root = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
+        _sweep()
+        self._root = Path(tempfile.mkdtemp(prefix=f"slurm-test-{os.getpid()}-", dir="/tmp"))
         self._root.chmod(0o755)
         self.env = {
             **{k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "SBATCH", "SRUN"))},
@@ -55,18 +69,21 @@ class Cluster:
             "PYTHONPATH": str(ROOT),
             "COLUMNS": "120",
         }
-        done = self._mini_slurm("up", "--nodes", str(NODES), "--gpus", str(GPUS), "--no-accounting")
+        done = self.start()
         if done.returncode:
             self.down()
-            said = done.stderr.strip().splitlines() or [f"mini-slurm ended with {done.returncode}"]
-            raise NoSlurm(said[-1])
+            raise NoSlurm(done.stderr.strip() or f"mini-slurm ended with {done.returncode}")
 
-    def _mini_slurm(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [str(ROOT / "tests/mini-slurm"), *arguments]
+    def start(self) -> subprocess.CompletedProcess[str]:
+        """Start what does not run."""
+        return self.mini_slurm("up", "--nodes", str(NODES), "--gpus", str(GPUS), "--no-accounting")
+
+    def mini_slurm(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [_MINI_SLURM, *arguments]
         return subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=90, check=False)
 
     def down(self) -> None:
-        self._mini_slurm("down", "--wipe")
+        self.mini_slurm("down", "--wipe")
         shutil.rmtree(self._root, ignore_errors=True)
 
     def run(self, *command: str, code: int = 0) -> str:
@@ -89,11 +106,19 @@ class Cluster:
                 )
         return found
 
+    def kill_controller(self) -> bool:
+        """kill -9 of slurmctld; whether it lived."""
+        try:
+            os.kill(int((self._root / "run/slurmctld.pid").read_text()), signal.SIGKILL)
+        except (OSError, ValueError):
+            return False
+        return True
+
     def kill_node(self, node: str) -> None:
         """As if its power went off."""
-        assert self._mini_slurm("node-kill", node).returncode == 0
+        assert self.mini_slurm("node-kill", node).returncode == 0
 
     def start_node(self, node: str) -> None:
-        assert self._mini_slurm("node-start", node).returncode == 0
+        assert self.mini_slurm("node-start", node).returncode == 0
         state = ("sinfo", "-h", "-N", "-p", "debug", "-n", node, "-o", "%T")
         wait(lambda: self.run(*state).strip() in ("idle", "mixed"), f"{node} is up")
