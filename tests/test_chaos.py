@@ -1,0 +1,29 @@
+"""A minute of tests/chaos.py: random faults on a real Slurm, then proof that nothing was lost or done twice."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.chaos import Chaos
+from tests.slurm_cluster import Cluster, NoSlurm
+
+
+@pytest.mark.slurm
+@pytest.mark.timeout(600)
+def test_a_minute_of_chaos(tmp_path: Path) -> None:
+    try:
+        slurm = Cluster()  # its own: nodes and the controller are killed
+    except NoSlurm as error:
+        assert os.environ.get("CI") != "true", f"Slurm cannot be had: {error}"
+        pytest.skip(f"Slurm cannot be had: {error}")
+    try:
+        chaos = Chaos(slurm, tmp_path, seed=3)
+        chaos.run(minutes=1.0)
+        assert len(chaos.hits) >= 6 and sum(chaos.hits.values()) >= 8, f"too few faults hit: {chaos.hits}"
+        chaos.settle()
+        chaos.check()
+    finally:
+        slurm.down()
