@@ -253,8 +253,8 @@ def test_rerun_killed(forks: crashes.Forks, folder: Path) -> None:
 WHOLE = {"a": texts(40), "b": texts(17), "c": [*texts(5), "skip"]}
 
 
-def _whole_job(folder: Path, call: str, when: int, undisturbed: dict[str, str]) -> tuple[str, str]:
-    """A worker with a real engine process; whichever of the two first comes to its `when`-th call is killed."""
+def _whole_job(folder: Path, call: str, when: int, undisturbed: dict[str, str]) -> Counter[tuple[str, str]]:
+    """A worker with a real engine process; each of the two, and each engine started later, dies at its `when`-th call."""
     job = EchoJob(folder / f"{call}-{when}", WHOLE)
     job.submit()
     log = folder / "trace"
@@ -266,10 +266,10 @@ def _whole_job(folder: Path, call: str, when: int, undisturbed: dict[str, str]) 
     if agent_died:
         assert job.work() == 0, job.log()
     else:
-        assert code == 0 and "died: killed by SIGKILL" in job.log(), job.log()
+        assert code == 0, job.log()
     job.check()
     assert job.digests() == undisturbed
-    return "agent" if agent_died else "engine", call
+    return Counter({("agent", call): int(agent_died), ("engine", call): job.log().count("died: killed by SIGKILL")})
 
 
 def _whole_jobs(folder: Path, which: list[tuple[str, int]]) -> None:
@@ -278,17 +278,17 @@ def _whole_jobs(folder: Path, which: list[tuple[str, int]]) -> None:
     assert calm.work() == 0
     hit: Counter[tuple[str, str]] = Counter()
     for call, when in which:
-        hit[_whole_job(folder, call, when, calm.digests())] += 1
+        hit += _whole_job(folder, call, when, calm.digests())
     report("whole job", hit)
     assert {p for p, _ in hit} == {"agent", "engine"}
 
 
 def test_whole_job_killed(folder: Path) -> None:
-    _whole_jobs(folder, [("link", 3), ("fsync", 15)])
+    _whole_jobs(folder, [("link", 8), ("fsync", 9)])
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_whole_job_killed_at_many_calls(folder: Path) -> None:
     links = [("link", n) for n in range(1, 12)]
-    _whole_jobs(folder, [*links, *(("fsync", n) for n in range(1, 22, 3)), ("rename", 1), *(("write", n) for n in range(5, 90, 9))])
+    _whole_jobs(folder, [*links, *(("fsync", n) for n in range(1, 22, 3)), ("rename", 1), *(("write", n) for n in range(5, 120, 9))])
