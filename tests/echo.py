@@ -1,6 +1,7 @@
 """A torch-free operator for protocol tests: a shard is a text file, a sample is one of its lines.
 
-Faults are lines of their own: "segv", "kill", "exit", "hang", "raise", "transient", "skip", "bad" do what they say.
+Faults are lines of their own: "segv", "kill", "exit", "hang", "raise", "transient", "skip", "bad" do what they say; "flaky" is
+transient at its first try in a process.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ class EchoConfig:
     delay_s: float = field(default=0.0, metadata={"execution": True})
     setup_s: float = field(default=0.0, metadata={"execution": True})
     batch: int = field(default=16, metadata={"execution": True})
+    applied: str = field(default="", metadata={"execution": True})  # file that gets a line "pid shard index" per sample
 
 
 class Echo(Batched):
@@ -38,6 +40,7 @@ class Echo(Batched):
         super().__init__()
         self.config = config
         self.batch_size = config.batch
+        self._tried: set[tuple[str, int]] = set()
 
     def plan(self) -> list[Shard]:
         files = sorted(Path(self.config.inputs).glob("*.txt"))
@@ -69,7 +72,13 @@ class Echo(Batched):
 
     def _one(self, item: Item) -> Row:
         time.sleep(self.config.delay_s)
+        if self.config.applied:
+            with open(self.config.applied, "a") as file:
+                file.write(f"{os.getpid()} {item.shard} {item.index}\n")
         fault = item.payload
+        if fault == "flaky" and (item.shard, item.index) not in self._tried:
+            self._tried.add((item.shard, item.index))
+            fault = "transient"
         if fault == "segv":
             os.kill(os.getpid(), signal.SIGSEGV)
         elif fault == "kill":
