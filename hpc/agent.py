@@ -289,7 +289,7 @@ class Agent:
             if not event["adopted"]:
                 self.rows += event["rows"]
             facts = {k: event[k] for k in ("start", "counts", "adopted")}
-            self.journal.write("segment", shard=event["shard"], g=event["generation"], **facts)
+            self.journal.write("segment", shard=event["shard"], g=event["generation"], engine=engine.index, **facts)
         elif event["event"] == "finished":
             self._finish(engine, work, event)
         elif event["event"] == "failed":

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,23 @@ def read_all(slots: Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     return [found for n in names if (found := read(slots, n.removesuffix(".json")))]
+
+
+def alive_here(slots: Path) -> list[dict[str, Any]]:
+    """Heartbeats of this machine's slots whose processes live."""
+    return [
+        facts
+        for facts in read_all(slots)
+        if facts.get("state") != "exited" and facts.get("host") == socket.gethostname() and _alive(facts.get("pid", 0))
+    ]
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except OSError:
+        return False
+    return pid > 0
 
 
 class Heartbeat:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import subprocess
@@ -107,7 +108,33 @@ def supervise(run: Run, submission: Submission) -> int:
     return _outcome(facts, slots, run.logs)
 
 
+def detach(run: Run, submission: Submission) -> Path:
+    """Start the supervisor in the background, so that the terminal may close; its log."""
+    log = run.logs / f"local-{submission.uuid}.log"
+    submission.state = "submitted"
+    run.save(submission)
+    with open(log, "ab") as out:
+        subprocess.Popen(
+            [sys.executable, "-m", "hpc.local", str(run.path), "--submission", submission.uuid],
+            stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
+        )  # fmt: skip
+    return log
+
+
 def _outcome(facts: dict[str, Any], slots: list[_Slot], logs: Path) -> int:
     if any(slot.code == Exit.USAGE for slot in slots):
         return Exit.USAGE
     return int(facts["exit"])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m hpc.local", description="Supervise a recorded launch here.")
+    parser.add_argument("run", help="the run directory")
+    parser.add_argument("--submission", required=True, help="which launch")
+    args = parser.parse_args()
+    run = Run(args.run)
+    return supervise(run, run.submission(args.submission))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -11,8 +11,6 @@ Exit codes: 0 submitted (or nothing to do), else as hpc.launch.
 from __future__ import annotations
 
 import argparse
-import os
-import socket
 import sys
 
 from rich.console import Console
@@ -69,18 +67,7 @@ def anyone_running(run: Run, latest: Submission) -> bool:
 
     if live_jobs(latest.job_ids):
         return True
-    return any(
-        facts.get("state") != "exited" and facts.get("host") == socket.gethostname() and _alive(facts.get("pid", 0))
-        for facts in heartbeat.read_all(run.slots)
-    )
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except OSError:
-        return False
-    return pid > 0
+    return bool(heartbeat.alive_here(run.slots))
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,0 +1,160 @@
+"""The right log file and line, without knowing which slot worked on what.
+
+    python -m hpc.logs runs/demo                       the last lines of each slot that lives
+    python -m hpc.logs runs/demo --failed              for each failed shard: reason, file:line and the lines around it
+    python -m hpc.logs runs/demo --shard 00031001      what happened to one shard, then every line that names it
+    python -m hpc.logs runs/demo --slot 3 --follow     one slot, as it writes
+
+Exit codes: 0, 64 wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from hpc import heartbeat, journal
+from hpc.errors import Exit, UserError
+from hpc.ledger import FAILED
+from hpc.rundir import Run
+from hpc.status import clean
+
+TAIL = 10
+AROUND = 4  # lines before the one that is sought
+
+
+def logs(run: Run, slot: int | None = None, node: str | None = None) -> list[tuple[dict[str, Any], Path]]:
+    """(newest heartbeat, log) of each slot that has one, newest submission last."""
+    found: dict[Path, dict[str, Any]] = {}
+    order = {s.uuid: number for number, s in enumerate(run.submissions())}
+    lives = sorted(
+        heartbeat.read_all(run.slots),
+        key=lambda f: (order.get(f.get("submission", ""), -1), f.get("slot", 0), f.get("life", 0)),
+    )
+    for facts in lives:
+        if facts.get("log") and slot in (None, facts.get("slot")) and node in (None, facts.get("host")):
+            found[Path(facts["log"])] = facts
+    return [(facts, path) for path, facts in found.items() if path.exists()]
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8", errors="replace").splitlines()
+
+
+def _short(run: Run, path: Path) -> str:
+    return str(path.relative_to(run.path)) if path.is_relative_to(run.path) else str(path)
+
+
+def tails(run: Run, chosen: list[tuple[dict[str, Any], Path]], count: int) -> Iterator[str]:
+    for facts, path in chosen:
+        yield f"slot {facts.get('slot')} · {facts.get('host')} · {facts.get('state')} · {_short(run, path)}"
+        lines = _lines(path)
+        yield from (f"{number}: {clean(line)}" for number, line in list(enumerate(lines, 1))[-count:])
+        yield ""
+
+
+def failed(run: Run) -> Iterator[str]:
+    """Each failed shard with the place in the logs where it was given up."""
+    latest = run.latest()
+    ledger = run.ledger(latest.identity)
+    survey = ledger.survey(run.reopened())
+    for shard, state in sorted(survey.items()):
+        if state.status != FAILED:
+            continue
+        record = ledger.read(shard, f"g{state.generation}.failed")
+        yield clean(f"{shard}: {record.get('reason', 'unknown')}")
+        if record.get("detail"):
+            yield clean(f"    {record['detail']}")
+        path = Path(record.get("log") or "")
+        if record.get("log") and path.exists():
+            lines = _lines(path)
+            at = [n for n, line in enumerate(lines) if shard in line and "failed for good" in line]
+            if at:
+                yield f"    {_short(run, path)}:{at[-1] + 1} on {record.get('host', '')}"
+                start = max(0, at[-1] - AROUND)
+                yield from (f"    | {clean(line)}" for line in lines[start : at[-1] + 1])
+        yield ""
+
+
+def of_shard(run: Run, shard: str) -> Iterator[str]:
+    """What happened to a shard by the journals, ordered by their writers' clocks; then every log line on it."""
+    events = []
+    for path in sorted(run.journals.glob("*.jsonl")):
+        found, _ = journal.read(path)
+        host = next((str(e.get("host", "")) for e in found if e["event"] == "start"), "")
+        events += [(float(e.get("t", 0.0)), host, path.stem, e) for e in found if e.get("shard") == shard]
+    hidden = ("t", "event", "shard", "log", "host")
+    for t, host, instance, event in sorted(events, key=lambda e: e[0]):
+        facts = {k: v for k, v in event.items() if k not in hidden and v not in (None, "")}
+        said = " ".join(f"{k}={v}" for k, v in facts.items())
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(t))
+        yield clean(f"{when} {host} {instance} {event['event']} {said}")
+    for _, path in logs(run):
+        for number, line in enumerate(_lines(path), 1):
+            if shard in line:
+                yield f"{_short(run, path)}:{number}: {clean(line)}"
+
+
+def follow(run: Run, chosen: list[tuple[dict[str, Any], Path]]) -> Iterator[str]:
+    """Lines as they are written; logs of slots that start later are taken up. Ends with Ctrl-C."""
+    offsets = {path: path.stat().st_size for _, path in chosen}
+    slots = {facts.get("slot") for facts, _ in chosen}
+    while True:
+        for facts, path in logs(run):
+            if facts.get("slot") not in slots:
+                continue
+            with open(path, "rb") as file:
+                file.seek(offsets.get(path, 0))
+                data = file.read()
+            whole = data[: data.rfind(b"\n") + 1]
+            offsets[path] = offsets.get(path, 0) + len(whole)
+            for line in whole.decode("utf-8", "replace").splitlines():
+                yield f"{facts.get('slot')}: {clean(line)}"
+        time.sleep(0.5)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m hpc.logs", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", help="the run directory")
+    parser.add_argument("--failed", action="store_true", help="what the logs say of each failed shard")
+    parser.add_argument("--shard", help="what happened to this shard, and every line that names it")
+    parser.add_argument("--slot", type=int, help="only this slot")
+    parser.add_argument("--node", help="only slots on this node")
+    parser.add_argument("--follow", action="store_true", help="print lines as they are written, until Ctrl-C")
+    parser.add_argument("--lines", type=int, default=TAIL, help=f"lines of each log (default: {TAIL})")
+    args = parser.parse_args(arguments)
+    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    try:
+        run = Run(args.run)
+        run.latest()
+        chosen = logs(run, args.slot, args.node)
+        if not (args.slot is not None or args.node or args.follow):
+            chosen = [c for c in chosen if c[0].get("state") != "exited"] or chosen
+        if args.failed:
+            lines = failed(run)
+        elif args.shard:
+            lines = of_shard(run, args.shard)
+        else:
+            lines = follow(run, chosen) if args.follow else tails(run, chosen, args.lines)
+        for line in lines:
+            sys.stdout.write(line + "\n")
+            sys.stdout.flush()
+    except UserError as error:
+        errors.print(f"[red]{escape(str(error))}[/]")
+        return Exit.USAGE
+    except KeyboardInterrupt:
+        pass
+    return Exit.COMPLETE
+
+
+if __name__ == "__main__":
+    sys.exit(main())
