@@ -106,8 +106,10 @@ def settle(config: configs.Config, dry_run: bool) -> configs.Config:
 
         most = max_array_size()
         if most is not None and config.run.cluster.slots > most:
-            warn.print(f"[yellow]{config.run.cluster.slots:,} slots are more than this Slurm's MaxArraySize: {most:,} are used[/]")
-            return configs.check({**config.resolved, "cluster": {**config.resolved["cluster"], "slots": most}}, config.source)
+            wanted = config.run.cluster.slots
+            warn.print(f"[yellow]{wanted:,} slots are more than this Slurm's MaxArraySize: {most:,} are used[/]")
+            cluster = {**config.resolved["cluster"], "slots": most}
+            return configs.check({**config.resolved, "cluster": cluster}, config.source)
     return config
 
 
@@ -263,17 +265,32 @@ def record(job: Job) -> Submission:
     return submission
 
 
-def submit(job: Job) -> int:
+def submit(job: Job, *, start: bool = True, detach: bool = False) -> int:
     """Record the launch, then start the work: the intent is on disk before sbatch is called."""
+    if start and job.config.run.cluster.kind == "slurm" and adopt_unanswered(job.run, job.identity):
+        return Exit.COMPLETE
     submission = record(job)
+    if not start:
+        submission.state = "by hand"
+        job.run.save(submission)
+        console.print(f"\nrecorded, nothing was submitted. By hand, with Slurm or without:\n{_by_hand(job)}")
+        return Exit.COMPLETE
     if job.config.run.cluster.kind == "slurm":
-        from hpc.launcher import Launcher
+        return _submit_array(job, submission)
+    from hpc import local
 
-        launcher = Launcher(job.run, submission, job.config.run.cluster)
-        return submit_to_slurm(launcher, "{slots} slots")
-    from hpc.local import supervise
+    if detach:
+        console.print(f"\nstarted in the background · log: {short(local.detach(job.run, submission))}")
+        console.print(f"watch: python -m hpc.status {short(job.run.path)} --watch")
+        return Exit.COMPLETE
+    return local.supervise(job.run, submission)
 
-    return supervise(job.run, submission)
+
+def _by_hand(job: Job) -> str:
+    run, cluster = short(job.run.path), job.config.run.cluster
+    gpus = f" --gpus-per-node={cluster.gpus_per_node}" if cluster.gpus_per_node else ""
+    sbatch = f"sbatch --array=0-{job.slots - 1}{gpus} sbatch/caption.sbatch {run}"
+    return f"    {sbatch}\n    python -m hpc.worker {run} --slot 0"
 
 
 def _record_inputs(job: Job) -> None:
@@ -303,11 +320,51 @@ def open_run(run: Run, config: configs.Config, identity: str, previous: Submissi
     (run.control / "pause").unlink(missing_ok=True)
 
 
+def _submit_array(job: Job, submission: Submission) -> int:
+    from hpc.gate_launcher import GateLauncher
+    from hpc.launcher import Launcher
+
+    cluster = job.config.run.cluster
+    code = submit_to_slurm(Launcher(job.run, submission, cluster), "{slots} slots")
+    if cluster.gate:
+        array, allowed = submission.job_ids[0], job.config.run.map.allow_failed
+        gate = GateLauncher(job.run, submission, cluster, array, allowed).submit_script()
+        submission.gate = gate
+        job.run.save(submission)
+        console.print(f"gate {gate}: later jobs depend on it, cluster.dependency=afterok:{gate}")
+    return code
+
+
+def adopt_unanswered(run: Run, identity: str) -> bool:
+    """Look for earlier submissions whose sbatch got no answer, or was never seen to answer. True if one of them lives:
+    then it does this launch's work."""
+    from hpc.launcher import find_job, live_jobs
+
+    found = False
+    for submission in run.submissions():
+        if submission.state in ("intent", "unanswered") and submission.config["cluster"]["kind"] == "slurm":
+            job = find_job(submission.uuid)
+            if job is None:  # never taken; or another launch is between its intent and its sbatch: not ours to change
+                continue
+            submission.state, submission.job_ids = "submitted", [job]
+            run.save(submission)
+            if submission.identity == identity and live_jobs([job]):
+                console.print(f"an earlier launch was submitted after all, as job {job}; nothing more was submitted")
+                found = True
+    return found
+
+
 def submit_to_slurm(launcher: Launcher, what: str) -> int:
     """sbatch, and its answer on disk; `what` is said of the job, e.g. "{slots} slots" (Slurm may allow fewer)."""
+    from hpc.launcher import Unanswered
+
     run, submission = launcher.run, launcher.submission
     try:
         job_id = launcher.submit_script()
+    except Unanswered as error:
+        submission.state, submission.error = "unanswered", str(error)
+        run.save(submission)
+        raise
     except UserError as error:
         submission.state, submission.error = "refused", str(error)
         run.save(submission)
@@ -344,6 +401,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
     parser.add_argument("--dry-run", action="store_true", help="print plan and batch script, leave nothing behind")
     parser.add_argument("--supersede", action="store_true", help="continue although the output's identity or input changed")
+    parser.add_argument("--detach", action="store_true", help="cluster=local: go on in the background")
+    parser.add_argument("--no-submit", action="store_true", help="write the run directory, start nothing")
     parser.add_argument("--allow-missing", action="store_true", help="plan shards that do not exist, as failed ones")
     args = parser.parse_intermixed_args(arguments)
     try:
@@ -351,6 +410,8 @@ def main(arguments: list[str] | None = None) -> int:
         if config.is_gang:
             from hpc import gang_launch
 
+            if args.detach or args.no_submit or args.allow_missing:
+                raise UserError("launch: --detach, --no-submit and --allow-missing are for map jobs, not for training.")
             return gang_launch.launch(config, supersede=args.supersede, dry_run=args.dry_run)
         job = prepare(
             config,
@@ -361,7 +422,7 @@ def main(arguments: list[str] | None = None) -> int:
         if args.dry_run:
             return dry_run(job)
         describe(job)
-        return submit(job)
+        return submit(job, start=not args.no_submit, detach=args.detach)
     except UserError as error:
         warn.print(f"[red]{escape(str(error))}[/]")
         return Exit.USAGE

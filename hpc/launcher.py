@@ -10,6 +10,7 @@ import os
 import re
 import shlex
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,11 @@ from hpc.config import ClusterConfig
 from hpc.errors import Exit, UserError
 from hpc.rundir import Run, Submission
 
-
+PATIENCE_S = 120.0  # for a controller that is away
+_PASSING = re.compile(
+    r"timed out|Unable to contact|Connection (refused|reset)|temporarily|try again|no job id|Communication|Socket",
+    re.IGNORECASE,
+)
 _LIMIT = re.compile(r"MaxSubmit|job submit limit|Invalid job array specification", re.IGNORECASE)
 
 
@@ -140,25 +145,60 @@ class Launcher(submitit.SlurmExecutor):
         raise FailedSubmissionError(f"sbatch printed no job id: {text!r}")
 
     def submit_script(self) -> str:
-        """Submit; returns the job's id (an array's own, not an element's).
+        """Submit once; returns the job's id (an array's own, not an element's).
 
-        Where a site's limit on submitted jobs is met, the array is halved: slots are elastic, the work is the same.
+        sbatch may fail after the controller has taken the job, so nothing is submitted again before squeue has answered that
+        no job carries this submission's comment. Where a site's limit on submitted jobs is met, the array is halved: slots are
+        elastic, the work is the same.
 
         Raises:
             UserError: refused, with Slurm's own words.
+            Unanswered: the controller stayed away; whether it has the job is not known.
         """
         self.run.logs.mkdir(parents=True, exist_ok=True)
-        try:
-            return self._submit_command(self._command()).job_id
-        except FailedJobError as error:
-            if found := find_job(self.submission.uuid):  # committed, but the reply was lost
+        end = time.monotonic() + PATIENCE_S
+        pause = 1.0
+        while True:
+            try:
+                return self._submit_command(self._command()).job_id
+            except FileNotFoundError as error:
+                raise UserError("launch: sbatch is not on PATH. Run on a login node, or say cluster=local.") from error
+            except (FailedJobError, FailedSubmissionError) as error:
+                said = (str(error).strip().splitlines() or ["no reason given"])[-1]
+            if found := self._look_up(end):
                 return found
-            if _LIMIT.search(str(error)) and self._halve():
-                return self.submit_script()
-            reason = str(error).strip().splitlines()
-            raise UserError(f"launch: sbatch refused the job: {reason[-1] if reason else error}") from error
-        except FileNotFoundError as error:
-            raise UserError("launch: sbatch is not on PATH. Run on a login node, or say cluster=local.") from error
+            if _LIMIT.search(said) and self._halve():
+                continue
+            if not _PASSING.search(said):
+                raise UserError(f"launch: sbatch refused the job: {said}")
+            if time.monotonic() > end:
+                raise Unanswered(said)
+            time.sleep(pause)
+            pause = min(10.0, 2 * pause)
+
+    def _look_up(self, end: float) -> str | None:
+        """The id under which Slurm has this submission after all, None if it has not. Waits for squeue's answer."""
+        while True:
+            try:
+                return find_job(self.parameters["comment"])
+            except NoAnswer as error:
+                if time.monotonic() > end:
+                    raise Unanswered(str(error)) from error
+                time.sleep(2.0)
+
+
+class Unanswered(UserError):
+    """The controller does not say whether it has taken a job."""
+
+    def __init__(self, said: str) -> None:
+        super().__init__(
+            f"launch: Slurm's controller does not answer ({said}). Whether it has the job is not known yet. "
+            "Launch again later: the first thing it does is to look for this submission."
+        )
+
+
+class NoAnswer(Exception):
+    """squeue could not be asked."""
 
 
 def max_array_size() -> int | None:
@@ -172,7 +212,7 @@ def max_array_size() -> int | None:
 
 
 def find_job(comment: str) -> str | None:
-    """The id of the job that carries this --comment, None if squeue knows none."""
+    """The id of the job that carries this --comment, None if Slurm has none. NoAnswer if it does not say."""
     answer = _squeue("-h", "-a", "-t", "all", "-o", "%F %k")  # %A would be an element's own id
     for line in answer.splitlines():
         job, _, text = line.partition(" ")
@@ -182,19 +222,22 @@ def find_job(comment: str) -> str | None:
 
 
 def live_jobs(job_ids: list[str]) -> dict[str, str]:
-    """State (RUNNING, PENDING, ...) of array elements that squeue still lists, by "job_element"; {} without Slurm."""
+    """State (RUNNING, PENDING, ...) of array elements that squeue still lists, by "job_element"; {} where it cannot be asked."""
     if not job_ids:
         return {}
-    found = {}
-    for line in _squeue("-h", "-r", "-o", "%F_%K %T %r", "-j", ",".join(job_ids)).splitlines():
-        name, state, *_ = line.split()
-        found[name] = state
-    return found
-
-
-def _squeue(*arguments: str) -> str:
     try:
-        done = subprocess.run(["squeue", *arguments], capture_output=True, text=True, timeout=20, check=False)
-    except (FileNotFoundError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout if done.returncode == 0 else ""
+        answer = _squeue("-h", "-r", "-o", "%F_%K %T", "-j", ",".join(job_ids), timeout=5)
+    except NoAnswer:  # also where the only job has left Slurm's memory ("Invalid job id")
+        return {}
+    return dict(line.split() for line in answer.splitlines())
+
+
+def _squeue(*arguments: str, timeout: float = 30) -> str:
+    """What squeue prints. NoAnswer where there is none, or its controller is away."""
+    try:
+        done = subprocess.run(["squeue", *arguments], capture_output=True, text=True, timeout=timeout, check=False)
+    except (FileNotFoundError, subprocess.TimeoutExpired) as error:
+        raise NoAnswer(str(error)) from error
+    if done.returncode:
+        raise NoAnswer((done.stderr or done.stdout).strip()[-200:])
+    return done.stdout

@@ -44,7 +44,8 @@ class Submission:
     slots: int
     config: dict[str, Any]
     source: str
-    state: str = "intent"  # intent | submitted | refused
+    state: str = "intent"  # intent | submitted | unanswered | refused | by hand
+    gate: str = ""  # job id of the gate behind the array
     job_ids: list[str] = field(default_factory=list)
     error: str = ""
 

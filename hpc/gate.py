@@ -1,0 +1,122 @@
+"""The job between a map job and what depends on it: ends well only when the run directory says that the work is done.
+
+    python -m hpc.gate runs/demo [--allow-failed N]
+
+An array of slots cannot be depended on with afterok: one slot that was scancelled, or lost its node in its last minute, would break the
+chain although the others finished its shards. So later jobs depend (afterok) on this one, which runs after any end of the array:
+
+    complete, with at most N failed shards         exit 0
+    not complete, but further than at its last run  launch the run again, and requeue itself behind that
+    not complete, and no further                    exit 1, with the names of the shards that are left
+
+Submitted by `hpc.launch` where the config says `cluster.gate: true`. Exit codes: 0, 1 as above, 64 wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from hpc import config as configs
+from hpc.errors import Exit, UserError
+from hpc.launcher import live_jobs
+from hpc.ledger import DONE, FAILED
+from hpc.plan import Plan
+from hpc.rundir import Run
+
+log = logging.getLogger("gate")
+
+
+def left(run: Run) -> tuple[list[str], list[str], int]:
+    """(ids without a terminal marker, ids that failed, shards that are done), of the newest plan."""
+    latest = run.latest()
+    survey = run.ledger(latest.identity).survey(run.reopened())
+    opened: list[str] = []
+    failed: list[str] = []
+    done = 0
+    for shard in Plan(run.plans, latest.plan).ids():
+        status = survey[shard].status if shard in survey else ""
+        if status == DONE:
+            done += 1
+        else:
+            (failed if status == FAILED else opened).append(shard)
+    return opened, failed, done
+
+
+def decide(run: Run, allow_failed: int) -> int:
+    """The gate's exit code; launches the run again where that helps."""
+    opened, failed, done = left(run)
+    if not opened:
+        if len(failed) <= allow_failed:
+            log.info("complete: %d shards done, %d failed (allowed: %d)", done, len(failed), allow_failed)
+            return Exit.COMPLETE
+        log.error("%d shards failed, %d are allowed: %s", len(failed), allow_failed, _names(failed))
+        return Exit.INCOMPLETE
+    running = list(live_jobs([j for s in run.submissions() for j in s.job_ids]))
+    if running:
+        return _wait_for(sorted({name.split("_")[0] for name in running}))
+    seen = run.control / f"gate-{os.environ.get('SLURM_JOB_ID', 'local')}"
+    before = int(seen.read_text()) if seen.exists() else -1
+    if done <= before:
+        log.error("no further than before (%d done); %d shards are left: %s", done, len(opened), _names(opened))
+        return Exit.INCOMPLETE
+    seen.write_text(str(done))
+    log.info("%d shards are left, %d done: launching again", len(opened), done)
+    from hpc import launch
+
+    latest = run.latest()
+    config = configs.check(configs.with_overrides(latest.config, ["cluster.gate=false"]), latest.source)
+    code = launch.submit(launch.prepare(config))
+    jobs = run.latest().job_ids
+    return _wait_for(jobs) if jobs else code
+
+
+def _wait_for(jobs: list[str]) -> int:
+    """Requeue this job behind others. Those who depend on it go on waiting, since its id stays."""
+    me = os.environ.get("SLURM_JOB_ID")
+    if not me:
+        raise UserError(f"gate: jobs {','.join(jobs)} still work; run the gate again when they have ended")
+    # A requeue ends this very process, so what lets the gate run again is arranged first: a job behind the others.
+    wake = ["sbatch", "--parsable", f"--dependency=afterany:{':'.join(jobs)}", "--output=/dev/null", "--time=5"]
+    wake += [f"--{key}={os.environ[name]}" for key, name in _SAME_PLACE.items() if os.environ.get(name)]
+    # retried: the gate may still be completing when the others have ended already
+    retry = f"for i in $(seq 20); do scontrol release {int(me)} && exit 0; sleep 3; done; exit 1"
+    subprocess.run([*wake, f"--wrap={retry}"], check=True, env=_outside())
+    log.info("waiting for jobs %s", ",".join(jobs))
+    subprocess.run(["scontrol", "requeuehold", me], check=True)
+    return Exit.REQUEUE
+
+
+_SAME_PLACE = {"partition": "SLURM_JOB_PARTITION", "account": "SLURM_JOB_ACCOUNT", "qos": "SLURM_JOB_QOS"}
+
+
+def _outside() -> dict[str, str]:
+    """The environment without this job's own limits, for sbatch."""
+    return {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SRUN_")) or k == "SLURM_CONF"}
+
+
+def _names(shards: list[str]) -> str:
+    return ", ".join(shards[:10]) + (f" and {len(shards) - 10} more" if len(shards) > 10 else "")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m hpc.gate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, help="the run directory")
+    parser.add_argument("--allow-failed", type=int, default=0, help="failed shards that do not matter (default: 0)")
+    args = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    try:
+        return decide(Run(args.run), args.allow_failed)
+    except UserError as error:
+        log.error("%s", error)
+        return Exit.USAGE
+
+
+if __name__ == "__main__":
+    sys.exit(main())
