@@ -251,8 +251,8 @@ def _cluster(value: Any, source: Path) -> dict[str, Any]:
 
 
 def _parse_value(text: str) -> Any:
-    """A command-line value, read as YAML where it is YAML; brace patterns such as {0..9}.tar stay text, in lists too."""
-    if ".." in text:
+    """A command-line value, read as YAML where it is YAML; {0..9}.tar and @file stay text, in lists too."""
+    if ".." in text or re.match(r"\[?\s*@|\[.*,\s*@", text):
         if text.startswith("[") and text.endswith("]"):
             return [part.strip() for part in re.split(r",(?![^{]*\})", text[1:-1])]
         return text

@@ -23,8 +23,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from torch import nn
 
 from hpc import atomic
 from hpc.errors import UserError
@@ -207,3 +209,17 @@ def _innermost(error: BaseException) -> BaseException:
         return _innermost(first[0] if isinstance(first, tuple) else first)
     return error
 
+
+
+def read_model(folder: Path, module: nn.Module, samples: int | None = None) -> dict[str, torch.Tensor]:
+    """The trained parameters of a checkpoint (default: the newest) in full, in one process; for exports.
+
+    module: what was trained, not spread, with the same parameters frozen.
+    """
+    names = sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
+    if not names or (samples is not None and samples not in names):
+        raise UserError(f"export: {folder} holds {names or 'no checkpoint'}, not {samples or 'any'}")
+    weights = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
+    path = folder / f"{samples or names[-1]:015d}"
+    dcp.load({"model": weights}, checkpoint_id=path, no_dist=True)
+    return weights

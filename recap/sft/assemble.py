@@ -1,0 +1,135 @@
+"""Stage 0: put a CLIP vision tower before a language model of the LLaMA family, with a fresh projector between them.
+
+    python -m recap.sft.assemble --vision CLIP --language LLM --template llama-3 OUT [--layer -2] [--dtype bf16]
+
+CLIP and LLM are checkpoint folders as transformers writes them. OUT is a `LlavaForConditionalGeneration` checkpoint
+with its processor, ready to be the `model` of stage 1. Images are padded to a square on CLIP's mean colour, as
+LLaVA-1.5 does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaImageProcessorPil,
+    LlavaProcessor,
+)
+
+from hpc.errors import Exit, UserError
+from recap.sft.export import save
+from recap.sft.task import features
+from recap.sft.templates import IMAGE, TEMPLATES, Renderer
+
+_CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
+_CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def assemble(
+    vision: Path, language: Path, template: str, out: Path, *, layer: int = -2, dtype: str = "bf16", seed: int = 0
+) -> None:
+    """Write the checkpoint. Raises UserError for parts that do not fit."""
+    for folder in (vision, language):
+        if not (folder / "config.json").is_file():
+            raise UserError(f"assemble: {folder} is no checkpoint folder (no config.json)")
+    torch.manual_seed(seed)
+    tower = CLIPVisionModel.from_pretrained(vision, dtype=torch.float32)
+    writer = AutoModelForCausalLM.from_pretrained(language, dtype=torch.float32)
+    tokenizer = image_tokenizer(AutoTokenizer.from_pretrained(language))
+    llava = join(tower, writer, tokenizer, layer)
+    processor = processor_of(tokenizer, tower.config)
+    renderer = Renderer(tokenizer, template, features(llava.config), IMAGE)
+    save(llava, processor, out, _DTYPES[dtype], renderer.chat_template())
+
+
+def image_tokenizer(tokenizer: Any) -> Any:
+    """The language model's tokenizer with a token for the image, and one for padding where it has none."""
+    if not tokenizer.is_fast:
+        raise UserError("assemble: the language model has no tokenizer.json (a fast tokenizer is needed)")
+    tokenizer.add_special_tokens({"extra_special_tokens": {"image_token": IMAGE}})
+    if tokenizer.pad_token is None:
+        tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    tokenizer.padding_side = "left"
+    return tokenizer
+
+
+def join(tower: CLIPVisionModel, writer: Any, tokenizer: Any, layer: int) -> LlavaForConditionalGeneration:
+    """Both models' weights in one LLaVA model, float32. The projector is random."""
+    writer.resize_token_embeddings(max(len(tokenizer), writer.config.vocab_size), pad_to_multiple_of=64)
+    shape = LlavaConfig(
+        vision_config=CLIPVisionConfig(**tower.config.to_dict()),
+        text_config=writer.config,
+        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE),
+        image_seq_length=(tower.config.image_size // tower.config.patch_size) ** 2,
+        vision_feature_layer=layer,
+        vision_feature_select_strategy="default",
+        projector_hidden_act="gelu",
+        tie_word_embeddings=bool(writer.config.tie_word_embeddings),
+    )
+    llava = LlavaForConditionalGeneration(shape)
+    llava.model.vision_tower.load_state_dict(tower.state_dict())
+    llava.model.language_model.load_state_dict(writer.model.state_dict())
+    llava.lm_head.load_state_dict(writer.lm_head.state_dict())
+    llava.generation_config = writer.generation_config
+    llava.generation_config.pad_token_id = tokenizer.pad_token_id
+    return llava
+
+
+def processor_of(tokenizer: Any, tower: Any) -> LlavaProcessor:
+    """LLaVA-1.5's: pad to a square on the mean colour, then CLIP's resizing and numbers."""
+    side = tower.image_size
+    image_processor = LlavaImageProcessorPil(
+        do_pad=True, size={"shortest_edge": side}, crop_size={"height": side, "width": side},
+        image_mean=_CLIP_MEAN, image_std=_CLIP_STD,
+    )  # fmt: skip
+    return LlavaProcessor(
+        image_processor, tokenizer, patch_size=tower.patch_size, vision_feature_select_strategy="default",
+        num_additional_image_tokens=1, image_token=IMAGE,
+    )  # fmt: skip
+
+
+def demo(folder: Path, seed: int) -> None:
+    """`make:` of configs/sft/demo.yaml: the shipped captioner's shape with random weights."""
+    from recap.demo.train_captioner import build_model, build_processor, build_tokenizer
+
+    torch.manual_seed(seed)
+    processor = build_processor(build_tokenizer())
+    llava = build_model(len(processor.tokenizer))
+    renderer = Renderer(processor.tokenizer, "short", features(llava.config), processor.image_token)
+    save(llava, processor, folder, torch.float32, renderer.chat_template())
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vision", type=Path, required=True, help="folder of a CLIP (or CLIP vision) checkpoint")
+    parser.add_argument("--language", type=Path, required=True, help="folder of a causal language model")
+    parser.add_argument("--template", choices=list(TEMPLATES), default="vicuna")
+    parser.add_argument("--layer", type=int, default=-2, help="hidden state of the tower that is used (default: -2)")
+    parser.add_argument("--dtype", choices=list(_DTYPES), default="bf16")
+    parser.add_argument("--seed", type=int, default=0, help="of the projector")
+    parser.add_argument("out", type=Path)
+    args = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        facts = {"layer": args.layer, "dtype": args.dtype, "seed": args.seed}
+        assemble(args.vision, args.language, args.template, args.out, **facts)
+    except UserError as error:
+        logging.error("%s", error)
+        return Exit.USAGE
+    return Exit.COMPLETE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

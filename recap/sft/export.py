@@ -1,0 +1,121 @@
+"""Write a trained captioner for others: transformers, the caption job, vLLM.
+
+    python -m recap.sft.export RUN OUT [--samples N]      a checkpoint of a run (default: the newest)
+
+Frozen parameters are copied from the checkpoint that training began from, bit for bit; adapters are merged. The keys
+of a CLIP tower read `vision_tower.vision_model.`, as vLLM wants and transformers accepts. Needs one model's memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import LlavaForConditionalGeneration
+
+from hpc import config as configs
+from hpc.errors import Exit, UserError
+from hpc.rundir import Run
+from recap.sft import model as models
+
+if TYPE_CHECKING:
+    from recap.sft.task import SftTask
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_PREFIX = "llava."  # of the model inside CaptionLoss
+
+
+def write(task: SftTask, weights: dict[str, torch.Tensor], folder: Path) -> None:
+    """Write `folder` as a whole: model, tokenizer, processors, chat template.
+
+    weights: the trained parameters in full, by their names in `CaptionLoss`.
+    """
+    made = models.load(task.folder, task.config)
+    missing = made.load_state_dict(weights, strict=False)
+    if missing.unexpected_keys:
+        raise UserError(f"export: parameters that the model has not: {missing.unexpected_keys[:3]}")
+    models.merge_adapters(made.llava)
+    making = folder.parent / f".tmp-{folder.name}-{os.getpid()}"
+    save(made.llava, task.processor, making, dtype_of(task), task.renderer.chat_template())
+    shutil.rmtree(folder, ignore_errors=True)
+    making.rename(folder)
+
+
+def dtype_of(task: SftTask) -> torch.dtype:
+    """The export's dtype: the config's, or that of the checkpoint's own weights."""
+    if task.config.dtype != "auto":
+        return _DTYPES[task.config.dtype]
+    file = sorted(task.folder.glob("*.safetensors"))[0]
+    with safe_open(file, framework="pt") as tensors:
+        return tensors.get_tensor(next(iter(tensors.keys()))).dtype
+
+
+def save(llava: LlavaForConditionalGeneration, processor: Any, folder: Path, dtype: torch.dtype, chat: str) -> None:
+    """`save_pretrained` of model and processor, with vLLM's spelling of the tower's keys."""
+    folder.mkdir(parents=True, exist_ok=True)
+    llava.to(dtype).save_pretrained(folder)
+    processor.chat_template = chat
+    processor.save_pretrained(folder)
+    processor.image_processor.save_pretrained(folder)  # preprocessor_config.json, which older loaders ask for
+    if llava.config.vision_config.model_type == "clip_vision_model":
+        for file in folder.glob("*.safetensors"):
+            _spell_tower(file)
+        _spell_index(folder / "model.safetensors.index.json")
+
+
+def _spelled(name: str) -> str:
+    if name.startswith("vision_tower.") and not name.startswith("vision_tower.vision_model."):
+        return name.replace("vision_tower.", "vision_tower.vision_model.", 1)
+    return name
+
+
+def _spell_tower(file: Path) -> None:
+    tensors = load_file(file)
+    if any(_spelled(name) != name for name in tensors):
+        save_file({_spelled(name): tensor for name, tensor in tensors.items()}, file, metadata={"format": "pt"})
+    file.chmod(0o644)
+
+
+def _spell_index(file: Path) -> None:
+    if file.exists():
+        import json
+
+        index = json.loads(file.read_text())
+        index["weight_map"] = {_spelled(name): part for name, part in index["weight_map"].items()}
+        file.write_text(json.dumps(index, indent=2))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="run directory of a fine-tuning")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--samples", type=int, help="which checkpoint, by its name (default: the newest whole one)")
+    args = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    from recap.sft.trainer import start_of
+    from recap.train.checkpoints import read_model
+
+    try:
+        run = Run(args.run)
+        submission = run.latest()
+        config = configs.check(submission.config, submission.source)
+        from recap.sft.task import SftTask
+
+        task = SftTask(config.work, start_of(config.work, run.path))
+        write(task, read_model(run.path / "checkpoints", task.module(), args.samples), args.out)
+    except UserError as error:
+        logging.error("%s", error)
+        return Exit.USAGE
+    return Exit.COMPLETE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

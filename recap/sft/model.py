@@ -1,0 +1,146 @@
+"""The captioner as it is trained: what moves, adapters, and a loss that makes logits only where they count."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers import LlavaForConditionalGeneration
+
+from hpc.errors import UserError
+from recap.sft.settings import LoraSettings, SftConfig
+
+
+class CaptionLoss(nn.Module):
+    """Cross entropy of the supervised tokens of packed rows.
+
+    Args:
+        llava: the model.
+        chunk: supervised positions whose logits exist at a time (the rest are recomputed); 0: all.
+    """
+
+    def __init__(self, llava: LlavaForConditionalGeneration, chunk: int) -> None:
+        super().__init__()
+        self.llava, self._chunk = llava, chunk
+
+    def forward(self, micro: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Sum of the losses, float32 scalar.
+
+        micro: input_ids, position_ids int64 [rows, tokens] (positions restart with each sample); at int64 [n], flat
+        positions whose next token is supervised; labels int64 [n]; pixel_values float [images, 3, side, side] in the
+        order of the image tokens, or one blank picture (real: bool [1] says which).
+        """
+        model = self.llava.model
+        blank = not bool(micro["real"])
+        hidden = model(
+            input_ids=micro["input_ids"],
+            position_ids=micro["position_ids"],
+            pixel_values=None if blank else micro["pixel_values"],
+            use_cache=False,
+        ).last_hidden_state
+        picked = hidden.flatten(0, 1)[micro["at"]]
+        loss = self._loss(picked, micro["labels"])
+        if blank:  # every rank must go through every parameter, or the others wait for it
+            features = model.get_image_features(micro["pixel_values"], return_dict=True).pooler_output
+            loss = loss + 0.0 * torch.cat(list(features)).float().sum()
+        return loss
+
+    def _loss(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        if not self._chunk or len(labels) <= self._chunk:
+            return self._entropy(hidden, labels)
+        parts = zip(hidden.split(self._chunk), labels.split(self._chunk), strict=True)
+        return torch.stack([checkpoint(self._entropy, h, t, use_reentrant=False) for h, t in parts]).sum()
+
+    def _entropy(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(self.llava.lm_head(hidden).float(), labels, reduction="sum")
+
+
+def load(folder: Path, config: SftConfig) -> CaptionLoss:
+    """The model in float32 on the CPU, adapters and all, with what is trained chosen."""
+    llava = LlavaForConditionalGeneration.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation=config.attention
+    )
+    add_adapters(llava, config.lora)
+    choose(llava, config.trainable)
+    return CaptionLoss(llava, config.logit_chunk)
+
+
+def add_adapters(llava: nn.Module, lora: LoraSettings) -> None:
+    """Put low-rank adapters beside the matrices that `lora.targets` names; names of other parameters stay."""
+    if not lora.rank:
+        return
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise UserError("config: `lora.rank`: peft is not installed. pip install peft, or set it to 0.") from error
+    wanted = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets)
+    try:
+        inject_adapter_in_model(wanted, llava)
+    except ValueError as error:
+        raise UserError(f"config: `lora.targets`: {error}") from error
+
+
+def merge_adapters(llava: nn.Module) -> None:
+    """Add the adapters to their matrices, in place, and take them out."""
+    for parent in list(llava.modules()):
+        for name, child in list(parent.named_children()):
+            if hasattr(child, "base_layer") and hasattr(child, "merge"):
+                layer: Any = child
+                layer.merge()
+                setattr(parent, name, layer.get_base_layer())
+
+
+def choose(llava: Any, patterns: Iterable[str]) -> None:
+    """Train the parameters whose name matches a pattern, and adapters; freeze the others.
+
+    Parts of the vision tower behind the layer whose features are used are never trained: nothing depends on them.
+    """
+    wanted = [re.compile(pattern) for pattern in patterns]
+    names = [name for name, _ in llava.named_parameters()]
+    for pattern in wanted:
+        if not any(pattern.search(name) for name in names):
+            raise UserError(
+                f"config: `trainable`: {pattern.pattern!r} matches no parameter. "
+                f"Names look like {names[0]}, {names[-1]}."
+            )
+    behind = _behind_features(llava)
+    for name, parameter in llava.named_parameters():
+        trained = "lora_" in name or any(pattern.search(name) for pattern in wanted)
+        parameter.requires_grad_(trained and not (behind and behind.search(name)))
+
+
+def _behind_features(llava: Any) -> re.Pattern[str] | None:
+    """Names of the vision tower's parameters that the chosen features do not depend on; None where it is not known."""
+    layer, vision = llava.config.vision_feature_layer, llava.config.vision_config
+    if not isinstance(layer, int) or vision.model_type != "clip_vision_model":
+        return None
+    count = vision.num_hidden_layers
+    used = layer if layer >= 0 else count + 1 + layer  # hidden_states[used] comes after that many layers
+    numbers = "|".join(map(str, range(used, count)))
+    layers = rf"|layers\.({numbers})\." if numbers else ""
+    return re.compile(rf"vision_tower.*(post_layernorm{layers})")
+
+
+def rate_of(name: str, rates: dict[str, float], default: float) -> float:
+    """Learning rate of a parameter relative to the default: the first pattern that matches."""
+    return next((rate / default for pattern, rate in rates.items() if re.search(pattern, name)), 1.0)
+
+
+def blocks(llava: Any) -> list[nn.Module]:
+    """The layers of the vision tower and the language model."""
+    tower = llava.model.vision_tower
+    encoder = getattr(tower, "vision_model", tower).encoder
+    return [*encoder.layers, *llava.model.language_model.layers]
+
+
+def flops_per_token(llava: Any) -> float:
+    """Of training on one token of the language model: forward 2, backward 2, and 2 more for weights that are trained,
+    per parameter of its matrices. The vision tower is left out, so that MFU is understated."""
+    counted = [*llava.model.language_model.layers.named_parameters(), ("lm_head", llava.lm_head.weight)]
+    return float(sum((6 if p.requires_grad else 4) * p.numel() for _, p in counted if p.ndim >= 2))

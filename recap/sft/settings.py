@@ -1,0 +1,125 @@
+"""Settings of a fine-tuning, as plain dataclasses. Torch-free: login nodes read and check them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hpc.errors import UserError
+from recap.engine.settings import PAPER_PROMPT
+from recap.train.settings import TrainSettings
+
+KINDS = ("llava", "columns", "world")
+
+
+def _semantic(default: Any, text: str) -> Any:
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata={"help": text})
+    return field(default=default, metadata={"help": text})
+
+
+def _execution(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text, "execution": True})
+
+
+@dataclass
+class Source:
+    """Where conversations about images come from; several are joined one after another, then shuffled."""
+
+    kind: str = _semantic("llava", "llava (JSON or JSON lines) | columns (tars with a caption column) | world")
+    path: str = _semantic("", "llava: the JSON file; columns: tars (glob); world: dotted path of sample(seed, index)")
+    images: str = _semantic("", "llava: folder, zip or tar (glob) that holds the images")
+    column: str = _semantic("", "columns: a run directory of this toolkit, or a folder of parquet files")
+    field: str = _semantic("caption", "columns: name of the text in the column")
+    prompts: list[str] = _semantic([PAPER_PROMPT], "columns, world: questions; one is drawn for each sample")
+    samples: int = _semantic(0, "Use the first so many (world: there is no end, so it must be given); 0: all")
+    repeat: int = _semantic(1, "How often each sample comes in an epoch")
+
+
+@dataclass
+class LoraSettings:
+    """Low-rank adapters (peft) instead of full matrices; `rank: 0` means none."""
+
+    rank: int = _semantic(0, "Rank of the adapters; LLaVA's recipe has 128")
+    alpha: int = _semantic(256, "Scale of the adapters, times rank")
+    dropout: float = _semantic(0.05, "Dropout before the adapters")
+    targets: str = _semantic(
+        r".*language_model.*\.(q|k|v|o|gate|up|down)_proj", "Regular expression of the matrices that get one"
+    )
+
+
+@dataclass
+class SftConfig:
+    """A stage of fine-tuning. `check` says what is wrong with it."""
+
+    model: str = _execution("", "Folder of the LLaVA checkpoint to start from (its digests enter the identity)")
+    make: str = _semantic("", "Instead of `model`: dotted path of a function(folder, seed) that writes one")
+    template: str = _semantic("vicuna", "Conversation template: plain | vicuna | llama-3 | short")
+    system: str | None = _semantic(None, "System text instead of the template's own")
+    data: list[Source] = _semantic([], "Where the conversations come from")
+    trainable: list[str] = _semantic([], "Regular expressions; parameters whose name matches one are trained")
+    rates: dict[str, float] = _semantic({}, "Learning rates by regular expression, instead of train.lr")
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    max_tokens: int = _semantic(2048, "Longest sample in tokens, image included")
+    too_long: str = _semantic("truncate", "truncate (as LLaVA does) | reject: longer samples")
+    pack: int = _execution(0, "Tokens of a row into which whole samples are packed; 0: one sample a row")
+    rows: int = _execution(1, "Rows of one forward pass")
+    logit_chunk: int = _execution(1024, "Supervised positions whose logits exist at a time; 0: all at once")
+    attention: str = _execution("sdpa", "sdpa | flash_attention_2 | flex_attention | eager")
+    dtype: str = _execution("auto", "Numbers of the exported weights: auto (as `model`) | fp32 | bf16 | fp16")
+    train: TrainSettings = field(default_factory=TrainSettings)
+
+
+def check(config: SftConfig) -> None:
+    """Raise UserError for the first setting that cannot work: what is wrong, where, and what to do."""
+    from recap.sft.templates import TEMPLATES
+
+    def refuse(name: str, advice: str) -> None:
+        raise UserError(f"config: `{name}`: {advice}")
+
+    if bool(config.model) == bool(config.make):
+        refuse("model", "name the checkpoint to start from (or `make`, one of the two); see recap.sft.assemble")
+    if config.template not in TEMPLATES:
+        refuse("template", f"{config.template!r} is unknown. Write one of {', '.join(TEMPLATES)}.")
+    if config.too_long not in ("truncate", "reject"):
+        refuse("too_long", f"{config.too_long!r}: write truncate or reject")
+    if not config.trainable:
+        refuse("trainable", "nothing would be trained. LLaVA-1.5: [multi_modal_projector] in stage 1.")
+    if config.pack and config.pack < config.max_tokens:
+        refuse("pack", f"{config.pack} is less than max_tokens ({config.max_tokens}): such samples fit no row")
+    if config.rows < 1 or config.max_tokens < 1 or config.logit_chunk < 0 or config.lora.rank < 0:
+        refuse("rows", "rows and max_tokens must be at least 1; logit_chunk and lora.rank not negative")
+    for pattern in [*config.trainable, *config.rates, config.lora.targets]:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            refuse("trainable", f"{pattern!r} is no regular expression ({error})")
+    for pattern, rate in config.rates.items():
+        if not rate > 0:
+            refuse("rates", f"{pattern}: {rate} is no learning rate; write one above 0")
+    if not config.data:
+        refuse("data", "no source. Write - {kind: llava, path: FILE.json, images: FOLDER}")
+    for number, source in enumerate(config.data):
+        _check_source(f"data[{number}]", source)
+
+
+def _check_source(where: str, source: Source) -> None:
+    def refuse(name: str, advice: str) -> None:
+        raise UserError(f"config: `{where}.{name}`: {advice}")
+
+    if source.kind not in KINDS:
+        refuse("kind", f"{source.kind!r} is unknown. Write one of {', '.join(KINDS)}.")
+    if not source.path:
+        refuse("path", "missing")
+    if source.kind == "llava" and not Path(source.path).is_file():
+        refuse("path", f"{source.path} does not exist")
+    if source.kind == "columns" and not Path(source.column).is_dir():
+        refuse("column", f"{source.column!r} is neither a run directory nor a folder of parquet files")
+    if source.kind == "world" and not source.samples:
+        refuse("samples", "a world has no end: say how many samples make an epoch")
+    if source.kind != "llava" and not source.prompts:
+        refuse("prompts", "empty: the model would be asked nothing")
+    if source.repeat < 1 or source.samples < 0:
+        refuse("repeat", "repeat must be at least 1, samples not negative")

@@ -1,0 +1,171 @@
+"""Supervised fine-tuning as the trainer core sees it (`recap.train.task.Task`)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoProcessor
+
+from recap.engine.identity import model_identity
+from recap.sft import model as models
+from recap.sft.export import write
+from recap.sft.packing import deal, pack
+from recap.sft.settings import SftConfig
+from recap.sft.sources import Conversations, Corpus, Example
+from recap.sft.templates import BadSample, Rendered, Renderer
+from recap.train.order import place
+from recap.train.task import Batch
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A sample that fits: its texts, its tokens, and where its images come from."""
+
+    example: Example
+    rendered: Rendered
+    source: Conversations
+
+
+class SftTask:
+    """Conversations about images, packed, for `LlavaForConditionalGeneration`.
+
+    Args:
+        folder: the checkpoint that training starts from.
+    """
+
+    def __init__(self, config: SftConfig, folder: Path) -> None:
+        self.config, self.folder = config, folder
+        self.corpus = Corpus(config.data, config.train.seed)
+        self.processor = AutoProcessor.from_pretrained(folder)
+        shape = AutoConfig.from_pretrained(folder)
+        self.side = shape.vision_config.image_size
+        self.renderer = Renderer(
+            self.processor.tokenizer, config.template, features(shape), self.processor.image_token,
+            system=config.system, max_tokens=config.max_tokens, too_long=config.too_long,
+        )  # fmt: skip
+        self._flops = 0.0
+
+    # --- the model --------------------------------------------------------------------------
+
+    def module(self) -> nn.Module:
+        made = models.load(self.folder, self.config)
+        self._flops = models.flops_per_token(made.llava)
+        return made
+
+    def blocks(self, module: nn.Module) -> Iterable[nn.Module]:
+        return models.blocks(module.llava)
+
+    def rate(self, name: str) -> float:
+        return models.rate_of(name, self.config.rates, self.config.train.lr)
+
+    def flops(self, tokens: int) -> float:
+        return self._flops * tokens
+
+    def identity(self) -> str:
+        digests = {name: digest for name, digest in model_identity(self.folder).items() if name.endswith("safetensors")}
+        lora, trainable = vars(self.config.lora), self.config.trainable
+        content = json.dumps([digests, lora, trainable], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    def export(self, weights: dict[str, torch.Tensor], folder: Path) -> None:
+        write(self, weights, folder)
+
+    # --- the data ---------------------------------------------------------------------------
+
+    def size(self) -> int:
+        return len(self.corpus)
+
+    def ready(self, position: int) -> Ready:
+        """The sample at a position of the stream. Raises BadSample whose detail begins with the sample's key."""
+        epoch, index = place(self.config.train.seed, position, len(self.corpus))
+        source, number = self.corpus.find(index)
+        example = source.example(number, epoch)
+        try:
+            return Ready(example, self.renderer.render(example.turns, len(example.images)), source)
+        except BadSample as error:
+            raise BadSample(error.reason, f"{example.key}: {error.detail}") from error
+
+    def batch(self, first: int, count: int, rank: int, world: int) -> Batch:
+        """See `Task.batch`. All ranks render all texts, so that they agree on the packing without a word."""
+        fit: list[Ready] = []
+        keys: list[str] = []
+        rejected: list[tuple[str, str]] = []
+        for position in range(first, first + count):
+            try:
+                fit.append(self.ready(position))
+                keys.append(fit[-1].example.key)
+            except BadSample as error:
+                if position % world == rank:
+                    rejected.append((error.detail.partition(":")[0], str(error)))
+        rows = pack([len(sample.rendered.ids) for sample in fit], self.config.pack)
+        micro, weight, tokens, useful = [], 0, 0, 0
+        for held in deal(rows, self.config.rows, rank, world):
+            made = self.collate([[fit[i] for i in row] for row in held], rejected)
+            micro.append(made)
+            weight += len(made["labels"])
+            tokens += made["input_ids"].numel() if held else 0
+            useful += sum(len(fit[i].rendered.ids) for row in held for i in row)
+        return Batch(micro, float(weight), tokens, useful, keys, rejected)
+
+    def collate(self, rows: Sequence[Sequence[Ready]], rejected: list[tuple[str, str]]) -> dict[str, torch.Tensor]:
+        """Packed rows as tensors (see `CaptionLoss.forward`). A sample whose image cannot be read is not learned from,
+        and noted."""
+        full = self.config.pack if self.config.train.compile else 0  # compiled code wants one shape
+        longest = max([full, 1, *(sum(len(s.rendered.ids) for s in row) for row in rows)])
+        ids = torch.full((max(len(rows), 1), longest), self._pad(), dtype=torch.long)
+        positions = torch.arange(longest).repeat(max(len(rows), 1), 1)
+        at: list[int] = []
+        labels: list[int] = []
+        pictures: list[Any] = []
+        for number, row in enumerate(rows):
+            start = 0
+            for sample in row:
+                tokens, end = sample.rendered.ids, start + len(sample.rendered.ids)
+                ids[number, start:end] = torch.tensor(tokens)
+                positions[number, start:end] = torch.arange(len(tokens))
+                found = self._pictures(sample, rejected)
+                pictures += found or [_blank(self.side)] * sample.rendered.images
+                if found is not None:
+                    learned = [i for i, mark in enumerate(sample.rendered.learned) if mark and i]
+                    at += [number * longest + start + i - 1 for i in learned]
+                    labels += [tokens[i] for i in learned]
+                start = end
+            positions[number, start:] = torch.arange(longest - start)
+        pixels = self.processor.image_processor(pictures or [_blank(self.side)], return_tensors="pt")["pixel_values"]
+        return {
+            "input_ids": ids, "position_ids": positions, "pixel_values": pixels, "real": torch.tensor([bool(pictures)]),
+            "at": torch.tensor(at, dtype=torch.long), "labels": torch.tensor(labels, dtype=torch.long),
+        }  # fmt: skip
+
+    def _pictures(self, sample: Ready, rejected: list[tuple[str, str]]) -> list[Any] | None:
+        """A sample's images, None (and a note) where one cannot be read."""
+        try:
+            return [sample.source.image(handle) for handle in sample.example.images]
+        except BadSample as error:
+            rejected.append((sample.example.key, str(error)))
+            return None
+
+    def _pad(self) -> int:
+        """A token for the ends of rows, where nothing is learned; never the image's."""
+        tokenizer = self.processor.tokenizer
+        return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
+
+
+def features(shape: Any) -> int:
+    """Tokens of one image: its patches, and the class token unless the strategy drops it."""
+    vision = shape.vision_config
+    count = (vision.image_size // vision.patch_size) ** 2
+    return count + (shape.vision_feature_select_strategy != "default")
+
+
+def _blank(side: int) -> Any:
+    from PIL import Image
+
+    return Image.new("RGB", (side, side))

@@ -1,0 +1,82 @@
+"""Supervised fine-tuning as a gang job sees it. Torch-free until `train`."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any, ClassVar
+
+from hpc.errors import UserError
+from hpc.trainer import Gang
+from recap.engine.identity import model_folder, model_identity
+from recap.sft.settings import SftConfig, check
+from recap.train.settings import check as check_training
+
+_WAIT_S = 600.0
+
+
+class SftTrainer:
+    """`trainer: recap.sft.trainer.SftTrainer`."""
+
+    Config: ClassVar[type] = SftConfig
+    version: ClassVar[int] = 1
+
+    def __init__(self, config: SftConfig) -> None:
+        self.config = config
+
+    def check(self, ranks: int) -> None:
+        check(self.config)
+        check_training(self.config.train, ranks)
+        if self.config.model:
+            try:
+                model_folder(self.config.model)
+            except FileNotFoundError as error:
+                raise UserError(f"config: `model`: {error}") from error
+
+    def identity(self) -> dict[str, Any]:
+        return {"model": model_identity(self.config.model)} if self.config.model else {}
+
+    def describe(self, ranks: int) -> list[tuple[str, str]]:
+        c, t = self.config, self.config.train
+        length = f"{t.samples:,} samples" if t.samples else f"{t.epochs:g} epochs"
+        rows = f"rows of {c.pack:,} tokens" if c.pack else f"one sample of up to {c.max_tokens:,} tokens a row"
+        trained = ", ".join(c.trainable) + (f" + LoRA rank {c.lora.rank}" if c.lora.rank else "")
+        return [
+            ("model", f"{c.model or c.make} · template {c.template}"),
+            ("data", " + ".join(f"{s.path} ({s.kind})" for s in c.data)),
+            ("train", f"{length}, {t.batch:,} a step · lr {t.lr:g} {t.schedule} · {t.precision} · {rows}"),
+            ("trainable", trained),
+        ]
+
+    def train(self, gang: Gang) -> int:
+        from recap.sft.task import SftTask
+        from recap.train.loop import train
+
+        folder = start_of(self.config, Path(gang.directory), make=gang.rank == 0)
+        return train(SftTask(self.config, folder), self.config.train, gang)
+
+
+def start_of(config: SftConfig, run: Path, *, make: bool = False) -> Path:
+    """The checkpoint that training starts from. One that is made (`config.make`) lies in the run, and is made once."""
+    if config.model:
+        return model_folder(config.model)
+    folder = run / "start"
+    if make and not folder.exists():
+        module, _, name = config.make.rpartition(".")
+        try:
+            function = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise UserError(f"config: `make`: {config.make!r} does not import ({error})") from error
+        making = run / f".tmp-start-{os.getpid()}"
+        function(making, config.train.seed)
+        shutil.rmtree(folder, ignore_errors=True)
+        making.rename(folder)
+    patience = time.monotonic() + _WAIT_S
+    while not folder.exists():
+        if time.monotonic() > patience:
+            raise UserError(f"sft: rank 0 made no {folder} in {_WAIT_S:.0f} s")
+        time.sleep(0.2)
+    return folder
