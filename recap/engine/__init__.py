@@ -29,6 +29,14 @@ def load_engine(config: CaptionerConfig, device: str = "cpu") -> Engine:
         from recap.engine.native import NativeEngine
 
         return NativeEngine(config, device)
+    if config.backend == "openai":
+        from recap.engine.endpoint import EndpointEngine
+
+        return EndpointEngine(config)
+    if config.backend == "vllm":
+        from recap.engine.vllm_backend import VllmEngine
+
+        return VllmEngine(config, device)
     from recap.engine import transformers_backend
 
     return transformers_backend.load(config, device)

