@@ -83,6 +83,7 @@ class Agent:
         self.drain_reason = ""
         self.drain_until = 0.0
         self.terminated = False
+        self.generations = 0  # reruns that the last answer of `_finished` knew of
         self.idle_since = 0.0
 
     # --- life -------------------------------------------------------------------------------
@@ -142,6 +143,10 @@ class Agent:
         log.info("leaving with exit code %d: %s", code, why)
         self.journal.write("stop", code=int(code), reason=why, rows=self.rows)
         self.heartbeat.advance({**self._status(), "state": "exited", "code": int(code), "why": why}, force=True)
+        if code in (Exit.COMPLETE, Exit.SOME_FAILED) and self.run.generation_count() != self.generations:
+            # A rerun reads heartbeats after it has written: one of the two sees the other, and the shards are not left alone.
+            code, why = Exit.REQUEUE, "a rerun has just reopened shards"
+            log.info("leaving with exit code %d: %s", code, why)
         self.journal.close()
         return code
 
@@ -192,6 +197,7 @@ class Agent:
 
     def _finished(self) -> tuple[Exit, str] | None:
         """How the job ended, if no shard of the plan is left."""
+        self.generations = self.run.generation_count()
         survey = self.ledger.survey(self.run.reopened())
         marks = [survey[i] for i in self.plan.ids() if i in survey]
         if len(marks) < len(self.plan) or not all(m.terminal for m in marks):

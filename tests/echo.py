@@ -1,7 +1,7 @@
 """A torch-free operator for protocol tests: a shard is a text file, a sample is one of its lines.
 
 Faults are lines of their own: "segv", "kill", "exit", "hang", "raise", "transient", "skip", "bad" do what they say; "flaky" is
-transient at its first try in a process.
+transient at its first try in a process, "wait" waits until there is a file `go` among the inputs.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ class EchoConfig:
     column: str = "echo"
     delay_s: float = field(default=0.0, metadata={"execution": True})
     setup_s: float = field(default=0.0, metadata={"execution": True})
+    setup_fault: str = field(default="", metadata={"execution": True})  # "exit"
     batch: int = field(default=16, metadata={"execution": True})
     applied: str = field(default="", metadata={"execution": True})  # file that gets a line "pid shard index" per sample
 
@@ -57,6 +58,8 @@ class Echo(Batched):
 
     def setup(self, device: str) -> None:
         time.sleep(self.config.setup_s)
+        if self.config.setup_fault == "exit":
+            os._exit(3)
 
     def read(self, shard: Shard) -> Iterator[Item | Damage]:
         lines = Path(shard.uri).read_text().splitlines()
@@ -76,6 +79,8 @@ class Echo(Batched):
             with open(self.config.applied, "a") as file:
                 file.write(f"{os.getpid()} {item.shard} {item.index}\n")
         fault = item.payload
+        while fault == "wait" and not (Path(self.config.inputs) / "go").exists():
+            time.sleep(0.01)
         if fault == "flaky" and (item.shard, item.index) not in self._tried:
             self._tried.add((item.shard, item.index))
             fault = "transient"
