@@ -1,0 +1,90 @@
+"""What the training loop calls: pixels and token ids in, this rank's sum of losses out."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from recap.clip import losses
+from recap.clip.settings import LossConfig
+
+LARGEST_SCALE = 100.0
+
+
+class Objective(nn.Module):
+    """A model, its loss and its normalisation of pixels.
+
+    With `loss.chunk`, towers run over so many images at a time: only features are kept, and each chunk is run again,
+    with the random numbers of its first run, when its gradient is due (gradient caching). The loss is that of the
+    whole batch.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, model: Any, config: LossConfig, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.model, self.config = model, config
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1) * 255, persistent=False)
+        if config.kind == "sigmoid":
+            self.logit_bias = nn.Parameter(torch.tensor(config.bias))
+
+    def forward(self, micro: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The sum of this rank's losses.
+
+        Args:
+            micro: images, uint8 [b, 3, H, W]; ids [b, K, T]; keep (optional), patch numbers [b, n].
+        """
+        ids, texts = micro["ids"], micro["ids"].shape[1]
+        size = self.config.chunk or len(ids)
+        images: list[torch.Tensor] = []
+        patches: list[torch.Tensor] = []
+        encoded: list[torch.Tensor] = []
+        for start in range(0, len(ids), size):
+            part = {name: value[start : start + size] for name, value in micro.items()}
+            run = (lambda p: checkpoint(self._encode, p, use_reentrant=False)) if size < len(ids) else self._encode
+            image, patch, text = run(part)
+            images.append(image)
+            patches += [patch] if patch is not None else []
+            encoded.append(text)
+        grouped = _wide(torch.cat(patches)) if patches else None
+        with torch.autocast(ids.device.type, enabled=False):
+            texts_bKD = F.normalize(_wide(torch.cat(encoded)), dim=-1).unflatten(0, (-1, texts))
+            return self._loss(F.normalize(_wide(torch.cat(images)), dim=-1), texts_bKD, grouped)
+
+    def _encode(self, part: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
+        image, patches = self.model.encode_image(self.pixels(part["images"]), part.get("keep"))
+        return image, patches if self.config.grouping else None, self.model.encode_text(part["ids"].flatten(0, 1))
+
+    def pixels(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 to normalised floats, on the device."""
+        return (images.float() - self.mean) / self.std
+
+    @property
+    def scale(self) -> torch.Tensor:
+        """The inverse temperature, at most 100; its gradient passes, so that it can come back."""
+        raw = _wide(self.model.logit_scale)
+        return (raw + (raw.clamp(max=math.log(LARGEST_SCALE)) - raw).detach()).exp()
+
+    def _loss(self, images: torch.Tensor, texts: torch.Tensor, patches: torch.Tensor | None) -> torch.Tensor:
+        kind, stream = self.config.kind, self.config.stream
+        if kind == "sigmoid":
+            return losses.sigmoid_loss(images, texts[:, 0], self.scale, self.logit_bias)
+        if kind == "multi_positive":
+            loss = losses.multi_positive_loss(images, texts, self.scale, stream)
+        else:
+            loss = losses.softmax_loss(images, texts[:, 0], self.scale, stream)
+        if patches is not None:
+            loss = loss + self.config.grouping * losses.grouping_loss(patches, texts, self.scale)
+        return loss
+
+
+def _wide(values: torch.Tensor) -> torch.Tensor:
+    """At least single precision, whatever the towers ran in."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))

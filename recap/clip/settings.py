@@ -1,0 +1,186 @@
+"""The keys of a CLIP training's config, and what is wrong with them. Torch-free: login nodes read and check them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from hpc.errors import UserError
+from recap.data.columns import ColumnConfig
+from recap.data.inputs import DataConfig
+from recap.text_policy import TextPolicyConfig
+from recap.train.settings import TrainSettings
+
+VISION = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "H": (1280, 32, 16)}
+TEXT = {"small": (384, 12, 6), "base": (512, 12, 8), "large": (768, 12, 12), "huge": (1024, 24, 16)}
+EMBED = {"S": 384, "B": 512, "L": 768, "H": 1024}
+"""Width, layers and heads of the paper's table 2, and the dimension of the shared space by the vision tower's size."""
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+
+
+def _semantic(default: Any, text: str) -> Any:
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata={"help": text})
+    return field(default=default, metadata={"help": text})
+
+
+def _execution(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text, "execution": True})
+
+
+@dataclass(frozen=True)
+class Tower:
+    width: int
+    layers: int
+    heads: int
+
+
+@dataclass
+class ClipModelConfig:
+    """Which model."""
+
+    architecture: str = _semantic("recap", "recap (the paper's, as in its released weights) | hf (plain CLIPModel)")
+    vision: str = _semantic("B", "S | B | L | H, or WIDTHxLAYERSxHEADS")
+    text: str = _semantic("base", "small | base | large | huge, or WIDTHxLAYERSxHEADS")
+    embed: int = _semantic(0, "dimension of the shared space; 0: by the vision tower's size (its width for others)")
+    patch: int = _semantic(16, "pixels of a patch's side")
+    context: int = _semantic(128, "tokens of a text, special ones included")
+    vocabulary: int = _semantic(32000, "rows of the token embedding; at least the tokenizer's")
+    tokenizer: str = _semantic("", "folder of a tokenizer that transformers loads")
+    start: str = _semantic("", "weights to fine-tune from: a folder that this trainer, transformers or open_clip wrote")
+
+    @property
+    def vision_tower(self) -> Tower:
+        return _tower("vision", self.vision, VISION)
+
+    @property
+    def text_tower(self) -> Tower:
+        return _tower("text", self.text, TEXT)
+
+    @property
+    def dimension(self) -> int:
+        return self.embed or EMBED.get(self.vision, self.vision_tower.width)
+
+    @property
+    def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of the pixels' channels."""
+        return IMAGENET if self.architecture == "recap" else OPENAI
+
+
+@dataclass
+class ClipDataConfig(DataConfig):
+    """The tars, their columns, and how they are read."""
+
+    columns: dict[str, ColumnConfig] = _semantic(
+        {"org_caption": ColumnConfig(member="txt")}, "columns by name: run, folder or member, and field"
+    )
+    streams: int = _semantic(64, "virtual streams; ranks divide it, and it divides the batch")
+    window: int = _semantic(32, "blocks of 512 samples among which a stream shuffles")
+    indexed: bool = _semantic(True, "False: tars are streamed without an index; resume is then approximate")
+    size: int = _semantic(0, "samples of an epoch, where the tars are not indexed")
+    index: str | None = _execution(None, "file of the block index; made on first use. Empty: beside the run")
+    readers: int = _execution(8, "blocks that a rank reads at the same time")
+    decoders: int = _execution(4, "threads of a rank that decode images")
+
+
+@dataclass
+class Stage:
+    """One part of the training, with a resolution, a length and a rate of its own. Empty fields are `train`'s."""
+
+    image: int = 112
+    samples: int = 0
+    batch: int = 0
+    lr: float = 0.0
+    warmup: int = -1  # samples
+    context: int = 0
+    keep_patches: float = 1.0  # share of patches that are kept (FLIP)
+
+
+@dataclass
+class LossConfig:
+    """What is minimised."""
+
+    kind: str = _semantic("softmax", "softmax | sigmoid | multi_positive (several texts an image)")
+    grouping: float = _semantic(0.0, "weight of DreamLIP's grouping loss (recap architecture, several texts)")
+    temperature: float = _semantic(0.07, "at the start; it is learned")
+    bias: float = _semantic(-10.0, "of the sigmoid loss, at the start; it is learned")
+    chunk: int = _execution(0, "images that are encoded at a time, with gradients cached; 0: the rank's whole batch")
+    stream: int = _execution(0, "columns of the logits that exist at a time; 0: all")
+
+
+@dataclass
+class ClipConfig:
+    """Config keys of a CLIP training."""
+
+    model: ClipModelConfig = field(default_factory=ClipModelConfig)
+    data: ClipDataConfig = field(default_factory=ClipDataConfig)
+    text: TextPolicyConfig = field(default_factory=TextPolicyConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    stages: list[Stage] = _semantic([], "parts of the training, one after another")
+    base_lr: float = _semantic(0.0, "rate per 256 samples, instead of lr: the paper's 8e-6 means 1.024e-3 at 32,768")
+    area: float = _semantic(0.4, "smallest share of an image that a training crop holds")
+    train: TrainSettings = field(default_factory=lambda: TrainSettings(weight_decay=0.2, beta2=0.95, clip=0.0))
+
+    def stage_settings(self, stage: Stage) -> TrainSettings:
+        """The core's settings for a stage."""
+        batch = stage.batch or self.train.batch
+        samples = stage.samples or self.train.samples
+        base = stage.lr or self.base_lr
+        lr = base * batch / 256 if base else self.train.lr
+        warmup = self.train.warmup if stage.warmup < 0 else min(stage.warmup / max(samples, 1), 0.999)
+        return replace(self.train, batch=batch, samples=samples, lr=lr, warmup=warmup)
+
+
+def check(config: ClipConfig) -> None:
+    """UserError for the first thing that cannot work: what, where, and what to do."""
+
+    def refuse(key: str, why: str) -> None:
+        raise UserError(f"config: `{key}`: {why}.")
+
+    model = config.model
+    if model.architecture not in ("recap", "hf"):
+        refuse("model.architecture", f"{model.architecture!r} is unknown. Write recap or hf")
+    for name, tower in (("vision", model.vision_tower), ("text", model.text_tower)):
+        if tower.width % tower.heads:
+            refuse(f"model.{name}", f"width {tower.width} does not divide among {tower.heads} heads")
+    if not config.stages:
+        refuse("stages", "empty. Name at least one, e.g. stages=[{image: 112, samples: 2560000000}]")
+    for number, stage in enumerate(config.stages):
+        if stage.image % model.patch:
+            near = max(stage.image // model.patch, 1) * model.patch
+            refuse(
+                f"stages[{number}].image",
+                f"{stage.image} pixels do not divide into patches of {model.patch}. "
+                f"Write {near} or {near + model.patch}",
+            )
+        if not 0 < stage.keep_patches <= 1:
+            refuse(f"stages[{number}].keep_patches", f"{stage.keep_patches} is not a share above 0, up to 1")
+        if stage.context and stage.context > model.context:
+            refuse(f"stages[{number}].context", f"{stage.context} is more than model.context ({model.context})")
+        batch = stage.batch or config.train.batch
+        if config.data.indexed and batch % config.data.streams:
+            near = max(batch // config.data.streams, 1) * config.data.streams
+            refuse("data.streams", f"{config.data.streams} do not divide the batch of {batch}. Write a batch of {near}")
+    if config.loss.kind not in ("softmax", "sigmoid", "multi_positive"):
+        refuse("loss.kind", f"{config.loss.kind!r} is unknown. Write softmax, sigmoid or multi_positive")
+    if config.text.texts > 1 and config.loss.kind != "multi_positive":
+        refuse("loss.kind", f"{config.loss.kind} takes one text an image, text.texts is {config.text.texts}")
+    if config.loss.grouping and model.architecture != "recap":
+        refuse("loss.grouping", "needs patch features in the shared space: set model.architecture=recap")
+    if config.train.workers > 1:
+        refuse("train.workers", f"{config.train.workers}: each would read all windows. Write 1 and raise data.decoders")
+    if not config.data.indexed and not config.data.size:
+        refuse("data.size", "how many samples an epoch has is not known without an index. Write their number")
+
+
+def _tower(key: str, name: str, known: dict[str, tuple[int, int, int]]) -> Tower:
+    if name in known:
+        return Tower(*known[name])
+    if not re.fullmatch(r"\d+x\d+x\d+", name):
+        raise UserError(
+            f"config: `model.{key}`: {name!r} is unknown. Write {', '.join(known)}, or WIDTHxLAYERSxHEADS, e.g. 64x2x2."
+        )
+    return Tower(*map(int, name.split("x")))
