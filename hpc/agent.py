@@ -53,6 +53,7 @@ class Agent:
     def __init__(self, run: Run, submission: Submission, slot: int) -> None:
         self.run, self.submission, self.slot = run, submission, slot
         self.config = configs.check(submission.config, submission.source)
+        self.config.apply_umask()
         self.settings = self.config.run.map
         self.facts = _machine() | {"submission": submission.uuid}
         self.instance, self.life = heartbeat.register(run.slots, submission.uuid, slot, self.facts)

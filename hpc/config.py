@@ -15,6 +15,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import os
 import re
 import shutil
 import types
@@ -116,6 +117,7 @@ class RunConfig:
     name: str = setting(MISSING, "name of the run: its directory is <runs>/<name>")
     operator: str = field(default="", metadata={"help": "dotted path of the operator class (a map job)"})
     trainer: str = field(default="", metadata={"help": "dotted path of the trainer class (a gang job)"})
+    umask: str | None = setting(None, "umask of all files of the run, octal, e.g. '002' for a group's run (default: ours)")
     output: str | None = setting(None, "object store for published files, e.g. s3://bucket/prefix (default: the run)")
     runs: str = setting("runs", "directory that holds run directories; must be POSIX and shared by all nodes")
     cluster: ClusterConfig = field(default_factory=ClusterConfig, metadata={"execution": True})
@@ -148,6 +150,11 @@ class Config:
     def trainer(self) -> Trainer:
         """A gang job's trainer."""
         return self.work_class(self.work)
+
+    def apply_umask(self) -> None:
+        """Make this process' files as readable as the run wants them; children inherit it."""
+        if self.run.umask is not None:
+            os.umask(int(self.run.umask, 8))
 
     def semantic(self) -> dict[str, Any]:
         """The part that makes the output, without fields at their default."""
@@ -335,6 +342,8 @@ def _check_values(run: RunConfig, source: str) -> None:
         refuse("cluster.kind", f"{run.cluster.kind!r} is unknown. Write local or slurm.")
     if not re.fullmatch(r"\d+|(\d+-)?\d{1,3}:\d{2}(:\d{2})?|\d+-\d{1,2}", run.cluster.time):
         refuse("cluster.time", f'"{run.cluster.time}" is not a Slurm time. Write 24:00:00 or 1-00:00:00.')
+    if run.umask is not None and not re.fullmatch("0?[0-7]{3}", run.umask):
+        refuse("umask", f"{run.umask!r} is not three octal digits in quotes, such as '002'")
     for key in ("slots", "engines_per_node"):
         if getattr(run.cluster, key) < 1:
             refuse(f"cluster.{key}", f"{getattr(run.cluster, key)} is less than 1")

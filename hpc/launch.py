@@ -309,6 +309,7 @@ def _record_inputs(job: Job) -> None:
 
 def open_run(run: Run, config: configs.Config, identity: str, previous: Submission | None) -> None:
     """Make the run directory, or open it again: its config.yaml, and no pause or cancellation."""
+    config.apply_umask()
     run.make()
     _preflight(run)
     semantic = yaml.safe_dump({"identity": identity, **config.semantic()}, allow_unicode=True, sort_keys=False)

@@ -12,6 +12,7 @@ import argparse
 import logging
 import sys
 
+from hpc import snapshot
 from hpc.errors import Exit, UserError
 from hpc.rundir import Run, Submission
 
@@ -28,6 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         from hpc.agent import Agent
 
+        snapshot.check_running()
         return Agent(*_task(Run(args.run), args.submission), args.slot).main()
     except UserError as error:
         logging.error("%s", error)
