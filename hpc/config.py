@@ -285,7 +285,7 @@ def _structured(schema: type, values: dict[str, Any], source: str) -> Any:
         made = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or getattr(error, "key", None) or "?"
-        raise UserError(f"config: {source}: `{key}`: {error.msg or error}") from error
+        raise UserError(f"config: {source}: `{key}`: {str(error.msg or error).splitlines()[0]}") from error
     return made
 
 
@@ -306,6 +306,8 @@ def _check_keys(schema: type, values: dict[str, Any], source: str, prefix: str) 
         inner = _dataclass_in(hints[key])
         if inner and isinstance(value, dict):
             _check_keys(inner, value, source, f"{prefix}{key}.")
+        elif inner and value is not None:
+            raise UserError(f"config: {source}: `{prefix}{key}`: {value!r} is not a group of keys")
         elif typing.get_origin(hints[key]) is list and isinstance(value, str):
             values[key] = [value]  # one pattern is a list of one
 

@@ -1,0 +1,171 @@
+"""Configs: mistakes are named with their remedy, and an identity says what makes the output, no more and no less."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from hpc import config as configs
+from hpc.errors import UserError
+from tests.echo import Echo, EchoConfig
+
+GOLDEN = "4e052ae1"  # of an echo job with all fields at their default: results of earlier versions stay valid while it stands
+
+
+def write(folder: Path, **keys: Any) -> Path:
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump({"name": "n", "operator": "tests.echo.Echo", "cluster": "local", **keys}))
+    return path
+
+
+def load(folder: Path, *overrides: str, **keys: Any) -> configs.Config:
+    return configs.load(write(folder, **keys), list(overrides))
+
+
+def identity(config: configs.Config) -> str:
+    return configs.identity(config, config.operator())
+
+
+# --- mistakes ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "keys, named, remedy",
+    [
+        ({"prefx": "x"}, "`prefx`", "Did you mean `prefix`"),
+        ({"map": {"leases": 3}}, "`map.leases`", "Did you mean `map.lease_s`"),
+        ({"cluster": {"kind": "local", "slot": 3}}, "`cluster.slot`", "Did you mean `cluster.slots`"),
+        ({"zzzzzz": 1}, "`zzzzzz`", "Known here:"),
+        ({"name": "../up"}, "`name`", "Use letters"),
+        ({"name": ""}, "`name`", "Use letters"),
+        ({"map": {"max_failed": 1.5}}, "`map.max_failed`", "between 0 and 1"),
+        ({"map": {"segment": 0}}, "`map.segment`", "less than 1"),
+        ({"map": {"lease_s": 0}}, "`map.lease_s`", "positive"),
+        ({"map": {"segment": "many"}}, "segment", "many"),
+        ({"map": 5}, "map", ""),
+        ({"cluster": {"kind": "pbs"}}, "`cluster.kind`", "local or slurm"),
+        ({"cluster": {"time": "soon"}}, "`cluster.time`", "24:00:00"),
+        ({"cluster": {"slots": 0}}, "`cluster.slots`", "less than 1"),
+        ({"cluster": {"gpus_per_node": -1}}, "`cluster.gpus_per_node`", "less than 0"),
+        ({"cluster": {"device": "tpu"}}, "`cluster.device`", "cpu or cuda"),
+        ({"cluster": {"prelude": ["trap 'rm -r x' SIGTERM"]}}, "`cluster.prelude`", "Remove the trap"),
+        ({"cluster": "no-such-profile"}, "`cluster`", "Shipped: local, slurm"),
+        ({"operator": "tests.echo.Ekho"}, "`operator`", "dotted path"),
+        ({"operator": "no.such.module.X"}, "`operator`", "dotted path"),
+        ({"operator": ""}, "operator", "dotted path"),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, keys: dict[str, Any], named: str, remedy: str) -> None:
+    with pytest.raises(UserError) as error:
+        load(tmp_path, **keys)
+    assert named in str(error.value) and remedy in str(error.value)
+    assert "\n" not in str(error.value).strip() or "YAML" in str(error.value)
+
+
+@pytest.mark.parametrize("override", ["prefx=1", "map.leases=3", "=3", "prefix", "name.x=1"])
+def test_mistakes_on_the_command_line(tmp_path: Path, override: str) -> None:
+    with pytest.raises(UserError, match="config"):
+        load(tmp_path, override)
+
+
+@pytest.mark.parametrize("text", ["[1, 2", "- a\n- b", "\ta: b: c"])
+def test_files_that_are_no_config(tmp_path: Path, text: str) -> None:
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(UserError, match="bad.yaml"):
+        configs.load(tmp_path / "bad.yaml", [])
+    (tmp_path / "bytes.yaml").write_bytes(b"name: \xff\xfe")
+    with pytest.raises(UserError, match="not YAML"):
+        configs.load(tmp_path / "bytes.yaml", [])
+    with pytest.raises(UserError, match="does not exist"):
+        configs.load(tmp_path / "none.yaml", [])
+
+
+# --- values -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("time", ["24:00:00", "0:30:00", "1-00:00:00", "2-12", "90", "12:30"])
+def test_times_need_no_quotes(tmp_path: Path, time: str) -> None:
+    """YAML 1.1 would read 24:00:00 as 86400."""
+    path = tmp_path / "config.yaml"
+    path.write_text(f"name: n\noperator: tests.echo.Echo\ncluster:\n  kind: local\n  time: {time}\n")
+    assert configs.load(path, []).run.cluster.time == time
+    assert load(tmp_path, f"cluster.time={time}").run.cluster.time == time
+
+
+def test_numbers_and_text(tmp_path: Path) -> None:
+    assert load(tmp_path, "map.lease_s=1e2").run.map.lease_s == 100.0
+    assert load(tmp_path, "map.max_failed=5e-2").run.map.max_failed == 0.05
+    assert load(tmp_path, "prefix=2024-01-01").work.prefix == "2024-01-01"
+    assert load(tmp_path, "prefix='7'").work.prefix == "7"
+    assert load(tmp_path, "prefix={0..9}").work.prefix == "{0..9}"
+    assert load(tmp_path, "prefix=a=b").work.prefix == "a=b"
+    assert load(tmp_path, prefix="${HOME} and ${oc.env:USER}").work.prefix == "${HOME} and ${oc.env:USER}"
+    assert load(tmp_path, prefix="日本 “x”").work.prefix == "日本 “x”"
+    assert load(tmp_path, "cluster.prelude=[module load a,module load b]").run.cluster.prelude == ["module load a", "module load b"]
+
+
+def test_overrides_win_and_profiles_are_found(tmp_path: Path) -> None:
+    (tmp_path / "cluster").mkdir()
+    (tmp_path / "cluster" / "site.yaml").write_text("kind: slurm\npartition: gpu\ntime: 2:00:00\n")
+    config = load(tmp_path, "cluster.partition=cpu", "cluster=site", "map.segment=3", map={"segment": 5, "attempts": 2})
+    assert (config.run.cluster.kind, config.run.cluster.partition, config.run.cluster.time) == ("slurm", "cpu", "2:00:00")
+    assert (config.run.map.segment, config.run.map.attempts) == (3, 2)
+
+
+def test_a_submission_s_record_is_a_config_again(tmp_path: Path) -> None:
+    """Workers check the resolved config that the launch recorded: nothing may change on that way."""
+    import json
+
+    config = load(tmp_path, "prefix=${x}", "cluster.time=24:00:00", "map.max_failed=0.1")
+    again = configs.check(json.loads(json.dumps(config.resolved)), config.source)
+    assert again.resolved == config.resolved and identity(again) == identity(config)
+
+
+# --- identity ---------------------------------------------------------------------------------
+
+
+def test_golden_identity(tmp_path: Path) -> None:
+    assert identity(load(tmp_path)) == GOLDEN
+
+
+def test_what_an_identity_depends_on(tmp_path: Path) -> None:
+    base = identity(load(tmp_path))
+    for override in ("name=other", "runs=/elsewhere", "inputs=/data", "delay_s=1", "batch=2", "map.segment=7", "map.max_failed=0.5",
+                     "cluster.slots=9", "cluster=slurm", "cluster.time=1:00:00"):  # fmt: skip
+        assert identity(load(tmp_path, override)) == base, override
+    assert identity(load(tmp_path, "prefix=''")) == base  # the default, said aloud
+    others = {identity(load(tmp_path, o)) for o in ("prefix=x", "prefix=y", "column=z")}
+    assert len(others | {base}) == 4
+
+
+def test_a_new_field_changes_no_identity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclass
+    class Inner:
+        shade: str = "plain"
+        threads: int = field(default=1, metadata={"execution": True})
+
+    @dataclass
+    class Later(EchoConfig):
+        suffix: str = ""
+        tags: list[str] = field(default_factory=list)
+        inner: Inner = field(default_factory=Inner)
+
+    base = load(tmp_path)
+    monkeypatch.setattr(Echo, "Config", Later)
+    grown = configs.Config(base.source, base.run, Later(), Echo, {})
+    assert identity(grown) == GOLDEN
+    grown.work.inner.threads = 8
+    assert identity(grown) == GOLDEN
+    for change in ({"suffix": "x"}, {"tags": ["x"]}, {"inner": Inner(shade="dark")}):
+        assert identity(dataclasses.replace(grown, work=Later(**change))) != GOLDEN
+
+
+def test_a_version_raised_by_hand_changes_the_identity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load(tmp_path)
+    monkeypatch.setattr(Echo, "version", 2)
+    assert identity(config) != GOLDEN
