@@ -458,7 +458,7 @@ def on_gpu(options: argparse.Namespace) -> dict[str, Any]:
         }
         say(
             f"  native {precision:7s} {found['images_per_s']:7.2f} img/s (steady {found['steady']:.2f}), "
-            f"{found['share']:.0%} of the bound {limit:.1f}; slots {found['slots']}, busy slots {found['occupancy']:.0%}"
+            f"{found['share']:.0%} of the bound {limit:.1f}; {found['slots']} slots, {found['occupancy']:.0%} busy"
         )
         say(
             "      ms an image: "
@@ -529,7 +529,7 @@ def native_on_gpu(
     # The drain: the last slots empty out at what is on average half occupancy, for the longest caption's
     # steps.
     steady = work.images / (min(spent) - stages["step"] / 1e3 * MAX_TOKENS / 2)
-    result = {
+    return {
         "images_per_s": work.images / min(spent),
         "spread": max(spent) / min(spent) - 1,
         "steady": steady,
@@ -538,7 +538,6 @@ def native_on_gpu(
         "ms": per_image,
         "ready_s": ready,
     }
-    return result
 
 
 def stage_milliseconds(work: Work, generator: Generator[int]) -> dict[str, float]:

@@ -25,6 +25,7 @@ from recap.engine.interface import Caption, Request
 from recap.engine.prompts import choose_format
 from recap.engine.settings import CaptionerConfig, PromptFormat
 
+FIRST_WAIT_S = 0.5  # doubled with each further try
 _TRIES = 5
 _MEDIA = {b"\xff\xd8\xff": "jpeg", b"\x89PNG": "png", b"GIF8": "gif", b"RIFF": "webp"}
 
@@ -61,7 +62,7 @@ class EndpointEngine(AsynchronousEngine):
         for attempt in range(_TRIES):
             if attempt:
                 # Spread out, so that hundreds of workers do not come back to a restarted server at once.
-                time.sleep(random.uniform(0.5, 1.5) * 0.25 * 2**attempt)
+                time.sleep(random.uniform(0.5, 1.5) * FIRST_WAIT_S * 2 ** (attempt - 1))
             try:
                 status, answer = self._post(body)
             except (OSError, http.client.HTTPException) as error:

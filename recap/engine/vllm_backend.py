@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import importlib
 import itertools
 import shutil
 import sys
@@ -38,8 +39,10 @@ class VllmEngine(AsynchronousEngine):
 
     def __init__(self, config: CaptionerConfig, device: str) -> None:
         try:
-            from vllm import AsyncEngineArgs
-            from vllm.v1.engine.async_llm import AsyncLLM
+            # By name: vLLM is no dependency, and type checkers need not have it.
+            self._vllm = importlib.import_module("vllm")
+            asynchronous = importlib.import_module("vllm.v1.engine.async_llm")
+            self._parameters = importlib.import_module("vllm.sampling_params")
         except ImportError as error:
             raise ValueError(
                 f"captioner.backend = 'vllm': vLLM cannot be imported ({error}). Install it in this environment, "
@@ -50,7 +53,7 @@ class VllmEngine(AsynchronousEngine):
         self.book = self.checkpoint.book
         width = max(self.book.length(name) for name in self.book.formats)
         dtype = choose_dtype(config.precision, torch.device(device))
-        arguments = AsyncEngineArgs(
+        arguments = self._vllm.AsyncEngineArgs(
             model=str(self.checkpoint.folder),
             dtype=str(dtype).removeprefix("torch."),
             max_model_len=width + config.max_tokens,
@@ -68,7 +71,7 @@ class VllmEngine(AsynchronousEngine):
         super().__init__(config.window)
 
         async def build() -> Any:  # inside the loop that will use it
-            return AsyncLLM.from_engine_args(arguments)
+            return asynchronous.AsyncLLM.from_engine_args(arguments)
 
         self._engine = asyncio.run_coroutine_threadsafe(build(), self._loop).result()
 
@@ -97,17 +100,11 @@ class VllmEngine(AsynchronousEngine):
         # vLLM repeats the image's token itself.
         ids = prompt.ids[: at + 1] + prompt.ids[at + self.book.image_tokens :]
         number = f"{request.id}-{next(self._numbers)}"
-        last: Any = None
-        async for last in self._engine.generate(
-            {"prompt_token_ids": ids, "multi_modal_data": {"image": image}}, self._sampling(request, prompt), number
-        ):
-            pass
-        return list(last.outputs[0].token_ids)
+        inputs = {"prompt_token_ids": ids, "multi_modal_data": {"image": image}}
+        answers = [a async for a in self._engine.generate(inputs, self._sampling(request, prompt), number)]
+        return list(answers[-1].outputs[0].token_ids)
 
     def _sampling(self, request: Request, prompt: Prompt) -> Any:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
         config = self.config
         options: dict[str, Any] = {"temperature": 0.0}
         if config.decoding == "sample":
@@ -118,12 +115,12 @@ class VllmEngine(AsynchronousEngine):
                 "top_k": config.top_k,
                 "seed": int.from_bytes(digest, "little"),
             }
-        return SamplingParams(
+        return self._vllm.SamplingParams(
             max_tokens=prompt.max_tokens,
             stop_token_ids=list(self.checkpoint.eos),
             ignore_eos=True,  # the end tokens are those above, and no others
             detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
+            output_kind=self._parameters.RequestOutputKind.FINAL_ONLY,
             **options,
         )
 
@@ -135,7 +132,7 @@ def check_names(folder: Path) -> None:
             flat = any(_vllm_name(name) != name for name in file.keys())  # noqa: SIM118 - not a dictionary
         if flat:
             raise ValueError(
-                f"{folder}: vLLM does not read the weight names that transformers 5 writes. Make a copy that both read: "
+                f"{folder}: vLLM does not read the weight names of transformers 5. Make a copy that both read: "
                 f"python -m recap.engine.vllm_backend {folder} TARGET"
             )
 

@@ -149,3 +149,14 @@ def test_chance_depends_on_its_arguments_alone() -> None:
     assert (numbers[:3] == uniform(1, "key", "tokens", 3)).all()
     assert (numbers != uniform(2, "key", "tokens", 5)).all() and (numbers != uniform(1, "kez", "tokens", 5)).all()
     assert abs(uniform(0, "k", "t", 10_000).mean() - 0.5) < 0.02
+
+
+@pytest.mark.parametrize("path", sorted(Path(__file__).parents[2].glob("configs/prompts/*.yaml")), ids=lambda p: p.stem)
+def test_shipped_prompt_formats_are_valid(path: Path) -> None:
+    """Each file is an overlay of the captioner's settings."""
+    merged = OmegaConf.merge(OmegaConf.structured(CaptionerConfig(model="x")), OmegaConf.load(path))
+    config = OmegaConf.to_object(merged)
+    assert isinstance(config, CaptionerConfig) and config.prompts
+    check(config)
+    if path.stem == "paper":
+        assert config.prompts["paper"].text == CaptionerConfig().prompt

@@ -1,0 +1,183 @@
+"""The OpenAI-compatible backend against a real HTTP server on the loopback interface."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+from conftest import drive
+
+from benchmarks.random_captioner import photo
+from recap.engine import CaptionerConfig, PromptFormat, Request, load_engine
+from recap.engine.endpoint import EndpointEngine
+
+
+def says(image: bytes, prompt: str) -> str:
+    """What the server captions an image with: it depends on every byte of the request."""
+    return f"A picture {hashlib.sha256(image + prompt.encode()).hexdigest()[:12]}. It is nice"
+
+
+@dataclass
+class Server:
+    """A chat server: records what it is asked, fails as told."""
+
+    url: str = ""
+    bodies: list[dict[str, Any]] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
+    failures: dict[str, list[tuple[int, str]]] = field(default_factory=dict)  # prompt -> answers before the good one
+    now: int = 0
+    most: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def answer(self, path: str, body: dict[str, Any]) -> tuple[int, str]:
+        if path != "/v1/chat/completions":
+            return 404, "no such path"
+        picture, text = body["messages"][0]["content"]
+        with self.lock:
+            self.bodies.append(body)
+            self.now += 1
+            self.most = max(self.most, self.now)
+            planned = self.failures.get(text["text"], [])
+            failure = planned.pop(0) if planned else None
+        time.sleep(0.005)
+        with self.lock:
+            self.now -= 1
+        if failure:
+            return failure
+        image = base64.b64decode(picture["image_url"]["url"].partition(";base64,")[2])
+        message = {"role": "assistant", "content": " " + says(image, text["text"]) + "\n"}
+        choice = {"index": 0, "message": message, "finish_reason": "length" if "cut" in text["text"] else "stop"}
+        return 200, json.dumps({"choices": [choice], "usage": {"completion_tokens": 9}})
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    state = Server()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            state.keys.append(self.headers.get("Authorization", ""))
+            status, text = state.answer(self.path, body)
+            if status == 0:  # hang up in the middle
+                self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{")
+                self.connection.close()
+                return
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    http.request_queue_size = 128
+    state.url = f"http://127.0.0.1:{http.server_port}/v1"
+    threading.Thread(target=http.serve_forever, daemon=True).start()
+    yield state
+    http.shutdown()
+    http.server_close()
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("recap.engine.endpoint.FIRST_WAIT_S", 0.001)
+
+
+def config(server: Server, **changes: Any) -> CaptionerConfig:
+    base = CaptionerConfig(backend="openai", endpoint=server.url, served_model="llava", window=8, max_tokens=40)
+    return replace(base, **changes)
+
+
+def test_each_image_gets_its_own_caption(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAPTION_KEY", "secret")
+    settings = config(server, endpoint_key_env="CAPTION_KEY")
+    engine = load_engine(settings)
+    requests = [Request(i, photo(i, format="PNG" if i % 2 else "JPEG"), key=str(i)) for i in range(60)]
+    found = drive(engine, [*requests, Request(60, b"junk")])
+    engine.close()
+    for request in requests:
+        caption = found[request.id]
+        assert (caption.text, caption.tokens, caption.finish) == (says(request.image, settings.prompt), 8, "stop")
+    assert found[60].reason == "image: not an image"
+    assert 2 < server.most <= 8, "the window is used, and kept"
+    assert set(server.keys) == {"Bearer secret"}
+    first = server.bodies[0]
+    assert (first["model"], first["max_tokens"], first["temperature"]) == ("llava", 40, 0.0)
+    kinds = Counter(body["messages"][0]["content"][0]["image_url"]["url"].split(";")[0] for body in server.bodies)
+    assert kinds == {"data:image/jpeg": 30, "data:image/png": 30}
+
+
+def test_failures_are_retried_or_named(server: Server) -> None:
+    forms = {name: PromptFormat(name) for name in ("busy", "broken", "wrong", "down", "hangs up")}
+    server.failures = {
+        "busy": [(429, "slow down"), (503, "loading")],
+        "broken": [(200, '{"choices": []}')],
+        "wrong": [(400, "image too large")] * 9,
+        "down": [(500, "cuda error")] * 9,
+        "hangs up": [(0, "")],
+    }
+    expected = {
+        "busy": ("", False),
+        "broken": ("server: unreadable answer", True),
+        "wrong": ("server: status 400", False),
+        "down": ("server: status 500", True),
+        "hangs up": ("", False),
+    }
+    for name, outcome in expected.items():
+        engine = load_engine(config(server, prompts={name: forms[name]}))
+        found = drive(engine, [Request(0, photo(0))])[0]
+        engine.close()
+        assert (found.reason, found.transient) == outcome, name
+    asked = Counter(body["messages"][0]["content"][1]["text"] for body in server.bodies)
+    assert asked == {"busy": 3, "broken": 1, "wrong": 1, "down": 5, "hangs up": 2}
+
+
+def test_no_server_is_a_transient_failure(server: Server) -> None:
+    engine = load_engine(config(server, endpoint="http://127.0.0.1:9/v1"))
+    found = drive(engine, [Request(0, photo(0))])[0]
+    engine.close()
+    assert (found.reason, found.transient) == ("server: no answer", True) and "refused" in found.detail
+
+
+def test_formats_seeds_and_trimming(server: Server) -> None:
+    forms = {"alt": PromptFormat("Improve {alt}", alt_tokens=3), "cut": PromptFormat("cut", max_tokens=7)}
+    settings = config(server, prompts=forms, decoding="sample", temperature=0.7, top_k=40, seed=5, trim=True)
+    requests = [Request(i, photo(i), alt="one two three four", key=f"k{i}") for i in range(30)]
+    runs = []
+    for _ in range(2):
+        server.bodies.clear()
+        engine = load_engine(settings)
+        runs.append(drive(engine, requests))
+        engine.close()
+    assert runs[0] == runs[1] and {caption.format for caption in runs[0].values()} == {"alt", "cut"}
+    texts = {body["messages"][0]["content"][1]["text"]: body for body in server.bodies}
+    assert set(texts) == {"Improve one two three", "cut"} and texts["cut"]["max_tokens"] == 7
+    assert texts["cut"]["top_k"] == 40 and len({body["seed"] for body in server.bodies}) == 30
+    assert all(c.text.endswith(".") == (c.format == "cut") for c in runs[0].values())
+
+
+def test_an_engine_that_fails_says_so_in_poll(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: EndpointEngine, request: Request) -> None:
+        raise RuntimeError("bug")
+
+    monkeypatch.setattr(EndpointEngine, "_caption", broken)
+    engine = load_engine(config(server))
+    engine.put(Request(0, photo(0)))
+    with pytest.raises(RuntimeError, match="bug"):
+        engine.poll(5)
+    engine.close()
+
+
+def test_a_bad_url_is_named() -> None:
+    with pytest.raises(ValueError, match="no http URL"):
+        load_engine(CaptionerConfig(backend="openai", endpoint="node7:8000", served_model="x"))
