@@ -68,7 +68,7 @@ def make(folder: Path, shape: Shape, seed: int = 0, scale: float = 1.0) -> Path:
 def build(shape: Shape, tokenizer: Any, seed: int, scale: float) -> Any:
     """The model itself, float32, in evaluation mode."""
     torch.manual_seed(seed)
-    model = LlavaForConditionalGeneration(_config(shape, tokenizer)).eval()
+    model = LlavaForConditionalGeneration(make_config(shape, tokenizer)).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim < 2:
@@ -103,7 +103,7 @@ def photo(seed: int, width: int = 48, height: int = 40, format: str = "JPEG") ->
     return file.getvalue()
 
 
-def _config(shape: Shape, tokenizer: Any) -> LlavaConfig:
+def make_config(shape: Shape, tokenizer: Any) -> LlavaConfig:
     rope: dict[str, Any] = {"rope_type": shape.rope, "rope_theta": 10000.0}
     if shape.rope == "llama3":
         rope |= {

@@ -91,6 +91,7 @@ class VllmEngine(AsynchronousEngine):
         self._threads.shutdown(wait=False, cancel_futures=True)
         if self._engine is not None:
             self._engine.shutdown()
+            self._engine = None
 
     def _decode(self, data: bytes) -> Any:
         return decode(data, self.checkpoint.geometry, self.config.max_pixels, self.config.decode == "fast")

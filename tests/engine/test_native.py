@@ -15,6 +15,7 @@ from conftest import drive
 
 from benchmarks.random_captioner import Shape, photo, set_end_tokens
 from recap.engine import Caption, CaptionerConfig, PromptFormat, Request, load_engine
+from recap.engine.agreement import read_images
 from recap.engine.generator import Generator, Image, Text
 from recap.engine.native import NativeEngine, common_prefix, fewer_slots
 
@@ -63,6 +64,20 @@ def ending(tiny: Callable[..., Path]) -> Callable[[Shape], Path]:
         return folder
 
     return get
+
+
+def test_tokens_equal_transformers_on_the_shipped_captioner() -> None:
+    """All images of the flags set, as they lie in the tars."""
+    demo = Path(__file__).parents[2] / "recap" / "demo"
+    images = list(read_images(sorted((demo / "flags").glob("*.tar")), 1000))
+    assert len(images) >= 200
+    requests = [Request(i, image, key=str(i)) for i, image in enumerate(images)]
+    config = CaptionerConfig(model=str(demo / "captioner"), max_tokens=64, micro_batch=3, slots=14, precision="fp32")
+    ours = run(config, requests)
+    assert ours == run(replace(config, backend="transformers", micro_batch=32), requests)
+    assert len({caption.text for caption in ours.values()}) >= 100
+    lengths = np.array([caption.tokens for caption in ours.values()])
+    assert np.quantile(lengths, 0.9) >= 2 * np.quantile(lengths, 0.1)
 
 
 @pytest.mark.parametrize("shape", [Shape(), LLAMA3], ids=["plain", "llama3"])
