@@ -91,7 +91,9 @@ def main(arguments: list[str] | None = None) -> int:
         if not opened:
             console.print(f"nothing to rerun: no {'sample' if args.samples else 'shard'} failed")
             return Exit.COMPLETE
-        tree = configs.with_overrides(latest.config, args.overrides)
+        # The directory that was named, wherever the launch once saw it: a run may have moved, or `runs` be relative.
+        here = {"runs": str(run.path.parent), "name": run.path.name}
+        tree = configs.with_overrides({**latest.config, **here}, args.overrides)
         job = launch.prepare(configs.check(tree, latest.source), mended=opened)
         run.reopen(opened, "rerun", keep=args.samples)
         console.print(f"reopened {len(opened):,} shards (first: {min(opened)})", markup=False)
