@@ -42,26 +42,27 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def launch(directory: Path, world: int, config: dict[str, Any], *, module: str = "tests.train.ranks", **gang: Any) -> list[int]:
-    """Exit codes of the ranks. config: keys of TinyConfig, `train` a dict of TrainSettings."""
+def launch(
+    directory: Path, world: int, config: dict[str, Any], *, module: str = "tests.train.ranks", **gang: Any
+) -> list[int]:
+    """Exit codes of the ranks. config: keys of the task's config, `train` a dict of TrainSettings."""
     directory.mkdir(parents=True, exist_ok=True)
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(world), "OMP_NUM_THREADS": "1"}
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(world)}
+    environment = {**os.environ, **place, "OMP_NUM_THREADS": "1"}
     order = json.dumps([str(directory), config, gang])
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-m", module, order], cwd=ROOT, env={**os.environ, **place, "RANK": str(n)},
-            stderr=open(directory / f"rank{n}.log", "ab"),
-        )
-        for n in range(world)
-    ]  # fmt: skip
+    ranks = []
+    for n in range(world):
+        with open(directory / f"rank{n}.log", "ab") as out:
+            argv = [sys.executable, "-m", module, order]
+            ranks.append(subprocess.Popen(argv, cwd=ROOT, env=environment | {"RANK": str(n)}, stderr=out))
     try:
-        codes: list[int | None] = [None] * world
+        codes: list[int] = [0] * world
         for n in reversed(range(world)):  # the last one dies first where one is to die
-            codes[n] = ranks[n].wait(timeout=120)
+            codes[n] = ranks[n].wait(timeout=200)
             if codes[n] == -signal.SIGKILL:
                 for other in ranks:
                     other.kill()
-        return [code if code is not None else -1 for code in codes]
+        return codes
     finally:
         for rank in ranks:
             rank.kill()

@@ -94,14 +94,15 @@ def make_task(config: TinyConfig, rank: int = 0) -> Any:
             if rank == 1 and first <= config.hang_at < first + count:
                 time.sleep(3600)
             places = [place(config.train.seed, p, config.size) for p in range(first, first + count)]
-            bad = [f"s{i}" for n, (_, i) in enumerate(places) if config.reject and i % config.reject == 0 and n % world == rank]
             mine = [i for _, i in places][rank::world]
+            bad = [(f"s{i}", "odd") for i in mine if config.reject and i % config.reject == 0]
             rows = [torch.Generator().manual_seed(draw("x", i) >> 1) for i in mine]
             x = torch.stack([torch.randn(config.width, generator=g) for g in rows])
             if first <= config.nan_at < first + count:
                 x[0, 0] = float("nan")
             micro = [{"x": part, "y": part.sum(-1)} for part in x.split(max(1, (len(x) + 1) // 2))]
-            return Batch(micro, float(len(mine)), len(mine), len(mine), [f"s{i}" for _, i in places], [(b, "odd") for b in bad])
+            keys = [f"s{i}" for _, i in places]
+            return Batch(micro, float(len(mine)), len(mine), len(mine), keys, bad)
 
         def export(self, weights: dict[str, torch.Tensor], folder: Path) -> None:
             folder.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,226 @@
+"""What is computed: packed equals unpacked, supervised-only equals full logits, frozen stays frozen, exports load."""
+
+from __future__ import annotations
+
+import json
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+from benchmarks.random_captioner import photo
+from hpc import config as configs
+from hpc.errors import UserError
+from recap.engine import Request
+from recap.engine.settings import CaptionerConfig
+from recap.engine.transformers_backend import load as load_engine
+from recap.sft import model as models
+from recap.sft.convert import convert
+from recap.sft.packing import deal, pack
+from recap.sft.task import SftTask
+from tests.sft.conftest import Make, tree
+from tests.train.ranks import curve, launch
+
+
+def loss_of(task: SftTask, count: int = 16) -> tuple[float, dict[str, torch.Tensor], float]:
+    """(mean loss, gradients, share of padding) of the first samples."""
+    module = task.module()
+    batch = task.batch(0, count, 0, 1)
+    total = sum(module(micro) for micro in batch.micro) / batch.weight
+    total.backward()
+    grads = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+    return total.item(), grads, 1 - batch.useful / batch.tokens
+
+
+def norm(grads: dict[str, torch.Tensor]) -> float:
+    return float(sum(g.square().sum() for g in grads.values()) ** 0.5)
+
+
+def test_packed_equals_unpacked(task: Make) -> None:
+    plain, grads, padded = loss_of(task(rows=4))
+    packed, packed_grads, wasted = loss_of(task(pack=512, rows=1))
+    several, _, _ = loss_of(task(pack=256, rows=3))
+    assert packed == pytest.approx(plain, rel=1e-6) and several == pytest.approx(plain, rel=1e-6)
+    assert norm(packed_grads) == pytest.approx(norm(grads), rel=1e-5)
+    assert wasted < padded
+
+
+def test_packing_needs_its_positions(task: Make) -> None:
+    """Without restarting positions the loss is another: the test above has teeth."""
+    made = task(pack=512)
+    module, batch = made.module(), made.batch(0, 16, 0, 1)
+    honest = sum(float(module(micro)) for micro in batch.micro)
+    for micro in batch.micro:
+        micro["position_ids"] = torch.arange(micro["input_ids"].shape[1]).expand_as(micro["input_ids"])
+    assert abs(sum(float(module(micro)) for micro in batch.micro) - honest) > 1e-3 * honest
+
+
+def test_supervised_only_equals_full_logits(task: Make, captioner: Path) -> None:
+    """Against transformers' own loss, on padded rows with labels."""
+    made = task(rows=1, logit_chunk=7)
+    ours, _, _ = loss_of(made, 4)
+    reference = LlavaForConditionalGeneration.from_pretrained(captioner, dtype=torch.float32)
+    total, count = 0.0, 0
+    for position in range(4):
+        ready = made.ready(position)
+        ids = torch.tensor([ready.rendered.ids])
+        pictures = [ready.source.image(h) for h in ready.example.images]
+        pixels = made.processor.image_processor(pictures, return_tensors="pt")["pixel_values"] if pictures else None
+        logits = reference(input_ids=ids, pixel_values=pixels).logits[0, :-1]
+        learned = torch.tensor(ready.rendered.learned)[1:]
+        total += float(F.cross_entropy(logits[learned], ids[0, 1:][learned], reduction="sum").detach())
+        count += int(learned.sum())
+    assert ours == pytest.approx(total / count, rel=1e-6)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=60), st.integers(60, 200), st.integers(1, 4), st.integers(1, 5))
+def test_packing_plan(lengths: list[int], capacity: int, rows: int, world: int) -> None:
+    """Every sample once, no row too long, equally many passes on every rank."""
+    planned = pack(lengths, capacity)
+    assert sorted(i for row in planned for i in row) == list(range(len(lengths)))
+    assert all(sum(lengths[i] for i in row) <= capacity for row in planned)
+    dealt = [deal(planned, rows, rank, world) for rank in range(world)]
+    assert len({len(mine) for mine in dealt}) == 1
+    assert sorted(i for mine in dealt for one in mine for row in one for i in row) == list(range(len(lengths)))
+
+
+def test_a_global_batch_is_the_same_on_any_ranks(task: Make) -> None:
+    made = task(pack=256, rows=1)
+    alone = made.batch(8, 8, 0, 1)
+    shared = [made.batch(8, 8, rank, 3) for rank in range(3)]
+    assert sum(part.weight for part in shared) == alone.weight
+    assert len({len(part.micro) for part in shared}) == 1
+    labels = sorted(int(x) for part in shared for micro in part.micro for x in micro["labels"])
+    assert labels == sorted(int(x) for micro in alone.micro for x in micro["labels"])
+
+
+def trained_names(task: SftTask) -> set[str]:
+    return {name.removeprefix("llava.") for name, p in task.module().named_parameters() if p.requires_grad}
+
+
+def test_trainable_patterns(task: Make) -> None:
+    assert all("multi_modal_projector" in name for name in trained_names(task(trainable=["multi_modal_projector"])))
+    everything = trained_names(task(trainable=["."]))
+    assert not any("post_layernorm" in name for name in everything)  # behind the features: nothing depends on it
+    with pytest.raises(UserError, match="matches no parameter"):
+        task(trainable=["mm_projector"]).module()
+
+
+def test_lora(task: Make, captioner: Path, tmp_path: Path) -> None:
+    """Adapters alone move (and the projector), and the merged export computes what the adapted model computes."""
+    pytest.importorskip("peft")
+    made = task(trainable=["multi_modal_projector"], lora={"rank": 4, "alpha": 8, "dropout": 0.0})
+    module = made.module()
+    moved = {name for name, p in module.named_parameters() if p.requires_grad}
+    assert any("lora_A" in name for name in moved)
+    assert all("lora_" in name or "multi_modal_projector" in name for name in moved)
+    with torch.no_grad():
+        for name, p in module.named_parameters():
+            if p.requires_grad:
+                p.add_(torch.randn_like(p) * 0.05)
+    micro = made.batch(0, 4, 0, 1).micro[0]
+    made.export({name: p.detach() for name, p in module.named_parameters() if p.requires_grad}, tmp_path / "out")
+    merged = models.CaptionLoss(LlavaForConditionalGeneration.from_pretrained(tmp_path / "out", dtype=torch.float32), 0)
+    assert float(merged(micro)) == pytest.approx(float(module(micro)), rel=1e-5)
+    plain = models.CaptionLoss(LlavaForConditionalGeneration.from_pretrained(captioner, dtype=torch.float32), 0)
+    assert float(plain(micro)) != pytest.approx(float(module(micro)), rel=1e-3)
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).state_dict())
+
+
+def run_stage(captioner: Path, folder: Path, directory: Path, world: int, **changes: Any) -> None:
+    config = tree(captioner, folder, train={"samples": 16, "batch": 8, "lr": 1e-2, "threads": 1}, **changes)
+    assert launch(directory, world, config, module="tests.sft.ranks") == [0] * world, (directory / "rank0.log").read_text()
+
+
+@pytest.mark.parametrize(("world", "parallel"), [(1, "ddp"), (2, "fsdp")])
+def test_stages(captioner: Path, conversations: Path, tmp_path: Path, world: int, parallel: str) -> None:
+    """Stage 1 changes the projector alone; stage 2 leaves the vision tower as it was, bit for bit. The end loads in
+    transformers and in the caption job's engine."""
+    before = tensors(captioner)
+    first = {"template": "plain", "trainable": ["multi_modal_projector"]}
+    lines = json.loads((conversations / "data.json").read_text())
+    short = [row | {"conversations": row["conversations"][:2]} for row in lines if "image" in row]
+    (conversations / "short.json").write_text(json.dumps(short))
+    data = [{"kind": "llava", "path": str(conversations / "short.json"), "images": str(conversations / "images")}]
+    run_stage(captioner, conversations, tmp_path / "one", world, data=data, **first)
+    one = tensors(tmp_path / "one/exports/final")
+    changed = {name for name in before if not torch.equal(before[name], one[name])}
+    assert changed == {name for name in before if "multi_modal_projector" in name}
+    start = tmp_path / "one/exports/final"
+    run_stage(start, conversations, tmp_path / "two", world, pack=256)
+    two = tensors(tmp_path / "two/exports/final")
+    changed = {name for name in one if not torch.equal(one[name], two[name])}
+    assert not any("vision_tower" in name for name in changed)
+    assert any("language_model" in name for name in changed) and "lm_head.weight" in changed
+    _captions(tmp_path / "two/exports/final")
+
+
+def _captions(folder: Path) -> None:
+    assert AutoProcessor.from_pretrained(folder).chat_template
+    keys = (folder / "model.safetensors").read_bytes()[:20000]  # the header
+    assert b"vision_tower.vision_model." in keys
+    settings = CaptionerConfig(model=str(folder), max_tokens=4, decode_workers=0, precision="fp32")
+    with closing(load_engine(settings, "cpu")) as engine:
+        engine.put(Request(0, photo(1), key="a"))
+        found: list[Any] = []
+        while not found:
+            found = list(engine.poll(1.0))
+    assert found[0].id == 0
+
+
+def test_convert(captioner: Path, tmp_path: Path) -> None:
+    """An original LLaVA checkpoint, made from ours by its own names, becomes a model with equal outputs."""
+    from safetensors.torch import save_file
+    from transformers import AutoTokenizer, CLIPVisionModel
+
+    ours = LlavaForConditionalGeneration.from_pretrained(captioner, dtype=torch.float32)
+    words = ours.lm_head.weight.shape[0]
+    original = {"lm_head.weight": ours.lm_head.weight}
+    for name, tensor in ours.model.state_dict().items():
+        name = name.replace("language_model.", "").replace("multi_modal_projector.linear_1", "mm_projector.0")
+        name = name.replace("multi_modal_projector.linear_2", "mm_projector.2")
+        if not name.startswith("vision_tower."):
+            original["model." + name] = tensor
+    folder = tmp_path / "original"
+    folder.mkdir()
+    save_file({k: v.detach().clone() for k, v in original.items()}, folder / "model.safetensors")
+    text = ours.config.text_config.to_dict() | {"model_type": "llava", "image_aspect_ratio": "pad"}
+    text |= {"mm_vision_tower": "clip", "mm_vision_select_layer": ours.config.vision_feature_layer, "vocab_size": words}
+    (folder / "config.json").write_text(json.dumps(text))
+    AutoTokenizer.from_pretrained(captioner).save_pretrained(folder)
+    tower = CLIPVisionModel(ours.config.vision_config)
+    tower.load_state_dict(ours.model.vision_tower.state_dict())
+    tower.save_pretrained(tmp_path / "clip")
+    convert(folder, tmp_path / "out", tmp_path / "clip", None, "llama-3")
+    theirs = tensors(tmp_path / "out")
+    for name, tensor in ours.state_dict().items():
+        assert torch.equal(tensor, theirs[name][: len(tensor)]), name
+    del original["model.mm_projector.2.bias"]
+    save_file({k: v.detach().clone() for k, v in original.items()}, folder / "model.safetensors")
+    with pytest.raises(UserError, match=r"missing from the checkpoint .*linear_2.bias"):
+        convert(folder, tmp_path / "bad", tmp_path / "clip", None, "llama-3")
+    save_file({k: v.detach().clone() for k, v in (original | {"model.odd": original["lm_head.weight"]}).items()}, folder / "model.safetensors")
+    with pytest.raises(UserError, match="keys have no place"):
+        convert(folder, tmp_path / "bad", tmp_path / "clip", None, "llama-3")
+
+
+def test_resume_on_other_ranks(captioner: Path, conversations: Path, tmp_path: Path) -> None:
+    """Killed on 2 ranks, finished on 1: the same order, and the loss curve of an undisturbed run up to rounding."""
+    base = tree(captioner, conversations, pack=256, train={"samples": 48, "batch": 8, "save_every": 16, "threads": 1})
+    assert launch(tmp_path / "whole", 2, base, module="tests.sft.ranks") == [0, 0]
+    launch(tmp_path / "broken", 2, base, module="tests.sft.ranks", stop_at=3)
+    assert launch(tmp_path / "broken", 1, base, module="tests.sft.ranks") == [0]
+    whole, broken = curve(tmp_path / "whole"), curve(tmp_path / "broken")
+    assert [step for step, _ in broken] == [1, 2, 3, 4, 5, 6]
+    assert [loss for _, loss in broken] == pytest.approx([loss for _, loss in whole], rel=1e-4)
+    assert configs.check(base, "t").work.pack == 256

@@ -1,0 +1,231 @@
+"""The core on real ranks: killed at any step it ends bit for bit like an undisturbed run; all stop and fail together."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hpc.errors import UserError
+from recap.train.order import permute, place
+from recap.train.settings import TrainSettings, check, learning_rate
+from tests.train.ranks import curve, launch, log
+
+TRAIN = {"samples": 240, "batch": 12, "save_every": 48, "seed": 3, "threads": 1}
+
+
+def run(directory: Path, world: int, *, gang: dict[str, Any] | None = None, **train: Any) -> list[int]:
+    return launch(directory, world, {"train": TRAIN | train}, **(gang or {}))
+
+
+def weights(directory: Path) -> dict[str, torch.Tensor]:
+    return torch.load(directory / "exports/final/weights.pt")
+
+
+def same(one: Path, two: Path) -> bool:
+    a, b = weights(one), weights(two)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 3000), st.integers(0, 10), st.integers(0, 5))
+def test_order_is_a_permutation_of_its_own_in_each_epoch(size: int, seed: int, epoch: int) -> None:
+    found = [permute(value, size, seed, epoch) for value in range(size)]
+    assert sorted(found) == list(range(size))
+    assert place(seed, epoch * size, size) == (epoch, found[0])
+
+
+def test_order_is_shuffled_and_epochs_differ() -> None:
+    first = [permute(value, 1000, 0, 0) for value in range(1000)]
+    second = [permute(value, 1000, 0, 1) for value in range(1000)]
+    assert sum(a == b for a, b in zip(first, second, strict=True)) < 20
+    assert sum(abs(a - b) == 1 for a, b in pairwise(first)) < 20
+
+
+def test_schedule() -> None:
+    settings = TrainSettings(warmup=0.25)
+    rates = [learning_rate(settings, done, 100) for done in (0, 25, 100)]
+    assert rates[:2] == [0.0, 1.0] and rates[2] == pytest.approx(0.0, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"lr": 0.0}, "train.lr"), ({"batch": 0}, "train.batch"), ({"warmup": 1.0}, "train.warmup"),
+        ({"schedule": "step"}, "train.schedule"), ({"trackers": ["mlflow"]}, "train.trackers"),
+    ],
+)  # fmt: skip
+def test_bad_settings(change: dict[str, Any], word: str) -> None:
+    with pytest.raises(UserError, match=word):
+        check(TrainSettings(**change))
+
+
+def test_batch_that_does_not_divide() -> None:
+    with pytest.raises(UserError, match=r"does not divide among 5 ranks. Write 10 or 15"):
+        check(TrainSettings(batch=12), ranks=5)
+    with pytest.raises(UserError, match="smaller than the 16 ranks"):
+        check(TrainSettings(batch=12), ranks=16)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("undisturbed")
+    assert run(directory, 2, ema=100) == [0, 0]
+    return directory
+
+
+def test_killed_ends_bit_for_bit_alike(undisturbed: Path, tmp_path: Path) -> None:
+    """kill -9 of one rank at step 10, while checkpoints are written; then told to stop at 14; then to the end."""
+    assert -9 in run(tmp_path, 2, ema=100, gang={"kill_at": 10})
+    assert run(tmp_path, 2, ema=100, gang={"stop_at": 3}) == [75, 75], log(tmp_path)
+    assert run(tmp_path, 2, ema=100) == [0, 0]
+    assert log(tmp_path).count("resumed after step") == 4  # both ranks, twice
+    assert curve(tmp_path) == curve(undisturbed)  # every bit of every loss, each step once
+    assert same(tmp_path, undisturbed)
+
+
+def test_fsdp_killed_and_on_other_ranks(tmp_path: Path) -> None:
+    """FSDP2 with averages and data workers: killed and resumed bit for bit; begun on 2 ranks and ended on 3."""
+    more = {"parallel": "fsdp", "ema": 100, "log_every": 24}
+    assert run(tmp_path / "whole", 2, **more) == [0, 0], log(tmp_path / "whole")
+    assert -9 in run(tmp_path / "again", 2, gang={"kill_at": 9}, workers=1, **more)
+    assert run(tmp_path / "again", 2, workers=1, **more) == [0, 0]
+    assert curve(tmp_path / "again") == curve(tmp_path / "whole") and same(tmp_path / "again", tmp_path / "whole")
+    run(tmp_path / "other", 2, gang={"stop_at": 9}, **more)
+    assert run(tmp_path / "other", 3, **more) == [0, 0, 0], log(tmp_path / "other")
+    assert [step for step, _ in curve(tmp_path / "other")] == [step for step, _ in curve(tmp_path / "whole")]
+    # dropout is drawn per rank, so that another number of ranks gives other noise; the data are the same
+    for name, tensor in weights(tmp_path / "other").items():
+        assert torch.allclose(tensor, weights(tmp_path / "whole")[name], atol=0.05)
+
+
+class Single:
+    """A gang of one rank in this process."""
+
+    rank = local_rank = 0
+    world, device = 1, "cpu"
+
+    def __init__(self, directory: Path, stop_at: int = -1) -> None:
+        self.directory, self.step, self.stop_at, self.events = directory, 0, stop_at, []
+
+    def stopping(self) -> int:
+        return 75 if self.step == self.stop_at else 0
+
+    def beat(self, **facts: Any) -> None:
+        self.step += not facts
+
+    def event(self, event: str, **facts: Any) -> None:
+        self.events.append({"event": event, **facts})
+
+
+@pytest.fixture
+def single(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Trains the tiny task here; returns (exit code, gang)."""
+    from recap.train.loop import train
+    from tests.train.ranks import free_port
+    from tests.train.tiny import TinyConfig, make_task
+
+    def go(config: TinyConfig, **gang: Any) -> tuple[int, Single]:
+        place = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        for name, value in place.items():
+            monkeypatch.setenv(name, value)
+        alone = Single(tmp_path, **gang)
+        try:
+            return train(make_task(config), config.train, alone), alone
+        finally:
+            torch.distributed.destroy_process_group()
+
+    return go
+
+
+def config(**changes: Any) -> Any:
+    from tests.train.tiny import TinyConfig
+
+    more = {key: changes.pop(key) for key in list(changes) if key not in TrainSettings.__dataclass_fields__}
+    return TinyConfig(train=TrainSettings(**TRAIN | changes), **more)
+
+
+def test_nan_stops_with_the_keys(single: Any, tmp_path: Path) -> None:
+    """Exit code 1 (a second try would end alike), the samples are named, no checkpoint holds the damage."""
+    code, gang = single(config(nan_at=100, save_every=12))
+    assert code == 1
+    (event,) = [e for e in gang.events if e["event"] == "diverged"]
+    assert re.search(r"step 9: .* nan.*s\d+, s\d+", event["reason"])
+    for path in (tmp_path / "checkpoints").glob("[0-9]*"):
+        assert json.loads((path / "manifest.json").read_text())["progress"]["samples"] <= 96
+
+
+def test_damaged_checkpoints_are_skipped(single: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A cut file, a missing manifest and a leftover: the newest whole one is used, and the log says so."""
+    assert single(config(keep=4))[0] == 0
+    straight = weights(tmp_path)
+    found = sorted((tmp_path / "checkpoints").glob("[0-9]*"))
+    assert [int(p.name) for p in found] == [96, 144, 192, 240]
+    (found[3] / "manifest.json").unlink()
+    data = next(found[2].glob("*.distcp"))
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 1
+    data.write_bytes(content)
+    (tmp_path / "checkpoints" / ".tmp-000000000000999").mkdir()
+    caplog.clear()
+    caplog.set_level("INFO")
+    assert single(config(keep=4))[0] == 0
+    said = caplog.text
+    assert "000000000000240 is damaged and is skipped" in said and "is not what was written" in said
+    assert "resumed after step 12, 144 samples" in said
+    assert all(torch.equal(straight[name], tensor) for name, tensor in weights(tmp_path).items())
+
+
+def test_what_is_kept(single: Any, tmp_path: Path) -> None:
+    single(config(keep=1, keep_every=96))
+    assert [int(p.name) for p in sorted((tmp_path / "checkpoints").glob("[0-9]*"))] == [96, 192, 240]
+
+
+def test_checkpoint_of_another_model(single: Any) -> None:
+    single(config(samples=48))
+    with pytest.raises(UserError, match="is of another model"):
+        single(config(samples=48, width=8))
+    with pytest.raises(UserError, match=r"train.batch. cannot change within a run"):
+        single(config(samples=96, batch=36))
+    with pytest.raises(UserError, match="seed"):
+        single(config(samples=48, seed=4))
+
+
+def test_disk_full_while_saving(single: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    """A save that fails costs nothing: training goes on, the next save holds; if the last fails it ends with 75."""
+    import torch.distributed.checkpoint.filesystem as storage
+
+    real, calls = os.fsync, []
+
+    def full(fd: int) -> None:
+        calls.append(fd)
+        if len(calls) in broken:
+            raise OSError(28, "No space left on device")
+        real(fd)
+
+    broken = {1}
+    monkeypatch.setattr(storage.os, "fsync", full)
+    assert single(config(samples=96))[0] == 0
+    assert "No space left on device" in caplog.text
+    assert [int(p.name) for p in sorted((tmp_path / "checkpoints").glob("[0-9]*"))] == [96]
+    assert not list((tmp_path / "checkpoints").glob(".tmp*"))
+    broken = set(range(1000))
+    assert single(config(samples=144))[0] == 75
+    assert [int(p.name) for p in sorted((tmp_path / "checkpoints").glob("[0-9]*"))] == [96]
+
+
+def test_rejected_samples_are_counted_and_limited(single: Any, tmp_path: Path) -> None:
+    code, gang = single(config(reject=100))
+    events = [e for e in gang.events if e["event"] == "rejected"]
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert code == 0 and len(events) == lines[-1]["rejected"] > 0
+    with pytest.raises(UserError, match="rejected, more than"):
+        single(config(reject=3, samples=1200, seed=3))
