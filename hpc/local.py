@@ -85,6 +85,7 @@ def supervise(run: Run, submission: Submission) -> int:
     console = Console(highlight=False)
     slots = [_Slot(run, submission, n) for n in range(submission.slots)]
     told = 0
+    tally = status.current(run)
     try:
         with Live(console=console, auto_refresh=False, transient=True) as live:
             drawn = 0.0
@@ -95,7 +96,7 @@ def supervise(run: Run, submission: Submission) -> int:
                         slot.signal(signal.SIGTERM)
                     live.console.print("draining: finishing what is in flight (launch again to go on)")
                 if time.monotonic() - drawn > 1.0 and console.is_terminal:
-                    live.update(status.render(status.gather(run)), refresh=True)
+                    live.update(status.render(status.gather(run, tally)), refresh=True)
                     drawn = time.monotonic()
                 time.sleep(0.1)
     finally:

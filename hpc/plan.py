@@ -76,6 +76,9 @@ class Plan:
             for row in table.slice(low, high - low).to_pylist():
                 yield Shard(**row)
 
+    def table(self, columns: list[str]) -> pa.Table:
+        return self._file.read(columns=columns)
+
     def ids(self) -> list[str]:
         return self._file.read(columns=["id"])["id"].to_pylist()
 

@@ -2,6 +2,7 @@
 
     python -m hpc.status runs/demo              one picture
     python -m hpc.status runs/demo --watch      until the run ends
+    python -m hpc.status runs/demo --by node    a row for each node (or error, or slot)
     python -m hpc.status runs/demo --json       for scripts (`schema` counts the format's versions)
 
 Reads directory listings and journals; no stat per shard, no scheduler accounting. Where squeue answers, its view of the slots is
@@ -16,8 +17,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console, Group
@@ -26,98 +25,41 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from hpc import breaker, heartbeat, journal
+from hpc import breakdown, breaker, effort, heartbeat
+from hpc.breakdown import printable as clean
 from hpc.errors import Exit, UserError
 from hpc.launcher import live_jobs
-from hpc.ledger import CLAIMED, DONE, FAILED, OPEN, Ledger
+from hpc.ledger import DONE, FAILED
 from hpc.operator import STATUSES
-from hpc.plan import Plan
 from hpc.rundir import Run, Submission
+from hpc.tally import JournalReader, Tally
 
 SCHEMA = 1
 WINDOWS = {"5 min": 300.0, "1 h": 3600.0}
 STALE_S = 90.0  # without a heartbeat, for display only; takeover never looks at clocks
 
 
-class JournalReader:
-    """All journals of a run, read on from where the last call stopped. Keeps what status needs, not the events."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._offsets: dict[str, int] = {}
-        self.done: dict[tuple[str, int], dict[str, Any]] = {}
-        self.failed: dict[tuple[str, int], dict[str, Any]] = {}
-        self.partial: dict[tuple[str, int], dict[int, Counter[str]]] = {}  # by first sample of the segment
-        self.rates: Counter[int] = Counter()  # samples by second
-        self.deaths: Counter[str] = Counter()
-        self.last = 0.0
-        self.first = 0.0
-
-    def refresh(self) -> None:
-        for path in sorted(self._folder.glob("*.jsonl")) if self._folder.is_dir() else []:
-            events, self._offsets[path.name] = journal.read(path, self._offsets.get(path.name, 0))
-            for event in events:
-                self._take(event)
-        oldest = self.last - 2 * max(WINDOWS.values())
-        for second in [s for s in self.rates if s < oldest]:
-            del self.rates[second]
-
-    def _take(self, event: dict[str, Any]) -> None:
-        kind, t = event["event"], float(event.get("t", 0.0))
-        self.last = max(self.last, t)
-        self.first = min(self.first or t, t)
-        at = (event.get("shard", ""), event.get("g", 0))
-        if kind == "done":
-            self.done[at] = event
-            self.partial.pop(at, None)
-        elif kind == "failed":
-            self.failed[at] = event
-        elif kind == "segment":
-            # Adopted segments are named again, and a zombie may save what its successor saved: each counts once.
-            if at not in self.done:
-                self.partial.setdefault(at, {})[event["start"]] = Counter(event["counts"])
-            if not event["adopted"]:
-                self.rates[int(t)] += sum(event["counts"].values())
-        elif kind == "engine":
-            self.deaths[event["died"]] += 1
+def current(run: Run, tally: Tally | None = None) -> Tally:
+    """The counter of a run's newest submission: `tally` where it still is that."""
+    latest = run.latest()
+    return tally if tally is not None and tally.fits(latest) else Tally(run, latest)
 
 
-@dataclass
-class _Reason:
-    count: int = 0
-    example: str = ""
-    where: str = ""
-
-
-@dataclass
-class _Tally:
-    shards: Counter[str] = field(default_factory=Counter)
-    samples: Counter[str] = field(default_factory=Counter)
-    reasons: Counter[str] = field(default_factory=Counter)
-    damaged: dict[str, _Reason] = field(default_factory=dict)
-    failures: dict[str, _Reason] = field(default_factory=dict)
-    rows_done: int = 0
-    expected_left: int = 0
-    unknown_left: int = 0
-
-
-def gather(run: Run, reader: JournalReader | None = None) -> dict[str, Any]:
+def gather(run: Run, tally: Tally | None = None) -> dict[str, Any]:
     """The facts, as --json prints them."""
     latest = run.latest()
-    reader = reader or JournalReader(run.journals)
-    reader.refresh()
-    tally = _tally(run, latest, reader)
+    tally = current(run, tally)
+    totals = tally.count()
+    settled, reader = totals.settled, tally.reader
     slots = _slots(run, run.submissions())
     live = any(s["state"] != "exited" for s in slots["list"])
     now = time.time() if live else reader.last
-    left = _samples_left(tally)
     rates = _rates(reader, now)
     speed = rates.get("5 min") or rates.get("1 h") or 0.0
-    total = sum(tally.shards.values())
-    if tally.shards[DONE] + tally.shards[FAILED] < total:
-        code = Exit.INCOMPLETE
-    else:
-        code = Exit.SOME_FAILED if tally.shards[FAILED] else Exit.COMPLETE
+    finished = settled.shards[DONE] + settled.shards[FAILED]
+    ended = Exit.SOME_FAILED if settled.shards[FAILED] else Exit.COMPLETE
+    code = ended if finished == totals.total else Exit.INCOMPLETE
+    lives = effort.lives(run, reader, slots["list"])
     return {
         "schema": SCHEMA,
         "run": run.name,
@@ -129,78 +71,30 @@ def gather(run: Run, reader: JournalReader | None = None) -> dict[str, Any]:
         "submission": {"uuid": latest.uuid, "state": latest.state, "error": latest.error},
         "exit": int(code),
         "shards": {
-            "total": total,
-            "done": tally.shards[DONE],
-            "damaged": sum(r.count for r in tally.damaged.values()),
-            "running": tally.shards[CLAIMED],
-            "open": tally.shards[OPEN],
-            "failed": tally.shards[FAILED],
+            "total": totals.total,
+            "done": settled.shards[DONE],
+            "damaged": sum(r.count for r in settled.damaged.values()),
+            "running": totals.claimed,
+            "open": totals.total - finished - totals.claimed,
+            "failed": settled.shards[FAILED],
         },
-        "samples": {**{s: tally.samples[s] for s in STATUSES}, "left": left},
-        "reasons": dict(tally.reasons.most_common()),
+        "samples": {**{s: totals.samples[s] for s in STATUSES}, "left": totals.left},
+        "reasons": dict(settled.reasons.most_common()),
         "rate": rates,
-        "eta_s": round(left / speed, 1) if speed and left and live else None,
+        "eta_s": round(totals.left / speed, 1) if speed and totals.left and live else None,
+        "effort": effort.spent(lives, latest, totals, speed if live else 0.0),
+        "nodes": effort.nodes(lives, now),
+        "slow": effort.slow(lives, now),
         "slots": slots,
-        "damaged": {k: vars(v) for k, v in tally.damaged.items()},
-        "failures": {k: vars(v) for k, v in tally.failures.items()},
+        "damaged": {k: vars(v) for k, v in settled.damaged.items()},
+        "failures": {k: vars(v) for k, v in settled.failures.items()},
         "engine_deaths": dict(reader.deaths),
+        "attempts": dict(sum((life.failures for life in reader.lives.values()), Counter())),
         "excluded": breaker.excluded(run),
         "paused": run.control_text("pause"),
         "cancelled": run.control_text("cancelled"),
         "logs": str(run.logs),
     }
-
-
-def _tally(run: Run, latest: Submission, reader: JournalReader) -> _Tally:
-    ledger = run.ledger(latest.identity)
-    survey = ledger.survey(run.reopened())
-    tally = _Tally()
-    for shard in Plan(run.plans, latest.plan).shards():
-        state = survey.get(shard.id)
-        status, generation = (state.status, state.generation) if state else (OPEN, 0)
-        tally.shards[status] += 1
-        at = (shard.id, generation)
-        if status == DONE:
-            _count_done(tally, shard.id, reader.done.get(at) or _marker(ledger, *at))
-        elif status == FAILED:
-            _count_failed(tally, shard.id, reader.failed.get(at) or ledger.read(shard.id, f"g{generation}.failed"))
-        else:
-            partial: Counter[str] = sum(reader.partial.get(at, {}).values(), Counter())
-            tally.samples.update(partial)
-            if shard.expected is None:
-                tally.unknown_left += 1
-            else:
-                tally.expected_left += max(shard.expected - sum(partial.values()), 0)
-    return tally
-
-
-def _marker(ledger: Ledger, shard_id: str, generation: int) -> dict[str, Any]:
-    """A marker whose journal line is missing (its writer died between the two)."""
-    marker = ledger.read(shard_id, f"g{generation}.done")
-    damage = marker.get("damage") or {}
-    return {**marker, "damage": damage.get("reason"), "detail": damage.get("detail")}
-
-
-def _count_done(tally: _Tally, shard: str, done: dict[str, Any]) -> None:
-    tally.samples.update(done.get("counts", {}))
-    tally.rows_done += done.get("rows", 0)
-    tally.reasons.update(done.get("reasons", {}))
-    if done.get("damage"):
-        reason = tally.damaged.setdefault(done["damage"], _Reason(example=shard, where=done.get("detail") or ""))
-        reason.count += 1
-
-
-def _count_failed(tally: _Tally, shard: str, failed: dict[str, Any]) -> None:
-    where = failed.get("log") or failed.get("host") or ""
-    reason = tally.failures.setdefault(failed.get("reason") or "unknown", _Reason(example=shard, where=where))
-    reason.count += 1
-
-
-def _samples_left(tally: _Tally) -> int:
-    """Samples of unfinished shards; where a count is not known, the mean of the finished shards stands for it."""
-    finished = tally.shards[DONE]
-    mean = tally.rows_done / finished if finished else 0.0
-    return tally.expected_left + round(mean * tally.unknown_left)
 
 
 def _rates(reader: JournalReader, now: float) -> dict[str, float]:
@@ -249,7 +143,11 @@ def render(facts: dict[str, Any]) -> Group:
     table.add_row("shards", _bar(facts["shards"]))
     table.add_row("samples", _samples(facts["samples"]))
     table.add_row("rate", _rate_line(facts))
+    if facts["effort"]["hours"]:
+        table.add_row("spent", _effort_line(facts["effort"]))
     table.add_row("slots", _slot_line(facts["slots"]))
+    for number, row in enumerate(facts["slow"][:4]):
+        table.add_row("slow" if number == 0 else "", _slow_line(row, facts["effort"]["unit"]))
     parts: list[Any] = [head, table]
     for title, group in (("paused", facts["paused"]), ("cancelled", facts["cancelled"])):
         if group is not None:
@@ -297,6 +195,25 @@ def _rate_line(facts: dict[str, Any]) -> str:
     return line + (f" · {duration(facts['eta_s'])} left at this rate" if facts["eta_s"] else "")
 
 
+def _effort_line(effort: dict[str, Any]) -> str:
+    def said(hours: float, cost: float | None) -> str:
+        money = "" if cost is None else f" · {effort['currency']}{cost:,.2f}"
+        spent = f"{hours:,.1f} {effort['unit']} hours" if hours >= 1 else f"{60 * hours:,.1f} {effort['unit']} minutes"
+        return spent + money
+
+    line = said(effort["hours"], effort["cost"])
+    if effort["hours_left"] is not None:
+        line += f" · left: {said(effort['hours_left'], effort['cost_left'])}"
+    return line
+
+
+def _slow_line(row: dict[str, Any], unit: str) -> str:
+    where = clean(row["node"]) + (f" {unit} {row['engine']}" if row["engine"] else "")
+    if "deaths" in row:
+        return f"{where}: its engine died {row['deaths']} times ({clean(row['reason'])})"
+    return f"{where}: {row['rate']:,.1f} samples/s a {unit} ({100 * row['of_median']:+.0f} % of the median)"
+
+
 def _slot_line(slots: dict[str, Any]) -> str:
     said = " · ".join(f"{n} {state}" for state, n in sorted(slots["states"].items())) or "none has started"
     if slots["squeue"]:
@@ -329,11 +246,6 @@ def _group_table(title: str, unit: str, groups: dict[str, dict[str, Any]], limit
     return table
 
 
-def clean(text: str) -> str:
-    """Text from outside, fit for a terminal: control characters (escape sequences among them) are shown, not obeyed."""
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
-
-
 def duration(seconds: float) -> str:
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 1.5 * size:
@@ -341,14 +253,21 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def _view(run: Run) -> tuple[Callable[[], dict[str, Any]], Callable[[dict[str, Any]], Group]]:
+def _view(run: Run, by: str | None) -> tuple[Callable[[], dict[str, Any]], Callable[[dict[str, Any]], Group]]:
     """How to gather and how to render, by the kind of the run."""
     if run.latest().config.get("trainer"):
         from hpc import gang_status
 
         return lambda: gang_status.gather(run), gang_status.render
-    reader = JournalReader(run.journals)
-    return lambda: gather(run, reader), render
+    tally = [current(run)]
+
+    def look() -> dict[str, Any]:
+        tally[0] = current(run, tally[0])
+        return gather(run, tally[0])
+
+    if by:
+        return look, lambda facts: Group(render(facts), Text(), breakdown.table(facts, by))
+    return look, render
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -358,10 +277,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("run", help="the run directory")
     parser.add_argument("--watch", action="store_true", help="redraw every 2 s until no shard is left")
     parser.add_argument("--json", action="store_true", help="print the facts as JSON")
+    parser.add_argument("--by", choices=breakdown.KINDS, help="a table of nodes, errors or slots below")
     args = parser.parse_args(arguments)
     console = Console(highlight=False)
     try:
-        look, draw = _view(Run(args.run))
+        look, draw = _view(Run(args.run), args.by)
         facts = look()
         if args.json:
             sys.stdout.write(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")

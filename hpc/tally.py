@@ -1,0 +1,375 @@
+"""Counting a run's shards and samples: what is settled is counted once, so that a look at a million shards stays quick.
+
+Ledger names tell the states, journals the counts; markers are opened only where a journal lacks its line. What was
+counted is kept in `<run>/tally/<identity>.arrow`: a cache, made again whenever it does not fit. A bucket of the ledger
+is listed again only when its directory has changed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from hpc import atomic, journal
+from hpc.ledger import CLAIMED, DONE, FAILED, Ledger, State, bucket_of, states
+from hpc.plan import Plan
+from hpc.rundir import Run, Submission
+
+FORMAT = 1  # of the cache
+WORTHWHILE = 5000  # shards from which on the cache is written
+_RACY_S = 2.0  # a directory that changed so shortly before its listing may change again under the same time stamp
+WINDOW_S = 3600.0  # the longest that rates are asked over
+
+_TERMINAL = re.compile(r"^(.+)\.g0\.(done|failed)$", re.MULTILINE)
+_LATER = re.compile(r"\.g[1-9]\d*\.(?:e|done|failed)")
+
+
+@dataclass
+class Activity:
+    """What one life of a slot did, by its journal. Times are its own clock's."""
+
+    host: str = ""
+    slot: int = 0
+    first: float = 0.0
+    last: float = 0.0
+    samples: int = 0
+    deaths: Counter[str] = field(default_factory=Counter)  # of engines: "0: killed by SIGKILL"
+    failures: Counter[str] = field(default_factory=Counter)  # of shards' attempts, by reason
+    minutes: dict[str, Counter[int]] = field(default_factory=dict)  # by engine: samples a minute, over the last hour
+
+
+class JournalReader:
+    """All journals of a run, read on from where the last call stopped. Keeps what status needs, not the events.
+
+    Args:
+        submissions: read only their journals (another identity's shards have the same names).
+    """
+
+    def __init__(self, folder: Path, submissions: set[str] | None = None) -> None:
+        self._folder = folder
+        self._submissions = submissions
+        self.offsets: dict[str, int] = {}
+        self.done: dict[tuple[str, int], dict[str, Any]] = {}
+        self.failed: dict[tuple[str, int], dict[str, Any]] = {}
+        self.partial: dict[tuple[str, int], dict[int, Counter[str]]] = {}  # by first sample of the segment
+        self.rates: Counter[int] = Counter()  # samples by second, over the last hour
+        self.lives: dict[str, Activity] = {}  # by instance
+        self.first = self.last = 0.0
+
+    def refresh(self) -> None:
+        for path in sorted(self._folder.glob("*.jsonl")) if self._folder.is_dir() else []:
+            if self._submissions is not None and path.name.partition("-")[0] not in self._submissions:
+                continue
+            events, self.offsets[path.name] = journal.read(path, self.offsets.get(path.name, 0))
+            life = self.lives.setdefault(path.stem, Activity())
+            for event in events:
+                self._take(event, life)
+        oldest = self.last - 2 * WINDOW_S
+        for second in [s for s in self.rates if s < oldest]:
+            del self.rates[second]
+        for life in self.lives.values():
+            for minutes in life.minutes.values():
+                for minute in [m for m in minutes if m * 60 < oldest]:
+                    del minutes[minute]
+
+    def _take(self, event: dict[str, Any], life: Activity) -> None:
+        kind, t = event["event"], float(event.get("t", 0.0))
+        self.last = max(self.last, t)
+        self.first = min(self.first or t, t)
+        life.last, life.first = max(life.last, t), min(life.first or t, t)
+        at = (event.get("shard", ""), event.get("g", 0))
+        if kind == "done":
+            self.done[at] = event
+            self.partial.pop(at, None)
+        elif kind == "failed":
+            self.failed[at] = event
+        elif kind == "segment":
+            self._segment(event, at, life, t)
+        elif kind == "engine":
+            life.deaths[f"{event.get('engine', 0)}: {event['died']}"] += 1
+        elif kind == "ended" and event.get("how") == "failed":
+            life.failures[str(event.get("reason", "unknown"))] += 1
+        elif kind == "start":
+            life.host = str(event.get("host", ""))
+
+    def _segment(self, event: dict[str, Any], at: tuple[str, int], life: Activity, t: float) -> None:
+        # Adopted segments are named again, and a zombie may save what its successor saved: each counts once.
+        if at not in self.done:
+            self.partial.setdefault(at, {})[event["start"]] = Counter(event["counts"])
+        if not event["adopted"]:
+            count = sum(event["counts"].values())
+            life.samples += count
+            self.rates[int(t)] += count
+            life.minutes.setdefault(str(event.get("engine", 0)), Counter())[int(t) // 60] += count
+
+    @property
+    def deaths(self) -> Counter[str]:
+        """Deaths of engines by reason."""
+        total: Counter[str] = Counter()
+        for life in self.lives.values():
+            for death, count in life.deaths.items():
+                total[death.partition(": ")[2]] += count
+        return total
+
+    # --- for the cache ----------------------------------------------------------------------
+
+    def dump(self) -> dict[str, Any]:
+        """Everything but `done` and `failed`, which have been counted."""
+        partial = [[*at, start, counts] for at, found in self.partial.items() for start, counts in found.items()]
+        lives = {name: vars(life) for name, life in self.lives.items()}
+        return {
+            "offsets": self.offsets, "partial": partial, "rates": self.rates, "lives": lives,
+            "first": self.first, "last": self.last,
+        }  # fmt: skip
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        self.offsets, self.first, self.last = saved["offsets"], saved["first"], saved["last"]
+        for shard, generation, start, counts in saved["partial"]:
+            self.partial.setdefault((shard, generation), {})[start] = Counter(counts)
+        self.rates = Counter({int(second): n for second, n in saved["rates"].items()})
+        for name, life in saved["lives"].items():
+            minutes = {e: Counter({int(m): n for m, n in c.items()}) for e, c in life.pop("minutes").items()}
+            deaths, failures = Counter(life.pop("deaths")), Counter(life.pop("failures"))
+            self.lives[name] = Activity(**life, deaths=deaths, failures=failures, minutes=minutes)
+
+
+@dataclass
+class Reason:
+    """How often, and the first shard (by name) that has it."""
+
+    count: int = 0
+    example: str = ""
+    where: str = ""
+
+    def add(self, shard: str, where: str) -> None:
+        self.count += 1
+        if not self.example or shard < self.example:
+            self.example, self.where = shard, where
+
+
+@dataclass
+class Settled:
+    """Sums over the shards that are done or failed."""
+
+    shards: Counter[str] = field(default_factory=Counter)
+    samples: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
+    damaged: dict[str, Reason] = field(default_factory=dict)
+    failures: dict[str, Reason] = field(default_factory=dict)
+    rows: int = 0
+    bytes: int = 0  # of their inputs
+    expected: int = 0
+    unknown: int = 0  # shards without an expected count
+
+    def count_done(self, shard: str, done: dict[str, Any]) -> None:
+        self.samples.update(done.get("counts", {}))
+        self.rows += done.get("rows", 0)
+        self.reasons.update(done.get("reasons", {}))
+        if done.get("damage"):
+            self.damaged.setdefault(done["damage"], Reason()).add(shard, done.get("detail") or "")
+
+    def count_failed(self, shard: str, failed: dict[str, Any]) -> None:
+        where = failed.get("log") or failed.get("host") or ""
+        self.failures.setdefault(failed.get("reason") or "unknown", Reason()).add(shard, where)
+
+
+@dataclass
+class Totals:
+    """The whole picture at one moment."""
+
+    settled: Settled
+    total: int  # shards
+    claimed: int
+    samples: Counter[str]  # of unfinished shards too
+    left: int  # samples; where a shard's count is not known, the mean of the finished ones stands for it
+
+
+class Tally:
+    """Counts one run, again and again."""
+
+    def __init__(self, run: Run, latest: Submission) -> None:
+        self._run, self._latest = run, latest
+        self._ledger = run.ledger(latest.identity)
+        self._file = run.path / "tally" / f"{latest.identity}.arrow"
+        self._plan = Plan(run.plans, latest.plan).table(["id", "bytes", "expected"])
+        self._forget()
+        self._load()
+
+    def _forget(self) -> None:
+        mine = {s.uuid for s in self._run.submissions() if s.identity == self._latest.identity}
+        self.reader = JournalReader(self._run.journals, mine)
+        self.settled = Settled()
+        self._times: dict[str, int] = {}  # bucket -> its directory's mtime when it was listed
+        self._done: dict[str, pa.Array | set[str]] = {}  # bucket -> ids that have been counted
+        self._claimed: dict[str, list[str]] = {}  # bucket -> ids
+        self._failed: set[str] = set()
+        self._generations = self._run.generation_count()
+
+    def fits(self, latest: Submission) -> bool:
+        return (latest.plan, latest.identity) == (self._latest.plan, self._latest.identity)
+
+    def count(self) -> Totals:
+        if self._generations != self._run.generation_count():
+            self._forget()  # shards were reopened: what was settled is not
+        self.reader.refresh()
+        reopened: dict[str, dict[str, int]] = {}
+        for shard, generation in self._run.reopened().items():
+            reopened.setdefault(bucket_of(shard), {})[shard] = generation
+        found: dict[str, State] = {}
+        changed = False
+        for bucket in self._ledger.buckets():
+            changed |= self._list(bucket, reopened.get(bucket), found)
+        if self._failed.intersection(shard for shard, state in found.items() if state.status == DONE):
+            self._forget()  # a shard was done after all: its failure must not count
+            return self.count()
+        self._settle(found)
+        self.reader.done.clear()
+        self.reader.failed.clear()
+        if changed and len(self._plan) >= WORTHWHILE:
+            self._save()
+        return self._totals()
+
+    def _list(self, bucket: str, reopened: dict[str, int] | None, found: dict[str, State]) -> bool:
+        """List one bucket if it has changed; adds shards that were not settled before to `found`."""
+        try:
+            now, changed_at = time.time(), os.stat(self._ledger.root / bucket).st_mtime_ns
+        except FileNotFoundError:
+            return False
+        if self._times.get(bucket) == changed_at:
+            return False
+        known = self._done.get(bucket, set())
+        if isinstance(known, pa.Array):
+            known = set(known.to_pylist())
+        names = self._ledger.names(bucket)
+        settled, claimed = _states(names, reopened)
+        for shard, state in settled.items():
+            if shard not in known or (shard in self._failed and state.status == DONE):
+                found[shard] = state
+                known.add(shard)
+        self._done[bucket], self._claimed[bucket] = known, claimed
+        # Our clock against the file server's: where they disagree the bucket is only listed once more than needed.
+        self._times[bucket] = changed_at if now - changed_at / 1e9 > _RACY_S else -1
+        return True
+
+    def _settle(self, found: dict[str, State]) -> None:
+        """Add shards that are newly settled. Those that the plan has dropped are not counted."""
+        if not found:
+            return
+        rows = self._plan.filter(pc.is_in(self._plan["id"], pa.array(list(found), pa.string())))
+        self.settled.bytes += pc.sum(rows["bytes"]).as_py() or 0
+        self.settled.expected += pc.sum(rows["expected"]).as_py() or 0
+        self.settled.unknown += rows["expected"].null_count
+        for shard in rows["id"].to_pylist():
+            state = found[shard]
+            self.settled.shards[state.status] += 1
+            at = (shard, state.generation)
+            if state.status == DONE:
+                self.settled.count_done(shard, self.reader.done.get(at) or _marker(self._ledger, *at))
+            else:
+                failed = self.reader.failed.get(at) or self._ledger.read(shard, f"g{state.generation}.failed")
+                self.settled.count_failed(shard, failed)
+                self._failed.add(shard)
+            self.reader.partial.pop(at, None)
+
+    def _totals(self) -> Totals:
+        settled = self.settled
+        claimed = pa.array([shard for found in self._claimed.values() for shard in found], pa.string())
+        samples = Counter(settled.samples)
+        begun: Counter[str] = Counter()
+        for (shard, _), segments in self.reader.partial.items():
+            counts: Counter[str] = sum(segments.values(), Counter())
+            samples.update(counts)
+            begun[shard] += sum(counts.values())
+        rows = self._plan.filter(pc.is_in(self._plan["id"], pa.array(list(begun), pa.string())))
+        counted = zip(rows["id"].to_pylist(), rows["expected"].to_pylist(), strict=True)
+        taken = sum(min(begun[shard], expected) for shard, expected in counted if expected is not None)
+        expected_left = (pc.sum(self._plan["expected"]).as_py() or 0) - settled.expected - taken
+        unknown_left = self._plan["expected"].null_count - settled.unknown
+        mean = settled.rows / settled.shards[DONE] if settled.shards[DONE] else 0.0
+        return Totals(
+            settled,
+            len(self._plan),
+            pc.sum(pc.is_in(claimed, self._plan["id"].combine_chunks())).as_py() or 0 if len(claimed) else 0,
+            samples,
+            max(0, expected_left) + round(mean * unknown_left),
+        )
+
+    # --- the cache --------------------------------------------------------------------------
+
+    def _key(self) -> list[Any]:
+        return [FORMAT, self._latest.plan, self._latest.identity, self._generations]
+
+    def _save(self) -> None:
+        """Best effort: a reader without the right to write counts again."""
+        names = sorted(self._done)
+        sets = [self._done[name] for name in names]
+        arrays = [a if isinstance(a, pa.Array) else pa.array(sorted(a), pa.string()) for a in sets]
+        groups = {k: {r: vars(found) for r, found in getattr(self.settled, k).items()} for k in ("damaged", "failures")}
+        settled = {**vars(self.settled), **groups}
+        state = {
+            "key": self._key(), "reader": self.reader.dump(), "settled": settled, "times": self._times,
+            "claimed": self._claimed, "failed": sorted(self._failed),
+            "buckets": [[name, len(ids)] for name, ids in zip(names, arrays, strict=True)],
+        }  # fmt: skip
+        table = pa.table({"id": pa.chunked_array(arrays, pa.string())})
+        table = table.replace_schema_metadata({"state": json.dumps(state)})
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table.combine_chunks())
+        try:
+            self._file.parent.mkdir(exist_ok=True)
+            atomic.replace(self._file, sink.getvalue().to_pybytes())
+        except OSError:
+            return
+
+    def _load(self) -> None:
+        try:
+            with pa.memory_map(str(self._file)) as file:
+                table = pa.ipc.open_file(file).read_all()
+            state = json.loads(table.schema.metadata[b"state"])
+            if state["key"] != self._key():
+                return
+            settled = state["settled"]
+            for group in ("damaged", "failures"):
+                settled[group] = {reason: Reason(**found) for reason, found in settled[group].items()}
+            for counter in ("shards", "samples", "reasons"):
+                settled[counter] = Counter(settled[counter])
+            self.reader.restore(state["reader"])
+            self.settled = Settled(**settled)
+            self._times, self._claimed, self._failed = state["times"], state["claimed"], set(state["failed"])
+            ids, start = table["id"].combine_chunks(), 0
+            for bucket, count in state["buckets"]:
+                self._done[bucket] = ids.slice(start, count)
+                start += count
+        except (OSError, pa.ArrowException, KeyError, ValueError, TypeError):
+            self._forget()  # none, or not ours
+
+
+def _states(names: list[str], reopened: dict[str, int] | None) -> tuple[dict[str, State], list[str]]:
+    """(settled shards, ids of claimed ones): at C speed where nothing was reopened, else by the function of names."""
+    text = "\n".join(names)
+    if reopened or _LATER.search(text):
+        found = states(names, reopened)
+        settled = {i: s for i, s in found.items() if s.terminal}
+        return settled, [i for i, s in found.items() if s.status == CLAIMED]
+    marks = _TERMINAL.findall(text)
+    settled = {shard: State(FAILED) for shard, mark in marks if mark == "failed"}
+    settled.update((shard, State(DONE)) for shard, mark in marks if mark == "done")
+    left = states(n for n in names if n.rpartition(".g0.")[0] not in settled)
+    return settled, [shard for shard, state in left.items() if state.status == CLAIMED]
+
+
+def _marker(ledger: Ledger, shard_id: str, generation: int) -> dict[str, Any]:
+    """A marker whose journal line is missing (its writer died between the two)."""
+    marker = ledger.read(shard_id, f"g{generation}.done")
+    damage = marker.get("damage") or {}
+    return {**marker, "damage": damage.get("reason"), "detail": damage.get("detail")}
