@@ -1,4 +1,6 @@
-"""What crash tests kill: a slot's own agent and engine, in one process and without a model, so that a life costs milliseconds."""
+"""What crash tests kill: a slot's own agent and engine, in one process and without a model, so that a life costs
+milliseconds.
+"""
 
 from __future__ import annotations
 

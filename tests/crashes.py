@@ -1,7 +1,8 @@
-"""Kill a process at its N-th call of a real system call, cheaply: a warm fork is traced by strace from its first step on.
+"""Kill a process at its N-th call of a real system call, cheaply: a warm fork is traced by strace from its first step
+on.
 
-`strace -e inject=link:signal=KILL:when=3` kills at the entry of the third link(2): everything before it has happened, the
-call itself has not.
+`strace -e inject=link:signal=KILL:when=3` kills at the entry of the third link(2): everything before it has happened,
+the call itself has not.
 """
 
 from __future__ import annotations
@@ -29,7 +30,11 @@ class Forks:
     def __init__(self) -> None:
         root = Path(__file__).resolve().parent.parent
         self._server = subprocess.Popen(
-            [sys.executable, "-m", "tests.crash_owner"], cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-m", "tests.crash_owner"],
+            cwd=root,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
 
     def ask(self, **request: Any) -> int:
@@ -64,7 +69,8 @@ class Fork:
 
     def result(self) -> Any:
         """What the function returned; None if it was killed. To be asked for after `code()`."""
-        return json.loads(self._result.read_text()) if self._result.exists() else None
+        text = self._result.read_text() if self._result.exists() else ""  # empty: killed while it wrote
+        return json.loads(text) if text else None
 
 
 @dataclass
@@ -83,9 +89,11 @@ class Traced:
 
     def __init__(self, fork: Fork, log: Path, call: str = "", when: int = 0) -> None:
         self.fork, self._log = fork, log
-        inject = ["-e", f"inject={call}:signal=KILL:when={when}"] if call else []
+        which = ["-e", f"trace={','.join(CALLS)}"]
+        if call:
+            which += ["-e", f"inject={call}:signal=KILL:when={when}"]
         self._strace = subprocess.Popen(
-            ["strace", "-qq", "-s", "200", "-y", "-p", str(fork.pid), "-o", str(log), "-e", f"trace={','.join(CALLS)}", *inject],
+            ["strace", "-qq", "-s", "200", "-y", "-p", str(fork.pid), "-o", str(log), *which],
             stderr=subprocess.PIPE,
         )  # fmt: skip
         end = time.monotonic() + 30

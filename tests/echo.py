@@ -1,7 +1,7 @@
 """A torch-free operator for protocol tests: a shard is a text file, a sample is one of its lines.
 
-Faults are lines of their own: "segv", "kill", "exit", "hang", "raise", "transient", "skip", "bad" do what they say; "flaky" is
-transient at its first try in a process, "wait" waits until there is a file `go` among the inputs.
+Faults are lines of their own: "segv", "kill", "exit", "hang", "raise", "transient", "skip", "bad" do what they say;
+"flaky" is transient at its first try in a process, "wait" waits until there is a file `go` among the inputs.
 """
 
 from __future__ import annotations

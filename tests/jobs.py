@@ -68,11 +68,15 @@ class EchoJob:
             code=code, slots=job.config.run.cluster.slots, config=job.config.resolved, source=str(self.config_file),
         )  # fmt: skip
 
-    def worker(self, slot: int = 0, submission: Submission | None = None, before: tuple[str, ...] = ()) -> subprocess.Popen[bytes]:
+    def worker(
+        self, slot: int = 0, submission: Submission | None = None, before: tuple[str, ...] = ()
+    ) -> subprocess.Popen[bytes]:
         which = ["--submission", submission.uuid] if submission else []
         command = [*before, sys.executable, "-m", "hpc.worker", str(self.run.path), "--slot", str(slot), *which]
         with open(self.folder / f"slot-{slot}.log", "ab") as log:
-            process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            process = subprocess.Popen(
+                command, cwd=ROOT, env=ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
         self.processes.append(process)
         return process
 
@@ -135,7 +139,9 @@ class EchoJob:
         return heartbeat.read_all(self.run.slots)
 
     def check(self, but: tuple[str, ...] = ()) -> None:
-        """Every shard (`but` some) is done, holds each of its samples once and in order, and `verify --full` is clean."""
+        """Every shard (`but` some) is done, holds each of its samples once and in order, and `verify --full` is
+        clean.
+        """
         for shard, texts in self.lines.items():
             if shard in but:
                 continue
@@ -148,7 +154,9 @@ class EchoJob:
         assert verify.main([str(self.run.path), "--full"]) == 0
 
 
-def command(module: str, *arguments: str, timeout: float = 90.0, **environment: str) -> subprocess.CompletedProcess[str]:
+def command(
+    module: str, *arguments: str, timeout: float = 90.0, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Run `python -m module arguments` from the project's root."""
     return subprocess.run(
         [sys.executable, "-m", module, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=timeout,

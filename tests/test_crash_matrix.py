@@ -1,7 +1,7 @@
 """SIGKILL at real system calls, with a competitor and a successor: one winner, nothing lost, nothing twice.
 
-The default run takes every link and rename (the calls that decide) and, of the others, the first and last of each phase of the
-protocol; `-m slow` takes every call, each alone and against a competitor.
+The default run takes every link and rename (the calls that decide) and, of the others, the first and last of each phase
+of the protocol; `-m slow` takes every call, each alone and against a competitor.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ DECISIVE = ("link", "rename")  # taken in full in the default run
 
 
 def points(trace: crashes.Trace, full: bool) -> list[tuple[str, int]]:
-    """(call, n) to kill at: every call, or the decisive ones and the first and last of each other call in each phase."""
+    """(call, n) to kill at: every call, or the decisive ones and the first and last of each other call in each
+    phase.
+    """
     seen: Counter[str] = Counter()
     by_kind: dict[tuple[str, str], list[tuple[str, int]]] = {}
     for call, line in trace.calls:
@@ -46,16 +48,27 @@ def phase(line: str) -> str:
     if ledger:
         return "claim" if ledger[1].startswith("e") else "record"
     parts = {"columns": "publish", "segments": "segment", "slots": "heartbeat"}
-    for name in ("segments", "columns", "journal", "slots", "inflight", "ledger", "generations", "plan", "code", "submissions"):
+    for name in (
+        "segments",
+        "columns",
+        "journal",
+        "slots",
+        "inflight",
+        "ledger",
+        "generations",
+        "plan",
+        "code",
+        "submissions",
+    ):
         if f"/{name}/" in line or f'/{name}"' in line:
             return parts.get(name, name)
     return "other"
 
 
 def report(title: str, hit: Counter[tuple[str, str]]) -> None:
-    print(f"\n{title}: {sum(hit.values())} kills hit")
+    print(f"\n{title}: {sum(hit.values())} kills hit")  # noqa: T201
     for name in sorted({p for p, _ in hit}):
-        print(f"  {name:<12}" + "  ".join(f"{c} {n}" for (p, c), n in sorted(hit.items()) if p == name))
+        print(f"  {name:<12}" + "  ".join(f"{c} {n}" for (p, c), n in sorted(hit.items()) if p == name))  # noqa: T201
 
 
 @pytest.fixture
@@ -254,7 +267,9 @@ WHOLE = {"a": texts(40), "b": texts(17), "c": [*texts(5), "skip"]}
 
 
 def _whole_job(folder: Path, call: str, when: int, undisturbed: dict[str, str]) -> Counter[tuple[str, str]]:
-    """A worker with a real engine process; each of the two, and each engine started later, dies at its `when`-th call."""
+    """A worker with a real engine process; each of the two, and each engine started later, dies at its `when`-th
+    call.
+    """
     job = EchoJob(folder / f"{call}-{when}", WHOLE)
     job.submit()
     log = folder / "trace"
@@ -291,4 +306,5 @@ def test_whole_job_killed(folder: Path) -> None:
 @pytest.mark.timeout(1800)
 def test_whole_job_killed_at_many_calls(folder: Path) -> None:
     links = [("link", n) for n in range(1, 12)]
-    _whole_jobs(folder, [*links, *(("fsync", n) for n in range(1, 22, 3)), ("rename", 1), *(("write", n) for n in range(5, 120, 9))])
+    others = [*(("fsync", n) for n in range(1, 22, 3)), ("rename", 1), *(("write", n) for n in range(5, 120, 9))]
+    _whole_jobs(folder, links + others)

@@ -148,8 +148,8 @@ def test_rerun_of_a_mended_shard(finished: EchoJob, tmp_path: Path) -> None:
 # --- status and verify ------------------------------------------------------------------------
 
 SCHEMA = {
-    "schema": int, "run": str, "path": str, "identity": str, "column": str, "kind": str, "jobs": list, "submission": dict, "exit": int,
-    "shards": dict, "samples": dict, "reasons": dict, "rate": dict, "slots": dict, "damaged": dict, "failures": dict,
+    "schema": int, "run": str, "path": str, "identity": str, "column": str, "kind": str, "jobs": list, "submission": dict,
+    "exit": int, "shards": dict, "samples": dict, "reasons": dict, "rate": dict, "slots": dict, "damaged": dict, "failures": dict,
     "engine_deaths": dict, "logs": str,
 }  # fmt: skip
 
@@ -162,7 +162,10 @@ def test_status_json(finished: EchoJob) -> None:
         assert isinstance(facts[key], kind), key
     assert facts["shards"] == {"total": 3, "done": 2, "damaged": 0, "running": 0, "open": 0, "failed": 1}
     assert facts["samples"] == {"ok": 44, "skipped": 0, "failed": 1, "quarantined": 0, "left": 0}
-    assert facts["failures"]["input: unreadable"]["example"] == "broken" and facts["failures"]["input: unreadable"]["where"]
+    assert (
+        facts["failures"]["input: unreadable"]["example"] == "broken"
+        and facts["failures"]["input: unreadable"]["where"]
+    )
 
 
 def test_status_fits_80_columns(finished: EchoJob) -> None:
@@ -250,7 +253,12 @@ def test_no_torch_on_the_login_node(finished: EchoJob) -> None:
         ["hpc.status", path], ["hpc.rerun", path, "--shards", "nobody"], ["hpc.verify", path],
     ):  # fmt: skip
         done = subprocess.run(
-            [sys.executable, "-c", code, *arguments], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=True
+            [sys.executable, "-c", code, *arguments],
+            cwd=ROOT,
+            env=ENVIRONMENT,
+            capture_output=True,
+            text=True,
+            check=True,
         )
         assert json.loads(done.stdout.splitlines()[-1]) == [], arguments
 
@@ -280,9 +288,9 @@ def imports(file: Path) -> set[str]:
 
 CLUSTER = {  # submission, claim and status code: the work knows nothing of it
     f"hpc.{name}"
-    for name in ("launch", "launcher", "local", "agent", "worker", "engine", "engine_process", "ledger", "candidates", "heartbeat",
-                 "publish", "journal", "status", "rerun", "verify", "snapshot", "breaker", "preflight", "blame", "gate", "gang",
-                 "gang_launch", "gang_launcher", "gang_status", "local_gang")
+    for name in ("launch", "launcher", "local", "agent", "worker", "engine", "engine_process", "ledger", "candidates",
+                 "heartbeat", "publish", "journal", "status", "rerun", "verify", "snapshot", "breaker", "preflight", "blame", "gate",
+                 "gang", "gang_launch", "gang_launcher", "gang_status", "local_gang")
 }  # fmt: skip
 
 

@@ -17,10 +17,12 @@ from hpc import atomic
 from hpc.ledger import CLAIMED, DONE, FAILED, OPEN, Claim, Ledger, State, bucket_of, states
 from hpc.operator import Shard
 
-settings.register_profile("project", deadline=None, derandomize=True)  # a loaded machine is slow, not wrong
-settings.load_profile("project")
+settings.register_profile("patient", deadline=None, derandomize=True)  # a loaded machine is slow, not wrong
+settings.load_profile("patient")
 
-IDS = st.sampled_from(["a", "b", "a.g1", "a.g1.e2", "a.g0.done", "train-000.tar", "ü%2Fé", "x.end", ".e0", "a.g1.e2.end"])
+IDS = st.sampled_from(
+    ["a", "b", "a.g1", "a.g1.e2", "a.g0.done", "train-000.tar", "ü%2Fé", "x.end", ".e0", "a.g1.e2.end"]
+)
 SUFFIXES = st.builds(
     lambda g, e, kind: f"g{g}." + {"claim": f"e{e}", "end": f"e{e}.end", "done": "done", "failed": "failed"}[kind],
     st.integers(0, 3), st.integers(0, 4), st.sampled_from(["claim", "end", "done", "failed"]),
@@ -34,7 +36,9 @@ FOREIGN = st.sampled_from(
 
 
 @given(st.lists(NAMES), REOPENED, st.randoms(use_true_random=False))
-def test_order_and_repetition_do_not_matter(names: list[str], reopened: dict[str, int], shuffler: random.Random) -> None:
+def test_order_and_repetition_do_not_matter(
+    names: list[str], reopened: dict[str, int], shuffler: random.Random
+) -> None:
     shuffled = names + names[: len(names) // 2]
     shuffler.shuffle(shuffled)
     assert states(shuffled, reopened) == states(names, reopened)
@@ -64,14 +68,28 @@ def test_foreign_names_are_ignored(names: list[str], foreign: list[str], reopene
 
 
 def test_what_is_foreign() -> None:
-    for name in [".tmp-host-12-0-ab34", "a", "a.g1", "a.g1.e", "a.g1.e2.endx", "a.g1.done\n", "a.g٣.done", "a.g1.DONE", ""]:
+    for name in [
+        ".tmp-host-12-0-ab34",
+        "a",
+        "a.g1",
+        "a.g1.e",
+        "a.g1.e2.endx",
+        "a.g1.done\n",
+        "a.g٣.done",
+        "a.g1.DONE",
+        "",
+    ]:
         assert states([name]) == {}, name
 
 
 @given(st.lists(NAMES), IDS)
 def test_shards_do_not_disturb_each_other(names: list[str], shard: str) -> None:
     """A shard's state comes from its own names: `<id>.` and one suffix, also where the id looks like a suffix."""
-    own = [n for n in names if n.startswith(f"{shard}.") and re.fullmatch(r"g\d\.(e\d(\.end)?|done|failed)", n[len(shard) + 1 :])]
+    own = [
+        n
+        for n in names
+        if n.startswith(f"{shard}.") and re.fullmatch(r"g\d\.(e\d(\.end)?|done|failed)", n[len(shard) + 1 :])
+    ]
     assert states(names).get(shard) == states(own).get(shard)
 
 
@@ -95,7 +113,9 @@ def test_rules() -> None:
 
 @settings(max_examples=20)
 @given(st.sets(IDS), REOPENED)
-def test_survey_reads_what_states_says(tmp_path_factory: pytest.TempPathFactory, ids: set[str], reopened: dict[str, int]) -> None:
+def test_survey_reads_what_states_says(
+    tmp_path_factory: pytest.TempPathFactory, ids: set[str], reopened: dict[str, int]
+) -> None:
     ledger = Ledger(tmp_path_factory.mktemp("ledger"))
     names = []
     for shard in ids:
@@ -137,9 +157,7 @@ def test_many_processes_one_owner_per_epoch(tmp_path: Path) -> None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.test_ledger"])
     barrier, won = context.Barrier(8), context.Queue()
-    processes = [
-        context.Process(target=_claimant, args=(str(tmp_path), f"p{i}", barrier, 100, won)) for i in range(8)
-    ]
+    processes = [context.Process(target=_claimant, args=(str(tmp_path), f"p{i}", barrier, 100, won)) for i in range(8)]
     for process in processes:
         process.start()
     winners = dict(won.get(timeout=60) for _ in range(100))
