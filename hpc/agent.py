@@ -86,6 +86,8 @@ class Agent:
         self.terminated = False
         self.generations = 0  # reruns that the last answer of `_finished` knew of
         self.idle_since = 0.0
+        self.alone: Claim | None = None  # a shard that gets all of the node for itself
+        self.alone_runs = False
 
     # --- life -------------------------------------------------------------------------------
 
@@ -174,10 +176,10 @@ class Agent:
         """Give hungry engines a shard each. Returns how the job ended, when it did."""
         if all(e.given_up for e in self.engines):
             return Exit.REQUEUE, self._blame_node("every engine was given up: " + self.engines[0].last_words)
-        if self.heartbeat.fenced():
+        if self.heartbeat.fenced() or self._needs_node_alone():
             return None
         for engine in self.engines:
-            while engine.hungry:
+            while engine.hungry and not self.alone:
                 held = {shard for _, shard in self.work}
                 claim = self.candidates.acquire(min(30.0, self.settings.lease_s / 4), held)
                 if claim is None:
@@ -186,6 +188,19 @@ class Agent:
                 if self._begin(engine, claim):
                     engine.hungry = False
         return None
+
+    def _needs_node_alone(self) -> bool:
+        """Whether a shard under suspicion of killing the whole node waits for the other engines to finish, or runs."""
+        if self.alone is None:
+            return False
+        ready = [e for e in self.engines if e.hungry]
+        if not self.work and self.alone_runs:
+            self.alone, self.alone_runs = None, False
+        elif not self.work and ready:
+            self.alone_runs = ready[0].hungry = True
+            if self._begin(ready[0], self.alone):
+                ready[0].hungry = False
+        return self.alone is not None
 
     def _idle(self) -> tuple[Exit, str] | None:
         if self.candidates.complete() and (ended := self._finished()):
@@ -247,6 +262,8 @@ class Agent:
         for engine in self.engines:
             engine.kill()
             self.release(engine)
+        if self.alone and not self.alone_runs:
+            self._end(self.alone, "released", reason=self.drain_reason)
         if self.signal == signal.SIGTERM:
             return Exit.TERMINATED, self.drain_reason
         if self.drain_reason.startswith(("cancelled", "paused", "SIGINT", SUCCEEDED)):
@@ -271,6 +288,10 @@ class Agent:
             return False
         if deaths > DEATHS:
             self._fail(claim, f"engine: died {deaths} times", ends[-1].get("detail", ""), ends)
+            return False
+        if self.alone is None and len(self.engines) > 1 and blame.kills_nodes(ends):
+            self.alone = claim
+            log.warning("%s: %d agents died over it: it gets this node for itself", claim.shard.id, blame.UNEXPLAINED)
             return False
         self.work[engine.index, claim.shard.id] = Work(claim, time.time())
         self.journal.write("claim", shard=claim.shard.id, g=claim.generation, e=claim.epoch, engine=engine.index)

@@ -15,6 +15,7 @@ from hpc.ledger import Claim
 from hpc.rundir import Run
 
 DEATHS_ALONE = 2
+UNEXPLAINED = 2  # deaths of whole agents: one alone is explained by a lost node
 
 
 def suspects(run: Run, claim: Claim, ends: list[dict[str, Any]]) -> tuple[list[int], list[int]]:
@@ -22,13 +23,12 @@ def suspects(run: Run, claim: Claim, ends: list[dict[str, Any]]) -> tuple[list[i
 
     Args:
         ends: how the earlier epochs of this generation ended (`Ledger.ends`). Epochs without an end ("unexplained": the agent
-            died too, e.g. the whole step ran out of memory) count once there are two of them: one is explained by a lost node.
+            died too, e.g. the whole step ran out of memory) count once there are `UNEXPLAINED` of them.
     """
     alone: Counter[int] = Counter()
     found: set[int] = set()
-    unexplained = [e for e in ends if e["how"] == "unexplained"]
     for end in ends:
-        if end["how"] == "unexplained" and len(unexplained) >= 2:
+        if end["how"] == "unexplained" and kills_nodes(ends):
             held, together = _left_in_flight(run, end.get("owner", ""), claim)
         elif end["how"] == "died":
             held, together = end["in_flight"], end["together"]
@@ -42,13 +42,15 @@ def suspects(run: Run, claim: Claim, ends: list[dict[str, Any]]) -> tuple[list[i
 
 
 def _left_in_flight(run: Run, owner: str, claim: Claim) -> tuple[list[int], int]:
-    """(this shard's samples, all samples) in flight in the engine of a dead agent that worked on this shard."""
-    for path in sorted(run.inflight.glob(f"{owner}.*")) if owner else []:
-        held, _ = InFlight.read(path)
-        mine = [i for (s, g, i) in held if (s, g) == (claim.shard.id, claim.generation)]
-        if mine:
-            return mine, len(held)
-    return [], 0
+    """(this shard's samples, all samples) in flight in the engines of a dead agent. Any of them may have killed it."""
+    paths = sorted(run.inflight.glob(f"{owner}.*")) if owner else []
+    held = [at for path in paths for at in InFlight.read(path)[0]]
+    return [i for (s, g, i) in held if (s, g) == (claim.shard.id, claim.generation)], len(held)
+
+
+def kills_nodes(ends: list[dict[str, Any]]) -> bool:
+    """Whether so many agents died over a shard that it is a suspect: then it gets a node for itself."""
+    return sum(e["how"] == "unexplained" for e in ends) >= UNEXPLAINED
 
 
 def only_this_shard(death: dict[str, Any]) -> bool:

@@ -249,6 +249,9 @@ class Engine:
             if not self.commands(0.5 if idle else 0.0):
                 return  # the agent is gone
             if self.draining and not self.inflight.items:
+                for task in self.tasks:
+                    for saved in task.save_all_but_transient():
+                        self.saved(task, saved)
                 self.emit("drained")
                 return
             self.feed()

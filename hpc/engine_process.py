@@ -22,6 +22,7 @@ log = logging.getLogger("agent")
 # Deaths in a row without a finished sample, after which the engine's device is given up. With samples in flight each may be to
 # blame in turn: three deaths for the first of neighbours, two for each next.
 RESTARTS, RESTARTS_IN_FLIGHT = 3, 7
+HANGS = 2  # in a row without a finished sample: the device is broken
 DUMP_S = 3.0  # between SIGABRT (every thread's stack goes to the log) and SIGKILL
 STUCK_S = 30.0  # after SIGKILL, when the kernel does not let go of a process (a dead driver or file system)
 PR_SET_PDEATHSIG = 1
@@ -53,6 +54,7 @@ class EngineProcess:
         self._changed = time.monotonic()  # when `done` last grew, or it became ready
         self._aborted = 0.0
         self._why = ""
+        self._hung = False
 
     @property
     def alive(self) -> bool:
@@ -141,6 +143,7 @@ class EngineProcess:
         elif not self.ready and silent > settings.setup_s:
             self._abort(f"setup took more than {settings.setup_s:.0f} s")
         elif self.ready and busy and silent > settings.hang_s:
+            self._hung = True
             self._abort(f"no progress for {settings.hang_s:.0f} s")
         elif not busy:
             self._changed = now
@@ -188,7 +191,10 @@ class EngineProcess:
         self.last_words = why
         self._agent.on_death(self, why, held)
         self._barren = 1 if finished else self._barren + 1
-        if self._barren >= (RESTARTS_IN_FLIGHT if held else RESTARTS):
+        if self._hung and self._barren >= HANGS:
+            self.given_up = True
+            log.error("engine %d is given up: it hung %d times in a row", self.index, self._barren)
+        elif self._barren >= (RESTARTS_IN_FLIGHT if held else RESTARTS):
             self.given_up = True
             log.error("engine %d is given up: it died %d times without a finished sample", self.index, self._barren)
 
