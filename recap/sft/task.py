@@ -65,6 +65,9 @@ class SftTask:
     def rate(self, name: str) -> float:
         return models.rate_of(name, self.config.rates, self.config.train.lr)
 
+    def decays(self, name: str, parameter: nn.Parameter) -> bool:
+        return parameter.ndim >= 2  # not biases and norms
+
     def flops(self, tokens: int) -> float:
         return self._flops * tokens
 

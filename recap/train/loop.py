@@ -50,7 +50,7 @@ class Training:
         module = task.module()
         identity = task.identity()
         self.module = parallel.spread(task, module, settings, self.ranks)
-        optimizer = optimizer_of(self.module, task.rate, settings)
+        optimizer = optimizer_of(self.module, task, settings)
         ema = Ema(self.module, settings.ema) if settings.ema else None
         self.state = TrainState(self.module, optimizer, ema, settings.seed)
         keep = Keep(settings.keep, settings.keep_every)

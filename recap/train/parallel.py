@@ -50,7 +50,8 @@ def join(device: str, local_rank: int, timeout_s: float) -> Ranks:
     else:
         place, backend = torch.device("cpu"), "gloo"
     timeout = timedelta(seconds=timeout_s)
-    dist.init_process_group(backend, timeout=timeout)
+    if not dist.is_initialized():  # a later stage of one life meets in the same group
+        dist.init_process_group(backend, timeout=timeout)
     control = dist.new_group(backend="gloo", timeout=timeout)
     saving = dist.new_group(backend="gloo", timeout=timeout)
     return Ranks(dist.get_rank(), dist.get_world_size(), place, control, saving)

@@ -31,7 +31,7 @@ class TrainSettings:
     lr: float = _semantic(1e-3, "Learning rate after warm-up")
     warmup: float = _semantic(0.03, "Share of the training with a rising learning rate")
     schedule: str = _semantic("cosine", "cosine | linear | constant, after warm-up; the first two end at 0")
-    weight_decay: float = _semantic(0.0, "AdamW's, of matrices; vectors (biases, norms) have none")
+    weight_decay: float = _semantic(0.0, "AdamW's; which parameters have it is the task's to say")
     beta1: float = _semantic(0.9, "AdamW's")
     beta2: float = _semantic(0.999, "AdamW's")
     eps: float = _semantic(1e-8, "AdamW's")

@@ -132,12 +132,13 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     torch.manual_seed(draw(seed, "step", step, rank) >> 1)
 
 
-def optimizer_of(module: nn.Module, rate: Any, settings: Any) -> torch.optim.AdamW:
-    """AdamW with one group per (relative rate, decayed or not); `rate` is kept in each group for the schedule."""
+def optimizer_of(module: nn.Module, task: Any, settings: Any) -> torch.optim.AdamW:
+    """AdamW with one group per (relative rate, decayed or not) that the task gives; `rate` is kept in each group for "
+    "the schedule."""
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault((rate(name), parameter.ndim >= 2), []).append(parameter)
+            groups.setdefault((task.rate(name), task.decays(name, parameter)), []).append(parameter)
     made: list[dict[str, Any]] = [
         {"params": params, "rate": scale, "weight_decay": settings.weight_decay if decayed else 0.0}
         for (scale, decayed), params in sorted(groups.items(), key=lambda item: item[0])

@@ -44,6 +44,9 @@ class Task(Protocol):
     def rate(self, name: str) -> float:
         """Learning rate of a parameter, relative to `train.lr`."""
 
+    def decays(self, name: str, parameter: nn.Parameter) -> bool:
+        """Whether weight decay applies to a parameter."""
+
     def size(self) -> int:
         """Samples of one epoch."""
 

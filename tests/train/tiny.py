@@ -80,6 +80,9 @@ def make_task(config: TinyConfig, rank: int = 0) -> Any:
         def rate(self, name: str) -> float:
             return 0.1 if "last" in name else 1.0
 
+        def decays(self, name: str, parameter: nn.Parameter) -> bool:
+            return parameter.ndim >= 2
+
         def size(self) -> int:
             return config.size
 
