@@ -44,7 +44,7 @@ class Block:
 class TextPolicyConfig:
     """Which text a sample is trained with."""
 
-    weights: dict[str, float] = field(default_factory=lambda: {"org_caption": 0.8, "re_caption": 0.2})
+    weights: dict[str, float] = field(default_factory=dict)  # column -> share; org_caption: the paper's p
     separator: str = ", "  # between joined columns
     texts: int = 1  # per image; with more, the first is drawn by the weights, the others are sub-captions
     sub_captions: SubCaptions = field(default_factory=SubCaptions)

@@ -80,7 +80,7 @@ def test_several_texts_begin_with_the_drawn_one_and_do_not_repeat() -> None:
 def test_blocks_of_tokens() -> None:
     ids = list(range(20))
     for pick, starts in (("first", {0}), ("last", {12}), ("random", set(range(13)))):
-        policy = TextPolicy(TextPolicyConfig(block=Block(8, pick)))
+        policy = TextPolicy(TextPolicyConfig({"a": 1.0}, block=Block(8, pick)))
         cuts = [policy.cut(ids, 0, 0, f"s/{i}") for i in range(400)]
         assert {cut[0] for cut in cuts} == starts and {len(cut) for cut in cuts} == {8}
     assert list(policy.cut(ids[:5], 0, 0, "s/1")) == ids[:5]
@@ -107,9 +107,9 @@ def test_sentences(text: str, parts: list[str]) -> None:
     [
         (TextPolicyConfig({}), "text.weights"),
         (TextPolicyConfig({"a": -1.0}), "text.weights"),
-        (TextPolicyConfig(texts=0), "text.texts"),
-        (TextPolicyConfig(sub_captions=SubCaptions(pick="last")), "text.sub_captions.pick"),
-        (TextPolicyConfig(block=Block(4, "middle")), "text.block"),
+        (TextPolicyConfig({"a": 1.0}, texts=0), "text.texts"),
+        (TextPolicyConfig({"a": 1.0}, sub_captions=SubCaptions(pick="last")), "text.sub_captions.pick"),
+        (TextPolicyConfig({"a": 1.0}, block=Block(4, "middle")), "text.block"),
     ],
 )
 def test_wrong_configs_are_refused(config: TextPolicyConfig, message: str) -> None:

@@ -49,13 +49,18 @@ def clip_config(config: ClipModelConfig, image: int, eos: int) -> CLIPConfig:
 
     def tower(size: Any, **more: Any) -> dict[str, Any]:
         sizes = {"hidden_size": size.width, "num_hidden_layers": size.layers, "num_attention_heads": size.heads}
-        return {**sizes, "intermediate_size": 4 * size.width, "hidden_act": "gelu", **more}
+        return {**sizes, "intermediate_size": 4 * size.width, "hidden_act": config.activation, **more}
 
     return CLIPConfig(
         projection_dim=config.dimension,
         vision_config=tower(config.vision_tower, image_size=image, patch_size=config.patch),
         text_config=tower(
-            config.text_tower, vocab_size=config.vocabulary, max_position_embeddings=config.context, eos_token_id=eos
+            config.text_tower,
+            vocab_size=config.vocabulary,
+            max_position_embeddings=config.context,
+            eos_token_id=eos,
+            bos_token_id=None,
+            pad_token_id=None,
         ),
         attn_implementation="sdpa",
     )

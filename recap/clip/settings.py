@@ -50,6 +50,7 @@ class ClipModelConfig:
     context: int = _semantic(128, "tokens of a text, special ones included")
     vocabulary: int = _semantic(32000, "rows of the token embedding; at least the tokenizer's")
     tokenizer: str = _semantic("", "folder of a tokenizer that transformers loads")
+    activation: str = _semantic("gelu", "gelu | quick_gelu (OpenAI's weights; hf only)")
     start: str = _semantic("", "weights to fine-tune from: a folder that this trainer, transformers or open_clip wrote")
 
     @property
@@ -74,9 +75,7 @@ class ClipModelConfig:
 class ClipDataConfig(DataConfig):
     """The tars, their columns, and how they are read."""
 
-    columns: dict[str, ColumnConfig] = _semantic(
-        {"org_caption": ColumnConfig(member="txt")}, "columns by name: run, folder or member, and field"
-    )
+    columns: dict[str, ColumnConfig] = _semantic({}, "columns by name: run, folder or member, and field")
     streams: int = _semantic(64, "virtual streams; ranks divide it, and it divides the batch")
     window: int = _semantic(32, "blocks of 512 samples among which a stream shuffles")
     indexed: bool = _semantic(True, "False: tars are streamed without an index; resume is then approximate")
@@ -143,6 +142,8 @@ def check(config: ClipConfig) -> None:
     model = config.model
     if model.architecture not in ("recap", "hf"):
         refuse("model.architecture", f"{model.architecture!r} is unknown. Write recap or hf")
+    if model.activation not in (("gelu", "quick_gelu") if model.architecture == "hf" else ("gelu",)):
+        refuse("model.activation", f"{model.activation!r} is unknown for {model.architecture}. Write gelu")
     for name, tower in (("vision", model.vision_tower), ("text", model.text_tower)):
         if tower.width % tower.heads:
             refuse(f"model.{name}", f"width {tower.width} does not divide among {tower.heads} heads")

@@ -12,6 +12,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from shlex import quote
+from threading import Lock
 from typing import Any
 
 import webdataset
@@ -27,16 +28,27 @@ log = logging.getLogger(__name__)
 _TRIES = 1000  # samples that are passed over for one place
 
 
+class _Stream:
+    """An iterator that several decoding threads may take from."""
+
+    def __init__(self, samples: Iterator[Joined]) -> None:
+        self._samples, self._lock = samples, Lock()
+
+    def next(self) -> Joined:
+        with self._lock:
+            return next(self._samples)
+
+
 @dataclass(frozen=True, slots=True)
 class StreamedSlot:
     """One place of the batch, filled with the next sample that comes."""
 
-    stream: Iterator[Joined]
+    stream: _Stream
     epoch: int
 
     def candidates(self) -> Iterator[Joined]:
         for _ in range(_TRIES):
-            yield next(self.stream)
+            yield self.stream.next()
         raise UserError(f"data: {_TRIES:,} samples in a row cannot be used. Are these the right tars?")
 
 
@@ -58,7 +70,7 @@ class StreamedReader:
                 )
         self.columns = dict(columns)
         self.epoch_size, self._shards, self._seed, self._shuffle = epoch_size, shards, seed, shuffle
-        self._streams: dict[tuple[int, int], Iterator[Joined]] = {}
+        self._streams: dict[tuple[int, int], _Stream] = {}
 
     def batch(self, first: int, count: int, rank: int = 0, world: int = 1) -> list[StreamedSlot]:
         if (rank, world) not in self._streams:
@@ -73,7 +85,7 @@ class StreamedReader:
                     "data.indexed=true makes it exact.",
                     f"{first:,}",
                 )
-            self._streams[rank, world] = self._read(first // self.epoch_size, rank, world)
+            self._streams[rank, world] = _Stream(self._read(first // self.epoch_size, rank, world))
         stream = self._streams[rank, world]
         size = count * (rank + 1) // world - count * rank // world
         return [StreamedSlot(stream, first // self.epoch_size) for _ in range(size)]

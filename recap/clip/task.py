@@ -1,0 +1,222 @@
+"""CLIP training as the trainer core sees it (`recap.train.task.Task`): one stage of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from recap.clip import weights as formats
+from recap.clip.images import BadImage, training_crop
+from recap.clip.objective import Objective
+from recap.clip.settings import ClipConfig, Stage
+from recap.clip.tokens import Tokens
+from recap.data.columns import Column, open_column
+from recap.data.index import Index
+from recap.data.inputs import list_shards
+from recap.data.joined import Joined, Reader, Slot
+from recap.data.streams import Plan, mixed
+from recap.data.unindexed import StreamedReader, StreamedSlot
+from recap.text_policy import Drawn, TextPolicy
+from recap.train.order import draw
+from recap.train.task import Batch
+
+
+@dataclass
+class Ready:
+    """A sample that fits: its pixels and its texts."""
+
+    name: str
+    epoch: int
+    pixels: np.ndarray
+    texts: list[Drawn]
+    rejected: list[tuple[str, str]] = field(default_factory=list)
+
+
+class ClipTask:
+    """Pairs of images and texts from tars and columns, at one resolution.
+
+    Args:
+        number: of the stage; each has an order of samples of its own.
+        index: file of the block index (made if missing), None to keep it in memory.
+        start: weights that this stage begins with; "" for random ones.
+    """
+
+    def __init__(self, config: ClipConfig, number: int, index: Path | None, start: str) -> None:
+        self.config, self.stage = config, config.stages[number]
+        self.model_config = _with(config, start)
+        self.tokens = Tokens(config.model)
+        self.policy = TextPolicy(config.text)
+        self.context = self.stage.context or config.model.context
+        self._shards = list_shards(config.data)
+        self._seed = mixed(config.train.seed, number)
+        self._plan: Plan | None = None
+        if config.data.indexed:
+            blocks = Index.open_or_make(index, self._shards, config.data.readers)
+            self._plan = Plan(blocks, self._seed, config.data.streams, config.data.window)
+        columns = {name: open_column(name, config.data.columns[name]) for name in self.policy.columns}
+        for column in columns.values():
+            column.check([shard.id for shard in self._shards])
+        self._columns: dict[str, Column] = columns
+        self._reader: Reader | StreamedReader | None = None  # made where batches are: it has threads
+        self._decoders: ThreadPoolExecutor | None = None
+
+    # --- the model --------------------------------------------------------------------------
+
+    def module(self) -> nn.Module:
+        temperature = self.config.loss.temperature
+        model = formats.build(self.model_config, self.stage.image, self.tokens.eos, temperature)
+        return Objective(model, self.config.loss, *self.config.model.normalisation)
+
+    def blocks(self, module: nn.Module) -> Iterable[nn.Module]:
+        assert isinstance(module, Objective)
+        return module.model.blocks()
+
+    def rate(self, name: str) -> float:
+        return 1.0
+
+    def decays(self, name: str, parameter: nn.Parameter) -> bool:
+        """Kernels only, as the paper's code has it: no embeddings, positions, norms or biases."""
+        return parameter.ndim >= 2 and "embedding.weight" not in name and "positional_embedding" not in name
+
+    def flops(self, tokens: int) -> float:
+        return tokens * self._pair_flops() / self._pair_tokens()
+
+    def identity(self) -> str:
+        start = self.model_config.start
+        digest = _digest(Path(start)) if start else f"seed {self.config.train.seed}"
+        model = {**asdict(self.model_config), "start": "", "tokenizer": ""}
+        content = json.dumps([digest, model, self.stage.image, self.config.loss.kind], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    def export(self, weights: dict[str, torch.Tensor], folder: Path) -> None:
+        config = _with(self.config, "")
+        model = formats.build(config, self.stage.image, self.tokens.eos)
+        named = {name.removeprefix("model."): tensor.cpu() for name, tensor in weights.items() if name != "logit_bias"}
+        found = model.load_state_dict(named, strict=False)
+        fixed = {name for name, p in model.named_parameters() if not p.requires_grad}
+        missing = [name for name in found.missing_keys if name not in fixed and "position_ids" not in name]
+        assert not missing and not found.unexpected_keys, (missing, found.unexpected_keys)
+        formats.save(model, config, self.tokens, self.stage.image, folder)
+
+    # --- the data ---------------------------------------------------------------------------
+
+    def size(self) -> int:
+        return self._plan.epoch_size if self._plan else self.config.data.size
+
+    def batch(self, first: int, count: int, rank: int, world: int) -> Batch:
+        ready = self.ready(first, count, rank, world)
+        ids = self._ids(ready)
+        micro = {"images": torch.from_numpy(np.stack([r.pixels for r in ready])), "ids": torch.from_numpy(ids)}
+        if self.stage.keep_patches < 1:
+            micro["keep"] = torch.from_numpy(np.stack([self._kept(r) for r in ready]))
+        tokens = len(ready) * self._pair_tokens()
+        padding = int((ids == self.tokens.pad).sum())
+        rejected = [r for sample in ready for r in sample.rejected]
+        return Batch([micro], len(ready), tokens, tokens - padding, [r.name for r in ready], rejected)
+
+    def ready(self, first: int, count: int, rank: int = 0, world: int = 1) -> list[Ready]:
+        """The samples of a rank's part of a step, decoded, with their texts drawn."""
+        if self._reader is None or self._decoders is None:
+            self._reader = self._open()
+            self._decoders = ThreadPoolExecutor(max(self.config.data.decoders, 1), thread_name_prefix="decoder")
+        slots: list[Any] = list(self._reader.batch(first, count, rank, world))
+        return list(self._decoders.map(self._fill, slots))
+
+    def close(self) -> None:
+        if self._reader is not None and self._decoders is not None:
+            self._reader.close()
+            self._decoders.shutdown()
+        self._reader = self._decoders = None
+
+    def _open(self) -> Reader | StreamedReader:
+        data = self.config.data
+        if self._plan is not None:
+            return Reader(self._plan, self._columns, data.readers)
+        return StreamedReader(self._shards, self._columns, self._seed, data.size)
+
+    def _fill(self, slot: Slot | StreamedSlot) -> Ready:
+        """The first usable sample for a place, and why others were not."""
+        rejected: list[tuple[str, str]] = []
+        for sample in slot.candidates():
+            made = self._prepare(sample, slot.epoch)
+            if isinstance(made, Ready):
+                made.rejected = rejected
+                return made
+            rejected.append((sample.name, made))
+        raise AssertionError("candidates end with an error")
+
+    def _prepare(self, sample: Joined, epoch: int) -> Ready | str:
+        if sample.problem:
+            return sample.problem
+        texts = self.policy.draw(sample.columns, self._seed, epoch, sample.name)
+        if not texts:
+            return "text: every column is empty"
+        data = next((sample.members[e] for e in self.config.data.image if e in sample.members), None)
+        if data is None:
+            return "image: missing"
+        try:
+            pixels = training_crop(data, self.stage.image, self._seed, epoch, sample.name, self.config.area)
+        except BadImage as error:
+            return str(error)
+        return Ready(sample.name, epoch, pixels, texts)
+
+    def _ids(self, ready: list[Ready]) -> np.ndarray:
+        """Token ids [samples, texts, context]."""
+        texts = [(r, number, drawn) for r in ready for number, drawn in enumerate(r.texts)]
+        ids = self.tokens.ids([drawn.text for _, _, drawn in texts])
+        cut = [
+            self.policy.cut(tokens, self._seed, r.epoch, f"{r.name}/{number}")
+            for tokens, (r, number, _) in zip(ids, texts)
+        ]
+        prefixes = [self.policy.prefix(drawn.column) for _, _, drawn in texts]
+        return self.tokens.shape(cut, prefixes, self.context).reshape(len(ready), self.config.text.texts, self.context)
+
+    def _kept(self, ready: Ready) -> np.ndarray:
+        """Numbers of the patches that are kept of a sample: by hash, so that every rank and every chunk agree."""
+        patches = (self.stage.image // self.config.model.patch) ** 2
+        kept = max(1, round(patches * self.stage.keep_patches))
+        order = np.random.Generator(np.random.Philox(key=draw(self._seed, ready.epoch, ready.name, "patches")))
+        return np.sort(order.permutation(patches)[:kept])
+
+    # --- figures ----------------------------------------------------------------------------
+
+    def _pair_tokens(self) -> int:
+        patches = round((self.stage.image // self.config.model.patch) ** 2 * self.stage.keep_patches)
+        return patches + 1 + self.context * self.config.text.texts
+
+    def _pair_flops(self) -> float:
+        """Forward and backward of one image and its texts: three times the multiply-adds of one forward pass, "
+        "doubled."""
+        model, texts = self.config.model, self.config.text.texts
+        patches = self._pair_tokens() - self.context * texts
+        total = patches * 3 * model.patch**2 * model.vision_tower.width
+        for tower, length, times in ((model.vision_tower, patches, 1), (model.text_tower, self.context, texts)):
+            total += times * tower.layers * (12 * tower.width**2 * length + 2 * length**2 * tower.width)
+        return 6.0 * total
+
+
+def _with(config: ClipConfig, start: str) -> Any:
+    """The model's config with other weights to start from."""
+    return type(config.model)(**{**asdict(config.model), "start": start})
+
+
+def stage_name(number: int, stage: Stage) -> str:
+    return f"{number}-{stage.image}px"
+
+
+def _digest(folder: Path) -> str:
+    files = [folder] if folder.is_file() else sorted(folder.glob("*.safetensors"))
+    made = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            made.update(hashlib.file_digest(file, "sha256").digest())
+    return made.hexdigest()

@@ -1,0 +1,133 @@
+"""CLIP training as a gang job sees it. Torch-free until `train`."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any, ClassVar
+
+from hpc.errors import UserError
+from hpc.trainer import Gang
+from recap.clip.settings import ClipConfig, check
+from recap.data.columns import open_column
+from recap.data.inputs import list_shards
+from recap.data.joined import check_division
+from recap.text_policy import TextPolicy
+from recap.train.settings import check as check_training
+
+_WAIT_S = 1500.0  # for rank 0's index; below the gang's own limit on setting up
+
+
+class ClipTrainer:
+    """`trainer: recap.clip.trainer.ClipTrainer`."""
+
+    Config: ClassVar[type] = ClipConfig
+    version: ClassVar[int] = 1
+
+    def __init__(self, config: ClipConfig) -> None:
+        self.config = config
+
+    def check(self, ranks: int) -> None:
+        check(self.config)
+        for stage in self.config.stages:
+            settings = self.config.stage_settings(stage)
+            check_training(settings, ranks)
+            if self.config.data.indexed:
+                check_division(settings.batch, self.config.data.streams, ranks)
+        for key in ("tokenizer", "start"):
+            path = getattr(self.config.model, key)
+            if (path or key == "tokenizer") and not Path(path).exists():
+                raise UserError(f"config: `model.{key}`: {path or 'empty'}: there is no such folder.")
+        shards = [shard.id for shard in list_shards(self.config.data)]
+        for name in TextPolicy(self.config.text).columns:
+            if name not in self.config.data.columns:
+                known = ", ".join(self.config.data.columns)
+                raise UserError(f"config: `text`: column {name!r} is not among data.columns ({known}).")
+            open_column(name, self.config.data.columns[name]).check(shards)
+
+    def identity(self) -> dict[str, Any]:
+        return {}
+
+    def describe(self, ranks: int) -> list[tuple[str, str]]:
+        c = self.config
+        shares = " · ".join(f"{name} {weight:g}" for name, weight in c.text.weights.items())
+        lines = [
+            ("model", f"{c.model.architecture} · vision {c.model.vision}/{c.model.patch} · text {c.model.text}"),
+            ("texts", f"{shares} · {c.text.texts} an image · {c.model.context} tokens"),
+        ]
+        for stage in c.stages:
+            s = c.stage_settings(stage)
+            rate = f"lr {s.lr:.3g} {s.schedule}, warm-up {s.warmup:.1%}"
+            lines.append(("stage", f"{stage.image} px · {s.samples:,} samples, {s.batch:,} a step · {rate}"))
+        return lines
+
+    def train(self, gang: Gang) -> int:
+        from recap.clip.task import ClipTask, stage_name
+        from recap.train.loop import train
+
+        config, directory = self.config, Path(gang.directory)
+        index = self._index(gang) if config.data.indexed else None
+        start, before = config.model.start, 0
+        lengths = [config.stage_settings(stage).samples for stage in config.stages]
+        for number, stage in enumerate(config.stages):
+            alone = len(config.stages) == 1
+            folder = directory if alone else directory / "stages" / stage_name(number, stage)
+            done = folder / "exports" / "final"
+            if not (done / "recap_clip.json").exists():
+                place = gang if alone else _StageGang(gang, folder, before, sum(lengths))
+                code = train(ClipTask(config, number, index, start), config.stage_settings(stage), place)
+                if code:
+                    return code
+            start, before = str(done), before + lengths[number]
+        if gang.rank == 0 and len(config.stages) > 1:
+            _link(directory / "exports" / "final", Path(start))
+        return 0
+
+    def _index(self, gang: Gang) -> Path:
+        """The block index: made by rank 0, if need be."""
+        from recap.data.index import Index
+
+        given = self.config.data.index
+        path = Path(given) if given else Path(gang.directory) / "blocks.index"
+        if gang.rank == 0:
+            Index.open_or_make(path, list_shards(self.config.data), self.config.data.readers)
+        patience = time.monotonic() + _WAIT_S
+        while not path.exists():
+            if time.monotonic() > patience:
+                raise UserError(
+                    f"clip: rank 0 made no {path} in {_WAIT_S:.0f} s. Make it with configs/data/index.yaml."
+                )
+            time.sleep(0.2)
+        return path
+
+
+class _StageGang:
+    """A rank's place during one stage: files go to the stage's folder, progress is told of the whole training."""
+
+    def __init__(self, gang: Gang, directory: Path, before: int, total: int) -> None:
+        self.rank, self.world, self.local_rank, self.device = gang.rank, gang.world, gang.local_rank, gang.device
+        self.directory = directory
+        self._gang, self._before, self._total = gang, before, total
+        directory.mkdir(parents=True, exist_ok=True)
+
+    def stopping(self) -> int:
+        return self._gang.stopping()
+
+    def beat(self, **facts: Any) -> None:
+        for name in ("samples", "checkpoint"):
+            if name in facts:
+                facts[name] += self._before
+        if "total" in facts:
+            facts["total"] = self._total
+        self._gang.beat(**facts)
+
+    def event(self, event: str, **facts: Any) -> None:
+        self._gang.event(event, **facts)
+
+
+def _link(path: Path, target: Path) -> None:
+    """`path` leads to `target`, both inside the run."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.is_symlink():
+        path.symlink_to(os.path.relpath(target, path.parent))

@@ -1,0 +1,224 @@
+"""CLIP weights on disk: ours, transformers' and open_clip's, in and out.
+
+What is written opens elsewhere as it is: `open_clip.create_model_and_transforms("local-dir:FOLDER")` for both
+architectures, and `CLIPModel.from_pretrained(FOLDER)` for `hf`. What is read may be any of these, or OpenAI's in
+either library's names.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from hpc.errors import UserError
+from recap.clip.hf import HfClip, clip_config
+from recap.clip.settings import ClipModelConfig
+from recap.clip.tokens import Tokens
+from recap.clip.towers import RecapClip, resample_positions
+
+OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
+_HF_WEIGHTS = "model.safetensors"
+
+
+def build(config: ClipModelConfig, image: int, eos: int, temperature: float = 0.07) -> RecapClip | HfClip:
+    """A model with random weights, or those of `model.start` fitted to this resolution."""
+    model: RecapClip | HfClip = (
+        HfClip(config, image, eos, temperature)
+        if config.architecture == "hf"
+        else RecapClip(config, image, temperature)
+    )
+    if config.start:
+        load(model, config, read(config.start), image, config.start)
+    return model
+
+
+# --- in -------------------------------------------------------------------------------------------
+
+
+def read(folder: str | Path) -> dict[str, torch.Tensor]:
+    """The tensors of a folder, or of one safetensors file, whoever wrote them. UserError where there are none."""
+    path = Path(folder)
+    files = [path] if path.suffix == ".safetensors" else [path / OPEN_CLIP_WEIGHTS, path / _HF_WEIGHTS]
+    for file in files:
+        if file.is_file():
+            return load_file(file)
+    raise UserError(f"config: `model.start`: {folder} holds neither {OPEN_CLIP_WEIGHTS} nor {_HF_WEIGHTS}.")
+
+
+def load(model: Any, config: ClipModelConfig, tensors: dict[str, torch.Tensor], image: int, source: str) -> None:
+    """Put weights of any layout into a model. Positions are resampled to its resolution. UserError where they "
+    "differ."""
+    tensors = {name: t.float() for name, t in tensors.items() if not name.endswith("position_ids")}
+    hf_layout = any(name.startswith("vision_model.") for name in tensors)
+    if config.architecture == "hf":
+        tensors = tensors if hf_layout else from_open_clip(tensors)
+        target, grid_name = model.model, "vision_model.embeddings.position_embedding.weight"
+    else:
+        tensors = to_open_clip(tensors) if hf_layout else tensors
+        tensors = _with_text_prefix(tensors)
+        target, grid_name = model, "visual.positional_embedding"
+    if grid_name in tensors:
+        grid = image // config.patch
+        sincos = config.architecture == "recap"  # fixed: made anew, not resampled
+        tensors[grid_name] = (
+            model.visual.positional_embedding if sincos else resample_positions(tensors[grid_name], grid)
+        )
+    ours = target.state_dict()
+    tensors = {
+        name: t.reshape(ours[name].shape) if t.numel() == 1 and name in ours else t for name, t in tensors.items()
+    }
+    if odd := sorted(set(ours) ^ set(tensors)):
+        where = "is missing there" if odd[0] in ours else "is not in ours"
+        raise UserError(
+            f"config: `model.start`: {source} is not of model.architecture={config.architecture} or of other depth: "
+            f"{odd[0]} {where} ({len(odd)} such)."
+        )
+    if wrong := [name for name in ours if ours[name].shape != tensors[name].shape]:
+        name = wrong[0]
+        raise UserError(
+            f"config: `model.start`: {source}: {name} is {tuple(tensors[name].shape)} there, {tuple(ours[name].shape)} "
+            "here. "
+            "Set model.vision, model.text, model.context and model.vocabulary as they are there."
+        )
+    target.load_state_dict(tensors)
+
+
+def _with_text_prefix(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """open_clip's `CLIP` has the text tower at the top; its `CustomTextCLIP`, like ours, under `text.`."""
+    if any(name.startswith("text.") for name in tensors):
+        return tensors
+    top = ("visual.", "logit_scale", "logit_bias")
+    return {name if name.startswith(top) else f"text.{name}": t for name, t in tensors.items()}
+
+
+# --- between transformers' names and open_clip's --------------------------------------------------
+
+_NAMES = [  # (transformers, open_clip)
+    ("vision_model.embeddings.class_embedding", "visual.class_embedding"),
+    ("vision_model.embeddings.patch_embedding.weight", "visual.conv1.weight"),
+    ("vision_model.embeddings.position_embedding.weight", "visual.positional_embedding"),
+    ("vision_model.pre_layrnorm.", "visual.ln_pre."),
+    ("vision_model.encoder.layers.", "visual.transformer.resblocks."),
+    ("vision_model.post_layernorm.", "visual.ln_post."),
+    ("text_model.embeddings.token_embedding.weight", "token_embedding.weight"),
+    ("text_model.embeddings.position_embedding.weight", "positional_embedding"),
+    ("text_model.encoder.layers.", "transformer.resblocks."),
+    ("text_model.final_layer_norm.", "ln_final."),
+]
+_LAYER = [
+    ("layer_norm1.", "ln_1."),
+    ("layer_norm2.", "ln_2."),
+    ("self_attn.out_proj.", "attn.out_proj."),
+    ("mlp.fc1.", "mlp.c_fc."),
+    ("mlp.fc2.", "mlp.c_proj."),
+]
+_TRANSPOSED = {"visual_projection.weight": "visual.proj", "text_projection.weight": "text_projection"}
+
+
+def to_open_clip(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """transformers' CLIPModel in the names of open_clip's `CLIP`."""
+    out: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        if name in _TRANSPOSED:
+            out[_TRANSPOSED[name]] = tensor.T.contiguous()
+        elif match := re.fullmatch(r"(.*)self_attn\.q_proj\.(weight|bias)", name):
+            parts = [tensors[f"{match[1]}self_attn.{p}_proj.{match[2]}"] for p in "qkv"]
+            out[_renamed(match[1], 0) + f"attn.in_proj_{match[2]}"] = torch.cat(parts)
+        elif not re.search(r"self_attn\.[kv]_proj", name):
+            out[_renamed(name, 0)] = tensor
+    return out
+
+
+def from_open_clip(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """open_clip's `CLIP` (or OpenAI's) in the names of transformers' CLIPModel."""
+    tensors = {
+        name.removeprefix("text.") if name != "text.text_projection" else name[5:]: t for name, t in tensors.items()
+    }
+    back = {ours: theirs for theirs, ours in _TRANSPOSED.items()}
+    out: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        if name in back:
+            out[back[name]] = tensor.T.contiguous()
+        elif match := re.fullmatch(r"(.*)attn\.in_proj_(weight|bias)", name):
+            for part, piece in zip("qkv", tensor.chunk(3)):
+                out[_renamed(match[1], 1) + f"self_attn.{part}_proj.{match[2]}"] = piece.clone()
+        else:
+            out[_renamed(name, 1)] = tensor
+    return out
+
+
+def _renamed(name: str, source: int) -> str:
+    for pair in _NAMES:
+        if name.startswith(pair[source]):
+            name = pair[1 - source] + name.removeprefix(pair[source])
+            break
+    if ".layers." in name or "resblocks." in name:
+        for pair in _LAYER:
+            name = name.replace(pair[source], pair[1 - source])
+    return name
+
+
+# --- out ------------------------------------------------------------------------------------------
+
+
+def save(model: RecapClip | HfClip, config: ClipModelConfig, tokens: Tokens, image: int, folder: Path) -> None:
+    """Write a model for transformers (`hf`) and open_clip (both), with its tokenizer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(model, HfClip):
+        model.model.save_pretrained(folder)
+        clip_config(config, image, tokens.eos).save_pretrained(folder)
+        tensors = to_open_clip({n: t for n, t in model.model.state_dict().items() if not n.endswith("position_ids")})
+    else:
+        tensors = dict(model.state_dict())
+    save_file({name: t.detach().clone().contiguous() for name, t in tensors.items()}, folder / OPEN_CLIP_WEIGHTS)
+    tokens.tokenizer.save_pretrained(folder)
+    written = {"model_cfg": open_clip_model(config, tokens, image), "preprocess_cfg": _preprocessing(config)}
+    (folder / OPEN_CLIP_CONFIG).write_text(json.dumps(written, indent=2) + "\n")
+    ours = {"model": {**vars(config), "start": "", "tokenizer": ""}, "image": image}
+    (folder / "recap_clip.json").write_text(json.dumps(ours, indent=2) + "\n")
+
+
+def opened(folder: str | Path) -> tuple[RecapClip | HfClip, ClipModelConfig, int]:
+    """A model that `save` wrote: the model, its config (with its tokenizer), its resolution."""
+    path = Path(folder)
+    try:
+        ours = json.loads((path / "recap_clip.json").read_text())
+    except FileNotFoundError:
+        raise UserError(f"clip: {folder} is not a model that this toolkit wrote (no recap_clip.json in it).") from None
+    config = ClipModelConfig(**{**ours["model"], "tokenizer": str(path), "start": str(path)})
+    model = build(config, ours["image"], Tokens(config).eos)
+    return model.eval(), config, ours["image"]
+
+
+def open_clip_model(config: ClipModelConfig, tokens: Tokens, image: int) -> dict[str, Any]:
+    """open_clip's config of a model of ours."""
+    vision, text = config.vision_tower, config.text_tower
+    recap = config.architecture == "recap"
+    vision_cfg: dict[str, Any] = {
+        "image_size": image, "layers": vision.layers, "width": vision.width, "head_width": vision.width // vision.heads,
+        "patch_size": config.patch,
+    }  # fmt: skip
+    text_cfg: dict[str, Any] = {
+        "context_length": config.context, "vocab_size": config.vocabulary, "width": text.width, "heads": text.heads,
+        "layers": text.layers, "hf_tokenizer_name": "in this folder",
+    }  # fmt: skip
+    if recap:
+        vision_cfg |= {
+            "no_ln_pre": True, "pool_type": "avg", "final_ln_after_pool": True, "pos_embed_type": "sin_cos_2d",
+        }  # fmt: skip
+        text_cfg |= {"pool_type": "last", "no_causal_mask": True, "tokenizer_kwargs": {"strip_sep_token": True}}
+    else:
+        text_cfg |= {"pool_type": "eos", "eos_id": tokens.eos}
+    made = {"embed_dim": config.dimension, "vision_cfg": vision_cfg, "text_cfg": text_cfg}
+    made |= {"quick_gelu": True} if config.activation == "quick_gelu" else {}
+    return made | ({"custom_text": True} if recap else {})
+
+
+def _preprocessing(config: ClipModelConfig) -> dict[str, Any]:
+    mean, std = config.normalisation
+    return {"mean": mean, "std": std, "interpolation": "bilinear", "resize_mode": "squash"}

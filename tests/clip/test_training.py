@@ -1,0 +1,163 @@
+"""The whole of a CLIP training: stages, mixing, exact resume on other numbers of ranks, broken samples, bad input."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hpc import config as configs
+from hpc.errors import UserError
+from recap.clip import weights
+from recap.clip.task import ClipTask
+from recap.clip.trainer import ClipTrainer
+from tests.clip.models import tiny
+from tests.clip.world import write_world
+from tests.train.ranks import curve, launch, log
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("world")
+    write_world(folder, broken=41)
+    return folder
+
+
+def tree(world: Path, **changes: Any) -> dict[str, Any]:
+    """A config file's content."""
+    model = vars(tiny(world))
+    made: dict[str, Any] = {
+        "name": "clip",
+        "cluster": "local",
+        "trainer": "recap.clip.trainer.ClipTrainer",
+        "model": {k: v for k, v in model.items() if k != "start"},
+        "data": {
+            "shards": [str(world / "tars")],
+            "columns": {
+                "org_caption": {"member": "txt"},
+                "re_caption": {"folder": str(world / "recap"), "field": "caption"},
+            },
+            "streams": 4,
+            "window": 2,
+            "decoders": 1,
+        },
+        "text": {"weights": {"org_caption": 0.5, "re_caption": 0.5}},
+        "stages": [
+            {"image": 16, "samples": 480, "lr": 2e-2, "warmup": 48},
+            {"image": 32, "samples": 96, "lr": 2e-3, "warmup": 0},
+        ],
+        "train": {"batch": 48, "weight_decay": 0.2, "beta2": 0.95, "clip": 0.0, "threads": 1, "max_rejected": 0.1},
+    }
+    for key, value in changes.items():
+        target, keys = made, key.split("__")
+        for part in keys[:-1]:
+            target = target[part]
+        target[keys[-1]] = value
+    return made
+
+
+def trainer(config: dict[str, Any]) -> ClipTrainer:
+    made = configs.check(json.loads(json.dumps({**config, "cluster": {"kind": "local"}})), "test").trainer()
+    assert isinstance(made, ClipTrainer)
+    return made
+
+
+def task(config: dict[str, Any], number: int = 0) -> ClipTask:
+    return ClipTask(trainer(config).config, number, None, "")
+
+
+def run(directory: Path, world: int, config: dict[str, Any], **gang: int) -> list[int]:
+    config = {**config, "cluster": {"kind": "local"}}
+    return launch(directory, world, config, module="tests.sft.ranks", **gang)
+
+
+def test_a_training_of_two_stages_resumes_exactly_on_other_ranks(world, tmp_path) -> None:
+    config = tree(world)
+    assert run(tmp_path / "whole", 1, config) == [0], log(tmp_path / "whole")
+    first = [loss for _, loss in curve(tmp_path / "whole/stages/0-16px")]
+    assert sum(first[-3:]) / 3 < first[0] - 0.3
+
+    assert run(tmp_path / "parts", 2, config, stop_at=4) == [75, 75], log(tmp_path / "parts")
+    assert run(tmp_path / "parts", 1, config, stop_at=2) == [75], log(tmp_path / "parts")
+    assert run(tmp_path / "parts", 4, config) == [0] * 4, log(tmp_path / "parts")
+    for stage in ("0-16px", "1-32px"):
+        ours, theirs = (curve(tmp_path / name / "stages" / stage) for name in ("parts", "whole"))
+        assert [step for step, _ in ours] == [step for step, _ in theirs]
+        np.testing.assert_allclose([loss for _, loss in ours], [loss for _, loss in theirs], rtol=2e-3)
+
+    model, found, image = weights.opened(tmp_path / "whole/exports/final")
+    assert image == 32 and found.architecture == "recap"
+    assert model.encode_text(torch.zeros(1, 12, dtype=torch.long)).shape == (1, 24)
+
+
+def test_batches_are_pure_and_elastic(world) -> None:
+    """The same samples, crops, texts and dropped patches for any number of ranks, wherever reading begins."""
+    config = tree(world)
+    config["stages"][0] |= {"keep_patches": 0.5, "image": 32}
+    whole = task(config).batch(480, 48, 0, 1).micro[0]
+    assert whole["images"].dtype == torch.uint8 and whole["keep"].shape == (48, 8)
+    fresh = task(config)
+    parts = [fresh.batch(480, 48, rank, 4).micro[0] for rank in range(4)]
+    for name in ("images", "ids", "keep"):
+        assert torch.equal(torch.cat([part[name] for part in parts]), whole[name])
+    assert not torch.equal(task(config, 1).batch(480, 48, 0, 1).micro[0]["ids"], whole["ids"])
+
+
+def test_broken_images_are_replaced_and_counted(world) -> None:
+    made = task(tree(world))
+    ready = made.ready(0, made.size())
+    reasons = Counter(reason for r in ready for _, reason in r.rejected)
+    assert reasons["image: cannot be identified"] >= 15 and len(reasons) == 1
+    assert len(ready) == made.size() == 600
+    batch = made.batch(0, 48, 0, 1)
+    assert len(batch.micro[0]["images"]) == 48 and batch.weight == 48
+
+
+def test_the_realised_mix_is_the_weights(world) -> None:
+    made = task(tree(world, text__weights={"org_caption": 0.8, "re_caption": 0.2}))
+    drawn = Counter(d.column for r in made.ready(0, 600) for d in r.texts)
+    assert abs(drawn["org_caption"] - 480) < 3 * (600 * 0.8 * 0.2) ** 0.5
+
+
+def test_un_indexed_tars_train_too(world) -> None:
+    config = tree(world, text__weights={"org_caption": 1.0}, data__indexed=False, data__size=600)
+    assert len(task(config).batch(0, 48, 0, 1).micro[0]["images"]) == 48
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model__patch": 7}, r"stages\[0\].image`: 16 pixels do not divide into patches of 7. Write 14 or 21"),
+        ({"train__batch": 2}, r"train.batch|data.streams`: 4 do not divide the batch of 2"),
+        ({"data__streams": 3}, "3 streams do not divide among 2 ranks"),
+        ({"data__streams": 5}, "5 do not divide the batch of 48. Write a batch of 45"),
+        (
+            {"text__weights": {"caption": 1.0}},
+            r"column 'caption' is not among data.columns \(org_caption, re_caption\)",
+        ),
+        ({"model__architecture": "clip"}, "model.architecture`: 'clip' is unknown. Write recap or hf"),
+        ({"model__vision": "XL"}, "model.vision`: 'XL' is unknown. Write S, B, L, H, or WIDTHxLAYERSxHEADS"),
+        ({"model__tokenizer": "/nowhere"}, "model.tokenizer`: /nowhere: there is no such folder"),
+        ({"loss": {"kind": "hinge"}}, "loss.kind`: 'hinge' is unknown"),
+        ({"text__texts": 3}, "softmax takes one text an image, text.texts is 3"),
+        ({"stages": []}, "stages`: empty"),
+        ({"data__indexed": False}, "data.size`: how many samples"),
+        ({"data__columns": {"org_caption": {"member": "txt"}, "re_caption": {}}}, "write exactly one of run, folder"),
+        ({"data__columns": {"org_caption": {"member": "txt"}, "re_caption": {"folder": "/nowhere"}}}, "does not exist"),
+    ],
+)
+def test_configs_that_cannot_work_are_refused(world, changes, message) -> None:
+    with pytest.raises(UserError, match=message):
+        trainer(tree(world, **changes)).check(2)
+
+
+def test_what_a_dry_run_says(world) -> None:
+    lines = dict(trainer(tree(world, base_lr=8e-6, stages=[{"image": 112, "samples": 2_560_000_000, "batch": 32768}],
+                              model__patch=16, data__streams=64)).describe(8))  # fmt: skip
+    assert lines["texts"] == "org_caption 0.5 · re_caption 0.5 · 1 an image · 12 tokens"
+    assert "lr 0.00102 cosine" in lines["stage"]
