@@ -33,6 +33,17 @@ class Life:
     beat: dict[str, Any] = field(default_factory=dict)
 
 
+def duration(seconds: float) -> str:
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def hours_text(hours: float, unit: str) -> str:
+    return f"{hours:,.1f} {unit} hours" if hours >= 1 else f"{60 * hours:,.1f} {unit} minutes"
+
+
 def engines_of(submission: Submission) -> int:
     cluster = submission.config["cluster"]
     return int(cluster["gpus_per_node"] or cluster["engines_per_node"])

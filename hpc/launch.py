@@ -25,7 +25,7 @@ import yaml
 from rich.console import Console
 from rich.markup import escape
 
-from hpc import atomic, plan, snapshot
+from hpc import atomic, forecast, plan, snapshot
 from hpc import config as configs
 from hpc.errors import Exit, UserError
 from hpc.ledger import DONE, FAILED, Claim, State
@@ -177,8 +177,8 @@ def differences(old: Submission, config: configs.Config) -> list[str]:
 # --- what is said -----------------------------------------------------------------------------
 
 
-def describe(job: Job) -> None:
-    """The lines that a dry run and a launch both print."""
+def describe(job: Job, forecasts: list[str] | None = None) -> None:
+    """The lines that a dry run and a launch both print; a dry run says its forecast, too."""
     known = [s.expected for s in job.shards if s.expected is not None]
     unknown = len(job.shards) - len(known)
     samples = f"{sum(known):,} samples expected" if known else "samples are counted on the way"
@@ -198,6 +198,7 @@ def describe(job: Job) -> None:
         )
     else:
         lines.append(("local", f"{job.slots} slots × {engines} {device} · home range ≈ {home:,} shards a slot"))
+    lines += [("" if number else "forecast", text) for number, text in enumerate(forecasts or [])]
     lines.append(("output", f"{short(job.run.path)}/columns/{job.operator.column().name}/{job.identity}/"))
     for label, text in lines:
         console.print(f"[bold]{label:<10}[/]{escape(text)}")
@@ -227,9 +228,9 @@ def short(path: Path) -> str:
 # --- submission -------------------------------------------------------------------------------
 
 
-def dry_run(job: Job) -> int:
-    """Print the plan and the exact batch script; leave nothing behind."""
-    describe(job)
+def dry_run(job: Job, rate: float | None = None) -> int:
+    """Print the plan, a forecast and the exact batch script; leave nothing behind."""
+    describe(job, forecast.lines(job.config, job.identity, job.shards, job.slots, rate))
     submission = Submission(
         "0" * 12, 0.0, plan="", identity=job.identity, column=job.operator.column().name, code=snapshot.digest(),
         slots=job.slots, config=job.config.resolved, source=job.config.source,
@@ -402,6 +403,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
     parser.add_argument("--dry-run", action="store_true", help="print plan and batch script, leave nothing behind")
     parser.add_argument("--supersede", action="store_true", help="continue although the output's identity or input changed")
+    parser.add_argument("--rate", type=float, help="--dry-run: forecast with this rate, samples/s of one GPU or engine")
     parser.add_argument("--detach", action="store_true", help="cluster=local: go on in the background")
     parser.add_argument("--no-submit", action="store_true", help="write the run directory, start nothing")
     parser.add_argument("--allow-missing", action="store_true", help="plan shards that do not exist, as failed ones")
@@ -421,7 +423,7 @@ def main(arguments: list[str] | None = None) -> int:
             allow_missing=args.allow_missing,
         )
         if args.dry_run:
-            return dry_run(job)
+            return dry_run(job, args.rate)
         describe(job)
         return submit(job, start=not args.no_submit, detach=args.detach)
     except UserError as error:

@@ -5,8 +5,8 @@
     python -m hpc.status runs/demo --by node    a row for each node (or error, or slot)
     python -m hpc.status runs/demo --json       for scripts (`schema` counts the format's versions)
 
-Reads directory listings and journals; no stat per shard, no scheduler accounting. Where squeue answers, its view of the slots is
-shown beside. Exit codes: 0 complete, 1 incomplete, 2 nothing left but some shards failed, 64 wrong usage.
+Reads directory listings and journals; no stat per shard, no scheduler accounting. Where squeue answers, its view of the
+slots is shown beside. Exit codes: 0 complete, 1 incomplete, 2 nothing left but some shards failed, 64 wrong usage.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from rich.text import Text
 
 from hpc import breakdown, breaker, effort, heartbeat
 from hpc.breakdown import printable as clean
+from hpc.effort import duration, hours_text
 from hpc.errors import Exit, UserError
 from hpc.launcher import live_jobs
 from hpc.ledger import DONE, FAILED
@@ -134,7 +135,8 @@ def _slots(run: Run, submissions: list[Submission]) -> dict[str, Any]:
 
 def render(facts: dict[str, Any]) -> Group:
     """The facts for people, 80 columns wide."""
-    head = Text.assemble((facts["run"], "bold"), f" · {facts['column']} · identity {facts['identity']} · {facts['kind']}")
+    about = f" · {facts['column']} · identity {facts['identity']} · {facts['kind']}"
+    head = Text.assemble((facts["run"], "bold"), about)
     if facts["jobs"]:
         head.append(f" {' '.join(facts['jobs'][-3:])}")
     table = Table.grid(padding=(0, 2))
@@ -198,8 +200,7 @@ def _rate_line(facts: dict[str, Any]) -> str:
 def _effort_line(effort: dict[str, Any]) -> str:
     def said(hours: float, cost: float | None) -> str:
         money = "" if cost is None else f" · {effort['currency']}{cost:,.2f}"
-        spent = f"{hours:,.1f} {effort['unit']} hours" if hours >= 1 else f"{60 * hours:,.1f} {effort['unit']} minutes"
-        return spent + money
+        return hours_text(hours, effort["unit"]) + money
 
     line = said(effort["hours"], effort["cost"])
     if effort["hours_left"] is not None:
@@ -244,13 +245,6 @@ def _group_table(title: str, unit: str, groups: dict[str, dict[str, Any]], limit
         example = f"{group['example']} · {group['where']}" if group["where"] else group["example"]
         table.add_row(title if number == 0 else "", f"{group['count']:,}", Text(clean(reason)), Text(clean(example)))
     return table
-
-
-def duration(seconds: float) -> str:
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 1.5 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} s"
 
 
 def _view(run: Run, by: str | None) -> tuple[Callable[[], dict[str, Any]], Callable[[dict[str, Any]], Group]]:

@@ -38,9 +38,10 @@ class Activity:
     """What one life of a slot did, by its journal. Times are its own clock's."""
 
     host: str = ""
-    slot: int = 0
     first: float = 0.0
     last: float = 0.0
+    begun: float = 0.0  # first claim
+    worked: float = 0.0  # last segment
     samples: int = 0
     deaths: Counter[str] = field(default_factory=Counter)  # of engines: "0: killed by SIGKILL"
     failures: Counter[str] = field(default_factory=Counter)  # of shards' attempts, by reason
@@ -98,6 +99,8 @@ class JournalReader:
             life.deaths[f"{event.get('engine', 0)}: {event['died']}"] += 1
         elif kind == "ended" and event.get("how") == "failed":
             life.failures[str(event.get("reason", "unknown"))] += 1
+        elif kind == "claim":
+            life.begun = life.begun or t
         elif kind == "start":
             life.host = str(event.get("host", ""))
 
@@ -108,6 +111,7 @@ class JournalReader:
         if not event["adopted"]:
             count = sum(event["counts"].values())
             life.samples += count
+            life.worked = t
             self.rates[int(t)] += count
             life.minutes.setdefault(str(event.get("engine", 0)), Counter())[int(t) // 60] += count
 
@@ -194,10 +198,10 @@ class Totals:
 
 
 class Tally:
-    """Counts one run, again and again."""
+    """Counts one run, again and again. keep: write the cache."""
 
-    def __init__(self, run: Run, latest: Submission) -> None:
-        self._run, self._latest = run, latest
+    def __init__(self, run: Run, latest: Submission, *, keep: bool = True) -> None:
+        self._run, self._latest, self._keep = run, latest, keep
         self._ledger = run.ledger(latest.identity)
         self._file = run.path / "tally" / f"{latest.identity}.arrow"
         self._plan = Plan(run.plans, latest.plan).table(["id", "bytes", "expected"])
@@ -234,7 +238,7 @@ class Tally:
         self._settle(found)
         self.reader.done.clear()
         self.reader.failed.clear()
-        if changed and len(self._plan) >= WORTHWHILE:
+        if changed and self._keep and len(self._plan) >= WORTHWHILE:
             self._save()
         return self._totals()
 

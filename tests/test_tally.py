@@ -132,7 +132,9 @@ def life(host: str, rates: dict[str, int], hours: float = 2.0, **deaths: int) ->
     """A life that made these samples a minute, by engine, for 20 minutes until now."""
     now = int(NOW) // 60
     minutes = {e: Counter({now - m: rate for m in range(1, 20)}) for e, rate in rates.items()}
-    activity = Activity(host, 0, NOW - hours * 3600, NOW, sum(rates.values()) * 19, Counter(deaths), Counter(), minutes)
+    activity = Activity(
+        host, NOW - hours * 3600, NOW, samples=sum(rates.values()) * 19, deaths=Counter(deaths), minutes=minutes
+    )
     return effort.Life(f"u-{host}-0", 0, host, "running", len(rates), hours * 3600, activity)
 
 
