@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from transformers import (
+    AddedToken,
     AutoModelForCausalLM,
     AutoTokenizer,
     CLIPVisionConfig,
@@ -58,7 +59,7 @@ def image_tokenizer(tokenizer: Any) -> Any:
     """The language model's tokenizer with a token for the image, and one for padding where it has none."""
     if not tokenizer.is_fast:
         raise UserError("assemble: the language model has no tokenizer.json (a fast tokenizer is needed)")
-    tokenizer.add_special_tokens({"extra_special_tokens": {"image_token": IMAGE}})
+    tokenizer.add_tokens([AddedToken(IMAGE, special=True, normalized=False)])
     if tokenizer.pad_token is None:
         tokenizer.add_special_tokens({"pad_token": "<pad>"})
     tokenizer.padding_side = "left"

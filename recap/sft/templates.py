@@ -109,7 +109,7 @@ class Renderer:
             else:
                 before, after = self._assistant
                 text += before
-                start = len(text)
+                start = len(text.rstrip(" "))  # a blank before the answer is the model's to write, as in most tokenizers
                 text += said.strip() + after
                 spans.append((start, len(text)))
         return text, spans
@@ -196,7 +196,7 @@ def _image_first(said: str) -> str:
 
 
 def _inside(text: str, offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[bool]:
-    """Whether each token lies in a span. One that begins before it may hold but the white space that precedes it."""
+    """Whether each token lies in a span. One that begins before it may hold only white space there."""
     learned = []
     for start, end in offsets:
         span = next(((a, b) for a, b in spans if start < b and end > a), None)

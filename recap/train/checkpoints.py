@@ -210,7 +210,6 @@ def _innermost(error: BaseException) -> BaseException:
     return error
 
 
-
 def read_model(folder: Path, module: nn.Module, samples: int | None = None) -> dict[str, torch.Tensor]:
     """The trained parameters of a checkpoint (default: the newest) in full, in one process; for exports.
 

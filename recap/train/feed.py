@@ -45,6 +45,7 @@ class Feed:
         self._loader = DataLoader(
             steps, batch_size=None, sampler=range(first, last), num_workers=workers,
             worker_init_fn=_quiet, prefetch_factor=settings.prefetch if workers else None,
+            multiprocessing_context="fork" if workers else None,  # the corpus is shared, not copied
         )  # fmt: skip
         self._queue: queue.Queue[Any] = queue.Queue(maxsize=settings.prefetch)
         self._closed = threading.Event()

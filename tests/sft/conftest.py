@@ -57,7 +57,8 @@ ROWS = [
 def conversations(tmp_path: Path) -> Path:
     """data.json and images/ in LLaVA's format, one sample of text alone among them."""
     rows = [dict(row) for row in ROWS]
-    rows[5] = {"id": "words", "conversations": [{"from": "human", "value": "hello"}, {"from": "gpt", "value": "hi there"}]}
+    talk = [{"from": "human", "value": "hello"}, {"from": "gpt", "value": "hi there"}]
+    rows[5] = {"id": "words", "conversations": talk}
     (tmp_path / "images").mkdir()
     for n in range(24):
         (tmp_path / "images" / f"{n:03d}.jpg").write_bytes(photo(n))
@@ -71,9 +72,10 @@ Make = Callable[..., SftTask]
 def tree(captioner: Path, folder: Path, **changes: Any) -> dict[str, Any]:
     """A config's keys."""
     source = {"kind": "llava", "path": str(folder / "data.json"), "images": str(folder / "images")}
+    trained = ["multi_modal_projector", "language_model", "lm_head"]
     keys = {
         "trainer": "recap.sft.trainer.SftTrainer", "name": "sft", "runs": str(folder / "runs"),
-        "model": str(captioner), "template": "vicuna", "trainable": ["multi_modal_projector", "language_model", "lm_head"],
+        "model": str(captioner), "template": "vicuna", "trainable": trained,
         "data": [source], "max_tokens": 256, "cluster": {"kind": "local"}, "train": {"batch": 8},
     }  # fmt: skip
     train = {**keys["train"], **changes.pop("train", {})}  # type: ignore[dict-item]

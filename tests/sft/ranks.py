@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-import sys
 from pathlib import Path
+from typing import Any
 
 from hpc import config as configs
 from hpc.errors import UserError
 from tests.train.ranks import Alone
 
 
-def main() -> int:
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    directory, tree, gang = json.loads(sys.argv[1])
+def work(directory: str, tree: dict[str, Any], gang: dict[str, Any]) -> int:
+    """Train as one rank; the exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     try:
         return configs.check(tree, "test").trainer().train(Alone(Path(directory), **gang))
     except UserError as error:
         logging.error("%s", error)
         return 64
-
-
-if __name__ == "__main__":
-    code = main()
-    sys.stderr.flush()
-    os._exit(code)

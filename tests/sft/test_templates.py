@@ -45,8 +45,9 @@ def test_llama3_text(captioner: Path) -> None:
     """Word for word LLaVA-pp's conv_llama3."""
     text, _ = renderer(captioner, "llama-3").text(TURNS[:2])
     assert text == (
-        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nA chat between a curious user and an artificial "
-        "intelligence assistant. The assistant gives helpful, detailed, and polite answers to the user's questions."
+        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nA chat between a curious user and an "
+        "artificial intelligence assistant. The assistant gives helpful, detailed, and polite answers to the user's "
+        "questions."
         "<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n<image>\nWhat is this?<|eot_id|>"
         "<|start_header_id|>assistant<|end_header_id|>\n\na red flag<|eot_id|>"
     )
@@ -54,7 +55,7 @@ def test_llama3_text(captioner: Path) -> None:
 
 @pytest.mark.parametrize("name", ["vicuna", "llama-3", "short"])
 def test_chat_template_is_the_training_text(captioner: Path, name: str) -> None:
-    """What the caption job asks is what was trained: the prompt is a prefix of the training text, and all after it is learned."""
+    """What the caption job asks is what was trained: the prompt begins the training text, the rest is learned."""
     made = renderer(captioner, name)
     processor = AutoProcessor.from_pretrained(captioner)
     processor.chat_template = made.chat_template()
@@ -85,7 +86,7 @@ def test_bad_conversations(captioner: Path, turns: list[tuple[str, str]], images
 
 
 def test_too_long(captioner: Path) -> None:
-    """Cut as LLaVA does where something is left to learn; an image that does not fit whole, or no answer, is an error."""
+    """Cut as LLaVA does where something is left to learn; an image that does not fit whole is an error."""
     turns = [("user", f"{IMAGE} a"), ("assistant", "word " * 100)]
     whole = renderer(captioner, "short").render(turns, 1)
     cut = renderer(captioner, "short", max_tokens=len(whole.ids) - 20).render(turns, 1)

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from benchmarks.random_captioner import photo
@@ -55,10 +56,10 @@ def test_packing_needs_its_positions(task: Make) -> None:
     """Without restarting positions the loss is another: the test above has teeth."""
     made = task(pack=512)
     module, batch = made.module(), made.batch(0, 16, 0, 1)
-    honest = sum(float(module(micro)) for micro in batch.micro)
+    honest = sum(module(micro).item() for micro in batch.micro)
     for micro in batch.micro:
         micro["position_ids"] = torch.arange(micro["input_ids"].shape[1]).expand_as(micro["input_ids"])
-    assert abs(sum(float(module(micro)) for micro in batch.micro) - honest) > 1e-3 * honest
+    assert abs(sum(module(micro).item() for micro in batch.micro) - honest) > 1e-3 * honest
 
 
 def test_supervised_only_equals_full_logits(task: Make, captioner: Path) -> None:
@@ -80,7 +81,9 @@ def test_supervised_only_equals_full_logits(task: Make, captioner: Path) -> None
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.integers(1, 60), min_size=1, max_size=60), st.integers(60, 200), st.integers(1, 4), st.integers(1, 5))
+@given(
+    st.lists(st.integers(1, 60), min_size=1, max_size=60), st.integers(60, 200), st.integers(1, 4), st.integers(1, 5)
+)
 def test_packing_plan(lengths: list[int], capacity: int, rows: int, world: int) -> None:
     """Every sample once, no row too long, equally many passes on every rank."""
     planned = pack(lengths, capacity)
@@ -122,15 +125,15 @@ def test_lora(task: Make, captioner: Path, tmp_path: Path) -> None:
     assert any("lora_A" in name for name in moved)
     assert all("lora_" in name or "multi_modal_projector" in name for name in moved)
     with torch.no_grad():
-        for name, p in module.named_parameters():
+        for p in module.parameters():
             if p.requires_grad:
                 p.add_(torch.randn_like(p) * 0.05)
     micro = made.batch(0, 4, 0, 1).micro[0]
     made.export({name: p.detach() for name, p in module.named_parameters() if p.requires_grad}, tmp_path / "out")
     merged = models.CaptionLoss(LlavaForConditionalGeneration.from_pretrained(tmp_path / "out", dtype=torch.float32), 0)
-    assert float(merged(micro)) == pytest.approx(float(module(micro)), rel=1e-5)
+    assert merged(micro).item() == pytest.approx(module(micro).item(), rel=1e-5)
     plain = models.CaptionLoss(LlavaForConditionalGeneration.from_pretrained(captioner, dtype=torch.float32), 0)
-    assert float(plain(micro)) != pytest.approx(float(module(micro)), rel=1e-3)
+    assert plain(micro).item() != pytest.approx(module(micro).item(), rel=1e-3)
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -139,7 +142,8 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 def run_stage(captioner: Path, folder: Path, directory: Path, world: int, **changes: Any) -> None:
     config = tree(captioner, folder, train={"samples": 16, "batch": 8, "lr": 1e-2, "threads": 1}, **changes)
-    assert launch(directory, world, config, module="tests.sft.ranks") == [0] * world, (directory / "rank0.log").read_text()
+    codes = launch(directory, world, config, module="tests.sft.ranks")
+    assert codes == [0] * world, (directory / "rank0.log").read_text()
 
 
 @pytest.mark.parametrize(("world", "parallel"), [(1, "ddp"), (2, "fsdp")])
@@ -178,9 +182,12 @@ def _captions(folder: Path) -> None:
     assert found[0].id == 0
 
 
+def _write(weights: dict[str, torch.Tensor], folder: Path) -> None:
+    save_file({name: tensor.detach().clone() for name, tensor in weights.items()}, folder / "model.safetensors")
+
+
 def test_convert(captioner: Path, tmp_path: Path) -> None:
     """An original LLaVA checkpoint, made from ours by its own names, becomes a model with equal outputs."""
-    from safetensors.torch import save_file
     from transformers import AutoTokenizer, CLIPVisionModel
 
     ours = LlavaForConditionalGeneration.from_pretrained(captioner, dtype=torch.float32)
@@ -206,10 +213,10 @@ def test_convert(captioner: Path, tmp_path: Path) -> None:
     for name, tensor in ours.state_dict().items():
         assert torch.equal(tensor, theirs[name][: len(tensor)]), name
     del original["model.mm_projector.2.bias"]
-    save_file({k: v.detach().clone() for k, v in original.items()}, folder / "model.safetensors")
+    _write(original, folder)
     with pytest.raises(UserError, match=r"missing from the checkpoint .*linear_2.bias"):
         convert(folder, tmp_path / "bad", tmp_path / "clip", None, "llama-3")
-    save_file({k: v.detach().clone() for k, v in (original | {"model.odd": original["lm_head.weight"]}).items()}, folder / "model.safetensors")
+    _write(original | {"model.odd": original["lm_head.weight"]}, folder)
     with pytest.raises(UserError, match="keys have no place"):
         convert(folder, tmp_path / "bad", tmp_path / "clip", None, "llama-3")
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import multiprocessing
 import os
 import signal
 import socket
-import subprocess
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
-
-ROOT = Path(__file__).parents[2]
 
 
 class Alone:
@@ -42,30 +42,49 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+_forks = multiprocessing.get_context("forkserver")
+_forks.set_forkserver_preload(["tests.train.ranks", "recap.sft.task", "recap.train.loop", "torch.distributed.fsdp"])
+
+
 def launch(
     directory: Path, world: int, config: dict[str, Any], *, module: str = "tests.train.ranks", **gang: Any
 ) -> list[int]:
-    """Exit codes of the ranks. config: keys of the task's config, `train` a dict of TrainSettings."""
+    """Exit codes of the ranks. config: keys of the task's config, `train` a dict of TrainSettings.
+
+    Processes are forked from one that has imported torch: a fresh interpreter each would take most of the time.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(world)}
-    environment = {**os.environ, **place, "OMP_NUM_THREADS": "1"}
-    order = json.dumps([str(directory), config, gang])
-    ranks = []
-    for n in range(world):
-        with open(directory / f"rank{n}.log", "ab") as out:
-            argv = [sys.executable, "-m", module, order]
-            ranks.append(subprocess.Popen(argv, cwd=ROOT, env=environment | {"RANK": str(n)}, stderr=out))
+    order = [str(directory), config, gang]
+    ranks = [_forks.Process(target=_rank, args=(module, order, place | {"RANK": str(n)})) for n in range(world)]
     try:
-        codes: list[int] = [0] * world
+        for rank in ranks:
+            rank.start()
         for n in reversed(range(world)):  # the last one dies first where one is to die
-            codes[n] = ranks[n].wait(timeout=200)
-            if codes[n] == -signal.SIGKILL:
+            ranks[n].join(timeout=200)
+            if ranks[n].exitcode == -signal.SIGKILL:
                 for other in ranks:
                     other.kill()
-        return codes
+        for rank in ranks:
+            rank.join(timeout=5)
+        return [rank.exitcode if rank.exitcode is not None else -1 for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()
+
+
+def _rank(module: str, order: list[Any], place: dict[str, str]) -> None:
+    """In the child: be one rank."""
+    os.environ.update(place)
+    file = os.open(Path(order[0]) / f"rank{place['RANK']}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 2)
+    code = 70
+    try:
+        code = importlib.import_module(module).work(*order)
+    except BaseException:  # noqa: BLE001 - as an interpreter's last words
+        traceback.print_exc()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def log(directory: Path) -> str:
@@ -78,7 +97,8 @@ def curve(directory: Path) -> list[tuple[int, float]]:
     return [(line["step"], line["loss"]) for line in lines]
 
 
-def main() -> int:
+def work(directory: str, values: dict[str, Any], gang: dict[str, Any]) -> int:
+    """Train the tiny task as one rank; the exit code."""
     import logging
 
     from hpc.config import _structured
@@ -86,8 +106,7 @@ def main() -> int:
     from recap.train.loop import train
     from tests.train.tiny import TinyConfig, make_task
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    directory, values, gang = json.loads(sys.argv[1])
+    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     config = _structured(TinyConfig, values, "test")
     alone = Alone(Path(directory), **gang)
     try:
@@ -95,9 +114,3 @@ def main() -> int:
     except UserError as error:
         logging.error("%s", error)
         return 64
-
-
-if __name__ == "__main__":
-    code = main()
-    sys.stderr.flush()
-    os._exit(code)

@@ -20,13 +20,14 @@ from tests.slurm_cluster import Cluster, wait
 from tests.train.ranks import curve, launch
 
 GOLDEN = Path(__file__).parent / "golden_gang_script.sh"
-WORK: dict[str, Any] = {"delay_s": 0.2, "train": {"samples": 720, "batch": 12, "save_every": 48, "seed": 3, "threads": 1}}
+TRAIN = {"samples": 720, "batch": 12, "save_every": 48, "seed": 3, "threads": 1}
+WORK: dict[str, Any] = {"delay_s": 0.2, "train": TRAIN}
 
 
 def test_batch_script() -> None:
     """The whole text, so that no change of it goes unseen."""
-    tree = {"trainer": "tests.train.tiny.TinyTrainer", "name": "align", "gang": {"nodes": 4}}
-    tree["cluster"] = {"kind": "slurm", "gpus_per_node": 8, "cpus_per_node": 96, "time": "24:00:00", "python": "python3"}
+    tree: dict[str, Any] = {"trainer": "tests.train.tiny.TinyTrainer", "name": "align", "gang": {"nodes": 4}}
+    tree["cluster"] = {"kind": "slurm", "gpus_per_node": 8, "cpus_per_node": 96, "python": "python3"}
     config = configs.check(tree, "test")
     submission = Submission(
         "5b1e7a90c3d2", 0.0, plan="", identity="", column="", code="c0ffee123456", slots=1, config={}, source=""

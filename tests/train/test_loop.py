@@ -1,4 +1,4 @@
-"""The core on real ranks: killed at any step it ends bit for bit like an undisturbed run; all stop and fail together."""
+"""The core on real ranks: killed at any step it ends bit for bit like an undisturbed run; all stop together."""
 
 from __future__ import annotations
 

@@ -1,0 +1,168 @@
+"""A gang on this machine: restarts, stops, gives up, says why; and what status shows of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from hpc import gang_status, heartbeat, launch
+from hpc.errors import Exit
+from hpc.rundir import Run
+
+ROOT = Path(__file__).parents[2]
+
+
+def config_file(folder: Path, ranks: int = 2, trainer: str = "tests.train.plain.Plain", **more: Any) -> Path:
+    tree = {
+        "trainer": trainer, "name": "gang", "runs": str(folder / "runs"),
+        "cluster": {"kind": "local", "engines_per_node": ranks}, **more,
+    }  # fmt: skip
+    path = folder / "gang.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def start(folder: Path, **more: Any) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "hpc.launch", str(config_file(folder, **more))]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes)  # type: ignore[call-overload]
+
+
+def finish(folder: Path, **more: Any) -> tuple[int, str, Run]:
+    process = start(folder, **more)
+    said = process.communicate(timeout=200)[0]
+    run = Run(folder / "runs" / "gang")
+    logs = "".join(path.read_text() for path in sorted(run.logs.glob("*.log")))
+    return process.returncode, said + logs, run
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+
+def test_complete(tmp_path: Path) -> None:
+    code, _, run = finish(tmp_path, ranks=3)
+    assert code == 0
+    facts = gang_status.gather(run)
+    assert (facts["exit"], facts["state"], facts["ranks"], facts["lives"]) == (0, "exited", 3, 1)
+
+
+def test_gives_up_after_five_lives_without_progress(tmp_path: Path) -> None:
+    """A rank that dies at once takes the other with it, is restarted four times, and no more."""
+    code, said, run = finish(tmp_path, does="die")
+    assert code == Exit.INCOMPLETE
+    assert "gave up: 5 lives without a new checkpoint" in said
+    assert len(heartbeat.read_all(run.slots)) == 5
+
+
+def test_one_rank_knows_better(tmp_path: Path) -> None:
+    """A final code of one rank ends the job, although the others were killed."""
+    code, said, run = finish(tmp_path, does="usage", steps=1000, step_s=0.1)
+    assert code == Exit.USAGE and "only this rank sees that it is wrong" in said
+    assert len(heartbeat.read_all(run.slots)) <= 2
+    assert "failed: data: only this rank sees that it is wrong" in gang_status.gather(run)["failures"]
+
+
+def test_hung_rank_shows_every_stack(tmp_path: Path) -> None:
+    gang = {"nodes": 1, "hang_s": 1.0, "setup_s": 60.0}
+    process = start(tmp_path, does="hang", gang=gang, steps=10**6, step_s=0.05)
+    run = Run(tmp_path / "runs" / "gang")
+    end = time.monotonic() + 60
+    text = ""
+    while "no sign of life for 1 s" not in text and time.monotonic() < end:
+        time.sleep(0.2)
+        text = "".join(path.read_text() for path in run.logs.glob("*.log")) if run.logs.is_dir() else ""
+    (run.control / "cancelled").write_text("by the test")
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert "Timeout" in text and "hang_here" in text and "rank 1: no sign of life for 1 s" in text
+
+
+def test_ctrl_c_stops_and_launch_goes_on(tmp_path: Path) -> None:
+    process = start(tmp_path, steps=400, step_s=0.05)
+    run = Run(tmp_path / "runs" / "gang")
+    while gang_status_state(run) != "running":
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == Exit.INCOMPLETE and "stopping at a checkpoint" in said
+    assert finish(tmp_path, steps=400, step_s=0.0)[0] == 0  # the same identity: steps is semantic, step_s is not
+
+
+def gang_status_state(run: Run) -> str:
+    try:
+        return str(gang_status.gather(run)["state"])
+    except Exception:  # noqa: BLE001 - not there yet
+        return ""
+
+
+def test_cancelled_by_control_file(tmp_path: Path) -> None:
+    process = start(tmp_path, steps=10**6, step_s=0.05)
+    run = Run(tmp_path / "runs" / "gang")
+    while gang_status_state(run) != "running":
+        time.sleep(0.1)
+    (run.control / "cancelled").write_text("by the test")
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == Exit.INCOMPLETE and "cancelled: by the test" in said
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"does": "refuse"}, "refused on 2 ranks"),
+        ({"trainer": "tests.train.plain.Nobody"}, "`trainer`: 'tests.train.plain.Nobody' does not import"),
+        ({"operator": "tests.echo.Echo"}, "one of the two"),
+        ({"stepz": 3}, "Did you mean `steps`"),
+        ({"gang": {"nodes": 0}}, "gang.nodes"),
+    ],
+)
+def test_usage(tmp_path: Path, change: dict[str, Any], word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch.main([str(config_file(tmp_path, **change))]) == Exit.USAGE
+    assert word in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "runs").exists()
+
+
+def test_another_training_in_the_same_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch.main([str(config_file(tmp_path, steps=1))]) == 0
+    assert launch.main([str(config_file(tmp_path, steps=2))]) == Exit.USAGE
+    assert "what is trained changed (steps;" in " ".join(capsys.readouterr().err.split())
+
+
+def test_launch_does_not_import_torch(tmp_path: Path) -> None:
+    """Login nodes check, describe and dry-run without it."""
+    source = (
+        "import sys; from hpc import launch, status; code = launch.main(['configs/sft/demo.yaml', '--dry-run']);"
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules; sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", source], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "RANK=0 WORLD_SIZE=2" in done.stdout
+
+
+def test_status_shows_a_training(tmp_path: Path) -> None:
+    """Two real ranks of the tiny task; then what people and scripts are shown."""
+    train = {"samples": 96, "batch": 12, "save_every": 48, "threads": 1}
+    assert finish(tmp_path, trainer="tests.train.tiny.TinyTrainer", train=train)[0] == 0
+    code, shown = status(tmp_path)
+    assert code == 0
+    for word in ("96 of 96", "step 8", "samples/s", "tokens/s", "waiting for data", "checkpoint", "2 ranks"):
+        assert word in shown, word
+    facts = json.loads(status(tmp_path, "--json")[1])
+    assert facts["checkpoint"]["samples"] == 96 and facts["mfu"] is None and facts["loss"] > 0
+
+
+def status(folder: Path, *arguments: str) -> tuple[int, str]:
+    command = [sys.executable, "-m", "hpc.status", str(folder / "runs" / "gang"), *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout
