@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import io
 import os
 import signal
 import subprocess
@@ -37,7 +40,7 @@ class EchoJob:
     """One echo job in `folder`: `lines` by shard id; further keys of the config as keywords (`map`, `cluster`, ...)."""
 
     def __init__(self, folder: Path, lines: dict[str, list[str]], **settings: Any) -> None:
-        self.folder, self.lines = folder, lines
+        self.folder, self.lines = folder, dict(lines)
         self.inputs = folder / "in"
         self.inputs.mkdir(parents=True, exist_ok=True)
         for shard, texts in lines.items():
@@ -162,6 +165,14 @@ def command(
         [sys.executable, "-m", module, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=timeout,
         env={**ENVIRONMENT, **environment}, check=False,
     )  # fmt: skip
+
+
+def inline(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The same in this process, for what needs no process of its own."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = importlib.import_module(module).main(list(arguments))
+    return subprocess.CompletedProcess([module, *arguments], code, out.getvalue(), err.getvalue())
 
 
 def texts(count: int, name: str = "line") -> list[str]:

@@ -166,7 +166,7 @@ def _owner_matrix(forks: crashes.Forks, folder: Path, full: bool) -> None:
     hit: Counter[tuple[str, str]] = Counter()
     missed = 0
     for number, (call, when) in enumerate(points(owners.trace(), full)):
-        for compete in (False, True) if full else (number % 3 == 2,):
+        for compete in (False, True) if full else (number % 4 == 3,):
             found = owners.kill_at(call, when, compete)
             if found:
                 hit[found] += 1

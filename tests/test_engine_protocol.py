@@ -114,7 +114,7 @@ def test_status_counts_a_segment_once_however_often_it_is_named(make: Make) -> N
 
 
 @pytest.mark.parametrize(
-    "fault", ["segv", "raise", *(pytest.param(f, marks=pytest.mark.slow) for f in ("kill", "exit"))]
+    "fault", ["segv", *(pytest.param(f, marks=pytest.mark.slow) for f in ("kill", "exit", "raise"))]
 )
 def test_poison_is_isolated_and_quarantined(make: Make, fault: str) -> None:
     job = make({"a": [*texts(20), fault, *texts(20)], "b": texts(30)})

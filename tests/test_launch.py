@@ -17,7 +17,7 @@ import pytest
 from hpc.ledger import DONE, Claim
 from hpc.plan import Plan
 from hpc.rundir import Run
-from tests.jobs import ENVIRONMENT, ROOT, EchoJob, command, texts
+from tests.jobs import ENVIRONMENT, ROOT, EchoJob, command, inline, texts
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +133,7 @@ def test_rerun_of_a_mended_shard(finished: EchoJob, tmp_path: Path) -> None:
     job = copy(finished, tmp_path)
     job.lines["broken"] = texts(6)
     (job.inputs / "broken.txt").write_text("\n".join(job.lines["broken"]))
-    unknown = command("hpc.rerun", str(job.run.path), "--shards", "nobody")
+    unknown = inline("hpc.rerun", str(job.run.path), "--shards", "nobody")
     assert unknown.returncode == 64 and "not in the plan" in unknown.stderr
     before = everything(finished.run.path)
     done = command("hpc.rerun", str(job.run.path), f"inputs={job.inputs}")
@@ -141,16 +141,16 @@ def test_rerun_of_a_mended_shard(finished: EchoJob, tmp_path: Path) -> None:
     assert everything(finished.run.path) == before  # the run that was named, not the place where it was launched
     job.check()
     assert [s.generation for _, s in sorted(job.states().items())] == [0, 0, 1]
-    again = command("hpc.rerun", str(job.run.path))
+    again = inline("hpc.rerun", str(job.run.path))
     assert again.returncode == 0 and "nothing to rerun" in again.stdout
 
 
 # --- status and verify ------------------------------------------------------------------------
 
 SCHEMA = {
-    "schema": int, "run": str, "path": str, "identity": str, "column": str, "kind": str, "jobs": list, "submission": dict,
-    "exit": int, "shards": dict, "samples": dict, "reasons": dict, "rate": dict, "slots": dict, "damaged": dict, "failures": dict,
-    "engine_deaths": dict, "logs": str,
+    "schema": int, "run": str, "path": str, "identity": str, "column": str, "kind": str, "jobs": list,
+    "submission": dict, "exit": int, "shards": dict, "samples": dict, "reasons": dict, "rate": dict, "slots": dict,
+    "damaged": dict, "failures": dict, "engine_deaths": dict, "logs": str,
 }  # fmt: skip
 
 
@@ -201,34 +201,34 @@ def test_status_survives_a_torn_journal(finished: EchoJob, tmp_path: Path) -> No
 
 def test_verify_finds_what_changed(finished: EchoJob, tmp_path: Path) -> None:
     job = copy(finished, tmp_path)
-    assert command("hpc.verify", str(job.run.path), "--full").returncode == 0
+    assert inline("hpc.verify", str(job.run.path), "--full").returncode == 0
     file = job.file("a")
     data = bytearray(file.read_bytes())
     data[len(data) // 3] ^= 1
     file.write_bytes(bytes(data))
-    assert command("hpc.verify", str(job.run.path)).returncode == 0  # same size and footer
-    full = command("hpc.verify", str(job.run.path), "--full")
+    assert inline("hpc.verify", str(job.run.path)).returncode == 0  # same size and footer
+    full = inline("hpc.verify", str(job.run.path), "--full")
     assert full.returncode == 1 and "--shards a" in full.stdout
     file.unlink()
-    gone = command("hpc.verify", str(job.run.path))
+    gone = inline("hpc.verify", str(job.run.path))
     assert gone.returncode == 1 and "is gone" in gone.stdout
 
 
 def test_exit_codes(finished: EchoJob, tmp_path: Path) -> None:
     for module in ("hpc.status", "hpc.rerun", "hpc.verify"):
-        done = command(module, str(tmp_path / "nothing"))
+        done = inline(module, str(tmp_path / "nothing"))
         assert done.returncode == 64 and "not a run directory" in done.stderr, module
     job = copy(finished, tmp_path)
-    assert command("hpc.status", str(job.run.path)).returncode == 2
+    assert inline("hpc.status", str(job.run.path)).returncode == 2
     run = Run(job.run.path)
     run.reopen({"broken": 1}, "test")
-    assert command("hpc.status", str(job.run.path)).returncode == 1
+    assert inline("hpc.status", str(job.run.path)).returncode == 1
     ledger = run.ledger(run.latest().identity)
     [shard] = [s for s in _plan(run) if s.id == "broken"]
     assert ledger.mark(Claim(shard, 1, 0), DONE, {"counts": {}, "rows": 0})
-    assert command("hpc.status", str(job.run.path)).returncode == 0
-    assert command("hpc.worker", str(tmp_path / "nothing"), "--slot", "0").returncode == 64
-    assert command("hpc.worker", str(job.run.path), "--slot", "0", "--submission", "unknown").returncode == 64
+    assert inline("hpc.status", str(job.run.path)).returncode == 0
+    assert inline("hpc.worker", str(tmp_path / "nothing"), "--slot", "0").returncode == 64
+    assert inline("hpc.worker", str(job.run.path), "--slot", "0", "--submission", "unknown").returncode == 64
 
 
 def _plan(run: Run) -> list:
@@ -289,8 +289,8 @@ def imports(file: Path) -> set[str]:
 CLUSTER = {  # submission, claim and status code: the work knows nothing of it
     f"hpc.{name}"
     for name in ("launch", "launcher", "local", "agent", "worker", "engine", "engine_process", "ledger", "candidates",
-                 "heartbeat", "publish", "journal", "status", "rerun", "verify", "snapshot", "breaker", "preflight", "blame", "gate",
-                 "gang", "gang_launch", "gang_launcher", "gang_status", "local_gang")
+                 "heartbeat", "publish", "journal", "status", "rerun", "verify", "snapshot", "breaker", "preflight",
+                 "blame", "gate", "gang", "gang_launch", "gang_launcher", "gang_status", "local_gang")
 }  # fmt: skip
 
 
