@@ -2,6 +2,8 @@
 
     python -m recap.evaluate.captioner CAPTIONS --truth recap/demo/flags_truth.csv --split heldout
     python -m recap.evaluate.captioner --model recap/demo/captioner [--json]
+    python -m recap.evaluate.captioner --model M --shapes 200                facts of generated shapes instead of flags
+    python -m recap.evaluate.captioner CAPTIONS --references recap/demo/flags_columns      BLEU-4, ROUGE-L, CIDEr
 
 CAPTIONS is a directory of column parquet files (key, status, caption; searched recursively); --model captions
 the shipped flags with a checkpoint instead. A flag without a caption counts as wrong everywhere.
@@ -32,6 +34,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from recap.demo import FLAGS, FLAGS_TRUTH
+from recap.engine.settings import PAPER_PROMPT
 from recap.worlds.flag_captions import parse
 from recap.worlds.flag_scenes import COLOURS
 
@@ -146,6 +149,24 @@ def caption_flags(model_directory: Path, keys: Sequence[str], batch: int = 32) -
     return captions
 
 
+def score_shapes(model: Path, count: int) -> dict[str, Share]:
+    """Of `count` generated shapes that no training saw (seed -1): captions without a wrong fact, and those that leave
+    nothing out either. The majority is what the commonest single caption of such pictures reaches."""
+    from recap.evaluate.answers import Answerer
+    from recap.worlds import shapes
+
+    answerer = Answerer(model)
+    made = [shapes.sample(-1, index) for index in range(count)]
+    found = [shapes.judge(answerer.ask(PAPER_PROMPT, [sample.image]), sample.scene) for sample in made]
+    constant = [[shapes.judge(text, sample.scene) for sample in made] for text in {s.caption for s in made[:50]}]
+    correct = max(sum(j.correct for j in row) for row in constant) / count
+    complete = max(sum(j.complete for j in row) for row in constant) / count
+    return {
+        "correct": Share(sum(j.correct for j in found), count, correct),
+        "complete": Share(sum(j.complete for j in found), count, complete),
+    }
+
+
 def _best_constant_colours(truths: Sequence[Truth]) -> float:
     """The share that the best single set of up to four colours gets right on these flags."""
     sets = [frozenset(chosen) for size in range(1, 5) for chosen in combinations(COLOURS, size)]
@@ -225,16 +246,20 @@ def as_json(report: Report) -> str:
     )
 
 
+def share_lines(shares: Mapping[str, Share]) -> list[str]:
+    """A table of shares, 80 columns."""
+    lines = [f"{'':12}{'right':>10}{'share':>8}   95 % interval   {'majority':>8}"]
+    for name, share in shares.items():
+        low, high = share.interval
+        count = f"{share.right}/{share.total}"
+        lines.append(f"{name:12}{count:>10}{share.value:8.1%}   {low:5.1%} - {high:5.1%}   {share.majority:8.1%}")
+    return lines
+
+
 def as_table(report: Report) -> str:
     """The report for people, 80 columns."""
     lines = [f"{report.flags} flags, {report.missing} without a caption", ""]
-    lines.append(f"{'':12}{'right':>10}{'share':>8}   95 % interval   {'majority':>8}")
-    for name, share in report.shares.items():
-        low, high = share.interval
-        count = f"{share.right}/{share.total}"
-        lines.append(
-            f"{name:12}{count:>10}{share.value:8.1%}   {low:5.1%} - {high:5.1%}   {share.majority:8.1%}"
-        )
+    lines += share_lines(report.shares)
     lines += ["", f"{'colour':12}{'precision':>24}{'recall':>28}"]
     for colour, (right, named, large, found) in report.per_colour.items():
         lines.append(f"{colour:12}{_with_interval(right, named):>28}{_with_interval(found, large):>28}")
@@ -256,6 +281,8 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="caption the shipped flags with this checkpoint instead")
     parser.add_argument("--truth", type=Path, default=FLAGS_TRUTH)
     parser.add_argument("--split", choices=["heldout", "train", "all"], default="heldout")
+    parser.add_argument("--shapes", type=int, help="with --model: caption so many generated shapes instead of flags")
+    parser.add_argument("--references", type=Path, help="folder of column files with human texts, to compare with")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
         "--show", action="store_true", help="print each caption and what is wrong with it first"
@@ -263,6 +290,13 @@ def main() -> None:
     arguments = parser.parse_args()
     if (arguments.captions is None) == (arguments.model is None):
         parser.error("give CAPTIONS or --model, one of them")
+    if arguments.shapes:
+        if arguments.model is None:
+            parser.error("--shapes needs --model")
+        found = score_shapes(arguments.model, arguments.shapes)
+        values = {name: {**asdict(share), "value": share.value} for name, share in found.items()}
+        sys.stdout.write(json.dumps(values) + "\n" if arguments.json else "\n".join(share_lines(found)) + "\n")
+        return
     truths = read_truth(arguments.truth, arguments.split)
     if arguments.model:
         captions = caption_flags(arguments.model, [truth.key for truth in truths])
@@ -274,6 +308,13 @@ def main() -> None:
         wrong += "" if truth.layout == claim.layout else "L"
         wrong += "" if not truth.bands or truth.bands == claim.bands else "B"
         sys.stdout.write(f"{truth.key} {wrong:3} {captions.get(truth.key, '')}\n")
+    if arguments.references:
+        from recap.evaluate.texts import read_references, scores
+
+        wanted = {truth.key for truth in truths}
+        references = {key: texts for key, texts in read_references(arguments.references).items() if key in wanted}
+        sys.stdout.write(json.dumps(scores(captions, references)) + "\n")
+        return
     report = score(truths, captions)
     sys.stdout.write(as_json(report) + "\n" if arguments.json else as_table(report))
 

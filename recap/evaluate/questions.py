@@ -1,0 +1,179 @@
+"""The two benchmarks of the paper's table 1, for users who have their data.
+
+    python -m recap.evaluate.questions mmmu DATA --model M [--device cuda] [--limit N]
+    python -m recap.evaluate.questions mmvet DATA --model M --out answers.json
+    python -m recap.evaluate.questions mmvet-grades DATA grades.json
+
+mmmu          DATA holds MMMU's parquet files (validation split, any subjects). Prints the share right per subject and
+              in all, with 95 % Wilson intervals. An answer that names no option is wrong (MMMU's own script guesses).
+mmvet         DATA holds mm-vet.json and images/. Writes {"v1_0": answer, ...}, which MM-Vet's evaluator (GPT-4) grades.
+mmvet-grades  grades.json is what that evaluator wrote: {"v1_0": {"score": [0.5]}, ...}. Prints the table by capability.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import io
+import json
+import logging
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from PIL import Image
+
+from hpc.errors import Exit, UserError
+from recap.evaluate.captioner import wilson
+
+_LETTERS = "ABCDEFGHIJ"
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question of MMMU. answer: a letter, or the text of an open answer."""
+
+    key: str
+    subject: str
+    text: str
+    options: list[str]
+    answer: str
+    images: list[bytes]
+
+    def prompt(self) -> str:
+        """The words of LLaVA's evaluation scripts."""
+        text = re.sub(r"\s*<image \d+>\s*", " ", self.text).strip()
+        if not self.options:
+            return f"{text}\nAnswer the question using a single word or phrase."
+        options = "\n".join(f"{letter}. {option}" for letter, option in zip(_LETTERS, self.options, strict=False))
+        return f"{text}\n{options}\nAnswer with the option's letter from the given choices directly."
+
+    def right(self, said: str) -> bool:
+        """Whether an answer is right: by its first option letter, or the one option it quotes; open ones word for word."""
+        if not self.options:
+            return self.answer.strip().lower() in said.lower()
+        match = re.search(rf"(?<![A-Za-z])([{_LETTERS[: len(self.options)]}])(?![A-Za-z'])", said)
+        if match:
+            return match[1] == self.answer
+        quoted = [n for n, option in enumerate(self.options) if option.lower() in said.lower()]
+        return len(quoted) == 1 and _LETTERS[quoted[0]] == self.answer
+
+
+def read_mmmu(folder: Path) -> Iterator[Question]:
+    """The questions of all parquet files under a folder, subject by subject."""
+    files = sorted(folder.rglob("*.parquet"))
+    if not files:
+        raise UserError(f"mmmu: no parquet files under {folder}")
+    for path in files:
+        for row in pq.read_table(path).to_pylist():
+            try:
+                options = row["options"]
+                options = ast.literal_eval(options) if isinstance(options, str) else list(options or [])
+                pictures = [row.get(f"image_{n}") for n in range(1, 8)]
+                images = [picture["bytes"] for picture in pictures if picture]
+                subject = re.sub(r"^(validation|dev|test)_|_\d+$", "", row["id"])
+                yield Question(row["id"], subject, row["question"], options, str(row["answer"]), images)
+            except (KeyError, ValueError, SyntaxError, TypeError) as error:
+                raise UserError(f"mmmu: {path} is not in MMMU's format: {error!r}") from error
+
+
+def mmmu(questions: Iterator[Question], answerer: Any, limit: int | None) -> dict[str, tuple[int, int]]:
+    """(right, asked) by subject."""
+    counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    for number, question in enumerate(questions):
+        if limit is not None and number >= limit:
+            break
+        images = [Image.open(io.BytesIO(data)).convert("RGB") for data in question.images]
+        counts[question.subject][0] += question.right(answerer.ask(question.prompt(), images, 32))
+        counts[question.subject][1] += 1
+    return {subject: (right, asked) for subject, (right, asked) in counts.items()}
+
+
+def as_table(counts: Mapping[str, tuple[int, int]]) -> str:
+    lines = [f"{'subject':40}{'right':>10}{'share':>8}   95 % interval"]
+    total = (sum(right for right, _ in counts.values()), sum(asked for _, asked in counts.values()))
+    for subject, (right, asked) in [*sorted(counts.items()), ("all", total)]:
+        low, high = wilson(right, asked)
+        share = right / asked if asked else 0.0
+        lines.append(f"{subject:40}{f'{right}/{asked}':>10}{share:8.1%}   {low:5.1%} - {high:5.1%}")
+    return "\n".join(lines) + "\n"
+
+
+def read_mmvet(folder: Path) -> dict[str, dict[str, Any]]:
+    """id -> {"imagename", "question", "answer", "capability"}."""
+    try:
+        return json.loads((folder / "mm-vet.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"mmvet: {folder}/mm-vet.json cannot be read: {error}") from error
+
+
+def mmvet(folder: Path, answerer: Any, limit: int | None) -> dict[str, str]:
+    """id -> answer."""
+    answers = {}
+    for key, row in list(read_mmvet(folder).items())[:limit]:
+        try:
+            image = Image.open(folder / "images" / row["imagename"]).convert("RGB")
+        except OSError as error:
+            raise UserError(f"mmvet: {key}: {error}") from error
+        answers[key] = answerer.ask(row["question"], [image], 512)
+    return answers
+
+
+Grades = Mapping[str, Mapping[str, Sequence[float]]]
+
+
+def grade_table(rows: Mapping[str, dict[str, Any]], grades: Grades) -> dict[str, float]:
+    """Mean grade (0-100) of each capability, and "total" over all questions; an ungraded question counts as 0."""
+    by: dict[str, list[float]] = defaultdict(list)
+    for key, row in rows.items():
+        scores = grades.get(key, {}).get("score", [])
+        mean = sum(scores) / len(scores) if scores else 0.0
+        for capability in [*row["capability"], "total"]:
+            by[capability].append(mean)
+    return {capability: 100 * sum(found) / len(found) for capability, found in by.items()}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("benchmark", choices=["mmmu", "mmvet", "mmvet-grades"])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("grades", type=Path, nargs="?")
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--limit", type=int, help="only the first so many questions")
+    args = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        sys.stdout.write(_run(args))
+    except UserError as error:
+        logging.error("%s", error)
+        return Exit.USAGE
+    return Exit.COMPLETE
+
+
+def _run(args: argparse.Namespace) -> str:
+    if args.benchmark == "mmvet-grades":
+        if args.grades is None:
+            raise UserError("mmvet-grades: name the evaluator's JSON file after the data folder")
+        table = grade_table(read_mmvet(args.data), json.loads(args.grades.read_text()))
+        return "".join(f"{capability:12}{value:6.1f}\n" for capability, value in table.items())
+    if args.model is None or (args.benchmark == "mmvet" and args.out is None):
+        raise UserError(f"{args.benchmark}: --model is missing, or --out for mmvet")
+    from recap.evaluate.answers import Answerer
+
+    answerer = Answerer(args.model, args.device)
+    if args.benchmark == "mmmu":
+        return as_table(mmmu(read_mmmu(args.data), answerer, args.limit))
+    answers = mmvet(args.data, answerer, args.limit)
+    args.out.write_text(json.dumps(answers, indent=1, ensure_ascii=False))
+    return f"{len(answers)} answers in {args.out}\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

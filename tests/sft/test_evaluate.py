@@ -1,0 +1,95 @@
+"""Evaluation of captioners: texts, questions in MMMU's and MM-Vet's formats, facts of shapes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from benchmarks.random_captioner import photo
+from recap.demo import FLAGS
+from recap.evaluate.captioner import score_shapes
+from recap.evaluate.questions import Question, grade_table, main, read_mmmu
+from recap.evaluate.texts import read_references, scores
+
+
+def test_texts() -> None:
+    """A perfect caption scores 1 (CIDEr 10 for rare words), one about nothing 0, order in between."""
+    pytest.importorskip("pycocoevalcap")
+    references = {"a": ["a red flag with a white cross"], "b": ["three horizontal bands of blue and green and gold"]}
+    perfect = scores({key: texts[0].upper() + "!" for key, texts in references.items()}, references)
+    assert perfect["BLEU-4"] == pytest.approx(1, abs=1e-6) and perfect["ROUGE-L"] == pytest.approx(1)
+    assert perfect["CIDEr"] == pytest.approx(10, rel=1e-3)
+    half = scores({"a": "a red flag", "b": references["b"][0]}, references)
+    assert 0 < half["ROUGE-L"] < 1 and half["CIDEr"] < perfect["CIDEr"]
+    assert scores({}, references)["ROUGE-L"] == 0
+
+
+def test_references() -> None:
+    found = read_references(FLAGS.parent / "flags_columns")
+    assert len(found) > 200 and all(texts[0] for texts in found.values())
+
+
+@pytest.fixture
+def mmmu(tmp_path: Path) -> Path:
+    """Two questions in MMMU's columns."""
+    rows = [
+        {
+            "id": "validation_Art_Theory_1", "question": "<image 1> Which colour?", "options": "['red', 'blue']",
+            "answer": "B", "question_type": "multiple-choice", "image_1": {"bytes": photo(1), "path": "1.jpg"},
+        },
+        {
+            "id": "validation_Math_7", "question": "How many?", "options": "[]", "answer": "3", "question_type": "open",
+            "image_1": {"bytes": photo(2), "path": "2.jpg"},
+        },
+    ]  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "validation.parquet")
+    return tmp_path
+
+
+def test_mmmu_reader(mmmu: Path) -> None:
+    choice, opened = read_mmmu(mmmu)
+    asked = "Which colour?\nA. red\nB. blue\nAnswer with the option's letter from the given choices directly."
+    assert choice.prompt() == asked
+    assert (choice.subject, opened.subject) == ("Art_Theory", "Math")
+    assert len(choice.images) == 1 and opened.options == []
+
+
+@pytest.mark.parametrize(
+    ("said", "right"),
+    [
+        ("B", True), ("B. blue", True), ("The answer is B.", True), ("blue", True), ("A", False), ("red or blue", False),
+        ("", False),
+    ],
+)  # fmt: skip
+def test_which_option_an_answer_names(said: str, right: bool) -> None:
+    assert Question("k", "s", "Which?", ["red", "blue"], "B", []).right(said) is right
+
+
+def test_mmmu_and_mmvet_with_a_model(
+    captioner: Path, mmmu: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["mmmu", str(mmmu), "--model", str(captioner)]) == 0
+    assert "all " in capsys.readouterr().out
+    data = tmp_path / "vet"
+    (data / "images").mkdir(parents=True)
+    (data / "images" / "v1_0.png").write_bytes(photo(3, format="PNG"))
+    rows = {"v1_0": {"imagename": "v1_0.png", "question": "What is x?", "answer": "1", "capability": ["ocr", "math"]}}
+    (data / "mm-vet.json").write_text(json.dumps(rows))
+    assert main(["mmvet", str(data), "--model", str(captioner), "--out", str(tmp_path / "answers.json")]) == 0
+    assert list(json.loads((tmp_path / "answers.json").read_text())) == ["v1_0"]
+    assert main(["mmvet", str(tmp_path), "--model", str(captioner), "--out", "x"]) == 64
+
+
+def test_mmvet_grades() -> None:
+    rows = {"a": {"capability": ["ocr"]}, "b": {"capability": ["ocr", "math"]}, "c": {"capability": ["math"]}}
+    table = grade_table(rows, {"a": {"score": [1.0, 0.5]}, "b": {"score": [0.25]}})
+    assert table == {"ocr": 50.0, "total": pytest.approx(100 / 3), "math": 12.5}
+
+
+def test_shapes(captioner: Path) -> None:
+    found = score_shapes(captioner, 3)
+    assert found["correct"].total == 3 and found["complete"].right <= found["correct"].right
