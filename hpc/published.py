@@ -56,6 +56,7 @@ class Published:
         self._ledger = self.run.ledger(self.submission.identity)
         self._states = self._ledger.survey(self.run.reopened())
         self.shards = sorted(Plan(self.run.plans, self.submission.plan).shards(), key=lambda s: s.id)
+        self._by_id = {shard.id: shard for shard in self.shards}
 
     @property
     def column(self) -> str:
@@ -69,10 +70,17 @@ class Published:
         """Ids of planned shards that are not finished."""
         return [s.id for s in self.shards if s.id not in self._states or self._states[s.id].status != DONE]
 
+    def find(self, shard_id: str) -> PublishedShard | None:
+        """One finished shard."""
+        shard = self._by_id.get(shard_id)
+        state = self._states.get(shard_id)
+        if shard is None or state is None or state.status != DONE:
+            return None
+        marker = self._ledger.read(shard.id, f"g{state.generation}.done")
+        return PublishedShard(shard, self.run.locate(marker["file"]), marker)
+
     def __iter__(self) -> Iterator[PublishedShard]:
         for shard in self.shards:
-            state = self._states.get(shard.id)
-            if state is None or state.status != DONE:
-                continue
-            marker = self._ledger.read(shard.id, f"g{state.generation}.done")
-            yield PublishedShard(shard, self.run.locate(marker["file"]), marker)
+            found = self.find(shard.id)
+            if found is not None:
+                yield found

@@ -1,0 +1,312 @@
+"""A run's captions as others read them: parquet in the schema of Recap-DataComp-1B, or tars with the captions in them.
+
+    python -m recap.export runs/demo OUT                         OUT/data/*.parquet and a card; loads with datasets,
+                                                                 pandas, duckdb
+    python -m recap.export runs/demo OUT --webdataset            OUT/<shard>.tar: image, original text, caption
+    python -m recap.export runs/v1 OUT --add re_caption_condition_diverse_topk=runs/v2:caption
+    python -m recap.export runs/demo OUT --partial               although shards are missing
+
+Without copying any image, webdataset's own reader joins the captions to the tars:
+
+    view = CaptionView("runs/demo")
+    dataset = webdataset.WebDataset(view.urls, shardshuffle=False).compose(view)    # samples gain "recap.txt"
+
+Exit codes: 0 written, 1 the run is not complete, 64 wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import webdataset
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress
+
+from hpc.errors import Exit, UserError
+from hpc.operator import OK, Damage
+from hpc.published import Published, PublishedShard
+from recap.data.inputs import ARCHIVES
+from recap.data.remote import open_shard
+from recap.data.tars import Sample, read_samples
+
+VERSION = "1"
+
+# The published data set's 11 columns and the 2 that came later, all nullable: files without scores have this schema too.
+# name, type, what it holds
+COLUMNS: list[tuple[str, pa.DataType, str]] = [
+    ("url", pa.string(), "address of the image, where the downloader's metadata is at hand"),
+    ("re_caption", pa.string(), "the generated caption"),
+    ("org_caption", pa.string(), "the original text"),
+    ("sha256", pa.string(), "of the downloaded file (downloader's metadata), else of the file that was captioned"),
+    ("key", pa.string(), "the sample's key in its tar"),
+    ("re_clip_score", pa.float64(), "CLIP score of re_caption"),
+    ("org_clip_score", pa.float64(), "CLIP score of org_caption"),
+    ("re_length", pa.int64(), "words of re_caption"),
+    ("org_length", pa.int64(), "words of org_caption"),
+    ("re_gpt4v_score", pa.int64(), "a judge's rating of re_caption, 1-5"),
+    ("org_gpt4v_score", pa.int64(), "a judge's rating of org_caption, 1-5"),
+    ("re_caption_condition_diverse_topk", pa.string(), "a caption that was conditioned on the original text"),
+    ("re_condition_length", pa.int64(), "words of that caption"),
+]
+_LENGTHS = {
+    "re_length": "re_caption",
+    "org_length": "org_caption",
+    "re_condition_length": "re_caption_condition_diverse_topk",
+}
+
+
+def schema(source: Published) -> pa.Schema:
+    """The one schema of all files of an export."""
+    fields = [pa.field(name, kind, nullable=True, metadata={"about": about}) for name, kind, about in COLUMNS]
+    return pa.schema(fields, {"schema_version": VERSION, "column": source.column, "identity": source.identity})
+
+
+# --- rows -------------------------------------------------------------------------------------
+
+
+def rows(shard: PublishedShard, target: pa.Schema, others: dict[str, tuple[Published, str]]) -> pa.Table:
+    """The captioned samples of one shard, in the export's schema.
+
+    Args:
+        others: {column of the export: (run, field of its column)}, joined by shard and place.
+    """
+    table = shard.table(["key", "sha256", "text", "caption", "status"])
+    found: dict[str, Any] = {
+        "key": table["key"],
+        "re_caption": table["caption"],
+        "org_caption": table["text"],
+        "sha256": table["sha256"],
+    }
+    for name, value in _metadata(shard, table["key"].to_pylist()).items():
+        found[name] = pc.coalesce(value, found[name]) if name in found else value
+    for name, (run, field) in others.items():
+        found[name] = _joined(run, field, shard, table["key"])
+    for name, text in _LENGTHS.items():
+        if text in found and name not in found:
+            found[name] = _words(found[text])
+    whole = {f.name: _cast(found[f.name], f) if f.name in found else pa.nulls(len(table), f.type) for f in target}
+    return pa.table(whole, schema=target).filter(pc.equal(table["status"], OK))
+
+
+def _cast(values: Any, field: pa.Field) -> Any:
+    try:
+        return values.cast(field.type)
+    except pa.ArrowException as error:
+        raise UserError(f"export: {field.name}: cannot become {field.type}: {error}") from error
+
+
+def _words(texts: Any) -> pa.Array:
+    return pa.array([None if t is None else len(t.split()) for t in texts.to_pylist()], pa.int64())
+
+
+def _metadata(shard: PublishedShard, keys: list[str]) -> dict[str, pa.Array]:
+    """url and sha256 from the parquet that img2dataset writes beside a tar; {} where there is none."""
+    stem = next((shard.shard.uri.removesuffix(a) for a in ARCHIVES[::-1] if shard.shard.uri.endswith(a)), None)
+    try:
+        with fsspec.open(f"{stem}.parquet", "rb") as file:
+            table = pq.read_table(file)
+    except (OSError, pa.ArrowException):
+        return {}
+    if "key" not in table.column_names:
+        return {}
+    at = pc.index_in(pa.array(keys, pa.string()), table["key"].cast(pa.string()).combine_chunks())
+    return {name: table[name].combine_chunks().take(at) for name in ("url", "sha256") if name in table.column_names}
+
+
+def _joined(run: Published, field: str, shard: PublishedShard, keys: Any) -> Any:
+    other = run.find(shard.shard.id)
+    if other is None:
+        return pa.nulls(len(keys), pa.null())
+    table = other.table()
+    if field not in table.column_names:
+        known = ", ".join(table.column_names)
+        raise UserError(f"export: the column of {run.run.path} has no field {field!r}. It has {known}.")
+    if table["key"] != keys:
+        raise UserError(f"export: {shard.shard.id}: {run.run.path} has other samples. Are both runs of one input?")
+    return table[field]
+
+
+def write_parquet(source: Published, out: Path, others: dict[str, tuple[Published, str]], rows_per_file: int) -> int:
+    """Write OUT/data/*.parquet and OUT/README.md; returns the number of rows. OUT appears when it is whole."""
+    target = schema(source)
+    making = _making(out)
+    (making / "data").mkdir(parents=True)
+    total, number, held, reasons = 0, 0, [target.empty_table()], Counter[str]()
+    for shard in _progress(source):
+        held.append(rows(shard, target, others))
+        reasons.update(shard.marker["reasons"])
+        total += len(held[-1])
+        while sum(map(len, held)) >= rows_per_file:
+            table = pa.concat_tables(held)
+            _write(making, number, table.slice(0, rows_per_file))
+            number, held = number + 1, [table.slice(rows_per_file)]
+    if sum(map(len, held)) or not number:
+        _write(making, number, pa.concat_tables(held))
+    (making / "README.md").write_text(_card(source, total, reasons), encoding="utf-8")
+    making.rename(out)
+    return total
+
+
+def _write(making: Path, number: int, table: pa.Table) -> None:
+    pq.write_table(table, making / "data" / f"train-{number:05d}.parquet", compression="zstd", row_group_size=65536)
+
+
+def _card(source: Published, total: int, reasons: Counter[str]) -> str:
+    """A data card whose head tells `datasets.load_dataset(OUT)` where the files are."""
+    captioner = source.submission.config.get("captioner", {})
+    lines = ["---", "configs:", "- config_name: default", "  data_files: data/*.parquet", "---", ""]
+    lines += [f"# {source.run.name}: {total:,} captions", ""]
+    lines.append(f"- schema version {VERSION}, identity `{source.identity}`")
+    for label, key in (("model", "model"), ("prompt", "prompt"), ("decoding", "decoding"), ("longest", "max_tokens")):
+        if captioner.get(key) is not None:
+            lines.append(f"- {label}: {json.dumps(captioner[key], ensure_ascii=False)}")
+    lines += ["", "| column | type | meaning |", "|---|---|---|"]
+    lines += [f"| {name} | {kind} | {about} |" for name, kind, about in COLUMNS]
+    left_out = {r: n for r, n in reasons.most_common() if not r.startswith(f"{OK}: ")}
+    if left_out:
+        lines += ["", "Samples without a caption are left out:", "", "| reason | samples |", "|---|---|"]
+        lines += [f"| {reason} | {count:,} |" for reason, count in left_out.items()]
+    return "\n".join(lines) + "\n"
+
+
+# --- tars -------------------------------------------------------------------------------------
+
+
+class CaptionView:
+    """The captions of a run as a stage behind `webdataset.WebDataset(view.urls)`: nothing is copied.
+
+    Args:
+        member: name under which a sample gets its caption, bytes as webdataset has them before decoding.
+        keep_all: pass samples without a caption on, too.
+    """
+
+    def __init__(self, run: str | Path, member: str | None = None, keep_all: bool = False) -> None:
+        self._source = Published(run)
+        self._shards = {shard.shard.uri: shard for shard in self._source}
+        self._member = member or f"{self._source.column}.txt"
+        self._keep_all = keep_all
+
+    @property
+    def urls(self) -> list[str]:
+        """The tars of the finished shards."""
+        return list(self._shards)
+
+    def __call__(self, samples: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        url, captions = "", dict[str, str]()
+        for sample in samples:
+            if sample["__url__"] != url:
+                url = sample["__url__"]
+                captions = caption_by_key(self._shards[url])
+            caption = captions.get(sample["__key__"])
+            if caption is not None:
+                yield {**sample, self._member: caption.encode()}
+            elif self._keep_all:
+                yield sample
+
+
+def caption_by_key(shard: PublishedShard) -> dict[str, str]:
+    table = shard.table(["key", "caption", "status"])
+    rows = zip(table["key"].to_pylist(), table["caption"].to_pylist(), table["status"].to_pylist(), strict=True)
+    return {key: caption for key, caption, status in rows if status == OK}
+
+
+def write_tars(source: Published, out: Path) -> int:
+    """Write OUT/<shard>.tar with every captioned sample: its members as they were, and `<column>.txt`."""
+    making, total = _making(out), 0
+    for shard in _progress(source):
+        path = making / f"{shard.shard.id}.tar"
+        with open_shard(shard.shard) as tar, webdataset.TarWriter(str(path), encoder=False, mtime=0) as writer:
+            for sample in _with_captions(read_samples(tar), shard, f"{source.column}.txt"):
+                writer.write(sample)
+                total += 1
+    making.rename(out)
+    return total
+
+
+def _with_captions(found: Iterable[Sample | Damage], shard: PublishedShard, member: str) -> Iterator[dict[str, Any]]:
+    captions = caption_by_key(shard)
+    for sample in found:
+        if isinstance(sample, Damage):
+            return
+        caption = captions.pop(sample.key, None)  # a key that comes again was not captioned
+        if caption is not None and not sample.problems:
+            yield {"__key__": sample.key, **sample.members, member: caption.encode()}
+
+
+# --- command ----------------------------------------------------------------------------------
+
+
+def _making(out: Path) -> Path:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"export: {out} exists and is not empty. Choose another folder.")
+    if out.exists():
+        out.rmdir()
+    making = out.with_name(f".{out.name}-{os.getpid()}")
+    making.mkdir(parents=True)
+    return making
+
+
+def _progress(source: Published) -> Iterator[PublishedShard]:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        yield from progress.track(list(source), description="export")
+
+
+def _others(values: list[str]) -> dict[str, tuple[Published, str]]:
+    names = [name for name, _, _ in COLUMNS]
+    found = {}
+    for value in values:
+        name, _, origin = value.partition("=")
+        run, _, field = origin.rpartition(":")
+        if name not in names or not run:
+            raise UserError(f"export: --add {value}: write COLUMN=RUN:FIELD; columns are {', '.join(names)}")
+        found[name] = (Published(run), field)
+    return found
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m recap.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", help="the run directory of a captioning job")
+    parser.add_argument("out", type=Path, help="folder to make")
+    parser.add_argument("--webdataset", action="store_true", help="tars with image, original text and caption")
+    parser.add_argument("--add", action="append", default=[], metavar="COLUMN=RUN:FIELD", help="a field of another run")
+    parser.add_argument("--partial", action="store_true", help="export a run that is not complete")
+    parser.add_argument("--rows-per-file", type=int, default=500_000, help="of parquet files (default: 500,000)")
+    args = parser.parse_args(arguments)
+    console, errors = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)
+    out = args.out.absolute()
+    try:
+        source = Published(args.run)
+        missing = source.missing()
+        if missing and not args.partial:
+            what = f"{len(missing):,} of {len(source.shards):,} shards are not finished (first: {missing[0]})"
+            errors.print(f"[red]export: {escape(what)}. Finish the run, or say --partial.[/]")
+            return Exit.INCOMPLETE
+        others = _others(args.add)
+        count = write_tars(source, out) if args.webdataset else write_parquet(source, out, others, args.rows_per_file)
+    except UserError as error:
+        errors.print(f"[red]{escape(str(error))}[/]")
+        return Exit.USAGE
+    finally:
+        shutil.rmtree(out.with_name(f".{out.name}-{os.getpid()}"), ignore_errors=True)
+    console.print(f"{count:,} captions in {out}" + (f" · {len(missing):,} shards are missing" if missing else ""))
+    return Exit.COMPLETE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,173 @@
+"""Exports, read by those who will read them: datasets, pandas, duckdb and webdataset."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pandas
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import webdataset
+
+from hpc.errors import Exit
+from hpc.published import Published
+from recap import export
+from recap.worlds.tars import write_tar
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARDS, SAMPLES = 3, 40
+
+
+def image(shard: int, number: int) -> bytes:
+    return b"" if number == 7 else f"image {shard} {number}".encode() * (number + 1)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`runs/v1` over shards as img2dataset leaves them (metadata beside two of three), `runs/v2` as a second column."""
+    folder = tmp_path_factory.mktemp("export")
+    (folder / "in").mkdir()
+    for shard in range(SHARDS):
+        keys = [f"{shard:05d}{n:04d}" for n in range(SAMPLES)]
+        samples = [(k, {"jpg": image(shard, n), "txt": f"café {k}".encode()}) for n, k in enumerate(keys)]
+        del samples[11][1]["jpg"]
+        with open(folder / "in" / f"{shard:05d}.tar", "wb") as file:
+            write_tar(file, samples)
+        if shard:
+            facts = [{"key": k, "url": f"http://x/{k}", "sha256": "f" * 64, "status": "success"} for k in keys[::-1]]
+            pq.write_table(pa.Table.from_pylist(facts), folder / "in" / f"{shard:05d}.parquet")
+    config = folder / "c.yaml"
+    config.write_text(
+        f"name: v1\nruns: {folder}/runs\noperator: tests.instant.InstantOperator\ncaptioner: {{model: instant}}\n"
+        f"data: {{shards: [{folder}/in]}}\ncluster: {{kind: local}}\nmap: {{lease_s: 3}}\n"
+    )
+    for name in ("v1", "v2"):
+        command = [sys.executable, "-m", "hpc.launch", str(config), f"name={name}"]
+        subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, timeout=100)
+    return folder / "runs"
+
+
+@pytest.fixture(scope="module")
+def flat(runs: Path) -> Path:
+    out = runs.parent / "flat"
+    arguments = [str(runs / "v1"), str(out), "--rows-per-file=50"]
+    added = f"re_caption_condition_diverse_topk={runs}/v2:caption"
+    assert export.main([*arguments, "--add", added, "--add", f"re_gpt4v_score={runs}/v2:tokens"]) == Exit.COMPLETE
+    return out
+
+
+ROWS = SHARDS * (SAMPLES - 1)
+
+
+def check(row: dict[str, Any]) -> None:
+    assert row["re_caption"].startswith("A picture of ")
+    assert row["org_caption"] == f"café {row['key']}"
+    assert (row["re_length"], row["org_length"]) == (5, 2)
+    assert row["re_caption_condition_diverse_topk"] == row["re_caption"]
+    assert row["re_condition_length"] == 5
+    assert row["re_gpt4v_score"] == 6
+    if row["key"].startswith("00000"):
+        assert not isinstance(row["url"], str)
+        assert row["sha256"] != "f" * 64
+    else:
+        assert row["url"] == f"http://x/{row['key']}"
+        assert row["sha256"] == "f" * 64
+
+
+def test_the_published_schema(flat: Path) -> None:
+    files = sorted((flat / "data").iterdir())
+    assert [pq.read_metadata(f).num_rows for f in files] == [50, 50, 17]
+    assert {str(pq.read_schema(f)) for f in files} == {str(pq.read_schema(files[0]))}
+    found = pq.read_schema(files[0])
+    text, number, score = pa.string(), pa.int64(), pa.float64()
+    assert [(f.name, f.type) for f in found] == [
+        ("url", text), ("re_caption", text), ("org_caption", text), ("sha256", text), ("key", text),
+        ("re_clip_score", score), ("org_clip_score", score), ("re_length", number), ("org_length", number),
+        ("re_gpt4v_score", number), ("org_gpt4v_score", number),
+        ("re_caption_condition_diverse_topk", text), ("re_condition_length", number),
+    ]  # fmt: skip
+    assert all(f.nullable for f in found)
+    assert found.metadata[b"schema_version"] == b"1"
+
+
+def test_datasets_reads_it(flat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    import datasets
+
+    by_files = datasets.load_dataset(
+        "parquet", data_files=f"{flat}/data/*.parquet", split="train", cache_dir=str(tmp_path)
+    )
+    by_card = datasets.load_dataset(str(flat), split="train", cache_dir=str(tmp_path))
+    assert len(by_files) == len(by_card) == ROWS
+    for row in by_card:
+        check(row)
+
+
+def test_pandas_and_duckdb_read_it(flat: Path) -> None:
+    frame = pandas.read_parquet(flat / "data")
+    assert len(frame) == ROWS
+    for row in frame.to_dict("records"):
+        check(row)
+    query = f"select count(*), count(url), count(re_clip_score), avg(re_length) from '{flat}/data/*.parquet'"
+    assert duckdb.sql(query).fetchall() == [(ROWS, ROWS - SAMPLES + 1, 0, 5.0)]
+
+
+def test_the_card_says_what_was_left_out(flat: Path) -> None:
+    card = (flat / "README.md").read_text()
+    assert "| skipped: image: missing | 3 |" in card
+    assert f"{ROWS} captions" in card
+
+
+def test_webdataset_reads_the_tars(runs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "tars"
+    assert export.main([str(runs / "v1"), str(out), "--webdataset"]) == Exit.COMPLETE
+    tars = sorted(map(str, out.iterdir()))
+    assert len(tars) == SHARDS
+    samples = list(webdataset.WebDataset(tars, shardshuffle=False).decode())
+    assert len(samples) == ROWS
+    for sample in samples:
+        shard, number = int(sample["__key__"][:5]), int(sample["__key__"][5:])
+        assert sample["txt"] == f"café {sample['__key__']}"
+        assert sample["recap.txt"] == f"A picture of {len(image(shard, number))} bytes."
+    again = tmp_path / "again"
+    assert export.main([str(runs / "v1"), str(again), "--webdataset"]) == Exit.COMPLETE
+    assert [p.read_bytes() for p in sorted(again.iterdir())] == [p.read_bytes() for p in sorted(out.iterdir())]
+
+
+def test_webdataset_reads_the_original_tars_with_the_captions_joined(runs: Path) -> None:
+    view = export.CaptionView(runs / "v1")
+    samples = list(webdataset.WebDataset(view.urls, shardshuffle=False).compose(view).decode())
+    assert len(samples) == ROWS
+    assert all(s["recap.txt"] == f"A picture of {len(s['jpg'])} bytes." for s in samples)
+    everything = export.CaptionView(runs / "v1", member="caption", keep_all=True)
+    assert len(list(webdataset.WebDataset(view.urls, shardshuffle=False).compose(everything))) == SHARDS * SAMPLES
+
+
+def test_mistakes(runs: Path, flat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    v1 = str(runs / "v1")
+    for arguments, says in (
+        ([v1, str(flat)], "exists and is not empty"),
+        ([v1, str(tmp_path / "a"), "--add", "nonsense"], "write COLUMN=RUN:FIELD"),
+        ([v1, str(tmp_path / "a"), "--add", f"re_caption={v1}:nothing"], "has no field 'nothing'"),
+        ([v1, str(tmp_path / "a"), "--add", f"re_gpt4v_score={v1}:caption"], "re_gpt4v_score: cannot become int64"),
+        ([str(tmp_path), str(tmp_path / "a")], "is not a run directory"),
+    ):
+        assert export.main(arguments) == Exit.USAGE
+        assert says in capsys.readouterr().err.replace("\n", " ")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_is_not_complete(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = Published(runs / "v2")
+    source.run.reopen({"00001": 1}, "test")
+    assert export.main([str(runs / "v2"), str(tmp_path / "a")]) == Exit.INCOMPLETE
+    assert "1 of 3 shards are not finished (first: 00001)" in capsys.readouterr().err
+    assert export.main([str(runs / "v2"), str(tmp_path / "a"), "--partial"]) == Exit.COMPLETE
+    assert "1 shards are missing" in capsys.readouterr().out
+    assert len(pandas.read_parquet(tmp_path / "a" / "data")) == 2 * (SAMPLES - 1)
