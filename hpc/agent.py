@@ -1,6 +1,7 @@
 """A node's agent: claims shards, starts and watches one engine process per GPU, publishes what they finish.
 
-Single-threaded and torch-free. Signals only set a flag: USR2 (Slurm's warning) and TERM make it drain; engines ignore them.
+Single-threaded and torch-free. Signals only set a flag: USR2 (Slurm's warning) and TERM make it drain; engines
+ignore them.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from hpc import blame, breaker, heartbeat, preflight
 from hpc import column as columns
 from hpc import config as configs
-from hpc import blame, breaker, heartbeat, preflight
 from hpc.candidates import Candidates
 from hpc.engine_process import EngineProcess
 from hpc.errors import Exit, ShardError, fingerprint, storage_full
@@ -93,7 +94,9 @@ class Agent:
 
     def main(self) -> Exit:
         if self._hopeless():
-            return self._leave(Exit.INCOMPLETE, f"gave up: {LIVES} lives without progress, the last: {self._last_words()}")
+            return self._leave(
+                Exit.INCOMPLETE, f"gave up: {LIVES} lives without progress, the last: {self._last_words()}"
+            )
         for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
             signal.signal(number, self._on_signal)
         self.journal.write("start", instance=self.instance, **self.facts)
@@ -147,7 +150,8 @@ class Agent:
         self.journal.write("stop", code=int(code), reason=why, rows=self.rows)
         self.heartbeat.advance({**self._status(), "state": "exited", "code": int(code), "why": why}, force=True)
         if code in (Exit.COMPLETE, Exit.SOME_FAILED) and self.run.generation_count() != self.generations:
-            # A rerun reads heartbeats after it has written: one of the two sees the other, and the shards are not left alone.
+            # A rerun reads heartbeats after it has written: one of the two sees the other, and the shards are not
+            # left alone.
             code, why = Exit.REQUEUE, "a rerun has just reopened shards"
             log.info("leaving with exit code %d: %s", code, why)
         self.journal.close()
@@ -278,7 +282,10 @@ class Agent:
     # --- shards -----------------------------------------------------------------------------
 
     def _begin(self, engine: EngineProcess, claim: Claim) -> bool:
-        """Look at how earlier epochs ended, then hand the shard to the engine. False if it was marked failed instead."""
+        """Look at how earlier epochs ended, then hand the shard to the engine.
+
+        False if it was marked failed instead.
+        """
         ends = self.ledger.ends(claim)
         suspects, quarantine = blame.suspects(self.run, claim, ends)
         failures = [e for e in ends if e["how"] == "failed"]
@@ -347,9 +354,7 @@ class Agent:
         facts = {k: marker[k] for k in ("counts", "reasons", "rows", "seconds")}
         damage = (marker["damage"] or {}).get("reason")
         detail = (marker["damage"] or {}).get("detail")
-        self.journal.write(
-            "done", shard=claim.shard.id, g=claim.generation, **facts, damage=damage, detail=detail
-        )
+        self.journal.write("done", shard=claim.shard.id, g=claim.generation, **facts, damage=damage, detail=detail)
 
     def _give_back(self, engine: EngineProcess, work: Work, reason: str, detail: str) -> None:
         """An application failure: charged to the shard; the last one allowed marks it failed."""

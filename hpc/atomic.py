@@ -1,8 +1,8 @@
 """Files that are there whole or not at all, on POSIX file systems that several machines share.
 
-`create` is the one primitive of exclusion: link(2) to a name that must not exist. Unlike O_EXCL it shows content and name
-together, and unlike flock it holds on NFS and Lustre: when the reply is lost, the temporary's link count tells who won
-(open(2), section NOTES).
+`create` is the one primitive of exclusion: link(2) to a name that must not exist. Unlike O_EXCL it shows content and
+name together, and unlike flock it holds on NFS and Lustre: when the reply is lost, the temporary's link count
+tells who won (open(2), section NOTES).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Which sample killed the engine: told from how the earlier epochs of a shard ended.
 
-What was in flight at a death is suspect and is applied alone in the next epoch. A sample that was alone in flight at two deaths is the
-cause: it is quarantined, and the shard completes without it. So a poison sample costs three deaths of an engine; others in flight with it
-cost nothing but their isolation.
+What was in flight at a death is suspect and is applied alone in the next epoch. A sample that was alone in flight at
+two deaths is the cause: it is quarantined, and the shard completes without it. So a poison sample costs three deaths
+of an engine; others in flight with it cost nothing but their isolation.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ def suspects(run: Run, claim: Claim, ends: list[dict[str, Any]]) -> tuple[list[i
     """(samples to apply alone, samples not to apply at all).
 
     Args:
-        ends: how the earlier epochs of this generation ended (`Ledger.ends`). Epochs without an end ("unexplained": the agent
-            died too, e.g. the whole step ran out of memory) count once there are `UNEXPLAINED` of them.
+        ends: how the earlier epochs of this generation ended (`Ledger.ends`). Epochs without an end ("unexplained":
+            the agent died too, e.g. the whole step ran out of memory) count once there are `UNEXPLAINED` of them.
     """
     alone: Counter[int] = Counter()
     found: set[int] = set()

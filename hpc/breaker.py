@@ -1,7 +1,8 @@
 """Circuit breakers: a wrong prompt must not burn 130,000 shards, and a broken node must not eat what others could do.
 
-A slot whose first `map.breaker` shards all fail with one fingerprint stops. If slots on other nodes succeed, the node is at fault: it
-is excluded (`control/excluded/<host>`), and its slot is requeued elsewhere. Otherwise the run is: it is paused with that reason.
+A slot whose first `map.breaker` shards all fail with one fingerprint stops. If slots on other nodes succeed, the
+node is at fault: it is excluded (`control/excluded/<host>`), and its slot is requeued elsewhere. Otherwise the run
+is: it is paused with that reason.
 """
 
 from __future__ import annotations

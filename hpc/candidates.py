@@ -1,7 +1,7 @@
 """Which shard next: a slot's home range first, then what others have left, then what dead slots held.
 
-One pass walks the whole plan once, listing each ledger directory when it comes to it; no file is probed per shard, and memory does
-not grow with the plan (one bit a shard, one chunk of rows at a time).
+One pass walks the whole plan once, listing each ledger directory when it comes to it; no file is probed per shard,
+and memory does not grow with the plan (one bit a shard, one chunk of rows at a time).
 """
 
 from __future__ import annotations
@@ -43,8 +43,10 @@ class Candidates:
         """Claim a shard, or None: nothing is claimable now.
 
         Args:
-            pause_s: seconds in which the plan is not walked again after walks that found nothing (the first ones: less).
-            held: shards in this slot's hands. Of these nothing is claimed: a generation that a rerun opened waits for the
+            pause_s: seconds in which the plan is not walked again after walks that found nothing (the first ones:
+            less).
+            held: shards in this slot's hands. Of these nothing is claimed: a generation that a rerun opened waits
+            for the
                 present one. Other claims of ours are left-overs whose end could not be written; they are claimed again.
         """
         if time.monotonic() > self._next_look:

@@ -1,7 +1,7 @@
 """Column files: one parquet file per shard, whose bytes depend on the identity and the input alone.
 
-Rows are in the shard's order, one per sample, failed ones too; row groups of 512; page checksums on. The fields are `key`, the
-operator's own, then `status`, `reason`, `detail`.
+Rows are in the shard's order, one per sample, failed ones too; row groups of 512; page checksums on. The fields are
+`key`, the operator's own, then `status`, `reason`, `detail`.
 """
 
 from __future__ import annotations
@@ -33,9 +33,7 @@ def schema(column: Column, identity: str) -> pa.Schema:
 def to_table(rows: list[Row], target: pa.Schema) -> pa.Table:
     """Rows (one shard's, in order) as a table of `target`; fields that a row does not have are null."""
     fixed = {"key", "status", "reason", "detail"}
-    data = {
-        f.name: [getattr(r, f.name) if f.name in fixed else r.values.get(f.name) for r in rows] for f in target
-    }
+    data = {f.name: [getattr(r, f.name) if f.name in fixed else r.values.get(f.name) for r in rows] for f in target}
     return pa.table(data, schema=target)
 
 
@@ -54,7 +52,8 @@ def read(path: Path) -> pa.Table:
 def write_segment(folder: Path, start: int, table: pa.Table) -> None:
     """Save samples [start, start + rows) of an unfinished shard. Whole or not at all; never over another's.
 
-    The range is in the name: owners with another segment size (a zombie and its successor) cannot take each other's place.
+    The range is in the name: owners with another segment size (a zombie and its successor) cannot take each other's
+    place.
     """
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{start:08d}-{start + table.num_rows:08d}.parquet"
@@ -141,7 +140,10 @@ class Content:
 
 
 def write(path: Path, segments: Iterable[pa.Table], target: pa.Schema) -> None:
-    """Write the whole column file at a private name and force it to storage. Row groups are 512 whatever the segments."""
+    """Write the whole column file at a private name and force it to storage.
+
+    Row groups are 512 whatever the segments.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with _writer(path, target) as writer:
         for group in _regroup(segments, target):

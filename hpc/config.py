@@ -117,7 +117,9 @@ class RunConfig:
     name: str = setting(MISSING, "name of the run: its directory is <runs>/<name>")
     operator: str = field(default="", metadata={"help": "dotted path of the operator class (a map job)"})
     trainer: str = field(default="", metadata={"help": "dotted path of the trainer class (a gang job)"})
-    umask: str | None = setting(None, "umask of all files of the run, octal, e.g. '002' for a group's run (default: ours)")
+    umask: str | None = setting(
+        None, "umask of all files of the run, octal, e.g. '002' for a group's run (default: ours)"
+    )
     output: str | None = setting(None, "object store for published files, e.g. s3://bucket/prefix (default: the run)")
     runs: str = setting("runs", "directory that holds run directories; must be POSIX and shared by all nodes")
     cluster: ClusterConfig = field(default_factory=ClusterConfig, metadata={"execution": True})
@@ -237,7 +239,7 @@ for _first in "-+0123456789":
 
 
 def _yaml(text: str) -> Any:
-    return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+    return yaml.load(text, Loader=_Loader)  # a SafeLoader
 
 
 def _cluster(value: Any, source: Path) -> dict[str, Any]:

@@ -1,9 +1,11 @@
-"""The engine process: reads shards, applies the operator, saves segments. One per GPU, started and obeyed by its node's agent alone.
+"""The engine process: reads shards, applies the operator, saves segments. One per GPU, started and obeyed by its
+node's agent alone.
 
-It speaks JSON lines: tasks come on stdin, events go out on what was stdout (prints go to the log). When stdin ends, the agent is
-dead and the engine stops. It never claims, publishes or decides anything about other shards.
+It speaks JSON lines: tasks come on stdin, events go out on what was stdout (prints go to the log). When stdin ends,
+the agent is dead and the engine stops. It never claims, publishes or decides anything about other shards.
 
-    in   {"do": "shard", "shard": {...}, "generation": 0, "epoch": 1, "suspects": [17], "quarantine": [3]} | {"do": "drain"}
+    in   {"do": "shard", "shard": {...}, "generation": 0, "epoch": 1, "suspects": [7], "quarantine": [], "keep": false}
+         {"do": "drain"}
     out  ready | progress | hungry | segment | finished | failed | storage | drained
 """
 
@@ -138,8 +140,8 @@ def _runs(rows: list[Row]) -> Iterator[list[Row]]:
 class InFlight:
     """Which samples the operator holds, in a file that outlives this process: `+id<TAB>generation<TAB>index`, `-…`.
 
-    Written before the operator sees a sample. Not fsynced: the kernel keeps it when the process dies, and when the machine
-    dies no sample is to blame.
+    Written before the operator sees a sample. Not fsynced: the kernel keeps it when the process dies, and when the
+    machine dies no sample is to blame.
     """
 
     ROTATE = 1 << 20
@@ -217,9 +219,7 @@ class Reader(threading.Thread):
 class Engine:
     """Feeds the operator from the reader and saves what comes out."""
 
-    def __init__(
-        self, run: Run, config: configs.Config, identity: str, operator: Operator, inflight: Path
-    ) -> None:
+    def __init__(self, run: Run, config: configs.Config, identity: str, operator: Operator, inflight: Path) -> None:
         self.run, self.config, self.identity, self.operator = run, config, identity, operator
         self.schema = columns.schema(operator.column(), identity)
         self.inflight = InFlight(inflight)

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("agent")
 
-# Deaths in a row without a finished sample, after which the engine's device is given up. With samples in flight each may be to
-# blame in turn: three deaths for the first of neighbours, two for each next.
+# Deaths in a row without a finished sample, after which the engine's device is given up. With samples in flight each
+# may be to blame in turn: three deaths for the first of neighbours, two for each next.
 RESTARTS, RESTARTS_IN_FLIGHT = 3, 7
 HANGS = 2  # in a row without a finished sample: the device is broken
 DUMP_S = 3.0  # between SIGABRT (every thread's stack goes to the log) and SIGKILL
@@ -30,7 +30,9 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 def _child_setup() -> None:
-    """Runs in the child before exec: Slurm's signals reach every process of a step, and only the agent may act on them."""
+    """Runs in the child before exec: Slurm's signals reach every process of a step, and only the agent may act on
+    them.
+    """
     for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -36,7 +36,9 @@ class ShardError(Exception):
 
 
 def storage_full(error: BaseException) -> bool:
-    """Whether an error says that the file system takes no more: the fault of the machine or the quota, not of a shard."""
+    """Whether an error says that the file system takes no more: the fault of the machine or the quota, not of a
+    shard.
+    """
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 

@@ -2,8 +2,9 @@
 
     python -m hpc.gate runs/demo [--allow-failed N]
 
-An array of slots cannot be depended on with afterok: one slot that was scancelled, or lost its node in its last minute, would break the
-chain although the others finished its shards. So later jobs depend (afterok) on this one, which runs after any end of the array:
+An array of slots cannot be depended on with afterok: one slot that was scancelled, or lost its node in its last
+minute, would break the chain although the others finished its shards. So later jobs depend (afterok) on this one,
+which runs after any end of the array:
 
     complete, with at most N failed shards         exit 0
     not complete, but further than at its last run  launch the run again, and requeue itself behind that

@@ -1,8 +1,8 @@
 """Signs of life of a slot, and how others judge them: without comparing any two machines' clocks.
 
-A slot's agent replaces `slots/<instance>.json` with a growing `beat`. An observer remembers when, by its own monotonic clock, it
-first saw the present beat; a beat that does not change for `lease_s` means death. A slot that cannot write its heartbeat stops
-claiming and publishing before that (`Heartbeat.fenced`).
+A slot's agent replaces `slots/<instance>.json` with a growing `beat`. An observer remembers when, by its own
+monotonic clock, it first saw the present beat; a beat that does not change for `lease_s` means death. A slot that
+cannot write its heartbeat stops claiming and publishing before that (`Heartbeat.fenced`).
 """
 
 from __future__ import annotations
@@ -136,7 +136,10 @@ class Observer:
 
 @dataclass(frozen=True, slots=True)
 class _Sight:
-    """What an observer saw of an instance. since: when, by our clock, it first saw this beat; read: when it last looked."""
+    """What an observer saw of an instance.
+
+    since: when, by our clock, it first saw this beat; read: when it last looked.
+    """
 
     beat: Any
     since: float

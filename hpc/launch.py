@@ -5,8 +5,8 @@
     python -m hpc.launch configs/sft/demo.yaml                             train here (gang: the config names a trainer)
     python -m hpc.launch CONFIG captioner.model=/models/llava-llama-3-8b name=first-try
 
-`key=value` changes the config, `--flags` are actions. Launching over a run that exists continues it: finished shards are never
-redone. Exit codes: 0 submitted or complete, 1 incomplete, 2 some shards failed, 64 wrong usage.
+`key=value` changes the config, `--flags` are actions. Launching over a run that exists continues it: finished shards
+are never redone. Exit codes: 0 submitted or complete, 1 incomplete, 2 some shards failed, 64 wrong usage.
 """
 
 from __future__ import annotations
@@ -98,7 +98,9 @@ def settle(config: configs.Config, dry_run: bool) -> configs.Config:
             "share; inputs may be remote, the run directory may not."
         )
     if config.run.cluster.kind == "slurm" and not shutil.which("sbatch"):
-        warn.print("[yellow]no Slurm here (sbatch is not on PATH): a launch runs on this machine instead, cluster=local[/]")
+        warn.print(
+            "[yellow]no Slurm here (sbatch is not on PATH): a launch runs on this machine instead, cluster=local[/]"
+        )
         if not dry_run:
             return configs.check({**config.resolved, "cluster": {"kind": "local"}}, config.source)
     elif config.run.cluster.kind == "slurm":
@@ -149,15 +151,15 @@ def _check_continuation(job: Job, supersede: bool, mended: Collection[str]) -> N
         )
     if (dropped or changed) and not supersede:
         raise UserError(
-            f"launch: the input of {job.run.path} changed: {len(dropped):,} shards are gone, {len(changed):,} have another "
-            f"size (first: {(dropped + changed)[0]}). Choose another `name=`, or say --supersede."
+            f"launch: the input of {job.run.path} changed: {len(dropped):,} shards are gone, {len(changed):,} have "
+            f"another size (first: {(dropped + changed)[0]}). Choose another `name=`, or say --supersede."
         )
     if old.identity != job.identity and not supersede:
         done = sum(s.status == DONE for s in job.run.ledger(old.identity).survey().values())
         what = ", ".join(differences(old, job.config)) or "the model's files"
         raise UserError(
-            f"launch: what makes the output changed ({what}; identity {old.identity} → {job.identity}): {done:,} finished "
-            "shards would be stale. Choose another `name=`, or say --supersede."
+            f"launch: what makes the output changed ({what}; identity {old.identity} → {job.identity}): {done:,} "
+            "finished shards would be stale. Choose another `name=`, or say --supersede."
         )
 
 
@@ -193,9 +195,8 @@ def describe(job: Job, forecasts: list[str] | None = None) -> None:
     home = -(-len(job.shards) // job.slots)
     if cluster.kind == "slurm":
         at_once = f", at most {cluster.parallel} at a time" if cluster.parallel else ""
-        lines.append(
-            ("array", f"{job.slots} slots × {engines} {device}{at_once} · {cluster.time} each, requeued · home range ≈ {home:,}")
-        )
+        shape = f"{job.slots} slots × {engines} {device}{at_once}"
+        lines.append(("array", f"{shape} · {cluster.time} each, requeued · home range ≈ {home:,}"))
     else:
         lines.append(("local", f"{job.slots} slots × {engines} {device} · home range ≈ {home:,} shards a slot"))
     lines += [("" if number else "forecast", text) for number, text in enumerate(forecasts or [])]
@@ -402,7 +403,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("config", help="a YAML file, see configs/")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
     parser.add_argument("--dry-run", action="store_true", help="print plan and batch script, leave nothing behind")
-    parser.add_argument("--supersede", action="store_true", help="continue although the output's identity or input changed")
+    parser.add_argument(
+        "--supersede", action="store_true", help="continue although the output's identity or input changed"
+    )
     parser.add_argument("--rate", type=float, help="--dry-run: forecast with this rate, samples/s of one GPU or engine")
     parser.add_argument("--detach", action="store_true", help="cluster=local: go on in the background")
     parser.add_argument("--no-submit", action="store_true", help="write the run directory, start nothing")

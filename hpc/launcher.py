@@ -147,9 +147,9 @@ class Launcher(submitit.SlurmExecutor):
     def submit_script(self) -> str:
         """Submit once; returns the job's id (an array's own, not an element's).
 
-        sbatch may fail after the controller has taken the job, so nothing is submitted again before squeue has answered that
-        no job carries this submission's comment. Where a site's limit on submitted jobs is met, the array is halved: slots are
-        elastic, the work is the same.
+        sbatch may fail after the controller has taken the job, so nothing is submitted again before squeue has
+        answered that no job carries this submission's comment. Where a site's limit on submitted jobs is met, the
+        array is halved: slots are elastic, the work is the same.
 
         Raises:
             UserError: refused, with Slurm's own words.
@@ -202,7 +202,9 @@ class NoAnswer(Exception):
 
 
 def max_array_size() -> int | None:
-    """How many elements an array may have on this Slurm (indices end at MaxArraySize - 1), None where it cannot be asked."""
+    """How many elements an array may have on this Slurm (indices end at MaxArraySize - 1), None where it cannot be
+    asked.
+    """
     try:
         done = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, timeout=20, check=False)
     except (FileNotFoundError, subprocess.TimeoutExpired):
@@ -222,7 +224,9 @@ def find_job(comment: str) -> str | None:
 
 
 def live_jobs(job_ids: list[str]) -> dict[str, str]:
-    """State (RUNNING, PENDING, ...) of array elements that squeue still lists, by "job_element"; {} where it cannot be asked."""
+    """State (RUNNING, PENDING, ...) of array elements that squeue still lists, by "job_element"; {} where it cannot
+    be asked.
+    """
     if not job_ids:
         return {}
     try:

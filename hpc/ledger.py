@@ -5,8 +5,9 @@
     <bucket>/<id>.g<G>.done        the idempotency marker (JSON)
     <bucket>/<id>.g<G>.failed      terminal failure (JSON)
 
-A generation is a fresh start that a rerun grants; inside a generation "done" beats "failed". Nothing is ever removed, so no
-process can break another's lock, and an epoch number is a fencing token: it is checked again before publishing.
+A generation is a fresh start that a rerun grants; inside a generation "done" beats "failed". Nothing is ever
+removed, so no process can break another's lock, and an epoch number is a fencing token: it is checked again before
+publishing.
 """
 
 from __future__ import annotations
@@ -27,9 +28,7 @@ from hpc.operator import Shard
 BUCKETS = 1024  # about a thousand names in a directory at 300,000 shards
 OPEN, CLAIMED, DONE, FAILED = "open", "claimed", "done", "failed"
 
-_NAME = re.compile(
-    r"(?P<id>.+)\.g(?P<generation>[0-9]+)\.(?:e(?P<epoch>[0-9]+)(?P<end>\.end)?|(?P<mark>done|failed))"
-)
+_NAME = re.compile(r"(?P<id>.+)\.g(?P<generation>[0-9]+)\.(?:e(?P<epoch>[0-9]+)(?P<end>\.end)?|(?P<mark>done|failed))")
 
 
 @lru_cache(maxsize=4096)

@@ -1,4 +1,6 @@
-"""The local profile: a small supervisor that starts the same `hpc.worker` processes as Slurm would, and restarts them as Slurm would."""
+"""The local profile: a small supervisor that starts the same `hpc.worker` processes as Slurm would, and restarts
+them as Slurm would.
+"""
 
 from __future__ import annotations
 

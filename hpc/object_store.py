@@ -1,8 +1,8 @@
 """Published files on an object store (`output: s3://bucket/prefix`), for sites whose file system should not hold them.
 
-A key is written once: by a conditional put (If-None-Match: *), or, where the store does not know that or holds something else under
-the key, under a unique one, which the marker names. What was written is read back and compared before any marker speaks for it.
-Credentials come from the environment, never from the config.
+A key is written once: by a conditional put (If-None-Match: *), or, where the store does not know that or holds
+something else under the key, under a unique one, which the marker names. What was written is read back and compared
+before any marker speaks for it. Credentials come from the environment, never from the config.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ def is_url(location: str) -> bool:
 
 
 def put(source: Path, url: str) -> str:
-    """Publish a local file under `url`, or under a unique key beside it. Returns the URL that holds it, read back and compared.
+    """Publish a local file under `url`, or under a unique key beside it. Returns the URL that holds it, read back
+    and compared.
 
     Raises:
         OSError: the store does not take it, after all tries.

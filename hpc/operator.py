@@ -43,8 +43,8 @@ class Shard:
 
 
 class MissingShards(UserError):
-    """Raised by `plan` where shards that the config names do not exist. With --allow-missing they are planned all the same
-    and recorded as failed."""
+    """Raised by `plan` where shards that the config names do not exist. With --allow-missing they are planned all
+    the same and recorded as failed."""
 
     ETAG = "missing"  # of a planned shard that was not there
 

@@ -1,13 +1,15 @@
 """The plan: which shards a run is made of. Written once as `plan/<hash>.parquet`, never changed.
 
-Rows are in the order of work: by ledger bucket (so that one directory listing answers for a hundred neighbours), then by id.
-A slot's *home range* is a contiguous run of rows; a growing plan is a new file that holds all rows of the old one.
+Rows are in the order of work: by ledger bucket (so that one directory listing answers for a hundred neighbours),
+then by id. A slot's *home range* is a contiguous run of rows; a growing plan is a new file that holds all rows of
+the old one.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,7 +36,7 @@ _ROW_GROUP = 8192
 def write(directory: Path, shards: list[Shard]) -> str:
     """Write the plan unless it exists; returns its hash (12 hex digits). UserError for ids that are not unique."""
     rows = sorted(shards, key=lambda s: (bucket_of(s.id), s.id))
-    for a, b in zip(rows, rows[1:], strict=False):
+    for a, b in itertools.pairwise(rows):
         if a.id == b.id:
             raise UserError(f"plan: two shards have the id {a.id}: {a.uri} and {b.uri}. Name each file once.")
     digest = hashlib.sha256()

@@ -1,4 +1,5 @@
-"""Is this node fit for the job? Asked by each slot before it loads a model; every answer says what is wrong and what to do.
+"""Is this node fit for the job? Asked by each slot before it loads a model; every answer says what is wrong and what
+to do.
 
 No clock is compared. A node that is refused leaves its work to others, and is not used again (see hpc.breaker).
 """

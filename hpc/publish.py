@@ -1,9 +1,11 @@
 """From finished segments to a published column file and its marker, in an order that any crash leaves mendable.
 
-    write beside the target → fsync → read back and verify → link (no replace) → marker (link, no replace) → journal → clean up
+    write beside the target → fsync → read back and verify → link (no replace) → marker (link, no replace) → journal
+    → clean up
 
-A crash before the link leaves a temporary that nobody reads; between link and marker, the successor finds the file, verifies it and
-adopts it. Only the owner of the highest epoch publishes, and if two try all the same, link() lets one win.
+A crash before the link leaves a temporary that nobody reads; between link and marker, the successor finds the file,
+verifies it and adopts it. Only the owner of the highest epoch publishes, and if two try all the same, link() lets
+one win.
 """
 
 from __future__ import annotations
@@ -101,7 +103,9 @@ class Publisher:
     def _check_failed(self, content: columns.Content) -> None:
         failed = content.counts.get(FAILED, 0)
         if failed > self.max_failed * content.rows:
-            reasons = {r: n for r, n in content.reasons.items() if r.startswith(FAILED)} or {"failed: no reason given": 0}
+            reasons = {r: n for r, n in content.reasons.items() if r.startswith(FAILED)} or {
+                "failed: no reason given": 0
+            }
             detail = f"{failed} of {content.rows}, allowed {self.max_failed:.1%}"
             raise ShardError(f"too many samples failed: {max(reasons, key=lambda r: reasons[r])}", detail)
 

@@ -1,4 +1,5 @@
-"""What a map run has published, for readers: export, report, trainers. Resolved through markers, never by globbing files.
+"""What a map run has published, for readers: export, report, trainers. Resolved through markers, never by globbing
+files.
 
     for shard in Published("runs/demo"):
         table = shard.table()
@@ -24,7 +25,9 @@ from hpc.rundir import Run
 
 @dataclass(frozen=True)
 class PublishedShard:
-    """A finished shard: its input, where its column file is (a path or a URL), and its marker (rows, counts, sha256, ...)."""
+    """A finished shard: its input, where its column file is (a path or a URL), and its marker (rows, counts, sha256,
+    ...).
+    """
 
     shard: Shard
     location: str

@@ -28,7 +28,10 @@ from hpc.status import JournalReader
 
 
 def choose(run: Run, latest: Submission, wanted: list[str] | None) -> dict[str, int]:
-    """The generation to open, by shard id: for `wanted`, or for all shards that failed. Raises UserError for unknown ids."""
+    """The generation to open, by shard id: for `wanted`, or for all shards that failed.
+
+    Raises UserError for unknown ids.
+    """
     survey = run.ledger(latest.identity).survey(run.reopened())
     known = set(Plan(run.plans, latest.plan).ids())
     if wanted is None:
@@ -52,7 +55,9 @@ def choose_by_samples(run: Run, latest: Submission) -> dict[str, int]:
         state = survey.get(shard, State())
         if state.status == DONE:
             at = (shard, state.generation)
-            counts = (reader.done.get(at) or run.ledger(latest.identity).read(shard, f"g{state.generation}.done"))["counts"]
+            counts = (reader.done.get(at) or run.ledger(latest.identity).read(shard, f"g{state.generation}.done"))[
+                "counts"
+            ]
             bad = counts.get(SAMPLE_FAILED, 0) + counts.get(QUARANTINED, 0)
         else:
             bad = state.status == FAILED
@@ -75,9 +80,13 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m hpc.rerun", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", help="the run directory")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the execution config, e.g. map.max_failed=0.2")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="changes to the execution config, e.g. map.max_failed=0.2"
+    )
     parser.add_argument("--shards", help="comma-separated ids, finished ones too (default: all that failed)")
-    parser.add_argument("--samples", action="store_true", help="do only failed and quarantined samples again, keep the good")
+    parser.add_argument(
+        "--samples", action="store_true", help="do only failed and quarantined samples again, keep the good"
+    )
     parser.add_argument("--no-submit", action="store_true", help="only reopen; running slots see it within seconds")
     args = parser.parse_intermixed_args(arguments)
     console, errors = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)

@@ -1,19 +1,19 @@
 """The run directory: the only truth. Every path of it is made here.
 
-    runs/<name>/
-      config.yaml                  what makes the output; another identity is another column or --supersede
-      plan/<hash>.parquet          see hpc.plan
-      code/<digest>/               snapshot of hpc/ and recap/ that workers run
-      submissions/<uuid>.json      intent before sbatch, then job ids; the whole resolved config
-      slots/<instance>.json        heartbeat; instance = submission + slot + life, one writer each, never reused
-      inflight/<instance>.<engine> samples that an engine has in flight, readable after its death
-      journal/<instance>.jsonl     append-only, one writer each: the fast path for status
-      ledger/<identity8>/<bucket>/ claims and markers, see hpc.ledger
-      segments/<identity8>/<bucket>/<id>.g<G>/   finished parts of unfinished shards
-      columns/<column>/<identity8>/<bucket>/<id>.g<G>.parquet    published once; readers resolve through markers
-      generations/<n>.json         shards reopened by a rerun, with the reason
-      control/                     pause (with its reason), cancelled
-      logs/
+runs/<name>/
+  config.yaml                  what makes the output; another identity is another column or --supersede
+  plan/<hash>.parquet          see hpc.plan
+  code/<digest>/               snapshot of hpc/ and recap/ that workers run
+  submissions/<uuid>.json      intent before sbatch, then job ids; the whole resolved config
+  slots/<instance>.json        heartbeat; instance = submission + slot + life, one writer each, never reused
+  inflight/<instance>.<engine> samples that an engine has in flight, readable after its death
+  journal/<instance>.jsonl     append-only, one writer each: the fast path for status
+  ledger/<identity8>/<bucket>/ claims and markers, see hpc.ledger
+  segments/<identity8>/<bucket>/<id>.g<G>/   finished parts of unfinished shards
+  columns/<column>/<identity8>/<bucket>/<id>.g<G>.parquet    published once; readers resolve through markers
+  generations/<n>.json         shards reopened by a rerun, with the reason
+  control/                     pause (with its reason), cancelled
+  logs/
 """
 
 from __future__ import annotations
@@ -85,7 +85,9 @@ class Run:
         return self.path / "segments" / identity / bucket_of(shard_id) / f"{shard_id}.g{generation}"
 
     def make(self) -> None:
-        self._submissions.mkdir(parents=True, exist_ok=True)  # first: it tells a launch that died here from others' files
+        self._submissions.mkdir(
+            parents=True, exist_ok=True
+        )  # first: it tells a launch that died here from others' files
         for folder in (self.plans, self.slots, self.journals, self.logs, self.inflight, self.control, self.code):
             folder.mkdir(parents=True, exist_ok=True)
         self._generations.mkdir(exist_ok=True)
@@ -130,7 +132,9 @@ class Run:
     # --- generations ------------------------------------------------------------------------
 
     def reopen(self, generations: dict[str, int], reason: str, *, keep: bool = False) -> Path:
-        """Record that a rerun grants these shards a fresh generation; with `keep`, their good samples stay as they are."""
+        """Record that a rerun grants these shards a fresh generation; with `keep`, their good samples stay as they
+        are.
+        """
         data = atomic.as_json({"reason": reason, "keep": keep, "shards": generations})
         number = len(self._generation_files())
         while not atomic.create(self._generations / f"{number:06d}.json", data):

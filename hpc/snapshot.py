@@ -1,4 +1,6 @@
-"""A copy of the toolkit's code in the run directory: workers run it, so that a requeue weeks later runs what was launched."""
+"""A copy of the toolkit's code in the run directory: workers run it, so that a requeue weeks later runs what was
+launched.
+"""
 
 from __future__ import annotations
 
@@ -33,9 +35,11 @@ def digest(root: Path = ROOT) -> str:
 
 
 def take(folder: Path) -> str:
-    """Copy the code to `<folder>/<digest>/` unless it is there. Complete before it has its name, writable by its owner alone.
+    """Copy the code to `<folder>/<digest>/` unless it is there. Complete before it has its name, writable by its
+    owner alone.
 
-    Another user's copy is not used, equal as it may be now: who owns it may change it later. Then the name ends in our user id.
+    Another user's copy is not used, equal as it may be now: who owns it may change it later. Then the name ends in
+    our user id.
     """
     wanted = digest()
     name = wanted
@@ -66,7 +70,9 @@ def check(target: Path) -> None:
         raise UserError(f"code: {target} was changed after it was taken. Remove it and launch again.")
     for place in [target, *target.rglob("*")]:
         if place.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            raise UserError(f"code: others than its owner may write {place}. chmod go-w it, or remove it and launch again.")
+            raise UserError(
+                f"code: others than its owner may write {place}. chmod go-w it, or remove it and launch again."
+            )
 
 
 def check_running() -> None:

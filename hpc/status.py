@@ -86,6 +86,7 @@ def gather(run: Run, tally: Tally | None = None) -> dict[str, Any]:
         "effort": effort.spent(lives, latest, totals, speed if live else 0.0),
         "nodes": effort.nodes(lives, now),
         "slow": effort.slow(lives, now),
+        "history": reader.over_time(),
         "slots": slots,
         "damaged": {k: vars(v) for k, v in settled.damaged.items()},
         "failures": {k: vars(v) for k, v in settled.failures.items()},

@@ -27,6 +27,7 @@ from hpc.rundir import Run, Submission
 FORMAT = 1  # of the cache
 WORTHWHILE = 5000  # shards from which on the cache is written
 _RACY_S = 2.0  # a directory that changed so shortly before its listing may change again under the same time stamp
+HISTORY_S = 600
 WINDOW_S = 3600.0  # the longest that rates are asked over
 
 _TERMINAL = re.compile(r"^(.+)\.g0\.(done|failed)$", re.MULTILINE)
@@ -64,6 +65,7 @@ class JournalReader:
         self.partial: dict[tuple[str, int], dict[int, Counter[str]]] = {}  # by first sample of the segment
         self.rates: Counter[int] = Counter()  # samples by second, over the last hour
         self.lives: dict[str, Activity] = {}  # by instance
+        self.history: Counter[int] = Counter()  # samples by ten minutes, of the whole run
         self.first = self.last = 0.0
 
     def refresh(self) -> None:
@@ -113,7 +115,18 @@ class JournalReader:
             life.samples += count
             life.worked = t
             self.rates[int(t)] += count
+            self.history[int(t) // HISTORY_S] += count
             life.minutes.setdefault(str(event.get("engine", 0)), Counter())[int(t) // 60] += count
+
+    def over_time(self) -> list[tuple[float, int, int]]:
+        """(start, seconds, samples) of even bins over the run: of ten minutes, or finer where the run is short."""
+        if self.last - self.first > WINDOW_S:
+            return [(float(b * HISTORY_S), HISTORY_S, self.history[b]) for b in sorted(self.history)]
+        width = max(1, int(self.last - self.first) // 60)
+        bins: Counter[int] = Counter()
+        for second, count in self.rates.items():
+            bins[second // width] += count
+        return [(float(b * width), width, bins[b]) for b in sorted(bins)]
 
     @property
     def deaths(self) -> Counter[str]:
@@ -132,7 +145,7 @@ class JournalReader:
         lives = {name: vars(life) for name, life in self.lives.items()}
         return {
             "offsets": self.offsets, "partial": partial, "rates": self.rates, "lives": lives,
-            "first": self.first, "last": self.last,
+            "first": self.first, "last": self.last, "history": self.history,
         }  # fmt: skip
 
     def restore(self, saved: dict[str, Any]) -> None:
@@ -140,6 +153,7 @@ class JournalReader:
         for shard, generation, start, counts in saved["partial"]:
             self.partial.setdefault((shard, generation), {})[start] = Counter(counts)
         self.rates = Counter({int(second): n for second, n in saved["rates"].items()})
+        self.history = Counter({int(bin): n for bin, n in saved["history"].items()})
         for name, life in saved["lives"].items():
             minutes = {e: Counter({int(m): n for m, n in c.items()}) for e, c in life.pop("minutes").items()}
             deaths, failures = Counter(life.pop("deaths")), Counter(life.pop("failures"))

@@ -1,4 +1,5 @@
-"""Check that every marker holds: its file is there, with the rows, bytes and (with --full) content it had when it was published.
+"""Check that every marker holds: its file is there, with the rows, bytes and (with --full) content it had when it
+was published.
 
     python -m hpc.verify runs/demo            sizes and row counts from footers
     python -m hpc.verify runs/demo --full     also sha256, page checksums, statuses, and no file without a marker
@@ -101,7 +102,9 @@ def main(arguments: list[str] | None = None) -> int:
         for path in unmarked(run, latest.column, latest.identity, marked):
             shard, _, generation = path.stem.rpartition(".g")
             if (shard, int(generation)) in generations:
-                console.print(f"note: {path.name} has no marker (a crash before its marker; it will be adopted)", markup=False)
+                console.print(
+                    f"note: {path.name} has no marker (a crash before its marker; it will be adopted)", markup=False
+                )
     if not wrong:
         console.print(f"verify: {len(done):,} markers hold{' (every byte read)' if args.full else ''}")
         return Exit.COMPLETE

@@ -2,8 +2,9 @@
 
     python -m hpc.worker runs/demo --slot 3 [--submission UUID]
 
-Exit codes: 0 complete, 1 incomplete (others still work, or cancelled), 2 some shards failed, 64 wrong usage, 70 crashed,
-75 requeue me (time limit, preemption), 143 terminated. Signals: USR2 drains and exits 75, TERM drains and exits 143.
+Exit codes: 0 complete, 1 incomplete (others still work, or cancelled), 2 some shards failed, 64 wrong usage, 70
+crashed, 75 requeue me (time limit, preemption), 143 terminated. Signals: USR2 drains and exits 75, TERM drains and
+exits 143.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ def _task(run: Run, uuid: str | None) -> tuple[Run, Submission]:
         return run, run.submission(uuid) if uuid else run.latest()
     except FileNotFoundError as error:
         raise UserError(
-            f"worker: {error.filename} is not there. Is {run.path} on a file system that this node shares with the launch?"
+            f"worker: {error.filename} is not there. Is {run.path} on a file system "
+            "that this node shares with the launch?"
         ) from error
 
 

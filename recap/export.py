@@ -44,8 +44,8 @@ from recap.data.tars import Sample, read_samples
 
 VERSION = "1"
 
-# The published data set's 11 columns and the 2 that came later, all nullable: files without scores have this schema too.
-# name, type, what it holds
+# The published data set's 11 columns and the 2 that came later, all nullable: files without scores have this schema
+# too. name, type, what it holds
 COLUMNS: list[tuple[str, pa.DataType, str]] = [
     ("url", pa.string(), "address of the image, where the downloader's metadata is at hand"),
     ("re_caption", pa.string(), "the generated caption"),

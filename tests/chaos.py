@@ -2,10 +2,10 @@
 
     python -m tests.chaos --minutes 1 --seed 0
 
-Kills engines, agents, slurmds, whole nodes and the controller; requeues, preempts, cancels and launches again; stalls agents for longer
-than their lease; reopens finished shards; asks for status meanwhile. Time limits of one minute run out beside. Ends with exit code 0 if
-every sample is there exactly once, `verify --full` is clean, status tells the truth, no process is left, and no agent's open files or
-memory grew; prints each fault with how often it hit.
+Kills engines, agents, slurmds, whole nodes and the controller; requeues, preempts, cancels and launches again;
+stalls agents for longer than their lease; reopens finished shards; asks for status meanwhile. Time limits of one
+minute run out beside. Ends with exit code 0 if every sample is there exactly once, `verify --full` is clean, status
+tells the truth, no process is left, and no agent's open files or memory grew; prints each fault with how often it hit.
 """
 
 from __future__ import annotations
@@ -33,7 +33,11 @@ from tests.test_slurm import EchoJob
 SHARDS, LINES = 48, 40
 LEASE_S = 2.0
 SETTLED_S = 10.0  # before that an agent imports
-MOST_FILES, MOST_MEMORY, MOST_GROWTH = 64, 192 << 20, 16 << 20  # open files of an agent; bytes it may hold, and may grow
+MOST_FILES, MOST_MEMORY, MOST_GROWTH = (
+    64,
+    192 << 20,
+    16 << 20,
+)  # open files of an agent; bytes it may hold, and may grow
 
 
 class Chaos:
@@ -209,7 +213,19 @@ class Chaos:
         """A short job of higher priority that needs a whole node."""
         if not self._elements():
             return False
-        wrap = ("sbatch", "--parsable", "-p", "high", "--exclusive", "-n1", "-t1", "-o", "/dev/null", "--wrap", "sleep 2")
+        wrap = (
+            "sbatch",
+            "--parsable",
+            "-p",
+            "high",
+            "--exclusive",
+            "-n1",
+            "-t1",
+            "-o",
+            "/dev/null",
+            "--wrap",
+            "sleep 2",
+        )
         return bool(self._try(*wrap))
 
     def _cancel_slot(self) -> bool:
@@ -267,12 +283,13 @@ def main() -> int:
             chaos.check()
         finally:
             slurm.down()
-    lives = sum(len(v) for v in chaos.files.values())
+    looks = sum(len(v) for v in chaos.files.values())
     for name, hits in chaos.hits.most_common():
         sys.stdout.write(f"{hits:5d}  {name}\n")
     sys.stdout.write(
         f"{sum(chaos.hits.values())} faults survived (seed {args.seed}, {args.minutes:g} min): {SHARDS} shards, "
-        f"{SHARDS * LINES:,} samples exactly once, {chaos.reopened} reopened, {len(chaos.files)} agents in {lives} looks\n"
+        f"{SHARDS * LINES:,} samples exactly once, {chaos.reopened} reopened, "
+        f"{len(chaos.files)} agents in {looks} looks\n"
     )
     return 0
 

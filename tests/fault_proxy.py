@@ -1,7 +1,9 @@
-"""A small HTTP proxy between a client and a real loopback S3 server, which hurts some of the replies and counts what it did.
+"""A small HTTP proxy between a client and a real loopback S3 server, which hurts some of the replies and counts what
+it did.
 
-Faults are armed by method: `proxy.arm("GET", "503", 3)` makes the next three GETs of objects answer 503. Kinds: "503", "truncate" (half
-the body, then the connection is closed), "hang" (no answer for `hang_s`), "lost" (the request is carried out, the reply is dropped).
+Faults are armed by method: `proxy.arm("GET", "503", 3)` makes the next three GETs of objects answer 503. Kinds:
+"503", "truncate" (half the body, then the connection is closed), "hang" (no answer for `hang_s`), "lost" (the
+request is carried out, the reply is dropped).
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""What stops a slot, a node or a run on purpose; full disks; output on an object store; samples that are done again alone."""
+"""What stops a slot, a node or a run on purpose; full disks; output on an object store; samples that are done again
+alone.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ ROOT = Path(__file__).resolve().parent.parent
 @dataclass
 class FaultyConfig(EchoConfig):
     bad_host: str = field(default="", metadata={"execution": True})  # where nothing can be read
-    service: str = field(default="", metadata={"execution": True})  # a file; lines "service" fail transiently without it
+    service: str = field(
+        default="", metadata={"execution": True}
+    )  # a file; lines "service" fail transiently without it
 
 
 class Faulty(Echo):
@@ -167,7 +171,9 @@ def test_only_bad_samples_are_done_again(tmp_path: Path) -> None:
     )
     assert bench.launch() == Exit.SOME_FAILED
     failures = bench.status()["failures"]
-    assert {reason: (f["count"], f["example"]) for reason, f in failures.items()} == {"samples: service: away": (1, "a")}
+    assert {reason: (f["count"], f["example"]) for reason, f in failures.items()} == {
+        "samples: service: away": (1, "a")
+    }
     service.touch()
     applied.unlink()
     rerun = bench.command("hpc.rerun", str(bench.run.path), "--samples")

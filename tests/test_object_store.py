@@ -113,4 +113,3 @@ def test_a_published_key_is_never_overwritten(proxy: FaultProxy, tmp_path: Path)
     assert other != kept and other.startswith("s3://bucket/out/same.")
     with object_store.fetched(kept) as one, object_store.fetched(other) as two:
         assert (one.read_bytes(), two.read_bytes()) == (b"first", b"second")
-

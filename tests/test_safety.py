@@ -1,4 +1,6 @@
-"""A shared run directory executes nothing that others can write, opens as few doors as configured, and prints nothing raw."""
+"""A shared run directory executes nothing that others can write, opens as few doors as configured, and prints
+nothing raw.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,9 @@ def test_anothers_snapshot_is_not_used(tmp_path: Path, monkeypatch: pytest.Monke
 def test_modes_are_as_configured(tmp_path: Path) -> None:
     bench = Workbench(tmp_path, {"a": lines(3)}, umask="007")
     assert bench.launch() == Exit.COMPLETE
-    modes = {p: p.stat().st_mode for p in bench.run.path.rglob("*") if "code" not in p.relative_to(bench.run.path).parts}
+    modes = {
+        p: p.stat().st_mode for p in bench.run.path.rglob("*") if "code" not in p.relative_to(bench.run.path).parts
+    }
     assert not [p for p, mode in modes.items() if mode & stat.S_IRWXO], "closed to the world"
     assert all(mode & stat.S_IWGRP for p, mode in modes.items() if p.is_dir()), "open to the group"
 
@@ -72,7 +76,7 @@ def test_nothing_is_unpickled_or_evaluated() -> None:
     for package in ("hpc", "recap"):
         for file in (ROOT / package).rglob("*.py"):
             text = file.read_text()
-            for word in ("import pickle", "pickle.load", "cloudpickle", "eval(\"", "shell=True", "os.system"):
+            for word in ("import pickle", "pickle.load", "cloudpickle", 'eval("', "shell=True", "os.system"):
                 assert word not in text, f"{file}: {word}"
 
 

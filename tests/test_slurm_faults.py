@@ -1,4 +1,7 @@
-"""On a real Slurm: a sample that runs the whole step out of memory, and a gate that mends a cancelled array. Both at once."""
+"""On a real Slurm: a sample that runs the whole step out of memory, and a gate that mends a cancelled array.
+
+Both at once.
+"""
 
 from __future__ import annotations
 

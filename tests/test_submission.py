@@ -1,5 +1,6 @@
-"""What sbatch can do wrong: answers that are lost, decorated, refused, or a controller that is away. Never two jobs for one launch, never
-a lost one. A fake Slurm on PATH, since a real one does none of this on demand; the rest of the tests use the real one."""
+"""What sbatch can do wrong: answers that are lost, decorated, refused, or a controller that is away. Never two jobs
+for one launch, never a lost one. A fake Slurm on PATH, since a real one does none of this on demand; the rest of the
+tests use the real one."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ comment = re.search(r"#SBATCH --comment=(\\S+)", text)[1]
 if word == "away":
     sys.exit("sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)")
 if word == "qos":
-    sys.exit("sbatch: error: QOSMaxSubmitJobPerUserLimit\\nsbatch: error: Batch job submission failed: Job violates QOS policy")
+    sys.exit("sbatch: error: QOSMaxSubmitJobPerUserLimit\\nsbatch: error: Batch job submission failed: Job violates
+    QOS policy")
 if word == "limit" and not re.search(r"--array=0-[01]%", text):
     sys.exit("sbatch: error: Batch job submission failed: Invalid job array specification")
 jobs = json.load(open(f"{{folder}}/jobs"))
@@ -97,7 +99,8 @@ def fake(tmp_path: Path) -> FakeSlurm:
 
 
 def launch(fake: FakeSlurm, patience_s: float = 60.0) -> subprocess.CompletedProcess[str]:
-    code = f"import sys; from hpc import launcher; launcher.PATIENCE_S = {patience_s}; from hpc.launch import main; sys.exit(main())"
+    patience = f"from hpc import launcher; launcher.PATIENCE_S = {patience_s}"
+    code = f"import sys; {patience}; from hpc.launch import main; sys.exit(main())"
     environment = {k: v for k, v in os.environ.items() if not k.startswith("SLURM")}
     environment |= {"FAKE": str(fake.folder), "PATH": f"{fake.folder}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", code, str(fake.folder.parent / "config.yaml")]

@@ -1,7 +1,8 @@
-"""Opening a shard, wherever it is: local files as they are, objects in checked ranges that are asked for again when a reply fails.
+"""Opening a shard, wherever it is: local files as they are, objects in checked ranges that are asked for again when
+a reply fails.
 
-An object store answers 503, hangs, or ends a body early; none of these may look like a short shard. Every range is compared with
-the length that was asked for, and the object with the version that the plan saw.
+An object store answers 503, hangs, or ends a body early; none of these may look like a short shard. Every range is
+compared with the length that was asked for, and the object with the version that the plan saw.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def open_shard(shard: Shard) -> IO[bytes]:
     """
     if "://" not in shard.uri:
         try:
-            file = open(shard.uri, "rb")
+            file = open(shard.uri, "rb")  # noqa: SIM115 - returned open
         except FileNotFoundError as error:
             raise ShardError("input: does not exist", shard.uri) from error
         _compare(shard, os.fstat(file.fileno()).st_size, "")
@@ -89,7 +90,10 @@ class _Ranges(io.RawIOBase):
 
 
 def retry(call: Callable[[], Any], uri: str) -> Any:
-    """The result of a request, tried again with growing, jittered pauses. ShardError when it is hopeless or the budget is spent."""
+    """The result of a request, tried again with growing, jittered pauses.
+
+    ShardError when it is hopeless or the budget is spent.
+    """
     for attempt in range(1, TRIES + 1):
         try:
             return call()
@@ -97,9 +101,11 @@ def retry(call: Callable[[], Any], uri: str) -> Any:
             raise ShardError("input: does not exist", uri) from error
         except PermissionError as error:
             raise ShardError("input: forbidden", f"{uri}: {error}") from error
-        except Exception as error:  # noqa: BLE001 - each store's client has exceptions of its own
+        except Exception as error:  # each store's client has exceptions of its own
             if attempt == TRIES:
-                raise ShardError("input: object store does not answer", f"{uri}: {TRIES} tries, last: {error}") from error
+                raise ShardError(
+                    "input: object store does not answer", f"{uri}: {TRIES} tries, last: {error}"
+                ) from error
             pause = min(LONGEST_PAUSE_S, 0.25 * 2**attempt) * random.uniform(0.5, 1.0)
             log.warning("%s: %s: trying again in %.1f s (%d of %d)", Path(uri).name, error, pause, attempt, TRIES)
             time.sleep(pause)
