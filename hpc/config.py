@@ -346,6 +346,12 @@ def _check_values(run: RunConfig, source: str) -> None:
         refuse("cluster.kind", f"{run.cluster.kind!r} is unknown. Write local or slurm.")
     if not re.fullmatch(r"\d+|(\d+-)?\d{1,3}:\d{2}(:\d{2})?|\d+-\d{1,2}", run.cluster.time):
         refuse("cluster.time", f'"{run.cluster.time}" is not a Slurm time. Write 24:00:00 or 1-00:00:00.')
+    elif run.cluster.kind == "slurm" and slurm_seconds(run.cluster.time) <= run.cluster.signal_delay_s:
+        refuse(
+            "cluster.time",
+            f'"{run.cluster.time}" is over before any work: the drain starts {run.cluster.signal_delay_s} s before its end '
+            "(cluster.signal_delay_s). Ask for more time.",
+        )
     if run.umask is not None and not re.fullmatch("0?[0-7]{3}", run.umask):
         refuse("umask", f"{run.umask!r} is not three octal digits in quotes, such as '002'")
     for key in ("slots", "engines_per_node"):
@@ -384,6 +390,23 @@ def _prelude(entry: str) -> list[str]:
     except OSError as error:
         raise UserError(f"config: `cluster.prelude`: {entry}: cannot be read ({error.strerror}).") from error
     return [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
+
+
+def slurm_seconds(time: str) -> int:
+    """Seconds of a Slurm time: minutes, minutes:seconds, h:m:s, days-hours, days-h:m, days-h:m:s.
+
+    >>> [slurm_seconds(t) for t in ("10", "1:30", "24:00:00", "1-0", "1-12:00")]
+    [600, 90, 86400, 86400, 129600]
+    """
+    days, dash, clock = time.rpartition("-")
+    parts = [int(part) for part in clock.split(":")]
+    if dash:
+        hours, minutes, seconds = [*parts, 0, 0][:3]
+    elif len(parts) == 1:
+        hours, minutes, seconds = 0, parts[0], 0
+    else:
+        hours, minutes, seconds = [0, *parts][-3:]
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 def _semantic(config: Any) -> dict[str, Any]:

@@ -90,6 +90,15 @@ def test_files_that_are_no_config(tmp_path: Path, text: str) -> None:
 # --- values -----------------------------------------------------------------------------------
 
 
+def test_a_time_limit_must_leave_time_before_the_drain(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("name: n\noperator: tests.echo.Echo\ncluster: {kind: slurm, time: '5'}\n")
+    with pytest.raises(UserError, match=r"over before any work: the drain starts 300 s before its end"):
+        configs.load(tmp_path / "c.yaml", [])
+    assert configs.load(tmp_path / "c.yaml", ["cluster.time=6"]).run.cluster.time == "6"
+    times = {"10": 600, "1:30": 90, "24:00:00": 86400, "1-0": 86400, "1-12:00": 129600, "2-03:04:05": 183845}
+    assert {t: configs.slurm_seconds(t) for t in times} == times
+
+
 @pytest.mark.parametrize("time", ["24:00:00", "0:30:00", "1-00:00:00", "2-12", "90", "12:30"])
 def test_times_need_no_quotes(tmp_path: Path, time: str) -> None:
     """YAML 1.1 would read 24:00:00 as 86400."""
