@@ -1,5 +1,4 @@
-"""The `hf` architecture: transformers' plain `CLIPModel` (causal text, EOS pooling, class token), behind our "
-"interface."""
+"""The `hf` architecture: transformers' `CLIPModel` (causal text, EOS pooling, class token), behind our interface."""
 
 from __future__ import annotations
 
@@ -19,8 +18,7 @@ class HfClip(nn.Module):
     def __init__(self, config: ClipModelConfig, image: int, eos: int, temperature: float = 0.07) -> None:
         super().__init__()
         self.model = CLIPModel(clip_config(config, image, eos))
-        with torch.no_grad():
-            self.model.logit_scale.fill_(math.log(1 / temperature))
+        self.model.logit_scale = nn.Parameter(torch.tensor([math.log(1 / temperature)]))  # FSDP2 wants a dimension
 
     @property
     def logit_scale(self) -> nn.Parameter:

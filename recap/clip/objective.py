@@ -33,7 +33,7 @@ class Objective(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1) * 255, persistent=False)
         if config.kind == "sigmoid":
-            self.logit_bias = nn.Parameter(torch.tensor(config.bias))
+            self.logit_bias = nn.Parameter(torch.tensor([config.bias]))
 
     def forward(self, micro: dict[str, torch.Tensor]) -> torch.Tensor:
         """The sum of this rank's losses.

@@ -92,7 +92,7 @@ class Stage:
     image: int = 112
     samples: int = 0
     batch: int = 0
-    lr: float = 0.0
+    base_lr: float = 0.0  # rate per 256 samples
     warmup: int = -1  # samples
     context: int = 0
     keep_patches: float = 1.0  # share of patches that are kept (FLIP)
@@ -127,7 +127,7 @@ class ClipConfig:
         """The core's settings for a stage."""
         batch = stage.batch or self.train.batch
         samples = stage.samples or self.train.samples
-        base = stage.lr or self.base_lr
+        base = stage.base_lr or self.base_lr
         lr = base * batch / 256 if base else self.train.lr
         warmup = self.train.warmup if stage.warmup < 0 else min(stage.warmup / max(samples, 1), 0.999)
         return replace(self.train, batch=batch, samples=samples, lr=lr, warmup=warmup)

@@ -194,8 +194,7 @@ class ClipTask:
         return patches + 1 + self.context * self.config.text.texts
 
     def _pair_flops(self) -> float:
-        """Forward and backward of one image and its texts: three times the multiply-adds of one forward pass, "
-        "doubled."""
+        """Of one image and its texts, forward and backward: 2 x 3 x the multiply-adds of a forward pass."""
         model, texts = self.config.model, self.config.text.texts
         patches = self._pair_tokens() - self.context * texts
         total = patches * 3 * model.patch**2 * model.vision_tower.width

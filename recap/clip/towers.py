@@ -119,7 +119,7 @@ class RecapClip(nn.Module):
         super().__init__()
         self.visual = VisionTower(config.vision_tower, config.patch, image, config.dimension)
         self.text = TextTower(config.text_tower, config.vocabulary, config.context, config.dimension)
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / temperature)))
+        self.logit_scale = nn.Parameter(torch.tensor([math.log(1 / temperature)]))  # FSDP2 wants a dimension
 
     def encode_image(self, pixels: torch.Tensor, keep: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         return self.visual(pixels, keep)

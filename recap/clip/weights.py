@@ -51,8 +51,7 @@ def read(folder: str | Path) -> dict[str, torch.Tensor]:
 
 
 def load(model: Any, config: ClipModelConfig, tensors: dict[str, torch.Tensor], image: int, source: str) -> None:
-    """Put weights of any layout into a model. Positions are resampled to its resolution. UserError where they "
-    "differ."""
+    """Put weights of any layout into a model, positions resampled to its resolution. UserError where they differ."""
     tensors = {name: t.float() for name, t in tensors.items() if not name.endswith("position_ids")}
     hf_layout = any(name.startswith("vision_model.") for name in tensors)
     if config.architecture == "hf":
@@ -169,13 +168,14 @@ def _renamed(name: str, source: int) -> str:
 def save(model: RecapClip | HfClip, config: ClipModelConfig, tokens: Tokens, image: int, folder: Path) -> None:
     """Write a model for transformers (`hf`) and open_clip (both), with its tokenizer."""
     folder.mkdir(parents=True, exist_ok=True)
+    model_ = model.model if isinstance(model, HfClip) else model
+    tensors = {n: t.detach().clone() for n, t in model_.state_dict().items() if not n.endswith("position_ids")}
+    tensors["logit_scale"] = tensors["logit_scale"].reshape(())  # as everybody has it
     if isinstance(model, HfClip):
-        model.model.save_pretrained(folder)
+        model.model.save_pretrained(folder, state_dict=dict(tensors))
         clip_config(config, image, tokens.eos).save_pretrained(folder)
-        tensors = to_open_clip({n: t for n, t in model.model.state_dict().items() if not n.endswith("position_ids")})
-    else:
-        tensors = dict(model.state_dict())
-    save_file({name: t.detach().clone().contiguous() for name, t in tensors.items()}, folder / OPEN_CLIP_WEIGHTS)
+        tensors = to_open_clip(tensors)
+    save_file({name: t.contiguous() for name, t in tensors.items()}, folder / OPEN_CLIP_WEIGHTS)
     tokens.tokenizer.save_pretrained(folder)
     written = {"model_cfg": open_clip_model(config, tokens, image), "preprocess_cfg": _preprocessing(config)}
     (folder / OPEN_CLIP_CONFIG).write_text(json.dumps(written, indent=2) + "\n")

@@ -117,8 +117,7 @@ def scan_shard(shard: Shard) -> ShardBlocks:
 
 
 class Index:
-    """The blocks of all shards, numbered through in the order of the shards. Nothing is loaded before it is asked "
-    "for."""
+    """The blocks of all shards, numbered in the order of the shards. Nothing is loaded before it is asked for."""
 
     def __init__(self, table: pa.Table) -> None:
         single = all(column.num_chunks == 1 for column in table.columns)

@@ -48,8 +48,8 @@ def tree(world: Path, **changes: Any) -> dict[str, Any]:
         },
         "text": {"weights": {"org_caption": 0.5, "re_caption": 0.5}},
         "stages": [
-            {"image": 16, "samples": 480, "lr": 2e-2, "warmup": 48},
-            {"image": 32, "samples": 96, "lr": 2e-3, "warmup": 0},
+            {"image": 16, "samples": 480, "base_lr": 2e-2, "warmup": 48},
+            {"image": 32, "samples": 96, "base_lr": 2e-3, "warmup": 0},
         ],
         "train": {"batch": 48, "weight_decay": 0.2, "beta2": 0.95, "clip": 0.0, "threads": 1, "max_rejected": 0.1},
     }
@@ -78,6 +78,7 @@ def run(directory: Path, world: int, config: dict[str, Any], **gang: int) -> lis
 
 def test_a_training_of_two_stages_resumes_exactly_on_other_ranks(world, tmp_path) -> None:
     config = tree(world)
+    config["train"]["workers"] = 1
     assert run(tmp_path / "whole", 1, config) == [0], log(tmp_path / "whole")
     first = [loss for _, loss in curve(tmp_path / "whole/stages/0-16px")]
     assert sum(first[-3:]) / 3 < first[0] - 0.3
@@ -93,6 +94,21 @@ def test_a_training_of_two_stages_resumes_exactly_on_other_ranks(world, tmp_path
     model, found, image = weights.opened(tmp_path / "whole/exports/final")
     assert image == 32 and found.architecture == "recap"
     assert model.encode_text(torch.zeros(1, 12, dtype=torch.long)).shape == (1, 24)
+
+
+def test_fsdp_trains_as_ddp_does(world, tmp_path) -> None:
+    config = tree(world)
+    config["stages"] = [{"image": 16, "samples": 192, "base_lr": 2e-2, "warmup": 0}]
+    config["model"]["architecture"] = "hf"
+    config["model"]["tokenizer"] = tiny(world, "hf").tokenizer
+    config["loss"] = {"chunk": 10}
+    curves = []
+    for kind in ("ddp", "fsdp"):
+        config["train"]["parallel"] = kind
+        assert run(tmp_path / kind, 2, config) == [0, 0], log(tmp_path / kind)
+        curves.append([loss for _, loss in curve(tmp_path / kind)])
+    np.testing.assert_allclose(curves[1], curves[0], rtol=1e-4)
+    assert weights.opened(tmp_path / "fsdp/exports/final")[1].architecture == "hf"
 
 
 def test_batches_are_pure_and_elastic(world) -> None:
@@ -161,3 +177,19 @@ def test_what_a_dry_run_says(world) -> None:
                               model__patch=16, data__streams=64)).describe(8))  # fmt: skip
     assert lines["texts"] == "org_caption 0.5 · re_caption 0.5 · 1 an image · 12 tokens"
     assert "lr 0.00102 cosine" in lines["stage"]
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[2] / "configs/clip").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_shipped_configs_are_the_papers(path: Path) -> None:
+    made = configs.load(path, ["cluster=local"]).trainer()
+    config = made.config
+    first, second = (config.stage_settings(stage) for stage in config.stages)
+    assert [stage.image for stage in config.stages] == [112, 224] and config.model.context == 128
+    assert (first.samples, first.batch, first.lr) == (2_560_000_000, 32768, pytest.approx(1.024e-3))
+    assert (second.samples, second.batch, second.lr) == (128_000_000, 16384, pytest.approx(2.56e-5))
+    assert first.warmup == pytest.approx(51.2e6 / 2.56e9) and second.warmup == pytest.approx(25.6e6 / 128e6)
+    assert (first.beta1, first.beta2, first.weight_decay, first.clip, first.schedule) == (0.9, 0.95, 0.2, 0.0, "cosine")
+    assert config.text.weights == {"org_caption": 0.8, "re_caption": 0.2}
+    assert 32768 % config.data.streams == 0 == config.data.streams % 128

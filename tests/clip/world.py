@@ -1,5 +1,4 @@
-"""A small world for training: coloured squares on colours, with texts that tell of them; a column of other words for "
-"them."""
+"""A small world for training: coloured squares on colours, texts that tell of them, a column of other words."""
 
 from __future__ import annotations
 
