@@ -1,0 +1,379 @@
+"""Look at a run's captions: one self-contained HTML page, or a few of them here.
+
+    python -m recap.report runs/demo          writes runs/demo/report.html: images with their original text and
+                                              caption, lengths, vocabulary, reasons, throughput, cost
+    python -m recap.report runs/demo --text   a few captions beside their originals, in this terminal
+
+Reads up to --shards finished shards, evenly spaced, and their tars for the pictures. The page holds no script and loads
+nothing. Exit codes: 0 written, 64 wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import hashlib
+import html
+import io
+import json
+import re
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from hpc.errors import Exit, ShardError, UserError
+from hpc.operator import OK, Damage
+from hpc.published import Published, PublishedShard
+from recap.data.remote import open_shard
+from recap.data.tars import read_samples
+from recap.engine.decode import BadImage, decode_rgb
+
+THUMBNAIL = 224  # pixels
+FIRST_ROWS = 256  # of a shard from which pictures are taken, so that little of a tar is read
+REPEATED = 3  # times an image must occur to be shown as a possible placeholder
+
+
+@dataclass
+class Sampled:
+    """A sample that is shown."""
+
+    shard: PublishedShard
+    key: str
+    text: str | None
+    caption: str | None
+    tokens: int | None
+    image: bytes = b""
+
+
+@dataclass
+class Look:
+    """What was seen of the captions."""
+
+    shards: int = 0
+    rows: int = 0
+    words: dict[str, list[int]] = field(default_factory=lambda: {"original": [], "caption": []})
+    vocabulary: dict[str, Counter[str]] = field(default_factory=lambda: {"original": Counter(), "caption": Counter()})
+    lint: Counter[str] = field(default_factory=Counter)
+    cut: int = 0  # captions that hit the token limit
+    tokens: int = 0
+    images: Counter[str] = field(default_factory=Counter)
+    shown: list[Sampled] = field(default_factory=list)
+    repeated: list[Sampled] = field(default_factory=list)
+    examples: dict[str, str] = field(default_factory=dict)  # key by reason
+
+
+def look(source: Published, shards: int, samples: int) -> Look:
+    """Read the columns of up to `shards` shards and choose `samples` samples to show, the same ones every time."""
+    done = list(source)
+    if not done:
+        raise UserError(f"report: no shard of {source.run.path} is finished yet. Look at python -m hpc.status.")
+    chosen = [done[i * len(done) // min(shards, len(done))] for i in range(min(shards, len(done)))]
+    seen = Look(shards=len(chosen))
+    first_with: dict[str, Sampled] = {}
+    candidates: list[Sampled] = []
+    for shard in chosen:
+        for number, row in enumerate(shard.table().to_pylist()):
+            seen.rows += 1
+            if row["sha256"]:
+                seen.images[row["sha256"]] += 1
+            if row["reason"]:
+                seen.examples.setdefault(f"{row['status']}: {row['reason']}", f"{shard.shard.id} / {row['key']}")
+            if row["status"] != OK:
+                continue
+            _count(seen, row)
+            sample = Sampled(shard, row["key"], row["text"], row["caption"], row["tokens"])
+            first_with.setdefault(row["sha256"], sample)
+            if number < FIRST_ROWS:
+                candidates.append(sample)
+    candidates.sort(key=lambda s: hashlib.sha256(f"{s.shard.shard.id}/{s.key}".encode()).digest())
+    seen.shown = candidates[:samples]
+    often = [digest for digest, count in seen.images.most_common(8) if count >= REPEATED and digest in first_with]
+    seen.repeated = [first_with[digest] for digest in often]
+    return seen
+
+
+def _count(seen: Look, row: dict[str, Any]) -> None:
+    seen.lint.update(row["lint"] or [])
+    seen.cut += row["finish"] == "length"
+    seen.tokens += row["tokens"] or 0
+    for kind, text in (("original", row["text"]), ("caption", row["caption"])):
+        words = re.findall(r"\w+", (text or "").lower())
+        seen.words[kind].append(len(words))
+        seen.vocabulary[kind].update(words)
+
+
+def fetch_images(samples: Sequence[Sampled], extensions: Sequence[str]) -> None:
+    """Read the samples' images from their tars, each tar up to the last one that is wanted."""
+    by_shard: dict[str, dict[str, list[Sampled]]] = {}
+    for sample in samples:
+        by_shard.setdefault(sample.shard.shard.id, {}).setdefault(sample.key, []).append(sample)
+    for wanted in by_shard.values():
+        shard = next(iter(wanted.values()))[0].shard.shard
+        try:
+            with open_shard(shard) as file:
+                for found in read_samples(file):
+                    if isinstance(found, Damage) or not wanted:
+                        break
+                    for sample in wanted.pop(found.key, []):
+                        sample.image = next((found.members[e] for e in extensions if e in found.members), b"")
+        except (OSError, ShardError):
+            continue  # the input has moved since: its captions are shown without pictures
+
+
+# --- the page ---------------------------------------------------------------------------------
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: light-dark(#1a1a1a, #e8e8e8); --dim: light-dark(#666, #999);
+  --line: light-dark(#ddd, #3a3a3a); --a: #3b82c4; --b: #d9822b; }
+body { font: 15px/1.45 system-ui, sans-serif; color: var(--ink); margin: 2rem auto; max-width: 76rem; padding: 0 1rem; }
+h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.1rem; margin: 2rem 0 .6rem; }
+.dim { color: var(--dim); } .facts { display: flex; flex-wrap: wrap; gap: 1rem 2.2rem; margin: 1.2rem 0; }
+.facts b { display: block; font-size: 1.25rem; } .grid { display: grid; gap: 1rem;
+  grid-template-columns: repeat(auto-fill, minmax(20rem, 1fr)); }
+.card { border: 1px solid var(--line); border-radius: 6px; padding: .8rem; overflow-wrap: anywhere; }
+.card img { max-width: 100%; height: 9rem; object-fit: contain; display: block; margin-bottom: .5rem; }
+.card .text { color: var(--dim); } .key { font: 11px monospace; color: var(--dim); }
+table { border-collapse: collapse; } td, th { text-align: left; padding: .15rem 1rem .15rem 0; vertical-align: top; }
+td.n { text-align: right; font-variant-numeric: tabular-nums; } svg { max-width: 100%; height: auto; }
+.two { display: grid; grid-template-columns: repeat(auto-fit, minmax(24rem, 1fr)); gap: 1rem 3rem; }
+"""
+
+
+def page(source: Published, seen: Look, facts: dict[str, Any]) -> str:
+    captioner = source.submission.config.get("captioner", {})
+    title = f"{source.run.name} · {source.column}"
+    parts = [
+        f"<h1>{_e(title)}</h1>",
+        f'<div class="dim">identity {_e(source.identity)} · {_e(captioner.get("model") or "")} · '
+        f'“{_e(captioner.get("prompt") or "")}” · {time.strftime("%Y-%m-%d %H:%M")}</div>',
+        _facts(facts, seen),
+        "<h2>Captions</h2>",
+        f'<div class="grid">{"".join(_card(s) for s in seen.shown)}</div>',
+        f"<h2>Lengths and words</h2><div class=dim>{seen.rows:,} samples of {seen.shards:,} shards</div>",
+        f'<div class="two"><div>{_lengths(seen)}</div><div>{_vocabulary(seen)}</div></div>',
+        f'<div class="two"><div><h2>Not captioned, or odd</h2>{_reasons(facts, seen)}</div>',
+        f"<div><h2>What looks wrong with captions</h2>{_lint(seen)}</div></div>",
+        f"<h2>Throughput</h2>{_throughput(facts)}",
+    ]
+    if seen.repeated:
+        told = "Images that recur are often what servers send instead of dead links. List them in data.placeholders."
+        cards = "".join(_repeated(s, seen) for s in seen.repeated)
+        parts.append(f'<h2>Images that recur</h2><div class=dim>{told}</div><div class="grid">{cards}</div>')
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    return (
+        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{_e(title)}</title><style>{_STYLE}</style></head><body>{''.join(parts)}</body></html>"
+    )
+
+
+def _e(text: object) -> str:
+    """Text for the page: nothing in it is markup, and control characters are shown."""
+    shown = "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in str(text))
+    return html.escape(shown, quote=True)
+
+
+def _thumbnail(data: bytes) -> str:
+    try:
+        image = decode_rgb(data)
+    except BadImage:
+        return ""
+    image.thumbnail((2 * THUMBNAIL, 2 * THUMBNAIL))
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", quality=80)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _picture(sample: Sampled) -> str:
+    source = _thumbnail(sample.image) if sample.image else ""
+    return f'<img src="{source}" alt="">' if source else ""
+
+
+def _card(sample: Sampled) -> str:
+    text = "<i>no text</i>" if sample.text is None else _e(_shorten(sample.text))
+    return (
+        f'<div class="card">{_picture(sample)}<div class="text">{text}</div><p>{_e(sample.caption)}</p>'
+        f'<div class="key">{_e(sample.shard.shard.id)} / {_e(sample.key)} · {sample.tokens} tokens</div></div>'
+    )
+
+
+def _repeated(sample: Sampled, seen: Look) -> str:
+    digest = hashlib.sha256(sample.image).hexdigest() if sample.image else ""
+    count = f"{seen.images[digest]:,} times · " if digest else ""
+    key = f'<div class="key">{count}{digest}</div>'
+    return f'<div class="card">{_picture(sample)}<p>{_e(sample.caption)}</p>{key}</div>'
+
+
+def _shorten(text: str, most: int = 600) -> str:
+    return text if len(text) <= most else text[:most] + " …"
+
+
+def _facts(facts: dict[str, Any], seen: Look) -> str:
+    shards, samples, effort = facts["shards"], facts["samples"], facts["effort"]
+    finished = sum(samples[s] for s in ("ok", "skipped", "failed", "quarantined"))
+    captions = max(1, len(seen.words["caption"]))
+    items = [
+        ("shards", f"{shards['done']:,} of {shards['total']:,}"),
+        ("captions", f"{samples['ok']:,}"),
+        ("not captioned", f"{finished - samples['ok']:,}"),
+        ("tokens a caption", f"{seen.tokens / captions:,.1f}"),
+        ("hit the limit", f"{100 * seen.cut / captions:.1f} %"),
+        (f"{effort['unit']} hours", f"{effort['hours']:,.2f}"),
+        (f"samples/s per {effort['unit']}", f"{effort['samples_per_s']:,.1f}"),
+    ]
+    if effort["cost"] is not None:
+        items.append(("cost", f"{effort['currency']}{effort['cost']:,.2f}"))
+        if samples["ok"]:
+            each = 1e6 * effort["cost"] / samples["ok"]
+            items.append(("cost of a million", f"{effort['currency']}{each:,.2f}"))
+    return '<div class="facts">' + "".join(f"<div><b>{_e(v)}</b>{_e(k)}</div>" for k, v in items) + "</div>"
+
+
+def _lengths(seen: Look) -> str:
+    """Two histograms over one axis, up to the 99th percentile."""
+    everything = sorted(n for words in seen.words.values() for n in words)
+    if not everything:
+        return ""
+    top = max(10, everything[min(len(everything) - 1, int(0.99 * len(everything)))])
+    bins = min(40, top)
+    counts = {k: Counter(min(bins - 1, n * bins // (top + 1)) for n in words) for k, words in seen.words.items()}
+    most = max((max(c.values(), default=0) for c in counts.values()), default=1) or 1
+    bars = []
+    for index, kind in enumerate(("original", "caption")):
+        for at, count in counts[kind].items():
+            height = 150 * count / most
+            x = 30 + (at + 0.45 * index) * 440 / bins
+            size = f'width="{0.42 * 440 / bins:.1f}" height="{height:.1f}"'
+            bars.append(f'<rect x="{x:.1f}" y="{160 - height:.1f}" {size} fill="var(--{"ab"[index]})"/>')
+    axis = "".join(_label(30 + 110 * i, 176, str(top * i // 4)) for i in range(5))
+    means = {k: sum(w) / len(w) if w else 0.0 for k, w in seen.words.items()}
+    legend = (
+        f'<span style="color:var(--a)">■</span> original, mean {means["original"]:.1f} words &nbsp; '
+        f'<span style="color:var(--b)">■</span> caption, mean {means["caption"]:.1f} words'
+    )
+    return f'<div>{legend}</div><svg viewBox="0 0 500 180" role="img" aria-label="lengths">{"".join(bars)}{axis}</svg>'
+
+
+def _vocabulary(seen: Look) -> str:
+    original, caption = seen.vocabulary["original"], seen.vocabulary["caption"]
+    union = len(original.keys() | caption.keys()) or 1
+    rows = "".join(
+        f"<tr><td>{_e(a[0])}<td class=n>{a[1]:,}<td>{_e(b[0])}<td class=n>{b[1]:,}</tr>"
+        for a, b in zip(_top(original), _top(caption), strict=True)
+    )
+    return (
+        f"<div>{len(original):,} words in originals, {len(caption):,} in captions "
+        f"({100 * len(caption) / union:.1f} % of all words are in captions)</div>"
+        f"<table><tr><th colspan=2>original<th colspan=2>caption</tr>{rows}</table>"
+    )
+
+
+def _top(words: Counter[str], count: int = 12) -> list[tuple[str, int]]:
+    found = [(w, n) for w, n in words.most_common(200) if len(w) > 3][:count]
+    return found + [("", 0)] * (count - len(found))
+
+
+def _reasons(facts: dict[str, Any], seen: Look) -> str:
+    rows = [(r, n, seen.examples.get(r, "")) for r, n in facts["reasons"].items()]
+    rows += [(f"shard damaged: {r}", g["count"], g["example"]) for r, g in facts["damaged"].items()]
+    rows += [(f"shard failed: {r}", g["count"], g["example"]) for r, g in facts["failures"].items()]
+    if not rows:
+        return "<div>nothing</div>"
+    body = "".join(f"<tr><td>{_e(r)}<td class=n>{n:,}<td class=key>{_e(x)}</tr>" for r, n, x in rows)
+    return f"<table><tr><th>reason<th>count<th>example</tr>{body}</table>"
+
+
+def _lint(seen: Look) -> str:
+    captions = max(1, len(seen.words["caption"]))
+    rows = "".join(
+        f"<tr><td>{_e(name)}<td class=n>{count:,}<td class=n>{100 * count / captions:.2f} %</tr>"
+        for name, count in seen.lint.most_common()
+    )
+    return f"<table>{rows}</table>" if rows else "<div>nothing</div>"
+
+
+def _throughput(facts: dict[str, Any]) -> str:
+    history = facts["history"]
+    if not history:
+        return "<div>nothing finished yet</div>"
+    first, last = history[0][0], history[-1][0] + history[-1][1]
+    most = max(count / seconds for _, seconds, count in history) or 1.0
+    span = max(1.0, last - first)
+    bars = "".join(
+        f'<rect x="{60 + 900 * (t - first) / span:.1f}" width="{max(1.0, 900 * seconds / span - 0.5):.1f}" '
+        f'y="{110 - 100 * count / seconds / most:.1f}" height="{100 * count / seconds / most:.1f}" fill="var(--a)"/>'
+        for t, seconds, count in history
+    )
+    start, end = (time.strftime("%m-%d %H:%M", time.localtime(t)) for t in (first, last))
+    labels = _label(0, 16, f"{most:,.1f}/s") + _label(60, 128, start) + _label(890, 128, end)
+    return f'<svg viewBox="0 0 980 132" role="img" aria-label="samples a second">{bars}{labels}</svg>'
+
+
+def _label(x: int, y: int, text: str) -> str:
+    return f'<text x="{x}" y="{y}" font-size="12" fill="currentColor">{_e(text)}</text>'
+
+
+# --- text, and the command --------------------------------------------------------------------
+
+
+def as_text(seen: Look) -> Table:
+    table = Table(show_lines=True, expand=True)
+    table.add_column("key", ratio=1, overflow="fold")
+    table.add_column("original text", ratio=3, overflow="fold")
+    table.add_column("caption", ratio=6, overflow="fold")
+    for sample in seen.shown:
+        cells = (sample.key, _shorten(sample.text or "", 200), sample.caption or "")
+        table.add_row(*(Text("".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in cell)) for cell in cells))
+    return table
+
+
+def status(run: Path) -> dict[str, Any]:
+    """What `hpc.status` says: this package does not reach into it."""
+    command = [sys.executable, "-m", "hpc.status", str(run), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if not done.stdout:
+        raise UserError(done.stderr.strip() or f"report: hpc.status exited with {done.returncode}")
+    facts: dict[str, Any] = json.loads(done.stdout)
+    return facts
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m recap.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", help="the run directory of a captioning job")
+    parser.add_argument("--out", type=Path, help="file to write (default: RUN/report.html)")
+    parser.add_argument("--samples", type=int, help="samples to show (default: 24; with --text 6)")
+    parser.add_argument("--shards", type=int, default=64, help="finished shards to read (default: 64)")
+    parser.add_argument("--text", action="store_true", help="print captions beside their originals, write nothing")
+    args = parser.parse_args(arguments)
+    console, errors = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)
+    try:
+        source = Published(args.run)
+        if args.text:
+            Console(highlight=False).print(as_text(look(source, min(args.shards, 4), args.samples or 6)))
+            return Exit.COMPLETE
+        seen = look(source, args.shards, args.samples or 24)
+        fetch_images([*seen.shown, *seen.repeated], source.submission.config["data"]["image"])
+        out = args.out or source.run.path / "report.html"
+        out.write_text(page(source, seen, status(source.run.path)), encoding="utf-8")
+    except UserError as error:
+        errors.print(f"[red]{escape(str(error))}[/]")
+        return Exit.USAGE
+    console.print(f"{out} · {out.stat().st_size / 2**20:.1f} MiB", markup=False)
+    return Exit.COMPLETE
+
+
+if __name__ == "__main__":
+    sys.exit(main())
