@@ -148,8 +148,8 @@ class Generator(Generic[Tag]):
         self.counts = torch.zeros(slots + 1, dtype=torch.long, device=device)
         self.limits = torch.ones(slots + 1, dtype=torch.long, device=device)
         self.active = torch.zeros(slots + 1, dtype=torch.bool, device=device)
-        self.out = torch.zeros(slots + 1, plan.max_tokens, dtype=torch.int32, device=device)
-        self.chances = torch.zeros(slots + 1, plan.max_tokens, device=device)
+        self.out = torch.zeros(slots + 1, plan.max_tokens + 1, dtype=torch.int32, device=device)
+        self.chances = torch.zeros(slots + 1, plan.max_tokens + 1, device=device)
         self.eos = torch.tensor(plan.eos, device=device)
         self.free = list(range(slots - 1, -1, -1))
         self.texts: list[Text[Tag] | None] = [None] * slots
@@ -173,9 +173,7 @@ class Generator(Generic[Tag]):
         plan = self.plan
         rows = [images[min(i, len(images) - 1)] for i in range(plan.micro_batch)]
         pixels = torch.from_numpy(np.stack([row.pixels for row in rows]))
-        if self.device.type == "cuda":
-            pixels = pixels.pin_memory().to(self.device, non_blocking=True)
-        features = self.encoder(self.normalise(pixels, self.dtype))
+        features = self.encoder(self.normalise(self._place(pixels), self.dtype))
         slots = np.full((plan.texts, plan.micro_batch), plan.slots)
         for i, image in enumerate(images):
             for j, text in enumerate(image.texts):
@@ -214,19 +212,17 @@ class Generator(Generic[Tag]):
     def _advance(self) -> None:
         """The decode step. In place, with fixed shapes and without synchronising: it is captured."""
         slots = self.plan.slots
-        logits = self.decoder.step(self.tokens[:slots], self.positions[:slots])
         active, counts = self.active[:slots], self.counts[:slots]
-        chance = self.chances[:slots].gather(1, counts.clamp(max=self.plan.max_tokens - 1)[:, None]).squeeze(1)
-        chosen = self.sampler.choose(logits, chance)
-        at = counts.clamp(max=self.plan.max_tokens - 1)[:, None]
-        kept = self.out[:slots].gather(1, at)
-        self.out[:slots].scatter_(1, at, torch.where(active[:, None], chosen[:, None].int(), kept))
-        self.tokens[:slots] = torch.where(active, chosen, self.tokens[:slots])
-        self.counts[:slots] += active
-        # Idle slots stay where they are: what they write lies behind the prompt, and a fill overwrites it.
+        at = counts[:, None]
+        chance = counts if self.sampler.greedy else self.chances[:slots].gather(1, at).squeeze(1)
+        chosen = self.sampler.choose(self.decoder.step(self.tokens[:slots], self.positions[:slots]), chance)
+        # Idle slots go on too, where it does no harm: their token lands behind those they have, their key and value
+        # behind the prompt, and neither place is read before a fill writes it again.
+        self.out[:slots].scatter_(1, at, chosen[:, None].int())
+        self.tokens[:slots] = chosen
+        counts += active
         self.positions[:slots] += active
-        self.active[:slots] &= ~(self._ends(chosen) | (self.counts[:slots] >= self.limits[:slots]))
-        self.positions.clamp_(max=self.plan.span - 1)
+        active &= ~(self._ends(chosen) | (counts >= self.limits[:slots]))
 
     def _ends(self, tokens: torch.Tensor) -> torch.Tensor:
         return (tokens[:, None] == self.eos).any(-1)  # torch.isin may synchronise
@@ -273,15 +269,21 @@ class Generator(Generic[Tag]):
             self.free.append(slot)
         return done
 
+    def _place(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Onto the device without waiting for what it is doing (copies from ordinary memory would)."""
+        if self.device.type != "cuda":
+            return tensor
+        return tensor.pin_memory().to(self.device, non_blocking=True)
+
     def _keep_prefix(self) -> None:
         """Write the shared prefix's keys and values into every slot; no caption ever touches them again."""
         prefix = self.plan.prefix
         if not prefix:
             return
         x = F.embedding(torch.tensor([prefix], device=self.device), self.decoder.embedding)
-        self.decoder.prefill(x, torch.zeros(1, dtype=torch.long, device=self.device), 0, None)
-        for cache in (self.decoder.keys, self.decoder.values):
-            cache[:, 1:, :, : len(prefix)] = cache[:, :1, :, : len(prefix)]
+        first = torch.zeros(1, dtype=torch.long, device=self.device)
+        self.decoder.prefill(x, first, 0, None)
+        self.decoder.copy(first, torch.arange(1, self.plan.slots + 1, device=self.device), 0, len(prefix))
 
     def _prefill_shared(self, features: torch.Tensor, slots: np.ndarray) -> None:
         """Run the image once for all captions of it, and copy its keys and values to their slots."""
@@ -289,9 +291,7 @@ class Generator(Generic[Tag]):
         start = len(plan.prefix)
         self.decoder.prefill(features, first, start, None)
         for row in slots[1:]:
-            other = torch.from_numpy(row).to(self.device)
-            for cache in (self.decoder.keys, self.decoder.values):
-                cache[:, other, :, start : plan.shared] = cache[:, first, :, start : plan.shared]
+            self.decoder.copy(first, torch.from_numpy(row).to(self.device), start, plan.shared)
 
     def _prefill_texts(
         self, texts: list[Text[Tag]], slots: np.ndarray, start: int, features: torch.Tensor | None
@@ -304,7 +304,7 @@ class Generator(Generic[Tag]):
         lengths = torch.tensor([len(text.ids) for text in texts])
         limits = torch.tensor([text.limit for text in texts])
         chances = torch.stack([text.chances for text in texts])
-        ids, lengths, limits, chances = (t.to(self.device, non_blocking=True) for t in (ids, lengths, limits, chances))
+        ids, lengths, limits, chances = (self._place(t) for t in (ids, lengths, limits, chances))
         at = torch.from_numpy(slots).to(self.device)
         ids = ids[:, start:]
         x = F.embedding(ids, self.decoder.embedding)
@@ -314,6 +314,6 @@ class Generator(Generic[Tag]):
         assert logits is not None
         first = self.sampler.choose(logits, chances[:, 0])
         self.tokens[at], self.positions[at], self.counts[at] = first, lengths, torch.ones_like(lengths)
-        self.limits[at], self.chances[at] = limits, chances
+        self.limits[at], self.chances[at, :-1] = limits, chances
         self.out[at, 0] = first.int()
         self.active[at] = ~(self._ends(first) | (limits <= 1))

@@ -35,6 +35,8 @@ def uses_triton(x: torch.Tensor) -> bool:
 def quantise(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """[M, N] -> fp8 [M, N] and float32 [M, 1] scales, one a row (also used on weights, one an output
     channel)."""
+    if uses_triton(x):
+        return _triton_quantise(x)
     scale = (x.abs().amax(-1, keepdim=True).float() / FP8_MAX).clamp(min=1e-12)
     return (x.float() / scale).clamp(-FP8_MAX, FP8_MAX).to(FP8), scale
 
@@ -134,10 +136,15 @@ def decode_attention(
     return F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask).reshape(rows, heads * dim)
 
 
+def bits(x: torch.Tensor) -> torch.Tensor:
+    """fp8 numbers as bytes, which every indexing operation takes; other tensors as they are."""
+    return x.view(torch.uint8) if x.dtype == FP8 else x
+
+
 def take_slots(cache: torch.Tensor, slots: torch.Tensor, stop: int) -> torch.Tensor:
     """The first `stop` positions of some slots, [n, K, stop, D], of one layer's cache [B, K, T, D]."""
     if cache.is_cuda:
-        return cache[slots, :, :stop]
+        return bits(cache)[slots, :, :stop].view(cache.dtype)
     return torch.stack([cache[slot, :, :stop] for slot in slots.tolist()])  # indexing is 5x slower on CPUs
 
 
@@ -147,6 +154,14 @@ def take_slots(cache: torch.Tensor, slots: torch.Tensor, stop: int) -> torch.Ten
 def _fp8_outputs(rows: int, columns: int, x: torch.Tensor, fp8: bool) -> tuple[torch.Tensor, torch.Tensor]:
     out = torch.empty(rows, columns, device=x.device, dtype=FP8 if fp8 else x.dtype)
     return out, torch.empty(rows, 1, device=x.device, dtype=torch.float32)
+
+
+def _triton_quantise(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    rows, columns = x.shape
+    out, scale = _fp8_outputs(rows, columns, x, True)
+    block = triton.next_power_of_2(columns)
+    _quantise_kernel[(rows,)](x.contiguous(), out, scale, columns, BLOCK=block, num_warps=min(16, max(1, block // 512)))
+    return out, scale
 
 
 def _triton_add_rms_norm(
@@ -219,6 +234,15 @@ if triton is not None:
         factor = tl.maximum(tl.max(tl.abs(y), axis=0) / 448.0, 1e-12)
         tl.store(scale + row, factor)
         return tl.minimum(tl.maximum(y / factor, -448.0), 448.0)
+
+    @triton.jit
+    def _quantise_kernel(x, out, scale, columns, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+        """One program a row."""
+        row = tl.program_id(0).to(tl.int64)
+        column = tl.arange(0, BLOCK)
+        at = row * columns + column
+        value = tl.load(x + at, column < columns, 0.0).to(tl.float32)
+        tl.store(out + at, _quantised(value, scale, row).to(out.dtype.element_ty), column < columns)
 
     @triton.jit
     def _add_rms_norm_kernel(  # type: ignore[no-untyped-def]

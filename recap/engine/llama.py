@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch.nn.attention.bias import causal_lower_right
 
 from recap.engine.kernels import (
     FP8,
     Activation,
     add_rms_norm,
+    bits,
     decode_attention,
     quantise,
     rope_and_store,
@@ -134,6 +134,11 @@ class Decoder:
         self.keys = torch.zeros(shape, device=self.device, dtype=FP8 if kv_fp8 else self.dtype)
         self.values = torch.zeros_like(self.keys)
 
+    def copy(self, source: torch.Tensor, target: torch.Tensor, start: int, stop: int) -> None:
+        """Copy positions start .. stop of slots `source` to slots `target`, int64 [n] each (or one source for all)."""
+        for cache in (bits(self.keys), bits(self.values)):
+            cache[:, target, :, start:stop] = cache[:, source, :, start:stop]
+
     def prefill(
         self, x: torch.Tensor, slots: torch.Tensor, start: int, last: torch.Tensor | None
     ) -> torch.Tensor | None:
@@ -168,7 +173,7 @@ class Decoder:
         if last is None:
             return None
         at = torch.arange(rows, device=x.device) * width + last - start
-        one = (normed[0][at], normed[1][at]) if isinstance(normed, tuple) else normed[at]
+        one = (bits(normed[0])[at].view(FP8), normed[1][at]) if isinstance(normed, tuple) else normed[at]
         qkv = layer.qkv(one)  # its keys and values are written again, unchanged
         query = rope_and_store(qkv, self.cos, self.sin, keys, values, slots, last, self.heads)
         mixed = decode_attention(query, keys, values, slots, last + 1)
@@ -226,13 +231,8 @@ def causal_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     query [n, A, S, D], key and value [n, K, R, D] with R >= S. Returns [n, A, S, D].
     """
     before = key.shape[2] - query.shape[2]
-    if query.is_cuda:
-        if before == 0:
-            return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
-        aligned: Any = causal_lower_right(query.shape[2], key.shape[2])
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=aligned, enable_gqa=True)
     if before >= query.shape[2]:
-        mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool).tril(before)
+        mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril(before)
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True)
     # `is_causal` skips what is masked, but aligns to the first key: a few empty queries move it into place.
     moved = F.pad(query, (0, 0, before, 0)) if before else query

@@ -213,9 +213,10 @@ class NativeEngine:
 
 def check_precision(config: CaptionerConfig, device: torch.device) -> None:
     """Raise ValueError where the device has no fp8 matrix products (they run, slowly, on CPUs for tests)."""
-    if config.precision == "fp8" and device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
+    wanted = "fp8" in (config.precision, config.kv_precision)
+    if wanted and device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
         name = torch.cuda.get_device_name(device)
-        raise ValueError(f"captioner.precision = 'fp8': {name} has no fp8; use bf16.")
+        raise ValueError(f"captioner.precision and kv_precision = 'fp8': {name} has no fp8; use bf16 and auto.")
 
 
 def make_plan(checkpoint: Checkpoint, config: CaptionerConfig, device: torch.device) -> Plan:

@@ -52,7 +52,9 @@ class ImageEncoder:
         self.config, self.device, self.dtype = model.config, device, dtype
         self.clip = model.config.vision_config.model_type == "clip_vision_model"
         if not self.clip:
-            self.model = model.model.to(device, dtype)  # get_image_features uses its tower and projector
+            self.model = model.model
+            for part in (self.model.vision_tower, self.model.multi_modal_projector):
+                part.to(device, dtype)
             return
         tower, projector = model.model.vision_tower, model.model.multi_modal_projector
         vision = model.config.vision_config

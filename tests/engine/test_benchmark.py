@@ -29,7 +29,7 @@ def test_roofline_counts_what_an_image_costs() -> None:
 
 def test_benchmark_runs(tmp_path: Path) -> None:
     report = tmp_path / "report.json"
-    command = [sys.executable, "-m", "benchmarks.caption", "--images", "24", "--rounds", "1", "--batches", "8"]
+    command = [sys.executable, "-m", "benchmarks.caption", "--images", "24", "--rounds", "1", "--batches", "24"]
     done = subprocess.run([*command, "--slots", "8", "--json", str(report)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(report.read_text())

@@ -95,11 +95,13 @@ def test_decode_attention(heads: int, kv_heads: int, dim: int, cache: torch.dtyp
 def test_fp8_kernels_quantise_as_the_function_does() -> None:
     x, residual, weight = random(5, 64), random(5, 64, seed=1), random(64, seed=2)
     for fused, plain in (
+        (quantise(x), x),
         (add_rms_norm(x, residual, weight, 1e-5, fp8=True)[0], add_rms_norm(x, residual, weight, 1e-5)[0]),
         (swiglu(x, fp8=True), swiglu(x)),
     ):
         assert isinstance(plain, torch.Tensor) and isinstance(fused, tuple)
-        numbers, scale = quantise(plain)
+        scale = plain.abs().amax(-1, keepdim=True) / 448
+        numbers = (plain / scale).to(FP8)
         torch.testing.assert_close(fused[1], scale)
         # Triton's interpreter forgets the carry into the exponent when it rounds to e4m3 (7.9 becomes 4, not 8).
         assert (fused[0].float() == numbers.float()).float().mean() > (0.95 if INTERPRETED else 0.99)
@@ -113,7 +115,7 @@ def test_fp8_matrix_is_close() -> None:
     found = Matrix(weight, None, fp8=True)(quantise(x)).double()
     exact = x.double() @ weight.double().t()
     size = x.double().norm(dim=1)[:, None] * weight.double().norm(dim=1)
-    assert ((found - exact).abs() / size).max() < 0.02
+    assert ((found - exact).abs() / size).max() < (0.1 if INTERPRETED else 0.02)
 
 
 @pytest.mark.parametrize("before,new", [(0, 9), (3, 9), (9, 9), (30, 4)])

@@ -1,0 +1,357 @@
+"""Fine-tuning: packing, logits, checkpoints, memory; each beside what one would do without it.
+
+    python -m benchmarks.sft                     CPU, a minute; every figure
+    python -m benchmarks.sft --check             the same, and exits with 1 where a target is missed
+    python -m benchmarks.sft --gpu               also a training step of 8 layers of the 8 B shape, on one GPU
+    python -m benchmarks.sft --json out.json
+
+padding     share of computed or waited-for tokens that are none, on lengths like LLaVA-1.5's mix (576 image tokens and
+            lognormal text; 6 % text alone), batch 128, 8 ranks: padded at random, grouped by length, packed.
+step        tokens/s of forward and backward on one tiny captioner (CPU): packed against padded and grouped.
+logits      loss of 1,280 positions, 10 % supervised, 128,256 words: all logits against supervised ones.
+checkpoint  how long a save holds up the loop: torch.save + fsync against ours (staged, written beside the loop).
+memory      bytes a GPU of the 8 B captioner's training states, from the model's own parameters (not run).
+gpu         tokens/s and MFU: ours against transformers' own loss on padded batches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+import torch.distributed as dist
+import transformers
+from torch import nn
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+from recap.sft.model import CaptionLoss, blocks, choose, flops_per_token
+from recap.sft.packing import deal, pack
+from recap.train.checkpoints import Checkpoints, Keep
+from recap.train.parallel import peak_flops
+from recap.train.settings import TrainSettings
+from recap.train.state import TrainState, optimizer_of
+
+BATCH, RANKS, ROW = 128, 8, 4096
+TARGETS = {"padding share, packed": (0.03, "most"), "checkpoint stall, ours / torch.save": (0.5, "most")}
+
+
+def say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def mix_lengths(count: int, seed: int = 0) -> list[int]:
+    """Tokens a sample, like LLaVA-1.5's 665k mix: mean about 870 (the mix itself is not here)."""
+    noise = np.random.default_rng(seed)
+    text = np.exp(noise.normal(np.log(220), 0.8, count)).clip(20, 1400).astype(int)
+    image = np.where(noise.random(count) < 0.06, 0, 576)
+    return [int(n) for n in text + image]
+
+
+# --- padding ----------------------------------------------------------------------------------
+
+
+def waste(plans: list[list[list[list[int]]]], lengths: list[int]) -> float:
+    """Share of tokens that are padding, or that a rank waits for. plans: rank -> pass -> rows -> samples."""
+    cost = 0
+    for turn in range(max(map(len, plans))):
+        passes = [plan[turn] if turn < len(plan) else [] for plan in plans]
+        sizes = [[sum(lengths[i] for i in row) for row in rows] for rows in passes]
+        cost += len(plans) * max(len(rows) * max(rows, default=0) for rows in sizes)
+    return 1 - sum(lengths) / cost
+
+
+def padding(batches: int = 50) -> dict[str, float]:
+    """Mean waste over global batches."""
+    found: dict[str, list[float]] = {"random": [], "grouped": [], "packed": []}
+    for number in range(batches):
+        lengths = mix_lengths(BATCH, number)
+        each = BATCH // RANKS
+        order = list(range(BATCH))
+        by_length = sorted(order, key=lambda i: lengths[i])
+        for name, samples, at_once in (("random", order, 4), ("grouped", by_length, 4)):
+            ranks = [samples[rank::RANKS] if name == "grouped" else samples[rank * each : (rank + 1) * each] for rank in range(RANKS)]
+            plans = [[[[i] for i in mine[s : s + at_once]] for s in range(0, each, at_once)] for mine in ranks]
+            found[name].append(waste(plans, lengths))
+        rows = pack(lengths, ROW, RANKS)
+        found["packed"].append(waste([deal(rows, 1, rank, RANKS) for rank in range(RANKS)], lengths))
+    return {f"padding share, {name}": float(np.mean(values)) for name, values in found.items()}
+
+
+# --- a training step --------------------------------------------------------------------------
+
+
+def captioner(layers: int, hidden: int, ffn: int, heads: int, kv: int, words: int, vision: dict[str, int]) -> Any:
+    """A random LLaVA model on the current default device."""
+    text = LlamaConfig(
+        vocab_size=words, hidden_size=hidden, intermediate_size=ffn, num_hidden_layers=layers,
+        num_attention_heads=heads, num_key_value_heads=kv, max_position_embeddings=8192, tie_word_embeddings=False,
+    )  # fmt: skip
+    tower = CLIPVisionConfig(projection_dim=vision["hidden_size"], **vision)
+    shape = LlavaConfig(vision_config=tower, text_config=text, image_token_id=1, vision_feature_layer=-2)
+    made = LlavaForConditionalGeneration(shape)
+    choose(made, ["multi_modal_projector", "language_model", "lm_head"])
+    return made
+
+
+TINY = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 112, "patch_size": 14}
+LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16, "image_size": 336, "patch_size": 14}
+
+
+def micro_batch(rows: list[list[int]], lengths: list[int], image: int, side: int, device: str, words: int) -> dict[str, torch.Tensor]:
+    """Random samples in rows, as SftTask.collate makes them: an image, then text of which the second half is learned."""
+    longest = max(sum(lengths[i] for i in row) for row in rows)
+    ids = torch.full((len(rows), longest), 2)
+    positions = torch.arange(longest).repeat(len(rows), 1)
+    at, pictures = [], 0
+    for number, row in enumerate(rows):
+        start = 0
+        for i in row:
+            end = start + lengths[i]
+            ids[number, start:end] = torch.randint(3, words, (lengths[i],))
+            shown = image if lengths[i] > image else 0
+            ids[number, start : start + shown] = 1
+            pictures += shown > 0
+            positions[number, start:end] = torch.arange(lengths[i])
+            middle = start + shown + (lengths[i] - shown) // 2
+            at += [number * longest + place - 1 for place in range(middle, end)]
+            start = end
+        positions[number, start:] = torch.arange(longest - start)
+    where = torch.tensor(at)
+    pixels = torch.randn(max(pictures, 1), 3, side, side)
+    found = {
+        "input_ids": ids, "position_ids": positions, "at": where, "labels": ids.flatten()[where + 1],
+        "pixel_values": pixels, "real": torch.tensor([pictures > 0]),
+    }  # fmt: skip
+    return {name: tensor.to(device) for name, tensor in found.items()}
+
+
+def best(work: Callable[[], object], rounds: int, device: str = "cpu") -> float:
+    """Least seconds of a few runs, after one that does not count."""
+    found = []
+    for number in range(rounds + 1):
+        start = time.perf_counter()
+        work()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        found += [time.perf_counter() - start] if number else []
+    return min(found)
+
+
+def step() -> dict[str, float]:
+    """Useful tokens/s on one thread: 16 samples of LLaVA-like proportions (64 image tokens), in passes of about 4 samples."""
+    torch.manual_seed(0)
+    module = CaptionLoss(captioner(3, 160, 384, 5, 5, 2048, TINY), 1024)
+    lengths = [max(8, n * 64 // 576) for n in mix_lengths(16, 3)]
+    order = list(range(16))
+    by_length = sorted(order, key=lambda i: lengths[i])
+    ways = {
+        "padded": [[[i] for i in order[s : s + 4]] for s in range(0, 16, 4)],
+        "grouped": [[[i] for i in by_length[s : s + 4]] for s in range(0, 16, 4)],
+        "packed": [[row] for row in pack(lengths, 512)],
+    }
+    found = {}
+    for name, passes in ways.items():
+        batches = [micro_batch(rows, lengths, 64, 112, "cpu", 2048) for rows in passes]
+        seconds = best(lambda batches=batches: [module(batch).backward() for batch in batches], 3)  # type: ignore[misc]
+        found[f"tokens/s, {name}"] = sum(lengths) / seconds
+    return found
+
+
+# --- logits -----------------------------------------------------------------------------------
+
+
+def logits(positions: int = 1280, hidden: int = 1024, words: int = 128_256) -> dict[str, float]:
+    """Seconds and peak memory (growth of this process) of loss and gradient; ours in chunks of 1,024."""
+    torch.manual_seed(0)
+    head = nn.Linear(hidden, words, bias=False)
+    states = torch.randn(positions, hidden, requires_grad=True)
+    labels = torch.randint(0, words, (positions,))
+    keep = torch.arange(positions) % 10 == 0
+
+    def whole() -> torch.Tensor:
+        masked = labels.masked_fill(~keep, -100)
+        return nn.functional.cross_entropy(head(states).float(), masked, reduction="sum")
+
+    def supervised() -> torch.Tensor:
+        return nn.functional.cross_entropy(head(states[keep]).float(), labels[keep], reduction="sum")
+
+    assert torch.allclose(whole(), supervised(), rtol=1e-5)
+    head.weight.grad, states.grad = torch.zeros_like(head.weight), torch.zeros_like(states)
+    found = {}
+    for name, loss in (("all", whole), ("supervised", supervised)):
+        found[f"logits s, {name}"] = best(lambda loss=loss: loss().backward(), 2)  # type: ignore[misc]
+        found[f"logits peak GiB, {name}"] = peak(lambda loss=loss: loss().backward())  # type: ignore[misc]
+    return found
+
+
+def peak(work: Callable[[], object]) -> float:
+    """Growth of this process's memory while it works, GiB, looked at every millisecond."""
+    me, most, done = psutil.Process(), [0], threading.Event()
+    before = me.memory_info().rss
+
+    def watch() -> None:
+        while not done.wait(0.001):
+            most[0] = max(most[0], me.memory_info().rss)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    work()
+    done.set()
+    thread.join()
+    return max(0, most[0] - before) / 2**30
+
+
+# --- checkpoints ------------------------------------------------------------------------------
+
+
+def checkpoint(megabytes: int = 256) -> dict[str, float]:
+    """Seconds that a save keeps the loop waiting, model and AdamW's states of so many MB together."""
+    width = int((megabytes * 2**20 / 12 / 8) ** 0.5)
+    module = nn.Sequential(*(nn.Linear(width, width, bias=False) for _ in range(8)))
+    optimizer = optimizer_of(module, lambda name: 1.0, TrainSettings())
+    sum(p.sum() for p in module.parameters()).backward()
+    optimizer.step()
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29876"}.items():
+        os.environ[name] = value
+    dist.init_process_group("gloo")
+    with tempfile.TemporaryDirectory() as folder:
+        kept = Checkpoints(Path(folder) / "ours", "bench", dist.new_group(backend="gloo"), Keep(1))
+        state = TrainState(module, optimizer, None, 0)
+
+        def plain() -> None:
+            with open(Path(folder) / "plain.pt", "wb") as file:
+                torch.save({"model": module.state_dict(), "optimizer": optimizer.state_dict()}, file)
+                file.flush()
+                os.fsync(file.fileno())
+
+        stalls, blocking = [], []
+        for number in range(4):
+            start = time.perf_counter()
+            plain()
+            blocking.append(time.perf_counter() - start)
+            kept.wait()
+            state.progress.samples = number + 1
+            kept.save(state)
+            stalls.append(kept.stall_s)
+            kept.wait()
+    dist.destroy_process_group()
+    ours, theirs = min(stalls[1:]), min(blocking[1:])
+    return {"checkpoint stall s, torch.save": theirs, "checkpoint stall s, ours": ours, "checkpoint stall, ours / torch.save": ours / theirs}
+
+
+# --- memory -----------------------------------------------------------------------------------
+
+
+def memory() -> dict[str, float]:
+    """GiB a GPU (8 of them, FSDP2, bf16 arithmetic on fp32 states) of stage 2: from the parameters of the real shape."""
+    with torch.device("meta"):
+        model = captioner(32, 4096, 14336, 32, 8, 128_256, LARGE)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    block = max(sum(p.numel() for p in b.parameters()) for b in blocks(model))
+    root = 2 * 128_256 * 4096 + sum(p.numel() for p in model.model.multi_modal_projector.parameters())
+    parts = {
+        "weights (fp32, sharded)": 4 * (trained + frozen) / RANKS,
+        "gradients (fp32, sharded)": 4 * trained / RANKS,
+        "AdamW's two moments (fp32, sharded)": 8 * trained / RANKS,
+        "embedding and head, gathered (bf16)": 2 * root,
+        "two blocks, gathered (bf16)": 2 * 2 * block,
+        "activations kept, recomputation (bf16)": 2 * 32 * ROW * 4096,
+        "one block's activations (bf16, about 34 a width)": 34 * ROW * 4096,
+        "logits of 1,024 positions (fp32, with gradient)": 2 * 4 * 1024 * 128_256,
+    }
+    found = {f"memory GiB, {name}": size / 2**30 for name, size in parts.items()}
+    return {"parameters trained": trained, "parameters frozen": frozen, **found, "memory GiB, all": sum(found.values())}
+
+
+# --- a GPU ------------------------------------------------------------------------------------
+
+
+def on_gpu() -> dict[str, float]:
+    """8 layers of the 8 B shape: ours (packed rows, supervised logits) against transformers' own loss on padded batches."""
+    torch.manual_seed(0)
+    with torch.device("cuda"):
+        model = captioner(8, 4096, 14336, 32, 8, 128_256, LARGE)
+    module, peak_rate = CaptionLoss(model, 1024), peak_flops(torch.device("cuda"))
+    lengths = mix_lengths(32, 1)
+    rows = pack(lengths, ROW)
+    ours = [micro_batch([row], lengths, 576, 336, "cuda", 128_256) for row in rows]
+    theirs = [micro_batch([[i] for i in range(s, s + 4)], lengths, 576, 336, "cuda", 128_256) for s in range(0, 32, 4)]
+
+    def packed() -> None:
+        for batch in ours:
+            with torch.autocast("cuda", torch.bfloat16):
+                loss = module(batch)
+            loss.backward()
+
+    def padded() -> None:
+        for batch in theirs:
+            labels = torch.full_like(batch["input_ids"], -100)
+            labels.view(-1)[batch["at"] + 1] = batch["labels"]
+            mask = (batch["input_ids"] != 2).long()
+            with torch.autocast("cuda", torch.bfloat16):
+                loss = model(
+                    input_ids=batch["input_ids"], attention_mask=mask, pixel_values=batch["pixel_values"], labels=labels
+                ).loss
+            loss.backward()
+
+    found = {}
+    for name, work in (("ours", packed), ("transformers", padded)):
+        seconds = best(work, 3, "cuda")
+        found[f"gpu tokens/s, {name}"] = sum(lengths) / seconds
+        if peak_rate:
+            found[f"gpu MFU, {name}"] = flops_per_token(model) * sum(lengths) / seconds / peak_rate
+    return found
+
+
+def missed(report: dict[str, float]) -> list[str]:
+    """Targets that a report misses."""
+    targets = dict(TARGETS)
+    if "gpu MFU, ours" in report:
+        targets["gpu MFU, ours"] = (0.40, "least")
+    bad = []
+    for name, (limit, kind) in targets.items():
+        if report[name] > limit if kind == "most" else report[name] < limit:
+            bad.append(f"{name}: {report[name]:.3g}, at {kind} {limit:g}")
+    return bad
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gpu", action="store_true", help="also a training step on one CUDA device")
+    parser.add_argument("--json", type=Path, help="write the report here")
+    parser.add_argument("--check", action="store_true", help="exit with 1 where a target is missed")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    say(f"torch {torch.__version__}, transformers {transformers.__version__}, {platform.machine()}, 1 thread of "
+        f"{os.cpu_count()} cores, {time.strftime('%Y-%m-%d')}")  # fmt: skip
+    report: dict[str, float] = {}
+    for part in [padding, step, logits, checkpoint, memory, *([on_gpu] if options.gpu else [])]:
+        found = part()
+        for name, value in found.items():
+            say(f"  {name:52}{value:14,.4g}" if value < 1e6 else f"  {name:52}{value:14,.0f}")
+        report |= found
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
+    bad = missed(report)
+    for miss in bad:
+        say(f"  target missed: {miss}")
+    sys.exit(1 if options.check and bad else 0)
+
+
+if __name__ == "__main__":
+    main()
