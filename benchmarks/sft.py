@@ -40,8 +40,7 @@ from recap.sft.model import CaptionLoss, blocks, choose, flops_per_token
 from recap.sft.packing import deal, pack
 from recap.train.checkpoints import Checkpoints, Keep
 from recap.train.parallel import peak_flops
-from recap.train.settings import TrainSettings
-from recap.train.state import TrainState, optimizer_of
+from recap.train.state import TrainState
 
 BATCH, RANKS, ROW = 128, 8, 4096
 TARGETS = {"padding share, packed": (0.03, "most"), "checkpoint stall, ours / torch.save": (0.5, "most")}
@@ -82,7 +81,8 @@ def padding(batches: int = 50) -> dict[str, float]:
         order = list(range(BATCH))
         by_length = sorted(order, key=lambda i: lengths[i])
         for name, samples, at_once in (("random", order, 4), ("grouped", by_length, 4)):
-            ranks = [samples[rank::RANKS] if name == "grouped" else samples[rank * each : (rank + 1) * each] for rank in range(RANKS)]
+            random = [samples[rank * each : (rank + 1) * each] for rank in range(RANKS)]
+            ranks = random if name == "random" else [samples[rank::RANKS] for rank in range(RANKS)]
             plans = [[[[i] for i in mine[s : s + at_once]] for s in range(0, each, at_once)] for mine in ranks]
             found[name].append(waste(plans, lengths))
         rows = pack(lengths, ROW, RANKS)
@@ -106,12 +106,20 @@ def captioner(layers: int, hidden: int, ffn: int, heads: int, kv: int, words: in
     return made
 
 
-TINY = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 112, "patch_size": 14}
-LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16, "image_size": 336, "patch_size": 14}
+SMALL_TOWER = {
+    "hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "image_size": 112, "patch_size": 14,
+}  # fmt: skip
+CLIP_L = {
+    "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
+    "image_size": 336, "patch_size": 14,
+}  # fmt: skip
 
 
-def micro_batch(rows: list[list[int]], lengths: list[int], image: int, side: int, device: str, words: int) -> dict[str, torch.Tensor]:
-    """Random samples in rows, as SftTask.collate makes them: an image, then text of which the second half is learned."""
+def micro_batch(
+    rows: list[list[int]], lengths: list[int], image: int, side: int, device: str, words: int
+) -> dict[str, torch.Tensor]:
+    """Random samples in rows, as SftTask.collate makes them: an image, then text whose second half is learned."""
     longest = max(sum(lengths[i] for i in row) for row in rows)
     ids = torch.full((len(rows), longest), 2)
     positions = torch.arange(longest).repeat(len(rows), 1)
@@ -151,9 +159,9 @@ def best(work: Callable[[], object], rounds: int, device: str = "cpu") -> float:
 
 
 def step() -> dict[str, float]:
-    """Useful tokens/s on one thread: 16 samples of LLaVA-like proportions (64 image tokens), in passes of about 4 samples."""
+    """Useful tokens/s on one thread: 16 samples of LLaVA's proportions (64 image tokens), about 4 in a pass."""
     torch.manual_seed(0)
-    module = CaptionLoss(captioner(3, 160, 384, 5, 5, 2048, TINY), 1024)
+    module = CaptionLoss(captioner(2, 512, 1376, 8, 8, 2048, SMALL_TOWER), 1024)
     lengths = [max(8, n * 64 // 576) for n in mix_lengths(16, 3)]
     order = list(range(16))
     by_length = sorted(order, key=lambda i: lengths[i])
@@ -221,7 +229,7 @@ def checkpoint(megabytes: int = 256) -> dict[str, float]:
     """Seconds that a save keeps the loop waiting, model and AdamW's states of so many MB together."""
     width = int((megabytes * 2**20 / 12 / 8) ** 0.5)
     module = nn.Sequential(*(nn.Linear(width, width, bias=False) for _ in range(8)))
-    optimizer = optimizer_of(module, lambda name: 1.0, TrainSettings())
+    optimizer = torch.optim.AdamW(module.parameters())
     sum(p.sum() for p in module.parameters()).backward()
     optimizer.step()
     for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29876"}.items():
@@ -249,16 +257,17 @@ def checkpoint(megabytes: int = 256) -> dict[str, float]:
             kept.wait()
     dist.destroy_process_group()
     ours, theirs = min(stalls[1:]), min(blocking[1:])
-    return {"checkpoint stall s, torch.save": theirs, "checkpoint stall s, ours": ours, "checkpoint stall, ours / torch.save": ours / theirs}
+    stall = {"checkpoint stall s, torch.save": theirs, "checkpoint stall s, ours": ours}
+    return stall | {"checkpoint stall, ours / torch.save": ours / theirs}
 
 
 # --- memory -----------------------------------------------------------------------------------
 
 
 def memory() -> dict[str, float]:
-    """GiB a GPU (8 of them, FSDP2, bf16 arithmetic on fp32 states) of stage 2: from the parameters of the real shape."""
+    """GiB a GPU (8 of them, FSDP2, bf16 arithmetic on fp32 states) of stage 2, from the real shape's parameters."""
     with torch.device("meta"):
-        model = captioner(32, 4096, 14336, 32, 8, 128_256, LARGE)
+        model = captioner(32, 4096, 14336, 32, 8, 128_256, CLIP_L)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     block = max(sum(p.numel() for p in b.parameters()) for b in blocks(model))
@@ -281,10 +290,10 @@ def memory() -> dict[str, float]:
 
 
 def on_gpu() -> dict[str, float]:
-    """8 layers of the 8 B shape: ours (packed rows, supervised logits) against transformers' own loss on padded batches."""
+    """8 layers of the 8 B shape: ours (packed, supervised logits) against transformers' own loss on padded batches."""
     torch.manual_seed(0)
     with torch.device("cuda"):
-        model = captioner(8, 4096, 14336, 32, 8, 128_256, LARGE)
+        model = captioner(8, 4096, 14336, 32, 8, 128_256, CLIP_L)
     module, peak_rate = CaptionLoss(model, 1024), peak_flops(torch.device("cuda"))
     lengths = mix_lengths(32, 1)
     rows = pack(lengths, ROW)
@@ -303,9 +312,8 @@ def on_gpu() -> dict[str, float]:
             labels.view(-1)[batch["at"] + 1] = batch["labels"]
             mask = (batch["input_ids"] != 2).long()
             with torch.autocast("cuda", torch.bfloat16):
-                loss = model(
-                    input_ids=batch["input_ids"], attention_mask=mask, pixel_values=batch["pixel_values"], labels=labels
-                ).loss
+                given = {name: batch[name] for name in ("input_ids", "pixel_values")}
+                loss = model(**given, attention_mask=mask, labels=labels).loss
             loss.backward()
 
     found = {}

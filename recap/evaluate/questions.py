@@ -54,7 +54,7 @@ class Question:
         return f"{text}\n{options}\nAnswer with the option's letter from the given choices directly."
 
     def right(self, said: str) -> bool:
-        """Whether an answer is right: by its first option letter, or the one option it quotes; open ones word for word."""
+        """Whether an answer is right: its first option letter, or the one option it quotes; open ones word for word."""
         if not self.options:
             return self.answer.strip().lower() in said.lower()
         match = re.search(rf"(?<![A-Za-z])([{_LETTERS[: len(self.options)]}])(?![A-Za-z'])", said)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 
 
-def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Samples (by number) of each row, longest first: best fit decreasing, which keeps within a few per cent of full.
+def pack(lengths: Sequence[int], capacity: int, multiple: int = 1) -> list[list[int]]:
+    """Samples (by number) of each row, rows longest first.
 
-    capacity: tokens of a row; 0: one sample a row. Rows come longest first.
+    capacity: tokens of a row; 0: one sample a row. multiple: rows come in groups of so many (ranks x rows at once), and
+    are filled evenly, so that no rank waits for another.
 
     >>> pack([5, 4, 3, 2, 2], 8)
     [[0, 2], [1, 3, 4]]
@@ -16,6 +18,17 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     if not capacity:
         return [[i] for i in order]
+    rows = _best_fit(order, lengths, capacity)
+    even = _even(order, lengths, -(-len(rows) // multiple) * multiple)
+    sizes = [sum(lengths[i] for i in row) for row in even]
+    if max(sizes, default=0) > capacity:  # rare: samples of nearly a row's length
+        even, sizes = rows, [sum(lengths[i] for i in row) for row in rows]
+    longest_first = sorted(range(len(even)), key=lambda number: (-sizes[number], number))
+    return [even[number] for number in longest_first if even[number]]
+
+
+def _best_fit(order: Sequence[int], lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """As few rows as best fit decreasing needs: within a few per cent of the least."""
     rows: list[list[int]] = []
     free: list[int] = []
     for i in order:
@@ -27,8 +40,18 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
         else:
             rows.append([i])
             free.append(capacity - lengths[i])
-    filled = sorted(range(len(rows)), key=lambda number: (free[number], number))
-    return [rows[number] for number in filled]
+    return rows
+
+
+def _even(order: Sequence[int], lengths: Sequence[int], count: int) -> list[list[int]]:
+    """Samples over `count` rows of nearly equal length: each, longest first, to the shortest row."""
+    rows: list[list[int]] = [[] for _ in range(count)]
+    heap = [(0, number) for number in range(count)]
+    for i in order:
+        size, number = heapq.heappop(heap)
+        rows[number].append(i)
+        heapq.heappush(heap, (size + lengths[i], number))
+    return rows
 
 
 def deal(rows: list[list[int]], at_once: int, rank: int, world: int) -> list[list[list[int]]]:

@@ -107,7 +107,8 @@ class SftTask:
             except BadSample as error:
                 if position % world == rank:
                     rejected.append((error.detail.partition(":")[0], str(error)))
-        rows = pack([len(sample.rendered.ids) for sample in fit], self.config.pack)
+        lengths = [len(sample.rendered.ids) for sample in fit]
+        rows = pack(lengths, self.config.pack, self.config.rows * world)
         micro, weight, tokens, useful = [], 0, 0, 0
         for held in deal(rows, self.config.rows, rank, world):
             made = self.collate([[fit[i] for i in row] for row in held], rejected)

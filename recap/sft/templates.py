@@ -109,7 +109,7 @@ class Renderer:
             else:
                 before, after = self._assistant
                 text += before
-                start = len(text.rstrip(" "))  # a blank before the answer is the model's to write, as in most tokenizers
+                start = len(text.rstrip(" "))  # a blank before the answer is the model's to write
                 text += said.strip() + after
                 spans.append((start, len(text)))
         return text, spans

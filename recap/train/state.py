@@ -133,8 +133,7 @@ def seed_step(seed: int, step: int, rank: int) -> None:
 
 
 def optimizer_of(module: nn.Module, task: Any, settings: Any) -> torch.optim.AdamW:
-    """AdamW with one group per (relative rate, decayed or not) that the task gives; `rate` is kept in each group for "
-    "the schedule."""
+    """AdamW with one group per (relative rate, decayed or not) that the task gives; `rate` stays for the schedule."""
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
