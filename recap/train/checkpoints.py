@@ -46,7 +46,7 @@ class Keep:
 
 
 class Checkpoints:
-    """The checkpoints of a run; every method but `list` is called by all ranks together.
+    """The checkpoints of a run; every method but `saved` is called by all ranks together.
 
     Args:
         identity: of what was there before training; a checkpoint with another is refused.
@@ -135,14 +135,14 @@ class Checkpoints:
         return int(match[1]) == self._rank if match else self._rank == 0
 
     def _prune(self) -> None:
-        complete = [samples for samples in self.list() if (self._path(samples) / MANIFEST).is_file()]
+        complete = [samples for samples in self.saved() if (self._path(samples) / MANIFEST).is_file()]
         for samples in complete[: -self._keep.newest]:
             if not (self._keep.every and samples % self._keep.every == 0):
                 shutil.rmtree(self._path(samples), ignore_errors=True)
 
     # --- loading ----------------------------------------------------------------------------
 
-    def list(self) -> list[int]:
+    def saved(self) -> list[int]:
         """Samples of the checkpoints that have their final name, oldest first."""
         return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdigit())
 
@@ -154,7 +154,7 @@ class Checkpoints:
 
         On any number of ranks, whatever number wrote it. Raises UserError for one of another model.
         """
-        for found in reversed(self.list() if samples is None else [samples]):
+        for found in reversed(self.saved() if samples is None else [samples]):
             manifest = self._verified(found)
             if manifest is None:
                 continue

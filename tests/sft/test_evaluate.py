@@ -61,8 +61,8 @@ def test_mmmu_reader(mmmu: Path) -> None:
 @pytest.mark.parametrize(
     ("said", "right"),
     [
-        ("B", True), ("B. blue", True), ("The answer is B.", True), ("blue", True), ("A", False), ("red or blue", False),
-        ("", False),
+        ("B", True), ("B. blue", True), ("The answer is B.", True), ("blue", True),
+        ("A", False), ("red or blue", False), ("", False),
     ],
 )  # fmt: skip
 def test_which_option_an_answer_names(said: str, right: bool) -> None:

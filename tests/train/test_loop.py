@@ -75,6 +75,23 @@ def test_batch_that_does_not_divide() -> None:
         check(TrainSettings(batch=12), ranks=16)
 
 
+def test_moving_average() -> None:
+    """After one horizon an old value weighs 1/e; swapped in for exports, and out again."""
+    from recap.train.state import Ema
+
+    module = torch.nn.Linear(1, 1, bias=False)
+    with torch.no_grad():
+        module.weight.fill_(1.0)
+    ema = Ema(module, horizon=100)
+    with torch.no_grad():
+        module.weight.fill_(0.0)
+    for _ in range(10):
+        ema.update(10)
+    with ema.swapped():
+        assert module.weight.item() == pytest.approx(0.36788, rel=1e-4)
+    assert module.weight.item() == 0.0
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("undisturbed")
