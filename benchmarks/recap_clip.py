@@ -1,0 +1,319 @@
+"""What recaptions bring to CLIP: arms of the mixing weight p, trained with our trainer on captions of our own job.
+
+    python -m benchmarks.recap_clip OUT [--jobs 2] [--only p=0.5/3]      train what is not done yet, then report
+    python -m benchmarks.recap_clip OUT --report                         the table alone
+
+What is asked, and what would falsify it, stands in recap_clip.yaml, written before the run. Arms of one seed share
+initial weights, images, order and crops; only the texts differ, and all cost the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import resource
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+HERE = Path(__file__).parent
+METRICS = ("names_top1", "recaption_r5", "human_r5", "unseen_r5")
+BOOTSTRAP = 10_000
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One training: the share of original texts, the column of the others, the seed."""
+
+    p: float
+    column: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"p={self.p:g}" if self.column == "recap" else self.column
+
+    @property
+    def file(self) -> str:
+        return f"{self.name}-{self.seed}.json"
+
+
+def plan(study: dict[str, Any]) -> list[Arm]:
+    arms = [Arm(p, "recap", seed) for seed in study["arms"]["seeds"] for p in study["arms"]["p"]]
+    controls = study["controls"]
+    return arms + [Arm(0.2, column, seed) for seed in controls["seeds"] for column in controls["columns"]]
+
+
+# --- one arm --------------------------------------------------------------------------------------
+
+
+def train(arm: Arm, study: dict[str, Any], world: Path, out: Path) -> dict[str, Any]:
+    """Train and evaluate one arm in this process: 0 or 1 for each test view and metric, and the learning curve."""
+    import torch
+
+    from benchmarks.recap_clip_world import captions, descriptions, flags, unseen
+    from recap.clip.evaluate import Encoder
+    from recap.clip.task import ClipTask
+    from recap.data.tars import Sample, read_samples
+    from recap.train.loop import train as run
+
+    torch.set_num_threads(1)
+    config = _config(arm, study, world)
+    task = ClipTask(config, 0, None, "")
+    run(task, config.stage_settings(config.stages[0]), _Alone(out))
+    task.close()
+    seconds = resource.getrusage(resource.RUSAGE_SELF)
+
+    encoder = Encoder(out / "exports" / "final")
+    known, told, own = flags(), descriptions(), captions(world, "test")
+    hidden = unseen(list(known), study["world"]["unseen"], study["world"]["seed"])
+    views: list[tuple[str, str, bytes]] = []
+    for tar in sorted((world / "test").glob("*.tar")):
+        with tar.open("rb") as file:
+            found = [s for s in read_samples(file) if isinstance(s, Sample)]
+        views += [(s.key, s.members["cls"].decode(), s.members["jpg"]) for s in found]
+    views.sort()
+    images = encoder.images([lambda data=data: data for _, _, data in views], [key for key, _, _ in views])  # type: ignore[misc]
+    codes = [code for _, code, _ in views]
+    result: dict[str, Any] = {"arm": arm.name, "seed": arm.seed, "codes": codes, "hits": {}}
+
+    seen = [code for code in sorted(known) if code not in hidden]
+    names, _ = encoder.texts([f"Flag of {known[code][1]}" for code in seen])
+    keep = [i for i, code in enumerate(codes) if code not in hidden]
+    nearest = (images[keep] @ names.T).argmax(1).tolist()
+    result["hits"]["names_top1"] = _scatter(len(views), keep, [seen[n] == codes[i] for i, n in zip(keep, nearest)])
+
+    for name, allowed in (("human_r5", set(told)), ("unseen_r5", set(told) & hidden)):
+        result["hits"][name] = _descriptions(encoder, images, codes, told, allowed)
+    texts, cut = encoder.texts([own[key] or "" for key, _, _ in views])
+    result["hits"]["recaption_r5"] = _recaptions(images, texts, codes)
+    result["cut"] = {"recaption": cut, "human": encoder.texts(list(told.values()))[1]}
+    result["curve"] = [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()][::10]
+    result["cpu_s"] = round(seconds.ru_utime + seconds.ru_stime, 1)
+    return result
+
+
+def _config(arm: Arm, study: dict[str, Any], world: Path) -> Any:
+    from recap.clip.settings import ClipConfig, ClipDataConfig, ClipModelConfig, Stage
+    from recap.data.columns import ColumnConfig
+    from recap.text_policy import TextPolicyConfig
+    from recap.train.settings import TrainSettings
+
+    t, m = study["training"], study["model"]
+    other = ColumnConfig(run=str(world / "captions")) if arm.column == "recap" else ColumnConfig(
+        folder=str(world / arm.column), field="caption"
+    )  # fmt: skip
+    vocabulary = len(json.loads((world / "tokenizer" / "tokenizer.json").read_text())["model"]["vocab"])
+    return ClipConfig(
+        model=ClipModelConfig(vocabulary=vocabulary, tokenizer=str(world / "tokenizer"), **m),
+        data=ClipDataConfig(
+            shards=[str(world / "train")], root=str(world), streams=8, window=4, decoders=1, readers=1,
+            columns={"org_caption": ColumnConfig(member="txt"), "re_caption": other},
+        ),
+        text=TextPolicyConfig(weights={"org_caption": arm.p, "re_caption": 1 - arm.p}),
+        stages=[Stage(image=t["image"], samples=t["samples"], warmup=t["warmup"])],
+        train=TrainSettings(
+            batch=t["batch"], lr=t["lr"], weight_decay=t["weight_decay"], beta2=0.95, clip=1.0, seed=arm.seed, threads=1
+        ),
+    )  # fmt: skip
+
+
+def _descriptions(encoder: Any, images: Any, codes: list[str], told: dict[str, str], allowed: set[str]) -> list[float]:
+    """For each view the mean of two: its description is among its 5 nearest; it is among its description's 5 nearest.
+
+    One view a flag stands for choice at a time.
+    """
+    wanted = sorted(allowed & set(codes))
+    texts, _ = encoder.texts([told[code] for code in wanted])
+    hits = [float("nan")] * len(codes)
+    for number in range(max(codes.count(code) for code in wanted)):  # each flag's first view, second view, ...
+        chosen = [[i for i, c in enumerate(codes) if c == code][number] for code in wanted]
+        scores = images[chosen] @ texts.T
+        own = np.arange(len(wanted))[:, None]
+        forth = (scores.topk(5, 1).indices.numpy() == own).any(1)
+        back = (scores.T.topk(5, 1).indices.numpy() == own).any(1)
+        for place, i in enumerate(chosen):
+            hits[i] = (float(forth[place]) + float(back[place])) / 2
+    return hits
+
+
+def _recaptions(images: Any, texts: Any, codes: list[str]) -> list[float]:
+    """As `_descriptions`, for texts of the views themselves; equal flags count as right."""
+    scores, flags_ = images @ texts.T, np.array(codes)
+    forth, back = (flags_[s.topk(5, 1).indices.numpy()] == flags_[:, None] for s in (scores, scores.T))
+    return ((forth.any(1) + back.any(1).astype(float)) / 2).tolist()
+
+
+def _scatter(count: int, places: Sequence[int], values: Sequence[bool]) -> list[float]:
+    out = [float("nan")] * count
+    for place, value in zip(places, values):
+        out[place] = float(value)
+    return out
+
+
+class _Alone:
+    """The gang of one rank that an arm is."""
+
+    rank, world, local_rank, device = 0, 1, 0, "cpu"
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        os.environ.update(RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+
+    def stopping(self) -> int:
+        return 0
+
+    def beat(self, **facts: Any) -> None: ...
+
+    def event(self, event: str, **facts: Any) -> None: ...
+
+
+def tokenizer(world: Path) -> None:
+    """A word tokenizer over all texts of the world, with BERT's special tokens."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    from benchmarks.recap_clip_world import captions, descriptions, flags
+
+    texts = [
+        *captions(world, "train").values(),
+        *descriptions().values(),
+        *(f"flag of {n}" for _, n in flags().values()),
+    ]
+    texts += [
+        "free download image national buy now best price stock vector royalty img jpg",
+        "this is a picture of something",
+    ]
+    texts += ["that one can see here and it shown in way for all to look at"]
+    splitter = pre_tokenizers.BertPreTokenizer()
+    words = sorted({w for t in texts if t for w, _ in splitter.pre_tokenize_str(t.lower())})
+    made = Tokenizer(
+        models.WordLevel({w: i for i, w in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *words])}, "[UNK]")
+    )
+    made.normalizer, made.pre_tokenizer = normalizers.Lowercase(), splitter
+    made.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=made, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]"
+    )
+    fast.save_pretrained(world / "tokenizer")
+
+
+# --- the report -----------------------------------------------------------------------------------
+
+
+def report(study: dict[str, Any], results: Sequence[dict[str, Any]]) -> str:
+    """Means over seeds of every arm and metric, each seed in brackets, and the primary differences."""
+    names = list(dict.fromkeys(arm.name for arm in plan(study)))
+    lines = ["| arm (share of originals) | " + " | ".join(METRICS) + " |", "|---|" + "---|" * len(METRICS)]
+    for name in names:
+        runs = [r for r in results if r["arm"] == name]
+        cells = []
+        for metric in METRICS:
+            values = [100 * float(np.nanmean(r["hits"][metric])) for r in runs]
+            cells.append(f"{np.mean(values):.1f} ({min(values):.1f}-{max(values):.1f})" if values else "-")
+        lines.append(f"| {name} ({len(runs)} seeds) | " + " | ".join(cells) + " |")
+    found = [(primary, *difference(primary, results)) for primary in study["primary"]]
+    lines.append("")
+    adjusted = holm([share for *_, share in found])
+    for (primary, mean, low, high, _), share in zip(found, adjusted):
+        what = f"{primary['metric']}, {primary['better']} - {primary['worse']}"
+        verdict = "shown" if low > 0 and share < 0.05 else "not shown"
+        lines.append(f"{primary['claim']}: {what}: {mean:+.1f} points, 95 % {low:+.1f} to {high:+.1f}: {verdict}")
+    cut = {name: max(r["cut"][name] for r in results) for name in ("recaption", "human")} if results else {}
+    told = ", ".join(f"{name} {share:.0%}" for name, share in cut.items())
+    lines.append(f"queries cut by the token limit: {told}; CPU: {sum(r['cpu_s'] for r in results) / 60:.0f} minutes")
+    return "\n".join(lines)
+
+
+def difference(primary: dict[str, Any], results: Sequence[dict[str, Any]]) -> tuple[float, float, float, float]:
+    """Mean paired difference in points, its 95 % interval, and twice the share of draws at or below 0 (a p-value)."""
+    by = {(r["arm"], r["seed"]): r for r in results}
+    seeds = sorted(s for arm, s in by if arm == primary["better"] and (primary["worse"], s) in by)
+    rows = []
+    for seed in seeds:
+        better, worse = (by[primary[side], seed] for side in ("better", "worse"))
+        gap = np.array(better["hits"][primary["metric"]]) - np.array(worse["hits"][primary["metric"]])
+        codes = np.array(better["codes"])
+        flags_ = [c for c in sorted(set(codes)) if not np.isnan(gap[codes == c]).all()]
+        rows.append([np.nanmean(gap[codes == c]) for c in flags_])
+    table = 100 * np.array(rows)  # [seeds, flags]
+    rng = np.random.default_rng(0)
+    draws = np.empty(BOOTSTRAP)
+    for i in range(BOOTSTRAP):
+        sampled = table[rng.integers(0, len(table), len(table))]
+        draws[i] = sampled[:, rng.integers(0, table.shape[1], table.shape[1])].mean()
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return float(table.mean()), float(low), float(high), float(min(1.0, 2 * (draws <= 0).mean()))
+
+
+def holm(shares: Sequence[float]) -> list[float]:
+    """p-values, adjusted for as many tests."""
+    order = sorted(range(len(shares)), key=lambda i: shares[i])
+    adjusted, largest = [0.0] * len(shares), 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, shares[i] * (len(shares) - rank)))
+        adjusted[i] = largest
+    return adjusted
+
+
+# --- command line ---------------------------------------------------------------------------------
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--study", type=Path, default=HERE / "recap_clip.yaml")
+    parser.add_argument("--jobs", type=int, default=1, help="arms at the same time")
+    parser.add_argument("--only", help="train this arm alone: NAME/SEED, e.g. p=0.5/3 or shuffled/0")
+    parser.add_argument("--report", action="store_true")
+    given = parser.parse_args()
+    study = yaml.safe_load(given.study.read_text())
+    world, results = given.out / "world", given.out / "results"
+    if given.only:
+        name, _, seed = given.only.rpartition("/")
+        arm = Arm(float(name[2:]), "recap", int(seed)) if name.startswith("p=") else Arm(0.2, name, int(seed))
+        made = train(arm, study, world, given.out / "runs" / f"{arm.name}-{arm.seed}")
+        results.mkdir(exist_ok=True)
+        (results / arm.file).write_text(json.dumps(made))
+        return
+    if not given.report:
+        if not (world / "tokenizer").exists():
+            from benchmarks.recap_clip_world import build
+
+            build(world, study["world"])
+            tokenizer(world)
+        missing = [arm for arm in plan(study) if not (results / arm.file).exists()]
+        random.Random(0).shuffle(missing)  # so that a stop leaves no arm without seeds
+        _run_all(missing, given)
+    files = sorted(results.glob("*.json"))
+    wanted = {arm.file for arm in plan(study)}
+    sys.stdout.write(report(study, [json.loads(f.read_text()) for f in files if f.name in wanted]) + "\n")
+
+
+def _run_all(arms: Sequence[Arm], given: argparse.Namespace) -> None:
+    """Every arm in a process of its own."""
+    waiting, running = list(arms), list[subprocess.Popen[bytes]]()
+    while waiting or running:
+        while waiting and len(running) < given.jobs:
+            arm = waiting.pop(0)
+            command = [sys.executable, "-m", "benchmarks.recap_clip", str(given.out), "--study", str(given.study)]
+            running.append(subprocess.Popen([*command, "--only", f"{arm.name}/{arm.seed}"]))
+        done = running.pop(0)
+        if done.wait():
+            raise SystemExit(f"an arm failed with exit code {done.returncode}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""The study's arithmetic: paired differences, Holm's correction, the plan."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import yaml
+
+from benchmarks import recap_clip as study
+
+REGISTERED = yaml.safe_load((Path(study.__file__).parent / "recap_clip.yaml").read_text())
+
+
+def result(arm: str, seed: int, values: list[float]) -> dict:
+    hits = {metric: values for metric in study.METRICS}
+    return {
+        "arm": arm,
+        "seed": seed,
+        "codes": ["a", "a", "b", "c"],
+        "hits": hits,
+        "cut": {"recaption": 0.0, "human": 0.2},
+        "cpu_s": 60.0,
+    }
+
+
+def test_the_plan_is_what_was_registered() -> None:
+    arms = study.plan(REGISTERED)
+    assert len(arms) == 5 * 5 + 3 * 2 == len({arm.file for arm in arms})
+    assert {arm.p for arm in arms if arm.column == "recap"} == {0.0, 0.2, 0.5, 0.8, 1.0}
+
+
+def test_differences_are_paired_by_seed_and_flag() -> None:
+    nan = math.nan
+    results = [result("p=1", s, [0.0, 0.0, 0.0, nan]) for s in range(5)]
+    results += [result("p=0.5", s, [1.0, 0.0, 1.0, nan]) for s in range(5)]
+    primary = {"metric": "human_r5", "better": "p=0.5", "worse": "p=1"}
+    mean, low, high, share = study.difference(primary, results)
+    assert mean == pytest.approx(75.0)  # flag a 50, flag b 100; c was not asked
+    assert low == 50.0 and high == 100.0 and share == 0.0
+    same = study.difference({**primary, "worse": "p=0.5"}, results)
+    assert same[0] == 0.0 and same[3] == 1.0
+
+
+def test_holm() -> None:
+    assert study.holm([0.01, 0.04]) == pytest.approx([0.02, 0.04])
+    assert study.holm([0.04, 0.03]) == pytest.approx([0.06, 0.06])
+
+
+def test_the_report_holds_every_arm_and_both_verdicts() -> None:
+    results = [result(f"p={p:g}", s, [p, p, p, p]) for p in (1.0, 0.8, 0.5, 0.2, 0.0) for s in range(5)]
+    text = study.report(REGISTERED, results)
+    assert "| p=0.8 (5 seeds) | 80.0 (80.0-80.0)" in text and "| shuffled (0 seeds) | - |" in text
+    assert "human_r5, p=0.5 - p=1: -50.0 points" in text and "not shown" in text
+    assert "names_top1, p=1 - p=0: +100.0 points, 95 % +100.0 to +100.0: shown" in text
