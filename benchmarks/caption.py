@@ -86,6 +86,8 @@ def make_work(shape: Shape, images: int, device: torch.device, dtype: torch.dtyp
         torch.set_default_dtype(dtype)
         model = build(shape, tokenizer, seed=0, scale=1.0).to(device)
         torch.set_default_dtype(torch.float32)
+    # generate falls back to these wherever its own settings say None: no token may end a caption here.
+    model.generation_config = GenerationConfig(pad_token_id=0)
     noise = np.random.default_rng(0)
     token = model.config.image_token_index
     features = (shape.image // shape.patch) ** 2

@@ -61,7 +61,7 @@ class TransformersEngine:
         self.book, self.sampler = self.checkpoint.book, Sampler.of(config)
         self.dtype = choose_dtype(config.precision, self.device)
         model = AutoModelForImageTextToText.from_pretrained(self.checkpoint.folder, dtype=self.dtype)
-        self.model = model.to(self.device).eval()
+        self.model = plain(model.to(self.device))
         self.batch = config.micro_batch or (8 if self.device.type == "cpu" else 32)
         self.length = max(self.book.length(name) for name in self.book.formats)
         self.pool = DecodePool(
@@ -186,7 +186,7 @@ class OneAtATimeEngine:
         self.processor: Any = AutoProcessor.from_pretrained(folder)
         self.dtype, self.sampler = choose_dtype(config.precision, self.device), Sampler.of(config)
         model = AutoModelForImageTextToText.from_pretrained(folder, dtype=self.dtype)
-        self.model = model.to(self.device).eval()
+        self.model = plain(model.to(self.device))
         self.eos = end_tokens(folder, model.config, self.processor.tokenizer)
         image_token = getattr(self.processor, "image_token", "<image>")
         self.book = PromptBook(config, self.processor.tokenizer, self.processor, image_token, image_tokens=1)
@@ -226,6 +226,12 @@ class OneAtATimeEngine:
             )
         assert caption is not None
         return caption
+
+
+def plain(model: Any) -> Any:
+    """The model for evaluation, without the checkpoint's generation settings: `generate` would fall back to them."""
+    model.generation_config = GenerationConfig()
+    return model.eval()
 
 
 def generate(

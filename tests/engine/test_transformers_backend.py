@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from conftest import drive
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
 from benchmarks.random_captioner import Shape, photo
 from recap.engine import CaptionerConfig, PromptFormat, Request, load_engine
@@ -43,6 +44,21 @@ def test_captions_equal_plain_generate(tiny: Callable[..., Path]) -> None:
             assert found[i].text == alone(folder, requests[i].image, config.prompt, 12)
             assert found[i].finish == ("length" if found[i].tokens == 12 else "stop")
         assert len({caption.text for caption in found.values()}) > 7
+
+
+def test_generation_settings_of_the_checkpoint_are_not_used(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    """A repetition penalty there would change captions behind the back of this configuration's identity."""
+    shutil.copytree(tiny(), tmp_path / "penalty")
+    settings = GenerationConfig.from_pretrained(tiny())
+    settings.repetition_penalty, settings.no_repeat_ngram_size = 5.0, 2
+    settings.save_pretrained(tmp_path / "penalty")
+    texts = []
+    for folder in (tiny(), tmp_path / "penalty"):
+        for backend in ("transformers", "native"):
+            engine = load_engine(CaptionerConfig(model=str(folder), backend=backend, max_tokens=20, decode_workers=0))
+            texts.append(drive(engine, [Request(i, photo(i)) for i in range(8)]))
+            engine.close()
+    assert texts[0] == texts[1] == texts[2] == texts[3]
 
 
 def test_neighbours_and_order_do_not_matter(tiny: Callable[..., Path]) -> None:
