@@ -73,7 +73,7 @@ class Plan:
             last = self._starts[group + 1]
             if last <= start or first >= stop:
                 continue
-            table = self._file.read_row_group(group)
+            table = self._file.read_row_group(group, use_threads=False)
             low, high = max(start, first) - first, min(stop, last) - first
             for row in table.slice(low, high - low).to_pylist():
                 yield Shard(**row)

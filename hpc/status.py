@@ -29,7 +29,7 @@ from hpc import breakdown, breaker, effort, heartbeat
 from hpc.breakdown import printable as clean
 from hpc.effort import duration, hours_text
 from hpc.errors import Exit, UserError
-from hpc.launcher import live_jobs
+from hpc.lean import without_pandas
 from hpc.ledger import DONE, FAILED
 from hpc.operator import STATUSES
 from hpc.rundir import Run, Submission
@@ -127,8 +127,15 @@ def _slots(run: Run, submissions: list[Submission]) -> dict[str, Any]:
         if state != "exited" and silent > STALE_S:
             state = "silent"
         rows.append({**facts, "state": state, "silent_s": round(silent, 1)})
-    jobs = live_jobs([j for s in submissions for j in s.job_ids])
+    job_ids = [j for s in submissions for j in s.job_ids]
+    jobs = _squeue(job_ids) if job_ids else {}
     return {"list": rows, "states": dict(Counter(r["state"] for r in rows)), "squeue": dict(Counter(jobs.values()))}
+
+
+def _squeue(job_ids: list[str]) -> dict[str, str]:
+    from hpc.launcher import live_jobs  # and submitit with it: a quarter of a second
+
+    return live_jobs(job_ids)
 
 
 # --- the picture ------------------------------------------------------------------------------
@@ -297,4 +304,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    without_pandas()
     sys.exit(main())

@@ -15,6 +15,7 @@ import sys
 
 from hpc import snapshot
 from hpc.errors import Exit, UserError
+from hpc.lean import without_pandas
 from hpc.rundir import Run, Submission
 
 
@@ -52,4 +53,5 @@ def _task(run: Run, uuid: str | None) -> tuple[Run, Submission]:
 
 
 if __name__ == "__main__":
+    without_pandas()
     sys.exit(main())
