@@ -39,6 +39,7 @@ from rich.table import Table
 from hpc import column as columns
 from hpc import config as configs
 from hpc import plan, rerun
+from hpc.lean import without_pandas
 from hpc.ledger import Claim
 from hpc.operator import Row
 from hpc.publish import Publisher
@@ -139,30 +140,23 @@ class Tree:
             (self.run.journals / name).write_text("".join(journal))
         os.sync()
 
-    def claims(self) -> float:
-        """Median seconds of a claim: link, fsync of file and directory."""
-        times = []
-        for shard in self.left:
-            started = time.perf_counter()
-            assert self.ledger.claim(Claim(shard, 0, 0), "me")
-            times.append(time.perf_counter() - started)
-        return statistics.median(times)
+    def claim(self, number: int) -> float:
+        """Seconds of one claim: link, fsync of file and directory."""
+        started = time.perf_counter()
+        assert self.ledger.claim(Claim(self.left[number], 0, 0), "me")
+        return time.perf_counter() - started
 
-    def publishes(self) -> float:
-        """Median seconds of publishing a shard of ROWS samples: write, fsync, read back, verify, link, marker."""
-        operator = self.config.operator()
-        schema = columns.schema(operator.column(), self.submission.identity)
-        identity = self.submission.identity
+    def publish(self, number: int) -> float:
+        """Seconds of publishing one shard of ROWS samples: write, fsync, read back, verify, link, marker."""
+        shard, identity = self.left[number], self.submission.identity
+        schema = columns.schema(self.config.operator().column(), identity)
         publisher = Publisher(self.run, self.ledger, "recap", identity, schema, 0.05, output=None, owner={"slot": 0})
-        times = []
-        for shard in self.left[: OPEN // 2]:
-            values = {"caption": "A picture of a flag.", "sha256": "f" * 64, "text": "flag", "finish": "stop"}
-            table = columns.to_table([Row(shard.id, i, f"{i:05d}", values=values) for i in range(ROWS)], schema)
-            columns.write_segment(self.run.segments(self.submission.identity, shard.id, 0), 0, table)
-            started = time.perf_counter()
-            assert publisher.publish(Claim(shard, 0, 0), ROWS, None, time.time())
-            times.append(time.perf_counter() - started)
-        return statistics.median(times)
+        values = {"caption": "A picture of a flag.", "sha256": "f" * 64, "text": "flag", "finish": "stop"}
+        table = columns.to_table([Row(shard.id, i, f"{i:05d}", values=values) for i in range(ROWS)], schema)
+        columns.write_segment(self.run.segments(identity, shard.id, 0), 0, table)
+        started = time.perf_counter()
+        assert publisher.publish(Claim(shard, 0, 0), ROWS, None, time.time())
+        return time.perf_counter() - started
 
 
 def _write_config(path: Path, name: str, inputs: Path, delay: float) -> None:
@@ -205,8 +199,9 @@ def command(*arguments: str) -> None:
 
 
 AGENT = """
-import resource, sys
-from pathlib import Path
+import sys
+from hpc.lean import without_pandas
+without_pandas()
 from hpc.candidates import Candidates
 from hpc.heartbeat import Observer
 from hpc.ledger import Ledger
@@ -219,7 +214,7 @@ ledger = run.ledger(latest.identity)
 candidates = Candidates(run, plan, ledger, Observer(run.slots, "me", 300.0), "me", 7, latest.slots, 60.0)
 while candidates.acquire(0.0, ()) is not None:
     pass
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+print(next(int(line.split()[1]) / 1024 for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
 
 
@@ -265,34 +260,50 @@ def datatrove(python: str, folder: Path, count: int) -> dict[str, float]:
     return measured
 
 
-def measure(count: int, python: str | None, work: Path) -> dict[str, float]:
-    """One size; its tree is removed afterwards."""
-    folder = Path(tempfile.mkdtemp(prefix=f"ledger-{count}-", dir=work))
+def measure(sizes: list[int], python: str | None, work: Path) -> dict[int, dict[str, float]]:
+    """All sizes. Claims and publishing go round the trees, so that each meets the disk in the same mood."""
+    folder = Path(tempfile.mkdtemp(prefix="ledger-", dir=work))
+    found: dict[int, dict[str, float]] = {}
+    trees = []
     try:
-        tree = Tree(folder, count)
-        tree.make_inputs()
-        found: dict[str, float] = {"plan_s": tree.plan()}
-        tree.build()
-        found["claim_ms"] = 1e3 * tree.claims()
-        found["publish_ms"] = 1e3 * tree.publishes()
-        cache = tree.run.path / "tally" / f"{tree.submission.identity}.arrow"
-        cache.unlink(missing_ok=True)
-        time.sleep(2.5)  # so that no directory has changed just now
-        found["status_first_s"] = seconds(lambda: command("hpc.status", str(tree.run.path), "--json"), 1)
-        found["status_s"] = seconds(lambda: command("hpc.status", str(tree.run.path), "--json"))
-        found["left_ms"] = 1e3 * seconds(lambda: Tally(tree.run, tree.submission).count())
-        found["rerun_s"] = seconds(lambda: rerun.choose(tree.run, tree.submission, None), 1)
-        for bucket in tree.ledger.buckets():  # a busy run: every directory has changed since the last look
-            os.utime(tree.ledger.root / bucket)
-        time.sleep(2.5)
-        found["status_busy_s"] = seconds(lambda: command("hpc.status", str(tree.run.path), "--json"), 1)
-        found["agent_mb"] = agent_memory(tree)
+        for count in sizes:
+            (folder / str(count)).mkdir()
+            trees.append(Tree(folder / str(count), count))
+            trees[-1].make_inputs()
+            found[count] = {"plan_s": trees[-1].plan()}
+            trees[-1].build()
+        for name, call in (("claim_ms", Tree.claim), ("publish_ms", Tree.publish)):
+            times: dict[int, list[float]] = {count: [] for count in sizes}
+            for number in range(OPEN // 2):
+                for tree in trees:
+                    times[tree.count].append(call(tree, number))
+            for count in sizes:
+                found[count][name] = 1e3 * statistics.median(times[count])
+        for tree in trees:
+            _look(tree, found[tree.count])
+            shutil.rmtree(tree.folder)
+        if python:
+            for count in sizes:
+                other = datatrove(python, folder / "datatrove", count)
+                found[count] |= {"datatrove_left_ms": 1e3 * other["left_s"], "datatrove_mark_ms": other["mark_ms"]}
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    if python:
-        other = datatrove(python, folder.with_suffix(".dt"), count)
-        found |= {"datatrove_left_ms": 1e3 * other["left_s"], "datatrove_mark_ms": other["mark_ms"]}
     return found
+
+
+def _look(tree: Tree, found: dict[str, float]) -> None:
+    """Status, what is left, rerun discovery and an agent's memory, in one tree."""
+    look = ("hpc.status", str(tree.run.path), "--json")
+    time.sleep(2.5)  # so that no directory has changed just now
+    found["status_first_s"] = seconds(lambda: command(*look), 1)
+    found["status_s"] = seconds(lambda: command(*look), 5)
+    found["left_ms"] = 1e3 * seconds(lambda: Tally(tree.run, tree.submission).count())
+    found["rerun_s"] = seconds(lambda: rerun.choose(tree.run, tree.submission, None), 1)
+    for bucket in tree.ledger.buckets():  # a busy run: every directory has changed since the last look
+        os.utime(tree.ledger.root / bucket)
+    time.sleep(2.5)
+    found["status_busy_s"] = seconds(lambda: command(*look), 1)
+    found["agent_mb"] = agent_memory(tree)
 
 
 # --- overhead per image -----------------------------------------------------------------------
@@ -414,10 +425,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="exit 1 where a target is missed")
     args = parser.parse_args(arguments)
     console = Console(highlight=False)
-    sizes = {}
-    for count in map(int, args.shards.split(",")):
-        console.print(f"{count:,} shards …")
-        sizes[count] = measure(count, args.datatrove, args.work)
+    sizes = measure([int(count) for count in args.shards.split(",")], args.datatrove, args.work)
     cost = overhead(args.work, args.images, 15.0) if args.images else None
     table = Table(title="run directory, by shards", box=None)
     table.add_column("")
@@ -438,7 +446,8 @@ def main(arguments: list[str] | None = None) -> int:
         table.add_row(check.name, f"{check.value:,.2f} {check.unit}", f"{sign} {check.limit:g} {check.unit}", verdict)
     console.print(table)
     if args.json:
-        facts: dict[str, Any] = {"sizes": sizes, "overhead": cost, "targets": [asdict(t) | {"met": t.met} for t in checks]}
+        judged = [asdict(check) | {"met": check.met} for check in checks]
+        facts: dict[str, Any] = {"sizes": sizes, "overhead": cost, "targets": judged}
         facts |= {"python": sys.version.split()[0], "cpus": os.cpu_count(), "date": time.strftime("%Y-%m-%d")}
         args.json.write_text(json.dumps(facts, indent=1) + "\n")
     return 1 if args.check and not all(c.met for c in checks) else 0
@@ -447,4 +456,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    without_pandas()
     sys.exit(main())
