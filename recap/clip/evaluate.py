@@ -33,13 +33,14 @@ import torch.nn.functional as F
 from hpc.errors import UserError
 from hpc.operator import Damage
 from recap.clip import metrics
-from recap.clip.images import BadImage, whole
+from recap.clip.images import whole
 from recap.clip.losses import ranks
 from recap.clip.tokens import Text, Tokens
 from recap.clip.weights import opened
 from recap.data.columns import ColumnConfig, open_column
 from recap.data.index import BLOCK
 from recap.data.inputs import DataConfig, list_shards
+from recap.data.pixels import BadImage
 from recap.data.remote import open_shard
 from recap.data.tars import read_samples
 

@@ -76,6 +76,7 @@ class ClipDataConfig(DataConfig):
     """The tars, their columns, and how they are read."""
 
     columns: dict[str, ColumnConfig] = _semantic({}, "columns by name: run, folder or member, and field")
+    pixels: str | None = _semantic(None, "column of small images (recap.data.shrink) to use instead of the tars'")
     streams: int = _semantic(64, "virtual streams; ranks divide it, and it divides the batch")
     window: int = _semantic(32, "blocks of 512 samples among which a stream shuffles")
     indexed: bool = _semantic(True, "False: tars are streamed without an index; resume is then approximate")

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from recap.clip import weights as formats
-from recap.clip.images import BadImage, training_crop
+from recap.clip.images import training_crop
 from recap.clip.objective import Objective
 from recap.clip.settings import ClipConfig, Stage
 from recap.clip.tokens import Tokens
@@ -23,6 +23,7 @@ from recap.data.columns import Column, open_column
 from recap.data.index import Index
 from recap.data.inputs import list_shards
 from recap.data.joined import Joined, Reader, Slot
+from recap.data.pixels import BadImage
 from recap.data.streams import Plan, mixed
 from recap.data.unindexed import StreamedReader, StreamedSlot
 from recap.text_policy import Drawn, TextPolicy
@@ -62,7 +63,8 @@ class ClipTask:
         if config.data.indexed:
             blocks = Index.open_or_make(index, self._shards, config.data.readers)
             self._plan = Plan(blocks, self._seed, config.data.streams, config.data.window)
-        columns = {name: open_column(name, config.data.columns[name]) for name in self.policy.columns}
+        names = [*self.policy.columns, *([config.data.pixels] if config.data.pixels else [])]
+        columns = {name: open_column(name, config.data.columns[name]) for name in names}
         for column in columns.values():
             column.check([shard.id for shard in self._shards])
         self._columns: dict[str, Column] = columns
@@ -140,7 +142,7 @@ class ClipTask:
     def _open(self) -> Reader | StreamedReader:
         data = self.config.data
         if self._plan is not None:
-            return Reader(self._plan, self._columns, data.readers)
+            return Reader(self._plan, self._columns, data.readers, keys_from=data.pixels)
         return StreamedReader(self._shards, self._columns, self._seed, data.size)
 
     def _fill(self, slot: Slot | StreamedSlot) -> Ready:
@@ -160,7 +162,11 @@ class ClipTask:
         texts = self.policy.draw(sample.columns, self._seed, epoch, sample.name)
         if not texts:
             return "text: every column is empty"
-        data = next((sample.members[e] for e in self.config.data.image if e in sample.members), None)
+        pixels_of = self.config.data.pixels
+        if pixels_of:
+            data = sample.columns[pixels_of]
+        else:
+            data = next((sample.members[e] for e in self.config.data.image if e in sample.members), None)
         if data is None:
             return "image: missing"
         try:

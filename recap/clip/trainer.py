@@ -40,10 +40,11 @@ class ClipTrainer:
             if (path or key == "tokenizer") and not Path(path).exists():
                 raise UserError(f"config: `model.{key}`: {path or 'empty'}: there is no such folder.")
         shards = [shard.id for shard in list_shards(self.config.data)]
-        for name in TextPolicy(self.config.text).columns:
+        pixels = [self.config.data.pixels] if self.config.data.pixels else []
+        for name in [*TextPolicy(self.config.text).columns, *pixels]:
             if name not in self.config.data.columns:
                 known = ", ".join(self.config.data.columns)
-                raise UserError(f"config: `text`: column {name!r} is not among data.columns ({known}).")
+                raise UserError(f"config: column {name!r} is not among data.columns ({known}).")
             open_column(name, self.config.data.columns[name]).check(shards)
 
     def identity(self) -> dict[str, Any]:

@@ -87,7 +87,7 @@ class MemberColumn:
             return None
 
 
-class _ParquetColumn:
+class ParquetColumn:
     """Rows of parquet files, one file a shard, in the order of the tar."""
 
     def __init__(self, name: str, config: ColumnConfig, field: str) -> None:
@@ -99,12 +99,18 @@ class _ParquetColumn:
         """Path or open file of a shard's rows; None where there is none."""
         raise NotImplementedError
 
+    def keys(self, shard: str, block: int, count: int) -> list[str]:
+        """The keys of a block's rows; [] where the shard has no file."""
+        with self._lock:
+            file = self._file(shard)
+            return self._rows(file, block * BLOCK, count, ["key"])["key"].to_pylist() if file else []
+
     def read(self, shard: str, block: int, keys: Sequence[str], members: Sequence[Mapping[str, bytes]]) -> list[Any]:
         with self._lock:  # a parquet file is read by one thread at a time
             file = self._file(shard)
             if file is None:
                 return [None] * len(keys)
-            rows = self._rows(file, block * BLOCK, len(keys))
+            rows = self._rows(file, block * BLOCK, len(keys), ["key", self.field, "status"])
         found = rows["key"].to_pylist()
         values = rows[self.field].to_pylist()
         if "status" in rows.column_names:
@@ -153,9 +159,9 @@ class _ParquetColumn:
                 "decoding made it. Name one identity's files."
             )
 
-    def _rows(self, file: pq.ParquetFile, first: int, count: int) -> pa.Table:
+    def _rows(self, file: pq.ParquetFile, first: int, count: int, fields: list[str]) -> pa.Table:
         """Rows [first, first + count); where row groups are not ours, those that hold them."""
-        names = [n for n in ("key", self.field, "status") if n in file.schema_arrow.names]
+        names = [n for n in fields if n in file.schema_arrow.names]
         groups: list[int] = []
         skipped = at = 0
         for group in range(file.metadata.num_row_groups):
@@ -169,7 +175,7 @@ class _ParquetColumn:
         return file.read_row_groups(groups, columns=names, use_threads=False).slice(first - skipped, count)
 
 
-class FolderColumn(_ParquetColumn):
+class FolderColumn(ParquetColumn):
     """`<folder>/<shard id>.parquet`, on a disk or an object store."""
 
     def __init__(self, name: str, config: ColumnConfig) -> None:
@@ -198,7 +204,7 @@ class FolderColumn(_ParquetColumn):
         return self._system.open(f"{self._path.rstrip('/')}/{shard}.parquet", "rb", cache_type="none")
 
 
-class RunColumn(_ParquetColumn):
+class RunColumn(ParquetColumn):
     """The column that a run of ours published, through its markers."""
 
     def __init__(self, name: str, config: ColumnConfig) -> None:

@@ -22,8 +22,8 @@ from typing import Any
 import fsspec
 
 from hpc.errors import UserError
-from hpc.operator import Damage
-from recap.data.columns import Column
+from hpc.operator import Damage, Shard
+from recap.data.columns import Column, MemberColumn, ParquetColumn
 from recap.data.index import Block
 from recap.data.remote import retry
 from recap.data.streams import Plan, Window
@@ -83,10 +83,17 @@ class Reader:
     Args:
         columns: by name, as the text policy calls them.
         threads: reads at the same time.
+        keys_from: a column beside the tars that holds all that is wanted of them: where no other column is a member
+            of the tars, these are not read.
     """
 
-    def __init__(self, plan: Plan, columns: Mapping[str, Column], threads: int = 4) -> None:
+    def __init__(
+        self, plan: Plan, columns: Mapping[str, Column], threads: int = 4, keys_from: str | None = None
+    ) -> None:
         self.plan, self.columns = plan, dict(columns)
+        inside = any(isinstance(column, MemberColumn) for column in columns.values())
+        found = self.columns[keys_from] if keys_from and not inside else None
+        self._instead = found if isinstance(found, ParquetColumn) else None
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="reader")
         self._held: dict[int, _Held] = {}
         self._ahead: dict[int, _Held] = {}
@@ -136,9 +143,7 @@ class Reader:
     def _read(self, number: int, first: int, count: int) -> list[Joined]:
         block = self.plan.index.block(number)
         shard = self.plan.index.shard(block.shard)
-        data = fetch(shard.uri, block.start, block.end)
-        self.bytes_read += len(data)
-        found = [s for s in read_samples(io.BytesIO(data + _END)) if not isinstance(s, Damage)]
+        found = self._samples(shard, block)
         _check_block(shard.uri, block, found)
         keys, members = [s.key for s in found], [s.members for s in found]
         columns = {name: c.read(shard.id, block.number, keys, members) for name, c in self.columns.items()}
@@ -149,6 +154,13 @@ class Reader:
             )
             for i, sample in enumerate(found[first : first + count], first)
         ]  # fmt: skip
+
+    def _samples(self, shard: Shard, block: Block) -> list[Sample]:
+        if self._instead is not None:
+            return [Sample(key) for key in self._instead.keys(shard.id, block.number, block.count)]
+        data = fetch(shard.uri, block.start, block.end)
+        self.bytes_read += len(data)
+        return [s for s in read_samples(io.BytesIO(data + _END)) if not isinstance(s, Damage)]
 
 
 class _Held:
