@@ -347,9 +347,14 @@ def end_to_end(work: Work, config: CaptionerConfig, photos: list[bytes]) -> dict
     try:
         requests = [Request(i, photos[i], key=str(i)) for i in range(work.images)]
         drive(engine, requests[: engine.generator.plan.slots // 2])  # processes started, kernels compiled
-        engine.idle_s = 0.0
+        engine.idle_s, engine.generator.times = 0.0, type(engine.generator.times)()
         spent = seconds(lambda: drive(engine, requests), engine.device)
-        return {"images_per_s": work.images / spent, "busy": 1 - engine.idle_s / spent}
+        times, slots = engine.generator.times, engine.generator.plan.slots
+        return {
+            "images_per_s": work.images / spent,
+            "busy": 1 - engine.idle_s / spent,
+            "occupancy": times.busy / times.steps / slots,
+        }
     finally:
         engine.close()
 
@@ -440,7 +445,8 @@ def on_cpu(options: argparse.Namespace) -> dict[str, Any]:
     )
     whole = end_to_end(work, config, photos)
     say(
-        f"  end to end from JPEGs, 1 decode process: {whole['images_per_s']:.1f} img/s, engine busy {whole['busy']:.1%}"
+        f"  end to end from JPEGs, 1 decode process: {whole['images_per_s']:.1f} img/s by the clock, "
+        f"engine busy {whole['busy']:.1%}, slots {whole['occupancy']:.0%}"
     )
     return report | {"decode_s": each, "end_to_end": whole}
 
@@ -511,7 +517,7 @@ def on_gpu(options: argparse.Namespace) -> dict[str, Any]:
     share = rate / report["own"][precisions[0]]["images_per_s"]
     say(
         f"  end to end from JPEGs (512x384), {options.decode_workers} decode processes: {rate:.2f} img/s, "
-        f"{share:.1%} of pixels in memory, busy {whole['busy']:.1%}; "
+        f"{share:.1%} of pixels in memory, busy {whole['busy']:.1%}, slots {whole['occupancy']:.0%}; "
         f"cores a GPU needs: {rate * exact:.2f} (exact), {rate * fast:.2f} (fast)"
     )
     return report | {"end_to_end": whole | {"share": share}, "decode_s": each}
@@ -572,9 +578,9 @@ def stage_milliseconds(work: Work, generator: Generator[int]) -> dict[str, float
         "prefill": lambda: generator.decoder.prefill(x, slots, work.prefix, last),
         "step": generator._graph.replay if generator._graph else generator._advance,
     }
-    generator.positions.fill_(len(work.ids) + int(work.lengths.mean()) // 2)
     found = {}
     with torch.inference_mode():
+        generator.positions.fill_(len(work.ids) + int(work.lengths.mean()) // 2)
         for name, action in actions.items():
             action()
             begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)

@@ -111,6 +111,7 @@ class Generator(Generic[Tag]):
         image_size: pixels a side.
     """
 
+    @torch.no_grad()
     def __init__(
         self,
         model: Any,

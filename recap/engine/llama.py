@@ -121,7 +121,8 @@ class Decoder:
         )
 
     def _matrix(self, *parts: Any) -> Matrix:
-        weight = torch.cat([part.weight.to(self.device, self.dtype) for part in parts])
+        weights = [part.weight.detach().to(self.device, self.dtype) for part in parts]
+        weight = torch.cat(weights) if len(weights) > 1 else weights[0]  # a single one may share the model's memory
         biases = [part.bias for part in parts if part.bias is not None]
         bias = torch.cat([b.to(self.device, self.dtype) for b in biases]) if biases else None
         return Matrix(weight, bias, self.fp8)
