@@ -133,9 +133,9 @@ def test_http_names_are_taken_as_they_are() -> None:
     assert (shards[3].id, shards[3].uri, shards[3].bytes) == ("03", "https://nowhere.invalid/d/03.tar?v=1", 0)
 
 
-def test_130_000_shards_are_planned_in_20_s(tmp_path: Path) -> None:
-    """With a statistics file each. The limit is the issue's; hard links make the files in a moment."""
-    count = 130_000
+@pytest.mark.parametrize("count", [13_000, pytest.param(130_000, marks=pytest.mark.slow)])
+def test_130_000_shards_are_planned_in_20_s(tmp_path: Path, count: int) -> None:
+    """With a statistics file each; by default a tenth of them in a tenth of the time. Hard links make the files."""
     first, stats = tmp_path / "t", tmp_path / "s"
     first.write_bytes(b"x")
     stats.write_text(json.dumps({"successes": 9000}))
@@ -149,11 +149,11 @@ def test_130_000_shards_are_planned_in_20_s(tmp_path: Path) -> None:
         os.link(first, folder / f"{number:08d}.tar")
         os.link(stats, folder / f"{number:08d}_stats.json")
     started = time.monotonic()
-    shards = list_shards(DataConfig(shards=[f"{folder}/{{00000000..00129999}}.tar"]))
+    shards = list_shards(DataConfig(shards=[f"{folder}/{{00000000..{count - 1:08d}}}.tar"]))
     seconds = time.monotonic() - started
     assert len(shards) == count
     assert shards[-1].expected == 9000
-    assert seconds < 20
+    assert seconds < 20 * count / 130_000
 
 
 # --- an object store --------------------------------------------------------------------------
