@@ -90,6 +90,8 @@ class DecodePool:
                 done.append(self._decode_here(*job))
             elif timeout > 0 and self.waiting:
                 done.append(self._done.get(timeout=timeout))
+            elif timeout > 0:
+                time.sleep(min(timeout, 0.002))  # nothing to wait for: callers that wait for more must not spin
             while self._threads:
                 done.append(self._done.get_nowait())
         except queue.Empty:

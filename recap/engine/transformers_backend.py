@@ -94,7 +94,7 @@ class TransformersEngine:
             quiet = time.monotonic() - self._last_put >= self.config.partial_wait_s
             if len(self._jobs) >= self.batch or (self._jobs and not self.pool.waiting and quiet):
                 done += self._generate([self._jobs.popleft() for _ in range(min(self.batch, len(self._jobs)))])
-            if done or time.monotonic() >= deadline:
+            if done or not self._pending or time.monotonic() >= deadline:
                 return done
 
     def close(self) -> None:
