@@ -285,7 +285,10 @@ def submit(job: Job, *, start: bool = True, detach: bool = False) -> int:
         console.print(f"\nstarted in the background · log: {short(local.detach(job.run, submission))}")
         console.print(f"watch: python -m hpc.status {short(job.run.path)} --watch")
         return Exit.COMPLETE
-    return local.supervise(job.run, submission)
+    code = local.supervise(job.run, submission)
+    for number, step in enumerate(job.operator.next_steps(short(job.run.path)) if code == Exit.COMPLETE else []):
+        console.print(f"{'next' if number == 0 else '':<9}{step}", markup=False)
+    return code
 
 
 def _by_hand(job: Job) -> str:

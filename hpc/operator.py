@@ -139,6 +139,9 @@ class Operator(Protocol):
 
     def close(self) -> None: ...
 
+    def next_steps(self, run: str) -> list[str]:
+        """Commands that show or use what a finished run has made, for the end of a launch."""
+
 
 class Batched:
     """want/put/poll for operators that are a function from a list of items to a list of rows.
@@ -173,6 +176,10 @@ class Batched:
         return Row(item.shard, item.index, item.key, status, reason)
 
     def close(self) -> None: ...
+
+    def next_steps(self, run: str) -> list[str]:
+        """Commands that show or use what a finished run has made, for the end of a launch."""
+        return []
 
 
 def load_operator(path: str) -> type[Operator]:

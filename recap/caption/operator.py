@@ -213,6 +213,12 @@ class CaptionOperator:
         if self._engine is not None:
             self._engine.close()
 
+    def next_steps(self, run: str) -> list[str]:
+        return [
+            f"python -m recap.report {run} --text     a few captions here (without --text: a page with the images)",
+            f"python -m recap.export {run} OUT        parquet for datasets, pandas, duckdb (--webdataset: tars)",
+        ]
+
     def _running(self) -> Engine:
         assert self._engine is not None, "setup() comes first"
         return self._engine
