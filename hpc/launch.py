@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import sys
 from collections import Counter
 from collections.abc import Collection
@@ -231,6 +232,7 @@ def short(path: Path) -> str:
 
 def dry_run(job: Job, rate: float | None = None) -> int:
     """Print the plan, a forecast and the exact batch script; leave nothing behind."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` may close the pipe
     describe(job, forecast.lines(job.config, job.identity, job.shards, job.slots, rate))
     submission = Submission(
         "0" * 12, 0.0, plan="", identity=job.identity, column=job.operator.column().name, code=snapshot.digest(),

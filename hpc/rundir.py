@@ -11,6 +11,7 @@ runs/<name>/
   ledger/<identity8>/<bucket>/ claims and markers, see hpc.ledger
   segments/<identity8>/<bucket>/<id>.g<G>/   finished parts of unfinished shards
   columns/<column>/<identity8>/<bucket>/<id>.g<G>.parquet    published once; readers resolve through markers
+  tally/<identity8>.arrow      what hpc.status has counted: a cache, see hpc.tally
   generations/<n>.json         shards reopened by a rerun, with the reason
   control/                     pause (with its reason), cancelled
   logs/
