@@ -30,7 +30,6 @@ import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import webdataset
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
@@ -225,6 +224,8 @@ def caption_by_key(shard: PublishedShard) -> dict[str, str]:
 
 def write_tars(source: Published, out: Path) -> int:
     """Write OUT/<shard>.tar with every captioned sample: its members as they were, and `<column>.txt`."""
+    import webdataset  # imports torch, which the parquet export does without
+
     making, total = _making(out), 0
     for shard in _progress(source):
         path = making / f"{shard.shard.id}.tar"

@@ -109,3 +109,12 @@ def test_what_failed_is_found_in_the_logs(tmp_path: Path) -> None:
     said = type_("hpc.logs", run, "--failed")
     assert said.startswith("00003: input: changed since the plan\n")
     assert "had 51,200 bytes, now 7" in said
+
+
+COMMANDS = ["hpc.status", "hpc.cancel", "hpc.logs", "hpc.forecast", "recap.export", "recap.report"]
+
+
+@pytest.mark.parametrize("module", COMMANDS)
+def test_commands_start_without_torch(module: str) -> None:
+    program = f"import sys, {module}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT, timeout=60)
