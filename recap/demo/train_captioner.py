@@ -6,10 +6,11 @@ It learns from generated flags alone (`recap.worlds.flags`); no real flag, pictu
 ordinary checkpoint directory (config, safetensors in fp16, tokenizer, processor with a chat template) that
 transformers and vLLM load.
 
-The checkpoint in recap/demo/captioner was made on one core in two runs, `--minutes 15`, then `--minutes 8.5
---seed 2 --init` the first. A run follows the clock, so a rebuild is alike, not equal. The generator was tuned on
-the "train" flags of flags_truth.csv; its author has seen the others too, as everyone has.
-`python -m recap.evaluate.captioner --model recap/demo/captioner` scores it on the held-out ones.
+The checkpoint in recap/demo/captioner was made otherwise: from this model's shape with random weights, on the same
+generated flags, by the toolkit's own fine-tuning job (`python -m hpc.launch configs/sft/demo.yaml`: 100,000 flags, 32
+CPU-minutes on two cores). The generator was tuned on the "train" flags of flags_truth.csv; its author has seen the
+others too, as everyone has. `python -m recap.evaluate.captioner --model recap/demo/captioner` scores it on the
+held-out ones.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
     python -m recap.sft.assemble --vision CLIP --language LLM --template llama-3 OUT [--layer -2] [--dtype bf16]
 
-CLIP and LLM are checkpoint folders as transformers writes them. OUT is a `LlavaForConditionalGeneration` checkpoint
+CLIP and LLM are checkpoint folders as transformers writes them; CLIP may also be a LLaVA checkpoint, whose tower is
+taken. OUT is a `LlavaForConditionalGeneration` checkpoint
 with its processor, ready to be the `model` of stage 1. Images are padded to a square on CLIP's mean colour, as
 LLaVA-1.5 does.
 """
@@ -10,6 +11,7 @@ LLaVA-1.5 does.
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import sys
 from pathlib import Path
@@ -18,6 +20,7 @@ from typing import Any
 import torch
 from transformers import (
     AddedToken,
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     CLIPVisionConfig,
@@ -46,13 +49,20 @@ def assemble(
         if not (folder / "config.json").is_file():
             raise UserError(f"assemble: {folder} is no checkpoint folder (no config.json)")
     torch.manual_seed(seed)
-    tower = CLIPVisionModel.from_pretrained(vision, dtype=torch.float32)
+    tower = tower_of(vision)
     writer = AutoModelForCausalLM.from_pretrained(language, dtype=torch.float32)
     tokenizer = image_tokenizer(AutoTokenizer.from_pretrained(language))
     llava = join(tower, writer, tokenizer, layer)
-    processor = processor_of(tokenizer, tower.config)
+    processor = processor_of(tokenizer, tower.config, vision)
     renderer = Renderer(tokenizer, template, features(llava.config), IMAGE)
     save(llava, processor, out, _DTYPES[dtype], renderer.chat_template())
+
+
+def tower_of(folder: Path) -> CLIPVisionModel:
+    """The vision tower of a CLIP checkpoint, or of a LLaVA one; float32."""
+    if AutoConfig.from_pretrained(folder).model_type == "llava":
+        return LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).model.vision_tower
+    return CLIPVisionModel.from_pretrained(folder, dtype=torch.float32)
 
 
 def image_tokenizer(tokenizer: Any) -> Any:
@@ -88,12 +98,14 @@ def join(tower: CLIPVisionModel, writer: Any, tokenizer: Any, layer: int) -> Lla
     return llava
 
 
-def processor_of(tokenizer: Any, tower: Any) -> LlavaProcessor:
-    """LLaVA-1.5's: pad to a square on the mean colour, then CLIP's resizing and numbers."""
-    side = tower.image_size
+def processor_of(tokenizer: Any, tower: Any, folder: Path) -> LlavaProcessor:
+    """LLaVA-1.5's: pad to a square on the mean colour, then resize. The numbers (mean, deviation) are those of the
+    tower's folder, CLIP's where it has none."""
+    side, numbers = tower.image_size, folder / "preprocessor_config.json"
+    said = json.loads(numbers.read_text()) if numbers.is_file() else {}
     image_processor = LlavaImageProcessorPil(
         do_pad=True, size={"shortest_edge": side}, crop_size={"height": side, "width": side},
-        image_mean=_CLIP_MEAN, image_std=_CLIP_STD,
+        image_mean=said.get("image_mean", _CLIP_MEAN), image_std=said.get("image_std", _CLIP_STD),
     )  # fmt: skip
     return LlavaProcessor(
         image_processor, tokenizer, patch_size=tower.patch_size, vision_feature_select_strategy="default",

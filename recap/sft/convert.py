@@ -21,10 +21,10 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, CLIPVisionModel, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import AutoTokenizer, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from hpc.errors import Exit, UserError
-from recap.sft.assemble import image_tokenizer, processor_of
+from recap.sft.assemble import image_tokenizer, processor_of, tower_of
 from recap.sft.export import save
 from recap.sft.task import features
 from recap.sft.templates import IMAGE, TEMPLATES, Renderer
@@ -59,7 +59,7 @@ def convert(original: Path, out: Path, vision: Path, tokenizer: Path | None, tem
     """Write `out`. Raises UserError naming what does not fit."""
     facts = _facts(original)
     weights = {new: tensor for old, tensor in _weights(original).items() if (new := renamed(old)) is not None}
-    tower = CLIPVisionModel.from_pretrained(vision, dtype=torch.float32)
+    tower = tower_of(vision)
     prefix = "model.vision_tower."
     own = {prefix + name: tensor for name, tensor in tower.state_dict().items()}
     if not any(name.startswith(prefix) for name in weights):
@@ -69,7 +69,7 @@ def convert(original: Path, out: Path, vision: Path, tokenizer: Path | None, tem
     llava = LlavaForConditionalGeneration(_shape(facts, tower.config, words, len(weights["lm_head.weight"])))
     _fill(llava, weights, words)
     renderer = Renderer(words, template, features(llava.config), IMAGE)
-    processor = processor_of(words, tower.config)
+    processor = processor_of(words, tower.config, vision)
     if facts.get("image_aspect_ratio") != "pad":
         processor.image_processor.do_pad = False
     save(llava, processor, out, dtype, renderer.chat_template())

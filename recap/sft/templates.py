@@ -150,7 +150,7 @@ class Renderer:
     def chat_template(self) -> str:
         """The same template as Jinja, for processors: a user's text and images, images first."""
         user, assistant = self._user, self._assistant
-        content = "{% if part.type == 'image' %}" + self._image_token + ("\n" if self.template.asks else "")
+        content = "{% if part.type == 'image' %}" + _jinja(self._image_token + ("\n" if self.template.asks else ""))
         content += "{% elif part.type == 'text' %}" + ("{{ part.text }}" if self.template.asks else "") + "{% endif %}"
         return (
             _jinja(self.begin)

@@ -22,6 +22,7 @@ from recap.engine import Request
 from recap.engine.settings import CaptionerConfig
 from recap.engine.transformers_backend import load as load_engine
 from recap.sft import model as models
+from recap.sft.assemble import assemble
 from recap.sft.convert import convert
 from recap.sft.packing import deal, pack
 from recap.sft.task import SftTask
@@ -235,6 +236,25 @@ def test_convert(captioner: Path, tmp_path: Path) -> None:
     _write(original | {"model.odd": original["lm_head.weight"]}, folder)
     with pytest.raises(UserError, match="keys have no place"):
         convert(folder, tmp_path / "bad", tmp_path / "clip", None, "llama-3")
+
+
+def test_assemble(captioner: Path, tmp_path: Path) -> None:
+    """Stage 0: both parts arrive bit for bit, the tokenizer knows the image, and the result is what stage 1 takes."""
+    from transformers import LlamaForCausalLM
+
+    ours = LlavaForConditionalGeneration.from_pretrained(captioner, dtype=torch.float32)
+    writer = LlamaForCausalLM(ours.config.text_config)
+    writer.model.load_state_dict(ours.model.language_model.state_dict())
+    writer.lm_head.load_state_dict(ours.lm_head.state_dict())
+    writer.save_pretrained(tmp_path / "words")
+    AutoProcessor.from_pretrained(captioner).tokenizer.save_pretrained(tmp_path / "words")
+    assemble(captioner, tmp_path / "words", "llama-3", tmp_path / "out", layer=-2, dtype="fp32")
+    made = tensors(tmp_path / "out")
+    for name, tensor in ours.state_dict().items():
+        if "multi_modal_projector" not in name:
+            assert torch.equal(made[name][: len(tensor)], tensor), name
+    with pytest.raises(UserError, match="no checkpoint folder"):
+        assemble(tmp_path / "nothing", tmp_path / "words", "plain", tmp_path / "bad")
 
 
 def test_resume_on_other_ranks(captioner: Path, conversations: Path, tmp_path: Path) -> None:
