@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import warnings
 
 from PIL import Image
 
@@ -16,12 +15,10 @@ class BadImage(Exception):
 
 def opened(data: bytes) -> Image.Image:
     """The image, not decoded yet. Raises BadImage."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's own about large images and odd metadata
-        try:
-            image = Image.open(io.BytesIO(data))
-        except Exception as error:
-            raise BadImage("image: cannot be identified") from error
+    try:
+        image = Image.open(io.BytesIO(data))
+    except Exception as error:
+        raise BadImage("image: cannot be identified") from error
     if image.width * image.height > LARGEST or min(image.size) < 1:
         raise BadImage("image: too large")
     return image

@@ -17,7 +17,6 @@ from recap.clip.tokens import Tokens
 from recap.data.columns import ColumnConfig
 from recap.worlds.tars import write_tar
 from tests.clip.models import tiny
-from tests.clip.parity import shim
 from tests.clip.ranks import on_ranks
 from tests.clip.world import sample
 
@@ -71,7 +70,6 @@ def features(count: int, seed: int) -> torch.Tensor:
 
 
 def test_recall_equals_clip_benchmark() -> None:
-    shim()
     theirs = pytest.importorskip("clip_benchmark.metrics.zeroshot_retrieval")
     images = features(60, 0)
     image_of_text = torch.arange(60).repeat_interleave(3)
@@ -95,7 +93,6 @@ def test_recall_equals_clip_benchmark() -> None:
 
 
 def test_zero_shot_equals_clip_benchmark() -> None:
-    shim()
     theirs = pytest.importorskip("clip_benchmark.metrics.zeroshot_classification")
     prompts, images, labels = features(12 * 3, 2), features(50, 3), torch.arange(50) % 12
 

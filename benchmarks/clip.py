@@ -1,0 +1,274 @@
+"""CLIP training beside open_clip's, on the same machine, data, model and batch: interleaved, median and range.
+
+    python -m benchmarks.clip loader [--images 1024] [--repeats 5]     images/s/core of the input pipeline at 112 px
+    python -m benchmarks.clip step [--batch 32] [--repeats 5]          one training step, CPU or GPU
+    python -m benchmarks.clip memory [--rows 8192] [--columns 65536]   peak memory of the loss, plain and streamed
+
+`loader` and `step` want open_clip and the webdataset that it pins (its loader fails with webdataset 1.0):
+
+    pip install --no-deps open_clip_torch timm torchvision ftfy wcwidth webdataset==0.2.86
+
+Images are synthetic, of a photograph's size and compressibility; rates are per second of CPU time: cores are shared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+import benchmarks.torchvision_shim  # noqa: F401 - before transformers
+from recap.clip.objective import Objective
+from recap.clip.settings import OPENAI, ClipConfig, ClipDataConfig, ClipModelConfig, LossConfig, Stage
+from recap.clip.task import ClipTask
+from recap.clip.weights import build
+from recap.data.columns import ColumnConfig
+from recap.data.shrink import shrunk
+from recap.text_policy import TextPolicyConfig
+from recap.train.settings import TrainSettings
+from recap.worlds.tars import write_tar
+
+SIDE, CONTEXT = 112, 77
+
+
+def open_clip() -> Any:
+    import open_clip
+
+    return open_clip
+
+
+def compare(ours: Callable[[], float], theirs: Callable[[], float], repeats: int) -> dict[str, Any]:
+    """Rates of both, measured as A B B A; the ratio of neighbours."""
+    found: dict[str, list[float]] = {"ours": [], "theirs": []}
+    for repeat in range(repeats):
+        for name, run in [("ours", ours), ("theirs", theirs)][:: 1 if repeat % 2 == 0 else -1]:
+            found[name].append(run())
+    ratios = [a / b for a, b in zip(found["ours"], found["theirs"])]
+    out: dict[str, Any] = {name: spread(values) for name, values in found.items()}
+    return out | {"ratio": spread(ratios)}
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "least": min(values), "most": max(values)}
+
+
+# --- the input pipeline ---------------------------------------------------------------------------
+
+
+def photograph(rng: np.random.Generator, width: int = 640, height: int = 512) -> bytes:
+    """A JPEG with a photograph's spectrum: noise that falls off with frequency."""
+    image = np.zeros((height, width, 3), dtype=np.float32)
+    for octave in range(1, 8):
+        size = (2**octave, 2**octave * height // width + 1)
+        layer = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+        image += np.asarray(layer.resize((width, height), Image.Resampling.BICUBIC), dtype=np.float32) / 2**octave
+    out = io.BytesIO()
+    Image.fromarray(np.clip(image, 0, 255).astype(np.uint8)).save(out, "JPEG", quality=90)
+    return out.getvalue()
+
+
+def corpus(folder: Path, images: int) -> list[str]:
+    """Tars of 512 samples, and the same ones shrunk to 128 px; texts of 50 words."""
+    rng = np.random.default_rng(0)
+    pictures = [photograph(rng) for _ in range(64)]
+    vocabulary = "a photo of the red car with blue sky and green trees near old houses where people walk"
+    words = vocabulary.split()
+    for name in ("large", "small"):
+        (folder / name).mkdir()
+        shown = pictures if name == "large" else [shrunk(p, 128, 90)[0] for p in pictures]
+        for shard in range(max(images // 512, 1)):
+            made = [
+                (f"{shard:05d}{i:04d}", {"jpg": shown[i % 64], "txt": " ".join(rng.choice(words, 50)).encode()})
+                for i in range(512)
+            ]
+            with (folder / name / f"{shard:05d}.tar").open("wb") as file:
+                write_tar(file, made)
+    return sorted(str(p) for p in (folder / "large").glob("*.tar"))
+
+
+def clip_tokenizer(folder: Path, simple: Any) -> str:
+    """open_clip's BPE as a fast tokenizer."""
+    from transformers import CLIPTokenizerFast
+
+    merges = [tuple(pair) for pair in simple.bpe_ranks]
+    named = {"bos_token": "<start_of_text>", **dict.fromkeys(("eos_token", "unk_token", "pad_token"), "<end_of_text>")}
+    fast = CLIPTokenizerFast(vocab=dict(simple.encoder), merges=merges, **named)
+    fast.save_pretrained(folder / "tokenizer")
+    return str(folder / "tokenizer")
+
+
+def loader(images: int, repeats: int, batch: int = 128) -> dict[str, Any]:
+    peer = open_clip()
+    from open_clip_train.data import get_wds_dataset
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        tars = corpus(folder, images)
+        simple = peer.tokenizer.SimpleTokenizer(context_length=CONTEXT)
+        words = clip_tokenizer(folder, simple)
+        transform = peer.transform.image_transform(SIDE, is_train=True, aug_cfg={"scale": (0.4, 1.0)})
+        total = len(tars) * 512 // batch * batch
+
+        def theirs() -> float:
+            arguments = SimpleNamespace(
+                train_data=str(folder / "large" / f"{{00000..{len(tars) - 1:05d}}}.tar"), train_num_samples=total,
+                train_data_upsampling_factors=None, dataset_resampled=False, seed=0, workers=0, batch_size=batch,
+                world_size=1,
+            )  # fmt: skip
+            data = get_wds_dataset(arguments, transform, True, tokenizer=simple).dataloader
+            began = time.process_time()
+            seen = sum(len(pixels) for pixels, _ in data)
+            return seen / (time.process_time() - began)
+
+        def ours(part: str) -> Callable[[], float]:
+            config = ClipConfig(
+                model=ClipModelConfig(architecture="hf", context=CONTEXT, vocabulary=49408, tokenizer=words),
+                data=ClipDataConfig(
+                    shards=[str(folder / part)], columns={"text": ColumnConfig(member="txt")}, streams=8, decoders=1
+                ),
+                text=TextPolicyConfig(weights={"text": 1.0}),
+                stages=[Stage(image=SIDE)],
+                train=TrainSettings(batch=batch),
+            )
+            task = ClipTask(config, 0, folder / f"{part}.index", "")
+
+            def run() -> float:
+                began = time.process_time()
+                seen = sum(task.batch(first, batch, 0, 1).weight for first in range(0, total, batch))
+                task.close()
+                return seen / (time.process_time() - began)
+
+            return run
+
+        result = {"images_per_s_per_core": compare(ours("large"), theirs, repeats)}
+        small = ours("small")
+        result["shrunk_images_per_s_per_core"] = spread([small() for _ in range(repeats)])
+        return result
+
+
+# --- the training step ----------------------------------------------------------------------------
+
+
+def step(batch: int, repeats: int, vision: str, text: str, image: int) -> dict[str, Any]:
+    """Forward, loss, backward, AdamW: ours on uint8 pixels, theirs as in open_clip_train.train."""
+    peer = open_clip()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    config = ClipModelConfig(architecture="hf", vision=vision, text=text, context=CONTEXT, vocabulary=49408)
+    torch.manual_seed(0)
+    module = Objective(build(config, image, 49407), LossConfig(), *OPENAI).to(device)
+    ours_optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4, fused=device == "cuda")
+    v, t = config.vision_tower, config.text_tower
+    model = peer.model.CLIP(
+        config.dimension,
+        {"image_size": image, "layers": v.layers, "width": v.width, "head_width": v.width // v.heads, "patch_size": 16},
+        {"context_length": CONTEXT, "vocab_size": 49408, "width": t.width, "heads": t.heads, "layers": t.layers},
+        output_dict=True,
+    ).to(device)
+    loss_of = peer.loss.ClipLoss(local_loss=True, gather_with_grad=True)
+    their_optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    pixels = torch.randint(0, 256, (batch, 3, image, image), dtype=torch.uint8)
+    ids = torch.randint(1, 49000, (batch, 1, CONTEXT))
+    ids[:, :, -1] = 49407
+
+    def timed(run: Callable[[], None]) -> Callable[[], float]:
+        def once() -> float:
+            if device == "cuda":
+                torch.cuda.synchronize()
+            clock = time.perf_counter if device == "cuda" else time.process_time
+            began, count = clock(), 20 if device == "cuda" else 2
+            for _ in range(count):
+                run()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            return count * batch / (clock() - began)
+
+        once()
+        return once
+
+    def ours() -> None:
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            loss = module({"images": pixels.to(device), "ids": ids.to(device)}) / batch
+        loss.backward()
+        ours_optimizer.step()
+        ours_optimizer.zero_grad(set_to_none=True)
+
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in OPENAI)
+
+    def theirs() -> None:
+        floats = ((pixels.float() / 255 - mean) / std).to(device)
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            loss = loss_of(**model(floats, ids[:, 0].to(device)))
+        their_optimizer.zero_grad()
+        loss.backward()
+        their_optimizer.step()
+        with torch.no_grad():
+            model.logit_scale.clamp_(0, 4.6052)
+
+    return {"device": device, "samples_per_s": compare(timed(ours), timed(theirs), repeats)}
+
+
+# --- memory of the loss ---------------------------------------------------------------------------
+
+_MEASURE = """
+import sys, torch
+from recap.clip.losses import cross_entropy
+rows, columns, stream = (int(a) for a in sys.argv[1:])
+def memory(field):
+    return int(next(l for l in open("/proc/self/status") if l.startswith(field)).split()[1]) / 1024
+torch.set_num_threads(1)
+torch.manual_seed(0)
+a, b = (torch.nn.functional.normalize(torch.randn(n, 512), dim=-1).requires_grad_() for n in (rows, columns))
+before = memory("VmRSS")
+loss = cross_entropy(a, b, torch.tensor(14.0), torch.arange(rows), stream)
+loss.backward()
+print(memory("VmHWM") - before, loss.item() / rows, a.grad.norm().item())
+"""
+
+
+def memory(rows: int, columns: int, stream: int = 1024) -> dict[str, Any]:
+    """MiB above the features, forward and backward, of one direction of the loss on this rank's rows."""
+    out = {}
+    for name, width in (("plain", 0), ("streamed", stream)):
+        command = [sys.executable, "-c", _MEASURE, str(rows), str(columns), str(width)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+        out[name] = dict(zip(("mib", "loss", "gradient"), map(float, done)))
+    return {"rows": rows, "columns": columns, **out}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["loader", "step", "memory"])
+    parser.add_argument("--images", type=int, default=1024)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--image", type=int, default=112)
+    parser.add_argument("--vision", default="192x6x3", help="S | B | L | H or WIDTHxLAYERSxHEADS; heads of 64")
+    parser.add_argument("--text", default="192x6x3")
+    parser.add_argument("--rows", type=int, default=8192)
+    parser.add_argument("--columns", type=int, default=65536)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    if given.what == "loader":
+        result = loader(given.images, given.repeats)
+    elif given.what == "step":
+        result = step(given.batch, given.repeats, given.vision, given.text, given.image)
+    else:
+        result = memory(given.rows, given.columns)
+    sys.stdout.write(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
