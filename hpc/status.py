@@ -164,8 +164,11 @@ def render(facts: dict[str, Any]) -> Group:
             parts.append(Text(clean(f"{title}: {group}"), style="yellow"))
     for node, reason in facts["excluded"].items():
         parts.append(Text(clean(f"excluded: {node}: {reason}"), style="yellow"))
-    if facts["reasons"]:
-        parts.append(_reason_table("not captioned" if facts["column"] else "reasons", facts["reasons"]))
+    notes = {r.removeprefix("ok: "): n for r, n in facts["reasons"].items() if r.startswith("ok: ")}
+    if without := {r: n for r, n in facts["reasons"].items() if not r.startswith("ok: ")}:
+        parts.append(_reason_table("no result", without))
+    if notes:
+        parts.append(_reason_table("noted", notes))
     if facts["damaged"]:
         parts.append(_group_table("damaged", "shards", facts["damaged"]))
     if facts["engine_deaths"]:
@@ -238,7 +241,7 @@ def _reason_table(title: str, reasons: dict[str, int], limit: int = 8) -> Table:
     for number, (reason, count) in enumerate(list(reasons.items())[:limit]):
         table.add_row(title if number == 0 else "", f"{count:,}", Text(clean(reason)))
     if len(reasons) > limit:
-        table.add_row("", "", f"and {len(reasons) - limit} more reasons (--json)")
+        table.add_row("", "", f"and {len(reasons) - limit} more reasons (--by error)")
     return table
 
 
@@ -252,6 +255,8 @@ def _group_table(title: str, unit: str, groups: dict[str, dict[str, Any]], limit
     for number, (reason, group) in enumerate(ordered[:limit]):
         example = f"{group['example']} · {group['where']}" if group["where"] else group["example"]
         table.add_row(title if number == 0 else "", f"{group['count']:,}", Text(clean(reason)), Text(clean(example)))
+    if len(ordered) > limit:
+        table.add_row("", "", f"and {len(ordered) - limit} more reasons (--by error)", "")
     return table
 
 
