@@ -57,6 +57,8 @@ class Plan:
     """A stored plan, read by ranges: an agent's memory does not grow with the number of shards."""
 
     def __init__(self, directory: Path, name: str) -> None:
+        if not name:
+            raise UserError(f"run: {directory.parent} is a training and has no shards. To go on with it, launch it again.")
         self.name = name
         self._file = pq.ParquetFile(directory / f"{name}.parquet", memory_map=True)
         self._starts = [0]

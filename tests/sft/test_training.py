@@ -186,6 +186,16 @@ def test_bf16_and_recomputation(captioner: Path, conversations: Path, tmp_path: 
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
+@pytest.mark.slow
+def test_compiled_blocks(captioner: Path, conversations: Path, tmp_path: Path) -> None:
+    """torch.compile of each block, over FSDP2 on two ranks: the loss of the uncompiled run up to rounding."""
+    for name in ("plain", "compiled"):
+        train = {"parallel": "fsdp", "lr": 1e-3, "compile": name == "compiled"}
+        run_stage(captioner, conversations, tmp_path / name, 2, train=train, pack=256)
+    plain, compiled = ([loss for _, loss in curve(tmp_path / name)] for name in ("plain", "compiled"))
+    assert compiled == pytest.approx(plain, rel=1e-4)
+
+
 def _captions(folder: Path) -> None:
     assert AutoProcessor.from_pretrained(folder).chat_template
     keys = (folder / "model.safetensors").read_bytes()[:20000]  # the header

@@ -139,6 +139,16 @@ def test_another_training_in_the_same_place(tmp_path: Path, capsys: pytest.Captu
     assert "what is trained changed (steps;" in " ".join(capsys.readouterr().err.split())
 
 
+def test_shards_of_a_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Commands of map jobs say what this is."""
+    from hpc import rerun, verify
+
+    assert launch.main([str(config_file(tmp_path, steps=1))]) == 0
+    for command in (rerun, verify):
+        assert command.main([str(tmp_path / "runs" / "gang")]) == Exit.USAGE
+        assert "is a training and has no shards" in " ".join(capsys.readouterr().err.split())
+
+
 def test_launch_does_not_import_torch(tmp_path: Path) -> None:
     """Login nodes check, describe and dry-run without it."""
     source = (
