@@ -58,7 +58,7 @@ class Plan:
 
     def __init__(self, directory: Path, name: str) -> None:
         if not name:
-            raise UserError(f"run: {directory.parent} is a training and has no shards. To go on with it, launch it again.")
+            raise UserError(f"run: {directory.parent} is a training, it has no shards. Launch it again to go on.")
         self.name = name
         self._file = pq.ParquetFile(directory / f"{name}.parquet", memory_map=True)
         self._starts = [0]

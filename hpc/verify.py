@@ -85,11 +85,12 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         run = Run(args.run)
         latest = run.latest()
+        planned = Plan(run.plans, latest.plan)
     except UserError as error:
         errors.print(f"[red]{escape(str(error))}[/]")
         return Exit.USAGE
     survey = run.ledger(latest.identity).survey(run.reopened())
-    done = [(i, s) for i in Plan(run.plans, latest.plan).ids() if (s := survey.get(i)) and s.status == DONE]
+    done = [(i, s) for i in planned.ids() if (s := survey.get(i)) and s.status == DONE]
     wrong: list[tuple[str, str]] = []
     marked: set[Path] = set()
     with Progress(console=errors, transient=True, disable=not errors.is_terminal) as progress:
