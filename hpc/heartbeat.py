@@ -72,11 +72,11 @@ def alive_here(slots: Path) -> list[dict[str, Any]]:
 
 
 def _alive(pid: int) -> bool:
+    """Whether it is a worker: the number of one that was killed may be another process's by now."""
     try:
-        os.kill(pid, 0)
+        return b"hpc.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return False
-    return pid > 0
 
 
 class Heartbeat:
