@@ -61,7 +61,9 @@ class CaptionerConfig:
         None, "pad (to a square, mean colour) | crop (centre) ; empty: as the checkpoint's processor says"
     )
     decode: str = _semantic(
-        "exact", "exact (equal to transformers' Pillow processors) | fast (JPEG draft, 2-6x faster)"
+        "exact",
+        "exact (equal to transformers' Pillow processors) | fast (libjpeg shrinks large JPEGs while decoding: other "
+        "pixels, less time; python -m benchmarks.caption measures both)",
     )
     max_pixels: int = _semantic(100_000_000, "Largest image that is decoded, in pixels; larger ones are refused")
     precision: str = _semantic(
