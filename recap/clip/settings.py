@@ -49,9 +49,11 @@ class ClipModelConfig:
     patch: int = _semantic(16, "pixels of a patch's side")
     context: int = _semantic(128, "tokens of a text, special ones included")
     vocabulary: int = _semantic(32000, "rows of the token embedding; at least the tokenizer's")
-    tokenizer: str = _semantic("", "folder of a tokenizer that transformers loads")
+    tokenizer: str = _execution("", "folder of a tokenizer that transformers loads")
     activation: str = _semantic("gelu", "gelu | quick_gelu (OpenAI's weights; hf only)")
-    start: str = _semantic("", "weights to fine-tune from: a folder that this trainer, transformers or open_clip wrote")
+    start: str = _execution(
+        "", "weights to fine-tune from: a folder that this trainer, transformers or open_clip wrote"
+    )
 
     @property
     def vision_tower(self) -> Tower:

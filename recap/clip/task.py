@@ -142,7 +142,8 @@ class ClipTask:
     def _open(self) -> Reader | StreamedReader:
         data = self.config.data
         if self._plan is not None:
-            return Reader(self._plan, self._columns, data.readers, keys_from=data.pixels)
+            total = self.config.stage_settings(self.stage).samples
+            return Reader(self._plan, self._columns, data.readers, keys_from=data.pixels, total=total or None)
         return StreamedReader(self._shards, self._columns, self._seed, data.size)
 
     def _fill(self, slot: Slot | StreamedSlot) -> Ready:

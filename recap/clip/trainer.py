@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from hpc.errors import UserError
+from hpc.published import Published
 from hpc.trainer import Gang
 from recap.clip.settings import ClipConfig, check
 from recap.data.columns import open_column
 from recap.data.inputs import list_shards
 from recap.data.joined import check_division
+from recap.engine.identity import file_digest
 from recap.text_policy import TextPolicy
 from recap.train.settings import check as check_training
 
@@ -48,7 +50,16 @@ class ClipTrainer:
             open_column(name, self.config.data.columns[name]).check(shards)
 
     def identity(self) -> dict[str, Any]:
-        return {}
+        """Digests of the tokenizer and of the weights to start from, identities of the columns of runs."""
+        made: dict[str, Any] = {}
+        for key in ("tokenizer", "start"):
+            if path := getattr(self.config.model, key):
+                files = sorted(
+                    p for p in _files(Path(path)) if p.name == "tokenizer.json" or p.suffix == ".safetensors"
+                )
+                made[key] = {p.name: file_digest(p) for p in files}
+        runs = {name: c.run for name, c in sorted(self.config.data.columns.items()) if c.run}
+        return made | ({"columns": {name: Published(run).identity for name, run in runs.items()}} if runs else {})
 
     def describe(self, ranks: int) -> list[tuple[str, str]]:
         c = self.config
@@ -71,12 +82,15 @@ class ClipTrainer:
         index = self._index(gang) if config.data.indexed else None
         start, before = config.model.start, 0
         lengths = [config.stage_settings(stage).samples for stage in config.stages]
-        for number, stage in enumerate(config.stages):
+        for number, stage in enumerate(config.stages):  # a finished one is not begun again
             alone = len(config.stages) == 1
             folder = directory if alone else directory / "stages" / stage_name(number, stage)
             done = folder / "exports" / "final"
             if not (done / "recap_clip.json").exists():
                 place = gang if alone else _StageGang(gang, folder, before, sum(lengths))
+                if gang.rank == 0 and not alone:  # where status looks
+                    for name in ("metrics.jsonl", "checkpoints"):
+                        _link(directory / name, folder / name)
                 code = train(ClipTask(config, number, index, start), config.stage_settings(stage), place)
                 if code:
                     return code
@@ -130,5 +144,10 @@ class _StageGang:
 def _link(path: Path, target: Path) -> None:
     """`path` leads to `target`, both inside the run."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.is_symlink():
-        path.symlink_to(os.path.relpath(target, path.parent))
+    made = path.with_name(f".{path.name}.{os.getpid()}")
+    made.symlink_to(os.path.relpath(target, path.parent))
+    made.replace(path)
+
+
+def _files(path: Path) -> list[Path]:
+    return [path] if path.is_file() else list(path.glob("*"))

@@ -6,6 +6,7 @@ the shards (`folder:`, any fsspec URL), or from the tars themselves (`member:`).
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -26,16 +27,20 @@ from recap.data.index import BLOCK
 _OPEN_FILES = 256  # parquet footers that are kept
 
 
+def _place(text: str) -> Any:
+    """Where a column lies does not say what is in it; its identity does."""
+    return dataclasses.field(default=None, metadata={"help": text, "execution": True})
+
+
 @dataclass
 class ColumnConfig:
     """Where one column comes from: exactly one of run, folder and member."""
 
-    run: str | None = None  # directory of a run of this toolkit
-    folder: str | None = None  # folder or URL that holds <shard id>.parquet
+    run: str | None = _place("directory of a run of this toolkit")
+    folder: str | None = _place("folder or URL that holds <shard id>.parquet")
     member: str | None = None  # extension of a tar member, e.g. txt
-    field: str | None = (
-        None  # field of the parquet file, or key of a JSON member; default: caption for runs, text for folders
-    )
+    # of the parquet file, or key of a JSON member; default: caption for runs, text for folders
+    field: str | None = None
     identity: str | None = None  # what the column's identity must begin with
     missing: str = "error"  # error | null: what a shard without this column means
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import tarfile
-import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -195,12 +194,13 @@ class Index:
         """Write the index file; whole or not at all."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        made = path.with_name(f".{path.name}.{os.getpid()}")
+        with made.open("wb") as file:
             with pa.ipc.new_file(file, _SCHEMA) as writer:
                 writer.write_table(self._table)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(file.name, path)
+        made.replace(path)
 
     @classmethod
     def open_or_make(cls, path: str | Path | None, shards: list[Shard], threads: int = 8) -> Index:

@@ -85,12 +85,19 @@ class Reader:
         threads: reads at the same time.
         keys_from: a column beside the tars that holds all that is wanted of them: where no other column is a member
             of the tars, these are not read.
+        total: samples of the training, past which nothing is read ahead.
     """
 
     def __init__(
-        self, plan: Plan, columns: Mapping[str, Column], threads: int = 4, keys_from: str | None = None
+        self,
+        plan: Plan,
+        columns: Mapping[str, Column],
+        threads: int = 4,
+        keys_from: str | None = None,
+        total: int | None = None,
     ) -> None:
         self.plan, self.columns = plan, dict(columns)
+        self._end = total // plan.streams if total else None
         inside = any(isinstance(column, MemberColumn) for column in columns.values())
         found = self.columns[keys_from] if keys_from and not inside else None
         self._instead = found if isinstance(found, ParquetColumn) else None
@@ -131,8 +138,10 @@ class Reader:
                 held = self._load(self.plan.window(stream, position))
             self._held[stream] = held
         offset = position - held.window.start
-        if stream not in self._ahead and offset >= _AHEAD * held.size:
-            self._ahead[stream] = self._load(self.plan.window(stream, held.window.start + held.size))
+        following = held.window.start + held.size
+        needed = self._end is None or following < self._end
+        if needed and stream not in self._ahead and offset >= _AHEAD * held.size:
+            self._ahead[stream] = self._load(self.plan.window(stream, following))
         return Slot(held.window, held.samples(), int(held.order[offset]), self.plan.seed)
 
     def _load(self, window: Window) -> _Held:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,7 @@ def test_a_training_of_two_stages_resumes_exactly_on_other_ranks(world, tmp_path
         assert [step for step, _ in ours] == [step for step, _ in theirs]
         np.testing.assert_allclose([loss for _, loss in ours], [loss for _, loss in theirs], rtol=2e-3)
 
+    assert (tmp_path / "whole/metrics.jsonl").resolve() == (tmp_path / "whole/stages/1-32px/metrics.jsonl").resolve()
     model, found, image = weights.opened(tmp_path / "whole/exports/final")
     assert image == 32 and found.architecture == "recap"
     assert model.encode_text(torch.zeros(1, 12, dtype=torch.long)).shape == (1, 24)
@@ -138,6 +140,28 @@ def test_the_realised_mix_is_the_weights(world) -> None:
     made = task(tree(world, text__weights={"org_caption": 0.8, "re_caption": 0.2}))
     drawn = Counter(d.column for r in made.ready(0, 600) for d in r.texts)
     assert abs(drawn["org_caption"] - 480) < 3 * (600 * 0.8 * 0.2) ** 0.5
+
+
+def test_several_texts_an_image_with_source_prefixes(world) -> None:
+    made = task(
+        tree(world, text={"weights": {"org_caption": 1.0}, "texts": 3, "prefix": {"org_caption": "[ALT]"},
+                          "sub_captions": {"columns": ["re_caption"]}}, loss={"kind": "multi_positive"})
+    )  # fmt: skip
+    ids = made.batch(0, 48, 0, 1).micro[0]["ids"]
+    assert ids.shape == (48, 3, 12)
+    alt = made.tokens.tokenizer.convert_tokens_to_ids("[ALT]")
+    assert (ids[:, 0, 1] == alt).all() and not (ids[:, 1:, 1] == alt).any()
+
+
+def test_identity_is_of_contents_not_of_places(world, tmp_path) -> None:
+    first = configs.check({**tree(world), "cluster": {"kind": "local"}}, "test")
+    shutil.copytree(first.work.model.tokenizer, tmp_path / "elsewhere")
+    moved = configs.check(
+        {**tree(world, model__tokenizer=str(tmp_path / "elsewhere")), "cluster": {"kind": "local"}}, ""
+    )
+    assert configs.identity(first, first.trainer()) == configs.identity(moved, moved.trainer())
+    other = configs.check({**tree(world, text__weights={"org_caption": 1.0}), "cluster": {"kind": "local"}}, "test")
+    assert configs.identity(other, other.trainer()) != configs.identity(first, first.trainer())
 
 
 def test_un_indexed_tars_train_too(world) -> None:

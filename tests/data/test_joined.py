@@ -211,7 +211,7 @@ def test_an_epoch_from_an_object_store_reads_little_more_than_the_data(tmp_path,
     assert [remote.block(i) for i in range(len(remote))] == [index.block(i) for i in range(len(index))]
     column = open_column("re_caption", ColumnConfig(folder="s3://corpus/recap", field="caption"))
     column.check([s.id for s in shards])
-    reader = Reader(Plan(remote, seed=0, streams=2, window=4), {"re_caption": column})
+    reader = Reader(Plan(remote, seed=0, streams=2, window=4), {"re_caption": column}, total=sum(counts))
     before = object_store.sent()
     names = set()
     for first in range(0, reader.plan.epoch_size, 1024):
