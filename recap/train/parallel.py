@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,10 +36,11 @@ class Ranks:
     saving: dist.ProcessGroup
 
     def sums(self, values: list[float]) -> list[float]:
-        """Sums over all ranks, in float64, without waiting for the device."""
-        tensor = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(tensor, group=self.control)
-        return tensor.tolist()
+        """Sums over all ranks, without waiting for the device; rounded once, so that no order of adding shows."""
+        mine = torch.tensor(values, dtype=torch.float64)
+        found = [torch.empty_like(mine) for _ in range(self.world)]
+        dist.all_gather(found, mine, group=self.control)
+        return [math.fsum(column) for column in zip(*(part.tolist() for part in found), strict=True)]
 
 
 def join(device: str, local_rank: int, timeout_s: float) -> Ranks:
@@ -75,7 +77,9 @@ def spread(task: Task, module: nn.Module, settings: TrainSettings, ranks: Ranks)
     module.to(ranks.device)
     if ranks.world == 1:
         return module
-    return DistributedDataParallel(module, gradient_as_bucket_view=True)
+    # DDP lays its buckets out anew after a life's first step, and where a gradient lies in its bucket decides in which
+    # order the ranks' parts are added: a resumed run would differ in the last bit. With this flag it keeps its layout.
+    return DistributedDataParallel(module, gradient_as_bucket_view=True, find_unused_parameters=True)
 
 
 def _recompute(task: Task, module: nn.Module) -> None:
