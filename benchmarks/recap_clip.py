@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import resource
@@ -231,10 +232,64 @@ def report(study: dict[str, Any], results: Sequence[dict[str, Any]]) -> str:
         what = f"{primary['metric']}, {primary['better']} - {primary['worse']}"
         verdict = "shown" if low > 0 and share < 0.05 else "not shown"
         lines.append(f"{primary['claim']}: {what}: {mean:+.1f} points, 95 % {low:+.1f} to {high:+.1f}: {verdict}")
+    lines.append(falsified(study, results))
     cut = {name: max(r["cut"][name] for r in results) for name in ("recaption", "human")} if results else {}
     told = ", ".join(f"{name} {share:.0%}" for name, share in cut.items())
     lines.append(f"queries cut by the token limit: {told}; CPU: {sum(r['cpu_s'] for r in results) / 60:.0f} minutes")
     return "\n".join(lines)
+
+
+def falsified(study: dict[str, Any], results: Sequence[dict[str, Any]]) -> str:
+    """The registered check of the retrieval claim: the controls must stay 2 points below p = 0.2."""
+    means = {}
+    for name in ("p=0.2", "shuffled", "padded"):
+        runs = [r for r in results if r["arm"] == name and r["seed"] in study["controls"]["seeds"]]
+        means[name] = 100 * float(np.mean([np.nanmean(r["hits"]["human_r5"]) for r in runs])) if runs else math.nan
+    gap = means["p=0.2"] - max(means["shuffled"], means["padded"])
+    verdict = "passed" if gap > 2 else "failed"
+    return f"controls, human_r5 at the same seeds: p=0.2 is {gap:+.1f} points above the nearer control: {verdict}"
+
+
+def curves(study: dict[str, Any], results: Sequence[dict[str, Any]]) -> str:
+    """Training loss of every arm, mean over seeds, at tenths of the training."""
+    lines = []
+    for name in dict.fromkeys(arm.name for arm in plan(study)):
+        found = [r["curve"] for r in results if r["arm"] == name]
+        if found:
+            mean = np.mean(found, 0)
+            lines.append(f"{name}: " + " ".join(f"{mean[round(i)]:.2f}" for i in np.linspace(0, len(mean) - 1, 11)))
+    return "\n".join(lines)
+
+
+def plot(study: dict[str, Any], results: Sequence[dict[str, Any]]) -> str:
+    """An SVG: retrieval by descriptions and classification by names over p; every seed a dot, means a line."""
+    shown = {"human_r5": "#1b6ca8", "names_top1": "#c0392b"}
+    values = {(r["arm"], r["seed"], m): 100 * float(np.nanmean(r["hits"][m])) for r in results for m in shown}
+    top = max(10.0, max((v for v in values.values()), default=0.0))
+
+    def x(p: float) -> float:
+        return 60 + 440 * p
+
+    def y(value: float) -> float:
+        return 260 - 220 * value / top
+
+    axes = ['<line x1="60" y1="260" x2="500" y2="260"/>', '<line x1="60" y1="260" x2="60" y2="40"/>']
+    parts = ['<g stroke="#888">', *axes, "</g>"]
+    ticks = [round(top * i / 4) for i in range(5)]
+    parts += [f'<text x="52" y="{y(t) + 4:.0f}" text-anchor="end">{t}</text>' for t in ticks]
+    parts += [f'<text x="{x(p):.0f}" y="278" text-anchor="middle">{p:g}</text>' for p in study["arms"]["p"]]
+    parts.append('<text x="280" y="300" text-anchor="middle">p: share of original texts in training</text>')
+    names = {"human_r5": "retrieval by human descriptions, R@5", "names_top1": "zero-shot by country name, top 1"}
+    for number, (metric, colour) in enumerate(shown.items()):
+        line = []
+        for p in sorted(study["arms"]["p"]):
+            seeds = [v for (arm, _, m), v in values.items() if arm == f"p={p:g}" and m == metric]
+            parts += [f'<circle cx="{x(p):.1f}" cy="{y(v):.1f}" r="2.5" fill="{colour}"/>' for v in seeds]
+            line += [f"{x(p):.1f},{y(float(np.mean(seeds))):.1f}"] if seeds else []
+        parts.append(f'<polyline points="{" ".join(line)}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        parts.append(f'<text x="70" y="{20 + 16 * number}" fill="{colour}">{names[metric]} (%)</text>')
+    head = '<svg xmlns="http://www.w3.org/2000/svg" width="540" height="310" font-family="sans-serif" font-size="12">'
+    return "\n".join([head, '<rect width="540" height="310" fill="white"/>', *parts, "</svg>\n"])
 
 
 def difference(primary: dict[str, Any], results: Sequence[dict[str, Any]]) -> tuple[float, float, float, float]:
@@ -278,6 +333,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="arms at the same time")
     parser.add_argument("--only", help="train this arm alone: NAME/SEED, e.g. p=0.5/3 or shuffled/0")
     parser.add_argument("--report", action="store_true")
+    parser.add_argument("--plot", type=Path, help="write the figure here")
     given = parser.parse_args()
     study = yaml.safe_load(given.study.read_text())
     world, results = given.out / "world", given.out / "results"
@@ -299,7 +355,10 @@ def main() -> None:
         _run_all(missing, given)
     files = sorted(results.glob("*.json"))
     wanted = {arm.file for arm in plan(study)}
-    sys.stdout.write(report(study, [json.loads(f.read_text()) for f in files if f.name in wanted]) + "\n")
+    found = [json.loads(f.read_text()) for f in files if f.name in wanted]
+    sys.stdout.write(report(study, found) + "\n\nloss over training\n" + curves(study, found) + "\n")
+    if given.plot:
+        given.plot.write_text(plot(study, found))
 
 
 def _run_all(arms: Sequence[Arm], given: argparse.Namespace) -> None:
