@@ -53,7 +53,7 @@ def read(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
 
 
 def _parse(data: bytes) -> Iterator[dict[str, Any]]:
-    for line in data.splitlines():
+    for line in data.decode("utf-8", "replace").split("\n"):
         try:
             event = json.loads(line)
         except ValueError:  # a line torn by a crash or a full disk

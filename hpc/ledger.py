@@ -130,12 +130,27 @@ class Ledger:
     def survey(self, reopened: Mapping[str, int] | None = None) -> dict[str, State]:
         """The state of every shard that has a name in this ledger: one listing per bucket, no stat."""
         found: dict[str, State] = {shard: State(generation=g) for shard, g in (reopened or {}).items()}
+        by_bucket = _by_bucket(reopened)
         for bucket in self.buckets():
-            found.update(states(self.names(bucket), _of_bucket(reopened, bucket)))
+            found.update(states(self.names(bucket), by_bucket.get(bucket)))
+        return found
+
+    def failed(self, reopened: Mapping[str, int] | None = None) -> dict[str, State]:
+        """The shards that are failed; quick where few buckets hold any."""
+        found: dict[str, State] = {}
+        by_bucket = _by_bucket(reopened)
+        for bucket in self.buckets():
+            names = self.names(bucket)
+            if any(name.endswith(f".{FAILED}") for name in names):
+                here = states(names, by_bucket.get(bucket))
+                found.update((shard, state) for shard, state in here.items() if state.status == FAILED)
         return found
 
     def state(self, shard_id: str, reopened: Mapping[str, int] | None = None) -> State:
-        return states(self.names(bucket_of(shard_id)), reopened).get(shard_id, State())
+        """One shard's. The other names in its directory, a thousand or two, are only compared with its own."""
+        mine = [name for name in self.names(bucket_of(shard_id)) if name.startswith(f"{shard_id}.g")]
+        opened = {shard_id: reopened[shard_id]} if reopened and shard_id in reopened else None
+        return states(mine, opened).get(shard_id, State())
 
     def claim(self, claim: Claim, owner: str) -> bool:
         """Try to own a shard. False if that epoch exists already: somebody was faster."""
@@ -176,8 +191,11 @@ class Ledger:
         return record if isinstance(record, dict) else {}
 
 
-def _of_bucket(reopened: Mapping[str, int] | None, bucket: str) -> dict[str, int]:
-    return {shard: g for shard, g in (reopened or {}).items() if bucket_of(shard) == bucket}
+def _by_bucket(reopened: Mapping[str, int] | None) -> dict[str, dict[str, int]]:
+    found: dict[str, dict[str, int]] = {}
+    for shard, generation in (reopened or {}).items():
+        found.setdefault(bucket_of(shard), {})[shard] = generation
+    return found
 
 
 def _json(record: dict[str, Any]) -> bytes:

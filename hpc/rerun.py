@@ -32,10 +32,11 @@ def choose(run: Run, latest: Submission, wanted: list[str] | None) -> dict[str, 
 
     Raises UserError for unknown ids.
     """
-    survey = run.ledger(latest.identity).survey(run.reopened())
+    ledger = run.ledger(latest.identity)
     known = set(Plan(run.plans, latest.plan).ids())
     if wanted is None:
-        return {i: s.generation + 1 for i, s in survey.items() if s.status == FAILED and i in known}
+        return {i: s.generation + 1 for i, s in ledger.failed(run.reopened()).items() if i in known}
+    survey = ledger.survey(run.reopened())
     unknown = [shard for shard in wanted if shard not in known]
     if unknown:
         raise UserError(

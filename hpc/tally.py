@@ -7,6 +7,7 @@ is listed again only when its directory has changed.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -62,7 +63,7 @@ class JournalReader:
         self.offsets: dict[str, int] = {}
         self.done: dict[tuple[str, int], dict[str, Any]] = {}
         self.failed: dict[tuple[str, int], dict[str, Any]] = {}
-        self.partial: dict[tuple[str, int], dict[int, Counter[str]]] = {}  # by first sample of the segment
+        self.partial: dict[tuple[str, int], dict[int, dict[str, int]]] = {}  # by first sample of the segment
         self.rates: Counter[int] = Counter()  # samples by second, over the last hour
         self.lives: dict[str, Activity] = {}  # by instance
         self.history: Counter[int] = Counter()  # samples by ten minutes, of the whole run
@@ -109,7 +110,7 @@ class JournalReader:
     def _segment(self, event: dict[str, Any], at: tuple[str, int], life: Activity, t: float) -> None:
         # Adopted segments are named again, and a zombie may save what its successor saved: each counts once.
         if at not in self.done:
-            self.partial.setdefault(at, {})[event["start"]] = Counter(event["counts"])
+            self.partial.setdefault(at, {})[event["start"]] = event["counts"]
         if not event["adopted"]:
             count = sum(event["counts"].values())
             life.samples += count
@@ -151,7 +152,7 @@ class JournalReader:
     def restore(self, saved: dict[str, Any]) -> None:
         self.offsets, self.first, self.last = saved["offsets"], saved["first"], saved["last"]
         for shard, generation, start, counts in saved["partial"]:
-            self.partial.setdefault((shard, generation), {})[start] = Counter(counts)
+            self.partial.setdefault((shard, generation), {})[start] = counts
         self.rates = Counter({int(second): n for second, n in saved["rates"].items()})
         self.history = Counter({int(bin): n for bin, n in saved["history"].items()})
         for name, life in saved["lives"].items():
@@ -236,6 +237,15 @@ class Tally:
         return (latest.plan, latest.identity) == (self._latest.plan, self._latest.identity)
 
     def count(self) -> Totals:
+        collecting = gc.isenabled()
+        gc.disable()  # a first look makes millions of small objects, and no cycles
+        try:
+            return self._count()
+        finally:
+            if collecting:
+                gc.enable()
+
+    def _count(self) -> Totals:
         if self._generations != self._run.generation_count():
             self._forget()  # shards were reopened: what was settled is not
         self.reader.refresh()
@@ -248,7 +258,7 @@ class Tally:
             changed |= self._list(bucket, reopened.get(bucket), found)
         if self._failed.intersection(shard for shard, state in found.items() if state.status == DONE):
             self._forget()  # a shard was done after all: its failure must not count
-            return self.count()
+            return self._count()
         self._settle(found)
         self.reader.done.clear()
         self.reader.failed.clear()
@@ -304,7 +314,9 @@ class Tally:
         samples = Counter(settled.samples)
         begun: Counter[str] = Counter()
         for (shard, _), segments in self.reader.partial.items():
-            counts: Counter[str] = sum(segments.values(), Counter())
+            counts: Counter[str] = Counter()
+            for saved in segments.values():
+                counts.update(saved)
             samples.update(counts)
             begun[shard] += sum(counts.values())
         rows = self._plan.filter(pc.is_in(self._plan["id"], pa.array(list(begun), pa.string())))
