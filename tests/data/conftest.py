@@ -71,13 +71,11 @@ def object_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
         monkeypatch.delenv(name)
     store = ObjectStore()
     monkeypatch.setenv("AWS_ENDPOINT_URL", store.url)
-    monkeypatch.setenv("FSSPEC_S3_ENDPOINT_URL", store.url)
     import fsspec
     import s3fs
 
     s3fs.S3FileSystem.clear_instance_cache()
-    fsspec.config.conf.setdefault("s3", {})["endpoint_url"] = store.url
+    monkeypatch.setitem(fsspec.config.conf, "s3", {"endpoint_url": store.url})
     yield store
-    fsspec.config.conf.pop("s3")
     s3fs.S3FileSystem.clear_instance_cache()
     store.close()
