@@ -1,4 +1,4 @@
-"""Start-up without what is not needed: pyarrow imports pandas, where it is installed, to see whether a list is a Series.
+"""Start-up without what is not needed: pyarrow imports pandas, if it is installed, to see if a list is a Series.
 
 That costs half a second and 60 MB, in every agent and at every look at the status.
 """
