@@ -349,8 +349,8 @@ def _check_values(run: RunConfig, source: str) -> None:
     elif run.cluster.kind == "slurm" and slurm_seconds(run.cluster.time) <= run.cluster.signal_delay_s:
         refuse(
             "cluster.time",
-            f'"{run.cluster.time}" is over before any work: the drain starts {run.cluster.signal_delay_s} s before its end '
-            "(cluster.signal_delay_s). Ask for more time.",
+            f'"{run.cluster.time}" is over before any work: the drain starts {run.cluster.signal_delay_s} s before its '
+            "end (cluster.signal_delay_s). Ask for more time.",
         )
     if run.umask is not None and not re.fullmatch("0?[0-7]{3}", run.umask):
         refuse("umask", f"{run.umask!r} is not three octal digits in quotes, such as '002'")
