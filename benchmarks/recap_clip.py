@@ -264,7 +264,8 @@ def curves(study: dict[str, Any], results: Sequence[dict[str, Any]]) -> str:
 def plot(study: dict[str, Any], results: Sequence[dict[str, Any]]) -> str:
     """An SVG: retrieval by descriptions and classification by names over p; every seed a dot, means a line."""
     shown = {"human_r5": "#1b6ca8", "names_top1": "#c0392b"}
-    values = {(r["arm"], r["seed"], m): 100 * float(np.nanmean(r["hits"][m])) for r in results for m in shown}
+    arms = [r for r in results if r["arm"].startswith("p=")]
+    values = {(r["arm"], r["seed"], m): 100 * float(np.nanmean(r["hits"][m])) for r in arms for m in shown}
     top = max(10.0, max((v for v in values.values()), default=0.0))
 
     def x(p: float) -> float:
