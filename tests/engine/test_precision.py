@@ -6,14 +6,22 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import drive
+from transformers import AutoModelForImageTextToText
 
 from benchmarks.random_captioner import Shape, photo
 from recap.engine import CaptionerConfig, Request, load_engine
-from recap.engine.agreement import compare
-from recap.engine.native import NativeEngine
+from recap.engine.agreement import compare, read_images
+from recap.engine.checkpoint import open_checkpoint
+from recap.engine.decode import decode
+from recap.engine.generator import Generator, Image, Plan, Text
+from recap.engine.native import NativeEngine, common_prefix
+from recap.engine.sampling import Sampler
+
+DEMO = Path(__file__).parents[2] / "recap" / "demo"
 
 
 def test_agreement_orders_the_precisions(tiny: Callable[..., Path]) -> None:
@@ -70,3 +78,87 @@ def test_gpu_sizes_itself_and_lower_precisions_agree(tiny: Callable[..., Path]) 
     assert compare(full, replace(base, precision="bf16"), images, "cuda").top1 > 0.95
     if torch.cuda.get_device_capability() >= (8, 9):
         assert compare(full, replace(base, precision="fp8", kv_precision="fp8"), images, "cuda").top1 > 0.7
+
+
+class Forced(Sampler):
+    """Writes given texts, and keeps the logits from which they would have been chosen."""
+
+    def __init__(self, tokens: torch.Tensor) -> None:
+        super().__init__()
+        object.__setattr__(self, "tokens", tokens)
+        object.__setattr__(self, "logits", [])
+
+    def choose(self, logits: torch.Tensor, chance: torch.Tensor) -> torch.Tensor:
+        self.logits.append(logits.float())  # type: ignore[attr-defined]
+        # On GPUs the host learns of the end one step late.
+        return self.tokens[:, min(len(self.logits), self.tokens.shape[1]) - 1]  # type: ignore[attr-defined]
+
+
+@torch.inference_mode()
+def teacher_forced(device: str, dtype: torch.dtype, images: int, tokens: int) -> tuple[torch.Tensor, ...]:
+    """Logits [images, tokens, vocabulary] of the shipped captioner, given the same texts (transformers' greedy ones in
+    fp32): the engine's in `dtype`, transformers' in `dtype`, and transformers' in fp32."""
+    checkpoint = open_checkpoint(CaptionerConfig(model=str(DEMO / "captioner"), max_tokens=tokens))
+    files = list(read_images(sorted((DEMO / "flags").glob("*.tar")), images))
+    pixels = [decode(data, checkpoint.geometry) for data in files]
+    prompt = checkpoint.book.prompt(next(iter(checkpoint.book.formats))).ids
+    models = {
+        kind: AutoModelForImageTextToText.from_pretrained(checkpoint.folder, dtype=kind).to(device).eval()
+        for kind in {dtype, torch.float32}
+    }
+
+    def forward(kind: torch.dtype, written: torch.Tensor) -> torch.Tensor:
+        ids = torch.cat([torch.tensor([prompt] * images, device=device), written], 1)
+        inputs = checkpoint.normalise(torch.from_numpy(np.stack(pixels)).to(device), kind)
+        return models[kind](input_ids=ids, pixel_values=inputs).logits[:, len(prompt) - 1 :].float()
+
+    written = torch.zeros(images, 0, dtype=torch.long, device=device)
+    for _ in range(tokens):
+        written = torch.cat([written, forward(torch.float32, written)[:, -1:].argmax(-1)], 1)
+    sampler = Forced(written)
+    plan = Plan(
+        micro_batch=images, slots=images, max_tokens=tokens, prefix=common_prefix(checkpoint.book), width=len(prompt),
+        image_token=checkpoint.book.image_token_id, eos=(),
+    )  # fmt: skip
+    generator: Generator[int] = Generator(
+        models[dtype], plan, sampler, checkpoint.normalise, checkpoint.geometry.size, torch.device(device), dtype,
+        cuda_graph=False,
+    )  # fmt: skip
+    zeros = torch.zeros(tokens)
+    generator.fill([Image(each, [Text(i, prompt, tokens, zeros)]) for i, each in enumerate(pixels)])
+    found: dict[int, list[int]] = {}
+    while generator.busy():
+        found.update(generator.step())
+    assert [found[i] for i in range(images)] == written.tolist()
+    ours = torch.stack(sampler.logits[:tokens], 1)  # type: ignore[attr-defined]
+    return ours, *(forward(kind, written[:, :-1]) for kind in (dtype, torch.float32))
+
+
+def distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """Relative error over all positions, logits centred (a constant changes no probability)."""
+    ours, theirs = (x.double() - x.double().mean(-1, keepdim=True) for x in (ours, theirs))
+    return float((ours - theirs).norm() / theirs.norm())
+
+
+GPU = pytest.param("cuda", marks=[
+    pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+])  # fmt: skip
+
+
+@pytest.mark.parametrize("device", ["cpu", GPU])
+def test_teacher_forced_logits_equal_transformers(device: str) -> None:
+    """fp32: rounding apart. bf16: as near to fp32 as transformers' own bf16, and the same best token wherever the
+    margin between transformers' best two is above what bf16 changes."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    ours, theirs, _ = teacher_forced(device, torch.float32, 24, 16)
+    assert distance(ours, theirs) < (1e-5 if device == "cpu" else 1e-4) and torch.equal(
+        ours.argmax(-1), theirs.argmax(-1)
+    )
+    ours, theirs, exact = teacher_forced(device, torch.bfloat16, 24, 16)
+    noise = distance(theirs, exact)
+    best = theirs.topk(2, -1).values
+    margin, changed = best[..., 0] - best[..., 1], (theirs - exact).abs().amax(-1)
+    clear = margin > 2 * changed
+    same = ours.argmax(-1) == theirs.argmax(-1)
+    assert 0 < noise < 0.05 and distance(ours, exact) < 1.5 * noise and distance(ours, theirs) < 2 * noise
+    assert clear.float().mean() > 0.8 and same[clear].all()
