@@ -173,18 +173,8 @@ class NativeEngine:
         generator: Generator[_Job] = Generator(
             model, trial, self.sampler, normalise, size, self.device, self.dtype, **options
         )
-        slots = self.config.slots or fitting_slots(generator, self.config.memory_share)
-        while True:
-            try:
-                generator.reset(replace(plan, slots=slots))
-                rehearse(generator)
-            except torch.OutOfMemoryError:
-                slots = fewer_slots(generator.plan)
-                log.warning("out of memory while warming up: trying %d slots", slots)
-                torch.cuda.empty_cache()
-            else:
-                log.info("captioning %d images at a time in %d slots", plan.micro_batch, slots)
-                return generator
+        settle(generator, plan, self.config)
+        return generator
 
     def _shrink(self, error: Exception) -> None:
         """After running out of memory: fewer slots, and all captions in flight again from their start."""
@@ -272,6 +262,33 @@ def fitting_slots(generator: Generator[Any], share: float) -> int:
     slots = int((free * share - passes) / each)
     slots = min(_MOST_SLOTS, slots // 16 * 16)
     return max(slots, generator.plan.micro_batch * generator.plan.texts)
+
+
+def settle(generator: Generator[Any], plan: Plan, config: CaptionerConfig) -> None:
+    """Give the generator as many slots as fit. Where memory runs out: fewer slots, then, unless the settings name
+    one, half the micro-batch. MemoryError where nothing fits."""
+    slots = plan.slots if config.slots else None
+    while True:
+        try:
+            if slots is None:
+                generator.reset(replace(plan, slots=plan.micro_batch * plan.texts))
+                slots = fitting_slots(generator, config.memory_share)
+            generator.reset(replace(plan, slots=slots))
+            rehearse(generator)
+        except torch.OutOfMemoryError:
+            try:
+                slots = fewer_slots(generator.plan)
+            except MemoryError:
+                if config.micro_batch or plan.micro_batch == 1:
+                    raise
+                plan = replace(plan, micro_batch=plan.micro_batch // 2)
+            log.warning(
+                "out of memory while warming up: trying %d images, %s slots", plan.micro_batch, slots or "fewer"
+            )
+            torch.cuda.empty_cache()
+        else:
+            log.info("captioning %d images at a time in %d slots", plan.micro_batch, slots)
+            return
 
 
 def fewer_slots(plan: Plan) -> int:

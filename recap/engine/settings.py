@@ -75,7 +75,11 @@ class CaptionerConfig:
 
     # Where and how fast. The model's path is no part of the identity: the digests of its files are.
     model: str = _execution("", "Folder of the checkpoint, or its name on the Hugging Face hub")
-    micro_batch: int | None = _execution(None, "Images in one vision and prefill pass; empty: sized from the device")
+    micro_batch: int | None = _execution(
+        None,
+        "Images in one vision and prefill pass; empty: 32 on GPUs (halved while memory is too small), 4 on CPUs. Not "
+        "tuned at start: the number decides the rounding, and a restart must write the same captions",
+    )
     slots: int | None = _execution(None, "Captions written at a time; empty: sized from the device's memory")
     memory_share: float = _execution(0.9, "Share of the device's free memory that may be used")
     cuda_graph: bool = _execution(True, "Replay the decode step as one CUDA graph (GPUs)")

@@ -14,7 +14,7 @@ import torch
 from conftest import drive
 
 from benchmarks.random_captioner import Shape, photo, set_end_tokens
-from recap.engine import Caption, CaptionerConfig, PromptFormat, Request, load_engine
+from recap.engine import Caption, CaptionerConfig, PromptFormat, Request, load_engine, native
 from recap.engine.agreement import read_images
 from recap.engine.generator import Generator, Image, Text
 from recap.engine.native import NativeEngine, common_prefix, fewer_slots
@@ -234,6 +234,38 @@ def test_a_batch_that_cannot_shrink_says_so(tiny: Callable[..., Path]) -> None:
     assert isinstance(engine, NativeEngine)
     with pytest.raises(MemoryError, match="micro_batch"):
         fewer_slots(engine.generator.plan)
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    "room,named,expected",
+    [(100, {}, (8, 40)), (40, {}, (8, 22)), (16, {}, (4, 6)), (16, {"slots": 16}, (4, 6)), (3, {}, (1, 1))],
+)
+def test_shapes_settle_on_what_the_memory_holds(
+    room: int,
+    named: dict[str, int],
+    expected: tuple[int, int],
+    tiny: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An image of a pass takes 2 of the room, a slot 1: fewer slots first, then half the micro-batch."""
+    engine = load_engine(CaptionerConfig(model=str(tiny()), max_tokens=4, micro_batch=8, slots=8, decode_workers=0))
+    assert isinstance(engine, NativeEngine)
+    generator, sizes = engine.generator, []
+
+    def tight(generator: Generator[object]) -> None:
+        sizes.append((generator.plan.micro_batch, generator.plan.slots))
+        if 2 * generator.plan.micro_batch + generator.plan.slots > room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(native, "rehearse", tight)
+    monkeypatch.setattr(native, "fitting_slots", lambda generator, share: 40)
+    plan = replace(generator.plan, slots=named.get("slots", 8))
+    native.settle(generator, plan, replace(engine.config, micro_batch=None, slots=named.get("slots")))
+    assert sizes[-1] == expected
+    if room < 24:
+        with pytest.raises(MemoryError, match="micro_batch"):  # a number that the settings name is kept
+            native.settle(generator, plan, replace(engine.config, micro_batch=8, slots=named.get("slots")))
     engine.close()
 
 
