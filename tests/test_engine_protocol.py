@@ -278,7 +278,7 @@ def test_the_later_life_of_a_slot_goes_on(make: Make) -> None:
     """Two processes of one slot: the later takes the earlier's claims at once; the earlier stops and is not
     requeued.
     """
-    job = make({"a": texts(60)}, delay_s=0.02, batch=4, map={"lease_s": 60.0})
+    job = make({"a": texts(100)}, delay_s=0.05, batch=4, map={"lease_s": 60.0})  # longer than the first takes to look
     first = job.worker()
     wait_for(lambda: len(applied(job)) > 4)
     second = job.worker()

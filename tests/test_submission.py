@@ -33,8 +33,7 @@ comment = re.search(r"#SBATCH --comment=(\\S+)", text)[1]
 if word == "away":
     sys.exit("sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)")
 if word == "qos":
-    sys.exit("sbatch: error: QOSMaxSubmitJobPerUserLimit\\nsbatch: error: Batch job submission failed: Job violates
-    QOS policy")
+    sys.exit("sbatch: error: QOSMaxSubmitJobPerUserLimit\\nsbatch: error: submission failed: Job violates QOS policy")
 if word == "limit" and not re.search(r"--array=0-[01]%", text):
     sys.exit("sbatch: error: Batch job submission failed: Invalid job array specification")
 jobs = json.load(open(f"{{folder}}/jobs"))
