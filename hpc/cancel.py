@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from hpc import atomic, heartbeat
-from hpc.errors import Exit, UserError
+from hpc.errors import Exit, Parser, UserError
 from hpc.launcher import live_jobs
 from hpc.rundir import Run
 
@@ -59,7 +59,7 @@ def cancel(run: Run, job_ids: list[str], wait_s: float, *, now: bool) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m hpc.cancel", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", help="the run directory")

@@ -196,8 +196,12 @@ def load(path: str | Path, overrides: list[str]) -> Config:
 def with_overrides(tree: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     """A copy of a config's tree with `a.b=value` texts applied."""
     tree = copy.deepcopy(tree)
+    given: set[str] = set()
     for override in overrides:
         key, equals, value = override.partition("=")
+        if key in given:
+            raise UserError(f"config: `{key}`: given twice. If the shell expanded braces, put the argument in quotes.")
+        given.add(key)
         if not equals or not key:
             raise UserError(f"config: `{override}`: expected key=value, e.g. captioner.max_tokens=64")
         _set(tree, key.split("."), _parse_value(value), key)

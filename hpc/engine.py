@@ -32,7 +32,7 @@ import pyarrow as pa
 from hpc import column as columns
 from hpc import config as configs
 from hpc import object_store
-from hpc.errors import Exit, ShardError, fingerprint, storage_full
+from hpc.errors import Exit, Parser, ShardError, fingerprint, storage_full
 from hpc.operator import FAILED, QUARANTINED, Damage, Item, Operator, Row, Shard
 from hpc.rundir import Run
 
@@ -435,7 +435,7 @@ class Engine:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run")
     parser.add_argument("--submission", required=True)
     parser.add_argument("--device", required=True, help="cpu or cuda")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import re
+import sys
 from enum import IntEnum
+from typing import NoReturn
 
 
 class Exit(IntEnum):
@@ -17,6 +20,14 @@ class Exit(IntEnum):
     CRASHED = 70  # uncaught exception
     REQUEUE = 75  # stopped early (time limit, preemption): run me again
     TERMINATED = 143  # SIGTERM (128 + 15), drained
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, whose wrong usage exits with 64 instead of 2: here 2 means that some shards failed."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(Exit.USAGE, f"{self.prog}: error: {message}\n")
 
 
 class UserError(Exception):

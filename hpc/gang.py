@@ -24,7 +24,7 @@ from typing import Any
 
 from hpc import config as configs
 from hpc import heartbeat
-from hpc.errors import Exit, UserError, fingerprint
+from hpc.errors import Exit, Parser, UserError, fingerprint
 from hpc.journal import Journal, read
 from hpc.rundir import Run, Submission
 
@@ -176,7 +176,7 @@ def work(run: Run, submission: Submission) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m hpc.gang", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", help="the run directory")

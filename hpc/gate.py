@@ -23,7 +23,7 @@ import sys
 from pathlib import Path
 
 from hpc import config as configs
-from hpc.errors import Exit, UserError
+from hpc.errors import Exit, Parser, UserError
 from hpc.launcher import live_jobs
 from hpc.ledger import DONE, FAILED
 from hpc.plan import Plan
@@ -105,7 +105,7 @@ def _names(shards: list[str]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m hpc.gate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", type=Path, help="the run directory")

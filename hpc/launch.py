@@ -28,7 +28,7 @@ from rich.markup import escape
 
 from hpc import atomic, forecast, plan, snapshot
 from hpc import config as configs
-from hpc.errors import Exit, UserError
+from hpc.errors import Exit, Parser, UserError
 from hpc.ledger import DONE, FAILED, Claim, State
 from hpc.operator import MissingShards, Operator, Shard
 from hpc.rundir import Run, Submission
@@ -195,7 +195,8 @@ def describe(job: Job, forecasts: list[str] | None = None) -> None:
     device = "GPUs" if cluster.gpus_per_node else "CPU engines"
     home = -(-len(job.shards) // job.slots)
     if cluster.kind == "slurm":
-        at_once = f", at most {cluster.parallel} at a time" if cluster.parallel else ""
+        limited = cluster.parallel and cluster.parallel < job.slots
+        at_once = f", at most {cluster.parallel} at a time" if limited else ""
         shape = f"{job.slots} slots × {engines} {device}{at_once}"
         lines.append(("array", f"{shape} · {cluster.time} each, requeued · home range ≈ {home:,}"))
     else:
@@ -402,7 +403,7 @@ def _preflight(run: Run) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m hpc.launch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("config", help="a YAML file, see configs/")

@@ -6,6 +6,7 @@ the batch script runs `python -m hpc.worker RUN --slot $SLURM_ARRAY_TASK_ID`, an
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shlex
@@ -21,6 +22,8 @@ from hpc import container
 from hpc.config import ClusterConfig
 from hpc.errors import Exit, UserError
 from hpc.rundir import Run, Submission
+
+log = logging.getLogger(__name__)
 
 PATIENCE_S = 120.0  # for a controller that is away
 _PASSING = re.compile(
@@ -173,6 +176,8 @@ class Launcher(submitit.SlurmExecutor):
                 raise UserError(f"launch: sbatch refused the job: {said}")
             if time.monotonic() > end:
                 raise Unanswered(said)
+            if pause == 1.0:
+                log.warning("Slurm does not answer (%s): trying for %.0f s", said, PATIENCE_S)
             time.sleep(pause)
             pause = min(10.0, 2 * pause)
 

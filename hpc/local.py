@@ -4,7 +4,6 @@ them as Slurm would.
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import subprocess
@@ -17,7 +16,7 @@ from rich.console import Console
 from rich.live import Live
 
 from hpc.engine_process import PR_SET_PDEATHSIG, libc
-from hpc.errors import Exit
+from hpc.errors import Exit, Parser
 from hpc.rundir import Run, Submission
 
 _FINAL = (Exit.COMPLETE, Exit.INCOMPLETE, Exit.SOME_FAILED, Exit.USAGE)
@@ -131,7 +130,7 @@ def _outcome(facts: dict[str, Any], slots: list[_Slot], logs: Path) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m hpc.local", description="Supervise a recorded launch here.")
+    parser = Parser(prog="python -m hpc.local", description="Supervise a recorded launch here.")
     parser.add_argument("run", help="the run directory")
     parser.add_argument("--submission", required=True, help="which launch")
     args = parser.parse_args()

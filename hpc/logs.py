@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from hpc import heartbeat, journal
-from hpc.errors import Exit, UserError
+from hpc.errors import Exit, Parser, UserError
 from hpc.ledger import FAILED
 from hpc.rundir import Run
 from hpc.status import clean
@@ -121,7 +121,7 @@ def follow(run: Run, chosen: list[tuple[dict[str, Any], Path]]) -> Iterator[str]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m hpc.logs", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", help="the run directory")

@@ -18,7 +18,7 @@ from rich.markup import escape
 
 from hpc import config as configs
 from hpc import heartbeat, launch
-from hpc.errors import Exit, UserError
+from hpc.errors import Exit, Parser, UserError
 from hpc.ledger import DONE, FAILED, State
 from hpc.operator import FAILED as SAMPLE_FAILED
 from hpc.operator import QUARANTINED
@@ -77,7 +77,7 @@ def anyone_running(run: Run, latest: Submission) -> bool:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m hpc.rerun", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", help="the run directory")

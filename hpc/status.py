@@ -28,7 +28,7 @@ from rich.text import Text
 from hpc import breakdown, breaker, effort, heartbeat
 from hpc.breakdown import printable as clean
 from hpc.effort import duration, hours_text
-from hpc.errors import Exit, UserError
+from hpc.errors import Exit, Parser, UserError
 from hpc.lean import without_pandas
 from hpc.ledger import DONE, FAILED
 from hpc.operator import STATUSES
@@ -54,7 +54,8 @@ def gather(run: Run, tally: Tally | None = None) -> dict[str, Any]:
     settled, reader = totals.settled, tally.reader
     slots = _slots(run, run.submissions())
     live = any(s["state"] != "exited" for s in slots["list"])
-    now = time.time() if live else reader.last
+    # of a run that is over: up to its last sample, not to a launch that found nothing to do
+    now = time.time() if live else max(reader.rates, default=0) + 1.0
     rates = _rates(reader, now)
     speed = rates.get("5 min") or rates.get("1 h") or 0.0
     finished = settled.shards[DONE] + settled.shards[FAILED]
@@ -278,7 +279,7 @@ def _view(run: Run, by: str | None) -> tuple[Callable[[], dict[str, Any]], Calla
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m hpc.status", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", help="the run directory")

@@ -320,17 +320,18 @@ class Tally:
             samples.update(counts)
             begun[shard] += sum(counts.values())
         rows = self._plan.filter(pc.is_in(self._plan["id"], pa.array(list(begun), pa.string())))
-        counted = zip(rows["id"].to_pylist(), rows["expected"].to_pylist(), strict=True)
+        counted = list(zip(rows["id"].to_pylist(), rows["expected"].to_pylist(), strict=True))
         taken = sum(min(begun[shard], expected) for shard, expected in counted if expected is not None)
         expected_left = (pc.sum(self._plan["expected"]).as_py() or 0) - settled.expected - taken
         unknown_left = self._plan["expected"].null_count - settled.unknown
         mean = settled.rows / settled.shards[DONE] if settled.shards[DONE] else 0.0
+        guessed = sum(min(begun[shard], mean) for shard, expected in counted if expected is None)
         return Totals(
             settled,
             len(self._plan),
             pc.sum(pc.is_in(claimed, self._plan["id"].combine_chunks())).as_py() or 0 if len(claimed) else 0,
             samples,
-            max(0, expected_left) + round(mean * unknown_left),
+            max(0, expected_left) + round(max(0.0, mean * unknown_left - guessed)),
         )
 
     # --- the cache --------------------------------------------------------------------------

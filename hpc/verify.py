@@ -23,7 +23,7 @@ from rich.progress import Progress
 
 from hpc import column as columns
 from hpc import object_store
-from hpc.errors import Exit, UserError
+from hpc.errors import Exit, Parser, UserError
 from hpc.ledger import DONE
 from hpc.plan import Plan
 from hpc.rundir import Run
@@ -75,7 +75,7 @@ def unmarked(run: Run, column: str, identity: str, marked: set[Path]) -> Iterato
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m hpc.verify", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", help="the run directory")

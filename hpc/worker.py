@@ -14,13 +14,13 @@ import logging
 import sys
 
 from hpc import snapshot
-from hpc.errors import Exit, UserError
+from hpc.errors import Exit, Parser, UserError
 from hpc.lean import without_pandas
 from hpc.rundir import Run, Submission
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m hpc.worker", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", help="the run directory")

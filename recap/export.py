@@ -34,7 +34,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
-from hpc.errors import Exit, UserError
+from hpc.errors import Exit, Parser, UserError
 from hpc.operator import OK, Damage
 from hpc.published import Published, PublishedShard
 from recap.data.inputs import ARCHIVES
@@ -279,7 +279,7 @@ def _others(values: list[str]) -> dict[str, tuple[Published, str]]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m recap.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", help="the run directory of a captioning job")

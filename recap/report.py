@@ -31,7 +31,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from hpc.errors import Exit, ShardError, UserError
+from hpc.errors import Exit, Parser, ShardError, UserError
 from hpc.operator import OK, Damage
 from hpc.published import Published, PublishedShard
 from recap.data.remote import open_shard
@@ -349,7 +349,7 @@ def status(run: Path) -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m recap.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", help="the run directory of a captioning job")

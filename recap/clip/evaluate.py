@@ -30,7 +30,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from hpc.errors import UserError
+from hpc.errors import Parser, UserError
 from hpc.operator import Damage
 from recap.clip import metrics
 from recap.clip.images import whole
@@ -255,7 +255,7 @@ def _lines(file: Path) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("task", choices=["classify", "retrieve", "attribute"])
     parser.add_argument("--shards", nargs="+", default=[], help="tars, as in data.shards")

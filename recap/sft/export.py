@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlavaForConditionalGeneration
 
 from hpc import config as configs
-from hpc.errors import Exit, UserError
+from hpc.errors import Exit, Parser, UserError
 from hpc.rundir import Run
 from recap.sft import model as models
 
@@ -94,7 +94,7 @@ def _spell_index(file: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="run directory of a fine-tuning")
     parser.add_argument("out", type=Path)
     parser.add_argument("--samples", type=int, help="which checkpoint, by its name (default: the newest whole one)")

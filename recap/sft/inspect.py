@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.text import Text
 
 from hpc import config as configs
-from hpc.errors import Exit, UserError
+from hpc.errors import Exit, Parser, UserError
 from recap.sft.packing import pack
 from recap.sft.task import Ready, SftTask
 from recap.sft.templates import BadSample, Rendered
@@ -93,7 +93,7 @@ def report(task: SftTask, show: int, check: int, console: Console) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="a YAML file, see configs/sft/")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
     parser.add_argument("--samples", type=int, default=3, help="how many to show (default: 3)")

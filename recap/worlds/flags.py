@@ -20,6 +20,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from hpc.errors import Parser
 from recap.worlds.flag_captions import describe, parse
 from recap.worlds.flag_drawing import draw
 from recap.worlds.flag_scenes import Scene, new_scene
@@ -53,7 +54,7 @@ def write_shard(path: Path, seed: int, first: int, samples: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--shards", type=int, default=1)
     parser.add_argument("--samples", type=int, default=500, help="per shard")

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+from hpc.errors import Parser
 from recap.worlds.tars import write_tar
 
 COLOURS = {
@@ -385,7 +386,7 @@ def write_shard(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--shards", type=int, default=1)
     parser.add_argument("--samples", type=int, default=500, help="per shard")
