@@ -19,7 +19,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from hpc import blame, breaker, heartbeat, preflight
+from hpc import blame, breaker, heartbeat, object_store, preflight
 from hpc import column as columns
 from hpc import config as configs
 from hpc.candidates import Candidates
@@ -27,6 +27,7 @@ from hpc.engine_process import EngineProcess
 from hpc.errors import Exit, ShardError, fingerprint, storage_full
 from hpc.journal import Journal
 from hpc.ledger import FAILED, Claim
+from hpc.operator import OK, SKIPPED
 from hpc.plan import Plan
 from hpc.publish import Publisher
 from hpc.rundir import Run, Submission
@@ -80,6 +81,7 @@ class Agent:
         self.engines: list[EngineProcess] = []
         self.work: dict[tuple[int, str], Work] = {}  # (engine, shard id)
         self.rows = 0  # samples finished in this life
+        self.good = 0  # of these, ok or skipped
         self.signal = 0  # the last that arrived; set by a handler, acted on by the loop
         self.fault = ""  # why this slot cannot go on, found by itself (storage, breaker)
         self.drain_reason = ""
@@ -132,6 +134,8 @@ class Agent:
         host = self.facts["host"]
         if host in (known := breaker.excluded(self.run)):
             return f"node {host} is excluded: {known[host]} (control/excluded/{host})"
+        if shared := preflight.full(self.run, self.config):
+            return "preflight: " + "; ".join(shared)
         problems = preflight.problems(self.run, self.submission, self.config, self.operator)
         for problem in problems:
             log.error("preflight: %s", problem)
@@ -185,7 +189,13 @@ class Agent:
         for engine in self.engines:
             while engine.hungry and not self.alone:
                 held = {shard for _, shard in self.work}
-                claim = self.candidates.acquire(min(30.0, self.settings.lease_s / 4), held)
+                try:
+                    claim = self.candidates.acquire(min(30.0, self.settings.lease_s / 4), held)
+                except OSError as error:
+                    if not storage_full(error):
+                        raise
+                    self.fault = f"storage: {error}"
+                    return None
                 if claim is None:
                     return None if self.work else self._idle()
                 self.idle_since = 0.0
@@ -276,7 +286,7 @@ class Agent:
 
     def release(self, engine: EngineProcess) -> None:
         for work in self._of(engine):
-            self._end(work.claim, "released", reason=self.drain_reason)
+            self._end(work.claim, "released", reason=self.drain_reason or self.fault)
             del self.work[engine.index, work.claim.shard.id]
 
     # --- shards -----------------------------------------------------------------------------
@@ -323,6 +333,7 @@ class Agent:
             work.counts.update(event["counts"])
             if not event["adopted"]:
                 self.rows += event["rows"]
+                self.good += event["counts"].get(OK, 0) + event["counts"].get(SKIPPED, 0)
             facts = {k: event[k] for k in ("start", "counts", "adopted")}
             self.journal.write("segment", shard=event["shard"], g=event["generation"], engine=engine.index, **facts)
         elif event["event"] == "finished":
@@ -341,7 +352,7 @@ class Agent:
             marker = self.publisher.publish(claim, event["rows"], event["damage"], work.started)
         except (OSError, ShardError, pa.ArrowException) as error:
             log.error("%s: not published: %s", claim.shard.id, error)
-            if storage_full(error):
+            if storage_full(error) or isinstance(error, object_store.Unavailable):
                 self.fault = f"storage: {error}"  # the slot's trouble, not the shard's: its claim is released
                 return
             self._give_back(engine, work, fingerprint(error), str(error))
@@ -392,7 +403,8 @@ class Agent:
 
     def _end(self, claim: Claim, how: str, **facts: Any) -> None:
         try:
-            self.ledger.end(claim, how, **facts)
+            if not self.ledger.end(claim, how, **facts):
+                return  # it had ended already
         except OSError as error:  # without an end the epoch is unexplained: less is known, nothing is lost
             log.error("%s: cannot write the end of epoch %d: %s", claim.shard.id, claim.epoch, error)
         self.journal.write("ended", shard=claim.shard.id, g=claim.generation, e=claim.epoch, how=how, **facts)
@@ -406,7 +418,7 @@ class Agent:
             state = "starting"
         return {
             **self.facts, "instance": self.instance, "slot": self.slot, "life": self.life, "state": state,
-            "rows": self.rows, "shards": sorted(s for (_, s) in self.work),
+            "rows": self.rows, "good": self.good, "shards": sorted(s for (_, s) in self.work),
             "engines": [e.describe() for e in self.engines],
         }  # fmt: skip
 

@@ -1,14 +1,15 @@
 """Circuit breakers: a wrong prompt must not burn 130,000 shards, and a broken node must not eat what others could do.
 
-A slot whose first `map.breaker` shards all fail with one fingerprint stops. If slots on other nodes succeed, the
-node is at fault: it is excluded (`control/excluded/<host>`), and its slot is requeued elsewhere. Otherwise the run
-is: it is paused with that reason.
+A slot whose first `map.breaker` shards all fail with one fingerprint stops. If slots on other nodes succeed, the node
+is at fault: it is excluded (`control/excluded/<host>`), and no later life of a slot works there, wherever Slurm
+requeues it. Otherwise the run is at fault: it is paused with that reason.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 
 from hpc import atomic, heartbeat
 from hpc.rundir import Run
@@ -38,7 +39,7 @@ class Breaker:
 def others_succeed(run: Run, submission: str, host: str) -> bool:
     """Whether a slot on another node has finished samples."""
     return any(
-        facts.get("rows", 0) > 0 and facts.get("host") != host and facts.get("submission") == submission
+        facts.get("good", 0) > 0 and facts.get("host") != host and facts.get("submission") == submission
         for facts in heartbeat.read_all(run.slots)
     )
 
@@ -62,4 +63,12 @@ def excluded(run: Run) -> dict[str, str]:
         names = [n for n in os.listdir(folder) if not n.startswith(".")]
     except FileNotFoundError:
         return {}
-    return {name: json.loads((folder / name).read_bytes())["reason"] for name in sorted(names)}
+    return {name: _reason(folder / name) for name in sorted(names)}
+
+
+def _reason(path: Path) -> str:
+    """The reason in a file; a person may have made it by `touch`, or just removed it."""
+    try:
+        return json.loads(path.read_bytes())["reason"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "by hand"

@@ -73,6 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
         errors.print(f"[red]{escape(str(error))}[/]")
         return Exit.USAGE
     job_ids = [job for submission in run.submissions() for job in submission.job_ids]
+    job_ids += [submission.gate for submission in run.submissions() if submission.gate]
     wait_s = float(latest.config["map"]["drain_s"]) + GRACE_S
     slots = _left(run, job_ids)
     console.print(f"cancelling {slots} slots: they have {wait_s:.0f} s to finish what is in flight", markup=False)

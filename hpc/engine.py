@@ -29,9 +29,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from hpc import atomic, object_store
 from hpc import column as columns
 from hpc import config as configs
-from hpc import object_store
 from hpc.errors import Exit, Parser, ShardError, fingerprint, storage_full
 from hpc.operator import FAILED, QUARANTINED, Damage, Item, Operator, Row, Shard
 from hpc.rundir import Run
@@ -162,12 +162,24 @@ class InFlight:
         return found
 
     def _log(self, sign: str, task: Task, index: int) -> None:
-        line = f"{sign}{task.shard.id}\t{task.generation}\t{index}\n".encode()
+        line = self._line(sign, task, index)
         os.write(self._fd, line)
         self._size += len(line)
-        if not self.items and self._size > self.ROTATE:
-            os.ftruncate(self._fd, 0)
-            self._size = 0
+        if self._size > self.ROTATE:
+            self._compact()
+
+    def _compact(self) -> None:
+        """Write what is held into a new file, so that weeks of samples do not pile up."""
+        held = b"-\t0\t0\n"  # something was finished: this is no engine that dies without progress
+        held += b"".join(self._line("+", task, item.index) for task, item, _ in self.items.values())
+        atomic.replace(self._path, held)
+        os.close(self._fd)
+        self._fd = os.open(self._path, os.O_WRONLY | os.O_APPEND)
+        self._size = len(held)
+
+    @staticmethod
+    def _line(sign: str, task: Task, index: int) -> bytes:
+        return f"{sign}{task.shard.id}\t{task.generation}\t{index}\n".encode()
 
     @staticmethod
     def read(path: Path) -> tuple[list[tuple[str, int, int]], int]:
@@ -225,7 +237,7 @@ class Engine:
         self.inflight = InFlight(inflight)
         self.reader = Reader(operator)
         self.tasks: list[Task] = []
-        self.isolated: deque[tuple[Task, Item]] = deque()  # each is applied alone: it may kill the process
+        self.isolated: deque[tuple[Task, Item, int]] = deque()  # each is applied alone: it may kill the process
         self.again: deque[tuple[Task, Item, int]] = deque()  # transient failures to try again
         self.draining = False
         self.done = 0
@@ -288,7 +300,12 @@ class Engine:
             self.schema,
         )
         if command["keep"]:
-            self.inherit(task)
+            try:
+                self.inherit(task)
+            except (OSError, pa.ArrowException) as error:
+                if storage_full(error):
+                    raise
+                log.warning("%s: what it had cannot be read, all of it is done again: %s", shard.id, error)
         for adopted in task.adopt():
             self.saved(task, adopted, adopted=True)
         self.tasks.append(task)
@@ -308,14 +325,16 @@ class Engine:
     def feed(self) -> None:
         """Hand the operator what it wants; suspects go alone."""
         while not self.draining and self.operator.want() > 0:
+            if self.suspect_in_flight():
+                return  # it is applied alone: whatever dies now, it was this sample
             if self.isolated:
                 if self.isolated[0][0].error:
                     self.isolated.popleft()
                     continue
                 if not self.inflight.items:
-                    task, item = self.isolated.popleft()
+                    task, item, tries = self.isolated.popleft()
                     log.warning("%s: sample %s was in flight at a death; applying it alone", item.shard, item.key)
-                    self.put(task, item, 0)
+                    self.put(task, item, tries)
                 return
             if self.again:
                 task, item, tries = self.again.popleft()
@@ -329,6 +348,13 @@ class Engine:
             except queue.Empty:
                 return
             self.receive(*delivered)
+
+    def suspect_in_flight(self) -> bool:
+        """Whether a suspect is applied now; it always is the only one."""
+        if len(self.inflight.items) != 1:
+            return False
+        task, item, _ = next(iter(self.inflight.items.values()))
+        return item.index in task.suspects
 
     def receive(self, task: Task, item: Item | Damage | BaseException | None) -> None:
         if isinstance(item, Item):
@@ -357,7 +383,7 @@ class Engine:
         if item.index in task.quarantine:
             self.settle(task, self.operator.refuse(item, QUARANTINED, KILLED))
         elif item.index in task.suspects:
-            self.isolated.append((task, item))
+            self.isolated.append((task, item, 0))
         else:
             self.put(task, item, 0)
 
@@ -373,7 +399,8 @@ class Engine:
         if task.error:
             self.tell_failure(task)
         elif row.transient and tries + 1 < TRIES:
-            self.again.append((task, item, tries + 1))
+            waiting = self.isolated if item.index in task.suspects else self.again
+            waiting.append((task, item, tries + 1))
         else:
             self.settle(task, row)
 

@@ -182,7 +182,7 @@ class EngineProcess:
     def _died(self) -> None:
         was_ready = self.ready
         code = self._forget()
-        if self._agent.drain_reason:
+        if self._agent.drain_reason or self._agent.fault:
             self._agent.release(self)
             return
         why = self._why or (f"killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}")

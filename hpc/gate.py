@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -60,6 +61,12 @@ def decide(run: Run, allow_failed: int) -> int:
     running = list(live_jobs([j for s in run.submissions() for j in s.job_ids]))
     if running:
         return _wait_for(sorted({name.split("_")[0] for name in running}))
+    for name in ("cancelled", "pause"):
+        if (why := run.control_text(name)) is not None:
+            log.error("%s: %s; %d shards are left: %s", name, why, len(opened), _names(opened))
+            return Exit.INCOMPLETE
+    if not shutil.which("sbatch"):
+        raise UserError(f"gate: {len(opened)} shards are left, and there is no sbatch here to launch again with")
     seen = run.control / f"gate-{os.environ.get('SLURM_JOB_ID', 'local')}"
     before = int(seen.read_text()) if seen.exists() else -1
     if done <= before:
@@ -70,7 +77,9 @@ def decide(run: Run, allow_failed: int) -> int:
     from hpc import launch
 
     latest = run.latest()
-    config = configs.check(configs.with_overrides(latest.config, ["cluster.gate=false"]), latest.source)
+    here = {"runs": str(run.path.parent), "name": run.path.name}  # whatever folder the prelude went to
+    tree = configs.with_overrides(latest.config, ["cluster.gate=false"])
+    config = configs.check({**tree, **here}, latest.source)
     code = launch.submit(launch.prepare(config))
     jobs = run.latest().job_ids
     return _wait_for(jobs) if jobs else code

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from typing import Any
 
 from hpc import container
@@ -36,5 +37,7 @@ class GateLauncher(Launcher):
         return parameters
 
     def worker_command(self) -> str:
-        python = container.python(self.cluster, self.run.path)
+        # on the host, where sbatch and squeue are; a container's image has neither
+        contained = self.cluster.container is not None
+        python = shlex.quote(sys.executable) if contained else container.python(self.cluster, self.run.path)
         return f"{python} -P -m hpc.gate {shlex.quote(str(self.run.path))} --allow-failed {self._allow_failed}"

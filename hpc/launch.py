@@ -272,7 +272,7 @@ def record(job: Job) -> Submission:
 
 def submit(job: Job, *, start: bool = True, detach: bool = False) -> int:
     """Record the launch, then start the work: the intent is on disk before sbatch is called."""
-    if start and job.config.run.cluster.kind == "slurm" and adopt_unanswered(job.run, job.identity):
+    if start and job.config.run.cluster.kind == "slurm" and _adopt_unanswered(job):
         return Exit.COMPLETE
     submission = record(job)
     if not start:
@@ -330,35 +330,49 @@ def open_run(run: Run, config: configs.Config, identity: str, previous: Submissi
 
 
 def _submit_array(job: Job, submission: Submission) -> int:
-    from hpc.gate_launcher import GateLauncher
     from hpc.launcher import Launcher
 
     cluster = job.config.run.cluster
     code = submit_to_slurm(Launcher(job.run, submission, cluster), "{slots} slots")
-    if cluster.gate:
-        array, allowed = submission.job_ids[0], job.config.run.map.allow_failed
-        gate = GateLauncher(job.run, submission, cluster, array, allowed).submit_script()
-        submission.gate = gate
-        job.run.save(submission)
-        console.print(f"gate {gate}: later jobs depend on it, cluster.dependency=afterok:{gate}")
+    _submit_gate(job, submission)
     return code
 
 
-def adopt_unanswered(run: Run, identity: str) -> bool:
+def _submit_gate(job: Job, submission: Submission) -> None:
+    """The gate behind an array, where the config wants one and it has none yet."""
+    from hpc.gate_launcher import GateLauncher
+
+    cluster = job.config.run.cluster
+    if not cluster.gate or submission.gate:
+        return
+    array, allowed = submission.job_ids[0], job.config.run.map.allow_failed
+    submission.gate = GateLauncher(job.run, submission, cluster, array, allowed).submit_script()
+    job.run.save(submission)
+    console.print(f"gate {submission.gate}: later jobs depend on it, cluster.dependency=afterok:{submission.gate}")
+
+
+def _adopt_unanswered(job: Job) -> bool:
     """Look for earlier submissions whose sbatch got no answer, or was never seen to answer. True if one of them lives:
     then it does this launch's work."""
-    from hpc.launcher import find_job, live_jobs
+    from hpc.launcher import NoAnswer, Unanswered, find_job, live_jobs
 
-    found = False
+    run, found = job.run, False
     for submission in run.submissions():
         if submission.state in ("intent", "unanswered") and submission.config["cluster"]["kind"] == "slurm":
-            job = find_job(submission.uuid)
-            if job is None:  # never taken; or another launch is between its intent and its sbatch: not ours to change
+            try:
+                job_id = find_job(submission.uuid)
+            except NoAnswer as error:
+                raise Unanswered(str(error)) from error
+            if (
+                job_id is None
+            ):  # never taken; or another launch is between its intent and its sbatch: not ours to change
                 continue
-            submission.state, submission.job_ids = "submitted", [job]
+            submission.state, submission.job_ids = "submitted", [job_id]
             run.save(submission)
-            if submission.identity == identity and live_jobs([job]):
-                console.print(f"an earlier launch was submitted after all, as job {job}; nothing more was submitted")
+            same = submission.identity == job.identity and submission.plan == plan.write(run.plans, job.shards)
+            if same and live_jobs([job_id]):
+                console.print(f"an earlier launch was submitted after all, as job {job_id}; nothing more was submitted")
+                _submit_gate(job, submission)
                 found = True
     return found
 

@@ -11,6 +11,7 @@ Exit codes: 0, 64 wrong usage.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -145,6 +146,7 @@ def main(arguments: list[str] | None = None) -> int:
             lines = of_shard(run, args.shard)
         else:
             lines = follow(run, chosen) if args.follow else tails(run, chosen, args.lines)
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` may close the pipe
         for line in lines:
             sys.stdout.write(line + "\n")
             sys.stdout.flush()

@@ -24,6 +24,10 @@ TRIES = 6
 LONGEST_PAUSE_S = 20.0
 
 
+class Unavailable(OSError):
+    """The store does not answer: no shard is to blame."""
+
+
 def is_url(location: str) -> bool:
     return "://" in location
 
@@ -53,7 +57,7 @@ def put(source: Path, url: str) -> str:
             _retry(lambda: system.put_file(str(source), path), url)
     if not _retry(lambda: stored(path), url):
         raise OSError(f"{url}: what was read back is not what was written")
-    return url.split("://")[0] + "://" + path.lstrip("/") if "://" not in path else path
+    return system.unstrip_protocol(path)
 
 
 def _put_new(system: Any, source: Path, path: str) -> None:
@@ -89,7 +93,7 @@ def _retry(call: Callable[[], Any], url: str) -> Any:
             raise
         except Exception as error:
             if attempt == TRIES:
-                raise OSError(f"{url}: {TRIES} tries, last: {error}") from error
+                raise Unavailable(f"{url}: {TRIES} tries, last: {error}") from error
             pause = min(LONGEST_PAUSE_S, 0.25 * 2**attempt) * random.uniform(0.5, 1.0)
             log.warning("%s: %s: trying again in %.1f s (%d of %d)", url, error, pause, attempt, TRIES)
             time.sleep(pause)

@@ -22,7 +22,6 @@ BUSY_SHARE = 0.5  # of a GPU's memory in use before we start: somebody else's pr
 def problems(run: Run, submission: Submission, config: Config, operator: Operator) -> list[str]:
     """What makes this node unfit; empty if nothing does."""
     found = _run_directory(run, submission)
-    found += _disk(run.path, config.run.map.min_free_gb)
     if config.run.cluster.gpus_per_node and config.run.cluster.device != "cpu":
         found += _gpus(config.run.cluster.gpus_per_node)
     return found + operator.preflight()
@@ -39,6 +38,11 @@ def _run_directory(run: Run, submission: Submission) -> list[str]:
         return [f"run directory: {run.path} cannot be written from this node: {error}"]
     finally:
         probe.unlink(missing_ok=True)
+
+
+def full(run: Run, config: Config) -> list[str]:
+    """Whether the file system that all nodes share is full: no node is to blame for that."""
+    return _disk(run.path, config.run.map.min_free_gb)
 
 
 def _disk(path: Path, least_gb: float) -> list[str]:

@@ -49,16 +49,15 @@ def choose(run: Run, latest: Submission, wanted: list[str] | None) -> dict[str, 
 def choose_by_samples(run: Run, latest: Submission) -> dict[str, int]:
     """The generation to open for shards that have failed or quarantined samples, finished ones too."""
     survey = run.ledger(latest.identity).survey(run.reopened())
-    reader = JournalReader(run.journals)
+    reader = JournalReader(run.journals, {s.uuid for s in run.submissions() if s.identity == latest.identity})
     reader.refresh()
     opened = {}
     for shard in Plan(run.plans, latest.plan).ids():
         state = survey.get(shard, State())
         if state.status == DONE:
             at = (shard, state.generation)
-            counts = (reader.done.get(at) or run.ledger(latest.identity).read(shard, f"g{state.generation}.done"))[
-                "counts"
-            ]
+            marker = reader.done.get(at) or run.ledger(latest.identity).read(shard, f"g{state.generation}.done")
+            counts = marker.get("counts", {})
             bad = counts.get(SAMPLE_FAILED, 0) + counts.get(QUARANTINED, 0)
         else:
             bad = state.status == FAILED
@@ -104,7 +103,7 @@ def main(arguments: list[str] | None = None) -> int:
         # The directory that was named, wherever the launch once saw it: a run may have moved, or `runs` be relative.
         here = {"runs": str(run.path.parent), "name": run.path.name}
         tree = configs.with_overrides({**latest.config, **here}, args.overrides)
-        job = launch.prepare(configs.check(tree, latest.source), mended=opened)
+        job = launch.prepare(configs.check(tree, latest.source), mended=() if args.samples else opened)
         run.reopen(opened, "rerun", keep=args.samples)
         console.print(f"reopened {len(opened):,} shards (first: {min(opened)})", markup=False)
         if args.no_submit or anyone_running(run, latest):

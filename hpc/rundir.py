@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import time
 import uuid
 from dataclasses import asdict, dataclass, field
@@ -92,6 +93,8 @@ class Run:
         for folder in (self.plans, self.slots, self.journals, self.logs, self.inflight, self.control, self.code):
             folder.mkdir(parents=True, exist_ok=True)
         self._generations.mkdir(exist_ok=True)
+        if self.code.stat().st_uid == os.geteuid():  # a group may add its snapshots, not replace another's
+            self.code.chmod(self.code.stat().st_mode | stat.S_ISVTX)
 
     def is_run(self) -> bool:
         """Whether `make` has begun here."""

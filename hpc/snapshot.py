@@ -55,6 +55,8 @@ def take(folder: Path) -> str:
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, copy)
         copy.chmod(0o444)
+    for package in {file.parent for file in making.rglob("*.py")}:  # else the first worker makes them, by its umask
+        (package / "__pycache__").mkdir()
     for place in [making, *making.rglob("*/")]:
         place.chmod(0o755)
     try:

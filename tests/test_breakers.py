@@ -251,3 +251,43 @@ def test_every_execution_key_is_marked() -> None:
     """A key that leaves the output as it is must not change its identity."""
     marked = {f.name for f in dataclasses.fields(FaultyConfig) if f.metadata.get("execution")}
     assert {"bad_host", "service", "inputs"} <= marked
+
+
+def test_a_cancelled_or_paused_run_is_not_brought_back_by_its_gate(tmp_path: Path) -> None:
+    bench = Workbench(tmp_path, {"a": lines(4)})
+    bench.record()
+    for name in ("cancelled", "pause"):
+        (bench.run.control / name).write_text("by hand")
+        gate = bench.command("hpc.gate", str(bench.run.path))
+        assert gate.returncode == Exit.INCOMPLETE and f"{name}: by hand" in gate.stderr, gate.stderr
+        (bench.run.control / name).unlink()
+    assert len(bench.run.submissions()) == 1
+
+
+def test_samples_of_a_changed_input_are_not_kept(tmp_path: Path) -> None:
+    bench = Workbench(tmp_path, {"a": [*lines(4), "bad"]}, map={"max_failed": 0.5})
+    assert bench.launch() == Exit.COMPLETE
+    (bench.inputs / "a.txt").write_text("another first line\n")
+    refused = bench.command("hpc.rerun", str(bench.run.path), "--samples")
+    assert refused.returncode == Exit.USAGE and "changed" in refused.stderr
+
+
+def test_a_file_that_is_gone_costs_a_rerun_no_engine(tmp_path: Path) -> None:
+    bench = Workbench(tmp_path, {"a": [*lines(4), "bad"]}, map={"max_failed": 0.5})
+    assert bench.launch() == Exit.COMPLETE
+    (shard,) = Published(bench.run.path)
+    shard.file.unlink()
+    assert bench.command("hpc.rerun", str(bench.run.path), "--samples").returncode == Exit.COMPLETE
+    assert bench.ends()["died"] == 0 and bench.status()["samples"] == {
+        "ok": 4, "skipped": 0, "failed": 1, "quarantined": 0, "left": 0
+    }  # fmt: skip
+
+
+def test_an_exclusion_by_hand_is_read(tmp_path: Path) -> None:
+    bench = Workbench(tmp_path, {"a": lines(2)})
+    bench.record()
+    (bench.run.control / "excluded").mkdir()
+    (bench.run.control / "excluded" / "bad").touch()
+    assert breaker.excluded(bench.run) == {"bad": "by hand"}
+    assert bench.command(*bench.worker(0), host="bad").returncode == Exit.REQUEUE
+    assert bench.command(*bench.worker(0), host="good").returncode == Exit.COMPLETE

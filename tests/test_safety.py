@@ -60,6 +60,7 @@ def test_modes_are_as_configured(tmp_path: Path) -> None:
     }
     assert not [p for p, mode in modes.items() if mode & stat.S_IRWXO], "closed to the world"
     assert all(mode & stat.S_IWGRP for p, mode in modes.items() if p.is_dir()), "open to the group"
+    assert bench.launch() == Exit.COMPLETE, "what the first workers left in the snapshot does not bar the next"
 
 
 def test_no_text_of_others_reaches_the_terminal_raw(tmp_path: Path) -> None:
