@@ -173,7 +173,7 @@ def test_cancel_drains_and_no_requeue_undoes_it(job: EchoJob) -> None:
     before = job.done()
     assert 2 <= len(before) < 16
     job.slurm.run("scontrol", "requeue", f"{first}_0")
-    wait(lambda: len(job.lives(0)) == 2 and job.lives(0)[1]["state"] == "exited", "the requeued life has ended")
+    wait(lambda: len(job.lives(0)) == 2 and job.lives(0)[1].get("state") == "exited", "the requeued life has ended")
     assert job.done() == before
     assert "cancelled by" in job.slurm.run(sys.executable, "-m", "hpc.logs", str(job.run.path))
     job.launch("slots=2")
