@@ -32,10 +32,11 @@ from PIL import Image
 
 import benchmarks.torchvision_shim  # noqa: F401 - before transformers
 from recap.clip.objective import Objective
-from recap.clip.settings import OPENAI, ClipConfig, ClipDataConfig, ClipModelConfig, LossConfig, Stage
+from recap.clip.settings import OPENAI, ClipConfig, ClipModelConfig, LossConfig, Stage
 from recap.clip.task import ClipTask
 from recap.clip.weights import build
 from recap.data.columns import ColumnConfig
+from recap.data.samples import JoinedDataConfig
 from recap.data.shrink import shrunk
 from recap.text_policy import TextPolicyConfig
 from recap.train.settings import TrainSettings
@@ -136,7 +137,7 @@ def loader(images: int, repeats: int, batch: int = 128) -> dict[str, Any]:
         def ours(part: str) -> Callable[[], float]:
             config = ClipConfig(
                 model=ClipModelConfig(architecture="hf", context=CONTEXT, vocabulary=49408, tokenizer=words),
-                data=ClipDataConfig(
+                data=JoinedDataConfig(
                     shards=[str(folder / part)], columns={"text": ColumnConfig(member="txt")}, streams=8, decoders=1
                 ),
                 text=TextPolicyConfig(weights={"text": 1.0}),

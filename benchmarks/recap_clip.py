@@ -104,8 +104,9 @@ def train(arm: Arm, study: dict[str, Any], world: Path, out: Path) -> dict[str, 
 
 
 def _config(arm: Arm, study: dict[str, Any], world: Path) -> Any:
-    from recap.clip.settings import ClipConfig, ClipDataConfig, ClipModelConfig, Stage
+    from recap.clip.settings import ClipConfig, ClipModelConfig, Stage
     from recap.data.columns import ColumnConfig
+    from recap.data.samples import JoinedDataConfig
     from recap.text_policy import TextPolicyConfig
     from recap.train.settings import TrainSettings
 
@@ -116,7 +117,7 @@ def _config(arm: Arm, study: dict[str, Any], world: Path) -> Any:
     vocabulary = len(json.loads((world / "tokenizer" / "tokenizer.json").read_text())["model"]["vocab"])
     return ClipConfig(
         model=ClipModelConfig(vocabulary=vocabulary, tokenizer=str(world / "tokenizer"), **m),
-        data=ClipDataConfig(
+        data=JoinedDataConfig(
             shards=[str(world / "train")], root=str(world), streams=8, window=4, decoders=1, readers=1,
             columns={"org_caption": ColumnConfig(member="txt"), "re_caption": other},
         ),

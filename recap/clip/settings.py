@@ -7,8 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hpc.errors import UserError
-from recap.data.columns import ColumnConfig
-from recap.data.inputs import DataConfig
+from recap.data.samples import JoinedDataConfig, check_batch
 from recap.text_policy import TextPolicyConfig
 from recap.train.settings import TrainSettings
 
@@ -74,21 +73,6 @@ class ClipModelConfig:
 
 
 @dataclass
-class ClipDataConfig(DataConfig):
-    """The tars, their columns, and how they are read."""
-
-    columns: dict[str, ColumnConfig] = _semantic({}, "columns by name: run, folder or member, and field")
-    pixels: str | None = _semantic(None, "column of small images (recap.data.shrink) to use instead of the tars'")
-    streams: int = _semantic(64, "virtual streams; ranks divide it, and it divides the batch")
-    window: int = _semantic(32, "blocks of 512 samples among which a stream shuffles")
-    indexed: bool = _semantic(True, "False: tars are streamed without an index; resume is then approximate")
-    size: int = _semantic(0, "samples of an epoch, where the tars are not indexed")
-    index: str | None = _execution(None, "file of the block index; made on first use. Empty: beside the run")
-    readers: int = _execution(8, "blocks that a rank reads at the same time")
-    decoders: int = _execution(4, "threads of a rank that decode images")
-
-
-@dataclass
 class Stage:
     """One part of the training, with a resolution, a length and a rate of its own. Empty fields are `train`'s."""
 
@@ -118,7 +102,7 @@ class ClipConfig:
     """Config keys of a CLIP training."""
 
     model: ClipModelConfig = field(default_factory=ClipModelConfig)
-    data: ClipDataConfig = field(default_factory=ClipDataConfig)
+    data: JoinedDataConfig = field(default_factory=JoinedDataConfig)
     text: TextPolicyConfig = field(default_factory=TextPolicyConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     stages: list[Stage] = _semantic([], "parts of the training, one after another")
@@ -165,9 +149,7 @@ def check(config: ClipConfig) -> None:
         if stage.context and stage.context > model.context:
             refuse(f"stages[{number}].context", f"{stage.context} is more than model.context ({model.context})")
         batch = stage.batch or config.train.batch
-        if config.data.indexed and batch % config.data.streams:
-            near = max(batch // config.data.streams, 1) * config.data.streams
-            refuse("data.streams", f"{config.data.streams} do not divide the batch of {batch}. Write a batch of {near}")
+        check_batch(config.data, batch)
     if config.loss.kind not in ("softmax", "sigmoid", "multi_positive"):
         refuse("loss.kind", f"{config.loss.kind!r} is unknown. Write softmax, sigmoid or multi_positive")
     if config.text.texts > 1 and config.loss.kind != "multi_positive":
@@ -176,8 +158,6 @@ def check(config: ClipConfig) -> None:
         refuse("loss.grouping", "needs patch features in the shared space: set model.architecture=recap")
     if config.train.workers > 1:
         refuse("train.workers", f"{config.train.workers}: each would read all windows. Write 1 and raise data.decoders")
-    if not config.data.indexed and not config.data.size:
-        refuse("data.size", "how many samples an epoch has is not known without an index. Write their number")
 
 
 def _tower(key: str, name: str, known: dict[str, tuple[int, int, int]]) -> Tower:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,27 +18,21 @@ from recap.clip.images import training_crop
 from recap.clip.objective import Objective
 from recap.clip.settings import ClipConfig, Stage
 from recap.clip.tokens import Tokens
-from recap.data.columns import Column, open_column
-from recap.data.index import Index
-from recap.data.inputs import list_shards
-from recap.data.joined import Joined, Reader, Slot
+from recap.data.joined import Joined
 from recap.data.pixels import BadImage
-from recap.data.streams import Plan, mixed
-from recap.data.unindexed import StreamedReader, StreamedSlot
+from recap.data.samples import Samples, Taken, image_of
+from recap.data.streams import mixed
 from recap.text_policy import Drawn, TextPolicy
 from recap.train.order import draw
 from recap.train.task import Batch
 
 
 @dataclass
-class Ready:
+class Pair:
     """A sample that fits: its pixels and its texts."""
 
-    name: str
-    epoch: int
     pixels: np.ndarray
     texts: list[Drawn]
-    rejected: list[tuple[str, str]] = field(default_factory=list)
 
 
 class ClipTask:
@@ -57,19 +50,11 @@ class ClipTask:
         self.tokens = Tokens(config.model)
         self.policy = TextPolicy(config.text)
         self.context = self.stage.context or config.model.context
-        self._shards = list_shards(config.data)
         self._seed = mixed(config.train.seed, number)
-        self._plan: Plan | None = None
-        if config.data.indexed:
-            blocks = Index.open_or_make(index, self._shards, config.data.readers)
-            self._plan = Plan(blocks, self._seed, config.data.streams, config.data.window)
-        names = [*self.policy.columns, *([config.data.pixels] if config.data.pixels else [])]
-        columns = {name: open_column(name, config.data.columns[name]) for name in names}
-        for column in columns.values():
-            column.check([shard.id for shard in self._shards])
-        self._columns: dict[str, Column] = columns
-        self._reader: Reader | StreamedReader | None = None  # made where batches are: it has threads
-        self._decoders: ThreadPoolExecutor | None = None
+        pixels = config.data.pixels
+        total = config.stage_settings(self.stage).samples
+        names = [*self.policy.columns, *([pixels] if pixels else [])]
+        self.samples: Samples[Pair] = Samples(config.data, names, self._seed, index, pixels, total, self._prepare)
 
     # --- the model --------------------------------------------------------------------------
 
@@ -112,12 +97,12 @@ class ClipTask:
     # --- the data ---------------------------------------------------------------------------
 
     def size(self) -> int:
-        return self._plan.epoch_size if self._plan else self.config.data.size
+        return self.samples.size()
 
     def batch(self, first: int, count: int, rank: int, world: int) -> Batch:
-        ready = self.ready(first, count, rank, world)
+        ready = self.samples.take(first, count, rank, world)
         ids = self._ids(ready)
-        micro = {"images": torch.from_numpy(np.stack([r.pixels for r in ready])), "ids": torch.from_numpy(ids)}
+        micro = {"images": torch.from_numpy(np.stack([r.value.pixels for r in ready])), "ids": torch.from_numpy(ids)}
         if self.stage.keep_patches < 1:
             micro["keep"] = torch.from_numpy(np.stack([self._kept(r) for r in ready]))
         tokens = len(ready) * self._pair_tokens()
@@ -125,60 +110,25 @@ class ClipTask:
         rejected = [r for sample in ready for r in sample.rejected]
         return Batch([micro], len(ready), tokens, tokens - padding, [r.name for r in ready], rejected)
 
-    def ready(self, first: int, count: int, rank: int = 0, world: int = 1) -> list[Ready]:
-        """The samples of a rank's part of a step, decoded, with their texts drawn."""
-        if self._reader is None or self._decoders is None:
-            self._reader = self._open()
-            self._decoders = ThreadPoolExecutor(max(self.config.data.decoders, 1), thread_name_prefix="decoder")
-        slots: list[Any] = list(self._reader.batch(first, count, rank, world))
-        return list(self._decoders.map(self._fill, slots))
-
     def close(self) -> None:
-        if self._reader is not None and self._decoders is not None:
-            self._reader.close()
-            self._decoders.shutdown()
-        self._reader = self._decoders = None
+        self.samples.close()
 
-    def _open(self) -> Reader | StreamedReader:
-        data = self.config.data
-        if self._plan is not None:
-            total = self.config.stage_settings(self.stage).samples
-            return Reader(self._plan, self._columns, data.readers, keys_from=data.pixels, total=total or None)
-        return StreamedReader(self._shards, self._columns, self._seed, data.size)
-
-    def _fill(self, slot: Slot | StreamedSlot) -> Ready:
-        """The first usable sample for a place, and why others were not."""
-        rejected: list[tuple[str, str]] = []
-        for sample in slot.candidates():
-            made = self._prepare(sample, slot.epoch)
-            if isinstance(made, Ready):
-                made.rejected = rejected
-                return made
-            rejected.append((sample.name, made))
-        raise AssertionError("candidates end with an error")
-
-    def _prepare(self, sample: Joined, epoch: int) -> Ready | str:
-        if sample.problem:
-            return sample.problem
+    def _prepare(self, sample: Joined, epoch: int) -> Pair | str:
         texts = self.policy.draw(sample.columns, self._seed, epoch, sample.name)
         if not texts:
             return "text: every column is empty"
-        pixels_of = self.config.data.pixels
-        if pixels_of:
-            data = sample.columns[pixels_of]
-        else:
-            data = next((sample.members[e] for e in self.config.data.image if e in sample.members), None)
+        data = image_of(sample, self.config.data)
         if data is None:
             return "image: missing"
         try:
             pixels = training_crop(data, self.stage.image, self._seed, epoch, sample.name, self.config.area)
         except BadImage as error:
             return str(error)
-        return Ready(sample.name, epoch, pixels, texts)
+        return Pair(pixels, texts)
 
-    def _ids(self, ready: list[Ready]) -> np.ndarray:
+    def _ids(self, ready: list[Taken[Pair]]) -> np.ndarray:
         """Token ids [samples, texts, context]."""
-        texts = [(r, number, drawn) for r in ready for number, drawn in enumerate(r.texts)]
+        texts = [(r, number, drawn) for r in ready for number, drawn in enumerate(r.value.texts)]
         ids = self.tokens.ids([drawn.text for _, _, drawn in texts])
         cut = [
             self.policy.cut(tokens, self._seed, r.epoch, f"{r.name}/{number}")
@@ -187,7 +137,7 @@ class ClipTask:
         prefixes = [self.policy.prefix(drawn.column) for _, _, drawn in texts]
         return self.tokens.shape(cut, prefixes, self.context).reshape(len(ready), self.config.text.texts, self.context)
 
-    def _kept(self, ready: Ready) -> np.ndarray:
+    def _kept(self, ready: Taken[Pair]) -> np.ndarray:
         """Numbers of the patches that are kept of a sample: by hash, so that every rank and every chunk agree."""
         patches = (self.stage.image // self.config.model.patch) ** 2
         kept = max(1, round(patches * self.stage.keep_patches))

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 from typing import Any, ClassVar
 
 from hpc.errors import UserError
-from hpc.published import Published
 from hpc.trainer import Gang
 from recap.clip.settings import ClipConfig, check
-from recap.data.columns import open_column
-from recap.data.inputs import list_shards
 from recap.data.joined import check_division
+from recap.data.samples import check_columns, column_identities, shared_index
 from recap.engine.identity import file_digest
 from recap.text_policy import TextPolicy
 from recap.train.settings import check as check_training
-
-_WAIT_S = 1500.0  # for rank 0's index; below the gang's own limit on setting up
 
 
 class ClipTrainer:
@@ -41,13 +36,7 @@ class ClipTrainer:
             path = getattr(self.config.model, key)
             if (path or key == "tokenizer") and not Path(path).exists():
                 raise UserError(f"config: `model.{key}`: {path or 'empty'}: there is no such folder.")
-        shards = [shard.id for shard in list_shards(self.config.data)]
-        pixels = [self.config.data.pixels] if self.config.data.pixels else []
-        for name in [*TextPolicy(self.config.text).columns, *pixels]:
-            if name not in self.config.data.columns:
-                known = ", ".join(self.config.data.columns)
-                raise UserError(f"config: column {name!r} is not among data.columns ({known}).")
-            open_column(name, self.config.data.columns[name]).check(shards)
+        check_columns(self.config.data, TextPolicy(self.config.text).columns)
 
     def identity(self) -> dict[str, Any]:
         """Digests of the tokenizer and of the weights to start from, identities of the columns of runs."""
@@ -58,8 +47,7 @@ class ClipTrainer:
                     p for p in _files(Path(path)) if p.name == "tokenizer.json" or p.suffix == ".safetensors"
                 )
                 made[key] = {p.name: file_digest(p) for p in files}
-        runs = {name: c.run for name, c in sorted(self.config.data.columns.items()) if c.run}
-        return made | ({"columns": {name: Published(run).identity for name, run in runs.items()}} if runs else {})
+        return made | column_identities(self.config.data)
 
     def describe(self, ranks: int) -> list[tuple[str, str]]:
         c = self.config
@@ -79,7 +67,7 @@ class ClipTrainer:
         from recap.train.loop import train
 
         config, directory = self.config, Path(gang.directory)
-        index = self._index(gang) if config.data.indexed else None
+        index = shared_index(config.data, gang)
         start, before = config.model.start, 0
         lengths = [config.stage_settings(stage).samples for stage in config.stages]
         for number, stage in enumerate(config.stages):  # a finished one is not begun again
@@ -98,23 +86,6 @@ class ClipTrainer:
         if gang.rank == 0 and len(config.stages) > 1:
             _link(directory / "exports" / "final", Path(start))
         return 0
-
-    def _index(self, gang: Gang) -> Path:
-        """The block index: made by rank 0, if need be."""
-        from recap.data.index import Index
-
-        given = self.config.data.index
-        path = Path(given) if given else Path(gang.directory) / "blocks.index"
-        if gang.rank == 0:
-            Index.open_or_make(path, list_shards(self.config.data), self.config.data.readers)
-        patience = time.monotonic() + _WAIT_S
-        while not path.exists():
-            if time.monotonic() > patience:
-                raise UserError(
-                    f"clip: rank 0 made no {path} in {_WAIT_S:.0f} s. Make it with configs/data/index.yaml."
-                )
-            time.sleep(0.2)
-        return path
 
 
 class _StageGang:

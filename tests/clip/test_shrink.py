@@ -55,9 +55,9 @@ def test_a_training_reads_the_shrunk_column_and_no_tar(tmp_path) -> None:
     )  # fmt: skip
     task = ClipTask(trainer(world).config, 0, tmp_path / "blocks.index", "")
     (tmp_path / "tars/00000.tar").rename(tmp_path / "away.tar")  # the index is made; the tar is not needed any more
-    ready = task.ready(0, 60)
+    ready = task.samples.take(0, 60)
     assert {reason for r in ready for _, reason in r.rejected} == {"image: missing", "text: every column is empty"}
-    assert all(r.pixels.shape == (3, 16, 16) for r in ready)
+    assert all(r.value.pixels.shape == (3, 16, 16) for r in ready)
     task.close()
 
 

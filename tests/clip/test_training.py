@@ -128,7 +128,7 @@ def test_batches_are_pure_and_elastic(world) -> None:
 
 def test_broken_images_are_replaced_and_counted(world) -> None:
     made = task(tree(world))
-    ready = made.ready(0, made.size())
+    ready = made.samples.take(0, made.size())
     reasons = Counter(reason for r in ready for _, reason in r.rejected)
     assert reasons["image: cannot be identified"] >= 15 and len(reasons) == 1
     assert len(ready) == made.size() == 600
@@ -138,7 +138,7 @@ def test_broken_images_are_replaced_and_counted(world) -> None:
 
 def test_the_realised_mix_is_the_weights(world) -> None:
     made = task(tree(world, text__weights={"org_caption": 0.8, "re_caption": 0.2}))
-    drawn = Counter(d.column for r in made.ready(0, 600) for d in r.texts)
+    drawn = Counter(d.column for r in made.samples.take(0, 600) for d in r.value.texts)
     assert abs(drawn["org_caption"] - 480) < 3 * (600 * 0.8 * 0.2) ** 0.5
 
 

@@ -1,0 +1,183 @@
+"""The usable samples of each training step: places of the plan, prepared in threads, unusable ones replaced.
+
+What CLIP and DiT trainers have in common: they differ in what `prepare` makes of a sample.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from hpc.errors import UserError
+from hpc.operator import Shard
+from hpc.published import Published
+from hpc.trainer import Gang
+from recap.data.columns import Column, ColumnConfig, open_column
+from recap.data.index import Index
+from recap.data.inputs import DataConfig, list_shards
+from recap.data.joined import Joined, Reader, Slot
+from recap.data.streams import Plan
+from recap.data.unindexed import StreamedReader, StreamedSlot
+
+T = TypeVar("T")
+
+_WAIT_S = 1500.0  # for rank 0's index; below the gang's own limit on setting up
+
+
+def _semantic(default: Any, text: str) -> Any:
+    if isinstance(default, dict):
+        return field(default_factory=lambda: dict(default), metadata={"help": text})
+    return field(default=default, metadata={"help": text})
+
+
+def _execution(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text, "execution": True})
+
+
+@dataclass
+class JoinedDataConfig(DataConfig):
+    """The tars, their columns, and how they are read."""
+
+    columns: dict[str, ColumnConfig] = _semantic({}, "columns by name: run, folder or member, and field")
+    pixels: str | None = _semantic(None, "column of small images (recap.data.shrink) to use instead of the tars'")
+    streams: int = _semantic(64, "virtual streams; ranks divide it, and it divides the batch")
+    window: int = _semantic(32, "blocks of 512 samples among which a stream shuffles")
+    indexed: bool = _semantic(True, "False: tars are streamed without an index; resume is then approximate")
+    size: int = _semantic(0, "samples of an epoch, where the tars are not indexed")
+    index: str | None = _execution(None, "file of the block index; made on first use. Empty: beside the run")
+    readers: int = _execution(8, "blocks that a rank reads at the same time")
+    decoders: int = _execution(4, "threads of a rank that decode images")
+
+
+def check_batch(data: JoinedDataConfig, batch: int) -> None:
+    """UserError where the streams do not divide a batch, or the length of an epoch is not known."""
+    if data.indexed and batch % data.streams:
+        near = max(batch // data.streams, 1) * data.streams
+        raise UserError(
+            f"config: `data.streams`: {data.streams} do not divide the batch of {batch}. Write a batch of {near}."
+        )
+    if not data.indexed and not data.size:
+        raise UserError(
+            "config: `data.size`: how many samples an epoch has is not known without an index. Write their number."
+        )
+
+
+def check_columns(data: JoinedDataConfig, names: Sequence[str]) -> None:
+    """UserError unless the columns are described, and hold every shard."""
+    shards = [shard.id for shard in list_shards(data)]
+    for name in [*names, *([data.pixels] if data.pixels else [])]:
+        if name not in data.columns:
+            known = ", ".join(data.columns)
+            raise UserError(f"config: column {name!r} is not among data.columns ({known}).")
+        open_column(name, data.columns[name]).check(shards)
+
+
+def column_identities(data: JoinedDataConfig) -> dict[str, Any]:
+    """What a trainer's identity holds of the columns that runs of ours have made."""
+    runs = {name: column.run for name, column in sorted(data.columns.items()) if column.run}
+    return {"columns": {name: Published(run).identity for name, run in runs.items()}} if runs else {}
+
+
+def shared_index(data: JoinedDataConfig, gang: Gang) -> Path | None:
+    """The block index, made by rank 0 if need be; None where tars are not indexed."""
+    if not data.indexed:
+        return None
+    path = Path(data.index) if data.index else Path(gang.directory) / "blocks.index"
+    if gang.rank == 0:
+        Index.open_or_make(path, list_shards(data), data.readers)
+    patience = time.monotonic() + _WAIT_S
+    while not path.exists():
+        if time.monotonic() > patience:
+            raise UserError(f"data: rank 0 made no {path} in {_WAIT_S:.0f} s. Make it with configs/data/index.yaml.")
+        time.sleep(0.2)
+    return path
+
+
+@dataclass
+class Taken(Generic[T]):
+    """A usable sample. name: unique in the corpus; rejected: (name, reason) of those that it replaces."""
+
+    name: str
+    epoch: int
+    value: T
+    rejected: list[tuple[str, str]] = field(default_factory=list)
+
+
+class Samples(Generic[T]):
+    """See the module's text.
+
+    Args:
+        names: the columns that are read.
+        seed: of the order.
+        index: file of the block index (made if missing), None to keep it in memory.
+        instead: a column that holds all that is wanted of the tars, which are then not read where no other column
+            is a member of them.
+        total: samples of the training, past which nothing is read ahead; 0: no end.
+        prepare: what makes a value of a sample in an epoch, or a string that says why not. Called in threads.
+    """
+
+    def __init__(
+        self,
+        data: JoinedDataConfig,
+        names: Sequence[str],
+        seed: int,
+        index: Path | None,
+        instead: str | None,
+        total: int,
+        prepare: Callable[[Joined, int], T | str],
+    ) -> None:
+        self.data, self._seed, self._instead, self._total, self._prepare = data, seed, instead, total, prepare
+        self._shards: list[Shard] = list_shards(data)
+        self._plan: Plan | None = None
+        if data.indexed:
+            blocks = Index.open_or_make(index, self._shards, data.readers)
+            self._plan = Plan(blocks, seed, data.streams, data.window)
+        self._columns: dict[str, Column] = {name: open_column(name, data.columns[name]) for name in names}
+        for column in self._columns.values():
+            column.check([shard.id for shard in self._shards])
+        self._reader: Reader | StreamedReader | None = None  # made where batches are: it has threads
+        self._decoders: ThreadPoolExecutor | None = None
+
+    def size(self) -> int:
+        """Samples of one epoch."""
+        return self._plan.epoch_size if self._plan else self.data.size
+
+    def take(self, first: int, count: int, rank: int = 0, world: int = 1) -> list[Taken[T]]:
+        """A rank's part of the places [first, first + count)."""
+        if self._reader is None or self._decoders is None:
+            self._reader = self._open()
+            self._decoders = ThreadPoolExecutor(max(self.data.decoders, 1), thread_name_prefix="decoder")
+        slots: list[Any] = list(self._reader.batch(first, count, rank, world))
+        return list(self._decoders.map(self._fill, slots))
+
+    def close(self) -> None:
+        if self._reader is not None and self._decoders is not None:
+            self._reader.close()
+            self._decoders.shutdown()
+        self._reader = self._decoders = None
+
+    def _open(self) -> Reader | StreamedReader:
+        if self._plan is None:
+            return StreamedReader(self._shards, self._columns, self._seed, self.data.size)
+        return Reader(self._plan, self._columns, self.data.readers, keys_from=self._instead, total=self._total or None)
+
+    def _fill(self, slot: Slot | StreamedSlot) -> Taken[T]:
+        """The first usable sample for a place, and why others were not."""
+        rejected: list[tuple[str, str]] = []
+        for sample in slot.candidates():
+            made = sample.problem or self._prepare(sample, slot.epoch)
+            if not isinstance(made, str):
+                return Taken(sample.name, slot.epoch, made, rejected)
+            rejected.append((sample.name, made))
+        raise AssertionError("candidates end with an error")
+
+
+def image_of(sample: Joined, data: JoinedDataConfig) -> bytes | None:
+    """The bytes of a sample's image: of the column of small ones, or of the first member that is one."""
+    if data.pixels:
+        return sample.columns[data.pixels]
+    return next((sample.members[e] for e in data.image if e in sample.members), None)
