@@ -1,0 +1,189 @@
+"""The trained transformer (diffusers' PixArt) and the frozen text encoder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hpc.errors import UserError
+from recap.dit.settings import DitModelConfig
+
+
+def build(config: DitModelConfig, channels: int, side: int, text_width: int) -> Any:
+    """A PixArtTransformer2DModel with PixArt's initial weights (or those of `config.start`).
+
+    Args:
+        channels: of the latents. side: of the latents, in places. text_width: of the text encoder's states.
+
+    Raises:
+        UserError: patches do not divide the latents, or `start` is of another shape.
+    """
+    from diffusers import PixArtTransformer2DModel
+
+    shape = config.shape
+    if side % shape.patch:
+        raise UserError(
+            f"config: `model.size`: latents of {side} x {side} do not divide into patches of {shape.patch}. "
+            "Choose another patch, or another model.image."
+        )
+    if config.start:
+        return _started(config, channels, side, text_width)
+    model = PixArtTransformer2DModel(
+        num_attention_heads=shape.heads,
+        attention_head_dim=shape.width // shape.heads,
+        num_layers=shape.layers,
+        in_channels=channels,
+        out_channels=channels * (2 if config.learned_sigma else 1),
+        cross_attention_dim=shape.width,
+        caption_channels=text_width,
+        sample_size=side,
+        patch_size=shape.patch,
+        use_additional_conditions=False,
+    )
+    _initialise(model)
+    return model
+
+
+def _started(config: DitModelConfig, channels: int, side: int, text_width: int) -> Any:
+    from diffusers import PixArtTransformer2DModel
+
+    model = PixArtTransformer2DModel.from_pretrained(config.start, use_safetensors=True)
+    wanted = {
+        "in_channels": channels, "sample_size": side, "caption_channels": text_width, "patch_size": config.shape.patch,
+        "out_channels": channels * (2 if config.learned_sigma else 1), "num_layers": config.shape.layers,
+    }  # fmt: skip
+    for key, value in wanted.items():
+        if model.config[key] != value:
+            raise UserError(
+                f"config: `model.start`: {config.start} has {key} {model.config[key]}, this config makes {value}."
+            )
+    return model
+
+
+def _initialise(model: Any) -> None:
+    """As PixArt-alpha's `initialize_weights`: every block starts as if it had no text, the output at zero."""
+
+    def xavier(module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    model.apply(xavier)
+    patches = model.pos_embed.proj
+    nn.init.xavier_uniform_(patches.weight.view(patches.weight.shape[0], -1))
+    embedder = model.adaln_single.emb.timestep_embedder
+    for linear in (embedder.linear_1, embedder.linear_2, model.adaln_single.linear):
+        nn.init.normal_(linear.weight, std=0.02)
+    for linear in (model.caption_projection.linear_1, model.caption_projection.linear_2):
+        nn.init.normal_(linear.weight, std=0.02)
+    for block in model.transformer_blocks:
+        nn.init.zeros_(block.attn2.to_out[0].weight)
+    nn.init.zeros_(model.proj_out.weight)
+
+
+class TextEncoder(nn.Module):
+    """A frozen CLIP text tower or T5 encoder. Texts are lower-cased and stripped, as diffusers' pipelines do.
+
+    Args:
+        folder: of a CLIPModel, CLIPTextModel or T5EncoderModel with its tokenizer.
+        context: tokens of a text at most.
+
+    Raises:
+        UserError: the folder holds neither, has no tokenizer, or cannot take that many tokens.
+    """
+
+    def __init__(self, folder: str | Path, context: int) -> None:
+        super().__init__()
+        from transformers import AutoTokenizer
+
+        self.folder, self.context = Path(folder), context
+        self.model = _encoder(Path(folder), context)
+        self.model.requires_grad_(False).eval()
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(_part(Path(folder), "tokenizer"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"config: `model.text_encoder`: {folder} has no tokenizer that transformers loads.") from error
+        if self.tokenizer.pad_token_id is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        self.tokenizer.padding_side = "right"
+        words, limit = self.model.get_input_embeddings().num_embeddings, len(self.tokenizer)
+        if limit > words:
+            raise UserError(f"config: `model.text_encoder`: {folder}: its tokenizer has {limit:,} tokens, it {words:,}.")
+
+    @property
+    def width(self) -> int:
+        return int(self.model.config.hidden_size)
+
+    def train(self, mode: bool = True) -> TextEncoder:
+        """Stays as it is: frozen, without dropout."""
+        return self
+
+    def tokens(self, texts: Sequence[str], pad_to: int = 0) -> dict[str, torch.Tensor]:
+        """ids int64 and mask bool, [N, T]; T: the longest of these texts, or `pad_to`."""
+        found = self.tokenizer(
+            [text.lower().strip() for text in texts],
+            padding="max_length" if pad_to else "longest",
+            max_length=pad_to or self.context,
+            truncation=True,
+            return_tensors="pt",
+        )
+        return {"ids": found["input_ids"], "mask": found["attention_mask"].bool()}
+
+    def cut(self, texts: Sequence[str]) -> int:
+        """How many texts are longer than the context."""
+        lengths = self.tokenizer([text.lower().strip() for text in texts])["input_ids"]
+        return sum(len(ids) > self.context for ids in lengths)
+
+    @torch.no_grad()
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """States of all tokens, [N, T, width]."""
+        return self.model(input_ids=ids, attention_mask=mask.long())[0]
+
+    def encode(self, texts: Sequence[str], pad_to: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+        """States [N, T, width] and mask bool [N, T], on the encoder's device."""
+        device = next(self.model.parameters()).device
+        tokens = {name: value.to(device) for name, value in self.tokens(texts, pad_to).items()}
+        return self(**tokens), tokens["mask"]
+
+
+def _encoder(folder: Path, context: int) -> Any:
+    from transformers import CLIPTextModel, T5EncoderModel
+
+    where = _part(folder, "text_encoder")
+    if not (where / "config.json").exists():
+        raise UserError(f"config: `model.text_encoder`: {folder} is not the folder of a model (it has no config.json).")
+    settings = json.loads((where / "config.json").read_text())
+    kind = settings.get("model_type", "")
+    if kind in ("clip", "clip_text_model"):
+        most = settings.get("text_config", settings).get("max_position_embeddings", 77)
+        if context > most:
+            raise UserError(
+                f"config: `model.context`: {folder} takes {most} tokens, not {context}. Write at most {most}."
+            )
+        return CLIPTextModel.from_pretrained(where, use_safetensors=True)
+    if kind in ("t5", "umt5", "mt5"):
+        return T5EncoderModel.from_pretrained(where, use_safetensors=True)
+    raise UserError(f"config: `model.text_encoder`: {folder} is a {kind or 'nameless'} model. Name a CLIP or a T5.")
+
+
+def _part(folder: Path, name: str) -> Path:
+    """A part of a diffusers pipeline's folder, or the folder itself."""
+    return folder / name if (folder / name).is_dir() else folder
+
+
+def text_encoder_digest(folder: str | Path) -> str:
+    """16 hex digits over config, weights and tokenizer of a text encoder."""
+    made = hashlib.sha256()
+    for part in dict.fromkeys((_part(Path(folder), "text_encoder"), _part(Path(folder), "tokenizer"))):
+        for path in sorted(part.glob("*")):
+            if path.suffix == ".safetensors" or path.name in ("config.json", "tokenizer.json", "spiece.model"):
+                with path.open("rb") as file:
+                    made.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    return made.hexdigest()[:16]
