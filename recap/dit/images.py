@@ -1,0 +1,37 @@
+"""Image bytes to uint8 pixels, as ADM and DiT prepare them: halve, resize, crop the centre; mirrored by hash."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+from recap.data.pixels import LARGEST, BadImage, opened, rgb
+from recap.train.order import draw
+
+
+def centre_crop(data: bytes, side: int) -> np.ndarray:
+    """The centre of an image, its shorter side made `side` pixels: uint8 [side, side, 3].
+
+    Equal to `center_crop_arr` of DiT (Peebles and Xie; from ADM's `image_datasets.py`): halved with a box filter while
+    twice the side fits, then bicubic. Raises BadImage.
+    """
+    image = opened(data)
+    long, short = max(image.size), min(image.size)
+    if long * side // short * side > LARGEST:  # a strip of few pixels' height would be resized to gigabytes
+        raise BadImage("image: too narrow")
+    try:
+        picture = rgb(image)
+        while min(picture.size) >= 2 * side:
+            picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
+        scale = side / min(picture.size)
+        size = (round(picture.width * scale), round(picture.height * scale))
+        pixels = np.asarray(picture.resize(size, Image.Resampling.BICUBIC))
+    except Exception as error:
+        raise BadImage("image: cannot be decoded") from error
+    top, left = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
+    return pixels[top : top + side, left : left + side]
+
+
+def flipped(seed: int, epoch: int, name: str) -> bool:
+    """Whether a sample is mirrored in an epoch: a hash of (seed, epoch, name)."""
+    return draw(seed, epoch, name, "flip") % 2 == 1

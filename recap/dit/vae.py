@@ -1,0 +1,218 @@
+"""Images to latents and back: any image VAE of diffusers, or none at all (pixel space), behind one interface.
+
+    vae = Vae("models/sd-vae-ft-ema", "cuda", torch.bfloat16)
+    latents = vae.scaled(vae.encode(pixels), noise)     # what the diffusion model is trained on
+    pixels = vae.decode(latents)
+
+Imports without torch: login nodes ask `vae_facts` and `vae_digest`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hpc.errors import UserError
+from recap.engine.identity import file_digest, model_folder
+
+if TYPE_CHECKING:
+    import torch
+
+MICRO_BATCH = 8
+"""Images of one pass. The shape is always this one (rests are padded), so that no result depends on its neighbours."""
+
+LOGVAR = (-30.0, 20.0)
+"""The range that diffusers' posteriors clamp the logarithm of the variance to."""
+
+_WITHOUT_POSTERIOR = ("AutoencoderTiny", "AutoencoderDC", "VQModel")
+_WIDTHS = ("encoder_block_out_channels", "down_block_out_channels", "block_out_channels")
+
+
+@dataclass(frozen=True)
+class VaeFacts:
+    """What a VAE's config.json says.
+
+    channels: of the latents. factor: pixels of a latent's side. posterior: whether it has one (else: a mean only).
+    scale, shift: a number, or one number a channel; the model sees (latent - shift) * scale.
+    """
+
+    folder: Path
+    name: str
+    channels: int
+    factor: int
+    posterior: bool
+    scale: float | list[float]
+    shift: float | list[float]
+
+
+def vae_facts(folder: str | Path) -> VaeFacts:
+    """The facts of a VAE: its folder, a pipeline's folder with `vae` in it, or a name in the local Hugging Face cache.
+
+    Raises:
+        UserError: there is no such folder, or it holds no image VAE of diffusers.
+    """
+    try:
+        found = model_folder(Path(folder) / "vae" if (Path(folder) / "vae").is_dir() else folder)
+    except FileNotFoundError:
+        raise UserError(
+            f"config: `vae`: {folder} is not the folder of a VAE: config.json and *.safetensors, as diffusers' "
+            "save_pretrained writes them, are expected there. Correct the path."
+        ) from None
+    config = json.loads((found / "config.json").read_text())
+    widths = next((config[key] for key in _WIDTHS if key in config), None)
+    if "_class_name" not in config or "latent_channels" not in config or not widths:
+        what = config.get("_class_name") or config.get("model_type") or "nameless"
+        raise UserError(f"config: `vae`: {folder} is a {what} model. Name an image VAE of diffusers (AutoencoderKL).")
+    scale, spread = float(config.get("scaling_factor", 1.0)), config.get("latents_std")
+    return VaeFacts(
+        folder=found,
+        name=config["_class_name"],
+        channels=int(config["latent_channels"]),
+        factor=int(config.get("spatial_compression_ratio") or 2 ** (len(widths) - 1)),
+        posterior=config["_class_name"] not in _WITHOUT_POSTERIOR,
+        scale=[scale / s for s in spread] if spread else scale,
+        shift=config.get("latents_mean") or float(config.get("shift_factor") or 0.0),
+    )
+
+
+def vae_digest(folder: str | Path) -> str:
+    """16 hex digits over config.json and weights: the key of latents. UserError as `vae_facts`."""
+    found = vae_facts(folder).folder
+    files = [found / "config.json", *sorted(found.glob("*.safetensors"))]
+    return hashlib.sha256("\n".join(f"{path.name} {file_digest(path)}" for path in files).encode()).hexdigest()[:16]
+
+
+class Vae:
+    """A frozen VAE.
+
+    Args:
+        folder: see `vae_facts`.
+        device: "cpu", "cuda", ...
+        dtype: of its weights and activations; what goes in and out is float32 or uint8.
+
+    Raises:
+        UserError: diffusers does not load it, or it does not encode single images.
+    """
+
+    def __init__(self, folder: str | Path, device: str | torch.device, dtype: torch.dtype) -> None:
+        import torch
+
+        facts = vae_facts(folder)
+        self.channels, self.factor, self.posterior = facts.channels, facts.factor, facts.posterior
+        self.digest = vae_digest(folder)
+        self._device, self._dtype = torch.device(device), dtype
+        self._scale = torch.tensor(facts.scale).view(-1, 1, 1)
+        self._shift = torch.tensor(facts.shift).view(-1, 1, 1)
+        self._model = _load(facts, dtype).requires_grad_(False).eval().to(self._device)
+        self._probe(facts)
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Images uint8 [N, H, W, 3] to the posterior's mean and logarithm of variance, unscaled: float32
+        [N, 2 channels, H / factor, W / factor]; of a VAE without posterior, the mean alone: [N, channels, ...].
+        """
+
+        def one(x_BHWC: torch.Tensor) -> torch.Tensor:
+            x_BCHW = x_BHWC.permute(0, 3, 1, 2).to(self._dtype) / 127.5 - 1
+            return _moments(self._model.encode(x_BCHW)).float()
+
+        return self._in_micro_batches(one, pixels)
+
+    def scaled(self, moments: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
+        """What the diffusion model sees: float32 [N, channels, h, w].
+
+        Args:
+            moments: of `encode`, or means alone [N, channels, h, w].
+            noise: standard normal [N, channels, h, w] for a draw from the posterior (means alone have none: they are
+                taken as they are); None: the mean.
+        """
+        moments = moments.float()
+        mean, logvar = moments[:, : self.channels], moments[:, self.channels :]
+        if noise is not None and logvar.shape[1]:
+            mean = mean + (0.5 * logvar.clamp(*LOGVAR)).exp() * noise
+        return (mean - self._shift.to(mean.device)) * self._scale.to(mean.device)
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents as `scaled` makes them, to images uint8 [N, H, W, 3]."""
+
+        def one(z_BCHW: torch.Tensor) -> torch.Tensor:
+            z_BCHW = z_BCHW.float() / self._scale.to(z_BCHW.device) + self._shift.to(z_BCHW.device)
+            return _uint8(self._model.decode(z_BCHW.to(self._dtype)).sample)
+
+        return self._in_micro_batches(one, latents)
+
+    def _in_micro_batches(self, function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        done = []
+        with torch.inference_mode():
+            for part in x.to(self._device).split(MICRO_BATCH):
+                whole = torch.cat([part, part[:1].expand(MICRO_BATCH - len(part), *part.shape[1:])])
+                done.append(function(whole)[: len(part)])
+        return torch.cat(done)  # outside of the mode: a tensor that autograd takes
+
+    def _probe(self, facts: VaeFacts) -> None:
+        import torch
+
+        side = 4
+        try:
+            made = tuple(
+                self.encode(torch.zeros(1, side * self.factor, side * self.factor, 3, dtype=torch.uint8)).shape
+            )
+        except (AttributeError, RuntimeError, ValueError, TypeError) as error:
+            raise UserError(f"config: `vae`: {facts.folder} ({facts.name}) does not encode images: {error}") from error
+        if made != (wanted := (1, self.channels * (1 + self.posterior), side, side)):
+            raise UserError(
+                f"config: `vae`: {facts.folder} ({facts.name}) makes latents of shape {made}, its config.json says "
+                f"{wanted}. It is no VAE of single images, or not one that is supported."
+            )
+
+
+class Pixels:
+    """Pixel space: the interface of `Vae` without a model. Latents are the pixels in [-1, 1]."""
+
+    channels, factor, digest, posterior = 3, 1, "pixels", False
+
+    def __init__(self, device: str | torch.device = "cpu") -> None:
+        self._device = device
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Images uint8 [N, H, W, 3] to the same values, float32 [N, 3, H, W]."""
+        return pixels.to(self._device).permute(0, 3, 1, 2).float()
+
+    def scaled(self, moments: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
+        """float32 [N, 3, H, W] in [-1, 1]; there is no posterior to draw from, noise is not used."""
+        return moments.float() / 127.5 - 1
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents [N, 3, H, W] to images uint8 [N, H, W, 3]."""
+        return _uint8(latents.to(self._device))
+
+
+def _load(facts: VaeFacts, dtype: torch.dtype) -> Any:
+    import diffusers
+
+    kind = getattr(diffusers, facts.name, None)
+    if kind is None:
+        raise UserError(
+            f"config: `vae`: {facts.folder} is a {facts.name}, which diffusers {diffusers.__version__} does not know."
+        )
+    try:
+        return kind.from_pretrained(facts.folder, torch_dtype=dtype, use_safetensors=True, local_files_only=True)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"config: `vae`: {facts.folder} does not load: {error}") from error
+
+
+def _moments(encoded: Any) -> torch.Tensor:
+    if hasattr(encoded, "latent_dist"):
+        return encoded.latent_dist.parameters
+    return encoded.latents if hasattr(encoded, "latents") else encoded.latent
+
+
+def _uint8(x_BCHW: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    return ((x_BCHW.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
