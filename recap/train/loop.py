@@ -15,11 +15,12 @@ from hpc.errors import Exit, UserError
 from hpc.trainer import Gang
 from recap.train import parallel
 from recap.train.checkpoints import Checkpoints, Keep
+from recap.train.evaluation import Interrupted, evaluate
 from recap.train.feed import Feed
 from recap.train.metrics import Meter, Metrics
 from recap.train.settings import TrainSettings, check, learning_rate
 from recap.train.state import Ema, TrainState, optimizer_of, seed_step
-from recap.train.task import Batch, Task
+from recap.train.task import Batch, Evaluates, Task
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,8 @@ class Training:
         check(settings, gang.world)
         if settings.threads and gang.device == "cpu":
             torch.set_num_threads(settings.threads)
+        if settings.evaluate_every and not isinstance(task, Evaluates):
+            raise UserError("config: `train.evaluate_every`: this trainer has nothing to evaluate. Leave it out.")
         self.task, self.settings, self.gang = task, settings, gang
         self.ranks = parallel.join(gang.device, gang.local_rank, TIMEOUT_S)
         self.total = self._steps() * settings.batch
@@ -60,6 +63,7 @@ class Training:
         self.peak = parallel.peak_flops(self.ranks.device)
         self.meter = Meter()
         self.losses: list[tuple[torch.Tensor, float]] = []  # (this rank's sum, all ranks' weight) of a step
+        self.counts: dict[str, float] = {}  # this rank's, of those steps
         self.unchecked: tuple[parallel.Later, list[str], int] | None = None
         self.lr = self.norm = 0.0
         self.stop = 0  # the exit code that the ranks agreed to stop with
@@ -78,6 +82,7 @@ class Training:
         self.resume()
         feed = self.feed()
         try:
+            self.evaluate_if_due()  # where the life before this one was told to stop in one
             while not self.finished and not self.stop:
                 batch = self.fetch(feed)
                 weight = self.agree(batch)
@@ -86,6 +91,7 @@ class Training:
                 loss = self.gradients(batch, weight)
                 self.update(batch, loss, weight)
                 self.record()
+                self.evaluate_if_due()
                 self.save_if_due()
             self.check_finite()
             self.save()
@@ -188,6 +194,7 @@ class Training:
         self.check_finite()
         self.unchecked = (parallel.Later(norm), batch.keys, progress.step)
         self.losses.append((loss, weight))
+        self.counts = {name: self.counts.get(name, 0.0) + count for name, count in batch.counts.items()}
         self.gang.beat()
 
     def check_finite(self) -> None:
@@ -207,7 +214,7 @@ class Training:
         progress = self.state.progress
         if not due(progress.samples, self.settings.batch, self.settings.log_every) and not self.finished:
             return
-        self._reduce_losses()
+        self._reduce()
         loss = math.fsum(s for s, _ in progress.window) / max(math.fsum(w for _, w in progress.window), 1.0)
         progress.window = []
         flops = self.task.flops(1)
@@ -218,6 +225,7 @@ class Training:
             "step": progress.step, "samples": progress.samples, "total": self.total, "loss": loss, "lr": self.lr,
             "grad_norm": self.norm, "rejected": progress.rejected, **rates,
             "eta_s": round(left / rates["samples_per_s"], 1) if rates["samples_per_s"] else None,
+            **({"counts": progress.counts} if progress.counts else {}),
         }  # fmt: skip
         if self.metrics is not None:
             self.metrics.write(**facts)
@@ -228,13 +236,37 @@ class Training:
             )  # fmt: skip
         self.tell()
 
-    def _reduce_losses(self) -> None:
-        """Add the steps since the last call, summed over ranks, to the window. Step by step, so that where a
-        checkpoint falls changes no bit of the curve."""
+    def _reduce(self) -> None:
+        """Add the steps since the last call, summed over ranks, to the window and the counts. Step by step, so that
+        where a checkpoint falls changes no bit of the curve."""
         if self.losses:
-            sums = self.ranks.sums([loss.item() for loss, _ in self.losses])
-            self.state.progress.window += [[s, w] for s, (_, w) in zip(sums, self.losses, strict=True)]
-            self.losses = []
+            progress, names = self.state.progress, list(self.counts)
+            sums = self.ranks.sums([loss.item() for loss, _ in self.losses] + list(self.counts.values()))
+            progress.window += [[s, w] for s, (_, w) in zip(sums, self.losses)]
+            for name, count in zip(names, sums[len(self.losses) :], strict=True):
+                progress.counts[name] = progress.counts.get(name, 0.0) + count
+            self.losses, self.counts = [], {}
+
+    def evaluate_if_due(self) -> None:
+        """A line of metrics.jsonl about the present weights, where it is due and not there yet."""
+        progress, every = self.state.progress, self.settings.evaluate_every
+        wanted = every and (self.finished or due(progress.samples, self.settings.batch, every))
+        if not wanted or progress.evaluated == progress.samples:
+            return
+        assert isinstance(self.task, Evaluates)
+        self.check_finite()
+        start = time.monotonic()
+        try:
+            found = evaluate(self.task, self.state, self.settings, self.ranks, self.gang)
+        except Interrupted as told:
+            self.stop = told.code  # the next life evaluates
+            return
+        progress.evaluated = progress.samples
+        self.meter.leave_out(time.monotonic() - start)
+        if self.metrics is not None:
+            self.metrics.write(kind="evaluation", step=progress.step, samples=progress.samples, **found)
+            log.info("step %d  evaluation  %s", progress.step, "  ".join(f"{k} {v}" for k, v in found.items()))
+        self.tell()
 
     def save_if_due(self) -> None:
         if due(self.state.progress.samples, self.settings.batch, self.settings.save_every, default=False):
@@ -244,7 +276,7 @@ class Training:
         """Checkpoint; waits for it only where the loop is at its end."""
         ending = self.stop != 0 or self.finished
         self.check_finite()
-        self._reduce_losses()
+        self._reduce()
         if ending:
             self.checkpoints.wait()
         samples = self.state.progress.samples

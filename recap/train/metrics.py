@@ -1,4 +1,7 @@
-"""metrics.jsonl: the truth about a training's course. TensorBoard and wandb are mirrors of it."""
+"""metrics.jsonl: the truth about a training's course. TensorBoard and wandb are mirrors of it.
+
+Lines of an evaluation say so (`"kind": "evaluation"`); all others are of the training.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ class Metrics:
     def write(self, **facts: Any) -> None:
         line = json.dumps({**facts, "t": round(time.time(), 3)})
         os.write(self._fd, line.encode() + b"\n")
-        numbers = {k: v for k, v in facts.items() if isinstance(v, (int, float))}
+        numbers = {k: v for k, v in (facts | facts.get("counts", {})).items() if isinstance(v, (int, float))}
         for tracker in self._trackers:
             tracker.log(numbers, step=facts["step"])
 
@@ -72,6 +75,10 @@ class Meter:
 
     def waited(self, seconds: float) -> None:
         self._waited += seconds
+
+    def leave_out(self, seconds: float) -> None:
+        """Time in which nothing was trained."""
+        self._since += seconds
 
     def add(self, samples: int, tokens: float, useful: float) -> None:
         self._samples += samples

@@ -48,6 +48,7 @@ class TrainSettings:
     prefetch: int = _execution(2, "Steps that are read ahead, per worker")
     log_every: int = _execution(0, "Samples between two lines of metrics.jsonl; 0: every step")
     save_every: int = _execution(0, "Samples between two checkpoints; 0: only when told to stop and at the end")
+    evaluate_every: int = _execution(0, "Samples between two evaluations; 0: none. There is one at the end, too")
     keep: int = _execution(2, "Newest checkpoints that are kept")
     keep_every: int = _execution(0, "Checkpoints at multiples of this many samples are kept for good; 0: none")
     trackers: list[str] = field(
@@ -62,7 +63,7 @@ def check(settings: TrainSettings, ranks: int | None = None) -> None:
     def refuse(name: str, advice: str) -> None:
         raise UserError(f"config: `train.{name}`: {getattr(settings, name)!r}: {advice}")
 
-    for name in ("samples", "epochs", "weight_decay", "clip", "ema", "workers", "keep_every"):
+    for name in ("samples", "epochs", "weight_decay", "clip", "ema", "workers", "evaluate_every", "keep_every"):
         if getattr(settings, name) < 0:
             refuse(name, "must not be negative")
     for name in ("batch", "keep", "prefetch"):

@@ -29,6 +29,7 @@ class Progress:
     """What a checkpoint's manifest holds of a state: plain numbers.
 
     window: (loss, weight), summed over ranks, of the steps since the last line of metrics.jsonl.
+    counts: `Batch.counts`, summed over ranks and steps. evaluated: samples at the last evaluation.
     """
 
     step: int = 0
@@ -36,7 +37,9 @@ class Progress:
     seed: int = 0
     rejected: int = 0
     metrics_bytes: int = 0
+    evaluated: int = 0
     window: list[list[float]] = field(default_factory=list)
+    counts: dict[str, float] = field(default_factory=dict)
 
 
 class TrainState:
@@ -71,8 +74,9 @@ class TrainState:
         """Full CPU tensors of what was trained (its average, where there is one); on rank 0, {} elsewhere."""
         options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
         if self.ema is not None:
-            with self.ema.swapped():
-                return _named(get_model_state_dict(self.module, options=options))
+            with self.ema.swapped():  # copied: on the CPU these are the parameters themselves, which are swapped back
+                found = _named(get_model_state_dict(self.module, options=options))
+                return {name: tensor.clone() for name, tensor in found.items()}
         return _named(get_model_state_dict(self.module, options=options))
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
+
+if TYPE_CHECKING:
+    from recap.train.evaluation import Occasion
 
 
 @dataclass
@@ -21,6 +24,8 @@ class Batch:
     tokens: tokens computed by this rank, padding included. useful: without padding.
     keys: of the whole step's samples, all ranks; named when a loss is not finite.
     rejected: (key, reason) of this rank's samples that could not be used.
+    counts: what else is counted of this rank's part, by name, the same names in the same order in every batch;
+        metrics.jsonl has the sums since the training began.
     """
 
     micro: list[Any]
@@ -29,6 +34,7 @@ class Batch:
     useful: int
     keys: list[str]
     rejected: list[tuple[str, str]] = field(default_factory=list)
+    counts: dict[str, float] = field(default_factory=dict)
 
 
 class Task(Protocol):
@@ -61,3 +67,17 @@ class Task(Protocol):
 
     def export(self, weights: dict[str, torch.Tensor], folder: Path) -> None:
         """Write the trained model for others; weights: full tensors of the parameters that were trained."""
+
+
+@runtime_checkable
+class Evaluates(Protocol):
+    """A task that can be evaluated while it is trained (`train.evaluate_every`)."""
+
+    def evaluate(self, module: nn.Module, occasion: Occasion) -> dict[str, Any]:
+        """What metrics.jsonl is to say, by name: numbers, or the path of a picture. The same on every rank.
+
+        Called by all ranks together, without gradients, in evaluation mode, with the averaged weights where there are
+        any and with the same random numbers each time. Shares the work among `occasion.ranks`. Goes through
+        `module(...)` itself, equally often on every rank, since FSDP2 gathers parameters there; calls
+        `occasion.between()` between batches.
+        """

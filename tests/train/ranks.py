@@ -91,10 +91,13 @@ def log(directory: Path) -> str:
     return "".join(p.read_text() for p in sorted(directory.glob("rank*.log")))
 
 
+def lines(directory: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
 def curve(directory: Path) -> list[tuple[int, float]]:
     """(step, loss) of metrics.jsonl, every bit of the loss."""
-    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    return [(line["step"], line["loss"]) for line in lines]
+    return [(line["step"], line["loss"]) for line in lines(directory) if "kind" not in line]
 
 
 def work(directory: str, values: dict[str, Any], gang: dict[str, Any]) -> int:

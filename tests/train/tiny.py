@@ -10,6 +10,8 @@ from typing import Any, ClassVar
 
 from recap.train.settings import TrainSettings
 
+HELD_OUT = 12
+
 
 @dataclass
 class TinyConfig:
@@ -105,7 +107,18 @@ def make_task(config: TinyConfig, rank: int = 0) -> Any:
                 x[0, 0] = float("nan")
             micro = [{"x": part, "y": part.sum(-1)} for part in x.split(max(1, (len(x) + 1) // 2))]
             keys = [f"s{i}" for _, i in places]
-            return Batch(micro, float(len(mine)), len(mine), len(mine), keys, bad)
+            counts = {"even": sum(i % 2 == 0 for i in mine), "odd": sum(i % 2 for i in mine)}
+            return Batch(micro, float(len(mine)), len(mine), len(mine), keys, bad, counts)
+
+        def evaluate(self, module: nn.Module, occasion: Any) -> dict[str, float]:
+            """Mean loss of the first `HELD_OUT` positions, each rank its part, in batches of two."""
+            ranks, total = occasion.ranks, 0.0
+            torch.rand(7)  # which training must not notice
+            for micro in self.batch(0, HELD_OUT, ranks.rank, ranks.world).micro:
+                for start in range(0, len(micro["y"]), 2):
+                    total += module({name: value[start : start + 2] for name, value in micro.items()}).item()
+                    occasion.between()
+            return {"held_out": ranks.sums([total])[0] / HELD_OUT}
 
         def export(self, weights: dict[str, torch.Tensor], folder: Path) -> None:
             folder.mkdir(parents=True, exist_ok=True)
