@@ -20,7 +20,7 @@ from hpc.launcher import live_jobs
 from hpc.rundir import Run
 from hpc.status import SCHEMA, STALE_S, clean, duration
 
-_TAIL = 65536  # bytes of metrics.jsonl that are read
+_TAIL = 1 << 20  # bytes of metrics.jsonl that are read
 
 
 def gather(run: Run) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def gather(run: Run) -> dict[str, Any]:
     latest = run.latest()
     instance, life = newest_life(run, latest)
     beat = heartbeat.read(run.slots, instance) if life >= 0 else {}
-    metrics = _last_line(run.path / "metrics.jsonl")
+    metrics, evaluation = _last_lines(run.path / "metrics.jsonl")
     safe = _checkpoints(run.path / "checkpoints")
     code = _code(beat)
     return {
@@ -50,6 +50,7 @@ def gather(run: Run) -> dict[str, Any]:
         "total": metrics.get("total") or beat.get("total"),
         **{k: metrics.get(k) for k in ("loss", "lr", "grad_norm", "rejected", "samples_per_s", "tokens_per_s")},
         **{k: metrics.get(k) for k in ("mfu", "padding", "data_wait")},
+        "evaluation": evaluation or None,
         "eta_s": metrics.get("eta_s") if _state(beat) == "running" else None,
         "checkpoint": safe,
         "failures": _failures(run, latest.uuid),
@@ -75,20 +76,25 @@ def _code(beat: dict[str, Any]) -> Exit:
     return Exit(beat["code"]) if beat["code"] in (Exit.COMPLETE, Exit.USAGE) else Exit.INCOMPLETE
 
 
-def _last_line(path: Path) -> dict[str, Any]:
-    """The last whole line of metrics.jsonl, {} where there is none."""
+def _last_lines(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The last whole lines of metrics.jsonl about the training and about an evaluation, {} where there is none."""
+    found: dict[str, dict[str, Any]] = {}
     try:
         with open(path, "rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
             lines = file.read().split(b"\n")[:-1]
     except FileNotFoundError:
-        return {}
+        lines = []
     for line in reversed(lines):
-        try:
-            return json.loads(line)
-        except ValueError:
-            continue
-    return {}
+        kind = "evaluation" if b'"kind": "evaluation"' in line else "training"
+        if kind not in found:
+            try:
+                found[kind] = json.loads(line)
+            except ValueError:  # cut by the seek
+                continue
+        if len(found) == 2:
+            break
+    return found.get("training", {}), found.get("evaluation", {})
 
 
 def _checkpoints(folder: Path) -> dict[str, Any] | None:
@@ -121,6 +127,8 @@ def render(facts: dict[str, Any]) -> Group:
     table.add_column(overflow="fold")
     table.add_row("samples", _bar(facts))
     table.add_row("loss", _loss(facts))
+    if facts["evaluation"]:
+        table.add_row("evaluation", _evaluation(facts["evaluation"]))
     table.add_row("rate", _rate(facts))
     table.add_row("checkpoint", _safe(facts["checkpoint"]))
     table.add_row("gang", _gang(facts))
@@ -145,6 +153,15 @@ def _loss(facts: dict[str, Any]) -> str:
     if facts["loss"] is None:
         return "no step yet"
     return f"{facts['loss']:.4f} · gradient {facts['grad_norm']:.3g} · rate {facts['lr']:.3g}"
+
+
+def _evaluation(line: dict[str, Any]) -> str:
+    about = ("kind", "step", "samples", "t")
+    found = {name: value for name, value in line.items() if name not in about}
+    said = " · ".join(
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in found.items()
+    )
+    return f"{clean(said)} (after {line['samples']:,})"
 
 
 def _rate(facts: dict[str, Any]) -> str:
