@@ -107,7 +107,7 @@ class Vae:
         self._device, self._dtype = torch.device(device), dtype
         self._scale = torch.tensor(facts.scale).view(-1, 1, 1)
         self._shift = torch.tensor(facts.shift).view(-1, 1, 1)
-        self._model = _load(facts, dtype).requires_grad_(False).eval().to(self._device)
+        self._model = load_vae(facts, dtype).requires_grad_(False).eval().to(self._device)
         self._probe(facts)
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -192,7 +192,7 @@ class Pixels:
         return _uint8(latents.to(self._device))
 
 
-def _load(facts: VaeFacts, dtype: torch.dtype) -> Any:
+def load_vae(facts: VaeFacts, dtype: torch.dtype) -> Any:
     import diffusers
 
     kind = getattr(diffusers, facts.name, None)
