@@ -192,6 +192,11 @@ class Pixels:
         return _uint8(latents.to(self._device))
 
 
+def open_codec(folder: str, device: str | torch.device, dtype: torch.dtype) -> Vae | Pixels:
+    """The VAE of a folder, or pixel space where the config names none."""
+    return Vae(folder, device, dtype) if folder else Pixels()
+
+
 def load_vae(facts: VaeFacts, dtype: torch.dtype) -> Any:
     import diffusers
 
