@@ -90,7 +90,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("recap.engine.endpoint.FIRST_WAIT_S", 0.001)
+    monkeypatch.setattr("recap.engine.chat.FIRST_WAIT_S", 0.001)
 
 
 def config(server: Server, **changes: Any) -> CaptionerConfig:
