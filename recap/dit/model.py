@@ -109,13 +109,17 @@ class TextEncoder(nn.Module):
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(_part(Path(folder), "tokenizer"))
         except (OSError, ValueError) as error:
-            raise UserError(f"config: `model.text_encoder`: {folder} has no tokenizer that transformers loads.") from error
+            raise UserError(
+                f"config: `model.text_encoder`: {folder} has no tokenizer that transformers loads."
+            ) from error
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.tokenizer.padding_side = "right"
         words, limit = self.model.get_input_embeddings().num_embeddings, len(self.tokenizer)
         if limit > words:
-            raise UserError(f"config: `model.text_encoder`: {folder}: its tokenizer has {limit:,} tokens, it {words:,}.")
+            raise UserError(
+                f"config: `model.text_encoder`: {folder}: its tokenizer has {limit:,} tokens, it {words:,}."
+            )
 
     @property
     def width(self) -> int:

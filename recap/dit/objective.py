@@ -7,6 +7,7 @@ hash of (seed, epoch, sample), so that they are the same after a resume and on a
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -82,7 +83,12 @@ class Ddpm:
         return losses
 
     def _bound(
-        self, predicted: torch.Tensor, share: torch.Tensor, clean: torch.Tensor, noised: torch.Tensor, time: torch.Tensor
+        self,
+        predicted: torch.Tensor,
+        share: torch.Tensor,
+        clean: torch.Tensor,
+        noised: torch.Tensor,
+        time: torch.Tensor,
     ) -> torch.Tensor:
         """The variational bound's term of each sample in bits per dimension, [N]; the mean is held fixed."""
         kept = self._at(self.kept, time)
@@ -93,7 +99,11 @@ class Ddpm:
         share = (share + 1) / 2
         log_variance = share * self._at(self.betas, time).log() + (1 - share) * smallest
         distance = 0.5 * (
-            log_variance - smallest + (smallest - log_variance).exp() + (truth - model).square() * (-log_variance).exp() - 1
+            log_variance
+            - smallest
+            + (smallest - log_variance).exp()
+            + (truth - model).square() * (-log_variance).exp()
+            - 1
         )
         first = -_discretised_log_likelihood(clean, model, 0.5 * log_variance)
         term = torch.where(time.view(-1, 1, 1, 1) == 0, first, distance)
@@ -126,7 +136,8 @@ class Objective(nn.Module):
     """Sum of the losses of a micro-batch.
 
     Args:
-        transformer: is trained. text_encoder, codec: frozen; None where states or latents come precomputed.
+        transformer: is trained. text_encoder: frozen; None where states come precomputed.
+        codec: opens the VAE (recap.dit.vae) on a device; called once.
 
     A micro-batch holds `noise` float32 [N, C, h, w], `time` float32 [N], and
 
@@ -135,25 +146,45 @@ class Objective(nn.Module):
         posterior float32 [N, C, h, w], where the VAE's posterior is sampled
     """
 
-    def __init__(self, transformer: nn.Module, text_encoder: nn.Module | None, codec: Any, config: ObjectiveConfig) -> None:
+    def __init__(
+        self,
+        transformer: nn.Module,
+        text_encoder: nn.Module | None,
+        codec: Callable[[torch.device], Any],
+        config: ObjectiveConfig,
+    ) -> None:
         super().__init__()
         self.transformer, self.text_encoder = transformer, text_encoder
-        self.codec = codec
+        self._open_codec, self._codec = codec, None
         self.process = diffusion(config)
 
     def forward(self, micro: dict[str, torch.Tensor]) -> torch.Tensor:
         clean = self.clean(micro)
-        states = micro["states"].to(clean.dtype) if "states" in micro else self.text_encoder(micro["ids"], micro["mask"])
+        states = (
+            micro["states"].to(clean.dtype) if "states" in micro else self.text_encoder(micro["ids"], micro["mask"])
+        )
         noised, level = self.process.noised(clean, micro["noise"], micro["time"])
         output = self.transformer(
-            noised, encoder_hidden_states=states, encoder_attention_mask=micro["mask"], timestep=level, return_dict=False
+            noised,
+            encoder_hidden_states=states,
+            encoder_attention_mask=micro["mask"],
+            timestep=level,
+            return_dict=False,
         )[0]
         return self.process.losses(output, clean, noised, micro["noise"], micro["time"]).sum()
 
     @torch.no_grad()
     def clean(self, micro: dict[str, torch.Tensor]) -> torch.Tensor:
         """What is to be learned: scaled latents (or pixels in [-1, 1]), float32 [N, C, h, w]."""
-        with torch.autocast(micro["noise"].device.type, enabled=False):
-            moments = micro["latents"] if "latents" in micro else self.codec.encode(micro["pixels"])
+        device = micro["noise"].device
+        codec = self.codec(device)
+        with torch.autocast(device.type, enabled=False):
+            moments = micro["latents"] if "latents" in micro else codec.encode(micro["pixels"])
             stored = moments.half().float()  # as the column holds them, so that both ways agree
-            return self.codec.scaled(stored, micro.get("posterior"))
+            return codec.scaled(stored, micro.get("posterior"))
+
+    def codec(self, device: torch.device) -> Any:
+        """The frozen VAE; not a submodule: it is neither sharded nor saved."""
+        if self._codec is None:
+            self._codec = self._open_codec(device)
+        return self._codec

@@ -25,6 +25,8 @@ def _semantic(default: Any, text: str) -> Any:
 
 
 def _execution(default: Any, text: str) -> Any:
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata={"help": text, "execution": True})
     return field(default=default, metadata={"help": text, "execution": True})
 
 
@@ -51,7 +53,7 @@ class DitModelConfig:
     @property
     def shape(self) -> Shape:
         name, _, patch = self.size.partition("/")
-        if name not in SIZES and not re.fullmatch(r"\d+x\d+x\d+", name) or not re.fullmatch("[1-9][0-9]?", patch):
+        if (name not in SIZES and not re.fullmatch(r"\d+x\d+x\d+", name)) or not re.fullmatch("[1-9][0-9]?", patch):
             raise UserError(
                 f"config: `model.size`: {self.size!r} is unknown. Write {', '.join(SIZES)} or WIDTHxLAYERSxHEADS, then / "
                 "and the patch, e.g. B/4 or 64x2x2/2."
@@ -125,14 +127,18 @@ def check(config: DitConfig) -> None:
     if objective.posterior not in ("sample", "mean"):
         refuse("objective.posterior", f"{objective.posterior!r} is unknown. Write sample or mean")
     if objective.kind == "flow" and (model.learned_sigma or objective.min_snr):
-        refuse("objective.kind", "model.learned_sigma and objective.min_snr belong to ddpm. Leave them out, or write ddpm")
+        refuse(
+            "objective.kind", "model.learned_sigma and objective.min_snr belong to ddpm. Leave them out, or write ddpm"
+        )
     if not 0 <= objective.text_dropout < 1:
         refuse("objective.text_dropout", f"{objective.text_dropout} is not a share from 0 to below 1")
     if config.data.latents and not model.vae:
         refuse("model.vae", "missing. Latents are decoded with it when images are drawn: name the VAE that made them")
     if config.micro_batch < 0:
         refuse("micro_batch", f"{config.micro_batch} is negative")
-    if missing := [name for name in config.text.weights if config.data.embeddings and name not in config.data.embeddings]:
+    if missing := [
+        name for name in config.text.weights if config.data.embeddings and name not in config.data.embeddings
+    ]:
         refuse("data.embeddings", f"column {missing[0]!r} of text.weights has none. Name it, or leave embeddings out")
     if config.data.embeddings and (config.text.texts > 1 or config.text.sub_captions.columns):
         refuse("data.embeddings", "are of whole texts: leave text.sub_captions out, or the embeddings")

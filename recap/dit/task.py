@@ -1,0 +1,270 @@
+"""DiT training as the trainer core sees it (`recap.train.task.Task`)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from hpc.errors import UserError
+from recap.data.joined import Joined
+from recap.data.pixels import BadImage
+from recap.data.samples import Samples, Taken, image_of
+from recap.data.streams import mixed
+from recap.dit.images import centre_crop, flipped
+from recap.dit.latents import read_latent
+from recap.dit.model import TextEncoder, build, text_encoder_digest
+from recap.dit.objective import Objective, diffusion
+from recap.dit.settings import DitConfig
+from recap.dit.text_embeddings import read_states
+from recap.dit.vae import Pixels, open_codec, vae_digest, vae_facts
+from recap.text_policy import TextPolicy
+from recap.train.order import draw
+from recap.train.task import Batch
+
+
+@dataclass(frozen=True)
+class Space:
+    """What the model works on. channels, factor: of the latents; digest: of the VAE that makes them."""
+
+    channels: int
+    factor: int
+    digest: str
+
+
+def latent_space(vae: str) -> Space:
+    """The latents of a VAE's folder, or pixels where there is none."""
+    if not vae:
+        return Space(Pixels.channels, Pixels.factor, Pixels.digest)
+    facts = vae_facts(vae)
+    return Space(facts.channels, facts.factor, vae_digest(vae))
+
+
+@dataclass
+class Prepared:
+    """A sample that fits. image: pixels uint8 [H, W, 3], or a latent float16 [C or 2C, h, w]; text "" if dropped.
+
+    states: the text's embeddings, where they are precomputed.
+    """
+
+    image: np.ndarray
+    text: str
+    column: str
+    states: np.ndarray | None
+    noise: np.ndarray
+    posterior: np.ndarray | None
+    time: float
+
+
+class DitTask:
+    """Images and texts from tars and columns.
+
+    Args:
+        index: file of the block index (made if missing), None to keep it in memory.
+    """
+
+    def __init__(self, config: DitConfig, index: Path | None) -> None:
+        self.config = config
+        self.space = latent_space(config.model.vae)
+        self.text_encoder = TextEncoder(config.model.text_encoder, config.model.context)
+        self.side = config.model.image // self.space.factor
+        self.policy = TextPolicy(config.text)
+        self._seed = mixed(config.train.seed, 0)
+        self._process = diffusion(config.objective)
+        self._empty: np.ndarray | None = None  # embeddings of the empty text
+        data = config.data
+        names = [*self.policy.columns, *data.embeddings.values()]
+        names += [name for name in (data.latents or data.pixels,) if name]
+        self.samples: Samples[Prepared] = Samples(
+            data, names, self._seed, index, data.latents or data.pixels, config.train.samples, self._prepare
+        )
+
+    # --- the model --------------------------------------------------------------------------
+
+    def module(self) -> nn.Module:
+        model = build(self.config.model, self.space.channels, self.side, self.text_encoder.width)
+        live_text = None if self.config.data.embeddings else self.text_encoder
+        return Objective(
+            model,
+            live_text,
+            lambda device: open_codec(self.config.model.vae, device, torch.float32),
+            self.config.objective,
+        )
+
+    def blocks(self, module: nn.Module) -> Iterable[nn.Module]:
+        assert isinstance(module, Objective)
+        transformer: Any = module.transformer
+        return transformer.transformer_blocks
+
+    def rate(self, name: str) -> float:
+        return 1.0
+
+    def decays(self, name: str, parameter: nn.Parameter) -> bool:
+        return parameter.ndim >= 2 and "scale_shift_table" not in name
+
+    def flops(self, tokens: int) -> float:
+        """Of that many tokens, patches and text together; text encoder and VAE not counted."""
+        shape, patches = self.config.model.shape, self._patches
+        text = self.config.model.context / 2
+        block = 4 * shape.width**2 * patches + 2 * patches**2 * shape.width  # self-attention
+        block += 2 * shape.width**2 * (patches + text) + 2 * patches * text * shape.width  # cross-attention
+        block += 8 * shape.width**2 * patches
+        ends = 2 * patches * shape.patch**2 * self.space.channels * shape.width + 7 * shape.width**2
+        projection = text * (self.text_encoder.width + shape.width) * shape.width
+        return 6.0 * (shape.layers * block + ends + projection) * tokens / (patches + text)
+
+    def identity(self) -> str:
+        model = {**asdict(self.config.model), "vae": self.space.digest, "start": "", "text_encoder": ""}
+        start = Path(self.config.model.start) if self.config.model.start else None
+        begun = _digest(start) if start else f"seed {self.config.train.seed}"
+        encoder = text_encoder_digest(self.config.model.text_encoder)
+        content = json.dumps([begun, encoder, model, self.config.objective.kind], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    def export(self, weights: dict[str, torch.Tensor], folder: Path) -> None:
+        from recap.dit.export import write
+
+        model = build(self.config.model, self.space.channels, self.side, self.text_encoder.width)
+        model.load_state_dict({name.removeprefix("transformer."): tensor.cpu() for name, tensor in weights.items()})
+        write(self.config, model, folder)
+
+    # --- the data ---------------------------------------------------------------------------
+
+    def size(self) -> int:
+        return self.samples.size()
+
+    def batch(self, first: int, count: int, rank: int, world: int) -> Batch:
+        taken = self.samples.take(first, count, rank, world)
+        step = self.config.micro_batch or len(taken)
+        micro = [self._micro(taken[start : start + step]) for start in range(0, len(taken), step)]
+        tokens = sum(len(m["time"]) * (self._patches + m["mask"].shape[1]) for m in micro)
+        padding = sum(int((~m["mask"]).sum()) for m in micro)
+        rejected = [r for sample in taken for r in sample.rejected]
+        return Batch(micro, len(taken), tokens, tokens - padding, [t.name for t in taken], rejected)
+
+    def close(self) -> None:
+        self.samples.close()
+
+    def _prepare(self, sample: Joined, epoch: int) -> Prepared | str:
+        drawn = self.policy.draw(sample.columns, self._seed, epoch, sample.name)
+        if not drawn:
+            return "text: every column is empty"
+        objective = self.config.objective
+        noise = np.random.Generator(np.random.Philox(key=draw(self._seed, epoch, sample.name, "diffusion")))
+        dropped = noise.random() < objective.text_dropout
+        time = self._process.time(noise.random(), noise.standard_normal())
+        shape = (self.space.channels, self.side, self.side)
+        mirrored = objective.flip and flipped(self._seed, epoch, sample.name)
+        try:
+            image = self._latent(sample, mirrored) if self.config.data.latents else self._pixels(sample, mirrored)
+            states = self._states(sample, drawn[0].column, dropped) if self.config.data.embeddings else None
+        except BadImage as error:
+            return str(error)
+        return Prepared(
+            image, "" if dropped else drawn[0].text, drawn[0].column, states,
+            noise=noise.standard_normal(shape, dtype=np.float32), time=time,
+            posterior=noise.standard_normal(shape, dtype=np.float32) if objective.posterior == "sample" else None,
+        )  # fmt: skip
+
+    def _pixels(self, sample: Joined, mirrored: bool) -> np.ndarray:
+        data = image_of(sample, self.config.data)
+        if data is None:
+            raise BadImage("image: missing")
+        pixels = centre_crop(data, self.config.model.image)
+        return pixels[:, ::-1].copy() if mirrored else pixels
+
+    def _latent(self, sample: Joined, mirrored: bool) -> np.ndarray:
+        """The stored latent of a sample's image, or of the mirrored one."""
+        name = self.config.data.latents
+        blob = sample.columns[str(name)]
+        if blob is None:
+            raise BadImage("latent: missing")
+        found, about = read_latent(blob)
+        where = f"data: column {name}: sample {sample.name}"
+        if about["vae"] != self.space.digest:
+            raise UserError(
+                f"{where}: its latent is of the VAE {about['vae']}, model.vae is {self.space.digest}. Name the VAE that "
+                "made the column, or make the column again."
+            )
+        channels = self.space.channels * (2 if about["kind"] == "moments" else 1)
+        if found.dtype != np.float16 or found.shape[1:] != (channels, self.side, self.side):
+            raise UserError(
+                f"{where}: its latent is {found.dtype} {found.shape[1:]}; model.image={self.config.model.image} asks for "
+                f"float16 {(channels, self.side, self.side)}. Make the column for that size."
+            )
+        if self.config.objective.posterior == "sample" and about["kind"] == "mean":
+            raise UserError(f"{where}: it holds means, not moments. Write objective.posterior=mean.")
+        if mirrored and len(found) < 2:
+            raise UserError(
+                f"{where}: it holds no mirrored images. Make it with flip=true, or write objective.flip=false."
+            )
+        return found[1 if mirrored else 0]
+
+    def _states(self, sample: Joined, column: str, dropped: bool) -> np.ndarray:
+        if dropped:
+            if self._empty is None:
+                self._empty = self.text_encoder.encode([""])[0][0].half().numpy()
+            return self._empty
+        blob = sample.columns[self.config.data.embeddings[column]]
+        if blob is None:
+            raise BadImage("embedding: missing")
+        states, about = read_states(blob)
+        if states.shape[1] != self.text_encoder.width or about["encoder"] != self._encoder_digest:
+            raise UserError(
+                f"data: column {self.config.data.embeddings[column]}: sample {sample.name}: its states are of the encoder "
+                f"{about['encoder']} ({states.shape[1]} wide), model.text_encoder is {self._encoder_digest} "
+                f"({self.text_encoder.width} wide). Name the encoder that made the column, or make it again."
+            )
+        return states[: self.config.model.context]
+
+    @property
+    def _encoder_digest(self) -> str:
+        if not hasattr(self, "_encoder"):
+            self._encoder = text_encoder_digest(self.config.model.text_encoder)
+        return self._encoder
+
+    def _micro(self, taken: list[Taken[Prepared]]) -> dict[str, torch.Tensor]:
+        """What the objective takes; texts are as long as the longest here, to a multiple of 8."""
+        ready = [t.value for t in taken]
+        kind = "latents" if self.config.data.latents else "pixels"
+        micro = {kind: torch.from_numpy(np.stack([r.image for r in ready]))}
+        micro["noise"] = torch.from_numpy(np.stack([r.noise for r in ready]))
+        micro["time"] = torch.tensor([r.time for r in ready], dtype=torch.float32)
+        if self.config.objective.posterior == "sample":
+            micro["posterior"] = torch.from_numpy(np.stack([r.posterior for r in ready if r.posterior is not None]))
+        states = [r.states for r in ready if r.states is not None]
+        return micro | (_padded(states) if states else self._tokens([r.text for r in ready]))
+
+    def _tokens(self, texts: list[str]) -> dict[str, torch.Tensor]:
+        found = self.text_encoder.tokens(texts)
+        length = min(-(-found["ids"].shape[1] // 8) * 8, self.config.model.context)
+        return self.text_encoder.tokens(texts, pad_to=length)
+
+    @property
+    def _patches(self) -> int:
+        return (self.side // self.config.model.shape.patch) ** 2
+
+
+def _padded(states: list[np.ndarray]) -> dict[str, torch.Tensor]:
+    """Embeddings of different lengths as one tensor, float16 [N, T, width], and their mask."""
+    length = -(-max(len(s) for s in states) // 8) * 8
+    out = np.zeros((len(states), length, states[0].shape[1]), dtype=np.float16)
+    mask = np.zeros((len(states), length), dtype=bool)
+    for row, state in enumerate(states):
+        out[row, : len(state)], mask[row, : len(state)] = state, True
+    return {"states": torch.from_numpy(out), "mask": torch.from_numpy(mask)}
+
+
+def _digest(folder: Path) -> str:
+    made = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            made.update(hashlib.file_digest(file, "sha256").digest())
+    return made.hexdigest()

@@ -1,0 +1,82 @@
+"""DiT training as a gang job sees it. Torch-free until `train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+from hpc.errors import UserError
+from hpc.trainer import Gang
+from recap.data.joined import check_division
+from recap.data.samples import check_columns, column_identities, shared_index
+from recap.dit.settings import DitConfig, check
+from recap.dit.vae import vae_digest, vae_facts
+from recap.engine.identity import file_digest
+from recap.text_policy import TextPolicy
+from recap.train.settings import check as check_training
+
+
+class DitTrainer:
+    """`trainer: recap.dit.trainer.DitTrainer`."""
+
+    Config: ClassVar[type] = DitConfig
+    version: ClassVar[int] = 1
+
+    def __init__(self, config: DitConfig) -> None:
+        self.config = config
+
+    def check(self, ranks: int) -> None:
+        config, model, data = self.config, self.config.model, self.config.data
+        check(config)
+        check_training(config.train, ranks)
+        if data.indexed:
+            check_division(config.train.batch, data.streams, ranks)
+        for key in ("vae", "text_encoder", "start"):
+            path = getattr(model, key)
+            if path and not Path(path).is_dir():
+                raise UserError(f"config: `model.{key}`: {path}: there is no such folder.")
+        factor = vae_facts(model.vae).factor if model.vae else 1
+        if model.image % (factor * model.shape.patch):
+            step = factor * model.shape.patch
+            near = max(model.image // step, 1) * step
+            raise UserError(
+                f"config: `model.image`: {model.image} pixels do not divide by {step} (the VAE's {factor} x the patch's "
+                f"{model.shape.patch}). Write {near} or {near + step}."
+            )
+        names = [*TextPolicy(config.text).columns, *data.embeddings.values(), *([data.latents] if data.latents else [])]
+        check_columns(data, names)
+
+    def identity(self) -> dict[str, Any]:
+        """Digests of the VAE, of the text encoder and of the weights to start from, identities of the columns."""
+        model = self.config.model
+        made: dict[str, Any] = {"vae": vae_digest(model.vae)} if model.vae else {}
+        for key in ("text_encoder", "start"):
+            if path := getattr(model, key):
+                files = [
+                    p for p in sorted(Path(path).rglob("*")) if p.name == "tokenizer.json" or p.suffix == ".safetensors"
+                ]
+                made[key] = {str(p.relative_to(path)): file_digest(p) for p in files}
+        return made | column_identities(self.config.data)
+
+    def describe(self, ranks: int) -> list[tuple[str, str]]:
+        c = self.config
+        shares = " · ".join(f"{name} {weight:g}" for name, weight in c.text.weights.items())
+        source = f"latents of column {c.data.latents}" if c.data.latents else "images, encoded live"
+        if not c.model.vae:
+            source = "pixels"
+        shape, t = c.model.shape, c.train
+        return [
+            ("model", f"DiT {c.model.size} ({shape.layers} x {shape.width}) · {c.model.image} px · {source}"),
+            ("objective", f"{c.objective.kind} · empty text {c.objective.text_dropout:.0%} · EMA {t.ema:,} samples"),
+            (
+                "texts",
+                f"{shares} · {c.model.context} tokens · {'precomputed' if c.data.embeddings else 'encoded live'}",
+            ),
+            ("length", f"{t.samples:,} samples, {t.batch:,} a step · lr {t.lr:.3g} {t.schedule}"),
+        ]
+
+    def train(self, gang: Gang) -> int:
+        from recap.dit.task import DitTask
+        from recap.train.loop import train
+
+        return train(DitTask(self.config, shared_index(self.config.data, gang)), self.config.train, gang)
