@@ -3,7 +3,8 @@
 A config file has the keys of `RunConfig` (below) and of its work's `Config`. It names either an `operator:` (a map job:
 slots that claim shards) or a `trainer:` (a gang job: ranks that train together). `cluster:` names a profile
 (`configs/cluster/<name>.yaml`) or is a mapping; `cluster=NAME cluster.time=1:00:00` on the command line picks and
-changes one.
+changes one. `base: FILE` takes over another config, relative to the file: groups of keys are merged, all other values
+(lists, and mappings with names of one's own, such as `text.weights`) replace the base's.
 
 Fields are *semantic* (they make the output, and enter its identity) unless their metadata says {"execution": True}.
 """
@@ -121,6 +122,7 @@ class RunConfig:
         None, "umask of all files of the run, octal, e.g. '002' for a group's run (default: ours)"
     )
     output: str | None = setting(None, "object store for published files, e.g. s3://bucket/prefix (default: the run)")
+    sweep: dict[str, Any] = setting({}, "several trainings of one kind (gang): arm's name -> changes to this config")
     runs: str = setting("runs", "directory that holds run directories; must be POSIX and shared by all nodes")
     cluster: ClusterConfig = field(default_factory=ClusterConfig, metadata={"execution": True})
     map: MapConfig = field(default_factory=MapConfig, metadata={"execution": True})
@@ -180,17 +182,53 @@ def identity(config: Config, work: Operator | Trainer) -> str:
 def load(path: str | Path, overrides: list[str]) -> Config:
     """Read, override and check a config file. Raises UserError that names the file and the key."""
     path = Path(path)
+    tree = _read(path)
+    profiles = [o.partition("=")[2] for o in overrides if o.startswith("cluster=")]
+    tree["cluster"] = _cluster(profiles[-1] if profiles else tree.get("cluster", "auto"), path)
+    return check(with_overrides(tree, [o for o in overrides if not o.startswith("cluster=")]), str(path))
+
+
+def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A file's tree, over that of its `base:`. above: the files that led here."""
     try:
         tree = _yaml(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"config: {path} does not exist. See configs/ for examples.") from None
+    except (FileNotFoundError, IsADirectoryError):
+        whose = f" It is the `base` of {above[-1]}." if above else " See configs/ for examples."
+        raise UserError(f"config: {path} does not exist.{whose}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"config: {path} is not YAML: {error}") from error
     if not isinstance(tree, dict):
         raise UserError(f"config: {path} holds {type(tree).__name__}, expected a mapping of keys")
-    profiles = [o.partition("=")[2] for o in overrides if o.startswith("cluster=")]
-    tree["cluster"] = _cluster(profiles[-1] if profiles else tree.get("cluster", "auto"), path)
-    return check(with_overrides(tree, [o for o in overrides if not o.startswith("cluster=")]), str(path))
+    if "base" not in tree:
+        return tree
+    base = path.parent / str(tree.pop("base"))
+    if base.resolve() in {p.resolve() for p in (*above, path)}:
+        raise UserError(f"config: {path}: `base`: {base} leads back to this file.")
+    below = _read(base, (*above, path))
+    schemas = _schemas({**below, **tree})
+    _check_top(below, schemas, str(base))
+    for schema in schemas:  # so that a mistake in the base is told of the base
+        _check_keys(schema, {k: v for k, v in below.items() if k in _names(schema) and k != "cluster"}, str(base), "")
+    return merged(below, tree, schemas)
+
+
+def merged(below: dict[str, Any], above: dict[str, Any], schemas: list[type]) -> dict[str, Any]:
+    """A tree with the values of another: groups of keys (dataclasses of the schemas) key by key, all else as a whole."""
+    hints = {name: hint for schema in schemas for name, hint in typing.get_type_hints(schema).items()}
+    out = dict(below)
+    for key, value in above.items():
+        group, before = _dataclass_in(hints.get(key)), out.get(key)
+        both = group and isinstance(before, dict) and isinstance(value, dict)
+        out[key] = merged(before, value, [group]) if both else value  # type: ignore[arg-type, list-item]
+    return out
+
+
+def changed(config: Config, changes: dict[str, Any], source: str) -> Config:
+    """A config with other values, by dotted keys (as a sweep's arm gives them)."""
+    nested: dict[str, Any] = {}
+    for key, value in changes.items():
+        _set(nested, str(key).split("."), value, str(key))
+    return check(merged(config.resolved, nested, _schemas(config.resolved)), source)
 
 
 def with_overrides(tree: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
@@ -210,24 +248,39 @@ def with_overrides(tree: dict[str, Any], overrides: list[str]) -> dict[str, Any]
 
 def check(tree: dict[str, Any], source: str) -> Config:
     """A config from a tree of plain values (a file's, or a submission's record)."""
-    loaders: dict[str, Callable[[str], Any]] = {"operator": load_operator, "trainer": load_trainer}
-    named = [kind for kind in loaders if tree.get(kind)]
+    named = [kind for kind in _LOADERS if tree.get(kind)]
     if len(named) != 1:
         raise UserError(
             f"config: {source}: `operator`: missing. Write the dotted path of an operator class (a map job), "
             "or `trainer:` and that of a trainer class (a gang job); one of the two."
         )
-    work_class = loaders[named[0]](tree[named[0]])
-    run_keys = {f.name for f in dataclasses.fields(RunConfig)}
-    known = run_keys | {f.name for f in dataclasses.fields(work_class.Config)}
-    for key in tree:
-        if key not in known:
-            raise _unknown(source, key, key, [RunConfig, work_class.Config])
+    work_class = _LOADERS[named[0]](tree[named[0]])
+    _check_top(tree, [RunConfig, work_class.Config], source)
+    run_keys = _names(RunConfig)
     run = _structured(RunConfig, {k: v for k, v in tree.items() if k in run_keys}, source)
     work = _structured(work_class.Config, {k: v for k, v in tree.items() if k not in run_keys}, source)
     _check_values(run, source)
     resolved = {**dataclasses.asdict(run), **dataclasses.asdict(work)}
     return Config(source, run, work, work_class, resolved)
+
+
+_LOADERS: dict[str, Callable[[str], Any]] = {"operator": load_operator, "trainer": load_trainer}
+
+
+def _schemas(tree: dict[str, Any]) -> list[type]:
+    """What a tree's keys are checked against; the work's only where it names one."""
+    return [RunConfig, *(load(tree[kind]).Config for kind, load in _LOADERS.items() if tree.get(kind))]
+
+
+def _names(schema: type) -> set[str]:
+    return {f.name for f in dataclasses.fields(schema)}
+
+
+def _check_top(tree: dict[str, Any], schemas: list[type], source: str) -> None:
+    known = set().union(*map(_names, schemas))
+    for key in tree:
+        if key not in known and len(schemas) > 1:
+            raise _unknown(source, key, key, schemas)
 
 
 class _Loader(yaml.SafeLoader):
@@ -344,6 +397,8 @@ def _check_values(run: RunConfig, source: str) -> None:
 
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)*", run.name or "") or ".." in run.name:
         refuse("name", f"{run.name!r} cannot be a directory name. Use letters, digits, '.', '_' and '-'.")
+    if run.sweep and run.operator:
+        refuse("sweep", "is for trainings; this is a map job. Launch it once for each value, with another `name=`.")
     if run.cluster.device not in (None, "cpu", "cuda"):
         refuse("cluster.device", f"{run.cluster.device!r} is unknown. Write cpu or cuda.")
     if run.cluster.kind not in ("local", "slurm"):
