@@ -70,7 +70,7 @@ def train(arm: Arm, study: dict[str, Any], world: Path, out: Path) -> dict[str, 
     torch.set_num_threads(1)
     config = _config(arm, study, world)
     task = ClipTask(config, 0, None, "")
-    run(task, config.stage_settings(config.stages[0]), _Alone(out))
+    run(task, config.stage_settings(config.stages[0]), Alone(out))
     task.close()
     seconds = resource.getrusage(resource.RUSAGE_SELF)
 
@@ -162,7 +162,7 @@ def _scatter(count: int, places: Sequence[int], values: Sequence[bool]) -> list[
     return out
 
 
-class _Alone:
+class Alone:
     """The gang of one rank that an arm is."""
 
     rank, world, local_rank, device = 0, 1, 0, "cpu"
