@@ -20,14 +20,18 @@ def centre_crop(data: bytes, side: int) -> np.ndarray:
     if long * side // short * side > LARGEST:  # a strip of few pixels' height would be resized to gigabytes
         raise BadImage("image: too narrow")
     try:
-        picture = rgb(image)
-        while min(picture.size) >= 2 * side:
-            picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
-        scale = side / min(picture.size)
-        size = (round(picture.width * scale), round(picture.height * scale))
-        pixels = np.asarray(picture.resize(size, Image.Resampling.BICUBIC))
+        return cropped(rgb(image), side)
     except Exception as error:
         raise BadImage("image: cannot be decoded") from error
+
+
+def cropped(picture: Image.Image, side: int) -> np.ndarray:
+    """`centre_crop` of an RGB picture."""
+    while min(picture.size) >= 2 * side:
+        picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
+    scale = side / min(picture.size)
+    size = (round(picture.width * scale), round(picture.height * scale))
+    pixels = np.asarray(picture.resize(size, Image.Resampling.BICUBIC))
     top, left = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
     return pixels[top : top + side, left : left + side]
 

@@ -194,7 +194,7 @@ class Pixels:
 
 def open_codec(folder: str, device: str | torch.device, dtype: torch.dtype) -> Vae | Pixels:
     """The VAE of a folder, or pixel space where the config names none."""
-    return Vae(folder, device, dtype) if folder else Pixels()
+    return Vae(folder, device, dtype) if folder else Pixels(device)
 
 
 def load_vae(facts: VaeFacts, dtype: torch.dtype) -> Any:

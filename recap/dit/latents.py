@@ -1,0 +1,226 @@
+"""Latents made once: a map job that writes a column of what a VAE says of each image.
+
+    python -m hpc.launch configs/data/latents.yaml data.shards=[...] vae=models/sd-vae-ft-ema side=256
+
+A training with `data.latents` (a column of this run) encodes no image, and reads no tar. Torch-free until `setup`.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from hpc.errors import UserError
+from hpc.operator import SKIPPED, Batched, Column, Damage, Item, Row, Shard
+from recap.data.inputs import DataConfig, list_shards
+from recap.data.pixels import BadImage
+from recap.data.remote import open_shard
+from recap.data.tars import read_samples
+from recap.dit.images import centre_crop
+from recap.dit.storage import said_in_total
+from recap.dit.tensor_blob import pack, unpack
+from recap.dit.vae import MICRO_BATCH, vae_digest, vae_facts
+
+if TYPE_CHECKING:
+    from recap.dit.vae import Vae
+
+KINDS = ("mean", "moments")
+PRECISIONS = ("fp32", "bf16", "fp16")
+LARGEST = float(np.finfo(np.float16).max)
+
+_AT_ONCE = 4 * MICRO_BATCH  # images that the VAE is given
+_AHEAD = 3 * _AT_ONCE  # images that are held: decoded in threads while the VAE is at work
+_PARTIAL_WAIT_S = 0.05  # without a new image, before fewer are encoded
+
+
+@dataclass
+class LatentsConfig:
+    """Config keys of a job that makes latents."""
+
+    column: str = field(default="latents", metadata={"help": "name of the column that is made"})
+    data: DataConfig = field(default_factory=DataConfig)
+    vae: str = field(
+        default="", metadata={"help": "folder of a VAE that diffusers loads (AutoencoderKL)", "execution": True}
+    )
+    side: int = field(default=256, metadata={"help": "pixels of the centre crop's side"})
+    kind: str = field(
+        default="mean",
+        metadata={"help": "mean | moments (mean and logarithm of variance, to draw from; twice as large)"},
+    )
+    flip: bool = field(default=True, metadata={"help": "also encode the mirrored image; twice as large"})
+    precision: str = field(
+        default="fp32", metadata={"help": "of the VAE: fp32 | bf16 (GPUs) | fp16; latents are stored in fp16"}
+    )
+    threads: int = field(default=4, metadata={"help": "images decoded at the same time", "execution": True})
+
+    def __post_init__(self) -> None:
+        """Paths become absolute: a rerun may be typed in another folder."""
+        if self.vae and Path(self.vae).is_dir():
+            self.vae = os.path.abspath(self.vae)
+
+
+class LatentsOperator(Batched):
+    """One latent a sample. See hpc.operator.Operator."""
+
+    Config: ClassVar[type] = LatentsConfig
+    version: ClassVar[int] = 1
+
+    def __init__(self, config: LatentsConfig) -> None:
+        super().__init__()
+        self.config = config
+        if config.kind not in KINDS:
+            raise UserError(f"config: `kind`: {config.kind!r} is unknown. Write {' or '.join(KINDS)}.")
+        if config.precision not in PRECISIONS:
+            raise UserError(f"config: `precision`: {config.precision!r} is unknown. Write {', '.join(PRECISIONS)}.")
+        self._shards: list[Shard] = []
+        self._vae: Vae | None = None
+        self._decoders: ThreadPoolExecutor | None = None
+        self._held: deque[tuple[Item, Future[np.ndarray]]] = deque()
+        self._last_put = 0.0
+
+    # --- what a login node asks -------------------------------------------------------------
+
+    def plan(self) -> list[Shard]:
+        self._shards = list_shards(self.config.data)
+        return self._shards
+
+    def identity(self) -> dict[str, Any]:
+        self._shape()
+        return {"vae": vae_digest(self.config.vae)}
+
+    def describe(self) -> list[tuple[str, str]]:
+        config, shape = self.config, self._shape()
+        stored = f"{shape[0]} views of " * (shape[0] > 1) + " x ".join(map(str, shape[1:])) + " in fp16"
+        size = len(self._packed(np.zeros(shape, np.float16)))
+        return [
+            ("latents", f"{config.vae} · {config.precision} · centre {config.side} px · {config.kind}"),
+            ("", f"{stored}: {size / 1000:,.1f} kB an image, {said_in_total(size, 'images', self._shards)}"),
+        ]
+
+    def column(self) -> Column:
+        return Column(self.config.column, [("latent", pa.binary())])
+
+    def preflight(self) -> list[str]:
+        """The VAE's files can be read on this node."""
+        try:
+            for path in vae_facts(self.config.vae).folder.glob("*.safetensors"):
+                with path.open("rb") as file:
+                    file.read(1)
+        except (OSError, UserError) as error:
+            return [f"model: {error}"]
+        return []
+
+    def _shape(self) -> tuple[int, int, int, int]:
+        """Of a stored latent: views, channels, height, width. UserError where the VAE cannot make such ones."""
+        config = self.config
+        if not config.vae:
+            raise UserError("config: `vae`: missing. Name the folder of a VAE that diffusers loads.")
+        facts = vae_facts(config.vae)
+        if config.side < facts.factor or config.side % facts.factor:
+            near = max(round(config.side / facts.factor), 1) * facts.factor
+            raise UserError(
+                f"config: `side`: {config.side} pixels do not divide by {facts.factor}, this VAE's pixels a latent. "
+                f"Write {near}."
+            )
+        if config.kind == "moments" and not facts.posterior:
+            raise UserError(f"config: `kind`: {config.vae} ({facts.name}) has no posterior. Write mean.")
+        side = config.side // facts.factor
+        return 1 + config.flip, facts.channels * (2 if config.kind == "moments" else 1), side, side
+
+    # --- what an engine process asks --------------------------------------------------------
+
+    def setup(self, device: str) -> None:
+        import torch
+
+        from recap.dit.vae import Vae
+
+        precision = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.config.precision]
+        self._vae = Vae(self.config.vae, device, precision)
+        self._decoders = ThreadPoolExecutor(max(self.config.threads, 1), thread_name_prefix="decoder")
+
+    def read(self, shard: Shard) -> Iterator[Item | Damage]:
+        with open_shard(shard) as file:
+            for index, sample in enumerate(read_samples(file)):
+                if isinstance(sample, Damage):
+                    yield sample
+                    return
+                image = next((sample.members[e] for e in self.config.data.image if e in sample.members), None)
+                yield Item(shard.id, index, sample.key, (image, sample.problems))
+
+    def want(self) -> int:
+        return _AHEAD - len(self._held)
+
+    def put(self, item: Item) -> None:
+        assert self._decoders is not None, "setup() comes first"
+        self._held.append((item, self._decoders.submit(self._pixels, *item.payload)))
+        self._last_put = time.monotonic()
+
+    def poll(self, timeout: float) -> list[Row]:
+        if len(self._held) < _AT_ONCE and self._held and time.monotonic() - self._last_put < _PARTIAL_WAIT_S:
+            time.sleep(min(timeout, 0.005))  # a micro-batch costs the same, full or not
+            return []
+        rows: list[Row] = []
+        good: list[tuple[Item, np.ndarray]] = []
+        for _ in range(min(_AT_ONCE, len(self._held))):
+            item, decoding = self._held.popleft()
+            try:
+                good.append((item, decoding.result()))
+            except BadImage as error:
+                rows.append(Row(item.shard, item.index, item.key, SKIPPED, str(error)))
+        return rows + self._encoded(good) if good else rows
+
+    def close(self) -> None:
+        if self._decoders is not None:
+            self._decoders.shutdown()
+
+    def _pixels(self, image: bytes | None, problems: list[str]) -> np.ndarray:
+        if problems or image is None:
+            raise BadImage(problems[0] if problems else "image: missing")
+        return centre_crop(image, self.config.side)
+
+    def _encoded(self, good: list[tuple[Item, np.ndarray]]) -> list[Row]:
+        import torch
+
+        assert self._vae is not None, "setup() comes first"
+        pixels = torch.from_numpy(np.stack([p for _, p in good]))
+        views = [pixels, pixels.flip(2)] if self.config.flip else [pixels]
+        moments = torch.stack([self._vae.encode(view) for view in views], 1)
+        kept = moments if self.config.kind == "moments" else moments[:, :, : self._vae.channels]
+        return [self._row(item, latent) for (item, _), latent in zip(good, kept.cpu().numpy())]
+
+    def _row(self, item: Item, latent: np.ndarray) -> Row:
+        """NaN is not below the largest number either."""
+        if not (np.abs(latent) <= LARGEST).all():
+            return Row(item.shard, item.index, item.key, SKIPPED, "latent: NaN, or too large for fp16")
+        return Row(item.shard, item.index, item.key, values={"latent": self._packed(latent.astype(np.float16))})
+
+    def _packed(self, latent: np.ndarray) -> bytes:
+        return pack("latent", latent, self._about)
+
+    @cached_property
+    def _about(self) -> dict[str, str]:
+        return {"vae": vae_digest(self.config.vae), "kind": self.config.kind, "precision": self.config.precision}
+
+    def next_steps(self, run: str) -> list[str]:
+        name = self.config.column
+        return [
+            f"python -m hpc.launch configs/dit/recap_b4.yaml data.latents={name} data.columns.{name}.run={run} "
+            f"data.columns.{name}.field=latent"
+        ]
+
+
+def read_latent(blob: bytes) -> tuple[np.ndarray, dict[str, str]]:
+    """A value of the column: float16 [views, channels or 2 channels, h, w], unscaled, the mirrored image's second; and
+    what made it (vae: its digest; kind: mean | moments; precision). UserError where it is no latent.
+    """
+    return unpack(blob, "latent")

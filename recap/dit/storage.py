@@ -1,0 +1,26 @@
+"""What a column will take on the disks, in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from hpc.operator import Shard
+
+
+def said_in_total(size: float, what: str, shards: Sequence[Shard]) -> str:
+    """Of `size` bytes a sample: for the shards' samples where all are counted, else for a billion.
+
+    >>> said_in_total(8192, "images", [])
+    '8.2 TB for a billion images'
+    """
+    counts = [shard.expected for shard in shards]
+    if counts and None not in counts:
+        count = sum(c for c in counts if c is not None)
+        return f"{_bytes(size * count)} for these {count:,} {what}"
+    return f"{_bytes(size * 1e9)} for a billion {what}"
+
+
+def _bytes(size: float) -> str:
+    thousands = min(int(math.log10(max(size, 1))) // 3, 5)
+    return f"{size / 1000**thousands:,.1f} {('B', 'kB', 'MB', 'GB', 'TB', 'PB')[thousands]}"
