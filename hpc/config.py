@@ -181,14 +181,19 @@ def identity(config: Config, work: Operator | Trainer) -> str:
 
 def load(path: str | Path, overrides: list[str]) -> Config:
     """Read, override and check a config file. Raises UserError that names the file and the key."""
+    return check(tree_of(path, overrides), str(path))
+
+
+def tree_of(path: str | Path, overrides: list[str]) -> dict[str, Any]:
+    """The tree of a config file with its cluster's profile and `a.b=value` texts applied, not checked yet."""
     path = Path(path)
-    tree = _read(path)
+    tree = read(path)
     profiles = [o.partition("=")[2] for o in overrides if o.startswith("cluster=")]
     tree["cluster"] = _cluster(profiles[-1] if profiles else tree.get("cluster", "auto"), path)
-    return check(with_overrides(tree, [o for o in overrides if not o.startswith("cluster=")]), str(path))
+    return with_overrides(tree, [o for o in overrides if not o.startswith("cluster=")])
 
 
-def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+def read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """A file's tree, over that of its `base:`. above: the files that led here."""
     try:
         tree = _yaml(path.read_text(encoding="utf-8"))
@@ -204,7 +209,7 @@ def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     base = path.parent / str(tree.pop("base"))
     if base.resolve() in {p.resolve() for p in (*above, path)}:
         raise UserError(f"config: {path}: `base`: {base} leads back to this file.")
-    below = _read(base, (*above, path))
+    below = read(base, (*above, path))
     schemas = _schemas({**below, **tree})
     _check_top(below, schemas, str(base))
     for schema in schemas:  # so that a mistake in the base is told of the base
@@ -227,23 +232,29 @@ def changed(config: Config, changes: dict[str, Any], source: str) -> Config:
     """A config with other values, by dotted keys (as a sweep's arm gives them)."""
     nested: dict[str, Any] = {}
     for key, value in changes.items():
-        _set(nested, str(key).split("."), value, str(key))
+        assign(nested, str(key), value)
     return check(merged(config.resolved, nested, _schemas(config.resolved)), source)
 
 
 def with_overrides(tree: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     """A copy of a config's tree with `a.b=value` texts applied."""
     tree = copy.deepcopy(tree)
-    given: set[str] = set()
+    for key, value in parsed(overrides).items():
+        assign(tree, key, value)
+    return tree
+
+
+def parsed(overrides: list[str]) -> dict[str, Any]:
+    """Values of `a.b=value` texts by their dotted keys."""
+    found: dict[str, Any] = {}
     for override in overrides:
         key, equals, value = override.partition("=")
-        if key in given:
+        if key in found:
             raise UserError(f"config: `{key}`: given twice. If the shell expanded braces, put the argument in quotes.")
-        given.add(key)
         if not equals or not key:
             raise UserError(f"config: `{override}`: expected key=value, e.g. captioner.max_tokens=64")
-        _set(tree, key.split("."), _parse_value(value), key)
-    return tree
+        found[key] = _parse_value(value)
+    return found
 
 
 def check(tree: dict[str, Any], source: str) -> Config:
@@ -257,9 +268,8 @@ def check(tree: dict[str, Any], source: str) -> Config:
     work_class = _LOADERS[named[0]](tree[named[0]])
     _check_top(tree, [RunConfig, work_class.Config], source)
     run_keys = _names(RunConfig)
-    run = _structured(RunConfig, {k: v for k, v in tree.items() if k in run_keys}, source)
-    work = _structured(work_class.Config, {k: v for k, v in tree.items() if k not in run_keys}, source)
-    _check_values(run, source)
+    run = check_run({k: v for k, v in tree.items() if k in run_keys}, source)
+    work = structured(work_class.Config, {k: v for k, v in tree.items() if k not in run_keys}, source)
     resolved = {**dataclasses.asdict(run), **dataclasses.asdict(work)}
     return Config(source, run, work, work_class, resolved)
 
@@ -283,8 +293,22 @@ def _check_top(tree: dict[str, Any], schemas: list[type], source: str) -> None:
             raise _unknown(source, key, key, schemas)
 
 
+def check_run(tree: dict[str, Any], source: str) -> RunConfig:
+    """The keys that every config has, checked."""
+    run: RunConfig = structured(RunConfig, tree, source)
+    _check_values(run, source)
+    return run
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 24:00:00 as the number 86400 (base 60) and 1e-3 as text; here they are a time and a number."""
+    """YAML 1.1 reads 24:00:00 as the number 86400 (base 60) and 1e-3 as text; here they are a time and a number.
+    A key that is given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key.value, str)]
+        if twice := next((key for number, key in enumerate(keys) if key in keys[:number]), None):
+            raise yaml.constructor.ConstructorError(None, None, f"`{twice}` is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 _Loader.yaml_implicit_resolvers = dict(yaml.SafeLoader.yaml_implicit_resolvers)
@@ -328,16 +352,19 @@ def _parse_value(text: str) -> Any:
         return text
 
 
-def _set(tree: dict[str, Any], keys: list[str], value: Any, whole: str) -> None:
-    for key in keys[:-1]:
+def assign(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    """Set `a.b` of a tree, in place."""
+    *groups, last = dotted.split(".")
+    for key in groups:
         branch = tree.setdefault(key, {})
         if not isinstance(branch, dict):
-            raise UserError(f"config: `{whole}`: `{key}` is not a group of keys")
+            raise UserError(f"config: `{dotted}`: `{key}` is not a group of keys")
         tree = branch
-    tree[keys[-1]] = value
+    tree[last] = value
 
 
-def _structured(schema: type, values: dict[str, Any], source: str) -> Any:
+def structured(schema: type, values: dict[str, Any], source: str) -> Any:
+    """A dataclass of this schema from plain values. Raises UserError with a hint for a key that it does not know."""
     _check_keys(schema, values, source, "")
     try:
         merged = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(_escape(values)))

@@ -104,13 +104,13 @@ def work(directory: str, values: dict[str, Any], gang: dict[str, Any]) -> int:
     """Train the tiny task as one rank; the exit code."""
     import logging
 
-    from hpc.config import _structured
+    from hpc.config import structured
     from hpc.errors import UserError
     from recap.train.loop import train
     from tests.train.tiny import TinyConfig, make_task
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
-    config = _structured(TinyConfig, values, "test")
+    config = structured(TinyConfig, values, "test")
     alone = Alone(Path(directory), **gang)
     try:
         return train(make_task(config, alone.rank), config.train, alone)
