@@ -28,7 +28,7 @@ from recap.data.remote import open_shard
 from recap.data.tars import read_samples
 from recap.dit.images import centre_crop
 from recap.dit.storage import said_in_total
-from recap.dit.tensor_blob import pack, unpack
+from recap.dit.tensor_blob import fits_fp16, pack, unpack
 from recap.dit.vae import MICRO_BATCH, vae_digest, vae_facts
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 KINDS = ("mean", "moments")
 PRECISIONS = ("fp32", "bf16", "fp16")
-LARGEST = float(np.finfo(np.float16).max)
 
 _AT_ONCE = 4 * MICRO_BATCH  # images that the VAE is given
 _AHEAD = 3 * _AT_ONCE  # images that are held: decoded in threads while the VAE is at work
@@ -199,8 +198,7 @@ class LatentsOperator(Batched):
         return [self._row(item, latent) for (item, _), latent in zip(good, kept.cpu().numpy())]
 
     def _row(self, item: Item, latent: np.ndarray) -> Row:
-        """NaN is not below the largest number either."""
-        if not (np.abs(latent) <= LARGEST).all():
+        if not fits_fp16(latent):
             return Row(item.shard, item.index, item.key, SKIPPED, "latent: NaN, or too large for fp16")
         return Row(item.shard, item.index, item.key, values={"latent": self._packed(latent.astype(np.float16))})
 

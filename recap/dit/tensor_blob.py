@@ -28,3 +28,8 @@ def unpack(blob: bytes, name: str) -> tuple[np.ndarray, dict[str, str]]:
             f"data: a value that is no safetensors blob with {name!r} in it. The column is not what its name says, or "
             f"`field` names another: the field of such columns is {name!r}."
         ) from error
+
+
+def fits_fp16(array: np.ndarray) -> bool:
+    """Whether fp16 holds every value; NaN is held by nothing."""
+    return bool((np.abs(array) <= np.finfo(np.float16).max).all())

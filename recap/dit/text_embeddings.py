@@ -1,0 +1,241 @@
+"""Embeddings of texts made once: a map job that writes a column of a text encoder's states.
+
+    python -m hpc.launch configs/data/text_embeddings.yaml data.shards=[...] text=re_caption \
+        data.columns.re_caption.run=runs/recap text_encoder=models/clip-vit-large-patch14
+
+Look at the size first (--dry-run says it): CLIP-L's 77 states of 768 numbers are 118 kB a caption in fp16, 118 TB for a
+billion captions, where latents take 8. Worth storing are the states of few images and many epochs, or of a large T5;
+for the rest the trainers encode texts live. They are of whole texts: no sub-captions.
+Torch-free until `setup`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from hpc.errors import UserError
+from hpc.operator import SKIPPED, Batched, Damage, Item, Row, Shard
+from hpc.operator import Column as MadeColumn
+from recap.data.columns import Column, ColumnConfig, ParquetColumn, RunColumn, open_column
+from recap.data.index import BLOCK
+from recap.data.inputs import DataConfig, list_shards
+from recap.data.remote import open_shard
+from recap.data.tars import read_samples
+from recap.dit.storage import said_in_total
+from recap.dit.tensor_blob import fits_fp16, pack, unpack
+from recap.engine.identity import file_digest
+
+if TYPE_CHECKING:
+    from recap.dit.model import TextEncoder
+
+PRECISIONS = ("fp32", "bf16")
+
+_AT_ONCE = 32  # texts of a pass; there are always so many, and their length is a text's own, rounded up, so that
+_ROUND = 16  # tokens: no state depends on which other texts it is computed with
+
+
+@dataclass
+class TextDataConfig(DataConfig):
+    """The shards, and where their texts are."""
+
+    columns: dict[str, ColumnConfig] = field(
+        default_factory=dict, metadata={"help": "columns by name: run, folder or member, and field"}
+    )
+
+
+@dataclass
+class TextEmbeddingsConfig:
+    """Config keys of a job that makes text embeddings."""
+
+    column: str = field(default="embeddings", metadata={"help": "name of the column that is made"})
+    data: TextDataConfig = field(default_factory=TextDataConfig)
+    text: str = field(default="", metadata={"help": "which of data.columns is embedded"})
+    text_encoder: str = field(
+        default="", metadata={"help": "folder of a CLIP or a T5 that transformers loads", "execution": True}
+    )
+    context: int = field(default=77, metadata={"help": "tokens of a text at most; longer ones are cut"})
+    precision: str = field(
+        default="fp32", metadata={"help": "of the encoder: fp32 | bf16 (GPUs); states are stored in fp16"}
+    )
+
+    def __post_init__(self) -> None:
+        """Paths become absolute: a rerun may be typed in another folder."""
+        if self.text_encoder and Path(self.text_encoder).is_dir():
+            self.text_encoder = os.path.abspath(self.text_encoder)
+
+
+class TextEmbeddingsOperator(Batched):
+    """The states of one text a sample, trimmed to its own tokens. See hpc.operator.Operator."""
+
+    Config: ClassVar[type] = TextEmbeddingsConfig
+    version: ClassVar[int] = 1
+    batch_size = 8 * _AT_ONCE
+
+    def __init__(self, config: TextEmbeddingsConfig) -> None:
+        super().__init__()
+        self.config = config
+        if config.precision not in PRECISIONS:
+            raise UserError(f"config: `precision`: {config.precision!r} is unknown. Write {' or '.join(PRECISIONS)}.")
+        if config.context < 1:
+            raise UserError(f"config: `context`: {config.context} tokens. Write at least 1 (CLIP has 77).")
+        self._shards: list[Shard] = []
+        self._encoder: TextEncoder | None = None
+        self._digest = ""
+
+    # --- what a login node asks -------------------------------------------------------------
+
+    def plan(self) -> list[Shard]:
+        self._shards = list_shards(self.config.data)
+        self._texts.check([shard.id for shard in self._shards])
+        return self._shards
+
+    def identity(self) -> dict[str, Any]:
+        made: dict[str, Any] = {"text_encoder": encoder_files(self.config.text_encoder)}
+        if isinstance(self._texts, RunColumn):
+            made["texts"] = self._texts.published.identity
+        return made
+
+    def describe(self) -> list[tuple[str, str]]:
+        config, width = self.config, _width(self.config.text_encoder)
+        size = config.context * width * 2
+        total = said_in_total(size, "captions", self._shards)
+        return [
+            (
+                "embeddings",
+                f"column {config.text} · {config.text_encoder} · {config.precision} · {config.context} tokens",
+            ),
+            ("", f"{config.context} x {width} in fp16: at most {size / 1000:,.1f} kB a caption, {total}"),
+            ("", "(states are trimmed to a text's own tokens: half the tokens, half the size)"),
+        ]
+
+    def column(self) -> MadeColumn:
+        return MadeColumn(self.config.column, [("states", pa.binary())])
+
+    def preflight(self) -> list[str]:
+        """The encoder's files can be read on this node."""
+        try:
+            for path in _files(self.config.text_encoder):
+                with path.open("rb") as file:
+                    file.read(1)
+        except (OSError, UserError) as error:
+            return [f"model: {error}"]
+        return []
+
+    @cached_property
+    def _texts(self) -> Column:
+        columns, name = self.config.data.columns, self.config.text
+        if name not in columns:
+            raise UserError(
+                f"config: `text`: {name!r} is not among data.columns ({', '.join(columns) or 'there are none'}). Write "
+                "text=NAME data.columns.NAME.run=RUN (or .folder=, .member=txt)."
+            )
+        return open_column(name, columns[name])
+
+    # --- what an engine process asks --------------------------------------------------------
+
+    def setup(self, device: str) -> None:
+        import torch
+
+        from recap.dit.model import TextEncoder, text_encoder_digest
+
+        precision = {"fp32": torch.float32, "bf16": torch.bfloat16}[self.config.precision]
+        self._encoder = TextEncoder(self.config.text_encoder, self.config.context).to(device, precision)
+        self._digest = text_encoder_digest(self.config.text_encoder)
+
+    def read(self, shard: Shard) -> Iterator[Item | Damage]:
+        return self._rows(shard) if isinstance(self._texts, ParquetColumn) else self._members(shard)
+
+    def _rows(self, shard: Shard) -> Iterator[Item | Damage]:
+        """From the column's own rows; no tar is opened."""
+        assert isinstance(self._texts, ParquetColumn)
+        index = 0
+        while keys := self._texts.keys(shard.id, index // BLOCK, BLOCK):
+            for key, text in zip(keys, self._texts.read(shard.id, index // BLOCK, keys, [])):
+                yield Item(shard.id, index, key, text)
+                index += 1
+            if len(keys) < BLOCK:
+                return
+
+    def _members(self, shard: Shard) -> Iterator[Item | Damage]:
+        with open_shard(shard) as file:
+            for index, sample in enumerate(read_samples(file)):
+                if isinstance(sample, Damage):
+                    yield sample
+                    return
+                text = self._texts.read(shard.id, index // BLOCK, [sample.key], [sample.members])[0]
+                yield Item(shard.id, index, sample.key, text)
+
+    def apply(self, items: list[Item]) -> list[Row]:
+        texts = [item for item in items if _said(item.payload)]
+        rows = [Row(i.shard, i.index, i.key, SKIPPED, "text: missing") for i in items if not _said(i.payload)]
+        groups: dict[int, list[Item]] = defaultdict(list)
+        for item, length in zip(texts, self._lengths([item.payload for item in texts])):
+            groups[min(-(-length // _ROUND) * _ROUND, self.config.context)].append(item)
+        for length, group in sorted(groups.items()):
+            for start in range(0, len(group), _AT_ONCE):
+                rows += self._encoded(group[start : start + _AT_ONCE], length)
+        return rows
+
+    def _lengths(self, texts: list[str]) -> list[int]:
+        assert self._encoder is not None, "setup() comes first"
+        return self._encoder.tokens(texts)["mask"].sum(1).tolist() if texts else []
+
+    def _encoded(self, items: list[Item], length: int) -> list[Row]:
+        assert self._encoder is not None, "setup() comes first"
+        texts = [item.payload for item in items]
+        states, mask = self._encoder.encode(texts + texts[:1] * (_AT_ONCE - len(texts)), pad_to=length)
+        found = zip(items, states.float().cpu().numpy(), mask.cpu().numpy())
+        return [self._row(item, state[own]) for item, state, own in found]
+
+    def _row(self, item: Item, states: np.ndarray) -> Row:
+        if not fits_fp16(states):
+            return Row(item.shard, item.index, item.key, SKIPPED, "embedding: NaN, or too large for fp16")
+        about = {"encoder": self._digest, "precision": self.config.precision}
+        blob = pack("states", states.astype(np.float16), about)
+        return Row(item.shard, item.index, item.key, values={"states": blob})
+
+
+def read_states(blob: bytes) -> tuple[np.ndarray, dict[str, str]]:
+    """A value of the column: float16 [tokens, width], and what made it (encoder: its digest; precision). UserError
+    where it is none.
+    """
+    return unpack(blob, "states")
+
+
+def encoder_files(folder: str) -> dict[str, str]:
+    """sha256 by name of a text encoder's config, weights and tokenizer. UserError where there is none."""
+    return {str(path.relative_to(folder)): file_digest(path) for path in _files(folder)}
+
+
+def _files(folder: str) -> list[Path]:
+    parts = [Path(folder) / name for name in ("text_encoder", "tokenizer")]
+    names = ("config.json", "tokenizer.json", "spiece.model", "*.safetensors")
+    places = [part for part in parts if part.is_dir()] or [Path(folder)]
+    found = sorted({path for place in places for name in names for path in place.glob(name)})
+    if not folder or not any(path.suffix == ".safetensors" for path in found):
+        raise UserError(
+            f"config: `text_encoder`: {folder or 'empty'} is not the folder of a text encoder: config.json, "
+            "*.safetensors and a tokenizer, as transformers writes them, are expected there."
+        )
+    return found
+
+
+def _said(text: Any) -> bool:
+    return isinstance(text, str) and bool(text.strip())
+
+
+def _width(folder: str) -> int:
+    """Numbers of a state, from config.json: CLIP's hidden_size, T5's d_model."""
+    config = json.loads(next(path for path in _files(folder) if path.name == "config.json").read_text())
+    config = config.get("text_config", config)
+    return int(config.get("hidden_size") or config["d_model"])
