@@ -22,7 +22,7 @@ import time
 from rich.console import Console
 from rich.markup import escape
 
-from hpc import atomic, heartbeat
+from hpc import atomic, heartbeat, sweep_status
 from hpc.errors import Exit, Parser, UserError
 from hpc.launcher import live_jobs
 from hpc.rundir import Run
@@ -41,7 +41,9 @@ def _left(run: Run, job_ids: list[str]) -> int:
 
 def cancel(run: Run, job_ids: list[str], wait_s: float, *, now: bool) -> int:
     """Returns how many slots still live."""
-    atomic.create(run.control / "cancelled", f"by {getpass.getuser()} on {socket.gethostname()}".encode())
+    why = f"by {getpass.getuser()} on {socket.gethostname()}".encode()
+    atomic.create(run.control / "cancelled", why)
+    sweep_status.cancel(run, why)
     _scancel(job_ids, "--state=PENDING")
     end = time.monotonic() + (0.0 if now else wait_s)
     while _left(run, job_ids) and time.monotonic() < end:

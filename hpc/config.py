@@ -218,7 +218,7 @@ def read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def merged(below: dict[str, Any], above: dict[str, Any], schemas: list[type]) -> dict[str, Any]:
-    """A tree with the values of another: groups of keys (dataclasses of the schemas) key by key, all else as a whole."""
+    """A tree with another's values on top: groups of keys (the schemas' dataclasses) key by key, all else whole."""
     hints = {name: hint for schema in schemas for name, hint in typing.get_type_hints(schema).items()}
     out = dict(below)
     for key, value in above.items():

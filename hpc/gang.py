@@ -138,14 +138,22 @@ def newest_life(run: Run, submission: Submission) -> tuple[str, int]:
     return newest.get("instance", f"{submission.uuid}-0000--1"), newest.get("life", -1)
 
 
+def final_code(run: Run, instance: str) -> int | None:
+    """The highest exit code with which a rank of a life ended for good, None where none did. In the ranks' own words:
+    srun may have made another code of it, and killed rank 0 before it could say anything."""
+    codes = []
+    for path in run.journals.glob(f"{instance}-r*.jsonl"):
+        codes += [e["code"] for e in read(path)[0] if e["event"] == "stop"][-1:]
+    return max((code for code in codes if code in FINAL), default=None)
+
+
 def begin(run: Run, submission: Submission) -> int:
     """Register a new life; 0, or the final exit code with which not to start it."""
     last, life = newest_life(run, submission)
-    for path in sorted(run.journals.glob(f"{last}-r*.jsonl")):  # srun may have made another code of a rank's
-        codes = [e["code"] for e in read(path)[0] if e["event"] == "stop"]
-        if codes and codes[-1] in FINAL:
-            log.error("the life before this one ended for good, with exit code %d: see the log above", codes[-1])
-            return codes[-1]
+    code = final_code(run, last)
+    if code is not None:
+        log.error("the life before this one ended for good, with exit code %d: see the log above", code)
+        return code
     prefix = f"{submission.uuid}-0000"
     lives = [heartbeat.read(run.slots, f"{prefix}-{n}") for n in range(life - LIVES + 1, life + 1)]
     if life + 1 >= LIVES and not any(facts.get("rows") for facts in lives):

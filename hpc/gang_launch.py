@@ -39,14 +39,19 @@ class GangJob:
 
 def launch(config: configs.Config, *, supersede: bool, dry_run: bool) -> int:
     """Returns the exit code. Raises UserError for what can be seen before anything runs."""
-    config = settle(config, dry_run)
+    job = prepare(settle(config, dry_run), supersede=supersede)
+    describe(job)
+    return _dry_run(job) if dry_run else submit(job)
+
+
+def prepare(config: configs.Config, *, supersede: bool) -> GangJob:
+    """Check everything that can be checked before anything runs. Writes nothing; raises UserError."""
     trainer = config.trainer()
     job = GangJob(config, trainer, Run(config.directory), "")
     trainer.check(job.ranks)
     job.identity = configs.identity(config, trainer)
     _check_continuation(job, supersede)
-    describe(job)
-    return _dry_run(job) if dry_run else submit(job)
+    return job
 
 
 def _check_continuation(job: GangJob, supersede: bool) -> None:
@@ -79,7 +84,7 @@ def describe(job: GangJob) -> None:
         console.print(f"[bold]{label:<10}[/]{escape(text)}")
 
 
-def _record(job: GangJob, code: str) -> dict[str, object]:
+def record(job: GangJob, code: str) -> dict[str, object]:
     """What a submission says of a gang: no plan, no column, one slot."""
     return {
         "plan": "", "column": "", "identity": job.identity, "code": code, "slots": 1,
@@ -89,7 +94,7 @@ def _record(job: GangJob, code: str) -> dict[str, object]:
 
 def _dry_run(job: GangJob) -> int:
     """Print the exact batch script, or the command of each rank; leave nothing behind."""
-    submission = Submission("0" * 12, 0.0, **_record(job, snapshot.digest()))  # type: ignore[arg-type]
+    submission = Submission("0" * 12, 0.0, **record(job, snapshot.digest()))  # type: ignore[arg-type]
     console.print()
     if job.config.run.cluster.kind == "slurm":
         sys.stdout.write(job.launcher(submission).script() + "\n")
@@ -104,10 +109,42 @@ def _dry_run(job: GangJob) -> int:
 
 def submit(job: GangJob) -> int:
     """Write the run directory and start the work. The intent is on disk before sbatch is called."""
+    if job.config.run.cluster.kind == "slurm" and (live := still_there(job.run)):
+        console.print(f"\njob {live} is this training and has not ended; nothing was submitted")
+        return Exit.COMPLETE
     open_run(job.run, job.config, job.identity, job.previous)
-    submission = job.run.new_submission(**_record(job, snapshot.take(job.run.code)))
+    submission = job.run.new_submission(**record(job, snapshot.take(job.run.code)))
     if job.config.run.cluster.kind == "slurm":
         return submit_to_slurm(job.launcher(submission), f"{job.config.run.gang.nodes} nodes, {job.ranks} ranks")
     from hpc.local_gang import supervise
 
-    return supervise(job.run, submission, job.ranks)
+    return supervise(job.run, submission, job.ranks)[0]
+
+
+def still_there(run: Run) -> str:
+    """The id of a job of this run that Slurm still has, "" where there is none. Raises Unanswered."""
+    from hpc.launcher import live_jobs
+
+    adopt(run)
+    ids = [job_id for submission in run.submissions() for job_id in submission.job_ids]
+    return next((name.removesuffix("_N/A") for name in live_jobs(ids)), "")
+
+
+def adopt(run: Run) -> list[Submission]:
+    """Submissions that Slurm has although its sbatch was not seen to answer, now with their job's id. Raises
+    Unanswered where Slurm does not say."""
+    from hpc.launcher import NoAnswer, Unanswered, find_job
+
+    found = []
+    for submission in run.submissions():
+        if submission.state not in ("intent", "unanswered") or submission.config["cluster"]["kind"] != "slurm":
+            continue
+        try:
+            job_id = find_job(submission.uuid)
+        except NoAnswer as error:
+            raise Unanswered(str(error)) from error
+        if job_id is not None:
+            submission.state, submission.job_ids = "submitted", [job_id]
+            run.save(submission)
+            found.append(submission)
+    return found

@@ -33,15 +33,16 @@ class GangLauncher(Launcher):
         return parameters
 
     def _setup(self) -> list[str]:
-        """Ranks meet at the first node, where this script runs; the port follows from the job, also after a requeue."""
-        port = "$((20000 + (SLURM_JOB_ID + ${SLURM_RESTART_COUNT:-0}) % 12000))"
+        """Ranks meet at the first node, where this script runs; the port follows from the job and its life, and is not
+        that of the next job's first life."""
+        port = "$((20000 + (SLURM_JOB_ID + 997 * ${SLURM_RESTART_COUNT:-0}) % 12000))"
         return [*super()._setup(), 'export MASTER_ADDR="$(hostname)"', f"export MASTER_PORT={port}"]
 
     def worker_command(self) -> str:
         python = container.python(self.cluster, self.run.path)
         srun_args = container.srun_arguments(self.cluster, self.run.path)
         srun = shlex.join(["srun", "--unbuffered", "--label", "--kill-on-bad-exit=1", *srun_args])
-        gang = f"{python} -P -m hpc.gang {shlex.quote(str(self.run.path))} --submission {self.submission.uuid}"
+        gang = f"{python} -P -m hpc.gang {self.directory} --submission {self.submission.uuid}"
         begin = f"{gang} --begin"
         if self.cluster.container is not None:
             begin = f"{shlex.join(['srun', '--nodes=1', '--ntasks=1', *srun_args])} {begin}"

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from hpc import heartbeat, journal
 from hpc.errors import Exit
-from hpc.gang import newest_life
+from hpc.gang import final_code, newest_life
 from hpc.launcher import live_jobs
 from hpc.rundir import Run
 from hpc.status import SCHEMA, STALE_S, clean, duration
@@ -28,6 +28,8 @@ def gather(run: Run) -> dict[str, Any]:
     latest = run.latest()
     instance, life = newest_life(run, latest)
     beat = heartbeat.read(run.slots, instance) if life >= 0 else {}
+    if ended := final_code(run, instance):  # rank 0 may not have lived to say so
+        beat |= {"state": "exited", "code": ended}
     metrics, evaluation = _last_lines(run.path / "metrics.jsonl")
     safe = _checkpoints(run.path / "checkpoints")
     code = _code(beat)
@@ -42,6 +44,7 @@ def gather(run: Run) -> dict[str, Any]:
         "submission": {"uuid": latest.uuid, "state": latest.state, "error": latest.error},
         "exit": int(code),
         "state": _state(beat),
+        "code": beat.get("code") if beat.get("state") == "exited" else None,
         "host": beat.get("host"),
         "ranks": beat.get("ranks"),
         "lives": life + 1,

@@ -434,11 +434,12 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         config = configs.load(args.config, args.overrides)
         if config.is_gang:
-            from hpc import gang_launch
+            from hpc import gang_launch, sweep
 
             if args.detach or args.no_submit or args.allow_missing:
                 raise UserError("launch: --detach, --no-submit and --allow-missing are for map jobs, not for training.")
-            return gang_launch.launch(config, supersede=args.supersede, dry_run=args.dry_run)
+            training = sweep if config.run.sweep else gang_launch
+            return training.launch(config, supersede=args.supersede, dry_run=args.dry_run)
         job = prepare(
             config,
             supersede=args.supersede,

@@ -103,6 +103,11 @@ class Launcher(submitit.SlurmExecutor):
             f'export HPC_LOG="{log}"',
         ]
 
+    @property
+    def directory(self) -> str:
+        """The run directory that an element works on, as a shell word."""
+        return shlex.quote(str(self.run.path))
+
     def worker_command(self) -> str:
         python = container.python(self.cluster, self.run.path)
         srun_args = container.srun_arguments(self.cluster, self.run.path)
@@ -116,10 +121,9 @@ class Launcher(submitit.SlurmExecutor):
         Slurm's own TERM (scancel, the time limit's end) ends the batch shell at once: then none of this runs.
         """
         final = "|".join(str(int(e)) for e in (Exit.COMPLETE, Exit.INCOMPLETE, Exit.SOME_FAILED, Exit.USAGE))
-        cancelled = shlex.quote(str(self.run.control / "cancelled"))
         return [
             f'case "$code" in {final}) exit "$code" ;; esac',
-            f'if [ -e {cancelled} ]; then exit "$code"; fi',
+            f'if [ -e {self.directory}/control/cancelled ]; then exit "$code"; fi',
             f'echo "{self.place}: exit code $code: requeue"',
             f'scontrol requeue "{self.element}"',
             'exit "$code"',

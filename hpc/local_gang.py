@@ -68,8 +68,10 @@ class _Life:
                 rank.send_signal(number)
 
 
-def supervise(run: Run, submission: Submission, ranks: int) -> int:
-    """Run a gang to its end, with live progress. Ctrl-C or TERM stops it at a checkpoint; launch again to go on."""
+def supervise(run: Run, submission: Submission, ranks: int) -> tuple[int, bool]:
+    """Run a gang to its end, with live progress. Ctrl-C or TERM stops it at a checkpoint; launch again to go on.
+
+    Returns its exit code, and whether it was told to stop."""
     submission.state = "submitted"
     run.save(submission)
     stop: list[float] = []
@@ -100,7 +102,7 @@ def supervise(run: Run, submission: Submission, ranks: int) -> int:
     console.print(gang_status.render(gang_status.gather(run)))
     if code not in (Exit.COMPLETE, Exit.REQUEUE):
         console.print(f"exit code {code}; the ranks' own words: {life.log}", markup=False, soft_wrap=True)
-    return int(Exit.INCOMPLETE if stop and code else code)
+    return int(Exit.INCOMPLETE if stop and code else code), bool(stop)
 
 
 def _die_with_supervisor() -> None:

@@ -263,6 +263,10 @@ def _group_table(title: str, unit: str, groups: dict[str, dict[str, Any]], limit
 
 def _view(run: Run, by: str | None) -> tuple[Callable[[], dict[str, Any]], Callable[[dict[str, Any]], Group]]:
     """How to gather and how to render, by the kind of the run."""
+    if run.latest().config.get("sweep"):
+        from hpc import sweep_status
+
+        return lambda: sweep_status.gather(run), sweep_status.render
     if run.latest().config.get("trainer"):
         from hpc import gang_status
 

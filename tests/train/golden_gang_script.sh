@@ -19,7 +19,7 @@ if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then export SRUN_CPUS_PER_TASK=$SLURM_CPUS
 export PYTHONPATH=/shared/runs/align/code/c0ffee123456${PYTHONPATH:+:$PYTHONPATH}
 export HPC_LOG="/shared/runs/align/logs/${SLURM_JOB_ID}.log"
 export MASTER_ADDR="$(hostname)"
-export MASTER_PORT=$((20000 + (SLURM_JOB_ID + ${SLURM_RESTART_COUNT:-0}) % 12000))
+export MASTER_PORT=$((20000 + (SLURM_JOB_ID + 997 * ${SLURM_RESTART_COUNT:-0}) % 12000))
 
 # command
 export SUBMITIT_EXECUTOR=slurm
