@@ -14,8 +14,6 @@ import torch
 
 from recap.dit.settings import DIFFUSION_STEPS
 
-SCHEDULERS = ("dpm", "ddpm")
-
 
 @dataclass(frozen=True)
 class Wanted:
@@ -27,32 +25,39 @@ class Wanted:
 
 
 def scheduler_of(kind: str, objective: str, learned_sigma: bool) -> Any:
-    """A diffusers scheduler: `dpm` (DPM-Solver++, second order, deterministic) or `ddpm` (ancestral, the paper's).
+    """A diffusers scheduler.
 
-    objective: flow or ddpm. `ddpm` for a model that learned its variance uses it, as DiT's sampler does.
+    Args:
+        kind: `dpm` (DPM-Solver++, second order, deterministic) or `ddpm` (ancestral; for noise prediction DiT's own
+            sampler, with the learned variance where there is one).
+        objective: flow or ddpm.
     """
     from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
 
-    if kind == "dpm" and objective == "flow":
-        return DPMSolverMultistepScheduler(
-            num_train_timesteps=DIFFUSION_STEPS, prediction_type="flow_prediction", use_flow_sigmas=True
-        )
     linear = {"num_train_timesteps": DIFFUSION_STEPS, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
+    flow = {
+        "num_train_timesteps": DIFFUSION_STEPS, "prediction_type": "flow_prediction", "use_flow_sigmas": True
+    }  # fmt: skip
     if kind == "dpm":
-        return DPMSolverMultistepScheduler(**linear, timestep_spacing="trailing")
+        about = flow if objective == "flow" else linear | {"timestep_spacing": "trailing"}
+        return DPMSolverMultistepScheduler(**about)
+    if objective == "flow":  # the first-order stochastic solver draws from DDPM's posterior (Lu et al., DPM-Solver++)
+        return DPMSolverMultistepScheduler(**flow, algorithm_type="sde-dpmsolver++", solver_order=1)
     variance = "learned_range" if learned_sigma else "fixed_small"
-    return DDPMScheduler(**linear, variance_type=variance, clip_sample=False, timestep_spacing="trailing")
+    # linspace: ADM's respacing, from level 999 to level 0
+    return DDPMScheduler(**linear, variance_type=variance, clip_sample=False, timestep_spacing="linspace")
 
 
 class Sampler:
-    """Draws images with a trained model.
+    """Draws images with a model.
 
     Args:
-        transformer, text_encoder: on one device, in evaluation mode.
+        transformer: called as a PixArtTransformer2DModel, and has its config and parameters.
+        text_encoder: has `encode` and `context` of a recap.dit.model.TextEncoder.
         codec: decodes latents (recap.dit.vae).
         scheduler: see `scheduler_of`; steps: how many it takes.
         batch: images of a forward pass; decides the rounding, so it belongs to what is made.
-        stopping: asked between steps; true ends the drawing with None.
+        between: called between steps; what it raises ends the drawing.
     """
 
     def __init__(
@@ -63,27 +68,30 @@ class Sampler:
         scheduler: Any,
         steps: int,
         batch: int,
-        stopping: Callable[[], bool] = lambda: False,
+        between: Callable[[], None] = lambda: None,
     ) -> None:
         self.transformer, self.text_encoder, self.codec = transformer, text_encoder, codec
-        self.scheduler, self.steps, self.batch, self.stopping = scheduler, steps, batch, stopping
+        self.scheduler, self.steps, self.batch, self.between = scheduler, steps, batch, between
         self._channels = int(transformer.config.in_channels)
         self._side = int(transformer.config.sample_size)
+        about = scheduler.config
+        self._learned = about.get("variance_type") == "learned_range"
+        self._stochastic = "variance_type" in about or about.get("algorithm_type") == "sde-dpmsolver++"
 
-    @torch.no_grad()
-    def draw(self, wanted: Sequence[Wanted]) -> torch.Tensor | None:
+    def draw(self, wanted: Sequence[Wanted]) -> torch.Tensor:
         """uint8 [N, H, W, 3] on the CPU."""
-        made = []
-        for first in range(0, len(wanted), self.batch):
-            part = list(wanted[first : first + self.batch])
-            latents = self.latents(part + [part[-1]] * (self.batch - len(part)))
-            if latents is None:
-                return None
-            made.append(self.codec.decode(latents)[: len(part)].cpu())
-        return torch.cat(made)
+        parts = [wanted[first : first + self.batch] for first in range(0, len(wanted), self.batch)]
+        return torch.cat([self.draw_batch(part)[0] for part in parts])
 
     @torch.no_grad()
-    def latents(self, wanted: Sequence[Wanted]) -> torch.Tensor | None:
+    def draw_batch(self, wanted: Sequence[Wanted]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images of at most one batch, uint8 [N, H, W, 3], and which of them are finite, bool [N]; on the CPU."""
+        latents = self.latents([*wanted, *[wanted[-1]] * (self.batch - len(wanted))])[: len(wanted)]
+        finite = latents.isfinite().flatten(1).all(1)
+        return self.codec.decode(latents).cpu(), finite.cpu()
+
+    @torch.no_grad()
+    def latents(self, wanted: Sequence[Wanted]) -> torch.Tensor:
         """Latents, as the model was trained on, of exactly one batch: float32 [N, C, h, w]."""
         device = next(self.transformer.parameters()).device
         generators = [torch.Generator("cpu").manual_seed(w.seed) for w in wanted]
@@ -95,23 +103,19 @@ class Sampler:
         guidance = torch.tensor([w.guidance for w in wanted], device=device).view(-1, 1, 1, 1)
         self.scheduler.set_timesteps(self.steps, device=device)
         x = x * self.scheduler.init_noise_sigma
-        ancestral = type(self.scheduler).__name__ == "DDPMScheduler"
+        noise = {"generator": generators} if self._stochastic else {}
         for time in self.scheduler.timesteps:
-            if self.stopping():
-                return None
+            self.between()
             output = self.transformer(
                 self.scheduler.scale_model_input(torch.cat([x, x]), time), encoder_hidden_states=states,
                 encoder_attention_mask=mask, timestep=time.expand(2 * len(wanted)), return_dict=False,
             )[0].float()  # fmt: skip
-            predicted = self._guided(output, guidance, variance=ancestral)
-            extra = {"generator": generators} if ancestral else {}
-            x = self.scheduler.step(predicted, time, x, return_dict=False, **extra)[0]
+            x = self.scheduler.step(self._guided(output, guidance), time, x, return_dict=False, **noise)[0]
         return x
 
-    def _guided(self, output: torch.Tensor, guidance: torch.Tensor, variance: bool) -> torch.Tensor:
+    def _guided(self, output: torch.Tensor, guidance: torch.Tensor) -> torch.Tensor:
         """Away from the empty text (Ho and Salimans). The learned variance is the text's own; only `ddpm` reads it."""
         without, with_text = output.chunk(2)
-        noise = without[:, : self._channels] + guidance * (with_text - without)[:, : self._channels]
-        if output.shape[1] == self._channels or not variance:
-            return noise
-        return torch.cat([noise, with_text[:, self._channels :]], dim=1)
+        channels = self._channels
+        noise = without[:, :channels] + guidance * (with_text - without)[:, :channels]
+        return torch.cat([noise, with_text[:, channels:]], dim=1) if self._learned else noise
