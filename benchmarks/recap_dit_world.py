@@ -19,7 +19,7 @@ from recap.worlds.flag_captions import describe
 from recap.worlds.flag_drawing import draw
 from recap.worlds.flag_scenes import COLOURS, new_scene
 
-SIDE = 32
+SIDE = 16
 MAIN, MINOR = 0.12, 0.02  # share of the area from which a colour counts as large; as a small thing
 ATTRIBUTES = ("colour", "side", "object")
 
@@ -71,7 +71,11 @@ def judge(pixels: np.ndarray, truth: np.ndarray) -> dict[str, float]:
 def _widened(mask: np.ndarray) -> np.ndarray:
     """True within two pixels of where a mask [H, W] is."""
     padded = np.pad(mask, 2)
-    shifts = [padded[2 + y : 2 + y + mask.shape[0], 2 + x : 2 + x + mask.shape[1]] for y in (-2, -1, 0, 1, 2) for x in (-2, -1, 0, 1, 2)]
+    shifts = [
+        padded[2 + y : 2 + y + mask.shape[0], 2 + x : 2 + x + mask.shape[1]]
+        for y in (-2, -1, 0, 1, 2)
+        for x in (-2, -1, 0, 1, 2)
+    ]
     return np.any(shifts, axis=0)
 
 

@@ -1,9 +1,9 @@
 """Prompts of a sampling job: a list in a file, or what a run of ours has written, cut into shards. Torch-free.
 
-    prompts.txt       a prompt a line; its key is the line's number, 000001 on
-    prompts.tsv       key, tab, prompt; a first line `key<TAB>prompt` is a header
-    prompts.jsonl     {"key": "0001", "prompt": "a red car"} a line
-    prompts.parquet   columns key and prompt
+prompts.txt       a prompt a line; its key is the line's number, 000001 on
+prompts.tsv       key, tab, prompt; a first line `key<TAB>prompt` is a header
+prompts.jsonl     {"key": "0001", "prompt": "a red car"} a line
+prompts.parquet   columns key and prompt
 """
 
 from __future__ import annotations
@@ -189,20 +189,16 @@ def _json(number: int, line: str, name: str) -> Prompt:
 def _rows(file: pq.ParquetFile, name: str, where: str) -> Iterator[Prompt]:
     """A parquet file's rows; of a column file of ours those without a value have a problem."""
     names = file.schema_arrow.names
-    for wanted in ("key", name):
-        if wanted not in names:
-            raise UserError(
-                f"prompts: {where} has no field {wanted!r}. It has {', '.join(names)}: set prompts.field."
-                if wanted == name
-                else f"prompts: {where} has no field 'key'. It has {', '.join(names)}."
-            )
+    if missing := [wanted for wanted in ("key", name) if wanted not in names]:
+        hint = ": set prompts.field" if missing[-1] == name else ""
+        raise UserError(f"prompts: {where} has no field {missing[-1]!r}. It has {', '.join(names)}{hint}.")
     for batch in file.iter_batches(columns=["key", name, *({"status"} & set(names))]):
         for row in batch.to_pylist():
-            text, good = row[name], row.get("status", OK) == OK
-            if good and isinstance(text, str):
-                yield Prompt(str(row["key"]), text)
+            key, text = str(row["key"]), row[name]
+            if text is None or row.get("status", OK) != OK:
+                yield Prompt(key, "", "prompt: missing")
             else:
-                yield Prompt(str(row["key"]), "", "prompt: missing" if text is None or not good else "prompt: not a text")
+                yield Prompt(key, text) if isinstance(text, str) else Prompt(key, "", "prompt: not a text")
 
 
 def _of_run(config: PromptsConfig) -> Iterator[tuple[str, Prompt]]:

@@ -7,6 +7,7 @@ image depends neither on its neighbours nor on how many workers share the work.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +59,7 @@ class Sampler:
         scheduler: see `scheduler_of`; steps: how many it takes.
         batch: images of a forward pass; decides the rounding, so it belongs to what is made.
         between: called between steps; what it raises ends the drawing.
+        precision: fp32, or bf16 for text encoder and transformer (weights, solver and VAE stay as they are).
     """
 
     def __init__(
@@ -69,9 +71,12 @@ class Sampler:
         steps: int,
         batch: int,
         between: Callable[[], None] = lambda: None,
+        precision: str = "fp32",
     ) -> None:
         self.transformer, self.text_encoder, self.codec = transformer, text_encoder, codec
         self.scheduler, self.steps, self.batch, self.between = scheduler, steps, batch, between
+        self._device = next(transformer.parameters()).device
+        self._lowered = precision == "bf16"
         self._channels = int(transformer.config.in_channels)
         self._side = int(transformer.config.sample_size)
         about = scheduler.config
@@ -93,25 +98,30 @@ class Sampler:
     @torch.no_grad()
     def latents(self, wanted: Sequence[Wanted]) -> torch.Tensor:
         """Latents, as the model was trained on, of exactly one batch: float32 [N, C, h, w]."""
-        device = next(self.transformer.parameters()).device
         generators = [torch.Generator("cpu").manual_seed(w.seed) for w in wanted]
         shape = (self._channels, self._side, self._side)
-        x = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)
-        states, mask = self.text_encoder.encode(
-            ["" for _ in wanted] + [w.prompt for w in wanted], pad_to=self.text_encoder.context
-        )
-        guidance = torch.tensor([w.guidance for w in wanted], device=device).view(-1, 1, 1, 1)
-        self.scheduler.set_timesteps(self.steps, device=device)
+        x = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(self._device)
+        guidance = torch.tensor([w.guidance for w in wanted], device=self._device).view(-1, 1, 1, 1)
+        self.scheduler.set_timesteps(self.steps, device=self._device)
         x = x * self.scheduler.init_noise_sigma
         noise = {"generator": generators} if self._stochastic else {}
+        with self._precision():
+            states, mask = self.text_encoder.encode(
+                ["" for _ in wanted] + [w.prompt for w in wanted], pad_to=self.text_encoder.context
+            )
         for time in self.scheduler.timesteps:
             self.between()
-            output = self.transformer(
-                self.scheduler.scale_model_input(torch.cat([x, x]), time), encoder_hidden_states=states,
-                encoder_attention_mask=mask, timestep=time.expand(2 * len(wanted)), return_dict=False,
-            )[0].float()  # fmt: skip
+            twice = self.scheduler.scale_model_input(torch.cat([x, x]), time)
+            with self._precision():
+                output = self.transformer(
+                    twice, encoder_hidden_states=states, encoder_attention_mask=mask,
+                    timestep=time.expand(len(twice)), return_dict=False,
+                )[0].float()  # fmt: skip
             x = self.scheduler.step(self._guided(output, guidance), time, x, return_dict=False, **noise)[0]
         return x
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self._device.type, torch.bfloat16) if self._lowered else nullcontext()
 
     def _guided(self, output: torch.Tensor, guidance: torch.Tensor) -> torch.Tensor:
         """Away from the empty text (Ho and Salimans). The learned variance is the text's own; only `ddpm` reads it."""

@@ -1,0 +1,200 @@
+"""DiT training: objectives, exact resume, latents against live, bad input."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hpc import config as configs
+from hpc.errors import UserError
+from recap.dit.objective import Ddpm, Flow
+from recap.dit.settings import ObjectiveConfig
+from recap.dit.task import DitTask
+from recap.dit.trainer import DitTrainer
+from tests.dit.conftest import tree
+from tests.train.ranks import curve, launch, log
+
+
+def trainer(config: dict[str, Any]) -> DitTrainer:
+    made = configs.check(json.loads(json.dumps(config)), "test").trainer()
+    assert isinstance(made, DitTrainer)
+    return made
+
+
+def task(config: dict[str, Any]) -> DitTask:
+    return DitTask(trainer(config).config, None)
+
+
+def run(directory: Path, ranks: int, config: dict[str, Any], **gang: int) -> list[int]:
+    return launch(directory, ranks, config, module="tests.sft.ranks", **gang)
+
+
+def transformer(directory: Path) -> dict[str, torch.Tensor]:
+    return load_file(next((directory / "exports/final/transformer").glob("*.safetensors")))
+
+
+def test_killed_and_resumed_equals_undisturbed(world, tmp_path) -> None:
+    """Bit for bit on the same ranks; on others the same data, noise, times and dropped texts, so the same curve."""
+    config = tree(world, train__save_every=96)
+    assert run(tmp_path / "whole", 2, config) == [0, 0], log(tmp_path / "whole")
+    losses = [loss for _, loss in curve(tmp_path / "whole")]
+    assert sum(losses[-3:]) < 0.9 * sum(losses[:3])
+
+    assert -9 in run(tmp_path / "killed", 2, config, kill_at=5)
+    assert run(tmp_path / "killed", 2, config) == [0, 0], log(tmp_path / "killed")
+    assert "resumed after step" in log(tmp_path / "killed")
+    assert curve(tmp_path / "killed") == curve(tmp_path / "whole")
+    whole, killed = transformer(tmp_path / "whole"), transformer(tmp_path / "killed")
+    assert all(torch.equal(whole[name], killed[name]) for name in whole)
+
+    assert run(tmp_path / "other", 1, config, stop_at=4) == [75], log(tmp_path / "other")
+    assert run(tmp_path / "other", 4, config) == [0] * 4, log(tmp_path / "other")
+    np.testing.assert_allclose([loss for _, loss in curve(tmp_path / "other")], losses, rtol=1e-4)
+
+
+def test_the_export_is_of_the_averaged_weights(world, tmp_path) -> None:
+    """Without an average the export differs from the one with it, at the same curve."""
+    runs = {}
+    for ema in (0, 4800):
+        assert run(tmp_path / str(ema), 1, tree(world, train__ema=ema, train__samples=240)) == [0]
+        runs[ema] = transformer(tmp_path / str(ema))
+    assert curve(tmp_path / "0") == curve(tmp_path / "4800")
+    zero = "proj_out.weight"  # starts at zero: the slow average lags behind
+    assert 0 < runs[4800][zero].abs().sum() < 0.2 * runs[0][zero].abs().sum()
+
+
+def test_batches_are_pure_and_elastic(world) -> None:
+    whole = task(tree(world)).batch(480, 48, 0, 1).micro[0]
+    assert whole["pixels"].dtype == torch.uint8 and whole["noise"].shape == (48, 3, 16, 16)
+    fresh = task(tree(world, micro_batch=5))
+    parts = [fresh.batch(480, 48, rank, 4) for rank in range(4)]
+    assert [len(part.micro) for part in parts] == [3] * 4
+    for name in ("pixels", "noise", "time"):
+        assert torch.equal(torch.cat([m[name] for part in parts for m in part.micro]), whole[name])
+
+
+def test_texts_are_mixed_and_dropped(world) -> None:
+    made = task(tree(world, text__weights={"org_caption": 0.2, "re_caption": 0.8}, objective__text_dropout=0.25))
+    taken = [t.value for t in made.samples.take(0, 600)]
+    columns = Counter(t.column for t in taken)
+    assert abs(columns["org_caption"] - 120) < 3 * (600 * 0.2 * 0.8) ** 0.5
+    assert abs(sum(t.text == "" for t in taken) - 150) < 3 * (600 * 0.25 * 0.75) ** 0.5
+    made.close()
+
+
+@pytest.mark.parametrize("kind", ["flow", "ddpm"])
+def test_noised_ends_and_loss_of_the_truth(kind: str) -> None:
+    """At the ends a sample is clean, or noise; a perfect prediction has no loss, and DDPM's weight is min-SNR's."""
+    config = ObjectiveConfig(kind=kind, min_snr=5.0 if kind == "ddpm" else 0.0)
+    process = Flow(config) if kind == "flow" else Ddpm(config)
+    generator = torch.Generator().manual_seed(0)
+    clean, noise = (torch.randn(2, 3, 8, 8, generator=generator) for _ in range(2))
+    time = torch.tensor([0.0, 1.0] if kind == "flow" else [0.0, 999.0])
+    noised, level = process.noised(clean, noise, time)
+    torch.testing.assert_close(noised[0], clean[0], atol=0.05, rtol=0)
+    torch.testing.assert_close(noised[1], noise[1], atol=0.05, rtol=0)
+    assert level.max() <= 1000
+    truth = noise - clean if kind == "flow" else noise
+    assert process.losses(truth, clean, noised, noise, time).abs().max() < 1e-10
+    wrong = process.losses(truth + 1, clean, noised, noise, time)
+    if kind == "flow":
+        torch.testing.assert_close(wrong, torch.ones(2))
+    else:
+        snr = process.kept[[0, 999]] / (1 - process.kept[[0, 999]])
+        torch.testing.assert_close(wrong.double(), snr.clamp(max=5) / snr, rtol=1e-3, atol=1e-6)
+
+
+def test_the_learned_variance_has_its_least_loss_at_the_posterior() -> None:
+    """The bound is least at the true posterior's variance where the mean is exact, and it moves only the variance."""
+    process = Ddpm(ObjectiveConfig(kind="ddpm"))
+    generator = torch.Generator().manual_seed(0)
+    clean, noise = (torch.randn(1, 2, 4, 4, generator=generator) for _ in range(2))
+    time = torch.tensor([300.0])
+    noised, _ = process.noised(clean, noise, time)
+    shares = torch.linspace(-1, 1, 9)
+    found = [
+        process.losses(torch.cat([noise, share.expand_as(noise)], 1), clean, noised, noise, time) for share in shares
+    ]
+    assert int(torch.cat(found).argmin()) == 0 and found[0].abs() < 1e-4  # -1: the posterior's own
+    predicted = (noise + 0.1).requires_grad_()
+    share = torch.zeros_like(noise).requires_grad_()
+    whole = process.losses(torch.cat([predicted, share], 1), clean, noised, noise, time).sum()
+    alone = (predicted - noise).square().mean()
+    torch.testing.assert_close(*(torch.autograd.grad(loss, predicted)[0] for loss in (whole, alone)))
+    assert (
+        torch.autograd.grad(process.losses(torch.cat([predicted, share], 1), clean, noised, noise, time).sum(), share)[
+            0
+        ]
+        .abs()
+        .min()
+        > 0
+    )
+
+
+def test_logit_normal_times() -> None:
+    flow = Flow(ObjectiveConfig(time_mean=0.5, time_std=2.0))
+    times = np.array([flow.time(0.3, normal) for normal in np.random.default_rng(0).standard_normal(4000)])
+    logits = np.log(times / (1 - times))
+    assert abs(logits.mean() - 0.5) < 0.1 and abs(logits.std() - 2) < 0.1
+    assert Flow(ObjectiveConfig(time_std=0.0)).time(0.3, 1.0) == 0.3
+
+
+def test_trimmed_texts_give_the_same_states(world) -> None:
+    encoder = task(tree(world)).text_encoder
+    texts = ["a red cross", "the photo is blue with a green star top"]
+    short, mask = encoder.encode(texts)
+    long, _ = encoder.encode(texts, pad_to=16)
+    assert short.shape[1] < 16 and encoder.cut(["a " * 30, "a"]) == 1
+    torch.testing.assert_close(short[mask], long[:, : short.shape[1]][mask], atol=1e-6, rtol=1e-6)
+
+
+def test_a_gradient_that_is_not_finite_stops_with_its_samples(world, tmp_path) -> None:
+    assert run(tmp_path, 1, tree(world, train__lr=1e30, train__clip=0.0)) == [1]
+    assert "the gradient is" in log(tmp_path) and "000/000" in log(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes, says",
+    [
+        ({"model__size": "B"}, "`model.size`: 'B' is unknown. Write S, B, L, XL"),
+        ({"model__size": "30x2x4/4"}, "does not divide among 4 heads"),
+        ({"model__image": 18}, "`model.image`: 18 pixels do not divide by 4 .* Write 16 or 20"),
+        ({"model__text_encoder": ""}, "`model.text_encoder`: missing"),
+        ({"model__text_encoder": "/nowhere"}, "there is no such folder"),
+        ({"objective__kind": "vp"}, "`objective.kind`: 'vp' is unknown. Write flow or ddpm"),
+        ({"objective__min_snr": 5.0}, "belong to ddpm"),
+        ({"objective__text_dropout": 1.0}, "not a share"),
+        ({"data__latents": "latents"}, "`model.vae`: missing"),
+        ({"data__streams": 7}, "7 do not divide the batch of 48"),
+        ({"data__embeddings": {"re_caption": "x"}}, "'org_caption' of text.weights has none"),
+        ({"text__weights": {"other": 1.0}}, "'other' is not among data.columns"),
+        ({"train__workers": 2}, "Write 1 and raise data.decoders"),
+    ],
+)
+def test_bad_configs(world, changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        trainer(tree(world, **changes)).check(1)
+
+
+def test_an_encoder_that_does_not_fit(world) -> None:
+    with pytest.raises(UserError, match=r"takes 16 tokens, not 20. Write at most 16"):
+        task(tree(world, model__context=20))
+    with pytest.raises(UserError, match="is not the folder of a model"):
+        task(tree(world, model__text_encoder=str(world / "tars")))
+
+
+def test_the_papers_configs_are_checked() -> None:
+    for name, patches in (("recap_b4", 64), ("recap_l2", 256)):
+        config = configs.load(Path(f"configs/dit/{name}.yaml"), ["cluster=local"])
+        shape, t = config.work.model.shape, config.work.train
+        assert (t.batch, t.lr, t.schedule, t.warmup, t.weight_decay) == (2048, 1e-4, "constant", 0.0, 0.0)
+        assert (config.work.model.image // 8 // shape.patch) ** 2 == patches
+        assert math.isclose(config.work.text.weights["re_caption"], 1.0)
