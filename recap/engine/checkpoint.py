@@ -54,7 +54,7 @@ def open_checkpoint(settings: CaptionerConfig, weights: bool = True) -> Checkpoi
         )
     processor = AutoProcessor.from_pretrained(folder)
     tokenizer = processor.tokenizer
-    geometry = _geometry(processor.image_processor, config.vision_config.image_size, settings.geometry)
+    geometry = geometry_of(processor.image_processor, config.vision_config.image_size, settings.geometry)
     book = PromptBook(settings, tokenizer, processor, processor.image_token, image_tokens(config))
     return Checkpoint(
         folder=folder,
@@ -125,7 +125,7 @@ class Normalisation:
         return x.sub_(self.mean).div_(self.std).to(dtype)
 
 
-def _geometry(image_processor: Any, size: int, wanted: str | None) -> Geometry:
+def geometry_of(image_processor: Any, size: int, wanted: str | None) -> Geometry:
     """The square that the processor makes, or the one that the settings ask for."""
     mean = image_processor.image_mean if image_processor.do_normalize else (0.0, 0.0, 0.0)
     if getattr(image_processor, "do_pad", False):

@@ -1,0 +1,140 @@
+"""CLIP score: 100 max(cos, 0) of an image and its prompt, by any CLIP (Hessel et al. 2021, without its factor of 2.5).
+
+torchmetrics' `CLIPScore` is the same mean, except that it puts the bound 0 on the mean. With a CLIP of a longer context
+(LongCLIP, Recap-CLIP) it is the score of long prompts: a CLIP of 77 tokens does not see their ends, which is why the
+share of prompts that were cut belongs beside every score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, CLIPModel
+
+from hpc.errors import UserError
+from recap.clip.evaluate import Encoder, Picture
+from recap.clip.weights import OPEN_CLIP_CONFIG
+from recap.engine.checkpoint import Normalisation, geometry_of
+from recap.engine.decode import BadImage, decode
+from recap.evaluate.intervals import Mean, bootstrap_mean
+
+
+class ClipEncoder(Protocol):
+    """What `recap.clip.evaluate.Encoder` is for this toolkit's models."""
+
+    def images(self, pictures: Sequence[Picture], names: Sequence[str]) -> torch.Tensor:
+        """Features [N, D] of length 1. UserError for an image that cannot be read."""
+
+    def texts(self, texts: Sequence[str]) -> tuple[torch.Tensor, float]:
+        """Features [M, D] of length 1, and the share of texts that the token limit cut."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """An opened CLIP. name: its folder's; context: tokens of a text."""
+
+    name: str
+    folder: Path
+    context: int
+    encoder: ClipEncoder
+
+
+def open_clip(folder: str | Path, device: str = "cpu") -> Clip:
+    """A CLIP of this toolkit, or one that `CLIPModel.save_pretrained` wrote.
+
+    Raises:
+        UserError: the folder holds neither.
+    """
+    path = Path(folder).resolve()
+    if (path / "recap_clip.json").is_file():
+        ours = Encoder(path, device)
+        return Clip(path.name, path, ours.config.context, ours)
+    if (path / "config.json").is_file():
+        theirs = TransformersEncoder(path, device)
+        return Clip(path.name, path, theirs.context, theirs)
+    hint = (
+        " It is open_clip's: convert it, or name the same model in transformers' form."
+        * (path / OPEN_CLIP_CONFIG).is_file()
+    )
+    raise UserError(
+        f"evaluate: {folder} is no CLIP: an export of this toolkit (recap_clip.json) or a folder that transformers "
+        f"opens (config.json, weights, tokenizer) is expected.{hint}"
+    )
+
+
+class TransformersEncoder:
+    """transformers' `CLIPModel`, fed as its own processor would (resized, centre cropped, normalised)."""
+
+    def __init__(self, folder: Path, device: str) -> None:
+        if (kind := AutoConfig.from_pretrained(folder).model_type) != "clip":
+            raise UserError(f"evaluate: {folder} is a model of type {kind!r}, not a CLIP.")
+        try:
+            model, loading = CLIPModel.from_pretrained(
+                folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            )
+            self.tokenizer = AutoTokenizer.from_pretrained(folder)
+            processor = AutoImageProcessor.from_pretrained(folder)
+            self._geometry = geometry_of(processor, model.config.vision_config.image_size, None)
+        except (OSError, ValueError) as error:
+            raise UserError(f"evaluate: the CLIP in {folder} cannot be opened: {str(error)[:300]}") from error
+        if loading["missing_keys"]:  # transformers would go on with random weights
+            raise UserError(
+                f"evaluate: the weights in {folder} lack {min(loading['missing_keys'])}: they are no CLIP's."
+            )
+        self.model, self.device = model.to(device).eval(), device
+        self.context: int = model.config.text_config.max_position_embeddings
+        self._normalise = Normalisation.of(processor)
+
+    @torch.inference_mode()
+    def images(self, pictures: Sequence[Picture], names: Sequence[str]) -> torch.Tensor:
+        with ThreadPoolExecutor(4) as pool:
+            pixels = torch.stack(list(pool.map(self._pixels, pictures, names))).to(self.device)
+        pooled = self.model.vision_model(pixel_values=self._normalise(pixels, torch.float32)).pooler_output
+        return F.normalize(self.model.visual_projection(pooled).float(), dim=-1).cpu()
+
+    @torch.inference_mode()
+    def texts(self, texts: Sequence[str]) -> tuple[torch.Tensor, float]:
+        whole = [len(ids) for ids in self.tokenizer(list(texts), verbose=False)["input_ids"]]
+        ids = self.tokenizer(
+            list(texts), truncation=True, max_length=self.context, padding=True, return_tensors="pt"
+        ).to(self.device)
+        pooled = self.model.text_model(input_ids=ids["input_ids"], attention_mask=ids["attention_mask"]).pooler_output
+        features = F.normalize(self.model.text_projection(pooled).float(), dim=-1).cpu()
+        return features, sum(count > self.context for count in whole) / max(len(texts), 1)
+
+    def _pixels(self, picture: Picture, name: str) -> torch.Tensor:
+        try:
+            return torch.tensor(decode(picture(), self._geometry))
+        except BadImage as error:
+            raise UserError(f"evaluate: {name}: {error}") from error
+
+
+@dataclass
+class ClipScores:
+    """Scores of images against their prompts, added batch by batch; a number an image is all that is kept."""
+
+    clip: Clip
+    scores: list[float] = field(default_factory=list)
+    cut: float = 0.0
+
+    def add(self, images: torch.Tensor, prompts: Sequence[str]) -> None:
+        """Image features [N, D] of length 1, as `clip.encoder.images` makes them, and their N prompts."""
+        texts, cut = self.clip.encoder.texts(prompts)
+        cosines = (images.double() * texts.double()).sum(-1)
+        self.scores += (100 * cosines.clamp_min(0)).tolist()
+        self.cut += cut * len(prompts)
+
+    @property
+    def mean(self) -> Mean:
+        return bootstrap_mean(self.scores)
+
+    @property
+    def cut_share(self) -> float:
+        """Share of prompts that are longer than the CLIP reads."""
+        return self.cut / max(len(self.scores), 1)

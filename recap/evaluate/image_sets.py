@@ -1,0 +1,188 @@
+"""Images that are to be evaluated, read one after another: a sampling run's column, tars, or a plain folder.
+
+    run       its column has fields key, image (an image file), prompt, guidance and status
+    tars      a folder, a pattern or URLs of them; the prompt is the member txt
+    folder    image files, and metadata.jsonl with file_name and prompt (or text) a line, as imagefolder of datasets
+
+Prompts may be missing where only images are asked for, as in a reference set.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hpc import object_store
+from hpc.errors import UserError
+from hpc.operator import OK, Damage
+from hpc.published import Published, PublishedShard
+from hpc.rundir import Run
+from recap.data.inputs import DataConfig, list_shards
+from recap.data.remote import open_shard
+from recap.data.tars import read_samples
+
+METADATA = "metadata.jsonl"
+_ROWS = 64  # of a column that are held at a time
+
+
+@dataclass(frozen=True, slots=True)
+class ImageItem:
+    """One image file.
+
+    key: unique in its set; name: where it is, for messages; guidance: of its sampling, None where it is not known.
+    """
+
+    key: str
+    name: str
+    data: bytes
+    prompt: str | None = None
+    guidance: float | None = None
+
+
+@dataclass
+class ImageSet:
+    """Images that can be read again and again. total: how many, None if unknown before the end of a reading.
+
+    left_out: samples without an image, by reason, as far as this set has been read.
+    """
+
+    path: str
+    total: int | None = None
+    left_out: Counter[str] = field(default_factory=Counter)
+
+    def __iter__(self) -> Iterator[ImageItem]:
+        self.left_out.clear()
+        empty = True
+        for item in self._read():
+            empty = False
+            yield item
+        if empty:
+            why = f" ({self.left_out.most_common(1)[0][0]})" if self.left_out else ""
+            raise UserError(f"evaluate: {self.path} holds no image{why}.")
+
+    def _read(self) -> Iterator[ImageItem]:
+        raise NotImplementedError
+
+
+def open_images(path: str, *, partial: bool = False) -> ImageSet:
+    """The images at a path, whatever its form.
+
+    Args:
+        partial: take a run although shards of it are not finished.
+
+    Raises:
+        UserError: there are none, the run is not finished or has no images, prompts do not fit their files.
+    """
+    if Run(path).is_run():
+        return RunImages(path, partial)
+    folder = Path(path)
+    extensions = DataConfig().image
+    if folder.is_dir():
+        files = sorted(f for f in folder.iterdir() if f.suffix.lower().lstrip(".") in extensions and f.is_file())
+        if files or (folder / METADATA).is_file():
+            return FolderImages(path, files)
+    return TarImages(path)
+
+
+class RunImages(ImageSet):
+    """The image column of a sampling run."""
+
+    def __init__(self, path: str, partial: bool) -> None:
+        published = Published(path)
+        if (missing := published.missing()) and not partial:
+            raise UserError(
+                f"evaluate: {path}: {len(missing):,} of {len(published.shards):,} shards are not finished (first: "
+                f"{missing[0]}). Launch it again to finish it, or say --partial to evaluate what is there."
+            )
+        self._shards = list(published)
+        super().__init__(path, sum(shard.marker["rows"] for shard in self._shards))
+
+    def _read(self) -> Iterator[ImageItem]:
+        for shard in self._shards:
+            with object_store.fetched(shard.location) as file:
+                yield from self._rows(shard, pq.ParquetFile(file))
+
+    def _rows(self, shard: PublishedShard, file: pq.ParquetFile) -> Iterator[ImageItem]:
+        names = file.schema_arrow.names
+        if "image" not in names or not pa.types.is_binary(file.schema_arrow.field("image").type):
+            raise UserError(
+                f"evaluate: {self.path}: its column has no binary field `image` (it has {', '.join(names)}). "
+                "Name a run that sampled images."
+            )
+        wanted = [n for n in ("key", "image", "prompt", "guidance", "status", "reason") if n in names]
+        for batch in file.iter_batches(_ROWS, columns=wanted):
+            for row in batch.to_pylist():
+                if row["status"] != OK or row["image"] is None:
+                    self.left_out[row.get("reason") or row["status"]] += 1
+                    continue
+                key = f"{shard.shard.id}/{row['key']}"
+                yield ImageItem(key, f"{self.path}: {key}", row["image"], row.get("prompt"), row.get("guidance"))
+
+
+class TarImages(ImageSet):
+    """Webdataset tars; a damaged one is an error, since an evaluation must not lose images silently."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self._config = DataConfig(shards=[path], expected="none")
+        self._shards = list_shards(self._config)
+
+    def _read(self) -> Iterator[ImageItem]:
+        for shard in self._shards:
+            with open_shard(shard) as file:
+                for sample in read_samples(file):
+                    if isinstance(sample, Damage):
+                        raise UserError(f"evaluate: {shard.uri} is damaged: {sample.reason}: {sample.detail}.")
+                    image = next((sample.members[e] for e in self._config.image if e in sample.members), None)
+                    if image is None:
+                        self.left_out["no image"] += 1
+                        continue
+                    text = sample.members.get(self._config.text)
+                    prompt = None if text is None else text.decode("utf-8", "replace").strip()
+                    yield ImageItem(f"{shard.id}/{sample.key}", f"{shard.uri}: {sample.key}", image, prompt)
+
+
+class FolderImages(ImageSet):
+    """Image files, with or without prompts."""
+
+    def __init__(self, path: str, files: list[Path]) -> None:
+        super().__init__(path, len(files))
+        self._files = files
+        metadata = Path(path) / METADATA
+        self._prompts = _read_prompts(metadata) if metadata.is_file() else {}
+        if self._prompts:
+            _compare(metadata, set(self._prompts), {file.name for file in files})
+
+    def _read(self) -> Iterator[ImageItem]:
+        for file in self._files:
+            yield ImageItem(file.name, str(file), file.read_bytes(), self._prompts.get(file.name))
+
+
+def _read_prompts(metadata: Path) -> dict[str, str]:
+    """file name -> prompt."""
+    prompts = {}
+    for number, line in enumerate(metadata.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            prompts[row["file_name"]] = row["prompt"] if "prompt" in row else row["text"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f'evaluate: {metadata}, line {number}: write {{"file_name": "0001.png", "prompt": "a red car"}}.'
+            ) from error
+    return prompts
+
+
+def _compare(metadata: Path, named: set[str], there: set[str]) -> None:
+    if odd := sorted(named ^ there):
+        what = "names a file that is not there" if odd[0] in named else "has no line for the file"
+        raise UserError(
+            f"evaluate: {metadata} {what}: {odd[0]} ({len(odd):,} such; {len(named):,} lines, {len(there):,} images)."
+        )
