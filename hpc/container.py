@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from hpc.config import ClusterConfig
@@ -36,6 +37,18 @@ def python(cluster: ClusterConfig, run: Path) -> str:
     binds = [word for m in [str(run), *container.mounts] for word in ("--bind", _mount(m))]
     gpus = ["--nv"] if cluster.gpus_per_node else []
     return f"{shlex.join(['apptainer', 'exec', *gpus, *binds, *container.args, container.image])} {inside}"
+
+
+def command(cluster: ClusterConfig, run: Path, argv: Sequence[str]) -> list[str]:
+    """A program with its arguments as it is started on a node. `python -m MODULE` is a worker's python, and takes
+    MODULE from PYTHONPATH, not from a working tree that may have changed since."""
+    *around, interpreter = shlex.split(python(cluster, run))
+    if cluster.container is not None and cluster.container.runtime == "pyxis":
+        around = ["srun", *srun_arguments(cluster, run)]
+    program, *arguments = argv
+    if program == "python":
+        return [*around, interpreter, *(["-P"] if arguments[:1] == ["-m"] else []), *arguments]
+    return [*around, program, *arguments]
 
 
 def _mount(path: str) -> str:

@@ -80,8 +80,8 @@ def lines(config: Config, identity: str, shards: list[Shard], slots: int, rate: 
     files = FILES_A_SHARD * len(shards)
     measured = find(config, identity)
     said = [_effort(config, measured, shards, slots, rate), f"about {files:,} files in the run directory"]
-    if measured is not None and measured.bytes_a_sample and (samples := _samples(shards, measured)):
-        said[1] += f", {samples * measured.bytes_a_sample / 2**30:,.1f} GiB"
+    if measured is not None and measured.bytes_a_sample and (count := samples(shards, measured)):
+        said[1] += f", {count * measured.bytes_a_sample / 2**30:,.1f} GiB"
     free = _free_inodes(config.directory)
     if free is not None and free < files:
         said[1] += f". Its file system has room for {free:,}: choose another `runs=`"
@@ -96,7 +96,7 @@ def _free_inodes(path: Path) -> int | None:
     return facts.f_favail if facts.f_files else None
 
 
-def _samples(shards: list[Shard], measured: Measured | None) -> float:
+def samples(shards: list[Shard], measured: Measured | None) -> float:
     """Of all shards; where a count is not known the mean of the others, or of an earlier run, stands for it."""
     known = [s.expected for s in shards if s.expected is not None]
     a_shard = sum(known) / len(known) if known else measured.samples_a_shard if measured else 0.0
@@ -109,14 +109,14 @@ def _effort(config: Config, measured: Measured | None, shards: list[Shard], slot
     unit = "GPU" if cluster.gpus_per_node else "engine"
     if rate is None and measured is None:
         return f"unknown: no run with this identity beside this one. Say --rate SAMPLES_PER_SECOND_PER_{unit.upper()}"
-    samples = _samples(shards, measured)
-    if not samples:
+    count = samples(shards, measured)
+    if not count:
         return "unknown: the shards' numbers of samples are not known (data.expected), nor is there a finished run"
     speed = rate if rate is not None else measured.rate if measured else 0.0
     where = "--rate" if rate is not None else measured.where if measured else ""
     engines = cluster.gpus_per_node or cluster.engines_per_node
     at_once = min(slots, cluster.parallel or slots)
-    hours = samples / speed / 3600
+    hours = count / speed / 3600
     text = f"{speed:,.1f} samples/s per {unit} ({where}) → {hours_text(hours, unit)}"
     text += f" ≈ {duration(3600 * hours / engines / at_once)} on {at_once} {'node' if at_once == 1 else 'nodes'}"
     if cluster.price is not None:

@@ -21,6 +21,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from hpc import config as configs
@@ -56,21 +57,21 @@ def decide(run: Run, allow_failed: int) -> int:
         if len(failed) <= allow_failed:
             log.info("complete: %d shards done, %d failed (allowed: %d)", done, len(failed), allow_failed)
             return Exit.COMPLETE
-        log.error("%d shards failed, %d are allowed: %s", len(failed), allow_failed, _names(failed))
+        log.error("%d shards failed, %d are allowed: %s", len(failed), allow_failed, names(failed))
         return Exit.INCOMPLETE
     running = list(live_jobs([j for s in run.submissions() for j in s.job_ids]))
     if running:
-        return _wait_for(sorted({name.split("_")[0] for name in running}))
+        return wait_for(sorted({name.split("_")[0] for name in running}))
     for name in ("cancelled", "pause"):
         if (why := run.control_text(name)) is not None:
-            log.error("%s: %s; %d shards are left: %s", name, why, len(opened), _names(opened))
+            log.error("%s: %s; %d shards are left: %s", name, why, len(opened), names(opened))
             return Exit.INCOMPLETE
     if not shutil.which("sbatch"):
         raise UserError(f"gate: {len(opened)} shards are left, and there is no sbatch here to launch again with")
     seen = run.control / f"gate-{os.environ.get('SLURM_JOB_ID', 'local')}"
     before = int(seen.read_text()) if seen.exists() else -1
     if done <= before:
-        log.error("no further than before (%d done); %d shards are left: %s", done, len(opened), _names(opened))
+        log.error("no further than before (%d done); %d shards are left: %s", done, len(opened), names(opened))
         return Exit.INCOMPLETE
     seen.write_text(str(done))
     log.info("%d shards are left, %d done: launching again", len(opened), done)
@@ -82,10 +83,10 @@ def decide(run: Run, allow_failed: int) -> int:
     config = configs.check({**tree, **here}, latest.source)
     code = launch.submit(launch.prepare(config))
     jobs = run.latest().job_ids
-    return _wait_for(jobs) if jobs else code
+    return wait_for(jobs) if jobs else code
 
 
-def _wait_for(jobs: list[str]) -> int:
+def wait_for(jobs: list[str]) -> int:
     """Requeue this job behind others. Those who depend on it go on waiting, since its id stays."""
     me = os.environ.get("SLURM_JOB_ID")
     if not me:
@@ -95,10 +96,19 @@ def _wait_for(jobs: list[str]) -> int:
     wake += [f"--{key}={os.environ[name]}" for key, name in _SAME_PLACE.items() if os.environ.get(name)]
     # retried: the gate may still be completing when the others have ended already
     retry = f"for i in $(seq 20); do scontrol release {int(me)} && exit 0; sleep 3; done; exit 1"
-    subprocess.run([*wake, f"--wrap={retry}"], check=True, env=_outside())
+    _patiently([*wake, f"--wrap={retry}"])
     log.info("waiting for jobs %s", ",".join(jobs))
-    subprocess.run(["scontrol", "requeuehold", me], check=True)
+    _patiently(["scontrol", "requeuehold", me])
     return Exit.REQUEUE
+
+
+def _patiently(command: list[str]) -> None:
+    """Run it; again where the controller is away for a while."""
+    for pause in (2, 10, 30, 60):
+        if subprocess.run(command, env=_outside(), check=False).returncode == 0:
+            return
+        time.sleep(pause)
+    subprocess.run(command, env=_outside(), check=True)
 
 
 _SAME_PLACE = {"partition": "SLURM_JOB_PARTITION", "account": "SLURM_JOB_ACCOUNT", "qos": "SLURM_JOB_QOS"}
@@ -109,7 +119,7 @@ def _outside() -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SRUN_")) or k == "SLURM_CONF"}
 
 
-def _names(shards: list[str]) -> str:
+def names(shards: list[str]) -> str:
     return ", ".join(shards[:10]) + (f" and {len(shards) - 10} more" if len(shards) > 10 else "")
 
 

@@ -3,6 +3,7 @@
     python -m hpc.launch configs/caption/demo.yaml                         run the demo here
     python -m hpc.launch CONFIG cluster=slurm cluster.partition=gpu --dry-run    print the plan and the batch script
     python -m hpc.launch configs/sft/demo.yaml                             train here (gang: the config names a trainer)
+    python -m hpc.launch configs/pipeline/recap_demo.yaml                  a pipeline: the config has `stages:`
     python -m hpc.launch CONFIG captioner.model=/models/llava-llama-3-8b name=first-try
 
 `key=value` changes the config, `--flags` are actions. Launching over a run that exists continues it: finished shards
@@ -26,7 +27,7 @@ import yaml
 from rich.console import Console
 from rich.markup import escape
 
-from hpc import atomic, forecast, plan, snapshot
+from hpc import atomic, forecast, pipeline, plan, snapshot
 from hpc import config as configs
 from hpc.errors import Exit, Parser, UserError
 from hpc.ledger import DONE, FAILED, Claim, State
@@ -379,6 +380,16 @@ def _adopt_unanswered(job: Job) -> bool:
 
 def submit_to_slurm(launcher: Launcher, what: str) -> int:
     """sbatch, and its answer on disk; `what` is said of the job, e.g. "{slots} slots" (Slurm may allow fewer)."""
+    run, submission = launcher.run, launcher.submission
+    job_id = hand_over(launcher)
+    log = launcher.log_pattern.replace("%A", job_id).replace("%j", job_id).replace("%a", "*")
+    console.print(f"\nsubmitted {job_id} ({what.format(slots=submission.slots)}) · logs: {short(run.logs)}/{log}")
+    console.print(f"watch: python -m hpc.status {short(run.path)} --watch")
+    return Exit.COMPLETE
+
+
+def hand_over(launcher: Launcher) -> str:
+    """sbatch, and its answer on disk; the job's id. Raises Unanswered, or UserError where it is refused."""
     from hpc.launcher import Unanswered
 
     run, submission = launcher.run, launcher.submission
@@ -394,10 +405,7 @@ def submit_to_slurm(launcher: Launcher, what: str) -> int:
         raise
     submission.state, submission.job_ids = "submitted", [job_id]
     run.save(submission)
-    log = launcher.log_pattern.replace("%A", job_id).replace("%j", job_id).replace("%a", "*")
-    console.print(f"\nsubmitted {job_id} ({what.format(slots=submission.slots)}) · logs: {short(run.logs)}/{log}")
-    console.print(f"watch: python -m hpc.status {short(run.path)} --watch")
-    return Exit.COMPLETE
+    return job_id
 
 
 def _preflight(run: Run) -> None:
@@ -416,6 +424,17 @@ def _preflight(run: Run) -> None:
         raise UserError(f"launch: {run.path}: link() does not exclude here. Put `runs` on another file system.")
 
 
+def _pipeline(args: argparse.Namespace) -> int:
+    from hpc import pipeline_launch
+
+    if args.detach or args.no_submit or args.allow_missing or args.rate:
+        raise UserError(
+            "launch: --detach, --no-submit, --allow-missing and --rate are for one job, not for a pipeline."
+        )
+    asked = pipeline_launch.Asked(args.supersede, args.only or "", args.begin or "")
+    return pipeline_launch.launch(args.config, args.overrides, asked, dry_run=args.dry_run)
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser(
         prog="python -m hpc.launch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -430,8 +449,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--detach", action="store_true", help="cluster=local: go on in the background")
     parser.add_argument("--no-submit", action="store_true", help="write the run directory, start nothing")
     parser.add_argument("--allow-missing", action="store_true", help="plan shards that do not exist, as failed ones")
+    parser.add_argument(
+        "--from", dest="begin", metavar="STAGE", help="pipelines: do this stage and all behind it again"
+    )
+    parser.add_argument("--only", metavar="STAGE", help="pipelines: do this stage again, and no other")
     args = parser.parse_intermixed_args(arguments)
     try:
+        if pipeline.is_pipeline(args.config):
+            return _pipeline(args)
+        if args.begin or args.only:
+            raise UserError(f"launch: --from and --only are for pipelines; {args.config} has no `stages:`.")
         config = configs.load(args.config, args.overrides)
         if config.is_gang:
             from hpc import gang_launch, sweep

@@ -28,7 +28,7 @@ def command(run: Run, submission: Submission, slot: int) -> list[str]:
     return [*worker, "--submission", submission.uuid, "--slot", str(slot)]
 
 
-def _die_with_supervisor() -> None:
+def die_with_supervisor() -> None:
     """In the child: drain when the supervisor is gone, however it went."""
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
@@ -50,7 +50,7 @@ class _Slot:
             # a session of its own: the terminal's Ctrl-C reaches the supervisor alone, which drains its workers
             self._process = subprocess.Popen(
                 command(self._run, self._submission, self._number), stdin=subprocess.DEVNULL, stdout=out,
-                stderr=out, env=environment, start_new_session=True, preexec_fn=_die_with_supervisor,
+                stderr=out, env=environment, start_new_session=True, preexec_fn=die_with_supervisor,
             )  # fmt: skip
 
     def poll(self, stopping: bool) -> bool:

@@ -1,0 +1,206 @@
+"""What a pipeline will do and what it will cost, stage by stage, before it does anything.
+
+A stage's samples come from its plan where its input is there (else from `samples:`), its rate from `rate:` or from an
+earlier run with the same identity. There is no built-in rate.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from hpc import config as configs
+from hpc import forecast, gang_launch, snapshot, sweep
+from hpc.effort import duration, hours_text
+from hpc.errors import Exit, UserError
+from hpc.gang_launcher import ranks_per_node
+from hpc.launch import console, prepare, short
+from hpc.pipeline import Pipeline, Stage
+from hpc.pipeline_launch import Asked, attempt
+from hpc.pipeline_run import PipelineRun
+from hpc.stage import launch_command
+from hpc.stage_launcher import StageLauncher
+
+
+@dataclass
+class Outlook:
+    """jobs: their shape. devices: GPUs (without: engines, ranks) that work at once. note: what is not known."""
+
+    jobs: str
+    devices: int
+    samples: float = 0.0
+    rate: float = 0.0
+    where: str = ""
+    note: str = ""
+
+    @property
+    def hours(self) -> float | None:
+        """Of one device; None where samples or rate are not known."""
+        return self.samples / self.rate / 3600 if self.samples and self.rate else None
+
+
+def check(stage: Stage, supersede: bool) -> Outlook:
+    """The outlook of a stage whose needs are finished. Raises UserError for what would stop its launch."""
+    try:
+        return look(stage, [], supersede)
+    except UserError as error:
+        raise UserError(f"stage {stage.name}: {error}") from error
+
+
+def look(stage: Stage, behind: list[str], supersede: bool) -> Outlook:
+    """The outlook of a stage; `behind`: needs that are not finished, so that its input may not exist yet."""
+    if stage.config is None:
+        gpus = stage.cluster.gpus_per_node
+        found = Outlook(f"1 job · {gpus} GPUs" if gpus else "1 job", max(1, gpus), note="" if gpus else "no GPU")
+    else:
+        found = _map(stage, behind, supersede) if stage.kind == "map" else _gang(stage, behind, supersede)
+    if stage.samples is not None:
+        found.samples = stage.samples
+    if stage.rate is not None:
+        found.rate, found.where = stage.rate, "given"
+    return found
+
+
+def _alone(stage: Stage) -> configs.Config:
+    """The stage's config, looked at without asking Slurm anything."""
+    assert stage.config is not None
+    cluster = {**stage.config.resolved["cluster"], "kind": "local"}
+    return configs.check({**stage.config.resolved, "cluster": cluster}, stage.source)
+
+
+def _map(stage: Stage, behind: list[str], supersede: bool) -> Outlook:
+    config, cluster = _alone(stage), stage.cluster
+    engines = cluster.gpus_per_node or cluster.engines_per_node
+    what = "GPUs" if cluster.gpus_per_node else "CPU engines"
+    slots, measured, shards = cluster.slots, None, []
+    try:
+        if behind:
+            shards = config.operator().plan()  # its shards may be there before its model is
+        else:
+            job = prepare(config, supersede=supersede, dry_run=True)
+            shards, slots = job.shards, job.slots
+            measured = forecast.find(stage.config or config, job.identity)
+    except (UserError, OSError):
+        if not behind:
+            raise
+    at_once = min(slots, cluster.parallel or slots)
+    found = Outlook(f"array of {slots} × {engines} {what}", at_once * engines)
+    found.samples = forecast.samples(shards, measured)
+    if measured:
+        found.rate, found.where = measured.rate, measured.where
+    if not shards:
+        found.note = f"planned after {', '.join(behind)}"
+    return found
+
+
+def _gang(stage: Stage, behind: list[str], supersede: bool) -> Outlook:
+    config, cluster = _alone(stage), stage.cluster
+    arms = sweep.arms(config) if config.run.sweep else {"": config}
+    nodes, ranks = config.run.gang.nodes, ranks_per_node(cluster)
+    what = "GPUs" if cluster.gpus_per_node else "CPU ranks"
+    shape = f"{nodes} {'node' if nodes == 1 else 'nodes'} × {ranks} {what}"
+    at_once = min(len(arms), cluster.parallel or len(arms))
+    found = Outlook(f"{len(arms)} arms × {shape}" if config.run.sweep else shape, at_once * nodes * ranks)
+    if behind:
+        found.note = f"checked after {', '.join(behind)}"
+    for arm in arms.values():
+        if not behind:
+            gang_launch.prepare(arm, supersede=supersede)
+        found.samples += _samples(arm)
+    return found
+
+
+def _samples(config: configs.Config) -> float:
+    """Of a whole training, 0 where only the data says; trainers may have a method `samples`."""
+    count: Any = getattr(config.trainer(), "samples", None)
+    return float(count()) if count else 0.0
+
+
+def dry_run(pipeline: Pipeline, run: PipelineRun, finished: list[str], todo: list[str], asked: Asked) -> int:
+    """Print every stage, its dependencies, its cost, and what will be run; leave nothing behind."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` may close the pipe
+    looks = {}
+    for name in todo:
+        behind = [need for need in pipeline.stages[name].needs if need not in finished]
+        looks[name] = (
+            look(pipeline.stages[name], behind, asked.supersede)
+            if behind
+            else check(pipeline.stages[name], asked.supersede)
+        )
+    console.print(_table(pipeline, looks, finished))
+    console.print(_total(pipeline, looks))
+    console.print(f"output    {short(run.path)}/<stage>/\n", markup=False)
+    code = snapshot.digest()
+    for name in todo:
+        stage = pipeline.stages[name]
+        submission = attempt(pipeline, stage, run, code, asked.supersede)
+        if pipeline.cluster.kind == "slurm":
+            after = [f"<{need}>" for need in stage.needs if need in todo]
+            script = StageLauncher(run, submission, stage.cluster, after, pipeline.cluster.dependency).script()
+            sys.stdout.write(f"### stage job of {name}\n{script}\n\n")
+        else:
+            argv = submission.config["argv"] or launch_command(run, name, asked.supersede)
+            sys.stdout.write(f"{name}: {' '.join(argv)}\n")
+    console.print("\nnothing was started (--dry-run)")
+    return Exit.COMPLETE
+
+
+def _table(pipeline: Pipeline, looks: dict[str, Outlook], finished: list[str]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column in ("stage", "after", "what", "jobs", "samples", "cost"):
+        table.add_column(column, overflow="fold")
+    for name, stage in pipeline.stages.items():
+        found = looks.get(name)
+        if found is None:
+            said = ["", "", "finished" if name in finished else "not asked for"]
+        else:
+            said = [found.jobs, f"{found.samples:,.0f}" if found.samples else "?", _cost(stage, found)]
+            if stage.command:
+                said[1] = ""
+        table.add_row(name, ", ".join(stage.needs), *map(escape, [stage.what, *said]))
+    return table
+
+
+def _cost(stage: Stage, found: Outlook) -> str:
+    unit = _unit(stage)
+    if stage.command and found.hours is None:
+        if not stage.cluster.gpus_per_node:
+            return found.note
+        limit = configs.slurm_seconds(stage.cluster.time) / 3600
+        return f"at most {hours_text(limit * found.devices, unit)} (its time limit)"
+    if found.hours is None:
+        missing = " and ".join(k for k, v in (("rate", found.rate), ("samples", found.samples)) if not v)
+        return "; ".join(
+            filter(None, [f"unknown: say {stage.name}.{missing.replace(' and ', f'= and {stage.name}.')}=", found.note])
+        )
+    text = f"{hours_text(found.hours, unit)} ≈ {duration(3600 * found.hours / found.devices)}"
+    text += f" at {found.rate:,.4g} samples/s a {unit} ({found.where})"
+    return "; ".join(filter(None, [text, found.note]))
+
+
+def _unit(stage: Stage) -> str:
+    return "GPU" if stage.cluster.gpus_per_node else "CPU rank"
+
+
+def _total(pipeline: Pipeline, looks: dict[str, Outlook]) -> str:
+    """The sum over stages whose cost is known, and the names of the others."""
+    if not looks:
+        return "\nnothing is left to do"
+    hours: dict[str, float] = {}
+    unknown = []
+    for name, found in looks.items():
+        stage = pipeline.stages[name]
+        if found.hours is not None:
+            hours[_unit(stage)] = hours.get(_unit(stage), 0.0) + found.hours
+        elif stage.config is not None or stage.cluster.gpus_per_node:
+            unknown.append(name)
+    said = " + ".join(hours_text(value, unit) for unit, value in hours.items()) or "unknown"
+    price = pipeline.cluster.price
+    if price is not None and "GPU" in hours:
+        said += f" · {pipeline.cluster.currency}{hours['GPU'] * price:,.2f} at {price:.2f}/h"
+    return f"\ntotal     {said}" + (f"; without {', '.join(unknown)}" if unknown else "")

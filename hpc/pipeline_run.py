@@ -1,0 +1,128 @@
+"""The directory of a pipeline: what was submitted for each stage, and which stages are finished.
+
+runs/<name>/
+  pipeline.yaml          the newest launch: stages, needs, commands
+  configs/<stage>.yaml   a job's whole config: python -m hpc.launch takes it, too
+  jobs/<uuid>.json       one a stage and attempt: intent before sbatch, then the stage job's id (hpc.rundir.Submission)
+  journal/<uuid>.jsonl   what that attempt did: start, launch, end
+  <stage>/               a job's run directory; of a command stdout.txt and stderr.txt
+  <stage>/stage.json     the stage is finished: of which definition, from which inputs, and what came of it
+  code/ logs/ control/   as in any run
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from hpc import atomic
+from hpc.errors import UserError
+from hpc.journal import read
+from hpc.pipeline import Pipeline
+from hpc.rundir import Run, Submission
+
+
+class PipelineRun(Run):
+    """The run directory of a whole pipeline; its submissions are stage jobs."""
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__(path)
+        self._submissions = self.path / "jobs"
+        self.configs = self.path / "configs"
+        self.record = self.path / "pipeline.yaml"
+
+    def make(self) -> None:
+        for folder in (self._submissions, self.configs, self.journals, self.code, self.logs, self.control):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    @classmethod
+    def at(cls, path: str | Path) -> PipelineRun | None:
+        """The pipeline of a directory, None where it holds none."""
+        run = cls(path)
+        return run if run.record.exists() else None
+
+    def check(self) -> None:
+        """Raise UserError where the directory is something else's."""
+        if self.path.exists() and any(self.path.iterdir()) and not self._submissions.is_dir():
+            raise UserError(f"launch: {self.path} exists and is not a pipeline's directory. Choose another `name=`.")
+
+    # --- attempts -----------------------------------------------------------------------------
+
+    def attempts(self, stage: str) -> list[Submission]:
+        """Submissions of a stage, oldest first."""
+        return [s for s in self.submissions() if s.config["stage"] == stage]
+
+    def journal(self, submission: Submission) -> Path:
+        return self.journals / f"{submission.uuid}.jsonl"
+
+    def events(self, submission: Submission) -> list[dict[str, Any]]:
+        return read(self.journal(submission))[0]
+
+    def seconds(self, stage: str, now: float | None = None) -> float:
+        """Time of the attempts since the stage was last finished; up to `now` for one that has not ended."""
+        total, over = 0.0, False
+        for events in filter(None, map(self.events, self.attempts(stage))):
+            last = events[-1]
+            ended = last["event"] == "end"
+            until = last["t"] if ended or now is None else now
+            total, over = (0.0 if over else total) + until - events[0]["t"], ended and last["code"] == 0
+        return max(0.0, total)
+
+    # --- finished stages ----------------------------------------------------------------------
+
+    def marker(self, stage: str) -> dict[str, Any]:
+        """What stands in a stage's stage.json, {} where it is not finished."""
+        try:
+            return dict(json.loads((self.path / stage / "stage.json").read_bytes()))
+        except FileNotFoundError:
+            return {}
+
+    def finish(self, record: dict[str, Any], seconds: float) -> None:
+        """Mark a stage as finished, from what its needs have come to."""
+        folder = self.path / record["stage"]
+        marker = {
+            "definition": record["digest"], "needs": self.inputs(record),
+            "outcome": _token(time.time()) if record["command"] else outcome(Run(folder)), "seconds": round(seconds, 1),
+        }  # fmt: skip
+        atomic.replace(folder / "stage.json", atomic.as_json(marker, indent=1), durable=True)
+
+    def forget(self, stages: Iterable[str]) -> None:
+        """Let stages count as not finished."""
+        for stage in stages:
+            (self.path / stage / "stage.json").unlink(missing_ok=True)
+
+    def inputs(self, record: dict[str, Any]) -> dict[str, str]:
+        """What the needs of a stage have come to."""
+        return {need: str(self.marker(need).get("outcome", "")) for need in record["needs"]}
+
+    def is_finished(self, record: dict[str, Any]) -> bool:
+        """Whether a stage was finished as it is defined now, from what its needs have come to, and is still so."""
+        marker = self.marker(record["stage"])
+        same = marker.get("definition") == record["digest"] and marker["needs"] == self.inputs(record)
+        return same and (bool(record["command"]) or marker["outcome"] == outcome(Run(self.path / record["stage"])))
+
+    def finished(self, pipeline: Pipeline) -> list[str]:
+        """The stages that are finished, and whose needs are."""
+        found: list[str] = []
+        for stage in pipeline.stages.values():
+            if set(stage.needs) <= set(found) and self.is_finished(stage.record()):
+                found.append(stage.name)
+        return found
+
+
+def outcome(run: Run) -> str:
+    """Changes when a job's output may have: another identity, plan or rerun, or a directory that was made anew."""
+    submissions = run.submissions()
+    if not submissions:
+        return ""
+    first, latest = submissions[0], submissions[-1]
+    arms = [outcome(Run(run.path / arm)) for arm in latest.config.get("sweep") or {}]
+    return _token([first.uuid, latest.identity, latest.plan, run.generation_count(), arms])
+
+
+def _token(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
