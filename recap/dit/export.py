@@ -5,8 +5,8 @@
     pipeline("a red flag", guidance_scale=4, use_resolution_binning=False, clean_caption=False, max_sequence_length=77)
 
 `max_sequence_length` is the training's `model.context`. A model of pixel space has no VAE: its pipeline is loaded with
-`vae=None` and asked for `output_type="latent"`, which are the pixels from -1 to 1. The pipeline knows no shift: of a VAE that
-has one (Flux's, Stable Diffusion 3's) it decodes shifted latents, our sampler the right ones.
+`vae=None` and asked for `output_type="latent"`, which are the pixels from -1 to 1. PixArt's pipeline knows no shift of
+latents: it decodes those of a VAE that has one (Flux's, Stable Diffusion 3's) wrongly, our sampler does not.
 
 `recap_dit.json` beside it holds what our own sampler needs to know.
 """

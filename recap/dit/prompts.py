@@ -1,9 +1,11 @@
 """Prompts of a sampling job: a list in a file, or what a run of ours has written, cut into shards. Torch-free.
 
-prompts.txt       a prompt a line; its key is the line's number, 000001 on
-prompts.tsv       key, tab, prompt; a first line `key<TAB>prompt` is a header
-prompts.jsonl     {"key": "0001", "prompt": "a red car"} a line
-prompts.parquet   columns key and prompt
+    prompts.txt       a prompt a line; its key is the line's number, 000001 on
+    prompts.tsv       key, tab, prompt; a first line `key<TAB>prompt` is a header
+    prompts.jsonl     {"key": "0001", "prompt": "a red car"} a line
+    prompts.parquet   columns key and prompt
+
+An entry that cannot be drawn (empty, unreadable) becomes a skipped row that says why.
 """
 
 from __future__ import annotations

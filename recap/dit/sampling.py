@@ -1,7 +1,7 @@
 """Images from texts: guided sampling with diffusers' schedulers, the same whatever the batch.
 
-The noise of an image comes from its own seed, and every forward pass has one fixed shape (the batch is padded), so that an
-image depends neither on its neighbours nor on how many workers share the work.
+The noise of an image comes from its own seed, and every forward pass has one fixed shape (the batch is padded), so that
+an image depends neither on its neighbours nor on how many workers share the work.
 """
 
 from __future__ import annotations
