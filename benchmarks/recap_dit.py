@@ -3,9 +3,9 @@
     python -m benchmarks.recap_dit OUT [--jobs 2] [--only p=0.5/2]       train what is not done yet, then report
     python -m benchmarks.recap_dit OUT --report                          the table alone
 
-What is asked, and what would falsify it, stands in recap_dit.yaml, written before the run. Arms of one seed share initial
-weights, images, order, noise and times; only the texts differ, and all cost the same. Images of all arms are drawn from the
-same noise, with the same guidance.
+What is asked, and what would falsify it, stands in recap_dit.yaml, written before the run. Arms of one seed share
+initial weights, images, order, noise and times; only the texts differ, and all cost the same. Images of all arms are
+drawn from the same noise, with the same guidance.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def _encoder_config(study: dict[str, Any], world: Path) -> Path:
         "model": {"architecture": "hf", "vocabulary": vocabulary, "tokenizer": str(world / "tokenizer-clip"), **model},
         "data": _data(world), "text": {"weights": {"org_caption": 0.5, "re_caption": 0.5}},
         "stages": [{"image": e["image"], "samples": e["samples"]}],
-        "train": {"batch": e["batch"], "lr": e["lr"], "warmup": 0.05, "seed": e["seed"], "threads": 1, "log_every": 640},
+        "train": {"batch": e["batch"], "lr": e["lr"], "warmup": 0.05, "seed": e["seed"], "threads": 1},
     }  # fmt: skip
     path = world / "clip.yaml"
     path.write_text(yaml.safe_dump(config))

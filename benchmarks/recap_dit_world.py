@@ -34,7 +34,7 @@ class Prompt:
 
 
 def named(pixels: np.ndarray) -> np.ndarray:
-    """Colour names of uint8 [H, W, 3], as indices of COLOURS. Dim white is white: views are shaded, flags are not grey."""
+    """Colour names of uint8 [H, W, 3], as indices of COLOURS. Dim white is white: views are shaded, no flag is grey."""
     found = colour_names(pixels)
     bright = pixels.max(-1) > 150
     return np.where((found == COLOURS.index("gray")) & bright, COLOURS.index("white"), found)

@@ -69,8 +69,8 @@ def _started(config: DitModelConfig, channels: int, side: int, text_width: int) 
 def _initialise(model: Any) -> None:
     """As DiT and PixArt-alpha start: every block as if it had no text, the output at zero, all else Xavier.
 
-    PixArt's normal initialisation of the text's and time's projections (0.02) is Xavier's at its width of 1152; at small
-    widths it would mute them for most of a short training.
+    PixArt's normal initialisation of the text's and time's projections (0.02) is Xavier's at its width of 1152; at
+    small widths it would mute them for most of a short training.
     """
 
     def xavier(module: nn.Module) -> None:

@@ -1,7 +1,7 @@
 """What is minimised: noise prediction (DDPM, the paper's) or rectified flow.
 
-`Objective` is the module that the trainer core sees. Noise, times and dropped texts are drawn where batches are made, from a
-hash of (seed, epoch, sample), so that they are the same after a resume and on any number of ranks.
+`Objective` is the module that the trainer core sees. Noise, times and dropped texts are drawn where batches are made,
+from a hash of (seed, epoch, sample), so that they are the same after a resume and on any number of ranks.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from recap.dit.settings import DIFFUSION_STEPS, ObjectiveConfig
 
 
 class Flow:
-    """Rectified flow: x_t = (1 - t) x_0 + t noise; the model predicts noise - x_0 (Liu et al.; Esser et al., section 3)."""
+    """Rectified flow: x_t = (1 - t) x_0 + t noise; the model predicts noise - x_0 (Esser et al., section 3)."""
 
     def __init__(self, config: ObjectiveConfig) -> None:
         self.config = config
@@ -41,7 +41,7 @@ class Flow:
 
 
 class Ddpm:
-    """DDPM with the linear schedule of 1,000 levels: x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) noise; the model predicts the noise.
+    """DDPM with the linear schedule of 1,000 levels: x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) noise; predicted is the noise.
 
     With twice the channels it also predicts the variance, learned from the variational bound (Nichol and Dhariwal,
     Improved DDPM, section 3.1), as DiT does.

@@ -55,8 +55,8 @@ class DitModelConfig:
         name, _, patch = self.size.partition("/")
         if (name not in SIZES and not re.fullmatch(r"\d+x\d+x\d+", name)) or not re.fullmatch("[1-9][0-9]?", patch):
             raise UserError(
-                f"config: `model.size`: {self.size!r} is unknown. Write {', '.join(SIZES)} or WIDTHxLAYERSxHEADS, then / "
-                "and the patch, e.g. B/4 or 64x2x2/2."
+                f"config: `model.size`: {self.size!r} is unknown. Write {', '.join(SIZES)} or WIDTHxLAYERSxHEADS, "
+                "then / and the patch, e.g. B/4 or 64x2x2/2."
             )
         width, layers, heads = SIZES[name] if name in SIZES else map(int, name.split("x"))
         return Shape(width, layers, heads, int(patch))

@@ -190,14 +190,14 @@ class DitTask:
         where = f"data: column {name}: sample {sample.name}"
         if about["vae"] != self.space.digest:
             raise UserError(
-                f"{where}: its latent is of the VAE {about['vae']}, model.vae is {self.space.digest}. Name the VAE that "
-                "made the column, or make the column again."
+                f"{where}: its latent is of the VAE {about['vae']}, model.vae is {self.space.digest}. Name the VAE "
+                "that made the column, or make the column again."
             )
         channels = self.space.channels * (2 if about["kind"] == "moments" else 1)
         if found.dtype != np.float16 or found.shape[1:] != (channels, self.side, self.side):
             raise UserError(
-                f"{where}: its latent is {found.dtype} {found.shape[1:]}; model.image={self.config.model.image} asks for "
-                f"float16 {(channels, self.side, self.side)}. Make the column for that size."
+                f"{where}: its latent is {found.dtype} {found.shape[1:]}; model.image={self.config.model.image} asks "
+                f"for float16 {(channels, self.side, self.side)}. Make the column for that size."
             )
         if self.config.objective.posterior == "sample" and about["kind"] == "mean":
             raise UserError(f"{where}: it holds means, not moments. Write objective.posterior=mean.")
@@ -218,8 +218,8 @@ class DitTask:
         states, about = read_states(blob)
         if states.shape[1] != self.text_encoder.width or about["encoder"] != self._encoder_digest:
             raise UserError(
-                f"data: column {self.config.data.embeddings[column]}: sample {sample.name}: its states are of the encoder "
-                f"{about['encoder']} ({states.shape[1]} wide), model.text_encoder is {self._encoder_digest} "
+                f"data: column {self.config.data.embeddings[column]}: sample {sample.name}: its states are of the "
+                f"encoder {about['encoder']} ({states.shape[1]} wide), model.text_encoder is {self._encoder_digest} "
                 f"({self.text_encoder.width} wide). Name the encoder that made the column, or make it again."
             )
         return states[: self.config.model.context]

@@ -40,8 +40,8 @@ class DitTrainer:
             step = factor * model.shape.patch
             near = max(model.image // step, 1) * step
             raise UserError(
-                f"config: `model.image`: {model.image} pixels do not divide by {step} (the VAE's {factor} x the patch's "
-                f"{model.shape.patch}). Write {near} or {near + step}."
+                f"config: `model.image`: {model.image} pixels do not divide by {step} (the VAE's {factor} x the "
+                f"patch's {model.shape.patch}). Write {near} or {near + step}."
             )
         names = [*TextPolicy(config.text).columns, *data.embeddings.values(), *([data.latents] if data.latents else [])]
         check_columns(data, names)
