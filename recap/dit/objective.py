@@ -160,18 +160,21 @@ class Objective(nn.Module):
 
     def forward(self, micro: dict[str, torch.Tensor]) -> torch.Tensor:
         clean = self.clean(micro)
-        states = (
-            micro["states"].to(clean.dtype) if "states" in micro else self.text_encoder(micro["ids"], micro["mask"])
-        )
         noised, level = self.process.noised(clean, micro["noise"], micro["time"])
         output = self.transformer(
             noised,
-            encoder_hidden_states=states,
+            encoder_hidden_states=self._states(micro),
             encoder_attention_mask=micro["mask"],
             timestep=level,
             return_dict=False,
         )[0]
         return self.process.losses(output, clean, noised, micro["noise"], micro["time"]).sum()
+
+    def _states(self, micro: dict[str, torch.Tensor]) -> torch.Tensor:
+        if "states" in micro:
+            return micro["states"].float()
+        assert self.text_encoder is not None
+        return self.text_encoder(micro["ids"], micro["mask"])
 
     @torch.no_grad()
     def clean(self, micro: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -113,7 +113,7 @@ class DitTask:
         """Of that many tokens, patches and text together; text encoder and VAE not counted."""
         shape, patches = self.config.model.shape, self._patches
         text = self.config.model.context / 2
-        block = 4 * shape.width**2 * patches + 2 * patches**2 * shape.width  # self-attention
+        block = 4.0 * shape.width**2 * patches + 2 * patches**2 * shape.width  # self-attention
         block += 2 * shape.width**2 * (patches + text) + 2 * patches * text * shape.width  # cross-attention
         block += 8 * shape.width**2 * patches
         ends = 2 * patches * shape.patch**2 * self.space.channels * shape.width + 7 * shape.width**2
