@@ -84,6 +84,11 @@ class TextPolicy:
         named = [*(n for n, share in self._shares if share > 0), *self._fallback, *self.config.sub_captions.columns]
         return list(dict.fromkeys(part for name in named for part in name.split(JOIN)))
 
+    @property
+    def sources(self) -> list[str]:
+        """What a text may come from (`Drawn.column`), joined columns as one."""
+        return list(dict.fromkeys([*(name for name, share in self._shares if share > 0), *self._fallback]))
+
     def draw(self, row: Mapping[str, Any], seed: int, epoch: int, key: str) -> list[Drawn]:
         """`config.texts` texts for one sample; [] where every column is empty.
 

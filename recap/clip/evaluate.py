@@ -1,53 +1,46 @@
 """Evaluate a CLIP model: zero-shot classification, retrieval, true or false attributes. One JSON object on stdout.
 
     python -m recap.clip.evaluate MODEL classify --shards /data/imagenet_val --label cls --classes names.txt
-    --templates prompts.txt python -m recap.clip.evaluate MODEL retrieve --karpathy dataset_coco.json --images
-    /data/coco python -m recap.clip.evaluate MODEL retrieve --folder /data/Urban1k             (image/ and caption/
-    with equal names) python -m recap.clip.evaluate MODEL retrieve --shards /data/tars --member txt   (or --run RUN
-    --field caption) python -m recap.clip.evaluate MODEL attribute --json visual_genome_attribution.json --images
-    /data/vg
+    python -m recap.clip.evaluate MODEL retrieve --karpathy dataset_coco.json --images /data/coco
+    python -m recap.clip.evaluate MODEL retrieve --folder /data/Urban1k        (image/ and caption/ with equal names)
+    python -m recap.clip.evaluate MODEL retrieve --shards /data/tars --member txt      (or --run RUN --field caption)
+    python -m recap.clip.evaluate MODEL attribute --json visual_genome_attribution.json --images /data/vg
 
 MODEL is an export of this toolkit. Started as several tasks of one job (`srun python -m ...`), ranks share the work.
-`cut` is the share of texts that the token limit cut: it belongs beside every number.
+`cut` is the share of texts that the token limit cut: it belongs beside every number. The same evaluations run inside a
+training, see `evaluate` in its config.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import io
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 
 from hpc.errors import Parser, UserError
 from hpc.operator import Damage
 from recap.clip import metrics
-from recap.clip.images import whole
+from recap.clip.encoder import Encoder, Features, Picture
 from recap.clip.losses import ranks
-from recap.clip.tokens import Text, Tokens
-from recap.clip.weights import opened
+from recap.clip.settings import EvaluationConfig, check_evaluation
 from recap.data.columns import ColumnConfig, open_column
 from recap.data.index import BLOCK
 from recap.data.inputs import DataConfig, list_shards
-from recap.data.pixels import BadImage
 from recap.data.remote import open_shard
 from recap.data.tars import read_samples
 
 TEMPLATES = ["a photo of a {}."]
-
-Picture = Callable[[], bytes]
-"""An image's bytes, when they are wanted."""
 
 
 @dataclass
@@ -60,71 +53,8 @@ class Pairs:
     image_of_text: list[int]
 
 
-class Encoder:
-    """A model that turns images and texts into features of length 1. Ranks encode a part each, and all get the whole.
-
-    Args:
-        prefix: the source token that texts are read with, where the model was trained with them.
-    """
-
-    def __init__(self, folder: str | Path, device: str = "cpu", batch: int = 256, prefix: str | None = None) -> None:
-        self.model, self.config, self.size = opened(folder)
-        self.model.to(device)
-        self.tokens, self.device, self.batch, self.prefix = Tokens(self.config), device, batch, prefix
-        mean, std = self.config.normalisation
-        self._mean, self._std = (torch.tensor(v, device=device).view(3, 1, 1) * 255 for v in (mean, std))
-
-    @torch.inference_mode()
-    def images(self, pictures: Sequence[Picture], names: Sequence[str]) -> torch.Tensor:
-        """Features [N, D]. UserError for an image that cannot be read: an evaluation leaves none out."""
-        rank, world = ranks()
-        mine = range(len(pictures))[rank::world]
-        parts = []
-        with ThreadPoolExecutor(4) as pool:
-            for start in range(0, len(mine), self.batch):
-                numbers = mine[start : start + self.batch]
-                pixels = list(pool.map(lambda n: self._pixels(pictures[n], names[n]), numbers))
-                x = torch.from_numpy(np.stack(pixels)).to(self.device).float()
-                parts.append(self.model.encode_image((x - self._mean) / self._std)[0])
-        return self._whole(parts, len(pictures))
-
-    @torch.inference_mode()
-    def texts(self, texts: Sequence[str]) -> tuple[torch.Tensor, float]:
-        """Features [M, D], and the share of texts that the token limit cut."""
-        rank, world = ranks()
-        mine = [Text(t, self.prefix) for t in texts[rank::world]]
-        parts, cut = [], 0
-        for start in range(0, len(mine), self.batch):
-            ids, cut_here = self.tokens.encode(mine[start : start + self.batch])
-            parts.append(self.model.encode_text(torch.from_numpy(ids).to(self.device)))
-            cut += cut_here
-        total = torch.tensor(float(cut))
-        if world > 1:
-            dist.all_reduce(total)
-        return self._whole(parts, len(texts)), total.item() / max(len(texts), 1)
-
-    def _pixels(self, picture: Picture, name: str) -> np.ndarray:
-        try:
-            return whole(picture(), self.size)
-        except (BadImage, OSError) as error:
-            raise UserError(f"evaluate: {name}: {error}") from error
-
-    def _whole(self, parts: list[torch.Tensor], count: int) -> torch.Tensor:
-        """All ranks' features, in the order of the inputs."""
-        own = torch.cat(parts).float().cpu() if parts else torch.zeros(0, self.config.dimension)
-        world = ranks()[1]
-        if world > 1:
-            gathered: list[Any] = [None] * world
-            dist.all_gather_object(gathered, own.numpy())
-            out = torch.zeros(count, self.config.dimension)
-            for number, features in enumerate(gathered):
-                out[number::world] = torch.from_numpy(features)
-            own = out
-        return F.normalize(own, dim=-1)
-
-
 def classify(
-    encoder: Encoder, pictures: list[Picture], names: list[str], labels: list[int], classes: list[str],
+    encoder: Features, pictures: list[Picture], names: list[str], labels: list[int], classes: list[str],
     templates: list[str],
 ) -> dict[str, float]:  # fmt: skip
     """Zero-shot accuracy; a class is the mean of its prompts. Templates hold `{}` for its name."""
@@ -134,19 +64,37 @@ def classify(
     return {**metrics.accuracy(encoder.images(pictures, names), made, torch.tensor(labels)), "cut": cut}
 
 
-def retrieve(encoder: Encoder, pairs: Pairs) -> dict[str, float]:
+def retrieve(encoder: Features, pairs: Pairs) -> dict[str, float]:
     """Recall at 1, 5 and 10, both ways."""
     features, cut = encoder.texts(pairs.texts)
     images = encoder.images(pairs.pictures, pairs.names)
     return {**metrics.recall(images, features, torch.tensor(pairs.image_of_text)), "cut": cut}
 
 
-def attribute(encoder: Encoder, pairs: Pairs, false: list[str]) -> dict[str, float]:
+def attribute(encoder: Features, pairs: Pairs, false: list[str]) -> dict[str, float]:
     """Share of images nearer to the true than to the false text."""
     true, cut = encoder.texts(pairs.texts)
     wrong, _ = encoder.texts(false)
     images = encoder.images(pairs.pictures, pairs.names)[torch.tensor(pairs.image_of_text)]
     return {**metrics.choice(images, true, wrong), "cut": cut}
+
+
+def measure(encoder: Features, config: EvaluationConfig) -> dict[str, float]:
+    """What a config asks for, of a model."""
+    images = Path(config.images)
+    if config.task == "attribute":
+        return attribute(encoder, *attribution(Path(config.json), images))
+    if config.task == "classify":
+        pairs = tars(config.shards, ColumnConfig(member=config.label))
+        templates = _lines(Path(config.templates)) if config.templates else TEMPLATES
+        labels = [int(text) for text in pairs.texts]
+        return classify(encoder, pairs.pictures, pairs.names, labels, _lines(Path(config.classes)), templates)
+    if config.karpathy:
+        return retrieve(encoder, karpathy(Path(config.karpathy), images, config.split))
+    if config.folder:
+        return retrieve(encoder, folder(Path(config.folder)))
+    given = config.column.run or config.column.folder or config.column.member
+    return retrieve(encoder, tars(config.shards, config.column if given else ColumnConfig(member="txt")))
 
 
 # --- sources --------------------------------------------------------------------------------------
@@ -260,16 +208,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("task", choices=["classify", "retrieve", "attribute"])
     parser.add_argument("--shards", nargs="+", default=[], help="tars, as in data.shards")
     parser.add_argument("--label", default="cls", help="member that holds a class's number")
-    parser.add_argument("--classes", type=Path, help="class names, one a line")
-    parser.add_argument("--templates", type=Path, help="prompts with {} for the name, one a line")
+    parser.add_argument("--classes", default="", help="class names, one a line")
+    parser.add_argument("--templates", default="", help="prompts with {} for the name, one a line")
     parser.add_argument("--member", default=None, help="member that holds the text")
     parser.add_argument("--run", default=None, help="caption run whose column is the text")
     parser.add_argument("--field", default=None)
-    parser.add_argument("--karpathy", type=Path)
+    parser.add_argument("--karpathy", default="")
     parser.add_argument("--split", default="test")
-    parser.add_argument("--folder", type=Path)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--images", type=Path, default=Path())
+    parser.add_argument("--folder", default="")
+    parser.add_argument("--json", default="")
+    parser.add_argument("--images", default="")
     parser.add_argument("--prefix", default=None, help="source token that texts are read with")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--batch", type=int, default=256)
@@ -288,29 +236,11 @@ def _evaluate(given: argparse.Namespace) -> dict[str, Any]:
         dist.init_process_group("gloo", rank=rank, world_size=world)
     encoder = Encoder(given.model, given.device, given.batch, given.prefix)
     about = {"model": given.model, "task": given.task, "context": encoder.config.context, "image": encoder.size}
-    if given.task == "attribute":
-        if not given.json:
-            raise UserError("evaluate: attribute wants --json and --images.")
-        return about | attribute(encoder, *attribution(given.json, given.images))
-    if given.task == "classify":
-        if not given.classes or not given.shards:
-            raise UserError("evaluate: classify wants --shards and --classes.")
-        pairs = tars(given.shards, ColumnConfig(member=given.label))
-        names = _lines(given.classes)
-        templates = _lines(given.templates) if given.templates else TEMPLATES
-        labels = [int(text) for text in pairs.texts]
-        return about | classify(encoder, pairs.pictures, pairs.names, labels, names, templates)
-    if given.karpathy:
-        pairs = karpathy(given.karpathy, given.images, given.split)
-    elif given.folder:
-        pairs = folder(given.folder)
-    elif given.shards:
-        column = ColumnConfig(run=given.run) if given.run else ColumnConfig(member=given.member or "txt")
-        column.field = given.field
-        pairs = tars(given.shards, column)
-    else:
-        raise UserError("evaluate: retrieve wants --karpathy, --folder or --shards.")
-    return about | retrieve(encoder, pairs)
+    column = ColumnConfig(run=given.run, member=given.member, field=given.field)
+    known = {f.name for f in dataclasses.fields(EvaluationConfig)} - {"column", "batch"}
+    config = EvaluationConfig(**{name: getattr(given, name) for name in known}, column=column)
+    check_evaluation("evaluate", config)
+    return about | measure(encoder, config)
 
 
 if __name__ == "__main__":

@@ -39,8 +39,13 @@ class Objective(nn.Module):
         """The sum of this rank's losses.
 
         Args:
-            micro: images, uint8 [b, 3, H, W]; ids [b, K, T]; keep (optional), patch numbers [b, n].
+            micro: images, uint8 [b, 3, H, W]; ids [b, K, T]; keep (optional), patch numbers [b, n]. Images alone, or
+                ids [b, T] alone, give their features [b, D], for evaluation.
         """
+        if "ids" not in micro:
+            return self.model.encode_image(self.pixels(micro["images"]))[0]
+        if "images" not in micro:
+            return self.model.encode_text(micro["ids"])
         ids, texts = micro["ids"], micro["ids"].shape[1]
         size = self.config.chunk or len(ids)
         images: list[torch.Tensor] = []

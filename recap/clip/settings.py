@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from hpc.errors import UserError
+from recap.data.columns import ColumnConfig
 from recap.data.samples import JoinedDataConfig, check_batch
 from recap.text_policy import TextPolicyConfig
 from recap.train.settings import TrainSettings
@@ -27,7 +29,10 @@ def _semantic(default: Any, text: str) -> Any:
 
 
 def _execution(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text, "execution": True})
+    metadata = {"help": text, "execution": True}
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -98,6 +103,25 @@ class LossConfig:
 
 
 @dataclass
+class EvaluationConfig:
+    """One evaluation: a task, and where its images and texts are."""
+
+    task: str = _execution("retrieve", "retrieve | classify (zero-shot) | attribute (true or false text)")
+    shards: list[str] = _execution([], "tars, as in data.shards (retrieve, classify)")
+    column: ColumnConfig = field(default_factory=ColumnConfig, metadata={"execution": True})  # retrieve: the texts
+    karpathy: str = _execution("", "retrieve: COCO's or Flickr30K's Karpathy JSON, with `images`")
+    split: str = _execution("test", "of the Karpathy JSON")
+    folder: str = _execution("", "retrieve: a folder with image/ and caption/, as Urban-1K's")
+    json: str = _execution("", "attribute: ARO's JSON, with `images`")
+    images: str = _execution("", "folder that a JSON's image paths begin from")
+    classes: str = _execution("", "classify: file of class names, one a line")
+    templates: str = _execution("", "classify: file of prompts with {} for the name; empty: a photo of a {}.")
+    label: str = _execution("cls", "classify: member that holds a class's number")
+    prefix: str | None = _execution(None, "source token that texts are read with")
+    batch: int = _execution(256, "images or texts that a rank encodes at a time")
+
+
+@dataclass
 class ClipConfig:
     """Config keys of a CLIP training."""
 
@@ -108,6 +132,7 @@ class ClipConfig:
     stages: list[Stage] = _semantic([], "parts of the training, one after another")
     base_lr: float = _semantic(0.0, "rate per 256 samples, instead of lr: the paper's 8e-6 means 1.024e-3 at 32,768")
     area: float = _semantic(0.4, "smallest share of an image that a training crop holds")
+    evaluate: dict[str, EvaluationConfig] = _execution({}, "name -> evaluation, each train.evaluate_every samples")
     train: TrainSettings = field(default_factory=lambda: TrainSettings(weight_decay=0.2, beta2=0.95, clip=0.0))
 
     def stage_settings(self, stage: Stage) -> TrainSettings:
@@ -156,8 +181,33 @@ def check(config: ClipConfig) -> None:
         refuse("loss.kind", f"{config.loss.kind} takes one text an image, text.texts is {config.text.texts}")
     if config.loss.grouping and model.architecture != "recap":
         refuse("loss.grouping", "needs patch features in the shared space: set model.architecture=recap")
+    for name, evaluation in config.evaluate.items():
+        check_evaluation(f"config: `evaluate.{name}`", evaluation)
+    if bool(config.evaluate) != bool(config.train.evaluate_every):
+        refuse("train.evaluate_every", "and `evaluate` go together: how often, and what. One of them is missing")
     if config.train.workers > 1:
         refuse("train.workers", f"{config.train.workers}: each would read all windows. Write 1 and raise data.decoders")
+
+
+def check_evaluation(where: str, config: EvaluationConfig) -> None:
+    """UserError for what an evaluation lacks. where: what the message begins with."""
+
+    def refuse(why: str) -> None:
+        raise UserError(f"{where}: {why}.")
+
+    if config.task not in ("retrieve", "classify", "attribute"):
+        refuse(f"task {config.task!r} is unknown. Write retrieve, classify or attribute")
+    if config.task == "attribute" and not config.json:
+        refuse("attribute wants json and images")
+    if config.task == "classify" and not (config.shards and config.classes):
+        refuse("classify wants shards and classes")
+    if config.task == "retrieve" and not (config.karpathy or config.folder or config.shards):
+        refuse("retrieve wants karpathy, folder or shards")
+    if config.batch < 1:
+        refuse(f"batch {config.batch} is less than 1")
+    for path in (config.karpathy, config.folder, config.json, config.images, config.classes, config.templates):
+        if path and not Path(path).exists():
+            refuse(f"{path} does not exist")
 
 
 def _tower(key: str, name: str, known: dict[str, tuple[int, int, int]]) -> Tower:

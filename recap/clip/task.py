@@ -14,6 +14,8 @@ import torch
 from torch import nn
 
 from recap.clip import weights as formats
+from recap.clip.encoder import Features
+from recap.clip.evaluate import measure
 from recap.clip.images import training_crop
 from recap.clip.objective import Objective
 from recap.clip.settings import ClipConfig, Stage
@@ -23,6 +25,7 @@ from recap.data.pixels import BadImage
 from recap.data.samples import Samples, Taken, image_of
 from recap.data.streams import mixed
 from recap.text_policy import Drawn, TextPolicy
+from recap.train.evaluation import Occasion
 from recap.train.order import draw
 from recap.train.task import Batch
 
@@ -94,6 +97,17 @@ class ClipTask:
         assert not missing and not found.unexpected_keys, (missing, found.unexpected_keys)
         formats.save(model, config, self.tokens, self.stage.image, folder)
 
+    def evaluate(self, module: nn.Module, occasion: Occasion) -> dict[str, float]:
+        """Every evaluation of the config, at this stage's resolution and context."""
+        found: dict[str, float] = {}
+        for name, config in self.config.evaluate.items():
+            features = Features(
+                module, self.tokens, self.stage.image, self.context, device=occasion.ranks.device, batch=config.batch,
+                prefix=config.prefix, between=occasion.between, group=occasion.ranks.control,
+            )  # fmt: skip
+            found |= {f"{name}/{metric}": value for metric, value in measure(features, config).items()}
+        return found
+
     # --- the data ---------------------------------------------------------------------------
 
     def size(self) -> int:
@@ -108,7 +122,8 @@ class ClipTask:
         tokens = len(ready) * self._pair_tokens()
         padding = int((ids == self.tokens.pad).sum())
         rejected = [r for sample in ready for r in sample.rejected]
-        return Batch([micro], len(ready), tokens, tokens - padding, [r.name for r in ready], rejected)
+        names = [r.name for r in ready]
+        return Batch([micro], len(ready), tokens, tokens - padding, names, rejected, self._drawn(ready))
 
     def close(self) -> None:
         self.samples.close()
@@ -136,6 +151,10 @@ class ClipTask:
         ]
         prefixes = [self.policy.prefix(drawn.column) for _, _, drawn in texts]
         return self.tokens.shape(cut, prefixes, self.context).reshape(len(ready), self.config.text.texts, self.context)
+
+    def _drawn(self, ready: list[Taken[Pair]]) -> dict[str, float]:
+        """How many images have their (first) text from which column."""
+        return {f"text/{name}": sum(r.value.texts[0].column == name for r in ready) for name in self.policy.sources}
 
     def _kept(self, ready: Taken[Pair]) -> np.ndarray:
         """Numbers of the patches that are kept of a sample: by hash, so that every rank and every chunk agree."""

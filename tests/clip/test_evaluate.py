@@ -170,5 +170,5 @@ def test_what_is_missing_is_named(model, sets, tmp_path) -> None:
         evaluate.tars([str(sets / "all.tar")], ColumnConfig(member="none"))
     with pytest.raises(UserError, match=r"gone.png"):
         evaluate.Encoder(model).images([(tmp_path / "gone.png").read_bytes], [str(tmp_path / "gone.png")])
-    with pytest.raises(SystemExit, match="cannot be read as JSON"):
+    with pytest.raises(SystemExit, match=r"x.json does not exist"):
         evaluate.main([str(model), "attribute", "--json", str(tmp_path / "x.json")])
