@@ -5,7 +5,8 @@
 
 Look at the size first (--dry-run says it): CLIP-L's 77 states of 768 numbers are 118 kB a caption in fp16, 118 TB for a
 billion captions, where latents take 8. Worth storing are the states of few images and many epochs, or of a large T5;
-for the rest the trainers encode texts live. They are of whole texts: no sub-captions.
+for the rest the trainers encode texts live. They are of whole texts: no sub-captions. A state's last bit may depend on
+the texts that it is computed with, as it does live.
 Torch-free until `setup`.
 """
 
@@ -13,7 +14,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -40,8 +40,7 @@ if TYPE_CHECKING:
 
 PRECISIONS = ("fp32", "bf16")
 
-_AT_ONCE = 32  # texts of a pass; there are always so many, and their length is a text's own, rounded up, so that
-_ROUND = 16  # tokens: no state depends on which other texts it is computed with
+_AT_ONCE = 64  # texts of a pass
 
 
 @dataclass
@@ -79,7 +78,7 @@ class TextEmbeddingsOperator(Batched):
 
     Config: ClassVar[type] = TextEmbeddingsConfig
     version: ClassVar[int] = 1
-    batch_size = 8 * _AT_ONCE
+    batch_size = 4 * _AT_ONCE
 
     def __init__(self, config: TextEmbeddingsConfig) -> None:
         super().__init__()
@@ -178,22 +177,14 @@ class TextEmbeddingsOperator(Batched):
     def apply(self, items: list[Item]) -> list[Row]:
         texts = [item for item in items if _said(item.payload)]
         rows = [Row(i.shard, i.index, i.key, SKIPPED, "text: missing") for i in items if not _said(i.payload)]
-        groups: dict[int, list[Item]] = defaultdict(list)
-        for item, length in zip(texts, self._lengths([item.payload for item in texts])):
-            groups[min(-(-length // _ROUND) * _ROUND, self.config.context)].append(item)
-        for length, group in sorted(groups.items()):
-            for start in range(0, len(group), _AT_ONCE):
-                rows += self._encoded(group[start : start + _AT_ONCE], length)
+        texts.sort(key=lambda item: len(item.payload))  # little is padded
+        for start in range(0, len(texts), _AT_ONCE):
+            rows += self._encoded(texts[start : start + _AT_ONCE])
         return rows
 
-    def _lengths(self, texts: list[str]) -> list[int]:
+    def _encoded(self, items: list[Item]) -> list[Row]:
         assert self._encoder is not None, "setup() comes first"
-        return self._encoder.tokens(texts)["mask"].sum(1).tolist() if texts else []
-
-    def _encoded(self, items: list[Item], length: int) -> list[Row]:
-        assert self._encoder is not None, "setup() comes first"
-        texts = [item.payload for item in items]
-        states, mask = self._encoder.encode(texts + texts[:1] * (_AT_ONCE - len(texts)), pad_to=length)
+        states, mask = self._encoder.encode([item.payload for item in items])
         found = zip(items, states.float().cpu().numpy(), mask.cpu().numpy())
         return [self._row(item, state[own]) for item, state, own in found]
 
