@@ -34,6 +34,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+import transformers
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -89,11 +90,11 @@ class Measures:
 
 @dataclass
 class _Set:
-    """Images of one guidance, while they are read."""
+    """Images of one guidance, while they are read. ranked: keys, by what decides whether they are judged."""
 
     scores: Scores
     distance: FrechetDistance | None
-    keys: list[str] = field(default_factory=list)
+    ranked: list[tuple[bytes, str]] = field(default_factory=list)
 
 
 class Prompts:
@@ -193,13 +194,15 @@ def _add(made: _Set, items: list[ImageItem], measures: Measures) -> None:
         features = measures.features
         made.distance.add(images(features.clip) if isinstance(features, ClipFeatures) else features(items))
     made.scores.n += len(items)
-    made.keys += [item.key for item in items]
+    if known := [item.cut for item in items if item.cut is not None]:
+        made.scores.cut = (made.scores.cut or 0) + sum(known)
+    made.ranked += [(hashlib.sha256((item.prompt or "").encode()).digest(), item.key) for item in items]
 
 
 def _judge(source: Source, found: dict[float | None, _Set], judge: Judge, most: int, track: Track) -> None:
-    """Ratings of up to `most` images a set: those with the smallest hash of their key, the same ones in every arm."""
+    """Ratings of up to `most` images a set: those of the smallest hashes, which are the same prompts in every arm."""
     for guidance, made in found.items():
-        chosen = frozenset(sorted(made.keys, key=lambda key: hashlib.sha256(key.encode()).digest())[:most])
+        chosen = frozenset(key for _, key in sorted(made.ranked)[:most])
         advance = track(f"{source.name}: judge", len(chosen))
         wanted = (i for i in source.images if i.guidance == guidance and i.key in chosen)
         made.scores.judged = judge.rate(wanted, partial(advance, 1))
@@ -271,6 +274,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = _parser()
     given = parser.parse_args(arguments)
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    transformers.utils.logging.disable_progress_bar()  # one of its own for each CLIP
     try:
         with _progress(errors) as track:
             report = _run(given, track)

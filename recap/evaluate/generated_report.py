@@ -15,9 +15,13 @@ PROMPTS = ("raw", "recap")
 
 @dataclass
 class Scores:
-    """Figures of one set of images: of one arm, one kind of prompts, one guidance."""
+    """Figures of one set of images: of one arm, one kind of prompts, one guidance.
+
+    cut: prompts that the model which drew the images did not read whole, None where that is not known.
+    """
 
     n: int = 0
+    cut: int | None = None
     distance: float | None = None
     clip: ClipScores | None = None
     long_clip: ClipScores | None = None
@@ -88,9 +92,14 @@ class Report:
             notes.append(
                 f"in brackets: 95 % bootstrap interval over images, not over trainings; {self.distance} has none"
             )
+        for (arm, guidance), row in self.rows.items():
+            for prompts, found in row.items():
+                if found.cut:
+                    at = "" if guidance is None else f", guidance {guidance:g}"
+                    notes.append(f"{arm}{at}: its text encoder cut {found.cut / found.n:.0%} of the {prompts} prompts")
         for name, reasons in self.left_out.items():
-            told = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common(3))
-            notes.append(f"{name} lacks {sum(reasons.values()):,} images: {told}")
+            told = ", ".join(f"{count:,} ({reason})" for reason, count in reasons.most_common(3))
+            notes.append(f"{name}: images are missing: {told}")
         return notes
 
 
@@ -120,6 +129,8 @@ def _judge(judged: Ratings | None) -> str:
 
 def _scores(scores: Scores) -> dict[str, Any]:
     found: dict[str, Any] = {"n": scores.n}
+    if scores.cut is not None:
+        found["cut by the model"] = scores.cut / max(scores.n, 1)
     if scores.distance is not None:
         found["distance"] = scores.distance
     for name, clip in (("clip", scores.clip), ("long_clip", scores.long_clip)):

@@ -1,7 +1,7 @@
 """Images that are to be evaluated, read one after another: a sampling run's column, tars, or a plain folder.
 
     run       its column has fields key, image (an image file), prompt, guidance and status
-    tars      a folder, a pattern or URLs of them; the prompt is the member txt
+    tars      a folder, a pattern or URLs of them; the prompt is the member txt, and json may say guidance and cut
     folder    image files, and metadata.jsonl with file_name and prompt (or text) a line, as imagefolder of datasets
 
 Prompts may be missing where only images are asked for, as in a reference set.
@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -35,7 +36,8 @@ _ROWS = 64  # of a column that are held at a time
 class ImageItem:
     """One image file.
 
-    key: unique in its set; name: where it is, for messages; guidance: of its sampling, None where it is not known.
+    key: unique in its set; name: where it is, for messages; guidance: of its sampling, and cut: whether the model
+    that drew it read only the begin of its prompt, None where that is not known.
     """
 
     key: str
@@ -43,6 +45,7 @@ class ImageItem:
     data: bytes
     prompt: str | None = None
     guidance: float | None = None
+    cut: bool | None = None
 
 
 @dataclass
@@ -115,14 +118,15 @@ class RunImages(ImageSet):
                 f"evaluate: {self.path}: its column has no binary field `image` (it has {', '.join(names)}). "
                 "Name a run that sampled images."
             )
-        wanted = [n for n in ("key", "image", "prompt", "guidance", "status", "reason") if n in names]
+        wanted = [n for n in ("key", "image", "prompt", "guidance", "cut", "status", "reason") if n in names]
         for batch in file.iter_batches(_ROWS, columns=wanted):
             for row in batch.to_pylist():
                 if row["status"] != OK or row["image"] is None:
                     self.left_out[row.get("reason") or row["status"]] += 1
                     continue
                 key = f"{shard.shard.id}/{row['key']}"
-                yield ImageItem(key, f"{self.path}: {key}", row["image"], row.get("prompt"), row.get("guidance"))
+                about = {name: row.get(name) for name in ("prompt", "guidance", "cut")}
+                yield ImageItem(key, f"{self.path}: {key}", row["image"], **about)
 
 
 class TarImages(ImageSet):
@@ -145,7 +149,21 @@ class TarImages(ImageSet):
                         continue
                     text = sample.members.get(self._config.text)
                     prompt = None if text is None else text.decode("utf-8", "replace").strip()
-                    yield ImageItem(f"{shard.id}/{sample.key}", f"{shard.uri}: {sample.key}", image, prompt)
+                    name = f"{shard.uri}: {sample.key}"
+                    yield ImageItem(f"{shard.id}/{sample.key}", name, image, prompt, **_sampling(sample.members))
+
+
+def _sampling(members: Mapping[str, bytes]) -> dict[str, Any]:
+    """guidance and cut of a sample's json, as recap.dit.write_images writes it; others' json says other things."""
+    try:
+        about = json.loads(members.get("json", b"{}"))
+        guidance, cut = about.get("guidance"), about.get("cut")
+    except (ValueError, AttributeError):
+        return {}
+    return {
+        "guidance": float(guidance) if isinstance(guidance, (int, float)) else None,
+        "cut": cut if isinstance(cut, bool) else None,
+    }
 
 
 class FolderImages(ImageSet):

@@ -57,7 +57,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
             "real": [(key, {"png": png}) for key, png, _, _ in made],
             "prompts": [(key, {"txt": f"{alt} {key}".encode()}) for key, _, alt, _ in made],
             "recap": [
-                (key, {"png": paint(text, 30, i), "txt": text.encode()}) for i, (key, _, _, text) in enumerate(made)
+                (key, {"png": paint(text, 30, i), "txt": text.encode(), "json": b'{"guidance": 2.0}'})
+                for i, (key, _, _, text) in enumerate(made)
             ],
         }
         for name, samples in members.items():
