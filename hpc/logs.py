@@ -4,6 +4,7 @@
     python -m hpc.logs runs/demo --failed              for each failed shard: reason, file:line and the lines around it
     python -m hpc.logs runs/demo --shard 00031001      what happened to one shard, then every line that names it
     python -m hpc.logs runs/demo --slot 3 --follow     one slot, as it writes
+    python -m hpc.logs runs/recap-demo                 a pipeline: the last lines of each stage that is not finished
 
 Exit codes: 0, 64 wrong usage.
 """
@@ -21,9 +22,10 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from hpc import heartbeat, journal
+from hpc import heartbeat, journal, pipeline_status
 from hpc.errors import Exit, Parser, UserError
 from hpc.ledger import FAILED
+from hpc.pipeline_run import PipelineRun
 from hpc.rundir import Run
 from hpc.status import clean
 
@@ -135,6 +137,10 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
+        if pipeline := PipelineRun.at(args.run):
+            for line in pipeline_status.logs(pipeline, args.lines):
+                sys.stdout.write(line + "\n")
+            return Exit.COMPLETE
         run = Run(args.run)
         run.latest()
         chosen = logs(run, args.slot, args.node)

@@ -159,10 +159,10 @@ def tail(path: Path, lines: int = 8) -> str:
 def times(pipeline: Pipeline, run: PipelineRun) -> Table:
     """A row for each stage: state and time."""
     table = Table.grid(padding=(0, 2))
+    finished = run.finished(pipeline)
     for name in pipeline.stages:
-        marker = run.marker(name)
-        took = duration(marker["seconds"]) if marker else ""
-        table.add_row(f"[bold]{name}[/]", "finished" if marker else "-", took, f"{short(run.path)}/{name}")
+        took = duration(run.marker(name)["seconds"]) if name in finished else ""
+        table.add_row(f"[bold]{name}[/]", "finished" if name in finished else "-", took, f"{short(run.path)}/{name}")
     return table
 
 

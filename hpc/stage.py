@@ -91,19 +91,24 @@ class Attempt:
 
     # --- jobs ---------------------------------------------------------------------------------
 
-    def launch(self, stopped: Callable[[], bool] = lambda: False) -> int:
-        """`hpc.launch` of the stage's config; its exit code."""
-        process = subprocess.Popen(
-            launch_command(self.run, self.stage, self.record["supersede"]), stdin=subprocess.DEVNULL,
-            env=_environment(), start_new_session=True, preexec_fn=die_with_supervisor,
-        )  # fmt: skip
-        return watch(process, stopped)
+    def launch(self, stopped: Callable[[], bool] = lambda: False) -> tuple[int, str]:
+        """`hpc.launch` of the stage's config: its exit code, and what it complained of."""
+        complaints = self.run.logs / f"{self.stage}-{self.submission.uuid}.txt"
+        with open(complaints, "wb") as err:
+            process = subprocess.Popen(
+                launch_command(self.run, self.stage, self.record["supersede"]), stdin=subprocess.DEVNULL, stderr=err,
+                env=_environment(), start_new_session=True, preexec_fn=die_with_supervisor,
+            )  # fmt: skip
+            code = watch(process, stopped)
+        if code in (Exit.COMPLETE, Exit.INCOMPLETE, Exit.SOME_FAILED):  # warnings; else it is the reason
+            sys.stderr.write(complaints.read_text(encoding="utf-8", errors="replace"))
+        return code, last_line(complaints) or f"hpc.launch exited with {code}"
 
     def launch_here(self, stopped: Callable[[], bool]) -> int:
         """Run the job of the stage on this machine, to its end."""
-        code = self.launch(stopped)
+        code, said = self.launch(stopped)
         if code not in (Exit.COMPLETE, Exit.INCOMPLETE, Exit.SOME_FAILED):
-            return self.fail(f"its launch exited with {code}, see above")
+            return self.fail(said)
         now = progress(Run(self.folder))
         if now.complete:
             return self.finish()
@@ -128,9 +133,9 @@ class Attempt:
         tried = [e for e in self.run.events(self.submission) if e["event"] == "launch" and e["done"] == now.done]
         if (launched and now.hopeless) or len(tried) >= LAUNCHES:
             return self.fail(now.left)
-        code = self.launch()
+        code, said = self.launch()
         if code != Exit.COMPLETE:
-            return self.fail(f"python -m hpc.launch {self.run.configs / self.stage}.yaml exited with {code}")
+            return self.fail(said)
         latest = job.latest()
         self.note("launch", uuid=latest.uuid, done=now.done, inputs=self.run.inputs(self.record), jobs=latest.job_ids)
         return gate.wait_for(latest.job_ids)

@@ -261,8 +261,19 @@ def _group_table(title: str, unit: str, groups: dict[str, dict[str, Any]], limit
     return table
 
 
+def look(run: Run) -> dict[str, Any]:
+    """The facts of a run, whatever its kind."""
+    return _view(run, None)[0]()
+
+
 def _view(run: Run, by: str | None) -> tuple[Callable[[], dict[str, Any]], Callable[[dict[str, Any]], Group]]:
     """How to gather and how to render, by the kind of the run."""
+    if (run.path / "pipeline.yaml").exists():
+        from hpc import pipeline_status
+        from hpc.pipeline_run import PipelineRun
+
+        whole = PipelineRun(run.path)
+        return lambda: pipeline_status.gather(whole), pipeline_status.render
     if run.latest().config.get("sweep"):
         from hpc import sweep_status
 
@@ -273,13 +284,13 @@ def _view(run: Run, by: str | None) -> tuple[Callable[[], dict[str, Any]], Calla
         return lambda: gang_status.gather(run), gang_status.render
     tally = [current(run)]
 
-    def look() -> dict[str, Any]:
+    def count() -> dict[str, Any]:
         tally[0] = current(run, tally[0])
         return gather(run, tally[0])
 
     if by:
-        return look, lambda facts: Group(render(facts), Text(), breakdown.table(facts, by))
-    return look, render
+        return count, lambda facts: Group(render(facts), Text(), breakdown.table(facts, by))
+    return count, render
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -293,15 +304,15 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     console = Console(highlight=False)
     try:
-        look, draw = _view(Run(args.run), args.by)
-        facts = look()
+        count, draw = _view(Run(args.run), args.by)
+        facts = count()
         if args.json:
             sys.stdout.write(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
         elif args.watch:
             with Live(draw(facts), console=console, auto_refresh=False) as live:
                 while facts["exit"] == Exit.INCOMPLETE:
                     time.sleep(2)
-                    facts = look()
+                    facts = count()
                     live.update(draw(facts), refresh=True)
         else:
             console.print(draw(facts))
