@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 _GAP = 6  # pixels between images
 _LETTERS = 12  # pixels
-_SMALLEST = 64  # pixels: smaller images are shown larger
+_SMALLEST = 96  # pixels: smaller images are shown larger
 _TEXT = 240  # pixels of the texts' column
 
 

@@ -161,16 +161,23 @@ class Objective(nn.Module):
     def forward(self, micro: dict[str, torch.Tensor]) -> torch.Tensor:
         clean = self.clean(micro)
         noised, level = self.process.noised(clean, micro["noise"], micro["time"])
-        output = self.transformer(
+        output = self.predict(noised, level, self.text_states(micro), micro["mask"])
+        return self.process.losses(output, clean, noised, micro["noise"], micro["time"]).sum()
+
+    def predict(
+        self, noised: torch.Tensor, level: torch.Tensor, states: torch.Tensor, mask: torch.Tensor
+    ) -> torch.Tensor:
+        """The transformer's output, [N, C or 2C, h, w]."""
+        return self.transformer(
             noised,
-            encoder_hidden_states=self._states(micro),
-            encoder_attention_mask=micro["mask"],
+            encoder_hidden_states=states,
+            encoder_attention_mask=mask,
             timestep=level,
             return_dict=False,
         )[0]
-        return self.process.losses(output, clean, noised, micro["noise"], micro["time"]).sum()
 
-    def _states(self, micro: dict[str, torch.Tensor]) -> torch.Tensor:
+    def text_states(self, micro: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Of its texts, [N, T, width]."""
         if "states" in micro:
             return micro["states"].float()
         assert self.text_encoder is not None

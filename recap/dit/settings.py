@@ -142,6 +142,8 @@ def check(config: DitConfig) -> None:
         refuse("data.embeddings", f"column {missing[0]!r} of text.weights has none. Name it, or leave embeddings out")
     if config.data.embeddings and (config.text.texts > 1 or config.text.sub_captions.columns):
         refuse("data.embeddings", "are of whole texts: leave text.sub_captions out, or the embeddings")
+    if bool(config.grid.prompts) != bool(config.train.evaluate_every):
+        refuse("grid.prompts", "are drawn every train.evaluate_every samples. Write both, or neither")
     if config.train.workers > 1:
         refuse("train.workers", f"{config.train.workers}: each would read all windows. Write 1 and raise data.decoders")
     check_batch(config.data, config.train.batch)

@@ -18,6 +18,7 @@ from recap.data.joined import Joined
 from recap.data.pixels import BadImage
 from recap.data.samples import Samples, Taken, image_of
 from recap.data.streams import mixed
+from recap.dit.grid import Grid
 from recap.dit.images import centre_crop, flipped
 from recap.dit.latents import read_latent
 from recap.dit.model import TextEncoder, build, text_encoder_digest
@@ -26,6 +27,7 @@ from recap.dit.settings import DitConfig
 from recap.dit.text_embeddings import read_states
 from recap.dit.vae import Pixels, open_codec, vae_digest, vae_facts
 from recap.text_policy import TextPolicy
+from recap.train.evaluation import Occasion
 from recap.train.order import draw
 from recap.train.task import Batch
 
@@ -78,6 +80,7 @@ class DitTask:
         self.policy = TextPolicy(config.text)
         self._seed = mixed(config.train.seed, 0)
         self._process = diffusion(config.objective)
+        self._grid = Grid(config, self.text_encoder)
         self._empty: np.ndarray | None = None  # embeddings of the empty text
         data = config.data
         names = [*self.policy.columns, *data.embeddings.values()]
@@ -134,6 +137,10 @@ class DitTask:
         model = build(self.config.model, self.space.channels, self.side, self.text_encoder.width)
         model.load_state_dict({name.removeprefix("transformer."): tensor.cpu() for name, tensor in weights.items()})
         write(self.config, model, folder)
+
+    def evaluate(self, module: nn.Module, occasion: Occasion) -> dict[str, Any]:
+        assert isinstance(module, Objective)
+        return self._grid.draw(module, occasion)
 
     # --- the data ---------------------------------------------------------------------------
 

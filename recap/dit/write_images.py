@@ -87,7 +87,7 @@ def grid(source: Published, prompts: int) -> bytes:
             break
     if not rows:
         raise UserError(f"images: {source.run.path} has no finished shard.")
-    return as_png(contact_sheet(rows, [f"guidance {scale:g}" for scale in scales]))
+    return as_png(contact_sheet(rows, [f"CFG {scale:g}" for scale in scales]))
 
 
 def write(source: Published, out: Path, prompts: int, tars: bool) -> int:

@@ -1,0 +1,114 @@
+"""Pictures of what a DiT draws while it is trained: the same texts, always from the same noise."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from PIL import Image
+from torch.distributed.fsdp import register_fsdp_forward_method
+
+from hpc import atomic
+from recap.dit.contact_sheet import as_png, contact_sheet
+from recap.dit.model import TextEncoder
+from recap.dit.objective import Objective
+from recap.dit.sampling import Sampler, Wanted, scheduler_of
+from recap.dit.settings import DitConfig
+from recap.train.evaluation import Occasion
+from recap.train.order import draw
+
+log = logging.getLogger(__name__)
+
+FOLDER = "samples"  # in the run directory; status shows its newest picture
+_BATCH = 32
+
+
+class Grid:
+    """Draws `grid.prompts`, a row each.
+
+    Args:
+        text_encoder: with its weights, where the trained module has none of its own.
+    """
+
+    def __init__(self, config: DitConfig, text_encoder: TextEncoder) -> None:
+        self._config, self._text_encoder = config.grid, text_encoder
+        self._scheduler = scheduler_of("dpm", config.objective.kind, config.model.learned_sigma)
+        self._known: set[int] = set()  # modules that were made ready
+
+    def draw(self, module: Objective, occasion: Occasion) -> dict[str, Any]:
+        """samples/<samples>.png in the run directory, named as `grid`. The ranks share the images; rank 0 writes."""
+        ranks, config = occasion.ranks, self._config
+        if not config.prompts:
+            return {}
+        within = _Within(module, self._text_encoder)
+        if id(module) not in self._known:
+            for method in ("predict", "text_states"):
+                register_fsdp_forward_method(module, method)
+            self._known.add(id(module))
+        wanted = [
+            Wanted(prompt, draw("grid", row, column) >> 1, config.guidance)
+            for row, prompt in enumerate(config.prompts)
+            for column in range(config.columns)
+        ]
+        each = -(-len(wanted) // ranks.world)  # equally many forward passes on every rank
+        whole = wanted + [wanted[-1]] * (each * ranks.world - len(wanted))
+        sampler = Sampler(
+            within, within, module.codec(ranks.device), self._scheduler, config.steps, min(each, _BATCH),
+            occasion.between,
+        )  # fmt: skip
+        mine = sampler.draw(whole[ranks.rank * each : (ranks.rank + 1) * each])
+        found = [torch.empty_like(mine) for _ in range(ranks.world)]
+        dist.all_gather(found, mine, group=ranks.control)
+        name = f"{FOLDER}/{occasion.samples:015d}.png"
+        failed = 0.0
+        if ranks.rank == 0:
+            try:
+                target = occasion.directory / name
+                target.parent.mkdir(exist_ok=True)
+                atomic.replace(target, self._picture(torch.cat(found)))
+            except OSError as error:  # no reason to end a training
+                log.error("%s is not written: %s", name, error)
+                failed = 1.0
+        return {} if ranks.sums([failed])[0] else {"grid": name}
+
+    def _picture(self, images: torch.Tensor) -> bytes:
+        columns = self._config.columns
+        pictures = [Image.fromarray(image) for image in images.numpy()]
+        rows = [
+            (prompt, pictures[row * columns : (row + 1) * columns]) for row, prompt in enumerate(self._config.prompts)
+        ]
+        return as_png(contact_sheet(rows))
+
+
+class _Within:
+    """A trained module as a sampler sees it: transformer and text encoder, called through the module, whose parameters
+    FSDP2 gathers only then."""
+
+    def __init__(self, module: Objective, text_encoder: TextEncoder) -> None:
+        self._module: Any = module
+        self._texts, self.context, self.parameters = text_encoder, text_encoder.context, module.parameters
+
+    @property
+    def config(self) -> Any:
+        return self._module.transformer.config
+
+    def encode(self, texts: Sequence[str], pad_to: int) -> tuple[torch.Tensor, torch.Tensor]:
+        device = next(self.parameters()).device
+        if self._module.text_encoder is None:
+            states, mask = self._texts.encode(texts, pad_to)
+            return states.to(device), mask.to(device)
+        tokens = {name: value.to(device) for name, value in self._texts.tokens(texts, pad_to).items()}
+        return self._module.text_states(tokens), tokens["mask"]
+
+    def __call__(
+        self,
+        noised: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        encoder_attention_mask: torch.Tensor,
+        timestep: torch.Tensor,
+        return_dict: bool,
+    ) -> tuple[torch.Tensor]:
+        return (self._module.predict(noised, timestep, encoder_hidden_states, encoder_attention_mask),)
