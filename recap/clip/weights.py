@@ -184,15 +184,47 @@ def save(model: RecapClip | HfClip, config: ClipModelConfig, tokens: Tokens, ima
 
 
 def opened(folder: str | Path) -> tuple[RecapClip | HfClip, ClipModelConfig, int]:
-    """A model that `save` wrote: the model, its config (with its tokenizer), its resolution."""
+    """A model that `save` wrote, or one of the paper's architecture in open_clip's form (its released weights): the
+    model, its config (with its tokenizer), its resolution.
+    """
     path = Path(folder)
-    try:
+    if (path / "recap_clip.json").is_file():
         ours = json.loads((path / "recap_clip.json").read_text())
-    except FileNotFoundError:
-        raise UserError(f"clip: {folder} is not a model that this toolkit wrote (no recap_clip.json in it).") from None
-    config = ClipModelConfig(**{**ours["model"], "tokenizer": str(path), "start": str(path)})
-    model = build(config, ours["image"], Tokens(config).eos)
-    return model.eval(), config, ours["image"]
+        config = ClipModelConfig(**{**ours["model"], "tokenizer": str(path), "start": str(path)})
+        image = ours["image"]
+    elif (path / OPEN_CLIP_CONFIG).is_file():
+        config, image = _of_open_clip(json.loads((path / OPEN_CLIP_CONFIG).read_text())["model_cfg"], path)
+    else:
+        raise UserError(
+            f"clip: {folder} is not a model that this toolkit wrote (no recap_clip.json in it), nor one of open_clip's "
+            f"(no {OPEN_CLIP_CONFIG})."
+        )
+    model = build(config, image, Tokens(config).eos)
+    return model.eval(), config, image
+
+
+def _of_open_clip(given: dict[str, Any], path: Path) -> tuple[ClipModelConfig, int]:
+    """Config and resolution of open_clip's config, where it describes the `recap` architecture."""
+    vision, text = given["vision_cfg"], given["text_cfg"]
+    ours_v = {"no_ln_pre": True, "pool_type": "avg", "final_ln_after_pool": True}
+    ours_t = {"no_causal_mask": True, "pool_type": "last"}
+    if not (ours_v.items() <= vision.items() and ours_t.items() <= text.items()):
+        raise UserError(
+            f"clip: {path} is an open_clip model of another architecture than Recap-CLIP's (averaged patches, no "
+            "causal mask). Use the same model in transformers' form."
+        )
+    heads = vision["width"] // vision.get("head_width", 64)
+    config = ClipModelConfig(
+        vision=f"{vision['width']}x{vision['layers']}x{heads}",
+        text=f"{text['width']}x{text['layers']}x{text['heads']}",
+        embed=given["embed_dim"],
+        patch=vision["patch_size"],
+        context=text["context_length"],
+        vocabulary=text["vocab_size"],
+        tokenizer=str(path),
+        start=str(path),
+    )
+    return config, vision["image_size"]
 
 
 def open_clip_model(config: ClipModelConfig, tokens: Tokens, image: int) -> dict[str, Any]:

@@ -46,25 +46,22 @@ class Clip:
 
 
 def open_clip(folder: str | Path, device: str = "cpu") -> Clip:
-    """A CLIP of this toolkit, or one that `CLIPModel.save_pretrained` wrote.
+    """A CLIP of this toolkit, Recap-CLIP as released for open_clip, or one that `CLIPModel.save_pretrained` wrote.
 
     Raises:
-        UserError: the folder holds neither.
+        UserError: the folder holds none of them.
     """
     path = Path(folder).resolve()
-    if (path / "recap_clip.json").is_file():
+    there = {name for name in ("recap_clip.json", OPEN_CLIP_CONFIG, "config.json") if (path / name).is_file()}
+    if "recap_clip.json" in there or there == {OPEN_CLIP_CONFIG}:
         ours = Encoder(path, device)
         return Clip(path.name, path, ours.config.context, ours)
-    if (path / "config.json").is_file():
+    if "config.json" in there:
         theirs = TransformersEncoder(path, device)
         return Clip(path.name, path, theirs.context, theirs)
-    hint = (
-        " It is open_clip's: convert it, or name the same model in transformers' form."
-        * (path / OPEN_CLIP_CONFIG).is_file()
-    )
     raise UserError(
-        f"evaluate: {folder} is no CLIP: an export of this toolkit (recap_clip.json) or a folder that transformers "
-        f"opens (config.json, weights, tokenizer) is expected.{hint}"
+        f"evaluate: {folder} is no CLIP: an export of this toolkit (recap_clip.json), Recap-CLIP in open_clip's form "
+        f"({OPEN_CLIP_CONFIG}) or a folder of transformers (config.json, weights, tokenizer) is expected."
     )
 
 

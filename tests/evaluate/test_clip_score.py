@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import shutil
 from pathlib import Path
 
@@ -80,9 +81,17 @@ def test_bootstrap_covers_as_it_says() -> None:
     assert 85 <= hits <= 99
 
 
-def test_what_is_no_clip_is_named(world: World, tmp_path: Path) -> None:
+def test_open_clips_files_open_and_others_are_named(world: World, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is no CLIP"):
         open_clip(tmp_path)
+    plain = shutil.copytree(world.ours, tmp_path / "plain")  # as the paper's weights are released: open_clip's files
+    (plain / "recap_clip.json").unlink()
+    assert scored(plain, items(5), 5).scores == scored(world.ours, items(5), 5).scores
+    config = json.loads((plain / "open_clip_config.json").read_text())
+    del config["model_cfg"]["vision_cfg"]["no_ln_pre"]
+    (plain / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="another architecture than Recap-CLIP's"):
+        open_clip(plain)
     bare = shutil.copytree(world.theirs, tmp_path / "bare")
     (bare / "model.safetensors").unlink()
     with pytest.raises(UserError, match="cannot be opened"):
