@@ -56,6 +56,7 @@ def gather(run: Run) -> dict[str, Any]:
         "evaluation": evaluation or None,
         "eta_s": metrics.get("eta_s") if _state(beat) == "running" else None,
         "checkpoint": safe,
+        "picture": _picture(run.path / "samples"),
         "failures": _failures(run, latest.uuid),
         "squeue": dict(Counter(live_jobs(latest.job_ids).values())),
         "paused": run.control_text("pause"),
@@ -109,6 +110,12 @@ def _checkpoints(folder: Path) -> dict[str, Any] | None:
     return {"samples": int(max(names)), "age_s": round(age, 1), "kept": len(names)}
 
 
+def _picture(folder: Path) -> str | None:
+    """Path of the newest picture that the training has drawn; their names are numbers of samples."""
+    names = [name for name in os.listdir(folder) if name.endswith(".png")] if folder.is_dir() else []
+    return str(folder / max(names)) if names else None
+
+
 def _failures(run: Run, submission: str) -> dict[str, int]:
     """Why ranks of the newest submission failed, and how often; rejected samples by reason."""
     reasons: Counter[str] = Counter()
@@ -134,6 +141,8 @@ def render(facts: dict[str, Any]) -> Group:
         table.add_row("evaluation", _evaluation(facts["evaluation"]))
     table.add_row("rate", _rate(facts))
     table.add_row("checkpoint", _safe(facts["checkpoint"]))
+    if facts["picture"]:
+        table.add_row("picture", clean(facts["picture"]))
     table.add_row("gang", _gang(facts))
     parts: list[Any] = [head, table]
     for title in ("paused", "cancelled"):
