@@ -21,7 +21,10 @@ def _semantic(default: Any, text: str) -> Any:
 
 
 def _execution(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text, "execution": True})
+    metadata = {"help": text, "execution": True}
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 @dataclass
@@ -59,6 +62,7 @@ class SftConfig:
     template: str = _semantic("vicuna", "Conversation template: plain | vicuna | llama-3 | short")
     system: str | None = _semantic(None, "System text instead of the template's own")
     data: list[Source] = _semantic([], "Where the conversations come from")
+    held_out: list[Source] = _execution([], "Conversations that are not learned from: their loss is in metrics.jsonl")
     trainable: list[str] = _semantic([], "Regular expressions; parameters whose name matches one are trained")
     rates: dict[str, float] = _semantic({}, "Learning rates by regular expression, instead of train.lr")
     lora: LoraSettings = field(default_factory=LoraSettings)
@@ -101,8 +105,11 @@ def check(config: SftConfig) -> None:
             refuse("rates", f"{pattern}: {rate} is no learning rate; write one above 0")
     if not config.data:
         refuse("data", "no source. Write - {kind: llava, path: FILE.json, images: FOLDER}")
-    for number, source in enumerate(config.data):
-        _check_source(f"data[{number}]", source)
+    if bool(config.held_out) != bool(config.train.evaluate_every):
+        refuse("held_out", "and train.evaluate_every go together: what, and how often. One of them is missing")
+    for name in ("data", "held_out"):
+        for number, source in enumerate(getattr(config, name)):
+            _check_source(f"{name}[{number}]", source)
 
 
 def _check_source(where: str, source: Source) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,9 @@ from recap.sft.packing import deal, pack
 from recap.sft.settings import SftConfig
 from recap.sft.sources import Conversations, Corpus, Example
 from recap.sft.templates import BadSample, Rendered, Renderer
+from recap.train.evaluation import Occasion
 from recap.train.order import place
+from recap.train.parallel import to_device
 from recap.train.task import Batch
 
 
@@ -51,6 +53,9 @@ class SftTask:
             system=config.system, max_tokens=config.max_tokens, too_long=config.too_long,
         )  # fmt: skip
         self._flops = 0.0
+        self._held_out = (
+            SftTask(replace(config, data=config.held_out, held_out=[]), folder) if config.held_out else None
+        )
 
     # --- the model --------------------------------------------------------------------------
 
@@ -79,6 +84,21 @@ class SftTask:
 
     def export(self, weights: dict[str, torch.Tensor], folder: Path) -> None:
         write(self, weights, folder)
+
+    def evaluate(self, module: nn.Module, occasion: Occasion) -> dict[str, float]:
+        """Mean loss of a supervised token of the held-out conversations, each once."""
+        held, ranks, step = self._held_out, occasion.ranks, self.config.train.batch
+        assert held is not None, "checked with the config"
+        sums = [0.0, 0.0, 0.0]
+        for first in range(0, held.size(), step):
+            batch = held.batch(first, min(step, held.size() - first), ranks.rank, ranks.world)
+            for micro in batch.micro:
+                sums[0] += module(to_device(micro, ranks.device)).item()
+                occasion.between()
+            sums[1] += batch.weight
+            sums[2] += len(batch.rejected)
+        loss, tokens, rejected = ranks.sums(sums)
+        return {"held_out/loss": loss / max(tokens, 1.0), "held_out/tokens": tokens, "held_out/rejected": rejected}
 
     # --- the data ---------------------------------------------------------------------------
 

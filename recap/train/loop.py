@@ -7,7 +7,6 @@ import math
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -173,7 +172,7 @@ class Training:
             last = number == len(batch.micro) - 1
             with parallel.gradient_sync(self.module, last):
                 with parallel.precision(self.module, self.settings, self.ranks.device):
-                    loss = self.module(to_device(micro, self.ranks.device))
+                    loss = self.module(parallel.to_device(micro, self.ranks.device))
                 (loss * scale).backward()
             total += loss.detach()
         return total
@@ -309,17 +308,6 @@ class Training:
 def due(samples: int, batch: int, every: int, default: bool = True) -> bool:
     """Whether a multiple of `every` samples lies in the step that just ended; `default` where every is 0."""
     return samples // every > (samples - batch) // every if every else default
-
-
-def to_device(value: Any, device: torch.device) -> Any:
-    """Move tensors in nested lists, dicts and dataclass-free values."""
-    if isinstance(value, torch.Tensor):
-        return value.to(device, non_blocking=True)
-    if isinstance(value, dict):
-        return {k: to_device(v, device) for k, v in value.items()}
-    if isinstance(value, list):
-        return [to_device(v, device) for v in value]
-    return value
 
 
 def train(task: Task, settings: TrainSettings, gang: Gang) -> int:

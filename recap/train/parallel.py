@@ -130,6 +130,17 @@ def gradient_norm(module: nn.Module, clip: float) -> torch.Tensor:
     return whole.full_tensor() if hasattr(whole, "full_tensor") else norm
 
 
+def to_device(value: Any, device: torch.device) -> Any:
+    """Move tensors in nested lists, dicts and dataclass-free values."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, dict):
+        return {k: to_device(v, device) for k, v in value.items()}
+    if isinstance(value, list):
+        return [to_device(v, device) for v in value]
+    return value
+
+
 class Later:
     """A scalar on its way from the device; reading it waits for its own computation, not for what was queued after."""
 

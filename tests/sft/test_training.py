@@ -27,7 +27,7 @@ from recap.sft.convert import convert
 from recap.sft.packing import deal, pack
 from recap.sft.task import SftTask
 from tests.sft.conftest import Make, tree
-from tests.train.ranks import curve, launch
+from tests.train.ranks import curve, launch, lines
 
 
 def loss_of(task: SftTask, count: int = 16) -> tuple[float, dict[str, torch.Tensor], float]:
@@ -277,3 +277,26 @@ def test_resume_on_other_ranks(captioner: Path, conversations: Path, tmp_path: P
     assert [step for step, _ in broken] == [1, 2, 3, 4, 5, 6]
     assert [loss for _, loss in broken] == pytest.approx([loss for _, loss in whole], rel=1e-4)
     assert configs.check(base, "t").work.pack == 256
+
+
+def test_held_out_loss(captioner: Path, conversations: Path, tmp_path: Path) -> None:
+    """On two ranks, packed: the loss of the finished model on seven conversations, as one process finds it unpacked.
+    The training is that without evaluation."""
+    train = {"samples": 24, "batch": 8, "threads": 1, "lr": 0.01, "schedule": "constant"}
+    base = tree(captioner, conversations, pack=256, rows=2, train=train)
+    assert launch(tmp_path / "without", 2, base, module="tests.sft.ranks") == [0, 0]
+    held = {"held_out": [{**base["data"][0], "samples": 7}], "train": {**train, "evaluate_every": 16}}
+    assert launch(tmp_path / "with", 2, base | held, module="tests.sft.ranks") == [0, 0]
+    assert curve(tmp_path / "with") == curve(tmp_path / "without")
+    found = [line for line in lines(tmp_path / "with") if line.get("kind") == "evaluation"]
+    assert [line["samples"] for line in found] == [16, 24]
+    model = str(tmp_path / "with/exports/final")
+    again = tree(captioner, conversations, model=model, data=held["held_out"])
+    task = SftTask(configs.check(again, "test").work, Path(model))
+    assert found[-1]["held_out/loss"] == pytest.approx(loss_of(task, 7)[0], rel=1e-4)
+    assert found[0]["held_out/loss"] > found[-1]["held_out/loss"]
+
+
+def test_held_out_needs_how_often(task: Make) -> None:
+    with pytest.raises(UserError, match=r"`held_out`: and train.evaluate_every go together"):
+        task(train={"evaluate_every": 8})
