@@ -16,3 +16,6 @@ DESCRIPTIONS = HERE / "flags_columns" / "description"
 
 FLAGS_TRUTH = HERE / "flags_truth.csv"
 CAPTIONER = HERE / "captioner"
+
+VAE = HERE / "vae"
+"""A small AutoencoderKL of diffusers, 64 px to 4 x 16 x 16: made by `train_vae`."""

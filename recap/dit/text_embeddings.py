@@ -110,7 +110,7 @@ class TextEmbeddingsOperator(Batched):
         total = said_in_total(size, "captions", self._shards)
         return [
             (
-                "embeddings",
+                "states",
                 f"column {config.text} · {config.text_encoder} · {config.precision} · {config.context} tokens",
             ),
             ("", f"{config.context} x {width} in fp16: at most {size / 1000:,.1f} kB a caption, {total}"),

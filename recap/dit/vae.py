@@ -57,12 +57,12 @@ def vae_facts(folder: str | Path) -> VaeFacts:
     """
     try:
         found = model_folder(Path(folder) / "vae" if (Path(folder) / "vae").is_dir() else folder)
-    except FileNotFoundError:
+        config = json.loads((found / "config.json").read_text())
+    except (FileNotFoundError, ValueError):
         raise UserError(
             f"config: `vae`: {folder} is not the folder of a VAE: config.json and *.safetensors, as diffusers' "
             "save_pretrained writes them, are expected there. Correct the path."
         ) from None
-    config = json.loads((found / "config.json").read_text())
     widths = next((config[key] for key in _WIDTHS if key in config), None)
     if "_class_name" not in config or "latent_channels" not in config or not widths:
         what = config.get("_class_name") or config.get("model_type") or "nameless"
@@ -116,8 +116,8 @@ class Vae:
         """
 
         def one(x_BHWC: torch.Tensor) -> torch.Tensor:
-            x_BCHW = x_BHWC.permute(0, 3, 1, 2).to(self._dtype) / 127.5 - 1
-            return _moments(self._model.encode(x_BCHW)).float()
+            x_BCHW = x_BHWC.permute(0, 3, 1, 2).float() / 127.5 - 1
+            return _moments(self._model.encode(x_BCHW.to(self._dtype))).float()
 
         return self._in_micro_batches(one, pixels)
 
