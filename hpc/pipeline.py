@@ -23,6 +23,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import os
 import re
 import textwrap
 from collections.abc import Iterable, Iterator
@@ -252,7 +253,7 @@ def _checked(
         run = configs.check_run({"name": name, "cluster": cluster}, source)
         command = tuple(_resolved(stage.command, folders))
         return Stage(name, needs, run.cluster, command, rate=stage.rate, samples=stage.samples)
-    file = path.parent / stage.config
+    file = Path(os.path.relpath(path.parent / stage.config))
     tree = configs.read(file)
     for key, value in stage.set.items():
         if key.partition(".")[0] in ("name", "runs", "cluster"):

@@ -6,6 +6,7 @@ earlier run with the same identity. There is no built-in rate.
 
 from __future__ import annotations
 
+import shlex
 import signal
 import sys
 from dataclasses import dataclass
@@ -56,7 +57,7 @@ def look(stage: Stage, behind: list[str], supersede: bool) -> Outlook:
     """The outlook of a stage; `behind`: needs that are not finished, so that its input may not exist yet."""
     if stage.config is None:
         gpus = stage.cluster.gpus_per_node
-        found = Outlook(f"1 job · {gpus} GPUs" if gpus else "1 job", max(1, gpus), note="" if gpus else "no GPU")
+        found = Outlook(f"1 job · {gpus} GPUs" if gpus else "1 job", max(1, gpus))
     else:
         found = _map(stage, behind, supersede) if stage.kind == "map" else _gang(stage, behind, supersede)
     if stage.samples is not None:
@@ -142,45 +143,47 @@ def dry_run(pipeline: Pipeline, run: PipelineRun, finished: list[str], todo: lis
         if pipeline.cluster.kind == "slurm":
             after = [f"<{need}>" for need in stage.needs if need in todo]
             script = StageLauncher(run, submission, stage.cluster, after, pipeline.cluster.dependency).script()
-            sys.stdout.write(f"### stage job of {name}\n{script}\n\n")
+            sys.stdout.write(f"### stage job of {name} ({stage.what})\n{script}\n\n")
         else:
             argv = submission.config["argv"] or launch_command(run, name, asked.supersede)
-            sys.stdout.write(f"{name}: {' '.join(argv)}\n")
+            sys.stdout.write(f"{name}: {shlex.join(argv)}\n")
     console.print("\nnothing was started (--dry-run)")
     return Exit.COMPLETE
 
 
 def _table(pipeline: Pipeline, looks: dict[str, Outlook], finished: list[str]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("stage", "after", "what", "jobs", "samples", "cost"):
+    for column in ("stage", "after", "kind", "jobs", "samples", "cost"):
         table.add_column(column, overflow="fold")
     for name, stage in pipeline.stages.items():
         found = looks.get(name)
         if found is None:
             said = ["", "", "finished" if name in finished else "not asked for"]
         else:
-            said = [found.jobs, f"{found.samples:,.0f}" if found.samples else "?", _cost(stage, found)]
-            if stage.command:
-                said[1] = ""
-        table.add_row(name, ", ".join(stage.needs), *map(escape, [stage.what, *said]))
+            said = [found.jobs, _count(stage, found), _cost(stage, found)]
+        table.add_row(name, ", ".join(stage.needs), stage.kind, *map(escape, said))
     return table
+
+
+def _count(stage: Stage, found: Outlook) -> str:
+    if stage.command and not found.samples:
+        return ""
+    return f"{found.samples:,.0f}" if found.samples else "?"
 
 
 def _cost(stage: Stage, found: Outlook) -> str:
     unit = _unit(stage)
-    if stage.command and found.hours is None:
-        if not stage.cluster.gpus_per_node:
-            return found.note
+    if found.hours is not None:
+        said = f"{hours_text(found.hours, unit)} ≈ {duration(3600 * found.hours / found.devices)}"
+        said += f" at {found.rate:,.4g} samples/s a {unit} ({found.where})"
+    elif stage.config is not None:
+        said = "unknown: no rate" if not found.rate else "unknown: how many samples"
+    elif stage.cluster.gpus_per_node:
         limit = configs.slurm_seconds(stage.cluster.time) / 3600
-        return f"at most {hours_text(limit * found.devices, unit)} (its time limit)"
-    if found.hours is None:
-        missing = " and ".join(k for k, v in (("rate", found.rate), ("samples", found.samples)) if not v)
-        return "; ".join(
-            filter(None, [f"unknown: say {stage.name}.{missing.replace(' and ', f'= and {stage.name}.')}=", found.note])
-        )
-    text = f"{hours_text(found.hours, unit)} ≈ {duration(3600 * found.hours / found.devices)}"
-    text += f" at {found.rate:,.4g} samples/s a {unit} ({found.where})"
-    return "; ".join(filter(None, [text, found.note]))
+        said = f"at most {hours_text(limit * found.devices, unit)} (its time limit)"
+    else:
+        said = "no GPU"
+    return "; ".join(filter(None, [said, found.note]))
 
 
 def _unit(stage: Stage) -> str:
@@ -203,4 +206,7 @@ def _total(pipeline: Pipeline, looks: dict[str, Outlook]) -> str:
     price = pipeline.cluster.price
     if price is not None and "GPU" in hours:
         said += f" · {pipeline.cluster.currency}{hours['GPU'] * price:,.2f} at {price:.2f}/h"
-    return f"\ntotal     {said}" + (f"; without {', '.join(unknown)}" if unknown else "")
+    if unknown:
+        said += f"; without {', '.join(unknown)}\n          A stage's `rate:` (or {unknown[0]}.rate=... here) is the "
+        said += "samples/s of one GPU; without GPUs of an engine or rank. `samples:` where no input says them"
+    return f"\ntotal     {said}"

@@ -49,6 +49,9 @@ class Trainer(Protocol):
     def describe(self, ranks: int) -> list[tuple[str, str]]:
         """(label, text) lines for a dry run."""
 
+    def samples(self) -> int:
+        """Of the whole training, for forecasts; 0 where only the data says. May be left out."""
+
     def train(self, gang: Gang) -> int:
         """Be one rank, to the end; the exit code, the same on every rank."""
 

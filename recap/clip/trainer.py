@@ -62,6 +62,10 @@ class ClipTrainer:
             lines.append(("stage", f"{stage.image} px · {s.samples:,} samples, {s.batch:,} a step · {rate}"))
         return lines
 
+    def samples(self) -> int:
+        """Of the whole training, 0 where `train.epochs` and the data say."""
+        return sum(self.config.stage_settings(stage).samples for stage in self.config.stages)
+
     def train(self, gang: Gang) -> int:
         from recap.clip.task import ClipTask, stage_name
         from recap.train.loop import train

@@ -75,6 +75,10 @@ class DitTrainer:
             ("length", f"{t.samples:,} samples, {t.batch:,} a step · lr {t.lr:.3g} {t.schedule}"),
         ]
 
+    def samples(self) -> int:
+        """Of the whole training, 0 where `train.epochs` and the data say."""
+        return self.config.train.samples
+
     def train(self, gang: Gang) -> int:
         from recap.dit.task import DitTask
         from recap.train.loop import train

@@ -51,6 +51,10 @@ class SftTrainer:
             ("trainable", trained),
         ]
 
+    def samples(self) -> int:
+        """Of the whole training, 0 where `train.epochs` and the data say."""
+        return self.config.train.samples
+
     def train(self, gang: Gang) -> int:
         from recap.sft.task import SftTask
         from recap.train.loop import train
