@@ -129,15 +129,18 @@ class TextEncoder(nn.Module):
         return self
 
     def tokens(self, texts: Sequence[str], pad_to: int = 0) -> dict[str, torch.Tensor]:
-        """ids int64 and mask bool, [N, T]; T: the longest of these texts, or `pad_to`."""
+        """ids int64 and mask bool, [N, T]; T: the longest of these texts, to a multiple of 8 (compiled blocks see few
+        shapes), or `pad_to`."""
         found = self.tokenizer(
             [text.lower().strip() for text in texts],
             padding="max_length" if pad_to else "longest",
             max_length=pad_to or self.context,
+            pad_to_multiple_of=None if pad_to else 8,
             truncation=True,
             return_tensors="pt",
         )
-        return {"ids": found["input_ids"], "mask": found["attention_mask"].bool()}
+        ids, mask = found["input_ids"][:, : self.context], found["attention_mask"][:, : self.context]
+        return {"ids": ids, "mask": mask.bool()}
 
     def cut(self, texts: Sequence[str]) -> int:
         """How many texts are longer than the context."""

@@ -247,12 +247,7 @@ class DitTask:
         if self.config.objective.posterior == "sample":
             micro["posterior"] = torch.from_numpy(np.stack([r.posterior for r in ready if r.posterior is not None]))
         states = [r.states for r in ready if r.states is not None]
-        return micro | (_padded(states) if states else self._tokens([r.text for r in ready]))
-
-    def _tokens(self, texts: list[str]) -> dict[str, torch.Tensor]:
-        found = self.text_encoder.tokens(texts)
-        length = min(-(-found["ids"].shape[1] // 8) * 8, self.config.model.context)
-        return self.text_encoder.tokens(texts, pad_to=length)
+        return micro | (_padded(states) if states else self.text_encoder.tokens([r.text for r in ready]))
 
     @property
     def _patches(self) -> int:
