@@ -54,14 +54,15 @@ def launch(path: str, overrides: list[str], asked: Asked, *, dry_run: bool) -> i
     again = shlex.join(["python", "-m", "hpc.launch", path, *overrides])
     run = PipelineRun(pipeline.directory)
     run.check()
-    finished = [name for name in run.finished(pipeline) if name not in _forgotten(pipeline, asked)]
+    forgotten = _forgotten(pipeline, asked)
+    finished = [name for name in run.finished(pipeline) if name not in forgotten]
     todo = [name for name in pipeline.stages if name not in finished and asked.only in ("", name)]
     if asked.only and (missing := [n for n in pipeline.stage(asked.only).needs if n not in finished]):
         raise UserError(f"pipeline: --only {asked.only}: it needs {', '.join(missing)}, which is not finished.")
     if dry_run:
         return pipeline_outlook.dry_run(pipeline, run, finished, todo, asked)
     _write(pipeline, run)
-    run.forget(_forgotten(pipeline, asked))
+    run.forget(forgotten)
     if pipeline.cluster.kind == "slurm":
         for name in todo:
             if set(pipeline.stages[name].needs) <= set(finished):

@@ -20,7 +20,7 @@ from hpc import forecast, gang_launch, snapshot, sweep
 from hpc.effort import duration, hours_text
 from hpc.errors import Exit, UserError
 from hpc.gang_launcher import ranks_per_node
-from hpc.launch import console, prepare, short
+from hpc.launch import console, prepare, short, warn
 from hpc.pipeline import Pipeline, Stage
 from hpc.pipeline_launch import Asked, attempt
 from hpc.pipeline_run import PipelineRun
@@ -30,7 +30,10 @@ from hpc.stage_launcher import StageLauncher
 
 @dataclass
 class Outlook:
-    """jobs: their shape. devices: GPUs (without: engines, ranks) that work at once. note: what is not known."""
+    """jobs: their shape. devices: GPUs (without: engines, ranks) that work at once. note: what is not known yet.
+
+    wrong: what would stop the launch, of a stage whose needs are finished.
+    """
 
     jobs: str
     devices: int
@@ -38,6 +41,7 @@ class Outlook:
     rate: float = 0.0
     where: str = ""
     note: str = ""
+    wrong: str = ""
 
     @property
     def hours(self) -> float | None:
@@ -45,12 +49,10 @@ class Outlook:
         return self.samples / self.rate / 3600 if self.samples and self.rate else None
 
 
-def check(stage: Stage, supersede: bool) -> Outlook:
-    """The outlook of a stage whose needs are finished. Raises UserError for what would stop its launch."""
-    try:
-        return look(stage, [], supersede)
-    except UserError as error:
-        raise UserError(f"stage {stage.name}: {error}") from error
+def check(stage: Stage, supersede: bool) -> None:
+    """Raise UserError for what would stop the launch of a stage whose needs are finished."""
+    if wrong := look(stage, [], supersede).wrong:
+        raise UserError(f"stage {stage.name}: {wrong}")
 
 
 def look(stage: Stage, behind: list[str], supersede: bool) -> Outlook:
@@ -60,8 +62,7 @@ def look(stage: Stage, behind: list[str], supersede: bool) -> Outlook:
         found = Outlook(f"1 job · {gpus} GPUs" if gpus else "1 job", max(1, gpus))
     else:
         found = _map(stage, behind, supersede) if stage.kind == "map" else _gang(stage, behind, supersede)
-    if stage.samples is not None:
-        found.samples = stage.samples
+    found.samples = found.samples or stage.samples or 0.0
     if stage.rate is not None:
         found.rate, found.where = stage.rate, "given"
     return found
@@ -78,7 +79,7 @@ def _map(stage: Stage, behind: list[str], supersede: bool) -> Outlook:
     config, cluster = _alone(stage), stage.cluster
     engines = cluster.gpus_per_node or cluster.engines_per_node
     what = "GPUs" if cluster.gpus_per_node else "CPU engines"
-    slots, measured, shards = cluster.slots, None, []
+    slots, measured, shards, wrong = cluster.slots, None, [], ""
     try:
         if behind:
             shards = config.operator().plan()  # its shards may be there before its model is
@@ -86,15 +87,14 @@ def _map(stage: Stage, behind: list[str], supersede: bool) -> Outlook:
             job = prepare(config, supersede=supersede, dry_run=True)
             shards, slots = job.shards, job.slots
             measured = forecast.find(stage.config or config, job.identity)
-    except (UserError, OSError):
-        if not behind:
-            raise
+    except (UserError, OSError) as error:
+        wrong = "" if behind else str(error)
     at_once = min(slots, cluster.parallel or slots)
-    found = Outlook(f"array of {slots} × {engines} {what}", at_once * engines)
+    found = Outlook(f"array of {slots} × {engines} {what}", at_once * engines, wrong=wrong)
     found.samples = forecast.samples(shards, measured)
     if measured:
         found.rate, found.where = measured.rate, measured.where
-    if not shards:
+    if behind and not shards:
         found.note = f"planned after {', '.join(behind)}"
     return found
 
@@ -110,9 +110,12 @@ def _gang(stage: Stage, behind: list[str], supersede: bool) -> Outlook:
     if behind:
         found.note = f"checked after {', '.join(behind)}"
     for arm in arms.values():
-        if not behind:
-            gang_launch.prepare(arm, supersede=supersede)
         found.samples += _samples(arm)
+        try:
+            if not behind:
+                gang_launch.prepare(arm, supersede=supersede)
+        except (UserError, OSError) as error:
+            found.wrong = str(error)
     return found
 
 
@@ -128,11 +131,7 @@ def dry_run(pipeline: Pipeline, run: PipelineRun, finished: list[str], todo: lis
     looks = {}
     for name in todo:
         behind = [need for need in pipeline.stages[name].needs if need not in finished]
-        looks[name] = (
-            look(pipeline.stages[name], behind, asked.supersede)
-            if behind
-            else check(pipeline.stages[name], asked.supersede)
-        )
+        looks[name] = look(pipeline.stages[name], behind, asked.supersede)
     console.print(_table(pipeline, looks, finished))
     console.print(_total(pipeline, looks))
     console.print(f"output    {short(run.path)}/<stage>/\n", markup=False)
@@ -148,7 +147,10 @@ def dry_run(pipeline: Pipeline, run: PipelineRun, finished: list[str], todo: lis
             argv = submission.config["argv"] or launch_command(run, name, asked.supersede)
             sys.stdout.write(f"{name}: {shlex.join(argv)}\n")
     console.print("\nnothing was started (--dry-run)")
-    return Exit.COMPLETE
+    wrong = {name: found.wrong for name, found in looks.items() if found.wrong}
+    for name, why in wrong.items():
+        warn.print(f"[red]stage {name}: {escape(why)}[/]")
+    return Exit.USAGE if wrong else Exit.COMPLETE
 
 
 def _table(pipeline: Pipeline, looks: dict[str, Outlook], finished: list[str]) -> Table:
@@ -178,6 +180,7 @@ def _cost(stage: Stage, found: Outlook) -> str:
         said += f" at {found.rate:,.4g} samples/s a {unit} ({found.where})"
     elif stage.config is not None:
         said = "unknown: no rate" if not found.rate else "unknown: how many samples"
+        said = "cannot be launched, see below" if found.wrong else said
     elif stage.cluster.gpus_per_node:
         limit = configs.slurm_seconds(stage.cluster.time) / 3600
         said = f"at most {hours_text(limit * found.devices, unit)} (its time limit)"
