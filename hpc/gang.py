@@ -167,7 +167,15 @@ def begin(run: Run, submission: Submission) -> int:
 
 def work(run: Run, submission: Submission) -> int:
     """Be one rank. Whatever ends it is noted, also what srun will not tell."""
-    config = configs.check(submission.config, submission.source)
+    try:
+        config = configs.check(submission.config, submission.source)
+    except UserError as error:  # a trainer that imports where it was launched, and not here
+        number = os.environ.get("SLURM_PROCID", os.environ.get("RANK", "0"))
+        journal = Journal(run.journals / f"{newest_life(run, submission)[0]}-r{number}.jsonl")
+        journal.write("failed", reason=str(error)[:500], host=socket.gethostname())
+        journal.write("stop", code=int(Exit.USAGE))
+        journal.close()
+        raise
     rank = Rank(run, submission, config)
     try:
         code = config.trainer().train(rank)

@@ -74,6 +74,14 @@ def test_one_rank_knows_better(tmp_path: Path) -> None:
     assert "failed: data: only this rank sees that it is wrong" in gang_status.gather(run)["failures"]
 
 
+def test_a_trainer_that_only_the_launcher_can_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONPATH")
+    assert launch.main([str(config_file(tmp_path))]) == Exit.USAGE
+    facts = gang_status.gather(Run(tmp_path / "runs" / "gang"))
+    assert (facts["exit"], facts["state"]) == (Exit.USAGE, "exited")
+    assert any("does not import" in reason for reason in facts["failures"])
+
+
 def test_hung_rank_shows_every_stack(tmp_path: Path) -> None:
     gang = {"nodes": 1, "hang_s": 1.0, "setup_s": 60.0}
     process = start(tmp_path, does="hang", gang=gang, steps=10**6, step_s=0.05)
