@@ -204,7 +204,8 @@ def on_gpu() -> dict[str, float]:
         torch.cuda.empty_cache()
         made = step(size, 256, batch, "cuda", 4)
         rate = batch / made["step s, latents"]
-        found |= {f"gpu images/s, {size}": rate, f"gpu step, diffusers / latents, {size}": made["step, diffusers / latents"]}
+        found[f"gpu images/s, {size}"] = rate
+        found[f"gpu step, diffusers / latents, {size}"] = made["step, diffusers / latents"]
         if peak:
             found[f"gpu MFU, {size}"] = rate * gflop * 1e9 / peak
     return found
@@ -227,7 +228,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
-    say(f"torch {torch.__version__}, {platform.machine()}, 1 thread of {os.cpu_count()} cores, {time.strftime('%Y-%m-%d')}")
+    cores = os.cpu_count()
+    say(f"torch {torch.__version__}, {platform.machine()}, 1 thread of {cores} cores, {time.strftime('%Y-%m-%d')}")
     report: dict[str, float] = {}
     for part in [step, average, checkpoint, *([on_gpu] if options.gpu else [])]:
         for name, value in part().items():

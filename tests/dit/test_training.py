@@ -149,10 +149,10 @@ def test_logit_normal_times() -> None:
 
 def test_trimmed_texts_give_the_same_states(world) -> None:
     encoder = task(tree(world)).text_encoder
-    texts = ["a red cross", "the photo is blue with a green star top"]
+    texts = ["a red cross", "blue with a green star"]
     short, mask = encoder.encode(texts)
     long, _ = encoder.encode(texts, pad_to=16)
-    assert short.shape[1] < 16 and encoder.cut(["a " * 30, "a"]) == 1
+    assert short.shape[1] == 8 and encoder.cut(["a " * 30, "a"]) == 1
     torch.testing.assert_close(short[mask], long[:, : short.shape[1]][mask], atol=1e-6, rtol=1e-6)
 
 
