@@ -295,7 +295,7 @@ def plot(study: dict[str, Any], results: Sequence[dict[str, Any]]) -> str:
 
 
 def difference(primary: dict[str, Any], results: Sequence[dict[str, Any]]) -> tuple[float, float, float, float]:
-    """Mean paired difference in points, its 95 % interval, and twice the share of draws at or below 0 (a p-value)."""
+    """As `bootstrap`, of a primary contrast: paired by seed, over flags."""
     by = {(r["arm"], r["seed"]): r for r in results}
     seeds = sorted(s for arm, s in by if arm == primary["better"] and (primary["worse"], s) in by)
     rows = []
@@ -305,7 +305,12 @@ def difference(primary: dict[str, Any], results: Sequence[dict[str, Any]]) -> tu
         codes = np.array(better["codes"])
         flags_ = [c for c in sorted(set(codes)) if not np.isnan(gap[codes == c]).all()]
         rows.append([np.nanmean(gap[codes == c]) for c in flags_])
-    table = 100 * np.array(rows)  # [seeds, flags]
+    return bootstrap(100 * np.array(rows))
+
+
+def bootstrap(table: np.ndarray) -> tuple[float, float, float, float]:
+    """Mean of a table [seeds, items], its 95 % interval over seeds and items, and twice the share of draws at or below
+    0 (a p-value)."""
     rng = np.random.default_rng(0)
     draws = np.empty(BOOTSTRAP)
     for i in range(BOOTSTRAP):
@@ -354,7 +359,7 @@ def main() -> None:
             tokenizer(world)
         missing = [arm for arm in plan(study) if not (results / arm.file).exists()]
         random.Random(0).shuffle(missing)  # so that a stop leaves no arm without seeds
-        _run_all(missing, given)
+        run_all(missing, given, "benchmarks.recap_clip")
     files = sorted(results.glob("*.json"))
     wanted = {arm.file for arm in plan(study)}
     found = [json.loads(f.read_text()) for f in files if f.name in wanted]
@@ -363,13 +368,13 @@ def main() -> None:
         given.plot.write_text(plot(study, found))
 
 
-def _run_all(arms: Sequence[Arm], given: argparse.Namespace) -> None:
+def run_all(arms: Sequence[Arm], given: argparse.Namespace, module: str) -> None:
     """Every arm in a process of its own."""
     waiting, running = list(arms), list[subprocess.Popen[bytes]]()
     while waiting or running:
         while waiting and len(running) < given.jobs:
             arm = waiting.pop(0)
-            command = [sys.executable, "-m", "benchmarks.recap_clip", str(given.out), "--study", str(given.study)]
+            command = [sys.executable, "-m", module, str(given.out), "--study", str(given.study)]
             running.append(subprocess.Popen([*command, "--only", f"{arm.name}/{arm.seed}"]))
         done = running.pop(0)
         if done.wait():

@@ -12,17 +12,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import resource
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
+from PIL import Image, ImageDraw
 
-from benchmarks.recap_clip import Alone, Arm
-from benchmarks.recap_dit_world import ATTRIBUTES, judge, prompts
+from benchmarks.recap_clip import Alone, Arm, bootstrap, holm, run_all
+from benchmarks.recap_clip_world import flags, unseen
+from benchmarks.recap_dit_world import ATTRIBUTES, PALETTE, SIDE, STYLES, judge, prompts
 
 HERE = Path(__file__).parent
 
@@ -132,7 +136,6 @@ def _config(arm: Arm, study: dict[str, Any], world: Path) -> Any:
 
 def evaluate(out: Path, study: dict[str, Any]) -> dict[str, Any]:
     """Draw an image for every prompt, and judge it; a picture of the first prompts stays beside the model."""
-    from benchmarks.recap_clip_world import flags, unseen
     from recap.dit.export import read
     from recap.dit.sampling import Sampler, Wanted, scheduler_of
     from recap.dit.vae import Pixels
@@ -155,6 +158,120 @@ def evaluate(out: Path, study: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+# --- the report -----------------------------------------------------------------------------------
+
+
+def table(arm: dict[str, Any], style: str, attribute: str, guidance: float) -> np.ndarray:
+    return 100 * np.array(arm["hits"][f"{style}@{guidance}"][attribute])
+
+
+def report(study: dict[str, Any], results: Sequence[dict[str, Any]]) -> str:
+    """Means over seeds (range) of every arm, style and attribute, and the primary differences."""
+    guidance = study["sampling"]["primary_guidance"]
+    columns = [(style, attribute) for style in STYLES for attribute in ATTRIBUTES]
+    lines = ["| arm (share of originals) | " + " | ".join(f"{s}: {a}" for s, a in columns) + " |"]
+    lines.append("|---|" + "---|" * len(columns))
+    for name in dict.fromkeys(arm.name for arm in plan(study)):
+        runs = [r for r in results if r["arm"] == name]
+        cells = []
+        for style, attribute in columns:
+            values = [float(np.nanmean(table(r, style, attribute, guidance))) for r in runs]
+            cells.append(f"{np.mean(values):.1f} ({min(values):.1f}-{max(values):.1f})" if values else "-")
+        lines.append(f"| {name} ({len(runs)} seeds) | " + " | ".join(cells) + " |")
+    lines.append("")
+    found = [(primary, *difference(primary, study, results)) for primary in study["primary"]]
+    for (primary, mean, low, high, _), share in zip(found, holm([f[-1] for f in found])):
+        what = f"{primary['style']}, {primary['attribute']}, {primary['better']} - {primary['worse']}"
+        verdict = "shown" if low > 0 and share < 0.05 else "not shown"
+        lines.append(f"- {primary['claim']}: {what}: {mean:+.1f} points, 95 % {low:+.1f} to {high:+.1f}: {verdict}")
+    lines += ["", "Guidance (mean over seeds of `side`):", "", *_by_guidance(study, results)]
+    lines += ["", f"CPU: {sum(r['cpu_s'] for r in results) / 60:.0f} minutes for {len(results)} arms"]
+    return "\n".join(lines)
+
+
+def difference(
+    primary: dict[str, Any], study: dict[str, Any], results: Sequence[dict[str, Any]]
+) -> tuple[float, float, float, float]:
+    """As `recap_clip.bootstrap`, of a primary contrast: paired by seed and prompt."""
+    by = {(r["arm"], r["seed"]): r for r in results}
+    seeds = sorted(s for arm, s in by if arm == primary["better"] and (primary["worse"], s) in by)
+    of = (primary["style"], primary["attribute"], study["sampling"]["primary_guidance"])
+    rows = [table(by[primary["better"], s], *of) - table(by[primary["worse"], s], *of) for s in seeds]
+    return bootstrap(np.array(rows))
+
+
+def _by_guidance(study: dict[str, Any], results: Sequence[dict[str, Any]]) -> list[str]:
+    scales = study["sampling"]["guidance"]
+    lines = ["| | " + " | ".join(f"{style} at {g:g}" for style in STYLES for g in scales) + " |"]
+    lines.append("|---|" + "---|" * (len(STYLES) * len(scales)))
+    for name in dict.fromkeys(arm.name for arm in plan(study)):
+        runs = [r for r in results if r["arm"] == name]
+        cells = [f"{np.mean([table(r, s, 'side', g).mean() for r in runs]):.1f}" for s in STYLES for g in scales]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def curves(study: dict[str, Any], results: Sequence[dict[str, Any]]) -> str:
+    """Training loss of every arm, mean over seeds, at tenths of the training."""
+    lines = []
+    for name in dict.fromkeys(arm.name for arm in plan(study)):
+        found = [r["curve"] for r in results if r["arm"] == name]
+        if found:
+            mean = np.mean(found, 0)
+            lines.append(f"{name}: " + " ".join(f"{mean[round(i)]:.3f}" for i in np.linspace(0, len(mean) - 1, 11)))
+    return "\n".join(lines)
+
+
+def picture(study: dict[str, Any], out: Path, seed: int) -> Image.Image:
+    """Truths of ten prompts a style, and what each arm drew for them."""
+    guidance, shown, scale = study["sampling"]["primary_guidance"], 10, 4
+    hidden = unseen(list(flags()), study["world"]["unseen"], study["world"]["seed"])
+    asked = prompts(hidden, study["sampling"]["scenes"])
+    arms = list(dict.fromkeys(arm.name for arm in plan(study)))
+    cell, label = SIDE * scale + 4, 90
+    sheet = Image.new("RGB", (label + shown * cell, (len(arms) + 1) * len(STYLES) * cell), "white")
+    pen = ImageDraw.Draw(sheet)
+    for block, style in enumerate(STYLES):
+        step = max(len(asked[style]) // shown, 1)
+        rows = [("truth", [PALETTE[np.clip(p.truth, 0, None)] for p in asked[style][::step][:shown]])]
+        for arm in arms:
+            images = np.load(out / "runs" / f"{arm}-{seed}" / f"{style}-{guidance}.npy")
+            rows.append((arm, list(images[::step][:shown])))
+        for row, (name, images) in enumerate(rows):
+            top = (block * (len(arms) + 1) + row) * cell
+            pen.text((4, top + cell // 2 - 6), f"{style}\n{name}", fill="black")
+            for column, image in enumerate(images):
+                tile = Image.fromarray(image.astype(np.uint8)).resize((SIDE * scale,) * 2, Image.Resampling.NEAREST)
+                sheet.paste(tile, (label + column * cell, top))
+    return sheet
+
+
+def plot(study: dict[str, Any], results: Sequence[dict[str, Any]]) -> str:
+    """An SVG: `side` over p for each style of prompt; every seed a dot, means a line."""
+    guidance, colours = study["sampling"]["primary_guidance"], ("#c0392b", "#1b6ca8", "#7d8a2e")
+    values = {(r["arm"], r["seed"], s): float(table(r, s, "side", guidance).mean()) for r in results for s in STYLES}
+    top = max(10.0, max(values.values(), default=0.0))
+
+    def y(value: float) -> float:
+        return 260 - 220 * value / top
+
+    parts = ['<g stroke="#888"><line x1="60" y1="260" x2="500" y2="260"/><line x1="60" y1="260" x2="60" y2="40"/></g>']
+    parts += [f'<text x="52" y="{y(top * i / 4) + 4:.0f}" text-anchor="end">{top * i / 4:.0f}</text>' for i in range(5)]
+    parts += [f'<text x="{60 + 440 * p:.0f}" y="278" text-anchor="middle">{p:g}</text>' for p in study["arms"]["p"]]
+    parts.append('<text x="280" y="300" text-anchor="middle">p: share of original texts in training</text>')
+    for number, (style, colour) in enumerate(zip(STYLES, colours)):
+        line = []
+        for p in sorted(study["arms"]["p"]):
+            seeds = [v for (arm, _, s), v in values.items() if arm == f"p={p:g}" and s == style]
+            parts += [f'<circle cx="{60 + 440 * p:.1f}" cy="{y(v):.1f}" r="2.5" fill="{colour}"/>' for v in seeds]
+            line += [f"{60 + 440 * p:.1f},{y(float(np.mean(seeds))):.1f}"] if seeds else []
+        parts.append(f'<polyline points="{" ".join(line)}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        told = f"{STYLES[style]}: every colour where it belongs (%)"
+        parts.append(f'<text x="70" y="{14 + 14 * number}" fill="{colour}">{told}</text>')
+    head = '<svg xmlns="http://www.w3.org/2000/svg" width="540" height="310" font-family="sans-serif" font-size="12">'
+    return "\n".join([head, '<rect width="540" height="310" fill="white"/>', *parts, "</svg>\n"])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
@@ -163,6 +280,7 @@ def main() -> None:
     parser.add_argument("--only", help="train this arm alone: p=P/SEED, e.g. p=0.5/2")
     parser.add_argument("--report", action="store_true")
     parser.add_argument("--plot", type=Path, help="write the figure here")
+    parser.add_argument("--picture", type=Path, help="write images of all arms of seed 0 here")
     given = parser.parse_args()
     study = yaml.safe_load(given.study.read_text())
     world, results = given.out / "world", given.out / "results"
@@ -173,6 +291,18 @@ def main() -> None:
         results.mkdir(exist_ok=True)
         (results / arm.file).write_text(json.dumps(made))
         return
+    if not given.report:
+        prepare(study, world)
+        missing = [arm for arm in plan(study) if not (results / arm.file).exists()]
+        random.Random(0).shuffle(missing)  # so that a stop leaves no arm without seeds
+        run_all(missing, given, "benchmarks.recap_dit")
+    wanted = {arm.file for arm in plan(study)}
+    found = [json.loads(f.read_text()) for f in sorted(results.glob("*.json")) if f.name in wanted]
+    sys.stdout.write(report(study, found) + "\n\nloss over training\n" + curves(study, found) + "\n")
+    if given.plot:
+        given.plot.write_text(plot(study, found))
+    if given.picture:
+        picture(study, given.out, 0).save(given.picture)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,20 @@ from recap.worlds.flag_scenes import COLOURS, new_scene
 SIDE = 16
 MAIN, MINOR = 0.12, 0.02  # share of the area from which a colour counts as large; as a small thing
 ATTRIBUTES = ("colour", "side", "object")
+STYLES = {"names": "short prompts, seen flags", "scenes": "detailed prompts, new flags", "human": "human descriptions"}
+PALETTE = np.array(
+    [
+        (200, 30, 40),
+        (240, 130, 30),
+        (250, 210, 40),
+        (20, 130, 70),
+        (20, 60, 160),
+        (0, 0, 0),
+        (250, 250, 250),
+        (128, 128, 128),
+    ]
+)
+"""A colour for each of COLOURS."""
 
 
 @dataclass(frozen=True)
