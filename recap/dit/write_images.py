@@ -72,7 +72,8 @@ def write_tars(source: Published, folder: Path) -> int:
 
 def grid(source: Published, prompts: int) -> bytes:
     """PNG of the first prompts: a row each, a column for each guidance scale. UserError where there is no image."""
-    scales = [float(scale) for scale in source.submission.config["guidance"]]
+    if not (scales := source.submission.config.get("guidance")):
+        raise UserError(f"images: {source.run.path} is no run of recap.dit.sample_job.")
     rows: list[tuple[str, list[Image.Image | None]]] = []
     for shard in source:
         held: list[Image.Image | None] = []
