@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, CLIPModel
 
 from hpc.errors import UserError
-from recap.clip.evaluate import Encoder, Picture
+from recap.clip.encoder import Encoder, Picture
 from recap.clip.weights import OPEN_CLIP_CONFIG
 from recap.engine.checkpoint import Normalisation, geometry_of
 from recap.engine.decode import BadImage, decode
@@ -26,7 +26,7 @@ from recap.evaluate.intervals import Mean, bootstrap_mean
 
 
 class ClipEncoder(Protocol):
-    """What `recap.clip.evaluate.Encoder` is for this toolkit's models."""
+    """What `recap.clip.encoder.Encoder` is for this toolkit's models."""
 
     def images(self, pictures: Sequence[Picture], names: Sequence[str]) -> torch.Tensor:
         """Features [N, D] of length 1. UserError for an image that cannot be read."""
@@ -37,7 +37,7 @@ class ClipEncoder(Protocol):
 
 @dataclass(frozen=True)
 class Clip:
-    """An opened CLIP. name: its folder's; context: tokens of a text."""
+    """An opened CLIP. name: of its folder, or of its run; context: tokens of a text."""
 
     name: str
     folder: Path
@@ -52,13 +52,14 @@ def open_clip(folder: str | Path, device: str = "cpu") -> Clip:
         UserError: the folder holds none of them.
     """
     path = Path(folder).resolve()
-    there = {name for name in ("recap_clip.json", OPEN_CLIP_CONFIG, "config.json") if (path / name).is_file()}
+    name = next(part for part in reversed(path.parts) if part not in ("exports", "final"))
+    there = {file for file in ("recap_clip.json", OPEN_CLIP_CONFIG, "config.json") if (path / file).is_file()}
     if "recap_clip.json" in there or there == {OPEN_CLIP_CONFIG}:
         ours = Encoder(path, device)
-        return Clip(path.name, path, ours.config.context, ours)
+        return Clip(name, path, ours.config.context, ours)
     if "config.json" in there:
         theirs = TransformersEncoder(path, device)
-        return Clip(path.name, path, theirs.context, theirs)
+        return Clip(name, path, theirs.context, theirs)
     raise UserError(
         f"evaluate: {folder} is no CLIP: an export of this toolkit (recap_clip.json), Recap-CLIP in open_clip's form "
         f"({OPEN_CLIP_CONFIG}) or a folder of transformers (config.json, weights, tokenizer) is expected."

@@ -200,10 +200,10 @@ class FrechetDistance:
         self._metric.update(features.double(), real=False)
 
     def value(self) -> float:
-        """UserError with fewer than two images."""
+        """At least 0. UserError with fewer than two images."""
         if self._metric.fake_features_num_samples < 2:
             raise UserError("evaluate: a Fréchet distance needs at least 2 generated images.")
-        return float(self._metric.compute())
+        return max(float(self._metric.compute()), 0.0)  # rounding may go below
 
 
 class _Computed(torch.nn.Module):

@@ -301,6 +301,9 @@ def _run(given: argparse.Namespace, track: Track) -> Report | None:
         for entry in entries
     ]
     _check(given, sources)
+    for file in (given.out, given.save_reference):
+        if file:
+            file.parent.mkdir(parents=True, exist_ok=True)
     clips: dict[Path, Clip] = {}
 
     def clip(folder: str) -> Clip:
@@ -406,7 +409,7 @@ class _progress:
 
     def _track(self, name: str, total: int | None) -> Callable[[int], None]:
         if not self._console.is_terminal:
-            self._console.print(escape(f"{name}: {'?' if total is None else f'{total:,}'} images"))
+            self._console.print(escape(name if total is None else f"{name}: {total:,} images"))
         bar = self._bars.add_task(escape(name), total=total)
         return partial(self._bars.advance, bar)
 

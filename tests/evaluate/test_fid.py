@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -68,6 +69,8 @@ def test_zero_for_the_same_images_and_growing_with_noise(world: World) -> None:
         found.append(made.value())
     assert abs(found[0]) < 1e-6 and found == sorted(found) and found[1] > 1e-4, found
     assert features.name == "FD(ours)" and "not FID" in features.about
+    export = shutil.copytree(world.ours, world.folder / "runs/recap-clip/exports/final")
+    assert open_clip(export).name == "recap-clip"
 
 
 def test_a_reference_is_cropped_counted_and_kept(world: World, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_a_run_and_tars_as_one_table(world: World, server: Server, tmp_path: Pat
         "--reference", world.real, "--clip", world.theirs, "--long-clip", world.ours, "--batch", "7",
         "--judge", server.url, "--judge-model", "judge-1", "--judge-images", "9", "--judge-cache", cache,
     ]  # fmt: skip
-    code, told, errors = run(capsys, *arguments, "--json", "--out", tmp_path / "table.md")
+    code, told, errors = run(capsys, *arguments, "--json", "--out", tmp_path / "new/table.md")
     assert code == Exit.COMPLETE, errors
     report = json.loads(told)
     by_row = {(r["arm"], r["guidance"]): r for r in report["rows"]}
@@ -73,7 +73,7 @@ def test_a_run_and_tars_as_one_table(world: World, server: Server, tmp_path: Pat
     assert (judged["n"], judged["asked"], sum(judged["counts"].values())) == (9, 9, 9) and len(server.bodies) == 27
     assert judged["low"] < judged["value"] < judged["high"]
 
-    table = (tmp_path / "table.md").read_text()
+    table = (tmp_path / "new/table.md").read_text()
     head = [cell.strip() for cell in table.splitlines()[0].strip("|").split("|")]
     assert head == [
         "arm", "guidance", "raw n", "raw FD(ours) ↓", "raw CLIP ↑", "recap n", "recap FD(ours) ↓", "recap CLIP ↑",
