@@ -14,8 +14,9 @@ A config with `stages:` and neither operator nor trainer is a pipeline:
         rate: 40                          # samples/s of one GPU (engine or rank without GPUs), for --dry-run
 
 A stage needs the stages that it names in `${...}`, and those of its `needs:`. runs/<name>/<stage>/ is an ordinary run
-directory of a job; of a command it holds stdout.txt, stderr.txt and what the command writes there. On the command line
-`STAGE.key=value` changes a stage, `name=`, `runs=` and `cluster=` the pipeline.
+directory of a job; of a command it holds stdout.txt, stderr.txt and what the command writes there (what an earlier
+attempt has left is moved to <stage>.1, <stage>.2, ...). On the command line `STAGE.key=value` changes a stage, and
+`name=`, `runs=` and `cluster=` change the pipeline.
 """
 
 from __future__ import annotations
@@ -253,7 +254,7 @@ def _checked(
         run = configs.check_run({"name": name, "cluster": cluster}, source)
         command = tuple(_resolved(stage.command, folders))
         return Stage(name, needs, run.cluster, command, rate=stage.rate, samples=stage.samples)
-    file = Path(os.path.relpath(path.parent / stage.config))
+    file = Path(os.path.normpath(path.parent / stage.config))
     tree = configs.read(file)
     for key, value in stage.set.items():
         if key.partition(".")[0] in ("name", "runs", "cluster"):

@@ -2,7 +2,8 @@
 
 A finished stage is not done again while its definition and what its needs have come to stay the same. `--from STAGE`
 lets it and all that need it count as not finished, `--only STAGE` runs that one alone: commands run again, jobs go on
-from what is in their run directories.
+from what is in their run directories. A job that would now make something else is refused, or done anew with
+--supersede: a map job beside its old output, a training in a fresh directory (the old one is kept as <stage>.1).
 """
 
 from __future__ import annotations
@@ -136,6 +137,8 @@ def _run_here(pipeline: Pipeline, run: PipelineRun, todo: list[str], asked: Aske
 
 def _stage_here(pipeline: Pipeline, stage: Stage, run: PipelineRun, asked: Asked, stopped: Callable[[], bool]) -> str:
     """Why it failed, "" if it did not."""
+    if run.at_work(stage.name):
+        raise UserError(f"pipeline: another launch works at stage {stage.name} of {short(run.path)} on this machine.")
     number = list(pipeline.stages).index(stage.name) + 1
     title = f"stage {number} of {len(pipeline.stages)}, {stage.name}"
     console.print(f"\n[bold]{title}[/] · {escape(stage.what)}")

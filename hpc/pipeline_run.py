@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -61,6 +62,17 @@ class PipelineRun(Run):
 
     def events(self, submission: Submission) -> list[dict[str, Any]]:
         return read(self.journal(submission))[0]
+
+    def at_work(self, stage: str) -> bool:
+        """Whether a process of this machine works at a stage now."""
+        events = [e for s in self.attempts(stage)[-1:] for e in self.events(s)]
+        begun = [e for e in events if e["event"] == "start"][-1:]
+        if not begun or events[-1]["event"] == "end" or begun[0]["host"] != socket.gethostname():
+            return False
+        try:
+            return b"hpc." in Path(f"/proc/{begun[0]['pid']}/cmdline").read_bytes()
+        except OSError:
+            return False
 
     def seconds(self, stage: str, now: float | None = None) -> float:
         """Time of the attempts since the stage was last finished; up to `now` for one that has not ended."""

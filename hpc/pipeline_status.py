@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,7 +62,7 @@ def _stage(run: PipelineRun, record: dict[str, Any], behind: list[str], squeue: 
     if not behind and run.is_finished(record):
         return {**about, "state": FINISHED, "share": 1.0, "seconds": run.marker(name)["seconds"]}
     events = run.events(attempts[-1]) if attempts else []
-    state = _state(events, next((squeue[job] for job in jobs[-1:] if job in squeue), None))
+    state = _state(events, any(job in squeue for job in jobs[-1:]) or run.at_work(name))
     about["seconds"] = round(run.seconds(name, time.time() if state == RUNNING else None), 1) if events else None
     if state == FAILED:
         about["why"] = str(events[-1]["reason"])
@@ -74,16 +73,13 @@ def _stage(run: PipelineRun, record: dict[str, Any], behind: list[str], squeue: 
     return {**about, "state": state}
 
 
-def _state(events: list[dict[str, Any]], job: str | None) -> str:
-    """Of the newest attempt, from its journal and what Slurm says of its stage job."""
+def _state(events: list[dict[str, Any]], alive: bool) -> str:
+    """Of the newest attempt, from its journal; `alive`: its process or its stage job is there."""
     if not events:
-        return WAITING if job is None else QUEUED
-    last = events[-1]
-    if last["event"] == "end":
-        return FAILED if last["code"] else WAITING  # it was finished, and something has changed since
-    begun = [e for e in events if e["event"] == "start"][-1]
-    here = begun["host"] == socket.gethostname() and Path(f"/proc/{begun['pid']}").exists()
-    return RUNNING if job is not None or here else STOPPED
+        return QUEUED if alive else WAITING
+    if events[-1]["event"] == "end":
+        return FAILED if events[-1]["code"] else WAITING  # it was finished, and something has changed since
+    return RUNNING if alive else STOPPED
 
 
 def _doing(run: Run) -> dict[str, Any]:

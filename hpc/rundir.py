@@ -126,6 +126,8 @@ class Run:
     def latest(self) -> Submission:
         """The newest submission; UserError where the directory is not a run."""
         found = self.submissions()
+        if not found and (self.path / "pipeline.yaml").exists():
+            raise UserError(f"run: {self.path} is a pipeline. Give the path of one of its stages: {self.path}/STAGE.")
         if not found:
             raise UserError(
                 f"run: {self.path} is not a run directory (no submissions/ in it). "

@@ -28,7 +28,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hpc import gate, snapshot
+from hpc import config as configs
+from hpc import gang_launch, gate, snapshot, sweep
 from hpc.errors import Exit, Parser, UserError
 from hpc.journal import Journal
 from hpc.local import die_with_supervisor
@@ -38,6 +39,7 @@ from hpc.stage_progress import progress
 
 log = logging.getLogger("stage")
 
+_OURS = {"stdout.txt", "stderr.txt", "stage.json"}  # of a command's directory
 LAUNCHES = 2  # in a row without progress, after which a stage is given up
 _KILL_S = 30.0  # that a command gets to end when told to
 
@@ -73,7 +75,9 @@ class Attempt:
     # --- commands -----------------------------------------------------------------------------
 
     def command(self, stopped: Callable[[], bool] = lambda: False) -> int:
-        """Run the command here, to its end."""
+        """Run the command here, to its end, in a directory of its own that is empty."""
+        if self.folder.is_dir() and {p.name for p in self.folder.iterdir()} - _OURS:
+            set_aside(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / "stdout.txt", "wb") as out, open(self.folder / "stderr.txt", "wb") as err:
             try:
@@ -93,6 +97,8 @@ class Attempt:
 
     def launch(self, stopped: Callable[[], bool] = lambda: False) -> tuple[int, str]:
         """`hpc.launch` of the stage's config: its exit code, and what it complained of."""
+        if self.record["supersede"]:
+            begin_anew(self.run.configs / f"{self.stage}.yaml")
         complaints = self.run.logs / f"{self.stage}-{self.submission.uuid}.txt"
         with open(complaints, "wb") as err:
             process = subprocess.Popen(
@@ -116,11 +122,10 @@ class Attempt:
 
     def advance(self) -> int:
         """What a stage job does with the job of its stage."""
-        from hpc.gang_launch import adopt
         from hpc.launcher import live_jobs
 
         job = Run(self.folder)
-        adopt(job)
+        gang_launch.adopt(job)
         now, launched = progress(job), self._launched(job)
         if launched and now.complete:
             return self.finish()
@@ -147,6 +152,26 @@ class Attempt:
         events = [e for a in attempts for e in self.run.events(a) if e["event"] == "launch"]
         inputs = self.run.inputs(self.record)
         return bool(newest) and any(e["uuid"] == newest[0].uuid and e["inputs"] == inputs for e in events)
+
+
+def begin_anew(config: Path) -> None:
+    """Move the directory of a training aside that is no longer what its config asks for. A map job makes a new column
+    beside the old; a training would go on from checkpoints that were made of other data."""
+    checked = configs.load(config, [])
+    if not checked.is_gang:
+        return
+    for arm in sweep.arms(checked).values() if checked.run.sweep else [checked]:
+        job = gang_launch.prepare(arm, supersede=True)
+        if job.previous is not None and job.previous.identity != job.identity:
+            set_aside(job.run.path)
+
+
+def set_aside(folder: Path) -> None:
+    """Give a directory the next free name of `<name>.1`, `<name>.2`, ..."""
+    number = 1
+    while (kept := folder.with_name(f"{folder.name}.{number}")).exists():
+        number += 1
+    folder.rename(kept)
 
 
 def launch_command(run: PipelineRun, stage: str, supersede: bool) -> list[str]:

@@ -16,8 +16,11 @@ from typing import Any
 import pytest
 import yaml
 
+from hpc import config as configs
+from hpc import container, gang_launch
 from hpc.pipeline_run import PipelineRun
 from hpc.rundir import Run
+from hpc.stage import begin_anew
 from hpc.stage_progress import progress
 from tests.jobs import ROOT, command, inline
 from tests.slurm_cluster import Cluster, wait
@@ -185,6 +188,42 @@ def test_what_changed_is_done_again_with_all_that_needs_it(tmp_path: Path) -> No
     assert bench.launch("echo.prefix=new ", "--from", "check").returncode == 0
     fourth = bench.markers()
     assert [name for name in CHAIN if fourth[name] != third[name]] == ["last", "check"]
+
+
+def test_a_superseded_training_begins_anew(tmp_path: Path) -> None:
+    """It must not go on from checkpoints that were made of other data."""
+    bench = Bench(tmp_path, STAGES)
+    config = tmp_path / "train.yaml"
+    config.write_text(
+        yaml.safe_dump({**TINY, "name": "pipe/train", "runs": str(tmp_path / "runs"), "cluster": "local"})
+    )
+    loaded = configs.load(config, [])
+    train = Run(bench.run.path / "train")
+    train.make()
+    facts = gang_launch.record(gang_launch.prepare(loaded, supersede=False), "")
+    train.new_submission(**facts)
+    begin_anew(config)
+    assert train.is_run(), "the same training goes on"
+    train.new_submission(**{**facts, "identity": "another"})
+    begin_anew(config)
+    assert not train.path.exists() and Run(bench.run.path / "train.1").latest().identity == "another"
+
+
+@pytest.mark.parametrize(
+    ("runtime", "around"),
+    [
+        ("apptainer", ["apptainer", "exec", "--nv", "--bind", "/runs/p:/runs/p", "--bind", "/d:/d", "image"]),
+        ("pyxis", ["srun", "--container-image=image", "--container-mounts=/runs/p:/runs/p,/d:/d"]),
+    ],
+)
+def test_commands_in_containers(runtime: str, around: list[str]) -> None:
+    inside = configs.ContainerConfig(runtime=runtime, image="image", mounts=["/d"])
+    cluster = configs.ClusterConfig(kind="slurm", gpus_per_node=1, container=inside)
+    run = Path("/runs/p")
+    assert container.command(cluster, run, ["python", "-m", "recap.report"]) == [
+        *around, "python3", "-P", "-m", "recap.report",
+    ]  # fmt: skip
+    assert container.command(cluster, run, ["ls", "-l"]) == [*around, "ls", "-l"]
 
 
 def test_cancelled_here(tmp_path: Path) -> None:
