@@ -119,8 +119,8 @@ def _words(stage: dict[str, Any]) -> str:
         said.append(f"{100 * stage['share']:.1f} %")
     if stage["eta_s"]:
         said.append(f"{duration(stage['eta_s'])} left")
-    if stage["state"] == WAITING and stage["behind"]:
-        said.append(f"for {', '.join(stage['behind'])}")
+    if stage["state"] == WAITING:
+        said.append(f"for {', '.join(stage['behind']) or 'its turn'}")
     if stage["state"] in (RUNNING, QUEUED) and stage["jobs"]:
         said.append(f"stage job {stage['jobs'][-1]}")
     return " · ".join(filter(None, said))

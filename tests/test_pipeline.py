@@ -30,6 +30,7 @@ TINY = {
     "trainer": "tests.train.tiny.TinyTrainer",
     "train": {"samples": 48, "batch": 12, "save_every": 24, "threads": 1},
 }
+NEEDS_FLAG = ["python", "-c", "import os, sys; sys.exit(None if os.path.exists(sys.argv[1]) else 'no flag')"]
 STAGES: dict[str, Any] = {
     "echo": {"config": "echo.yaml"},
     "train": {"config": "tiny.yaml", "needs": ["echo"]},
@@ -72,6 +73,11 @@ def states(slurm: Cluster, jobs: dict[str, str]) -> dict[str, str]:
     return found
 
 
+def newest(bench: Bench) -> dict[str, str]:
+    """The newest stage job of each stage."""
+    return {s.config["stage"]: s.job_ids[0] for s in bench.run.submissions()}
+
+
 @pytest.mark.slurm
 @pytest.mark.timeout(280)
 def test_a_cancelled_slot_does_not_break_the_chain(slurm: Cluster, tmp_path: Path) -> None:
@@ -81,7 +87,7 @@ def test_a_cancelled_slot_does_not_break_the_chain(slurm: Cluster, tmp_path: Pat
     stages["echo"]["set"] = {"delay_s": 0.1}
     bench = Bench(tmp_path, stages, shards=6, lines=10, cluster=cluster)
     said = slurm.run(sys.executable, "-m", "hpc.launch", str(bench.config))
-    jobs = {s.config["stage"]: s.job_ids[0] for s in bench.run.submissions()}
+    jobs = newest(bench)
     assert list(jobs) == ["echo", "train", "report"] and f"stage job {jobs['train']} behind {jobs['echo']}" in said
     again = slurm.run(sys.executable, "-m", "hpc.launch", str(bench.config))
     assert again.count("in Slurm's hands already") == 3 and len(bench.run.submissions()) == 3
@@ -101,31 +107,41 @@ def test_a_cancelled_slot_does_not_break_the_chain(slurm: Cluster, tmp_path: Pat
 @pytest.mark.slurm
 @pytest.mark.slow
 @pytest.mark.timeout(280)
-def test_cancelled_as_a_whole_and_launched_again(slurm: Cluster, tmp_path: Path) -> None:
+def test_cancelled_as_a_whole_then_a_stage_fails(slurm: Cluster, tmp_path: Path) -> None:
     cluster = {"kind": "slurm", "time": "10", "mem_gb": 1.0, "python": sys.executable, "signal_delay_s": 60}
-    stages = {"echo": {"config": "echo.yaml", "set": {"delay_s": 0.1}}, "report": STAGES["report"] | {"needs": []}}
+    flag = tmp_path / "flag"
+    stages = {
+        "echo": {"config": "echo.yaml", "set": {"delay_s": 0.1}},
+        "check": {"command": [*NEEDS_FLAG, str(flag)], "needs": ["echo"]},
+        "last": {"command": ["python", "-m", "hpc.verify", "${echo}"], "needs": ["check"]},
+    }
     bench = Bench(tmp_path, stages, shards=6, lines=10, cluster=cluster)
     slurm.run(sys.executable, "-m", "hpc.launch", str(bench.config))
     echo = Run(bench.run.path / "echo")
     wait(lambda: echo.submissions() and progress(echo).done >= 1, "a shard is done")
     slurm.run(sys.executable, "-m", "hpc.cancel", str(bench.run.path))
-    done = progress(echo).done
-    assert 1 <= done < 6 and len(echo.submissions()) == 1
-    assert {state for s in bench.run.submissions() for state in states(slurm, {"": s.job_ids[0]}).values()} == {
-        "CANCELLED"
-    }
+    assert 1 <= progress(echo).done < 6 and len(echo.submissions()) == 1
+    assert set(states(slurm, newest(bench)).values()) == {"CANCELLED"}
+
     slurm.run(sys.executable, "-m", "hpc.launch", str(bench.config))
-    wait(lambda: len(bench.markers()) == 2, "all stages are finished", 150)
-    shown = json.loads(slurm.run(sys.executable, "-m", "hpc.status", str(bench.run.path), "--json"))
-    assert {name: stage["state"] for name, stage in shown["stages"].items()} == {
-        "echo": "finished",
-        "report": "finished",
-    }
+    wait(
+        lambda: set(states(slurm, newest(bench)).values()) == {"COMPLETED", "FAILED", "CANCELLED"}, "check failed", 120
+    )
+    assert states(slurm, newest(bench)) == {"echo": "COMPLETED", "check": "FAILED", "last": "CANCELLED"}
+    said = slurm.run(sys.executable, "-m", "hpc.status", str(bench.run.path), "--json", code=2)
+    assert "no flag" in json.loads(said)["stages"]["check"]["why"]
+
+    flag.touch()
+    before, attempts = bench.markers(), len(bench.run.attempts("echo"))
+    slurm.run(sys.executable, "-m", "hpc.launch", str(bench.config))
+    wait(lambda: len(bench.markers()) == 3, "all stages are finished", 60)
+    assert bench.markers()["echo"] == before["echo"] and len(bench.run.attempts("echo")) == attempts
+    facts = json.loads(slurm.run(sys.executable, "-m", "hpc.status", str(bench.run.path), "--json"))
+    assert {stage["state"] for stage in facts["stages"].values()} == {"finished"}
 
 
 # --- here -------------------------------------------------------------------------------------
 
-NEEDS_FLAG = ["python", "-c", "import os, sys; sys.exit(None if os.path.exists(sys.argv[1]) else 'no flag')"]
 CHAIN: dict[str, Any] = {
     "last": {"command": ["python", "-c", "print('seen', '${check}')"], "needs": ["check"]},
     "echo": {"config": "echo.yaml"},
