@@ -142,6 +142,7 @@ def main() -> None:
         train(model, arguments.steps, arguments.seed)
         model.register_to_config(scaling_factor=round(latent_scale(model, arguments.seed), 5))
         model.half().save_pretrained(arguments.out)
+        (arguments.out / "diffusion_pytorch_model.safetensors").chmod(0o644)
     originals = np.stack(held_out())
     made = reconstructed(arguments.out, originals)
     rows = [np.concatenate(list(images[:12]), axis=1) for images in (originals, made)]

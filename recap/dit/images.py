@@ -33,7 +33,7 @@ def cropped(picture: Image.Image, side: int) -> np.ndarray:
     size = (round(picture.width * scale), round(picture.height * scale))
     pixels = np.asarray(picture.resize(size, Image.Resampling.BICUBIC))
     top, left = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
-    return pixels[top : top + side, left : left + side]
+    return pixels[top : top + side, left : left + side].copy()
 
 
 def flipped(seed: int, epoch: int, name: str) -> bool:
