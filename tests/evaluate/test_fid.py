@@ -121,12 +121,12 @@ def test_inception_is_torch_fidelitys(tmp_path: Path) -> None:
     fc = {"fc.weight": torch.zeros(1008, 2048), "fc.bias": torch.zeros(1008)}  # as in the published file
     torch.save(made | fc, tmp_path / "inception.pth")
     features = open_features(f"inception:{tmp_path / 'inception.pth'}", "cpu", open_clip)
-    pixels = torch.from_numpy(np.random.RandomState(1).randint(0, 256, (2, 3, 64, 80)).astype("u1"))
+    pixels = torch.from_numpy(np.random.RandomState(1).randint(0, 256, (2, 3, 400, 480)).astype("u1"))
     found = features([replace(item, data=png(image)) for item, image in zip(items(2), pixels)])
     expected = {
-        "mean": (found.mean(1), [1.447762, 1.436922]),
-        "first": (found[0, :4], [0.027163, 0.0, 0.599761, 2.137955]),
-        "last": (found[1, -4:], [0.997232, 0.930721, 0.0, 0.0]),
+        "mean": (found.mean(1), [1.137022, 1.132928]),
+        "first": (found[0, :4], [0.025239, 0.0, 0.560040, 1.525912]),
+        "last": (found[1, -4:], [0.693922, 0.802185, 0.0, 0.0]),
     }
     for which, (ours, theirs) in expected.items():
         assert ours.tolist() == pytest.approx(theirs, abs=2e-4), which
