@@ -131,16 +131,15 @@ class TextEncoder(nn.Module):
     def tokens(self, texts: Sequence[str], pad_to: int = 0) -> dict[str, torch.Tensor]:
         """ids int64 and mask bool, [N, T]; T: the longest of these texts, to a multiple of 8 (compiled blocks see few
         shapes), or `pad_to`."""
-        found = self.tokenizer(
-            [text.lower().strip() for text in texts],
-            padding="max_length" if pad_to else "longest",
-            max_length=pad_to or self.context,
-            pad_to_multiple_of=None if pad_to else 8,
-            truncation=True,
-            return_tensors="pt",
-        )
-        ids, mask = found["input_ids"][:, : self.context], found["attention_mask"][:, : self.context]
-        return {"ids": ids, "mask": mask.bool()}
+        limit = pad_to or self.context
+        cleaned = [text.lower().strip() for text in texts]
+        rows = self.tokenizer(cleaned, max_length=limit, truncation=True)["input_ids"]
+        length = pad_to or min(-(-max(map(len, rows)) // 8) * 8, self.context)
+        ids = torch.full((len(rows), length), self.tokenizer.pad_token_id)
+        mask = torch.zeros(len(rows), length, dtype=torch.bool)
+        for row, found in enumerate(rows):
+            ids[row, : len(found)], mask[row, : len(found)] = torch.tensor(found), True
+        return {"ids": ids, "mask": mask}
 
     def cut(self, texts: Sequence[str]) -> int:
         """How many texts are longer than the context."""

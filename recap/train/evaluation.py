@@ -63,7 +63,7 @@ def _measured(task: Evaluates, module: nn.Module, settings: TrainSettings, occas
     seed_step(settings.seed, 0, occasion.ranks.rank)  # the same noise each time; the next step seeds its own
     module.eval()
     try:
-        with torch.no_grad(), precision(module, settings, occasion.ranks.device):
+        with torch.no_grad(), precision(settings, occasion.ranks.device):
             return task.evaluate(module.module if isinstance(module, DistributedDataParallel) else module, occasion)
     finally:
         module.train()

@@ -171,7 +171,7 @@ class Training:
         for number, micro in enumerate(batch.micro):
             last = number == len(batch.micro) - 1
             with parallel.gradient_sync(self.module, last):
-                with parallel.precision(self.module, self.settings, self.ranks.device):
+                with parallel.precision(self.settings, self.ranks.device):
                     loss = self.module(parallel.to_device(micro, self.ranks.device))
                 (loss * scale).backward()
             total += loss.detach()

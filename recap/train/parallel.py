@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from recap.train.settings import TrainSettings
@@ -95,7 +95,8 @@ def _fsdp(task: Task, module: nn.Module, settings: TrainSettings, ranks: Ranks) 
     mesh = dist.init_device_mesh(ranks.device.type, (ranks.world,))
     policy = MixedPrecisionPolicy()
     if settings.precision == "bf16":
-        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        # Inputs are not cast: times and noise of a batch are to keep their bits. Autocast casts where it is safe.
+        policy = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in task.blocks(module):
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(module, mesh=mesh, mp_policy=policy)
@@ -103,10 +104,9 @@ def _fsdp(task: Task, module: nn.Module, settings: TrainSettings, ranks: Ranks) 
 
 
 @contextmanager
-def precision(module: nn.Module, settings: TrainSettings, device: torch.device) -> Iterator[None]:
-    """bf16 arithmetic where it is asked for; FSDP2 brings its own."""
-    wanted = settings.precision == "bf16" and not isinstance(module, FSDPModule)
-    with torch.autocast(device.type, torch.bfloat16, enabled=wanted):
+def precision(settings: TrainSettings, device: torch.device) -> Iterator[None]:
+    """bf16 arithmetic where it is asked for; FSDP2's gathered weights are bf16 already."""
+    with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
         yield
 
 

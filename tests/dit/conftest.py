@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from hpc.operator import Item, Row
 from tests.clip.models import tokenizer
 from tests.clip.world import write_world
 
@@ -55,3 +56,22 @@ def tree(world: Path, **changes: Any) -> dict[str, Any]:
             target = target.setdefault(part, {})
         target[keys[-1]] = value
     return made
+
+
+def items(operator: Any) -> list[Item]:
+    return [item for shard in operator.plan() for item in operator.read(shard)]
+
+
+def rows_of(operator: Any, given: list[Item] | None = None) -> list[Row]:
+    """What an engine would get of an operator, on the CPU."""
+    given = items(operator) if given is None else given
+    operator.setup("cpu")
+    rows: list[Row] = []
+    for item in given:
+        while operator.want() <= 0:
+            rows += operator.poll(0.2)
+        operator.put(item)
+    while len(rows) < len(given):
+        rows += operator.poll(0.2)
+    operator.close()
+    return rows

@@ -23,7 +23,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from hpc.errors import UserError
-from hpc.operator import Item, Row, Shard
+from hpc.operator import Shard
 from hpc.published import Published
 from recap.data.columns import ColumnConfig
 from recap.data.inputs import DataConfig
@@ -37,6 +37,7 @@ from recap.dit.storage import said_in_total
 from recap.dit.text_embeddings import TextDataConfig, TextEmbeddingsConfig, TextEmbeddingsOperator, read_states
 from recap.dit.vae import Pixels, Vae, vae_digest, vae_facts
 from recap.worlds.tars import write_tar
+from tests.dit.conftest import items, rows_of
 
 torch.set_num_threads(1)
 
@@ -95,10 +96,6 @@ def flags() -> torch.Tensor:
     """uint8 [19, 64, 64, 3]: two micro-batches and a rest."""
     crops = [i.payload[0] for i in items(LatentsOperator(LatentsConfig(data=DataConfig(shards=[str(FLAGS)]))))[:19]]
     return torch.from_numpy(np.stack([centre_crop(data, 64) for data in crops]))
-
-
-def items(operator: Any) -> list[Item]:
-    return [item for shard in operator.plan() for item in operator.read(shard)]
 
 
 def test_a_latent_does_not_depend_on_its_batch(vae: Vae, flags: torch.Tensor) -> None:
@@ -206,21 +203,6 @@ def test_a_column_of_latents(tmp_path: Path, vae: Vae) -> None:
     assert launch(path).returncode == 0 and first.file.stat().st_mtime_ns == stamp  # nothing is done again
     refused = launch(path, f"vae={changed(tmp_path / 'other', 1.5)}")
     assert refused.returncode == 64 and "--supersede" in refused.stdout + refused.stderr
-
-
-def rows_of(operator: Any, given: list[Item] | None = None) -> list[Row]:
-    """What an engine would get of an operator, on the CPU."""
-    given = items(operator) if given is None else given
-    operator.setup("cpu")
-    rows: list[Row] = []
-    for item in given:
-        while operator.want() <= 0:
-            rows += operator.poll(0.2)
-        operator.put(item)
-    while len(rows) < len(given):
-        rows += operator.poll(0.2)
-    operator.close()
-    return rows
 
 
 def job(**changes: Any) -> LatentsOperator:

@@ -4,23 +4,33 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from hpc import config as configs
 from hpc.errors import UserError
+from recap.data.columns import ColumnConfig
+from recap.data.inputs import DataConfig
+from recap.demo import VAE
+from recap.dit.latents import LatentsConfig, LatentsOperator
 from recap.dit.objective import Ddpm, Flow
 from recap.dit.settings import ObjectiveConfig
 from recap.dit.task import DitTask
+from recap.dit.text_embeddings import TextDataConfig, TextEmbeddingsConfig, TextEmbeddingsOperator
 from recap.dit.trainer import DitTrainer
-from tests.dit.conftest import tree
+from tests.dit.conftest import rows_of, tree
 from tests.train.ranks import curve, launch, log
+
+ROOT = Path(__file__).parents[2]
 
 
 def trainer(config: dict[str, Any]) -> DitTrainer:
@@ -60,6 +70,16 @@ def test_killed_and_resumed_equals_undisturbed(world, tmp_path) -> None:
     np.testing.assert_allclose([loss for _, loss in curve(tmp_path / "other")], losses, rtol=1e-4)
 
 
+@pytest.mark.parametrize("objective", [{"kind": "flow"}, {"kind": "ddpm"}])
+def test_fsdp_in_bf16_trains_as_ddp_does(world, tmp_path, objective) -> None:
+    curves = []
+    for kind in ("ddp", "fsdp"):
+        config = tree(world, train__parallel=kind, train__precision="bf16", train__samples=240, objective=objective)
+        assert run(tmp_path / kind, 2, config) == [0, 0], log(tmp_path / kind)
+        curves.append([loss for _, loss in curve(tmp_path / kind)])
+    np.testing.assert_allclose(curves[1], curves[0], rtol=0.02)
+
+
 def test_the_export_is_of_the_averaged_weights(world, tmp_path) -> None:
     """Without an average the export differs from the one with it, at the same curve."""
     runs = {}
@@ -88,6 +108,84 @@ def test_texts_are_mixed_and_dropped(world) -> None:
     assert abs(columns["org_caption"] - 120) < 3 * (600 * 0.2 * 0.8) ** 0.5
     assert abs(sum(t.text == "" for t in taken) - 150) < 3 * (600 * 0.25 * 0.75) ** 0.5
     made.close()
+
+
+@pytest.fixture(scope="module")
+def columns(world: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Columns of the world by our own operators: latents (moments, mirrored too) and embeddings of both texts."""
+    folder = tmp_path_factory.mktemp("columns")
+    shards = [str(world / "tars")]
+    text = tree(world)["data"]["columns"]
+    latents = LatentsConfig(data=DataConfig(shards=shards), vae=str(VAE), side=32, kind="moments")
+    write_column(folder / "latents", LatentsOperator(latents))
+    made = {**text, "latents": {"folder": str(folder / "latents"), "field": "latent"}}
+    for name, column in text.items():
+        data = TextDataConfig(shards=shards, columns={name: ColumnConfig(**column)})
+        config = TextEmbeddingsConfig(data=data, text=name, text_encoder=str(world / "encoder"), context=16)
+        write_column(folder / f"{name}_states", TextEmbeddingsOperator(config))
+        made[f"{name}_states"] = {"folder": str(folder / f"{name}_states"), "field": "states"}
+    return made
+
+
+def write_column(folder: Path, operator: Any) -> None:
+    """A parquet file a shard, of an operator's rows in the shard's order."""
+    folder.mkdir()
+    rows = sorted(rows_of(operator), key=lambda row: (row.shard, row.index))
+    for shard in {row.shard for row in rows}:
+        found = [row for row in rows if row.shard == shard]
+        table = {"key": [r.key for r in found], "status": [r.status for r in found]}
+        for name, kind in operator.column().fields:
+            table[name] = pa.array([r.values.get(name) for r in found], kind)
+        pq.write_table(pa.table(table), folder / f"{shard}.parquet", row_group_size=512)
+
+
+def latent_tree(world: Path, columns: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """From images, encoded live."""
+    return tree(world, data__columns=columns, **changes) | {"model": _model(world, 32)}
+
+
+def _model(world: Path, image: int) -> dict[str, Any]:
+    encoder = {"text_encoder": str(world / "encoder"), "context": 16}
+    return {"size": "32x2x2/2", "image": image, "vae": str(VAE), **encoder}
+
+
+def test_from_columns_as_from_pixels(world, columns) -> None:
+    """The same samples, texts and draws, and the same loss as encoding live, but for float16's rounding."""
+    states = {"org_caption": "org_caption_states", "re_caption": "re_caption_states"}
+    live, stored, embedded = (
+        task(latent_tree(world, columns, **more))
+        for more in ({}, {"data__latents": "latents"}, {"data__latents": "latents", "data__embeddings": states})
+    )
+    modules = [made.module() for made in (live, stored, embedded)]
+    with torch.no_grad():  # a start at zero would predict nothing, whatever it reads
+        torch.manual_seed(1)
+        weights = {n: torch.randn_like(p) * 0.05 for n, p in modules[2].named_parameters() if p.requires_grad}
+    losses = []
+    for made, module in zip((live, stored, embedded), modules):
+        module.load_state_dict(weights, strict=False)
+        batch = made.batch(0, 48, 0, 1)
+        with torch.no_grad():
+            losses.append((batch.keys, float(module(batch.micro[0])), batch.micro[0]))
+        made.close()
+    assert "pixels" in losses[0][2] and "latents" in losses[1][2] and "states" in losses[2][2]
+    assert losses[0][0] == losses[1][0] == losses[2][0]
+    assert math.isclose(losses[0][1], losses[1][1], rel_tol=1e-3)
+    assert math.isclose(losses[1][1], losses[2][1], rel_tol=1e-3)
+
+
+def test_latents_of_another_size(world, columns) -> None:
+    with pytest.raises(UserError, match=r"model.image=64 asks for float16 \(8, 16, 16\)"):
+        task(latent_tree(world, columns, data__latents="latents") | {"model": _model(world, 64)}).batch(0, 48, 0, 1)
+
+
+def test_latents_of_another_vae(world, columns, tmp_path) -> None:
+    shutil.copytree(VAE, tmp_path / "vae")
+    config = json.loads((tmp_path / "vae/config.json").read_text())
+    (tmp_path / "vae/config.json").write_text(json.dumps({**config, "scaling_factor": 0.5}))
+    changed = latent_tree(world, columns, data__latents="latents")
+    changed["model"]["vae"] = str(tmp_path / "vae")
+    with pytest.raises(UserError, match=r"its latent is of the VAE .* Name the VAE that made the column"):
+        task(changed).batch(0, 48, 0, 1)
 
 
 @pytest.mark.parametrize("kind", ["flow", "ddpm"])
