@@ -291,7 +291,7 @@ def test_an_encoder_that_does_not_fit(world) -> None:
 
 def test_the_papers_configs_are_checked() -> None:
     for name, patches in (("recap_b4", 64), ("recap_l2", 256)):
-        config = configs.load(Path(f"configs/dit/{name}.yaml"), ["cluster=local"])
+        config = configs.load(ROOT / f"configs/dit/{name}.yaml", ["cluster=local"])
         shape, t = config.work.model.shape, config.work.train
         assert (t.batch, t.lr, t.schedule, t.warmup, t.weight_decay) == (2048, 1e-4, "constant", 0.0, 0.0)
         assert (config.work.model.image // 8 // shape.patch) ** 2 == patches
