@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 
 from hpc.errors import Exit
 from hpc.published import Published
-from tests.slurm_cluster import NODES, ROOT, Cluster, wait
+from tests.slurm_cluster import NODES, ROOT, Cluster, alive, wait
 from tests.test_slurm import EchoJob
 
 SHARDS, LINES = 48, 40
@@ -161,8 +161,11 @@ class Chaos:
         if not processes:
             return False
         victim = self.random.choice(processes)
-        victim.kill()
-        wait(lambda: not psutil.pid_exists(victim.pid) or victim.status() == psutil.STATUS_ZOMBIE, "it is dead", 10)
+        try:
+            victim.kill()
+        except psutil.NoSuchProcess:
+            return False
+        wait(lambda: not alive(victim), "it is dead", 10)
         return True
 
     def _stall(self) -> bool:

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 ROOT = Path(__file__).resolve().parent.parent
 _MINI_SLURM = str(ROOT / "tests/mini-slurm")
 NODES, GPUS = 3, 2
@@ -25,6 +27,14 @@ def wait(condition: Callable[[], object], what: str, timeout: float = 60.0) -> N
     while not condition():
         assert time.monotonic() < end, f"after {timeout:.0f} s still not: {what}"
         time.sleep(0.1)
+
+
+def alive(process: psutil.Process) -> bool:
+    """Whether a process runs; it may end, and be reaped, at any moment."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 class NoSlurm(Exception):

@@ -19,6 +19,7 @@ import pytest
 from hpc import heartbeat
 from hpc.ledger import CLAIMED, DONE, FAILED
 from tests.jobs import ENVIRONMENT, ROOT, EchoJob, command, texts, wait_for
+from tests.slurm_cluster import alive
 
 Make = Callable[..., EchoJob]
 
@@ -80,7 +81,7 @@ def test_a_killed_agent_leaves_no_orphan_and_resumes(make: Make) -> None:
     engine = engine_of(job, worker.pid)
     worker.kill()
     worker.wait()
-    wait_for(lambda: not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE, 5.0)
+    wait_for(lambda: not alive(engine), 5.0)
     assert job.work() == 0
     job.check()
     assert len(applied(job)) - 100 <= 16 + 4

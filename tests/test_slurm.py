@@ -24,7 +24,7 @@ from hpc.launcher import Launcher, find_job
 from hpc.ledger import CLAIMED, DONE, FAILED, State
 from hpc.plan import Plan
 from hpc.rundir import Run, Submission
-from tests.slurm_cluster import GPUS, NODES, ROOT, Cluster, wait
+from tests.slurm_cluster import GPUS, NODES, ROOT, Cluster, alive, wait
 
 GOLDEN = Path(__file__).parent / "golden" / "batch_script.sh"
 
@@ -280,20 +280,13 @@ def test_agent_killed(make: Callable[..., EchoJob]) -> None:
     engines, agent = job.processes("hpc.engine"), job.agent()
     assert len(engines) == 2
     agent.kill()
-    wait(lambda: not any(map(_lives, [agent, *engines])), "no orphan is left", timeout=5)
+    wait(lambda: not any(map(alive, [agent, *engines])), "no orphan is left", timeout=5)
     wait(lambda: len(job.lives()) == 2, "the slot has a second life")
     job.wait_over()
     job.check()
     log = job.log()
     assert "life 0" in log and "slot 0: exit code 137: requeue" in log and "life 1" in log
     assert [(e.state, e.restarts) for e in job.slurm.elements(job.id).values()] == [("COMPLETED", 1)]
-
-
-def _lives(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 @pytest.mark.slurm
