@@ -108,17 +108,17 @@ class Attempt:
             code = watch(process, stopped)
         if code in (Exit.COMPLETE, Exit.INCOMPLETE, Exit.SOME_FAILED):  # warnings; else it is the reason
             sys.stderr.write(complaints.read_text(encoding="utf-8", errors="replace"))
-        return code, last_line(complaints) or f"hpc.launch exited with {code}"
+        return code, last_line(complaints)
 
     def launch_here(self, stopped: Callable[[], bool]) -> int:
         """Run the job of the stage on this machine, to its end."""
         code, said = self.launch(stopped)
-        if code not in (Exit.COMPLETE, Exit.INCOMPLETE, Exit.SOME_FAILED):
+        if code not in (Exit.COMPLETE, Exit.INCOMPLETE, Exit.SOME_FAILED) and said:
             return self.fail(said)
         now = progress(Run(self.folder))
-        if now.complete:
+        if now.complete and code in (Exit.COMPLETE, Exit.SOME_FAILED):
             return self.finish()
-        return self.fail(f"{'stopped: ' if stopped() else ''}{now.left}")
+        return self.fail(f"{'stopped: ' if stopped() else ''}{now.left or f'hpc.launch exited with {code}'}")
 
     def advance(self) -> int:
         """What a stage job does with the job of its stage."""
@@ -140,7 +140,7 @@ class Attempt:
             return self.fail(now.left)
         code, said = self.launch()
         if code != Exit.COMPLETE:
-            return self.fail(said)
+            return self.fail(said or f"hpc.launch exited with {code}")
         latest = job.latest()
         self.note("launch", uuid=latest.uuid, done=now.done, inputs=self.run.inputs(self.record), jobs=latest.job_ids)
         return gate.wait_for(latest.job_ids)
