@@ -132,7 +132,7 @@ def dry_run(pipeline: Pipeline, run: PipelineRun, finished: list[str], todo: lis
     for name in todo:
         behind = [need for need in pipeline.stages[name].needs if need not in finished]
         looks[name] = look(pipeline.stages[name], behind, asked.supersede)
-    console.print(_table(pipeline, looks, finished))
+    console.print(_table(pipeline, looks, finished), width=max(console.width, 110))
     console.print(_total(pipeline, looks))
     console.print(f"output    {short(run.path)}/<stage>/\n", markup=False)
     code = snapshot.digest()
@@ -178,15 +178,20 @@ def _cost(stage: Stage, found: Outlook) -> str:
     if found.hours is not None:
         said = f"{hours_text(found.hours, unit)} ≈ {duration(3600 * found.hours / found.devices)}"
         said += f" at {found.rate:,.4g} samples/s a {unit} ({found.where})"
+    elif found.wrong:
+        said = "cannot be launched, see below"
     elif stage.config is not None:
         said = "unknown: no rate" if not found.rate else "unknown: how many samples"
-        said = "cannot be launched, see below" if found.wrong else said
-    elif stage.cluster.gpus_per_node:
-        limit = configs.slurm_seconds(stage.cluster.time) / 3600
-        said = f"at most {hours_text(limit * found.devices, unit)} (its time limit)"
     else:
-        said = "no GPU"
+        limit = _limit(stage)
+        said = f"at most {hours_text(limit, unit)} (its time limit)" if limit else "no GPU"
     return "; ".join(filter(None, [said, found.note]))
+
+
+def _limit(stage: Stage) -> float:
+    """GPU hours that a command can take at most; 0 of a job, or without GPUs."""
+    gpus = stage.cluster.gpus_per_node if stage.command else 0
+    return gpus * configs.slurm_seconds(stage.cluster.time) / 3600
 
 
 def _unit(stage: Stage) -> str:
@@ -203,9 +208,11 @@ def _total(pipeline: Pipeline, looks: dict[str, Outlook]) -> str:
         stage = pipeline.stages[name]
         if found.hours is not None:
             hours[_unit(stage)] = hours.get(_unit(stage), 0.0) + found.hours
-        elif stage.config is not None or stage.cluster.gpus_per_node:
+        elif stage.config is not None:
             unknown.append(name)
     said = " + ".join(hours_text(value, unit) for unit, value in hours.items()) or "unknown"
+    if limit := sum(_limit(pipeline.stages[name]) for name, found in looks.items() if found.hours is None):
+        said += f" + at most {hours_text(limit, 'GPU')} of commands"
     price = pipeline.cluster.price
     if price is not None and "GPU" in hours:
         said += f" · {pipeline.cluster.currency}{hours['GPU'] * price:,.2f} at {price:.2f}/h"

@@ -275,7 +275,7 @@ def test_dry_run(tmp_path: Path) -> None:
     flat = " ".join(table.split())
     assert "train echo gang 1 node × 8 GPUs 48 40.0 GPU minutes" in flat and "checked after echo" in flat
     assert "echo map array of 1 × 8 GPUs ? unknown: no rate" in flat and "at most 3.0 GPU hours" in flat
-    assert "total 40.0 GPU minutes · $1.33 at 2.00/h; without echo, report" in flat
+    assert "total 40.0 GPU minutes + at most 3.0 GPU hours of commands · $1.33 at 2.00/h; without echo" in flat
     assert [s.split()[0] for s in scripts] == list(STAGES)
     assert "--dependency" not in scripts[0] and "--dependency='afterok:<echo>'" in scripts[1]
     assert "--dependency='afterok:<echo>:<train>'" in scripts[2] and "--gpus-per-node=1" in scripts[2]
