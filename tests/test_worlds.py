@@ -182,3 +182,20 @@ def test_the_share_of_mismatched_texts_is_as_asked(tmp_path: Path) -> None:
                 wrong += about["mismatched"]
                 assert shapes.judge(about["caption"], shapes.scene_from_json(about)).complete
     assert 0.2 < wrong / 800 < 0.3  # 3.3 standard deviations
+
+
+def test_noisy_alt_texts_and_a_tokenizer_that_knows_them(tmp_path: Path) -> None:
+    from recap.worlds import words
+
+    flags.write_shard(tmp_path / "noisy.tar", 1, 0, 60, alt=True)
+    with tarfile.open(tmp_path / "noisy.tar") as tar:
+        files = {name: tar.extractfile(name).read().decode("latin-1") for name in tar.getnames()}  # type: ignore[union-attr]
+    alts = [text for name, text in files.items() if name.endswith(".txt")]
+    named = [set(parse(alt).colours) for alt in alts]
+    own = [set(json.loads(text)["colours"]) for name, text in files.items() if name.endswith(".json")]
+    wrong = sum(bool(names) and not names <= truth for names, truth in zip(named, own, strict=True))
+    assert 3 <= wrong <= 24 and 3 <= sum(not names for names in named) <= 24, "a fifth each, of 60"
+    tokenizer = words.build()
+    for text in alts + [flags.sample(1, index)[2] for index in range(60)]:
+        known = [token for token in tokenizer(text)["input_ids"] if token != tokenizer.unk_token_id]
+        assert len(known) >= len(text.split()), text
