@@ -146,7 +146,10 @@ def _stage_here(pipeline: Pipeline, stage: Stage, run: PipelineRun, asked: Asked
     submission.uuid, submission.state = uuid.uuid4().hex[:12], "submitted"
     run.save(submission)
     trial = Attempt(run, submission)
-    code = trial.command(stopped) if stage.command else trial.launch_here(stopped)
+    try:
+        code = trial.command(stopped) if stage.command else trial.launch_here(stopped)
+    except (UserError, OSError) as error:
+        code = trial.fail(str(error))
     if stage.command and (said := tail(trial.folder / "stdout.txt")):
         console.print(said, markup=False)
     if code == Exit.COMPLETE:

@@ -195,7 +195,7 @@ def watch(process: subprocess.Popen[bytes], stopped: Callable[[], bool], patienc
             told = time.monotonic()
         elif told is not None and time.monotonic() - told > patience:
             os.killpg(process.pid, signal.SIGKILL)
-        time.sleep(0.05)
+        time.sleep(0.1)
     return code
 
 
