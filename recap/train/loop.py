@@ -100,6 +100,8 @@ class Training:
             return Exit.INCOMPLETE
         finally:
             feed.close()
+            if self.metrics is not None:
+                self.metrics.close()
         return self.stop or self.export()
 
     @property

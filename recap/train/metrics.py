@@ -5,6 +5,7 @@ Lines of an evaluation say so (`"kind": "evaluation"`); all others are of the tr
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -43,23 +44,60 @@ class Metrics:
     def close(self) -> None:
         os.close(self._fd)
         for tracker in self._trackers:
-            tracker.finish()
+            tracker.close()
 
 
-def _tracker(name: str, folder: Path) -> Any:
-    """One of accelerate's trackers, opened."""
-    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+class TensorBoard:
+    """An event file in <run>/tensorboard. Plain, since accelerate's tracker sets torch's number of threads."""
 
+    def __init__(self, folder: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def log(self, numbers: dict[str, float], step: int) -> None:
+        for name, value in numbers.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WandB:
+    """A run of wandb, the same one in all lives of a training. It is told numbers alone: no git remote, arguments or
+    output, for a remote's URL or a command may hold a password."""
+
+    def __init__(self, folder: Path) -> None:
+        import wandb
+
+        title = "-".join(folder.parts[-3::2]) if folder.parent.name == "stages" else folder.name
+        number = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+        quiet = wandb.Settings(disable_git=True, disable_code=True, console="off", x_disable_meta=True)
+        project = os.environ.get("WANDB_PROJECT", "recap")
+        try:
+            self._run = wandb.init(
+                project=project, name=title, id=number, resume="allow", dir=str(folder), settings=quiet
+            )
+        except wandb.Error as error:
+            raise UserError(
+                f"config: `train.trackers`: wandb does not start ({error}). Log in, or set WANDB_MODE=offline"
+            ) from error
+
+    def log(self, numbers: dict[str, float], step: int) -> None:
+        self._run.log(numbers, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+TRACKERS = {"tensorboard": TensorBoard, "wandb": WandB}
+
+
+def _tracker(name: str, folder: Path) -> TensorBoard | WandB:
     try:
-        if name == "wandb":
-            made = LOGGER_TYPE_TO_CLASS[name](folder.name, dir=str(folder))
-        else:
-            made = LOGGER_TYPE_TO_CLASS[name](folder.name, logging_dir=str(folder))
-        if hasattr(made, "start"):
-            made.start()
+        return TRACKERS[name](folder)
     except ImportError as error:
         raise UserError(f"config: `train.trackers`: {name} is not installed ({error}). pip install {name}") from error
-    return made
 
 
 class Meter:

@@ -50,14 +50,16 @@ _forks.set_forkserver_preload(
 
 
 def launch(
-    directory: Path, world: int, config: dict[str, Any], *, module: str = "tests.train.ranks", **gang: Any
-) -> list[int]:
+    directory: Path, world: int, config: dict[str, Any], *, module: str = "tests.train.ranks",
+    environment: dict[str, str] | None = None, **gang: Any,
+) -> list[int]:  # fmt: skip
     """Exit codes of the ranks. config: keys of the task's config, `train` a dict of TrainSettings.
 
     Processes are forked from one that has imported torch: a fresh interpreter each would take most of the time.
     """
     directory.mkdir(parents=True, exist_ok=True)
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(world)}
+    place |= environment or {}
     order = [str(directory), config, gang]
     ranks = [_forks.Process(target=_rank, args=(module, order, place | {"RANK": str(n)})) for n in range(world)]
     try:
