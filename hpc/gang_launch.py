@@ -123,11 +123,11 @@ def submit(job: GangJob) -> int:
 
 def still_there(run: Run) -> str:
     """The id of a job of this run that Slurm still has, "" where there is none. Raises Unanswered."""
-    from hpc.launcher import live_jobs
+    from hpc.launcher import surely_live
 
     adopt(run)
     ids = [job_id for submission in run.submissions() for job_id in submission.job_ids]
-    return next((name.removesuffix("_N/A") for name in live_jobs(ids)), "")
+    return next((name.removesuffix("_N/A") for name in surely_live(ids)), "")
 
 
 def adopt(run: Run) -> list[Submission]:

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from hpc import config as configs
 from hpc.errors import Exit, Parser, UserError
-from hpc.launcher import live_jobs
+from hpc.launcher import surely_live
 from hpc.ledger import DONE, FAILED
 from hpc.plan import Plan
 from hpc.rundir import Run
@@ -59,7 +59,7 @@ def decide(run: Run, allow_failed: int) -> int:
             return Exit.COMPLETE
         log.error("%d shards failed, %d are allowed: %s", len(failed), allow_failed, names(failed))
         return Exit.INCOMPLETE
-    running = list(live_jobs([j for s in run.submissions() for j in s.job_ids]))
+    running = list(surely_live([j for s in run.submissions() for j in s.job_ids]))
     if running:
         return wait_for(sorted({name.split("_")[0] for name in running}))
     for name in ("cancelled", "pause"):

@@ -234,14 +234,37 @@ def find_job(comment: str) -> str | None:
 
 def live_jobs(job_ids: list[str]) -> dict[str, str]:
     """State (RUNNING, PENDING, ...) of array elements that squeue still lists, by "job_element"; {} where it cannot
-    be asked.
+    be asked: good enough to be shown.
     """
+    try:
+        return _listed(job_ids, timeout=5)
+    except NoAnswer:
+        return {}
+
+
+def surely_live(job_ids: list[str], patience_s: float | None = None) -> dict[str, str]:
+    """`live_jobs`, for those who would start a second job where there is none: waits for squeue's answer, by default
+    PATIENCE_S. Raises Unanswered without one.
+    """
+    end = time.monotonic() + (PATIENCE_S if patience_s is None else patience_s)
+    while True:
+        try:
+            return _listed(job_ids, timeout=30)
+        except NoAnswer as error:
+            if time.monotonic() > end:
+                raise Unanswered(str(error)) from error
+            time.sleep(2.0)
+
+
+def _listed(job_ids: list[str], timeout: float) -> dict[str, str]:
     if not job_ids:
         return {}
     try:
-        answer = _squeue("-h", "-r", "-o", "%F_%K %T", "-j", ",".join(job_ids), timeout=5)
-    except NoAnswer:  # also where the only job has left Slurm's memory ("Invalid job id")
-        return {}
+        answer = _squeue("-h", "-r", "-o", "%F_%K %T", "-j", ",".join(job_ids), timeout=timeout)
+    except NoAnswer as error:
+        if "Invalid job id" in str(error):  # the only one, and it has left Slurm's memory
+            return {}
+        raise
     return dict(line.split() for line in answer.splitlines())
 
 

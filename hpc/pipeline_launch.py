@@ -203,12 +203,12 @@ def _submit(pipeline: Pipeline, run: PipelineRun, todo: list[str], asked: Asked)
 def _live(pipeline: Pipeline, run: PipelineRun) -> dict[str, str]:
     """Stage jobs that Slurm still has, by stage. UserError where one is of another definition."""
     from hpc.gang_launch import adopt
-    from hpc.launcher import live_jobs
+    from hpc.launcher import surely_live
 
     adopt(run)
     newest = {name: run.attempts(name)[-1:] for name in pipeline.stages}
     ids = [i for attempts in newest.values() for a in attempts for i in a.job_ids]
-    alive = {name.split("_")[0] for name in live_jobs(ids)}
+    alive = {name.split("_")[0] for name in surely_live(ids)}
     found = {}
     for name, attempts in newest.items():
         if attempts and attempts[0].job_ids and attempts[0].job_ids[0] in alive:

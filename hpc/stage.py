@@ -41,6 +41,7 @@ log = logging.getLogger("stage")
 
 _OURS = {"stdout.txt", "stderr.txt", "stage.json"}  # of a command's directory
 LAUNCHES = 2  # in a row without progress, after which a stage is given up
+_SLURM_S = 1800.0  # for a controller that is away: a failed stage job ends the whole chain
 _KILL_S = 30.0  # that a command gets to end when told to
 
 
@@ -61,6 +62,11 @@ class Attempt:
     def finish(self) -> int:
         self._end(Exit.COMPLETE, "")
         self.run.finish(self.record, self.run.seconds(self.stage))
+        return Exit.COMPLETE
+
+    def skip(self) -> int:
+        """It is finished already, and its marker stays: what needs it need not be done again."""
+        self._end(Exit.COMPLETE, "")
         return Exit.COMPLETE
 
     def fail(self, why: str) -> int:
@@ -122,7 +128,7 @@ class Attempt:
 
     def advance(self) -> int:
         """What a stage job does with the job of its stage."""
-        from hpc.launcher import live_jobs
+        from hpc.launcher import surely_live
 
         job = Run(self.folder)
         gang_launch.adopt(job)
@@ -130,7 +136,7 @@ class Attempt:
         if launched and now.complete:
             return self.finish()
         known = [i for s in job.submissions() for i in s.job_ids]
-        if live := sorted({name.split("_")[0] for name in live_jobs(known)}):
+        if live := sorted({name.split("_")[0] for name in surely_live(known, _SLURM_S)}):
             return gate.wait_for(live)
         for name in ("cancelled", "pause"):
             if (why := job.control_text(name)) is not None:
@@ -219,7 +225,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.chdir(submission.config["cwd"])
         attempt = Attempt(run, submission)
         if run.is_finished(attempt.record):
-            return attempt.finish()
+            return attempt.skip()
         code = attempt.command() if attempt.record["command"] else attempt.advance()
     except (UserError, OSError) as error:
         if attempt is None:

@@ -23,6 +23,7 @@ from hpc.errors import Exit, UserError
 from hpc.gang_launch import GangJob, adopt, prepare, record
 from hpc.gang_launcher import ranks_per_node
 from hpc.launch import console, open_run, settle, short, submit_to_slurm
+from hpc.launcher import live_jobs, surely_live
 from hpc.rundir import Run, Submission
 from hpc.sweep_launcher import SweepLauncher
 
@@ -55,9 +56,12 @@ def launch(config: configs.Config, *, supersede: bool, dry_run: bool) -> int:
     _check_place(run)
     jobs = {name: _prepared(name, arm, supersede) for name, arm in arms(config).items()}
     _check_different(jobs)
-    if not dry_run and config.run.cluster.kind == "slurm":
+    sure = not dry_run and config.run.cluster.kind == "slurm"
+    if sure:
         _adopt(run)
-    sweep = Sweep(config, run, jobs, {name: _state(job) for name, job in jobs.items()})
+    ids = [i for job in jobs.values() if job.previous for i in job.run.latest().job_ids]
+    live = surely_live(ids) if sure else live_jobs(ids)
+    sweep = Sweep(config, run, jobs, {name: _state(job, live) for name, job in jobs.items()})
     describe(sweep)
     if not sweep.todo:
         console.print("\nnothing is left to submit")
@@ -111,21 +115,22 @@ def _check_different(jobs: dict[str, GangJob]) -> None:
             raise UserError(f"config: `sweep`: {other} and {name} are the same training (identity {job.identity}).")
 
 
-def _state(job: GangJob) -> str:
+def _state(job: GangJob, live: dict[str, str]) -> str:
     if job.previous is None:
         return "new"
-    said = sweep_status.arm(job.run)
-    if job.previous.identity == job.identity and said["exit"] == Exit.COMPLETE:
+    if job.previous.identity == job.identity and sweep_status.arm(job.run)["exit"] == Exit.COMPLETE:
         return "complete"
-    return ", ".join(said["squeue"]).lower() or "goes on"
+    return next((live[i].lower() for i in job.run.latest().job_ids if i in live), "goes on")
 
 
 def _adopt(run: Run) -> None:
-    """Arms of an array whose sbatch was not seen to answer get to know their elements, too."""
-    for submission in adopt(run):
+    """Arms that do not know the element of their array, since its sbatch or this launcher was cut off, get to."""
+    adopt(run)
+    for submission in (s for s in run.submissions() if s.job_ids):
         everyone = [Run(run.path / name) for name in submission.config["sweep"]]
         own = [arm for arm in everyone if any(s.uuid == submission.uuid for s in arm.submissions())]
-        _tell(submission, own)
+        if not all(arm.submission(submission.uuid).job_ids for arm in own):
+            _tell(submission, own)
 
 
 def _tell(submission: Submission, own: list[Run]) -> None:
@@ -135,8 +140,9 @@ def _tell(submission: Submission, own: list[Run]) -> None:
         mine.state, mine.error = submission.state, submission.error
         mine.job_ids = [f"{job}_{number}" for job in submission.job_ids]
         arm.save(mine)
-        for element in mine.job_ids:
-            (arm.logs / f"{element}.log").symlink_to(f"../../logs/{element}.log")
+        for link in (arm.logs / f"{element}.log" for element in mine.job_ids):
+            if not link.is_symlink():
+                link.symlink_to(f"../../logs/{link.name}")
 
 
 def describe(sweep: Sweep) -> None:

@@ -58,8 +58,12 @@ if away:
     open(f"{{folder}}/squeue_away", "w").write(str(away - 1))
     sys.exit("slurm_load_jobs error: Unable to contact slurm controller (connect failure)")
 jobs = json.load(open(f"{{folder}}/jobs"))
-for job, comment in jobs.items():
-    print(f"{{job}} {{comment}}" if "%F %k" in sys.argv else f"{{job}}_0 RUNNING")
+if "-j" in sys.argv:
+    asked = sys.argv[sys.argv.index("-j") + 1].split(",")
+    known = [name for name in asked if name.split("_")[0] in jobs]
+    print("\\n".join(f"{{name if '_' in name else name + '_0'}} RUNNING" for name in known))
+else:
+    print("\\n".join(f"{{job}} {{comment}}" for job, comment in jobs.items()))
 """
 
 

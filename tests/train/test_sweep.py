@@ -163,3 +163,20 @@ def test_one_job_although_the_controller_is_away(tmp_path: Path, sweep: dict[str
     run = Run(tmp_path / "runs/sweep")
     assert run.latest().job_ids == ["1000"]
     assert [Run(run.path / name).latest().job_ids for name in sweep] == [[f"1000_{n}"] for n in range(len(sweep))]
+    fake.plan(squeue_away=1000)
+    third = launch_with(fake, patience_s=2.0)  # the job is known; whether it lives is not
+    assert third.returncode == Exit.USAGE and "does not answer" in third.stderr
+    assert fake.calls() == [] and len(fake.jobs()) == 1
+
+
+def test_a_launcher_killed_before_it_told_the_arms(tmp_path: Path) -> None:
+    """The array is known, its arms do not know their elements: the next launch tells them, and submits nothing."""
+    fake, sweep = FakeSlurm(tmp_path / "fake"), {"a": {"steps": 1}, "b": {"steps": 2}}
+    config_file(tmp_path, sweep, cluster={"kind": "slurm"}).rename(tmp_path / "config.yaml")
+    assert launch_with(fake).returncode == Exit.COMPLETE
+    arm = Run(tmp_path / "runs/sweep/b")
+    cut = arm.latest()
+    cut.state, cut.job_ids = "intent", []
+    arm.save(cut)
+    assert "nothing is left to submit" in launch_with(fake).stdout
+    assert arm.latest().job_ids == ["1000_1"] and len(fake.jobs()) == 1
