@@ -45,13 +45,16 @@ class ChatServer:
 
     Args:
         key_env: environment variable with the key; without it no key is sent.
-        timeout_s: how long one answer may take.
+        timeout_s: how long the server may be silent.
     """
 
     def __init__(self, endpoint: str, key_env: str, timeout_s: float) -> None:
         url = urllib.parse.urlsplit(endpoint)
-        if url.scheme not in ("http", "https") or not url.netloc:
+        if url.username or url.password:  # not shown: errors are logged
+            raise ValueError(f"the endpoint at {url.hostname} holds a password; put the key into ${key_env} instead.")
+        if url.scheme not in ("http", "https") or not url.hostname:
             raise ValueError(f"endpoint {endpoint!r} is no http URL; use e.g. http://node7:8000/v1.")
+        _ = url.port  # ValueError where it is no number
         self._url, self._key_env, self._timeout_s = url, key_env, timeout_s
 
     def ask(self, body: bytes) -> bytes:
@@ -85,7 +88,7 @@ class ChatServer:
         kind = http.client.HTTPSConnection if self._url.scheme == "https" else http.client.HTTPConnection
         connection = kind(self._url.netloc, timeout=self._timeout_s)
         headers = {"Content-Type": "application/json"}
-        if key := os.environ.get(self._key_env):
+        if key := os.environ.get(self._key_env, "").strip():  # http.client would show one that ends in a line break
             headers["Authorization"] = f"Bearer {key}"
         try:
             connection.request("POST", self._url.path.rstrip("/") + "/chat/completions", body, headers)
@@ -95,7 +98,7 @@ class ChatServer:
             connection.close()
 
     def _without_key(self, text: str) -> str:
-        key = os.environ.get(self._key_env)
+        key = os.environ.get(self._key_env, "").strip()
         return text.replace(key, "<key>") if key else text
 
 
