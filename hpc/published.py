@@ -73,12 +73,15 @@ class Published:
         """Ids of planned shards that are not finished."""
         return [s.id for s in self.shards if s.id not in self._states or self._states[s.id].status != DONE]
 
+    def __contains__(self, shard_id: str) -> bool:
+        """Whether a shard is finished; its marker is not read."""
+        return shard_id in self._by_id and shard_id in self._states and self._states[shard_id].status == DONE
+
     def find(self, shard_id: str) -> PublishedShard | None:
         """One finished shard."""
-        shard = self._by_id.get(shard_id)
-        state = self._states.get(shard_id)
-        if shard is None or state is None or state.status != DONE:
+        if shard_id not in self:
             return None
+        shard, state = self._by_id[shard_id], self._states[shard_id]
         marker = self._ledger.read(shard.id, f"g{state.generation}.done")
         return PublishedShard(shard, self.run.locate(marker["file"]), marker)
 
