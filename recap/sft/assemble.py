@@ -3,9 +3,9 @@
     python -m recap.sft.assemble --vision CLIP --language LLM --template llama-3 OUT [--layer -2] [--dtype bf16]
 
 CLIP and LLM are checkpoint folders as transformers writes them; CLIP may also be a LLaVA checkpoint, whose tower is
-taken. OUT is a `LlavaForConditionalGeneration` checkpoint
-with its processor, ready to be the `model` of stage 1. Images are padded to a square on CLIP's mean colour, as
-LLaVA-1.5 does.
+taken, and LLM a GGUF file (its weights are dequantised; needs the package gguf). OUT is a
+`LlavaForConditionalGeneration` checkpoint with its processor, ready to be the `model` of stage 1. Images are padded to
+a square on CLIP's mean colour, as LLaVA-1.5 does.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from transformers import (
     LlavaImageProcessorPil,
     LlavaProcessor,
 )
+from transformers.utils import is_gguf_available
 
 from hpc.errors import Exit, Parser, UserError
 from recap.sft.export import save
@@ -45,14 +46,13 @@ def assemble(
     vision: Path, language: Path, template: str, out: Path, *, layer: int = -2, dtype: str = "bf16", seed: int = 0
 ) -> None:
     """Write the checkpoint. Raises UserError for parts that do not fit."""
-    for folder in (vision, language):
-        if not (folder / "config.json").is_file():
-            raise UserError(f"assemble: {folder} is no checkpoint folder (no config.json)")
+    for place in (vision, language):
+        if not (place / "config.json").is_file() and not (place is language and place.suffix == ".gguf"):
+            raise UserError(f"assemble: {place} is no checkpoint folder (no config.json)")
     torch.manual_seed(seed)
     tower = tower_of(vision)
-    writer = AutoModelForCausalLM.from_pretrained(language, dtype=torch.float32)
-    tokenizer = image_tokenizer(AutoTokenizer.from_pretrained(language))
-    llava = join(tower, writer, tokenizer, layer)
+    writer, tokenizer = language_model(language)
+    llava = join(tower, writer, image_tokenizer(tokenizer), layer)
     processor = processor_of(tokenizer, tower.config, vision)
     renderer = Renderer(tokenizer, template, features(llava.config), IMAGE)
     save(llava, processor, out, _DTYPES[dtype], renderer.chat_template())
@@ -63,6 +63,20 @@ def tower_of(folder: Path) -> CLIPVisionModel:
     if AutoConfig.from_pretrained(folder).model_type == "llava":
         return LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).model.vision_tower
     return CLIPVisionModel.from_pretrained(folder, dtype=torch.float32)
+
+
+def language_model(place: Path) -> tuple[Any, Any]:
+    """(model in float32, tokenizer) of a checkpoint folder or of a GGUF file."""
+    if place.suffix != ".gguf":
+        return AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32), AutoTokenizer.from_pretrained(place)
+    if not is_gguf_available():
+        raise UserError(f"assemble: {place} is a GGUF file. pip install gguf, or name a checkpoint folder")
+    if not place.is_file():
+        raise UserError(f"assemble: {place} does not exist")
+    file = {"gguf_file": place.name}
+    writer = AutoModelForCausalLM.from_pretrained(place.parent, dtype=torch.float32, **file)
+    del writer.config.quantization_config  # the weights are plain now
+    return writer, AutoTokenizer.from_pretrained(place.parent, **file)
 
 
 def image_tokenizer(tokenizer: Any) -> Any:
@@ -127,7 +141,7 @@ def demo(folder: Path, seed: int) -> None:
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vision", type=Path, required=True, help="folder of a CLIP (or CLIP vision) checkpoint")
-    parser.add_argument("--language", type=Path, required=True, help="folder of a causal language model")
+    parser.add_argument("--language", type=Path, required=True, help="folder of a causal language model, or its GGUF")
     parser.add_argument("--template", choices=list(TEMPLATES), default="vicuna")
     parser.add_argument("--layer", type=int, default=-2, help="hidden state of the tower that is used (default: -2)")
     parser.add_argument("--dtype", choices=list(_DTYPES), default="bf16")

@@ -53,9 +53,7 @@ class SftTask:
             system=config.system, max_tokens=config.max_tokens, too_long=config.too_long,
         )  # fmt: skip
         self._flops = 0.0
-        self._held_out = (
-            SftTask(replace(config, data=config.held_out, held_out=[]), folder) if config.held_out else None
-        )
+        self._held_out = SftTask(_held_out(config), folder) if config.held_out else None
 
     # --- the model --------------------------------------------------------------------------
 
@@ -180,6 +178,12 @@ class SftTask:
         """A token for the ends of rows, where nothing is learned; never the image's."""
         tokenizer = self.processor.tokenizer
         return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
+
+
+def _held_out(config: SftConfig) -> SftConfig:
+    """With another seed, since a generated world would show what was trained on."""
+    train = replace(config.train, seed=~config.train.seed)
+    return replace(config, data=config.held_out, held_out=[], train=train)
 
 
 def features(shape: Any) -> int:

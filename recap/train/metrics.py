@@ -6,6 +6,7 @@ Lines of an evaluation say so (`"kind": "evaluation"`); all others are of the tr
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import logging
 import os
@@ -68,8 +69,7 @@ class WandB:
     output, for a remote's URL or a command may hold a password."""
 
     def __init__(self, folder: Path) -> None:
-        import wandb
-
+        wandb: Any = importlib.import_module("wandb")  # by name: type checkers need not have it
         title = "-".join(folder.parts[-3::2]) if folder.parent.name == "stages" else folder.name
         number = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
         quiet = wandb.Settings(disable_git=True, disable_code=True, console="off", x_disable_meta=True)
@@ -90,7 +90,7 @@ class WandB:
         self._run.finish()
 
 
-TRACKERS = {"tensorboard": TensorBoard, "wandb": WandB}
+TRACKERS: dict[str, type[TensorBoard] | type[WandB]] = {"tensorboard": TensorBoard, "wandb": WandB}
 
 
 def _tracker(name: str, folder: Path) -> TensorBoard | WandB:
