@@ -65,3 +65,16 @@ def fingerprint(error: BaseException) -> str:
     text = re.sub(r"'[^']*'|\"[^\"]*\"|(?:[\w.+-]+:/)?/[^\s:,]+", "…", text)
     text = re.sub(r"0x[0-9a-fA-F]+|\d+", "#", text)
     return f"{type(error).__name__}: {text}"[:160].rstrip(": ")
+
+
+NO_ANSWER = "Slurm's controller does not answer"
+
+
+class Unanswered(UserError):
+    """The controller does not say whether it has taken a job."""
+
+    def __init__(self, said: str) -> None:
+        super().__init__(
+            f"launch: {NO_ANSWER} ({said}). Whether it has the job is not known yet. "
+            "Launch again later: the first thing it does is to look for this submission."
+        )

@@ -12,7 +12,7 @@ from rich.markup import escape
 
 from hpc import config as configs
 from hpc import snapshot
-from hpc.errors import Exit, UserError
+from hpc.errors import Exit, Unanswered, UserError
 from hpc.gang_launcher import GangLauncher, ranks_per_node
 from hpc.launch import console, differences, open_run, settle, short, submit_to_slurm
 from hpc.rundir import Run, Submission
@@ -133,7 +133,7 @@ def still_there(run: Run) -> str:
 def adopt(run: Run) -> list[Submission]:
     """Submissions that Slurm has although its sbatch was not seen to answer, now with their job's id. Raises
     Unanswered where Slurm does not say."""
-    from hpc.launcher import NoAnswer, Unanswered, find_job
+    from hpc.launcher import NoAnswer, find_job
 
     found = []
     for submission in run.submissions():

@@ -92,10 +92,10 @@ def wait_for(jobs: list[str]) -> int:
     if not me:
         raise UserError(f"gate: jobs {','.join(jobs)} still work; run the gate again when they have ended")
     # A requeue ends this very process, so what lets the gate run again is arranged first: a job behind the others.
-    wake = ["sbatch", "--parsable", f"--dependency=afterany:{':'.join(jobs)}", "--output=/dev/null", "--time=5"]
+    wake = ["sbatch", "--parsable", f"--dependency=afterany:{':'.join(jobs)}", "--output=/dev/null", "--time=60"]
     wake += [f"--{key}={os.environ[name]}" for key, name in _SAME_PLACE.items() if os.environ.get(name)]
-    # retried: the gate may still be completing when the others have ended already
-    retry = f"for i in $(seq 20); do scontrol release {int(me)} && exit 0; sleep 3; done; exit 1"
+    # retried: the gate may still be completing when the others have ended already, or the controller be away
+    retry = f"for i in $(seq 1000); do scontrol release {int(me)} && exit 0; sleep 3; done; exit 1"
     _patiently([*wake, f"--wrap={retry}"])
     log.info("waiting for jobs %s", ",".join(jobs))
     _patiently(["scontrol", "requeuehold", me])
@@ -108,7 +108,8 @@ def _patiently(command: list[str]) -> None:
         if subprocess.run(command, env=_outside(), check=False).returncode == 0:
             return
         time.sleep(pause)
-    subprocess.run(command, env=_outside(), check=True)
+    if subprocess.run(command, env=_outside(), check=False).returncode:
+        raise UserError(f"gate: Slurm refuses `{command[0]}`, or its controller has been away for two minutes")
 
 
 _SAME_PLACE = {"partition": "SLURM_JOB_PARTITION", "account": "SLURM_JOB_ACCOUNT", "qos": "SLURM_JOB_QOS"}

@@ -29,7 +29,7 @@ from rich.markup import escape
 
 from hpc import atomic, forecast, pipeline, plan, snapshot
 from hpc import config as configs
-from hpc.errors import Exit, Parser, UserError
+from hpc.errors import Exit, Parser, Unanswered, UserError
 from hpc.ledger import DONE, FAILED, Claim, State
 from hpc.operator import MissingShards, Operator, Shard
 from hpc.rundir import Run, Submission
@@ -355,7 +355,7 @@ def _submit_gate(job: Job, submission: Submission) -> None:
 def _adopt_unanswered(job: Job) -> bool:
     """Look for earlier submissions whose sbatch got no answer, or was never seen to answer. True if one of them lives:
     then it does this launch's work."""
-    from hpc.launcher import NoAnswer, Unanswered, find_job, live_jobs
+    from hpc.launcher import NoAnswer, find_job, live_jobs
 
     run, found = job.run, False
     for submission in run.submissions():
@@ -390,7 +390,6 @@ def submit_to_slurm(launcher: Launcher, what: str) -> int:
 
 def hand_over(launcher: Launcher) -> str:
     """sbatch, and its answer on disk; the job's id. Raises Unanswered, or UserError where it is refused."""
-    from hpc.launcher import Unanswered
 
     run, submission = launcher.run, launcher.submission
     try:

@@ -20,7 +20,7 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from hpc import container
 from hpc.config import ClusterConfig
-from hpc.errors import Exit, UserError
+from hpc.errors import Exit, Unanswered, UserError
 from hpc.rundir import Run, Submission
 
 log = logging.getLogger(__name__)
@@ -194,16 +194,6 @@ class Launcher(submitit.SlurmExecutor):
                 if time.monotonic() > end:
                     raise Unanswered(str(error)) from error
                 time.sleep(2.0)
-
-
-class Unanswered(UserError):
-    """The controller does not say whether it has taken a job."""
-
-    def __init__(self, said: str) -> None:
-        super().__init__(
-            f"launch: Slurm's controller does not answer ({said}). Whether it has the job is not known yet. "
-            "Launch again later: the first thing it does is to look for this submission."
-        )
 
 
 class NoAnswer(Exception):

@@ -62,13 +62,15 @@ def launch(path: str, overrides: list[str], asked: Asked, *, dry_run: bool) -> i
         raise UserError(f"pipeline: --only {asked.only}: it needs {', '.join(missing)}, which is not finished.")
     if dry_run:
         return pipeline_outlook.dry_run(pipeline, run, finished, todo, asked)
+    on_slurm = pipeline.cluster.kind == "slurm"
+    jobs = _live(pipeline, run) if on_slurm else {}  # what may refuse comes before anything is written
+    for name in todo if on_slurm else []:
+        if set(pipeline.stages[name].needs) <= set(finished):
+            pipeline_outlook.check(pipeline.stages[name], asked.supersede)
     _write(pipeline, run)
     run.forget(forgotten)
-    if pipeline.cluster.kind == "slurm":
-        for name in todo:
-            if set(pipeline.stages[name].needs) <= set(finished):
-                pipeline_outlook.check(pipeline.stages[name], asked.supersede)
-        return _submit(pipeline, run, todo, asked)
+    if on_slurm:
+        return _submit(pipeline, run, todo, asked, jobs)
     return _run_here(pipeline, run, todo, asked, again)
 
 
@@ -176,9 +178,9 @@ def times(pipeline: Pipeline, run: PipelineRun) -> Table:
 # --- on Slurm ---------------------------------------------------------------------------------
 
 
-def _submit(pipeline: Pipeline, run: PipelineRun, todo: list[str], asked: Asked) -> int:
-    """A stage job for each stage that has none in Slurm's hands, each behind those of its needs."""
-    code, jobs = snapshot.take(run.code), _live(pipeline, run)
+def _submit(pipeline: Pipeline, run: PipelineRun, todo: list[str], asked: Asked, jobs: dict[str, str]) -> int:
+    """A stage job for each stage that has none in Slurm's hands (`jobs`), each behind those of its needs."""
+    code = snapshot.take(run.code)
     for name in todo:
         if name in jobs:
             console.print(f"[bold]{name:<10}[/]stage job {jobs[name]} is in Slurm's hands already")

@@ -156,7 +156,7 @@ def dry_run(pipeline: Pipeline, run: PipelineRun, finished: list[str], todo: lis
 def _table(pipeline: Pipeline, looks: dict[str, Outlook], finished: list[str]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column in ("stage", "after", "kind", "jobs", "samples", "cost"):
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column in ("stage", "kind"))
     for name, stage in pipeline.stages.items():
         found = looks.get(name)
         if found is None:

@@ -30,7 +30,7 @@ from typing import Any
 
 from hpc import config as configs
 from hpc import gang_launch, gate, snapshot, sweep
-from hpc.errors import Exit, Parser, UserError
+from hpc.errors import NO_ANSWER, Exit, Parser, Unanswered, UserError
 from hpc.journal import Journal
 from hpc.local import die_with_supervisor
 from hpc.pipeline_run import PipelineRun
@@ -131,7 +131,7 @@ class Attempt:
         from hpc.launcher import surely_live
 
         job = Run(self.folder)
-        gang_launch.adopt(job)
+        _answered(lambda: gang_launch.adopt(job))
         now, launched = progress(job), self._launched(job)
         if launched and now.complete:
             return self.finish()
@@ -144,12 +144,21 @@ class Attempt:
         tried = [e for e in self.run.events(self.submission) if e["event"] == "launch" and e["done"] == now.done]
         if (launched and now.hopeless) or len(tried) >= LAUNCHES:
             return self.fail(now.left)
-        code, said = self.launch()
+        code, said = self._launch_patiently()
         if code != Exit.COMPLETE:
             return self.fail(said or f"hpc.launch exited with {code}")
         latest = job.latest()
         self.note("launch", uuid=latest.uuid, done=now.done, inputs=self.run.inputs(self.record), jobs=latest.job_ids)
         return gate.wait_for(latest.job_ids)
+
+    def _launch_patiently(self) -> tuple[int, str]:
+        """As `launch`; again where Slurm's controller is away (a launch first looks for what it may have submitted)."""
+        end = time.monotonic() + _SLURM_S
+        while True:
+            code, said = self.launch()
+            if code != Exit.USAGE or NO_ANSWER not in said or time.monotonic() > end:
+                return code, said
+            time.sleep(20)
 
     def _launched(self, job: Run) -> bool:
         """Whether the newest launch of the job was made for this definition of the stage, with these inputs."""
@@ -158,6 +167,19 @@ class Attempt:
         events = [e for a in attempts for e in self.run.events(a) if e["event"] == "launch"]
         inputs = self.run.inputs(self.record)
         return bool(newest) and any(e["uuid"] == newest[0].uuid and e["inputs"] == inputs for e in events)
+
+
+def _answered(ask: Callable[[], object]) -> None:
+    """Ask Slurm, and again while its controller is away."""
+    end = time.monotonic() + _SLURM_S
+    while True:
+        try:
+            ask()
+            return
+        except Unanswered:
+            if time.monotonic() > end:
+                raise
+            time.sleep(20)
 
 
 def begin_anew(config: Path) -> None:
@@ -222,8 +244,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         run = PipelineRun(args.run)
         submission = run.submission(args.submission)
-        os.chdir(submission.config["cwd"])
         attempt = Attempt(run, submission)
+        os.chdir(submission.config["cwd"])
         if run.is_finished(attempt.record):
             return attempt.skip()
         code = attempt.command() if attempt.record["command"] else attempt.advance()

@@ -79,9 +79,7 @@ class Sampler:
         self._lowered = precision == "bf16"
         self._channels = int(transformer.config.in_channels)
         self._side = int(transformer.config.sample_size)
-        about = scheduler.config
-        self._learned = about.get("variance_type") == "learned_range"
-        self._stochastic = "variance_type" in about or about.get("algorithm_type") == "sde-dpmsolver++"
+        self._learned = scheduler.config.get("variance_type") == "learned_range"
 
     def draw(self, wanted: Sequence[Wanted]) -> torch.Tensor:
         """uint8 [N, H, W, 3] on the CPU."""
@@ -93,7 +91,8 @@ class Sampler:
         """Images of at most one batch, uint8 [N, H, W, 3], and which of them are finite, bool [N]; on the CPU."""
         latents = self.latents([*wanted, *[wanted[-1]] * (self.batch - len(wanted))])[: len(wanted)]
         finite = latents.isfinite().flatten(1).all(1)
-        return self.codec.decode(latents).cpu(), finite.cpu()
+        with torch.autocast(self._device.type, enabled=False):  # a training that draws a grid may be in bf16
+            return self.codec.decode(latents).cpu(), finite.cpu()
 
     @torch.no_grad()
     def latents(self, wanted: Sequence[Wanted]) -> torch.Tensor:
@@ -104,7 +103,6 @@ class Sampler:
         guidance = torch.tensor([w.guidance for w in wanted], device=self._device).view(-1, 1, 1, 1)
         self.scheduler.set_timesteps(self.steps, device=self._device)
         x = x * self.scheduler.init_noise_sigma
-        noise = {"generator": generators} if self._stochastic else {}
         with self._precision():
             states, mask = self.text_encoder.encode(
                 ["" for _ in wanted] + [w.prompt for w in wanted], pad_to=self.text_encoder.context
@@ -117,7 +115,7 @@ class Sampler:
                     twice, encoder_hidden_states=states, encoder_attention_mask=mask,
                     timestep=time.expand(len(twice)), return_dict=False,
                 )[0].float()  # fmt: skip
-            x = self.scheduler.step(self._guided(output, guidance), time, x, return_dict=False, **noise)[0]
+            x = self.scheduler.step(self._guided(output, guidance), time, x, return_dict=False, generator=generators)[0]
         return x
 
     def _precision(self) -> AbstractContextManager[Any]:

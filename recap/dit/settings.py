@@ -140,8 +140,13 @@ def check(config: DitConfig) -> None:
         name for name in config.text.weights if config.data.embeddings and name not in config.data.embeddings
     ]:
         refuse("data.embeddings", f"column {missing[0]!r} of text.weights has none. Name it, or leave embeddings out")
-    if config.data.embeddings and (config.text.texts > 1 or config.text.sub_captions.columns):
-        refuse("data.embeddings", "are of whole texts: leave text.sub_captions out, or the embeddings")
+    text = config.text
+    if text.texts > 1:
+        refuse("text.texts", f"{text.texts}: an image is drawn from one text. Write 1")
+    if text.prefix or text.block.tokens:
+        refuse("text", "prefix and block are CLIP's: leave them out")
+    if config.data.embeddings and (text.sub_captions.columns or any("+" in name for name in text.weights)):
+        refuse("data.embeddings", "are of whole texts: leave text.sub_captions and joined columns out")
     if bool(config.grid.prompts) != bool(config.train.evaluate_every):
         refuse("grid.prompts", "are drawn every train.evaluate_every samples. Write both, or neither")
     if config.train.workers > 1:

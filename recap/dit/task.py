@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -193,8 +193,8 @@ class DitTask:
         blob = sample.columns[str(name)]
         if blob is None:
             raise BadImage("latent: missing")
-        found, about = read_latent(blob)
         where = f"data: column {name}: sample {sample.name}"
+        found, about = _read(read_latent, blob, where)
         if about["vae"] != self.space.digest:
             raise UserError(
                 f"{where}: its latent is of the VAE {about['vae']}, model.vae is {self.space.digest}. Name the VAE "
@@ -217,16 +217,19 @@ class DitTask:
     def _states(self, sample: Joined, column: str, dropped: bool) -> np.ndarray:
         if dropped:
             if self._empty is None:
-                self._empty = self.text_encoder.encode([""])[0][0].half().numpy()
+                states, mask = self.text_encoder.encode([""])
+                self._empty = states[0][mask[0]].half().numpy()
             return self._empty
-        blob = sample.columns[self.config.data.embeddings[column]]
+        name = self.config.data.embeddings[column]
+        blob = sample.columns[name]
         if blob is None:
             raise BadImage("embedding: missing")
-        states, about = read_states(blob)
+        where = f"data: column {name}: sample {sample.name}"
+        states, about = _read(read_states, blob, where)
         if states.shape[1] != self.text_encoder.width or about["encoder"] != self._encoder_digest:
             raise UserError(
-                f"data: column {self.config.data.embeddings[column]}: sample {sample.name}: its states are of the "
-                f"encoder {about['encoder']} ({states.shape[1]} wide), model.text_encoder is {self._encoder_digest} "
+                f"{where}: its states are of the encoder {about['encoder']} ({states.shape[1]} wide), "
+                f"model.text_encoder is {self._encoder_digest} "
                 f"({self.text_encoder.width} wide). Name the encoder that made the column, or make it again."
             )
         return states[: self.config.model.context]
@@ -252,6 +255,14 @@ class DitTask:
     @property
     def _patches(self) -> int:
         return (self.side // self.config.model.shape.patch) ** 2
+
+
+def _read(reader: Callable[[bytes], tuple[np.ndarray, dict[str, str]]], blob: bytes, where: str) -> Any:
+    """What `reader` makes of a value; its UserError names the place."""
+    try:
+        return reader(blob)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def _padded(states: list[np.ndarray]) -> dict[str, torch.Tensor]:

@@ -36,6 +36,15 @@ def _quiet(_: int) -> None:
     torch.set_num_threads(1)
 
 
+def pinned(value: Any) -> Any:
+    """Tensors of nested lists and dicts in page-locked memory."""
+    if isinstance(value, torch.Tensor):
+        return value.pin_memory()
+    if isinstance(value, dict):
+        return {k: pinned(v) for k, v in value.items()}
+    return [pinned(v) for v in value] if isinstance(value, list) else value
+
+
 class Feed:
     """The batches of steps first, first + 1, ..., last - 1, in order."""
 
@@ -47,6 +56,7 @@ class Feed:
             worker_init_fn=_quiet, prefetch_factor=settings.prefetch if workers else None,
             multiprocessing_context="fork" if workers else None,  # the corpus is shared, not copied
         )  # fmt: skip
+        self._pin = torch.cuda.is_available()  # copies from pageable memory would wait for what the device computes
         self._queue: queue.Queue[Any] = queue.Queue(maxsize=settings.prefetch)
         self._closed = threading.Event()
         # the iterator is made here: workers are forked by the main thread, before any step
@@ -56,6 +66,8 @@ class Feed:
     def _read(self, batches: Iterator[Batch]) -> None:
         try:
             for batch in batches:
+                if self._pin:
+                    batch.micro = pinned(batch.micro)
                 if not self._offer(batch):
                     return
         except BaseException as error:  # noqa: BLE001 - raised where the batch is wanted

@@ -155,6 +155,7 @@ def test_from_columns_as_from_pixels(world, columns) -> None:
     live, stored, embedded = (
         task(latent_tree(world, columns, **more))
         for more in ({}, {"data__latents": "latents"}, {"data__latents": "latents", "data__embeddings": states})
+        for more in [{**more, "objective__text_dropout": 0.5}]
     )
     modules = [made.module() for made in (live, stored, embedded)]
     with torch.no_grad():  # a start at zero would predict nothing, whatever it reads
@@ -169,6 +170,7 @@ def test_from_columns_as_from_pixels(world, columns) -> None:
         made.close()
     assert "pixels" in losses[0][2] and "latents" in losses[1][2] and "states" in losses[2][2]
     assert losses[0][0] == losses[1][0] == losses[2][0]
+    assert torch.equal(losses[1][2]["mask"], losses[2][2]["mask"]), "dropped texts have no more tokens than others"
     assert math.isclose(losses[0][1], losses[1][1], rel_tol=1e-3)
     assert math.isclose(losses[1][1], losses[2][1], rel_tol=1e-3)
 
@@ -273,6 +275,8 @@ def test_a_gradient_that_is_not_finite_stops_with_its_samples(world, tmp_path) -
         ({"data__latents": "latents"}, "`model.vae`: missing"),
         ({"data__streams": 7}, "7 do not divide the batch of 48"),
         ({"data__embeddings": {"re_caption": "x"}}, "'org_caption' of text.weights has none"),
+        ({"text__texts": 2}, "`text.texts`: 2"),
+        ({"text__prefix": {"org_caption": "[ALT]"}}, "prefix and block are CLIP's"),
         ({"text__weights": {"other": 1.0}}, "'other' is not among data.columns"),
         ({"train__workers": 2}, "Write 1 and raise data.decoders"),
     ],
