@@ -164,18 +164,17 @@ def _events(job: EchoJob) -> list[dict]:
 def _owner_matrix(forks: crashes.Forks, folder: Path, full: bool) -> None:
     owners = Owners(forks, folder)
     hit: Counter[tuple[str, str]] = Counter()
-    missed = unreached = 0
-    planned = list(points(owners.trace(), full))
-    for number, (call, when) in enumerate(planned):
+    missed = 0
+    # heartbeats follow a clock, so a life that the machine slowed makes more calls: the shortest of three is the plan
+    trace = min((owners.trace() for _ in range(3)), key=lambda trace: len(trace.calls))
+    for number, (call, when) in enumerate(points(trace, full)):
         for compete in (False, True) if full else (number % 4 == 3,):
-            found = owners.kill_at(call, when, compete)
+            found = owners.kill_at(call, when, compete) or owners.kill_at(call, when, compete)
             if found:
                 hit[found] += 1
             else:
-                missed += compete
-                unreached += not compete
-    # alone, a life may make a call or two less than the traced one, which strace had slowed (heartbeats follow a clock)
-    assert unreached <= max(1, len(planned) // 50), f"{unreached} of {len(planned)} points were not reached alone"
+                assert compete, "alone, every point is reached"
+                missed += 1
     report(f"owner ({missed} points were not reached because the competitor was faster)", hit)
     assert {"claim", "segment", "publish", "record", "journal"} <= {p for p, _ in hit}
 
