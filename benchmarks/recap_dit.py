@@ -2,6 +2,7 @@
 
     python -m benchmarks.recap_dit OUT [--jobs 2] [--only p=0.5/2]       train what is not done yet, then report
     python -m benchmarks.recap_dit OUT --report                          the table alone
+    python -m benchmarks.recap_dit OUT --validate                        the checker on real, distorted views
 
 What is asked, and what would falsify it, stands in recap_dit.yaml, written before the run. Arms of one seed share
 initial weights, images, order, noise and times; only the texts differ, and all cost the same. Images of all arms are
@@ -11,6 +12,7 @@ drawn from the same noise, with the same guidance.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import random
 import resource
@@ -26,7 +28,8 @@ from PIL import Image, ImageDraw
 
 from benchmarks.recap_clip import Alone, Arm, bootstrap, holm, run_all
 from benchmarks.recap_clip_world import flags, unseen
-from benchmarks.recap_dit_world import ATTRIBUTES, PALETTE, SIDE, STYLES, judge, prompts
+from benchmarks.recap_dit_world import ATTRIBUTES, PALETTE, SIDE, STYLES, judge, prompts, truth_of
+from recap.data.tars import Sample, read_samples
 
 HERE = Path(__file__).parent
 
@@ -272,6 +275,26 @@ def plot(study: dict[str, Any], results: Sequence[dict[str, Any]]) -> str:
     return "\n".join([head, '<rect width="540" height="310" fill="white"/>', *parts, "</svg>\n"])
 
 
+def validate(world: Path) -> str:
+    """What the checker says of the test views of real flags: of their own flag, and of another one, drawn at random."""
+    truths = {code: truth_of(image) for code, (image, _) in flags().items()}
+    rng, right, wrong = random.Random(0), [], []
+    for tar in sorted((world / "test").glob("*.tar")):
+        with tar.open("rb") as file:
+            for sample in read_samples(file):
+                assert isinstance(sample, Sample)
+                code = sample.members["cls"].decode()
+                view = Image.open(io.BytesIO(sample.members["jpg"])).convert("RGB")
+                pixels = np.asarray(view.resize((SIDE, SIDE), Image.Resampling.BOX))
+                other = rng.choice([known for known in sorted(truths) if known != code])
+                right.append([judge(pixels, truths[code])[a] for a in ATTRIBUTES])
+                wrong.append([judge(pixels, truths[other])[a] for a in ATTRIBUTES])
+    lines = [f"{len(right)} views, percent judged to be right: {', '.join(ATTRIBUTES)}"]
+    for name, found in (("their own flag", right), ("another flag", wrong)):
+        lines.append(f"{name}: " + ", ".join(f"{100 * share:.1f}" for share in np.nanmean(found, 0)))
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
@@ -279,6 +302,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="arms at the same time")
     parser.add_argument("--only", help="train this arm alone: p=P/SEED, e.g. p=0.5/2")
     parser.add_argument("--report", action="store_true")
+    parser.add_argument("--validate", action="store_true")
     parser.add_argument("--plot", type=Path, help="write the figure here")
     parser.add_argument("--picture", type=Path, help="write images of all arms of seed 0 here")
     given = parser.parse_args()
@@ -290,6 +314,10 @@ def main() -> None:
         made = train(arm, study, world, given.out / "runs" / f"{arm.name}-{arm.seed}")
         results.mkdir(exist_ok=True)
         (results / arm.file).write_text(json.dumps(made))
+        return
+    if given.validate:
+        prepare(study, world)
+        sys.stdout.write(validate(world) + "\n")
         return
     if not given.report:
         prepare(study, world)
