@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from hpc.errors import UserError
 from recap.data.columns import ColumnConfig
 from recap.data.samples import JoinedDataConfig, check_batch
 from recap.text_policy import TextPolicyConfig
-from recap.train.settings import TrainSettings
+from recap.train.settings import TrainSettings, execution, semantic
 
 VISION = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "H": (1280, 32, 16)}
 TEXT = {"small": (384, 12, 6), "base": (512, 12, 8), "large": (768, 12, 12), "huge": (1024, 24, 16)}
@@ -20,19 +19,6 @@ EMBED = {"S": 384, "B": 512, "L": 768, "H": 1024}
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-
-
-def _semantic(default: Any, text: str) -> Any:
-    if isinstance(default, (list, dict)):
-        return field(default_factory=lambda: type(default)(default), metadata={"help": text})
-    return field(default=default, metadata={"help": text})
-
-
-def _execution(default: Any, text: str) -> Any:
-    metadata = {"help": text, "execution": True}
-    if isinstance(default, (list, dict)):
-        return field(default_factory=lambda: type(default)(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -46,18 +32,16 @@ class Tower:
 class ClipModelConfig:
     """Which model."""
 
-    architecture: str = _semantic("recap", "recap (the paper's, as in its released weights) | hf (plain CLIPModel)")
-    vision: str = _semantic("B", "S | B | L | H, or WIDTHxLAYERSxHEADS")
-    text: str = _semantic("base", "small | base | large | huge, or WIDTHxLAYERSxHEADS")
-    embed: int = _semantic(0, "dimension of the shared space; 0: by the vision tower's size (its width for others)")
-    patch: int = _semantic(16, "pixels of a patch's side")
-    context: int = _semantic(128, "tokens of a text, special ones included")
-    vocabulary: int = _semantic(32000, "rows of the token embedding; at least the tokenizer's")
-    tokenizer: str = _execution("", "folder of a tokenizer that transformers loads")
-    activation: str = _semantic("gelu", "gelu | quick_gelu (OpenAI's weights; hf only)")
-    start: str = _execution(
-        "", "weights to fine-tune from: a folder that this trainer, transformers or open_clip wrote"
-    )
+    architecture: str = semantic("recap", "recap (the paper's, as in its released weights) | hf (plain CLIPModel)")
+    vision: str = semantic("B", "S | B | L | H, or WIDTHxLAYERSxHEADS")
+    text: str = semantic("base", "small | base | large | huge, or WIDTHxLAYERSxHEADS")
+    embed: int = semantic(0, "dimension of the shared space; 0: by the vision tower's size (its width for others)")
+    patch: int = semantic(16, "pixels of a patch's side")
+    context: int = semantic(128, "tokens of a text, special ones included")
+    vocabulary: int = semantic(32000, "rows of the token embedding; at least the tokenizer's")
+    tokenizer: str = execution("", "folder of a tokenizer that transformers loads")
+    activation: str = semantic("gelu", "gelu | quick_gelu (OpenAI's weights; hf only)")
+    start: str = execution("", "weights to fine-tune from: a folder that this trainer, transformers or open_clip wrote")
 
     @property
     def vision_tower(self) -> Tower:
@@ -94,31 +78,31 @@ class Stage:
 class LossConfig:
     """What is minimised."""
 
-    kind: str = _semantic("softmax", "softmax | sigmoid | multi_positive (several texts an image)")
-    grouping: float = _semantic(0.0, "weight of DreamLIP's grouping loss (recap architecture, several texts)")
-    temperature: float = _semantic(0.07, "at the start; it is learned")
-    bias: float = _semantic(-10.0, "of the sigmoid loss, at the start; it is learned")
-    chunk: int = _execution(0, "images that are encoded at a time, with gradients cached; 0: the rank's whole batch")
-    stream: int = _execution(0, "columns of the logits that exist at a time; 0: all")
+    kind: str = semantic("softmax", "softmax | sigmoid | multi_positive (several texts an image)")
+    grouping: float = semantic(0.0, "weight of DreamLIP's grouping loss (recap architecture, several texts)")
+    temperature: float = semantic(0.07, "at the start; it is learned")
+    bias: float = semantic(-10.0, "of the sigmoid loss, at the start; it is learned")
+    chunk: int = execution(0, "images that are encoded at a time, with gradients cached; 0: the rank's whole batch")
+    stream: int = execution(0, "columns of the logits that exist at a time; 0: all")
 
 
 @dataclass
 class EvaluationConfig:
     """One evaluation: a task, and where its images and texts are."""
 
-    task: str = _execution("retrieve", "retrieve | classify (zero-shot) | attribute (true or false text)")
-    shards: list[str] = _execution([], "tars, as in data.shards (retrieve, classify)")
+    task: str = execution("retrieve", "retrieve | classify (zero-shot) | attribute (true or false text)")
+    shards: list[str] = execution([], "tars, as in data.shards (retrieve, classify)")
     column: ColumnConfig = field(default_factory=ColumnConfig, metadata={"execution": True})  # retrieve: the texts
-    karpathy: str = _execution("", "retrieve: COCO's or Flickr30K's Karpathy JSON, with `images`")
-    split: str = _execution("test", "of the Karpathy JSON")
-    folder: str = _execution("", "retrieve: a folder with image/ and caption/, as Urban-1K's")
-    json: str = _execution("", "attribute: ARO's JSON, with `images`")
-    images: str = _execution("", "folder that a JSON's image paths begin from")
-    classes: str = _execution("", "classify: file of class names, one a line")
-    templates: str = _execution("", "classify: file of prompts with {} for the name; empty: a photo of a {}.")
-    label: str = _execution("cls", "classify: member that holds a class's number")
-    prefix: str | None = _execution(None, "source token that texts are read with")
-    batch: int = _execution(256, "images or texts that a rank encodes at a time")
+    karpathy: str = execution("", "retrieve: COCO's or Flickr30K's Karpathy JSON, with `images`")
+    split: str = execution("test", "of the Karpathy JSON")
+    folder: str = execution("", "retrieve: a folder with image/ and caption/, as Urban-1K's")
+    json: str = execution("", "attribute: ARO's JSON, with `images`")
+    images: str = execution("", "folder that a JSON's image paths begin from")
+    classes: str = execution("", "classify: file of class names, one a line")
+    templates: str = execution("", "classify: file of prompts with {} for the name; empty: a photo of a {}.")
+    label: str = execution("cls", "classify: member that holds a class's number")
+    prefix: str | None = execution(None, "source token that texts are read with")
+    batch: int = execution(256, "images or texts that a rank encodes at a time")
 
 
 @dataclass
@@ -129,10 +113,10 @@ class ClipConfig:
     data: JoinedDataConfig = field(default_factory=JoinedDataConfig)
     text: TextPolicyConfig = field(default_factory=TextPolicyConfig)
     loss: LossConfig = field(default_factory=LossConfig)
-    stages: list[Stage] = _semantic([], "parts of the training, one after another")
-    base_lr: float = _semantic(0.0, "rate per 256 samples, instead of lr: the paper's 8e-6 means 1.024e-3 at 32,768")
-    area: float = _semantic(0.4, "smallest share of an image that a training crop holds")
-    evaluate: dict[str, EvaluationConfig] = _execution({}, "name -> evaluation, each train.evaluate_every samples")
+    stages: list[Stage] = semantic([], "parts of the training, one after another")
+    base_lr: float = semantic(0.0, "rate per 256 samples, instead of lr: the paper's 8e-6 means 1.024e-3 at 32,768")
+    area: float = semantic(0.4, "smallest share of an image that a training crop holds")
+    evaluate: dict[str, EvaluationConfig] = execution({}, "name -> evaluation, each train.evaluate_every samples")
     train: TrainSettings = field(default_factory=lambda: TrainSettings(weight_decay=0.2, beta2=0.95, clip=0.0))
 
     def stage_settings(self, stage: Stage) -> TrainSettings:

@@ -22,35 +22,26 @@ from recap.data.inputs import DataConfig, list_shards
 from recap.data.joined import Joined, Reader, Slot
 from recap.data.streams import Plan
 from recap.data.unindexed import StreamedReader, StreamedSlot
+from recap.train.settings import execution, semantic
 
 T = TypeVar("T")
 
 _WAIT_S = 1500.0  # for rank 0's index; below the gang's own limit on setting up
 
 
-def _semantic(default: Any, text: str) -> Any:
-    if isinstance(default, dict):
-        return field(default_factory=lambda: dict(default), metadata={"help": text})
-    return field(default=default, metadata={"help": text})
-
-
-def _execution(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text, "execution": True})
-
-
 @dataclass
 class JoinedDataConfig(DataConfig):
     """The tars, their columns, and how they are read."""
 
-    columns: dict[str, ColumnConfig] = _semantic({}, "columns by name: run, folder or member, and field")
-    pixels: str | None = _semantic(None, "column of small images (recap.data.shrink) to use instead of the tars'")
-    streams: int = _semantic(64, "virtual streams; ranks divide it, and it divides the batch")
-    window: int = _semantic(32, "blocks of 512 samples among which a stream shuffles")
-    indexed: bool = _semantic(True, "False: tars are streamed without an index; resume is then approximate")
-    size: int = _semantic(0, "samples of an epoch, where the tars are not indexed")
-    index: str | None = _execution(None, "file of the block index; made on first use. Empty: beside the run")
-    readers: int = _execution(8, "blocks that a rank reads at the same time")
-    decoders: int = _execution(4, "threads of a rank that decode images")
+    columns: dict[str, ColumnConfig] = semantic({}, "columns by name: run, folder or member, and field")
+    pixels: str | None = semantic(None, "column of small images (recap.data.shrink) to use instead of the tars'")
+    streams: int = semantic(64, "virtual streams; ranks divide it, and it divides the batch")
+    window: int = semantic(32, "blocks of 512 samples among which a stream shuffles")
+    indexed: bool = semantic(True, "False: tars are streamed without an index; resume is then approximate")
+    size: int = semantic(0, "samples of an epoch, where the tars are not indexed")
+    index: str | None = execution(None, "file of the block index; made on first use. Empty: beside the run")
+    readers: int = execution(8, "blocks that a rank reads at the same time")
+    decoders: int = execution(4, "threads of a rank that decode images")
 
 
 def check_batch(data: JoinedDataConfig, batch: int) -> None:

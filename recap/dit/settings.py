@@ -4,30 +4,17 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Any
 
 from hpc.errors import UserError
 from recap.data.samples import JoinedDataConfig, check_batch
 from recap.text_policy import TextPolicyConfig
-from recap.train.settings import TrainSettings
+from recap.train.settings import TrainSettings, execution, semantic
 
 SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}
 """Width, layers and heads: Peebles and Xie, Scalable Diffusion Models with Transformers, table 1."""
 
 DIFFUSION_STEPS = 1000
 """Noise levels of the DDPM objective; flow times are scaled to the same range for the model."""
-
-
-def _semantic(default: Any, text: str) -> Any:
-    if isinstance(default, (list, dict)):
-        return field(default_factory=lambda: type(default)(default), metadata={"help": text})
-    return field(default=default, metadata={"help": text})
-
-
-def _execution(default: Any, text: str) -> Any:
-    if isinstance(default, (list, dict)):
-        return field(default_factory=lambda: type(default)(default), metadata={"help": text, "execution": True})
-    return field(default=default, metadata={"help": text, "execution": True})
 
 
 @dataclass(frozen=True)
@@ -42,13 +29,13 @@ class Shape:
 class DitModelConfig:
     """Which model: `diffusers.PixArtTransformer2DModel`, text by cross-attention in every block."""
 
-    size: str = _semantic("B/4", "S | B | L | XL, or WIDTHxLAYERSxHEADS; then / and the patch's side in latents")
-    image: int = _semantic(256, "pixels of the image's side")
-    vae: str = _execution("", "folder of a VAE that diffusers loads; empty: the model works on pixels")
-    text_encoder: str = _execution("", "folder of a CLIP or a T5 that transformers loads, with its tokenizer")
-    context: int = _semantic(77, "tokens of a text at most; longer ones are cut (CLIP's own limit is 77)")
-    learned_sigma: bool = _semantic(False, "the model also predicts the variance, as in DiT (ddpm only)")
-    start: str = _execution("", "folder of transformer weights to go on from: a PixArtTransformer2DModel")
+    size: str = semantic("B/4", "S | B | L | XL, or WIDTHxLAYERSxHEADS; then / and the patch's side in latents")
+    image: int = semantic(256, "pixels of the image's side")
+    vae: str = execution("", "folder of a VAE that diffusers loads; empty: the model works on pixels")
+    text_encoder: str = execution("", "folder of a CLIP or a T5 that transformers loads, with its tokenizer")
+    context: int = semantic(77, "tokens of a text at most; longer ones are cut (CLIP's own limit is 77)")
+    learned_sigma: bool = semantic(False, "the model also predicts the variance, as in DiT (ddpm only)")
+    start: str = execution("", "folder of transformer weights to go on from: a PixArtTransformer2DModel")
 
     @property
     def shape(self) -> Shape:
@@ -66,31 +53,31 @@ class DitModelConfig:
 class ObjectiveConfig:
     """What is minimised."""
 
-    kind: str = _semantic("flow", "flow (rectified flow) | ddpm (noise prediction, linear schedule: the paper's)")
-    time_mean: float = _semantic(0.0, "flow: mean of the logit of t (Stable Diffusion 3's logit-normal)")
-    time_std: float = _semantic(1.0, "flow: its standard deviation; 0: t is uniform")
-    min_snr: float = _semantic(0.0, "ddpm: weight of a noise level is min(snr, this) / snr (Hang et al.); 0: all alike")
-    text_dropout: float = _semantic(0.1, "share of samples trained with an empty text, for guidance")
-    posterior: str = _semantic("sample", "sample | mean: what of the VAE's posterior is trained on")
-    flip: bool = _semantic(True, "half of the images are mirrored")
+    kind: str = semantic("flow", "flow (rectified flow) | ddpm (noise prediction, linear schedule: the paper's)")
+    time_mean: float = semantic(0.0, "flow: mean of the logit of t (Stable Diffusion 3's logit-normal)")
+    time_std: float = semantic(1.0, "flow: its standard deviation; 0: t is uniform")
+    min_snr: float = semantic(0.0, "ddpm: weight of a noise level is min(snr, this) / snr (Hang et al.); 0: all alike")
+    text_dropout: float = semantic(0.1, "share of samples trained with an empty text, for guidance")
+    posterior: str = semantic("sample", "sample | mean: what of the VAE's posterior is trained on")
+    flip: bool = semantic(True, "half of the images are mirrored")
 
 
 @dataclass
 class DitDataConfig(JoinedDataConfig):
     """Tars and columns; with `latents`, no image is decoded."""
 
-    latents: str | None = _execution(None, "column of latents (recap.dit.latents), instead of encoding images live")
-    embeddings: dict[str, str] = _execution({}, "text column -> column of its embeddings (recap.dit.text_embeddings)")
+    latents: str | None = execution(None, "column of latents (recap.dit.latents), instead of encoding images live")
+    embeddings: dict[str, str] = execution({}, "text column -> column of its embeddings (recap.dit.text_embeddings)")
 
 
 @dataclass
 class GridConfig:
     """Images that are drawn during training, always from the same noise."""
 
-    prompts: list[str] = _execution([], "texts of the rows; empty: no grid is drawn")
-    guidance: float = _execution(4.0, "guidance scale")
-    columns: int = _execution(4, "images of a prompt, from other noise")
-    steps: int = _execution(20, "steps of the solver")
+    prompts: list[str] = execution([], "texts of the rows; empty: no grid is drawn")
+    guidance: float = execution(4.0, "guidance scale")
+    columns: int = execution(4, "images of a prompt, from other noise")
+    steps: int = execution(20, "steps of the solver")
 
 
 @dataclass
@@ -102,7 +89,7 @@ class DitConfig:
     data: DitDataConfig = field(default_factory=DitDataConfig)
     text: TextPolicyConfig = field(default_factory=TextPolicyConfig)
     grid: GridConfig = field(default_factory=GridConfig)
-    micro_batch: int = _execution(0, "images of a forward pass on a rank; 0: its whole part of the batch")
+    micro_batch: int = execution(0, "images of a forward pass on a rank; 0: its whole part of the batch")
     train: TrainSettings = field(
         default_factory=lambda: TrainSettings(lr=1e-4, warmup=0.0, schedule="constant", clip=0.0)
     )

@@ -12,45 +12,53 @@ from typing import Any
 from hpc.errors import UserError
 
 
-def _semantic(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
+def semantic(default: Any, text: str) -> Any:
+    """A field of a config that makes the result: it enters the identity."""
+    return _field(default, {"help": text})
 
 
-def _execution(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text, "execution": True})
+def execution(default: Any, text: str) -> Any:
+    """A field of a config that changes how the work is done, not what comes of it."""
+    return _field(default, {"help": text, "execution": True})
+
+
+def _field(default: Any, metadata: dict[str, Any]) -> Any:
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 @dataclass
 class TrainSettings:
     """How long, how fast, on how many devices, and what is kept. `check` says what is wrong with it."""
 
-    samples: int = _semantic(0, "Samples to train on, over all ranks; 0: epochs times the data's size")
-    epochs: float = _semantic(1.0, "Passes over the data, where `samples` is 0")
-    batch: int = _semantic(32, "Samples of one optimizer step, over all ranks")
-    seed: int = _semantic(0, "Seed of the order, the augmentation and the initial weights")
-    lr: float = _semantic(1e-3, "Learning rate after warm-up")
-    warmup: float = _semantic(0.03, "Share of the training with a rising learning rate")
-    schedule: str = _semantic("cosine", "cosine | linear | constant, after warm-up; the first two end at 0")
-    weight_decay: float = _semantic(0.0, "AdamW's; which parameters have it is the task's to say")
-    beta1: float = _semantic(0.9, "AdamW's")
-    beta2: float = _semantic(0.999, "AdamW's")
-    eps: float = _semantic(1e-8, "AdamW's")
-    clip: float = _semantic(1.0, "Largest norm of the gradient; 0: not clipped")
-    ema: int = _semantic(0, "Horizon of an exponential moving average of the weights, in samples; 0: none")
-    precision: str = _semantic("fp32", "fp32 | bf16 (weights and optimizer state stay fp32)")
-    max_rejected: float = _semantic(0.01, "Share of samples that may be rejected before the run stops")
+    samples: int = semantic(0, "Samples to train on, over all ranks; 0: epochs times the data's size")
+    epochs: float = semantic(1.0, "Passes over the data, where `samples` is 0")
+    batch: int = semantic(32, "Samples of one optimizer step, over all ranks")
+    seed: int = semantic(0, "Seed of the order, the augmentation and the initial weights")
+    lr: float = semantic(1e-3, "Learning rate after warm-up")
+    warmup: float = semantic(0.03, "Share of the training with a rising learning rate")
+    schedule: str = semantic("cosine", "cosine | linear | constant, after warm-up; the first two end at 0")
+    weight_decay: float = semantic(0.0, "AdamW's; which parameters have it is the task's to say")
+    beta1: float = semantic(0.9, "AdamW's")
+    beta2: float = semantic(0.999, "AdamW's")
+    eps: float = semantic(1e-8, "AdamW's")
+    clip: float = semantic(1.0, "Largest norm of the gradient; 0: not clipped")
+    ema: int = semantic(0, "Horizon of an exponential moving average of the weights, in samples; 0: none")
+    precision: str = semantic("fp32", "fp32 | bf16 (weights and optimizer state stay fp32)")
+    max_rejected: float = semantic(0.01, "Share of samples that may be rejected before the run stops")
 
-    parallel: str = _execution("auto", "auto | ddp | fsdp (FSDP2 by block; auto: from 1.5 B parameters on)")
-    checkpointing: bool = _execution(False, "Recompute each block's activations in the backward pass")
-    compile: bool = _execution(False, "torch.compile each block")
-    threads: int | None = _execution(None, "Torch threads of a rank on the CPU; empty: as torch chooses")
-    workers: int = _execution(0, "Processes of a rank that read data; 0: a thread of the rank itself")
-    prefetch: int = _execution(2, "Steps that are read ahead, per worker")
-    log_every: int = _execution(0, "Samples between two lines of metrics.jsonl; 0: every step")
-    save_every: int = _execution(0, "Samples between two checkpoints; 0: only when told to stop and at the end")
-    evaluate_every: int = _execution(0, "Samples between two evaluations; 0: none. There is one at the end, too")
-    keep: int = _execution(2, "Newest checkpoints that are kept")
-    keep_every: int = _execution(0, "Checkpoints at multiples of this many samples are kept for good; 0: none")
+    parallel: str = execution("auto", "auto | ddp | fsdp (FSDP2 by block; auto: from 1.5 B parameters on)")
+    checkpointing: bool = execution(False, "Recompute each block's activations in the backward pass")
+    compile: bool = execution(False, "torch.compile each block")
+    threads: int | None = execution(None, "Torch threads of a rank on the CPU; empty: as torch chooses")
+    workers: int = execution(0, "Processes of a rank that read data; 0: a thread of the rank itself")
+    prefetch: int = execution(2, "Steps that are read ahead, per worker")
+    log_every: int = execution(0, "Samples between two lines of metrics.jsonl; 0: every step")
+    save_every: int = execution(0, "Samples between two checkpoints; 0: only when told to stop and at the end")
+    evaluate_every: int = execution(0, "Samples between two evaluations; 0: none. There is one at the end, too")
+    keep: int = execution(2, "Newest checkpoints that are kept")
+    keep_every: int = execution(0, "Checkpoints at multiples of this many samples are kept for good; 0: none")
     trackers: list[str] = field(
         default_factory=list,
         metadata={"help": "Mirrors of metrics.jsonl: tensorboard, wandb", "execution": True},
