@@ -4,8 +4,9 @@
     python -m hpc.gang RUN --submission UUID --begin   before the ranks of one life, once: may this life start?
 
 Exit codes: 0 complete, 1 incomplete (cancelled, diverged, given up), 64 wrong usage, 70 crashed, 75 requeue me (all
-ranks together, after a checkpoint). USR2 and TERM set a flag that the ranks agree on at a step boundary. A rank
-without a sign of life for `gang.hang_s` prints every thread's stack and ends the job.
+ranks together, after a checkpoint). USR2 and TERM set a flag that the ranks agree on at a step boundary; a life that is
+told to stop before its first step is done (it loads, it compiles) has nothing to save and ends within seconds. A
+rank without a sign of life for `gang.hang_s` prints every thread's stack and ends the job.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ log = logging.getLogger("gang")
 LIVES = 5  # in a row without progress, after which a gang is not requeued
 FINAL = (Exit.COMPLETE, Exit.INCOMPLETE, Exit.SOME_FAILED, Exit.USAGE)
 _STACKS_S = 3.0  # between printing the stacks and ending, so that every rank's are printed
+_LEAVE_S = 5  # that a rank which is told to stop before its first step is done gets to do so by itself
 
 
 class Rank:
@@ -49,6 +51,7 @@ class Rank:
         self._facts["life"] = int(self.instance.rsplit("-", 1)[1])
         self._first: int | None = None
         self._stop = 0
+        self._begun = self._moving = False  # set-up is over; the first step, in which code is compiled, is done
         self._lock = threading.Lock()
         self._heartbeat = heartbeat.Heartbeat(run.slots, self.instance, 60.0)
         self._limit, self._alive = config.run.gang.setup_s, time.monotonic()
@@ -64,8 +67,9 @@ class Rank:
 
     def beat(self, **facts: Any) -> None:
         self._alive = time.monotonic()
-        if "step" in facts:  # set-up is over
-            self._limit = self._config.run.gang.hang_s
+        if self._begun:
+            self._moving, self._limit = True, self._config.run.gang.hang_s
+        self._begun = self._begun or "step" in facts
         self._arm()
         if self.rank or not facts:
             return
@@ -100,10 +104,15 @@ class Rank:
     def _watch(self) -> None:
         """Once a second: heartbeat, control files, deadline, watchdog."""
         end = float(os.environ.get("SLURM_JOB_END_TIME") or "inf") - self._config.run.cluster.signal_delay_s
+        told = 0
         while True:
             time.sleep(1.0)
             if self.rank == 0:
                 self._control(end)
+            told += self._stop != 0
+            if told > _LEAVE_S and not self._moving:
+                self.leave(self._stop)
+                os._exit(self._stop)
             if time.monotonic() - self._alive > self._limit + _STACKS_S:
                 log.error("rank %d: no sign of life for %.0f s (its stacks stand above)", self.rank, self._limit)
                 os._exit(Exit.CRASHED)

@@ -18,7 +18,8 @@ from hpc.errors import Exit
 from hpc.gang import FINAL
 from hpc.rundir import Run, Submission
 
-_KILL_S = 60.0  # that ranks get to checkpoint when told to stop
+_STOPPING = "stopping at a checkpoint after this step (launch again to go on; Ctrl-C again: at once)"
+_KILLED = "killed: steps since the last checkpoint are lost (launch again to go on from it)"
 
 
 def command(run: Run, submission: Submission) -> list[str]:
@@ -69,13 +70,14 @@ class _Life:
 
 
 def supervise(run: Run, submission: Submission, ranks: int) -> tuple[int, bool]:
-    """Run a gang to its end, with live progress. Ctrl-C or TERM stops it at a checkpoint; launch again to go on.
+    """Run a gang to its end, with live progress. Ctrl-C or TERM stops it at a checkpoint, however long its step lasts
+    (a rank that hangs is the ranks' own watchdog's); Ctrl-C after that kills it. Launch again to go on.
 
     Returns its exit code, and whether it was told to stop."""
     submission.state = "submitted"
     run.save(submission)
-    stop: list[float] = []
-    handler = {n: signal.signal(n, lambda *_: stop.append(time.monotonic())) for n in (signal.SIGINT, signal.SIGTERM)}
+    stop: list[int] = []
+    handler = {n: signal.signal(n, lambda number, _: stop.append(number)) for n in (signal.SIGINT, signal.SIGTERM)}
     console = Console(highlight=False)
     life, told = _Life(run, submission, ranks), 0
     try:
@@ -87,11 +89,10 @@ def supervise(run: Run, submission: Submission, ranks: int) -> tuple[int, bool]:
                         break
                     life = _Life(run, submission, ranks)
                 if len(stop) > told:
+                    at_once = told > 0 and signal.SIGINT in stop[told:]
                     told = len(stop)
-                    life.signal(signal.SIGTERM)
-                    live.console.print("stopping at a checkpoint (launch again to go on)")
-                if stop and time.monotonic() - stop[0] > _KILL_S:
-                    life.signal(signal.SIGKILL)
+                    life.signal(signal.SIGKILL if at_once else signal.SIGTERM)
+                    live.console.print(_KILLED if at_once else _STOPPING)
                 if console.is_terminal:
                     live.update(gang_status.render(gang_status.gather(run)), refresh=True)
                 time.sleep(0.2)

@@ -23,7 +23,7 @@ from recap.train.task import Batch, Evaluates, Task
 
 log = logging.getLogger(__name__)
 
-TIMEOUT_S = 1800.0  # of a collective; the gang's own watchdog is to fire first
+TIMEOUT_S = 7 * 86400.0  # of a collective: the gang's watchdog (gang.setup_s, gang.hang_s) is what ends a hung rank
 
 
 class Diverged(Exception):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 import time
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -46,10 +45,8 @@ class Plain:
                 return int(gang.stopping())
             if self.config.does == "die":
                 os.kill(os.getpid(), signal.SIGKILL)
-            if self.config.does == "hang" and gang.rank == 1:
-                hang_here()
+            if self.config.does == "load":  # before the first step is done
+                time.sleep(3600)
+            if self.config.does == "long" and step:
+                time.sleep(75)
         return Exit.COMPLETE
-
-
-def hang_here() -> None:
-    threading.Event().wait(3600)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -83,29 +84,70 @@ def test_a_trainer_that_only_the_launcher_can_import(tmp_path: Path, monkeypatch
 
 
 def test_hung_rank_shows_every_stack(tmp_path: Path) -> None:
-    gang = {"nodes": 1, "hang_s": 1.0, "setup_s": 60.0}
-    process = start(tmp_path, does="hang", gang=gang, steps=10**6, step_s=0.05)
+    """Rank 1 hangs in reading its data, rank 0 waits for it in a collective: both print where, and the life ends."""
+    gang = {"nodes": 1, "hang_s": 2.0, "setup_s": 60.0}
+    train = {"samples": 960, "batch": 12, "threads": 1}
+    process = start(tmp_path, trainer="tests.train.tiny.TinyTrainer", gang=gang, train=train, hang_at=100)
     run = Run(tmp_path / "runs" / "gang")
-    end = time.monotonic() + 60
-    text = ""
-    while "no sign of life for 1 s" not in text and time.monotonic() < end:
-        time.sleep(0.2)
-        text = "".join(path.read_text() for path in run.logs.glob("*.log")) if run.logs.is_dir() else ""
+    text = said_until(run, "rank 1: no sign of life for 2 s")
     (run.control / "cancelled").write_text("by the test")
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
-    assert "Timeout" in text and "hang_here" in text and "rank 1: no sign of life for 1 s" in text
+    assert text.count("Timeout (0:00:02)!") == 2
+    waiting, reading = 'loop.py", line [0-9]+ in agree', 'tiny.py", line [0-9]+ in batch'
+    assert re.search(waiting, text) and re.search(reading, text)
+
+
+def said_until(run: Run, word: str) -> str:
+    """The run's logs, once they hold a word, or after a minute."""
+    end, text = time.monotonic() + 60, ""
+    while word not in text and time.monotonic() < end:
+        time.sleep(0.2)
+        text = "".join(path.read_text() for path in run.logs.glob("*.log")) if run.logs.is_dir() else ""
+    return text
+
+
+def stop_when_running(folder: Path, *numbers: int, **more: Any) -> tuple[subprocess.Popen[str], str, float]:
+    """Launch, send the signals once steps are made, a second apart; (process, what it said, seconds to its end)."""
+    process = start(folder, **more)
+    while gang_status_state(Run(folder / "runs" / "gang")) != "running":
+        time.sleep(0.1)
+    told = time.monotonic()
+    for number in numbers:
+        time.sleep(1.0)
+        process.send_signal(number)
+    said = process.communicate(timeout=150)[0]
+    return process, said, time.monotonic() - told
 
 
 def test_ctrl_c_stops_and_launch_goes_on(tmp_path: Path) -> None:
-    process = start(tmp_path, steps=400, step_s=0.05)
-    run = Run(tmp_path / "runs" / "gang")
-    while gang_status_state(run) != "running":
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    said = process.communicate(timeout=60)[0]
+    process, said, _ = stop_when_running(tmp_path, signal.SIGINT, steps=400, step_s=0.05)
     assert process.returncode == Exit.INCOMPLETE and "stopping at a checkpoint" in said
     assert finish(tmp_path, steps=400, step_s=0.0)[0] == 0  # the same identity: steps is semantic, step_s is not
+
+
+def test_a_second_ctrl_c_kills(tmp_path: Path) -> None:
+    process, said, took = stop_when_running(tmp_path, signal.SIGINT, signal.SIGINT, does="long")
+    assert process.returncode == Exit.INCOMPLETE and "killed" in said and took < 20
+
+
+@pytest.mark.slow
+def test_a_long_step_is_waited_for(tmp_path: Path) -> None:
+    """Told to stop in the midst of a step of more than a minute, it ends well, however often it is told."""
+    process, said, took = stop_when_running(tmp_path, signal.SIGTERM, signal.SIGTERM, does="long")
+    assert process.returncode == Exit.INCOMPLETE and "killed" not in said and took > 60
+    assert stop_code(tmp_path) == Exit.REQUEUE
+
+
+def test_told_to_stop_while_it_loads(tmp_path: Path) -> None:
+    """Before its first step a life has nothing to save: it ends within seconds, all ranks alike."""
+    process, _, took = stop_when_running(tmp_path, signal.SIGTERM, does="load")
+    assert process.returncode == Exit.INCOMPLETE and took < 30
+    assert stop_code(tmp_path) == Exit.REQUEUE
+
+
+def stop_code(folder: Path) -> Any:
+    return gang_status.gather(Run(folder / "runs" / "gang"))["code"]
 
 
 def gang_status_state(run: Run) -> str:
