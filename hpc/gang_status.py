@@ -122,7 +122,10 @@ def _failures(run: Run, submission: str) -> dict[str, int]:
     for path in sorted(run.journals.glob(f"{submission}-*.jsonl")):
         for event in journal.read(path)[0]:
             if event["event"] in ("failed", "diverged", "rejected"):
-                reasons[f"{event['event']}: {event.get('reason', '')}"] += 1
+                reason = str(event.get("reason", ""))
+                if event["event"] == "rejected":  # the phrase without the sample's particulars, which the journal has
+                    reason = reason.partition(" (")[0]
+                reasons[f"{event['event']}: {reason}"] += 1
     return dict(reasons.most_common())
 
 

@@ -34,13 +34,14 @@ log = logging.getLogger(__name__)
 _KEYS = [  # LLaVA's spelling -> transformers'; None: not a weight of the model
     (r"^model\.mm_projector\.0\.", "model.multi_modal_projector.linear_1."),
     (r"^model\.mm_projector\.2\.", "model.multi_modal_projector.linear_2."),
-    (r"^model\.vision_tower\.vision_tower\.(vision_model\.)?", "model.vision_tower."),
-    (r"^model\.image_newline$", None),
     (r"rotary_emb\.inv_freq$", None),
     (r"position_ids$", None),
+    (r"^model\.vision_tower\.vision_tower\.(vision_model\.)?", "model.vision_tower."),
     (r"^lm_head\.", "lm_head."),
     (r"^model\.", "model.language_model."),
 ]
+
+_TABLES = ("model.language_model.embed_tokens.weight", "lm_head.weight")  # of the vocabulary
 
 
 def renamed(name: str) -> str | None:
@@ -65,6 +66,9 @@ def convert(original: Path, out: Path, vision: Path, tokenizer: Path | None, tem
     if not any(name.startswith(prefix) for name in weights):
         weights |= own
     words = image_tokenizer(AutoTokenizer.from_pretrained(tokenizer or original))
+    for name in _TABLES:
+        if name not in weights:
+            raise UserError(f"convert: the checkpoint lacks {name}")
     dtype = weights["lm_head.weight"].dtype
     llava = LlavaForConditionalGeneration(_shape(facts, tower.config, words, len(weights["lm_head.weight"])))
     _fill(llava, weights, words)
@@ -83,10 +87,13 @@ def _facts(original: Path) -> dict[str, Any]:
         raise UserError(f"convert: {original}: no readable config.json ({error})") from error
     if "mm_vision_tower" not in facts:
         raise UserError(f"convert: {original}: model type {facts.get('model_type')!r} is not an original LLaVA's")
-    wanted = {"mm_projector_type": "mlp2x_gelu", "mm_vision_select_feature": "patch"}
-    for key, value in wanted.items():
-        if facts.get(key, value) != value:
-            raise UserError(f"convert: {original}: {key} is {facts[key]!r}; only {value!r} can be converted")
+    wanted: dict[str, list[Any]] = {
+        "mm_projector_type": ["mlp2x_gelu"], "mm_vision_select_feature": ["patch"], "mm_use_im_start_end": [False],
+        "image_aspect_ratio": ["pad", "square", None],  # anyres, of LLaVA-1.6, cuts an image into several
+    }  # fmt: skip
+    for key, values in wanted.items():
+        if (found := facts.get(key, values[0])) not in values:
+            raise UserError(f"convert: {original}: {key} is {found!r}; only {values[0]!r} can be converted")
     return facts
 
 
@@ -123,9 +130,7 @@ def _fill(llava: LlavaForConditionalGeneration, weights: dict[str, torch.Tensor]
     """Load all weights; tables of the vocabulary may be shorter than the model's by the new tokens (image, padding),
     whose rows get the mean of the others."""
     target = llava.state_dict()
-    for name in ("model.language_model.embed_tokens.weight", "lm_head.weight"):
-        if name not in weights:
-            raise UserError(f"convert: the checkpoint lacks {name}")
+    for name in _TABLES:
         table = weights[name]
         missing = len(target[name]) - len(table)
         if missing > 0:

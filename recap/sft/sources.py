@@ -12,6 +12,7 @@ import json
 import os
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,7 +91,7 @@ class LlavaJson:
         try:
             text = path.read_text(encoding="utf-8")
             lines = path.suffix == ".jsonl" or not text.lstrip().startswith("[")
-            self._rows = [json.loads(line) for line in text.splitlines() if line.strip()] if lines else json.loads(text)
+            self._rows = [json.loads(line) for line in text.split("\n") if line.strip()] if lines else json.loads(text)
         except (OSError, ValueError) as error:
             raise UserError(f"data: {path} cannot be read as LLaVA's JSON: {error}") from error
         self._store = ImageStore(source.images)
@@ -100,12 +101,12 @@ class LlavaJson:
 
     def example(self, index: int, epoch: int) -> Example:
         row = self._rows[index]
-        names = row.get("image") or []
-        names = [names] if isinstance(names, str) else list(names)
-        key = str(row.get("id", index))
+        key = str(row.get("id", index)) if isinstance(row, dict) else str(index)
         try:
-            turns = [(_ROLES[turn["from"]], turn["value"]) for turn in row["conversations"]]
-        except (KeyError, TypeError) as error:
+            names = row.get("image") or []
+            names = [names] if isinstance(names, str) else [_text(name) for name in names]
+            turns = [(_ROLES[turn["from"]], _text(turn["value"])) for turn in row["conversations"]]
+        except (KeyError, TypeError, AttributeError) as error:
             raise BadSample("conversation: not LLaVA's format", f"{key}: {error!r}") from error
         return Example(key, turns, names)
 
@@ -113,16 +114,22 @@ class LlavaJson:
         return _decoded(self._store.read(handle), handle)
 
 
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value
+
+
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 
 
 class ImageStore:
-    """Images by name: in a folder, a zip, or tars. Archives are listed once, and opened anew in each process."""
+    """Images by name: in a folder, in zips, or in tars. Archives are listed once, and opened anew in each process."""
 
     def __init__(self, place: str) -> None:
         self._folder: Path | None = None
-        self._members: dict[str, tuple[str, int, int]] = {}  # name -> tar, offset, bytes
-        self._zip: str | None = None
+        self._tarred: dict[str, tuple[str, int, int]] = {}  # name -> tar, offset, bytes
+        self._zipped: dict[str, tuple[str, str]] = {}  # name -> zip, name in it
         self._open: dict[tuple[int, str], Any] = {}
         if not place or Path(place).is_dir():
             self._folder = Path(place)
@@ -130,29 +137,43 @@ class ImageStore:
         files = sorted(glob.glob(place))
         if not files:
             raise UserError(f"data: `images`: {place!r} is neither a folder nor an archive that exists")
-        if files[0].endswith(".zip"):
-            self._zip = files[0]
-            return
         for file in files:
-            with tarfile.open(file) as tar:
-                self._members.update((m.name, (file, m.offset_data, m.size)) for m in tar if m.isfile())
+            try:
+                self._list(file)
+            except (OSError, tarfile.TarError, zipfile.BadZipFile) as error:
+                raise UserError(
+                    f"data: `images`: {file} is neither a zip nor an uncompressed tar ({error}). Unpack or repair it."
+                ) from error
+
+    def _list(self, file: str) -> None:
+        if file.endswith(".zip"):
+            with zipfile.ZipFile(file) as archive:
+                self._zipped.update((os.path.normpath(name), (file, name)) for name in archive.namelist())
+            return
+        with tarfile.open(file, "r:") as tar:
+            members = ((os.path.normpath(m.name), (file, m.offset_data, m.size)) for m in tar if m.isfile())
+            self._tarred.update(members)
 
     @property
     def names(self) -> list[str]:
-        """Names of the images in tars."""
-        return [name for name in self._members if name.lower().endswith(_IMAGES)]
+        """Names of the images in archives."""
+        return [name for name in (*self._tarred, *self._zipped) if name.lower().endswith(_IMAGES)]
 
     def read(self, name: str) -> bytes:
         """The file's bytes. Raises BadSample."""
         try:
             if self._folder is not None:
                 return (self._folder / name).read_bytes()
-            if self._zip is not None:
-                return self._handle(self._zip, zipfile.ZipFile).read(name)
-            file, offset, size = self._members[name]
+            plain = os.path.normpath(name)
+            if plain in self._zipped:
+                file, member = self._zipped[plain]
+                return self._handle(file, zipfile.ZipFile).read(member)
+            file, offset, size = self._tarred[plain]
             return os.pread(self._handle(file, lambda path: os.open(path, os.O_RDONLY)), size, offset)
         except (OSError, KeyError) as error:
             raise BadSample("image: missing", f"{name}: {type(error).__name__}") from error
+        except (zipfile.BadZipFile, zlib.error, RuntimeError) as error:  # RuntimeError: encrypted, or compressed oddly
+            raise BadSample("image: damaged", f"{name}: {error}") from error
 
     def _handle(self, path: str, opener: Any) -> Any:
         at = (os.getpid(), path)
@@ -235,4 +256,3 @@ def _decoded(data: bytes, name: str) -> Image.Image:
         return decode_rgb(data)
     except BadImage as error:
         raise BadSample(error.reason, f"{name}: {error.detail}") from error
-

@@ -28,22 +28,51 @@ def keys_of(task: SftTask, count: int) -> list[str]:
 
 @pytest.mark.parametrize("archive", ["tar", "zip"])
 def test_images_in_archives(task: Make, conversations: Path, archive: str) -> None:
-    """The same tensors, wherever the images lie."""
-    path = conversations / f"images.{archive}"
+    """The same tensors, wherever the images lie: here in two archives, made by `tar cf x.tar ./` and `zip`."""
     files = sorted((conversations / "images").iterdir())
-    if archive == "tar":
-        with tarfile.open(path, "w") as tar:
-            for file in files:
-                tar.add(file, file.name)
-    else:
-        with zipfile.ZipFile(path, "w") as zipped:
-            for file in files:
-                zipped.write(file, file.name)
+    for number, part in enumerate((files[:12], files[12:])):
+        path = conversations / f"images{number}.{archive}"
+        if archive == "tar":
+            with tarfile.open(path, "w") as tar:
+                for file in part:
+                    tar.add(file, f"./{file.name}")
+        else:
+            with zipfile.ZipFile(path, "w") as zipped:
+                for file in part:
+                    zipped.write(file, file.name)
     source = {"kind": "llava", "path": str(conversations / "data.json")}
-    packed = task(data=[source | {"images": str(path)}])
+    packed = task(data=[source | {"images": str(conversations / f"images*.{archive}")}])
     loose = task()
-    one, two = packed.batch(0, 8, 0, 1), loose.batch(0, 8, 0, 1)
+    one, two = packed.batch(0, 24, 0, 1), loose.batch(0, 24, 0, 1)
+    assert not one.rejected
     assert all((a["pixel_values"] == b["pixel_values"]).all() for a, b in zip(one.micro, two.micro, strict=True))
+
+
+@pytest.mark.parametrize("name", ["images.tar.gz", "images.tar", "images.zip"])
+def test_archives_that_cannot_be_read(conversations: Path, name: str) -> None:
+    """A compressed tar has no offsets to read at; the others are no archives at all."""
+    path = conversations / name
+    if name.endswith(".gz"):
+        with tarfile.open(path, "w:gz") as tar:
+            tar.add(conversations / "images" / "000.jpg", "000.jpg")
+    else:
+        path.write_bytes(b"no archive" * 100)
+    with pytest.raises(UserError, match=rf"{name} is neither a zip nor an uncompressed tar"):
+        Corpus([Source(path=str(conversations / "data.json"), images=str(path))], seed=0)
+
+
+def test_a_damaged_zip_member_is_rejected_by_name(task: Make, conversations: Path) -> None:
+    path = conversations / "images.zip"
+    with zipfile.ZipFile(path, "w") as zipped:
+        for file in sorted((conversations / "images").iterdir()):
+            zipped.write(file, file.name)
+        at = zipped.getinfo("007.jpg").header_offset
+    content = bytearray(path.read_bytes())
+    content[at + 200] ^= 255
+    path.write_bytes(content)
+    made = task(data=[{"kind": "llava", "path": str(conversations / "data.json"), "images": str(path)}])
+    [(key, reason)] = made.batch(0, 24, 0, 1).rejected
+    assert key == "row-7" and reason.startswith("image: damaged (007.jpg: Bad CRC-32")
 
 
 def test_json_lines_and_repeat(conversations: Path) -> None:
@@ -108,6 +137,8 @@ def spoil(folder: Path, changes: dict[str, Any]) -> None:
         ({"conversations": [{"from": "human", "value": "<image> hello"}]}, "conversation: ends without an answer"),
         ({"image": ["007.jpg", "008.jpg"]}, "image tokens: not as many as images"),
         ({"conversations": [{"from": "robot", "value": "x"}]}, "conversation: not LLaVA's format"),
+        ({"conversations": [{"from": "human", "value": None}]}, "conversation: not LLaVA's format"),
+        ({"image": 7}, "conversation: not LLaVA's format"),
     ],
 )
 def test_bad_rows_are_rejected_by_name(task: Make, conversations: Path, changes: dict[str, Any], reason: str) -> None:

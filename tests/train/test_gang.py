@@ -212,8 +212,8 @@ def test_launch_does_not_import_torch(tmp_path: Path) -> None:
 
 def test_status_shows_a_training(tmp_path: Path) -> None:
     """Two real ranks of the tiny task; then what people and scripts are shown."""
-    train = {"samples": 96, "batch": 12, "save_every": 48, "evaluate_every": 48, "threads": 1}
-    assert finish(tmp_path, trainer="tests.train.tiny.TinyTrainer", train=train)[0] == 0
+    train = {"samples": 96, "batch": 12, "save_every": 48, "evaluate_every": 48, "threads": 1, "max_rejected": 0.1}
+    assert finish(tmp_path, trainer="tests.train.tiny.TinyTrainer", train=train, reject=20)[0] == 0
     code, shown = status(tmp_path)
     assert code == 0
     for word in (
@@ -228,6 +228,7 @@ def test_status_shows_a_training(tmp_path: Path) -> None:
     ):
         assert word in shown, word
     facts = json.loads(status(tmp_path, "--json")[1])
+    assert facts["failures"] == {"rejected: odd": facts["rejected"]} and facts["rejected"] > 1
     assert facts["checkpoint"]["samples"] == 96 and facts["mfu"] is None and facts["loss"] > 0
     assert facts["evaluation"]["samples"] == 96 and facts["evaluation"]["held_out"] > 0
 

@@ -20,7 +20,7 @@ from tests.slurm_cluster import Cluster, wait
 from tests.train.ranks import curve, launch
 
 GOLDEN = Path(__file__).parent / "golden_gang_script.sh"
-TRAIN = {"samples": 720, "batch": 12, "save_every": 48, "seed": 3, "threads": 1}
+TRAIN = {"samples": 720, "batch": 12, "save_every": 48, "seed": 3, "threads": 1, "workers": 1}
 WORK: dict[str, Any] = {"delay_s": 0.2, "train": TRAIN}
 
 
@@ -37,16 +37,17 @@ def test_batch_script() -> None:
 
 
 def ranks_of(run: Run) -> list[psutil.Process]:
-    """The ranks of a run on all nodes."""
-    found = []
+    """The ranks of a run on all nodes, without their data workers, which are forked from them."""
+    found = {}
     for process in psutil.process_iter():
         try:
-            line = process.cmdline()
+            line, parent = process.cmdline(), process.ppid()
         except psutil.Error:
             continue
         if line[:1] == [sys.executable] and str(run.path) in line and "hpc.gang" in line and "--begin" not in line:
-            found.append(process)
-    return found
+            found[process] = parent
+    numbers = {process.pid for process in found}
+    return [process for process, parent in found.items() if parent not in numbers]
 
 
 def steps(run: Run) -> int:
@@ -62,7 +63,8 @@ def job_facts(slurm: Cluster, job: str) -> dict[str, str]:
 @pytest.mark.slurm
 @pytest.mark.timeout(280)
 def test_preempted_and_killed_and_resumed(slurm: Cluster, tmp_path: Path) -> None:
-    """USR2 to all ranks, as before a time limit or a preemption; then kill -9 of one rank on the second node."""
+    """USR2 to all processes of the step, data workers too, as before a time limit or a preemption; then kill -9 of one
+    rank on the second node."""
     config = tmp_path / "gang.yaml"
     cluster = {"kind": "slurm", "engines_per_node": 2, "time": "10", "mem_gb": 2.0, "python": sys.executable}
     tree = {"trainer": "tests.train.tiny.TinyTrainer", "name": "gang", "runs": str(tmp_path / "runs"), **WORK}

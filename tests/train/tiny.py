@@ -100,7 +100,7 @@ def make_task(config: TinyConfig, rank: int = 0) -> Any:
                 time.sleep(3600)
             places = [place(config.train.seed, p, config.size) for p in range(first, first + count)]
             mine = [i for _, i in places][rank::world]
-            bad = [(f"s{i}", "odd") for i in mine if config.reject and i % config.reject == 0]
+            bad = [(f"s{i}", f"odd (number {i})") for i in mine if config.reject and i % config.reject == 0]
             rows = [torch.Generator().manual_seed(draw("x", i) >> 1) for i in mine]
             x = torch.stack([torch.randn(config.width, generator=g) for g in rows])
             if first <= config.nan_at < first + count:
