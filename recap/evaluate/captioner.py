@@ -8,8 +8,8 @@
 CAPTIONS is a directory of column parquet files (key, status, caption; searched recursively); --model captions
 the shipped flags with a checkpoint instead. A flag without a caption counts as wrong everywhere.
 
-colours      exact set, shades forgiven: every colour over 8 % of the area is named and none under 1 % is
-named. layout       the layout class is right ("other" in the truth can not be got right).
+colours      exact set, shades forgiven: every colour over 8 % of the area is named, none under 1 % is.
+layout       the layout class is right ("other" in the truth can not be got right).
 band order   of flags whose bands are counted: all band colours, in order.
 all          colours, layout and (where counted) band order.
 
@@ -31,10 +31,12 @@ from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hpc.errors import Parser
+from hpc.errors import Exit, Parser, UserError
 from recap.demo import FLAGS, FLAGS_TRUTH
+from recap.engine.identity import model_folder
 from recap.engine.settings import PAPER_PROMPT
 from recap.worlds.flag_captions import parse
 from recap.worlds.flag_scenes import COLOURS
@@ -113,14 +115,16 @@ def read_truth(path: Path, split: str) -> list[Truth]:
 
 def read_captions(directory: Path) -> dict[str, str]:
     """key -> caption of the rows whose status is ok."""
-    captions = {}
+    captions: dict[str, str] = {}
     files = sorted(directory.rglob("*.parquet"))
     if not files:
-        raise FileNotFoundError(f"no parquet files under {directory}")
+        raise UserError(f"evaluate: no parquet files under {directory}")
     for path in files:
-        for row in pq.read_table(path, columns=["key", "status", "caption"]).to_pylist():
-            if row["status"] == "ok":
-                captions[row["key"]] = row["caption"]
+        try:
+            rows = pq.read_table(path, columns=["key", "status", "caption"]).to_pylist()
+        except (OSError, pa.ArrowInvalid) as error:
+            raise UserError(f"evaluate: {path} is no column of captions: {error}") from error
+        captions.update((row["key"], row["caption"]) for row in rows if row["status"] == "ok")
     return captions
 
 
@@ -274,7 +278,7 @@ def _with_interval(right: int, total: int) -> str:
     return f"{right}/{total} {right / total:.0%} ({low:.0%}-{high:.0%})"
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> int:
     parser = Parser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -288,16 +292,27 @@ def main() -> None:
     parser.add_argument(
         "--show", action="store_true", help="print each caption and what is wrong with it first"
     )
-    arguments = parser.parse_args()
-    if (arguments.captions is None) == (arguments.model is None):
+    args = parser.parse_args(arguments)
+    if (args.captions is None) == (args.model is None):
         parser.error("give CAPTIONS or --model, one of them")
+    if args.shapes and args.model is None:
+        parser.error("--shapes needs --model")
+    try:
+        sys.stdout.write(_report(args))
+    except (UserError, FileNotFoundError) as error:
+        sys.stderr.write(f"{error}\n")
+        return Exit.USAGE
+    return Exit.COMPLETE
+
+
+def _report(arguments: argparse.Namespace) -> str:
+    """What is to be printed."""
+    if arguments.model:
+        model_folder(arguments.model)
     if arguments.shapes:
-        if arguments.model is None:
-            parser.error("--shapes needs --model")
         found = score_shapes(arguments.model, arguments.shapes)
         values = {name: {**asdict(share), "value": share.value} for name, share in found.items()}
-        sys.stdout.write(json.dumps(values) + "\n" if arguments.json else "\n".join(share_lines(found)) + "\n")
-        return
+        return json.dumps(values) + "\n" if arguments.json else "\n".join(share_lines(found)) + "\n"
     truths = read_truth(arguments.truth, arguments.split)
     if arguments.model:
         captions = caption_flags(arguments.model, [truth.key for truth in truths])
@@ -314,11 +329,10 @@ def main() -> None:
 
         wanted = {truth.key for truth in truths}
         references = {key: texts for key, texts in read_references(arguments.references).items() if key in wanted}
-        sys.stdout.write(json.dumps(scores(captions, references)) + "\n")
-        return
+        return json.dumps(scores(captions, references)) + "\n"
     report = score(truths, captions)
-    sys.stdout.write(as_json(report) + "\n" if arguments.json else as_table(report))
+    return as_json(report) + "\n" if arguments.json else as_table(report)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

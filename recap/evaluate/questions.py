@@ -25,10 +25,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
 from hpc.errors import Exit, Parser, UserError
+from recap.engine.identity import model_folder
 from recap.evaluate.captioner import wilson
 
 _LETTERS = "ABCDEFGHIJ"
@@ -36,13 +38,13 @@ _LETTERS = "ABCDEFGHIJ"
 
 @dataclass(frozen=True)
 class Question:
-    """One question of MMMU. answer: a letter, or the text of an open answer."""
+    """One question of MMMU. answers: a letter, or the texts that count as an open answer."""
 
     key: str
     subject: str
     text: str
     options: list[str]
-    answer: str
+    answers: list[str]
     images: list[bytes]
 
     def prompt(self) -> str:
@@ -54,14 +56,30 @@ class Question:
         return f"{text}\n{options}\nAnswer with the option's letter from the given choices directly."
 
     def right(self, said: str) -> bool:
-        """Whether an answer is right: its first option letter, or the one option it quotes; open ones word for word."""
+        """Whether an answer is right: its first option letter, or the one option it quotes. An open one holds one of
+        the answers word for word, or a number that is one of them to two decimals."""
         if not self.options:
-            return self.answer.strip().lower() in said.lower()
+            return any(_holds(said, answer) for answer in self.answers)
         match = re.search(rf"(?<![A-Za-z])([{_LETTERS[: len(self.options)]}])(?![A-Za-z'])", said)
         if match:
-            return match[1] == self.answer
+            return match[1] in self.answers
         quoted = [n for n, option in enumerate(self.options) if option.lower() in said.lower()]
-        return len(quoted) == 1 and _LETTERS[quoted[0]] == self.answer
+        return len(quoted) == 1 and _LETTERS[quoted[0]] in self.answers
+
+
+def _holds(said: str, answer: str) -> bool:
+    """
+    >>> _holds("It is 1,250.0 m.", "1250"), _holds("13", "3"), _holds("a Doric column", "doric")
+    (True, False, True)
+    """
+    wanted = _numbers(answer)
+    if len(wanted) == 1 and re.fullmatch(r"\W*[\d.,]+\W*", answer):
+        return any(abs(number - wanted[0]) < 0.005 for number in _numbers(said))
+    return bool(re.search(rf"(?<!\w){re.escape(answer.strip().lower())}(?!\w)", said.lower()))
+
+
+def _numbers(text: str) -> list[float]:
+    return [float(found.replace(",", "")) for found in re.findall(r"-?\d[\d,]*(?:\.\d+)?", text)]
 
 
 def read_mmmu(folder: Path) -> Iterator[Question]:
@@ -70,16 +88,25 @@ def read_mmmu(folder: Path) -> Iterator[Question]:
     if not files:
         raise UserError(f"mmmu: no parquet files under {folder}")
     for path in files:
-        for row in pq.read_table(path).to_pylist():
+        try:
+            rows = pq.read_table(path).to_pylist()
+        except (OSError, pa.ArrowInvalid) as error:
+            raise UserError(f"mmmu: {path} cannot be read: {error}") from error
+        for row in rows:
             try:
-                options = row["options"]
-                options = ast.literal_eval(options) if isinstance(options, str) else list(options or [])
+                options, answer = _listed(row["options"]), str(row["answer"])
+                answers = _listed(answer) if answer.startswith("[") else [answer]
                 pictures = [row.get(f"image_{n}") for n in range(1, 8)]
                 images = [picture["bytes"] for picture in pictures if picture]
                 subject = re.sub(r"^(validation|dev|test)_|_\d+$", "", row["id"])
-                yield Question(row["id"], subject, row["question"], options, str(row["answer"]), images)
+                yield Question(row["id"], subject, row["question"], options, answers, images)
             except (KeyError, ValueError, SyntaxError, TypeError) as error:
                 raise UserError(f"mmmu: {path} is not in MMMU's format: {error!r}") from error
+
+
+def _listed(value: Any) -> list[str]:
+    """A list of texts, or one as MMMU's columns spell it: "['red', 'blue']"."""
+    return [str(item) for item in (ast.literal_eval(value) if isinstance(value, str) else value or [])]
 
 
 def mmmu(questions: Iterator[Question], answerer: Any, limit: int | None) -> dict[str, tuple[int, int]]:
@@ -88,7 +115,10 @@ def mmmu(questions: Iterator[Question], answerer: Any, limit: int | None) -> dic
     for number, question in enumerate(questions):
         if limit is not None and number >= limit:
             break
-        images = [Image.open(io.BytesIO(data)).convert("RGB") for data in question.images]
+        try:
+            images = [Image.open(io.BytesIO(data)).convert("RGB") for data in question.images]
+        except OSError as error:
+            raise UserError(f"mmmu: {question.key}: {error}") from error
         counts[question.subject][0] += question.right(answerer.ask(question.prompt(), images, 32))
         counts[question.subject][1] += 1
     return {subject: (right, asked) for subject, (right, asked) in counts.items()}
@@ -127,6 +157,15 @@ def mmvet(folder: Path, answerer: Any, limit: int | None) -> dict[str, str]:
 Grades = Mapping[str, Mapping[str, Sequence[float]]]
 
 
+def read_grades(path: Path) -> Grades:
+    """What MM-Vet's evaluator wrote."""
+    try:
+        found = json.loads(path.read_text())
+        return {str(key): {"score": [float(score) for score in row["score"]]} for key, row in found.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"mmvet-grades: {path} is not what MM-Vet's evaluator writes: {error!r}") from error
+
+
 def grade_table(rows: Mapping[str, dict[str, Any]], grades: Grades) -> dict[str, float]:
     """Mean grade (0-100) of each capability, and "total" over all questions; an ungraded question counts as 0."""
     by: dict[str, list[float]] = defaultdict(list)
@@ -161,10 +200,14 @@ def _run(args: argparse.Namespace) -> str:
     if args.benchmark == "mmvet-grades":
         if args.grades is None:
             raise UserError("mmvet-grades: name the evaluator's JSON file after the data folder")
-        table = grade_table(read_mmvet(args.data), json.loads(args.grades.read_text()))
+        table = grade_table(read_mmvet(args.data), read_grades(args.grades))
         return "".join(f"{capability:12}{value:6.1f}\n" for capability, value in table.items())
     if args.model is None or (args.benchmark == "mmvet" and args.out is None):
         raise UserError(f"{args.benchmark}: --model is missing, or --out for mmvet")
+    try:
+        model_folder(args.model)
+    except FileNotFoundError as error:
+        raise UserError(f"{args.benchmark}: --model: {error}") from error
     from recap.evaluate.answers import Answerer
 
     answerer = Answerer(args.model, args.device)

@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks.random_captioner import photo
 from recap.demo import FLAGS
+from recap.evaluate.captioner import main as score_flags
 from recap.evaluate.captioner import score_shapes
 from recap.evaluate.questions import Question, grade_table, main, read_mmmu
 from recap.evaluate.texts import read_references, scores
@@ -42,7 +43,8 @@ def mmmu(tmp_path: Path) -> Path:
             "answer": "B", "question_type": "multiple-choice", "image_1": {"bytes": photo(1), "path": "1.jpg"},
         },
         {
-            "id": "validation_Math_7", "question": "How many?", "options": "[]", "answer": "3", "question_type": "open",
+            "id": "validation_Math_7", "question": "How many?", "options": "[]", "question_type": "open",
+            "answer": "['3', 'three']",
             "image_1": {"bytes": photo(2), "path": "2.jpg"},
         },
     ]  # fmt: skip
@@ -55,7 +57,7 @@ def test_mmmu_reader(mmmu: Path) -> None:
     asked = "Which colour?\nA. red\nB. blue\nAnswer with the option's letter from the given choices directly."
     assert choice.prompt() == asked
     assert (choice.subject, opened.subject) == ("Art_Theory", "Math")
-    assert len(choice.images) == 1 and opened.options == []
+    assert len(choice.images) == 1 and opened.options == [] and opened.answers == ["3", "three"]
 
 
 @pytest.mark.parametrize(
@@ -66,7 +68,18 @@ def test_mmmu_reader(mmmu: Path) -> None:
     ],
 )  # fmt: skip
 def test_which_option_an_answer_names(said: str, right: bool) -> None:
-    assert Question("k", "s", "Which?", ["red", "blue"], "B", []).right(said) is right
+    assert Question("k", "s", "Which?", ["red", "blue"], ["B"], []).right(said) is right
+
+
+@pytest.mark.parametrize(
+    ("answers", "said", "right"),
+    [
+        (["3"], "There are 3.", True), (["3"], "13", False), (["1250"], "1,250.00 m", True), (["0.17"], "0.171", True),
+        (["1/6", "0.167"], "about 0.167", True), (["Doric"], "a doric column", True), (["art"], "a party", False),
+    ],
+)  # fmt: skip
+def test_open_answers(answers: list[str], said: str, right: bool) -> None:
+    assert Question("k", "s", "How many?", [], answers, []).right(said) is right
 
 
 def test_mmmu_and_mmvet_with_a_model(
@@ -82,6 +95,9 @@ def test_mmmu_and_mmvet_with_a_model(
     assert main(["mmvet", str(data), "--model", str(captioner), "--out", str(tmp_path / "answers.json")]) == 0
     assert list(json.loads((tmp_path / "answers.json").read_text())) == ["v1_0"]
     assert main(["mmvet", str(tmp_path), "--model", str(captioner), "--out", "x"]) == 64
+    assert main(["mmmu", str(mmmu), "--model", "/nowhere"]) == 64
+    assert main(["mmvet-grades", str(data), str(data / "mm-vet.json")]) == 64
+    assert score_flags(["--model", "/nowhere"]) == 64 and score_flags([str(data)]) == 64
 
 
 def test_mmvet_grades() -> None:
