@@ -68,6 +68,7 @@ def load(folder: Path, config: SftConfig) -> CaptionLoss:
     )
     add_adapters(llava, config.lora)
     choose(llava, config.trainable)
+    check_rates(llava, config.rates)
     return CaptionLoss(llava, config.logit_chunk)
 
 
@@ -125,6 +126,17 @@ def _behind_features(llava: Any) -> re.Pattern[str] | None:
     numbers = "|".join(map(str, range(used, count)))
     layers = rf"|layers\.({numbers})\." if numbers else ""
     return re.compile(rf"vision_tower.*(post_layernorm{layers})")
+
+
+def check_rates(llava: nn.Module, rates: Iterable[str]) -> None:
+    """Raise UserError for a rate of parameters that are not there, or not trained."""
+    trained = [name for name, p in llava.named_parameters() if p.requires_grad]
+    for pattern in rates:
+        if not any(re.search(pattern, name) for name in trained):
+            raise UserError(
+                f"config: `rates`: {pattern!r} matches none of the {len(trained)} parameters that are trained. "
+                f"Names look like {trained[0]}, {trained[-1]}."
+            )
 
 
 def rate_of(name: str, rates: dict[str, float], default: float) -> float:

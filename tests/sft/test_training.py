@@ -26,6 +26,7 @@ from recap.sft.assemble import assemble
 from recap.sft.convert import convert
 from recap.sft.packing import deal, pack
 from recap.sft.task import SftTask
+from recap.train.state import optimizer_of
 from tests.sft.conftest import Make, tree
 from tests.train.ranks import curve, launch, lines
 
@@ -115,6 +116,19 @@ def test_trainable_patterns(task: Make) -> None:
     assert not any("post_layernorm" in name for name in everything)  # behind the features: nothing depends on it
     with pytest.raises(UserError, match="matches no parameter"):
         task(trainable=["mm_projector"]).module()
+
+
+def test_rates_of_their_own(task: Make) -> None:
+    """The projector at a tenth of the language model's rate, as in LLaVA's recipe with adapters; a typo is an error."""
+    trained = ["multi_modal_projector", "language_model"]
+    made = task(trainable=trained, rates={"multi_modal_projector": 2e-5}, train={"lr": 2e-4})
+    optimizer = optimizer_of(made.module(), made, made.config.train)
+    counts = {group["rate"]: 0 for group in optimizer.param_groups}
+    for group in optimizer.param_groups:
+        counts[group["rate"]] += len(group["params"])
+    assert counts[0.1] == 4 and counts[1.0] == len(trained_names(made)) - 4
+    with pytest.raises(UserError, match=r"`rates`: 'mm_projector' matches none"):
+        task(rates={"mm_projector": 2e-5}).module()
 
 
 def test_lora(task: Make, captioner: Path, tmp_path: Path) -> None:
