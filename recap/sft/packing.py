@@ -55,18 +55,17 @@ def _even(order: Sequence[int], lengths: Sequence[int], count: int) -> list[list
 
 
 def deal(rows: list[list[int]], at_once: int, rank: int, world: int) -> list[list[list[int]]]:
-    """This rank's forward passes: lists of up to `at_once` rows of similar length. Equally many on every rank; the last
-    ones may be empty."""
-    passes = [rows[start : start + at_once] for start in range(0, len(rows), at_once)]
-    each = -(-len(passes) // world)
-    mine = [passes[turn * world + _seat(turn, rank, world)] for turn in range(each) if _has(passes, turn, rank, world)]
-    return mine + [[] for _ in range(each - len(mine))]
+    """This rank's forward passes: lists of up to `at_once` rows of similar length. Equally many passes on every rank, of
+    equally many rows but for one; a pass is empty only where there are fewer rows than ranks.
+
+    >>> [deal([[0], [1], [2], [3], [4], [5]], 2, rank, 2) for rank in (0, 1)]
+    [[[[0], [2]], [[4]]], [[[1]], [[3], [5]]]]
+    """
+    turns = -(-len(rows) // (at_once * world))
+    ends = [turn * len(rows) // max(turns, 1) for turn in range(turns + 1)]
+    return [rows[ends[turn] : ends[turn + 1]][_seat(turn, rank, world) :: world] for turn in range(turns)]
 
 
 def _seat(turn: int, rank: int, world: int) -> int:
     """Forth and back, so that no rank always gets the longest rows."""
     return rank if turn % 2 == 0 else world - 1 - rank
-
-
-def _has(passes: Sequence[object], turn: int, rank: int, world: int) -> bool:
-    return turn * world + _seat(turn, rank, world) < len(passes)

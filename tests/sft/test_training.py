@@ -87,12 +87,15 @@ def test_supervised_only_equals_full_logits(task: Make, captioner: Path) -> None
     st.lists(st.integers(1, 60), min_size=1, max_size=60), st.integers(60, 200), st.integers(1, 4), st.integers(1, 5)
 )
 def test_packing_plan(lengths: list[int], capacity: int, rows: int, world: int) -> None:
-    """Every sample once, no row too long, equally many passes on every rank."""
+    """Every sample once, no row too long, equally many passes on every rank, of as many rows but for one."""
     planned = pack(lengths, capacity)
     assert sorted(i for row in planned for i in row) == list(range(len(lengths)))
     assert all(sum(lengths[i] for i in row) <= capacity for row in planned)
     dealt = [deal(planned, rows, rank, world) for rank in range(world)]
     assert len({len(mine) for mine in dealt}) == 1
+    for turn in zip(*dealt):
+        sizes = [len(one) for one in turn]
+        assert max(sizes) <= rows and max(sizes) - min(sizes) <= 1
     assert sorted(i for mine in dealt for one in mine for row in one for i in row) == list(range(len(lengths)))
 
 
