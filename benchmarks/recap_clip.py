@@ -2,14 +2,16 @@
 
     python -m benchmarks.recap_clip OUT [--jobs 2] [--only p=0.5/3]      train what is not done yet, then report
     python -m benchmarks.recap_clip OUT --report                         the table alone
+    python -m benchmarks.recap_clip OUT --study benchmarks/recap_clip_scenes.yaml      scenes of emoji instead of flags
 
-What is asked, and what would falsify it, stands in recap_clip.yaml, written before the run. Arms of one seed share
-initial weights, images, order and crops; only the texts differ, and all cost the same.
+What is asked, and what would falsify it, stands in the study's YAML file, written before the run. Arms of one seed
+share initial weights, images, order and crops; only the texts differ, and all cost the same.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import math
 import os
@@ -26,8 +28,10 @@ from typing import Any
 import numpy as np
 import yaml
 
+from benchmarks.recap_clip_world import FILLER, Flags, test_views
+
 HERE = Path(__file__).parent
-METRICS = ("names_top1", "recaption_r5", "human_r5", "unseen_r5")
+WORLDS = {"flags": "benchmarks.recap_clip_world.Flags", "scenes": "benchmarks.recap_clip_scenes.Scenes"}
 BOOTSTRAP = 10_000
 
 
@@ -54,6 +58,12 @@ def plan(study: dict[str, Any]) -> list[Arm]:
     return arms + [Arm(0.2, column, seed) for seed in controls["seeds"] for column in controls["columns"]]
 
 
+def world_class(study: dict[str, Any]) -> type[Flags]:
+    """What `world.kind` names; of other kinds than flags, with the same methods."""
+    module, _, name = WORLDS[study["world"].get("kind", "flags")].rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
 # --- one arm --------------------------------------------------------------------------------------
 
 
@@ -61,46 +71,37 @@ def train(arm: Arm, study: dict[str, Any], world: Path, out: Path) -> dict[str, 
     """Train and evaluate one arm in this process: 0 or 1 for each test view and metric, and the learning curve."""
     import torch
 
-    from benchmarks.recap_clip_world import captions, descriptions, flags, unseen
-    from recap.clip.evaluate import Encoder
+    from recap.clip.encoder import Encoder, Features
     from recap.clip.task import ClipTask
-    from recap.data.tars import Sample, read_samples
     from recap.train.loop import train as run
 
     torch.set_num_threads(1)
     config = _config(arm, study, world)
-    task = ClipTask(config, 0, None, "")
+    made_of, views = world_class(study)(world, study["world"]), test_views(world)
+
+    class Watched(ClipTask):
+        """Asks the study's questions while it trains."""
+
+        def evaluate(self, module: Any, occasion: Any) -> dict[str, float]:
+            scored, _ = made_of.score(Features(module, self.tokens, self.stage.image, batch=64), views)
+            return {name: float(np.nanmean(values)) for name, values in scored.items()}
+
+    task = Watched(config, 0, None, "")
     run(task, config.stage_settings(config.stages[0]), Alone(out))
     task.close()
     seconds = resource.getrusage(resource.RUSAGE_SELF)
-
-    encoder = Encoder(out / "exports" / "final")
-    known, told, own = flags(), descriptions(), captions(world, "test")
-    hidden = unseen(list(known), study["world"]["unseen"], study["world"]["seed"])
-    views: list[tuple[str, str, bytes]] = []
-    for tar in sorted((world / "test").glob("*.tar")):
-        with tar.open("rb") as file:
-            found = [s for s in read_samples(file) if isinstance(s, Sample)]
-        views += [(s.key, s.members["cls"].decode(), s.members["jpg"]) for s in found]
-    views.sort()
-    images = encoder.images([lambda data=data: data for _, _, data in views], [key for key, _, _ in views])  # type: ignore[misc]
-    codes = [code for _, code, _ in views]
-    result: dict[str, Any] = {"arm": arm.name, "seed": arm.seed, "codes": codes, "hits": {}}
-
-    seen = [code for code in sorted(known) if code not in hidden]
-    names, _ = encoder.texts([f"Flag of {known[code][1]}" for code in seen])
-    keep = [i for i, code in enumerate(codes) if code not in hidden]
-    nearest = (images[keep] @ names.T).argmax(1).tolist()
-    result["hits"]["names_top1"] = _scatter(len(views), keep, [seen[n] == codes[i] for i, n in zip(keep, nearest)])
-
-    for name, allowed in (("human_r5", set(told)), ("unseen_r5", set(told) & hidden)):
-        result["hits"][name] = _descriptions(encoder, images, codes, told, allowed)
-    texts, cut = encoder.texts([own[key] or "" for key, _, _ in views])
-    result["hits"]["recaption_r5"] = _recaptions(images, texts, codes)
-    result["cut"] = {"recaption": cut, "human": encoder.texts(list(told.values()))[1]}
-    result["curve"] = [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()][::10]
-    result["cpu_s"] = round(seconds.ru_utime + seconds.ru_stime, 1)
-    return result
+    hits, cut = made_of.score(Encoder(out / "exports" / "final"), views)
+    told = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return {
+        "arm": arm.name,
+        "seed": arm.seed,
+        "codes": [view.code for view in views],
+        "hits": hits,
+        "cut": cut,
+        "curve": [line["loss"] for line in told if "loss" in line][::10],
+        "learning": [{k: v for k, v in line.items() if k in ("samples", *hits)} for line in told if "loss" not in line],
+        "cpu_s": round(seconds.ru_utime + seconds.ru_stime, 1),
+    }
 
 
 def _config(arm: Arm, study: dict[str, Any], world: Path) -> Any:
@@ -124,42 +125,11 @@ def _config(arm: Arm, study: dict[str, Any], world: Path) -> Any:
         text=TextPolicyConfig(weights={"org_caption": arm.p, "re_caption": 1 - arm.p}),
         stages=[Stage(image=t["image"], samples=t["samples"], warmup=t["warmup"])],
         train=TrainSettings(
-            batch=t["batch"], lr=t["lr"], weight_decay=t["weight_decay"], beta2=0.95, clip=1.0, seed=arm.seed, threads=1
+            batch=t["batch"], lr=t["lr"], weight_decay=t["weight_decay"], beta2=0.95, clip=1.0, seed=arm.seed,
+            threads=1, evaluate_every=t["samples"] // t["looks"] if "looks" in t else 0,
         ),
+        area=t.get("area", 0.4),
     )  # fmt: skip
-
-
-def _descriptions(encoder: Any, images: Any, codes: list[str], told: dict[str, str], allowed: set[str]) -> list[float]:
-    """For each view the mean of two: its description is among its 5 nearest; it is among its description's 5 nearest.
-
-    One view a flag stands for choice at a time.
-    """
-    wanted = sorted(allowed & set(codes))
-    texts, _ = encoder.texts([told[code] for code in wanted])
-    hits = [float("nan")] * len(codes)
-    for number in range(max(codes.count(code) for code in wanted)):  # each flag's first view, second view, ...
-        chosen = [[i for i, c in enumerate(codes) if c == code][number] for code in wanted]
-        scores = images[chosen] @ texts.T
-        own = np.arange(len(wanted))[:, None]
-        forth = (scores.topk(5, 1).indices.numpy() == own).any(1)
-        back = (scores.T.topk(5, 1).indices.numpy() == own).any(1)
-        for place, i in enumerate(chosen):
-            hits[i] = (float(forth[place]) + float(back[place])) / 2
-    return hits
-
-
-def _recaptions(images: Any, texts: Any, codes: list[str]) -> list[float]:
-    """As `_descriptions`, for texts of the views themselves; equal flags count as right."""
-    scores, flags_ = images @ texts.T, np.array(codes)
-    forth, back = (flags_[s.topk(5, 1).indices.numpy()] == flags_[:, None] for s in (scores, scores.T))
-    return ((forth.any(1) + back.any(1).astype(float)) / 2).tolist()
-
-
-def _scatter(count: int, places: Sequence[int], values: Sequence[bool]) -> list[float]:
-    out = [float("nan")] * count
-    for place, value in zip(places, values):
-        out[place] = float(value)
-    return out
 
 
 class Alone:
@@ -182,23 +152,12 @@ class Alone:
     def event(self, event: str, **facts: Any) -> None: ...
 
 
-def tokenizer(world: Path) -> None:
+def tokenizer(world: Flags) -> None:
     """A word tokenizer over all texts of the world, with BERT's special tokens."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    from benchmarks.recap_clip_world import captions, descriptions, flags
-
-    texts = [
-        *captions(world, "train").values(),
-        *descriptions().values(),
-        *(f"flag of {n}" for _, n in flags().values()),
-    ]
-    texts += [
-        "free download image national buy now best price stock vector royalty img jpg",
-        "this is a picture of something",
-    ]
-    texts += ["that one can see here and it shown in way for all to look at"]
+    texts = [*world.texts(), FILLER]
     splitter = pre_tokenizers.BertPreTokenizer()
     words = sorted({w for t in texts if t for w, _ in splitter.pre_tokenize_str(t.lower())})
     made = Tokenizer(
@@ -209,7 +168,7 @@ def tokenizer(world: Path) -> None:
     fast = PreTrainedTokenizerFast(
         tokenizer_object=made, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]"
     )
-    fast.save_pretrained(world / "tokenizer")
+    fast.save_pretrained(world.folder / "tokenizer")
 
 
 # --- the report -----------------------------------------------------------------------------------
@@ -217,12 +176,12 @@ def tokenizer(world: Path) -> None:
 
 def report(study: dict[str, Any], results: Sequence[dict[str, Any]]) -> str:
     """Means over seeds of every arm and metric, each seed in brackets, and the primary differences."""
-    names = list(dict.fromkeys(arm.name for arm in plan(study)))
-    lines = ["| arm (share of originals) | " + " | ".join(METRICS) + " |", "|---|" + "---|" * len(METRICS)]
+    names, metrics = list(dict.fromkeys(arm.name for arm in plan(study))), world_class(study).metrics
+    lines = ["| arm (share of originals) | " + " | ".join(metrics) + " |", "|---|" + "---|" * len(metrics)]
     for name in names:
         runs = [r for r in results if r["arm"] == name]
         cells = []
-        for metric in METRICS:
+        for metric in metrics:
             values = [100 * float(np.nanmean(r["hits"][metric])) for r in runs]
             cells.append(f"{np.mean(values):.1f} ({min(values):.1f}-{max(values):.1f})" if values else "-")
         lines.append(f"| {name} ({len(runs)} seeds) | " + " | ".join(cells) + " |")
@@ -234,7 +193,7 @@ def report(study: dict[str, Any], results: Sequence[dict[str, Any]]) -> str:
         verdict = "shown" if low > 0 and share < 0.05 else "not shown"
         lines.append(f"{primary['claim']}: {what}: {mean:+.1f} points, 95 % {low:+.1f} to {high:+.1f}: {verdict}")
     lines.append(falsified(study, results))
-    cut = {name: max(r["cut"][name] for r in results) for name in ("recaption", "human")} if results else {}
+    cut = {name: max(r["cut"][name] for r in results) for name in results[0]["cut"]} if results else {}
     told = ", ".join(f"{name} {share:.0%}" for name, share in cut.items())
     lines.append(f"queries cut by the token limit: {told}; CPU: {sum(r['cpu_s'] for r in results) / 60:.0f} minutes")
     return "\n".join(lines)
@@ -242,13 +201,13 @@ def report(study: dict[str, Any], results: Sequence[dict[str, Any]]) -> str:
 
 def falsified(study: dict[str, Any], results: Sequence[dict[str, Any]]) -> str:
     """The registered check of the retrieval claim: the controls must stay 2 points below p = 0.2."""
-    means = {}
+    metric, means = study["primary"][0]["metric"], {}
     for name in ("p=0.2", "shuffled", "padded"):
         runs = [r for r in results if r["arm"] == name and r["seed"] in study["controls"]["seeds"]]
-        means[name] = 100 * float(np.mean([np.nanmean(r["hits"]["human_r5"]) for r in runs])) if runs else math.nan
+        means[name] = 100 * float(np.mean([np.nanmean(r["hits"][metric]) for r in runs])) if runs else math.nan
     gap = means["p=0.2"] - max(means["shuffled"], means["padded"])
     verdict = "passed" if gap > 2 else "failed"
-    return f"controls, human_r5 at the same seeds: p=0.2 is {gap:+.1f} points above the nearer control: {verdict}"
+    return f"controls, {metric} at the same seeds: p=0.2 is {gap:+.1f} points above the nearer control: {verdict}"
 
 
 def curves(study: dict[str, Any], results: Sequence[dict[str, Any]]) -> str:
@@ -262,9 +221,20 @@ def curves(study: dict[str, Any], results: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def learning(study: dict[str, Any], results: Sequence[dict[str, Any]]) -> str:
+    """Every metric of every arm while it was trained (`training.looks`), percent, mean over seeds."""
+    lines = []
+    for metric in world_class(study).metrics:
+        for name in dict.fromkeys(arm.name for arm in plan(study)):
+            found = [[100 * look[metric] for look in r["learning"]] for r in results if r["arm"] == name]
+            if found:
+                lines.append(f"{metric} {name}: " + " ".join(f"{value:.1f}" for value in np.mean(found, 0)))
+    return "\n".join(lines)
+
+
 def plot(study: dict[str, Any], results: Sequence[dict[str, Any]]) -> str:
-    """An SVG: retrieval by descriptions and classification by names over p; every seed a dot, means a line."""
-    shown = {"human_r5": "#1b6ca8", "names_top1": "#c0392b"}
+    """An SVG: the metrics of the two claims over p; every seed a dot, means a line."""
+    shown = dict(zip((primary["metric"] for primary in study["primary"]), ("#1b6ca8", "#c0392b"), strict=True))
     arms = [r for r in results if r["arm"].startswith("p=")]
     values = {(r["arm"], r["seed"], m): 100 * float(np.nanmean(r["hits"][m])) for r in arms for m in shown}
     top = max(10.0, max((v for v in values.values()), default=0.0))
@@ -281,7 +251,7 @@ def plot(study: dict[str, Any], results: Sequence[dict[str, Any]]) -> str:
     parts += [f'<text x="52" y="{y(t) + 4:.0f}" text-anchor="end">{t}</text>' for t in ticks]
     parts += [f'<text x="{x(p):.0f}" y="278" text-anchor="middle">{p:g}</text>' for p in study["arms"]["p"]]
     parts.append('<text x="280" y="300" text-anchor="middle">p: share of original texts in training</text>')
-    names = {"human_r5": "retrieval by human descriptions, R@5", "names_top1": "zero-shot by country name, top 1"}
+    names = world_class(study).metrics
     for number, (metric, colour) in enumerate(shown.items()):
         line = []
         for p in sorted(study["arms"]["p"]):
@@ -295,7 +265,7 @@ def plot(study: dict[str, Any], results: Sequence[dict[str, Any]]) -> str:
 
 
 def difference(primary: dict[str, Any], results: Sequence[dict[str, Any]]) -> tuple[float, float, float, float]:
-    """As `bootstrap`, of a primary contrast: paired by seed, over flags."""
+    """As `bootstrap`, of a primary contrast: paired by seed, over what views show."""
     by = {(r["arm"], r["seed"]): r for r in results}
     seeds = sorted(s for arm, s in by if arm == primary["better"] and (primary["worse"], s) in by)
     rows = []
@@ -303,8 +273,8 @@ def difference(primary: dict[str, Any], results: Sequence[dict[str, Any]]) -> tu
         better, worse = (by[primary[side], seed] for side in ("better", "worse"))
         gap = np.array(better["hits"][primary["metric"]]) - np.array(worse["hits"][primary["metric"]])
         codes = np.array(better["codes"])
-        flags_ = [c for c in sorted(set(codes)) if not np.isnan(gap[codes == c]).all()]
-        rows.append([np.nanmean(gap[codes == c]) for c in flags_])
+        asked = [c for c in sorted(set(codes)) if not np.isnan(gap[codes == c]).all()]
+        rows.append([np.nanmean(gap[codes == c]) for c in asked])
     return bootstrap(100 * np.array(rows))
 
 
@@ -344,6 +314,7 @@ def main() -> None:
     given = parser.parse_args()
     study = yaml.safe_load(given.study.read_text())
     world, results = given.out / "world", given.out / "results"
+    made_of = world_class(study)(world, study["world"])
     if given.only:
         name, _, seed = given.only.rpartition("/")
         arm = Arm(float(name[2:]), "recap", int(seed)) if name.startswith("p=") else Arm(0.2, name, int(seed))
@@ -353,10 +324,8 @@ def main() -> None:
         return
     if not given.report:
         if not (world / "tokenizer").exists():
-            from benchmarks.recap_clip_world import build
-
-            build(world, study["world"])
-            tokenizer(world)
+            made_of.build()
+            tokenizer(made_of)
         missing = [arm for arm in plan(study) if not (results / arm.file).exists()]
         random.Random(0).shuffle(missing)  # so that a stop leaves no arm without seeds
         run_all(missing, given, "benchmarks.recap_clip")
@@ -364,6 +333,9 @@ def main() -> None:
     wanted = {arm.file for arm in plan(study)}
     found = [json.loads(f.read_text()) for f in files if f.name in wanted]
     sys.stdout.write(report(study, found) + "\n\nloss over training\n" + curves(study, found) + "\n")
+    if "looks" in study["training"]:
+        sys.stdout.write("\nmetrics over training\n" + learning(study, found) + "\n")
+    sys.stdout.write(made_of.facts())
     if given.plot:
         given.plot.write_text(plot(study, found))
 

@@ -12,9 +12,12 @@ import io
 import random
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
@@ -22,7 +25,7 @@ from PIL import Image, ImageEnhance
 
 from hpc.operator import Damage
 from hpc.published import Published
-from recap.data.tars import read_samples
+from recap.data.tars import Sample, read_samples
 from recap.demo import CAPTIONER, DESCRIPTIONS, FLAGS
 from recap.worlds.tars import write_tar
 
@@ -76,6 +79,103 @@ def alt_text(country: str, others: list[str], rng: random.Random) -> str:
     return rng.choice(NAMED).format(country if kind < 0.8 else rng.choice(others))
 
 
+class Flags:
+    """What benchmarks.recap_clip asks of a world; here, this one.
+
+    metrics: of a study's queries, in the order of the report's columns, with what a plot calls them.
+    """
+
+    metrics: ClassVar[dict[str, str]] = {
+        "names_top1": "zero-shot by country name, top 1",
+        "recaption_r5": "retrieval by our captioner's words, R@5",
+        "human_r5": "retrieval by human descriptions, R@5",
+        "unseen_r5": "retrieval by human descriptions, flags not seen, R@5",
+    }
+
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        self.folder, self.settings = folder, settings
+
+    def build(self) -> None:
+        """Write train/*.tar and test/*.tar (jpg, txt, cls), the run `captions` over both, and the controls' columns."""
+        build(self.folder, self.settings)
+
+    def texts(self) -> list[str]:
+        """All words that the tokenizer must know."""
+        names = [f"flag of {country}" for _, country in flags().values()]
+        alts = "free download image national buy now best price stock vector royalty img jpg"
+        return [*captions(self.folder, "train").values(), *descriptions().values(), *names, alts]
+
+    def score(self, encoder: Any, views: Sequence[View]) -> tuple[dict[str, list[float]], dict[str, float]]:
+        """Of each metric 0 or 1 for every view (nan where it is not asked); of queries the share that was cut."""
+        known, told, own = flags(), descriptions(), captions(self.folder, "test")
+        hidden = unseen(list(known), self.settings["unseen"], self.settings["seed"])
+        images, codes = encode(encoder, views), [view.code for view in views]
+        seen = [code for code in sorted(known) if code not in hidden]
+        hits = {"names_top1": zero_shot(encoder, images, codes, {code: f"Flag of {known[code][1]}" for code in seen})}
+        for name, allowed in (("human_r5", set(told)), ("unseen_r5", set(told) & hidden)):
+            hits[name] = _descriptions(encoder, images, codes, told, allowed)
+        texts, cut = encoder.texts([own[view.key] or "" for view in views])
+        hits["recaption_r5"] = retrieval(images, texts, codes)
+        return hits, {"recaption": cut, "human": encoder.texts(list(told.values()))[1]}
+
+    def facts(self) -> str:
+        """What else the report says of this world."""
+        return ""
+
+
+@dataclass(frozen=True)
+class View:
+    """A test image with its truth. code: what it shows, the unit of the bootstrap; members: files by extension."""
+
+    key: str
+    code: str
+    members: dict[str, bytes]
+
+
+def test_views(folder: Path) -> list[View]:
+    """All images of test/*.tar, by key."""
+    found = []
+    for tar in sorted((folder / "test").glob("*.tar")):
+        with tar.open("rb") as file:
+            samples = [sample for sample in read_samples(file) if isinstance(sample, Sample)]
+        found += [View(s.key, s.members["cls"].decode(), s.members) for s in samples]
+    return sorted(found, key=lambda view: view.key)
+
+
+def encode(encoder: Any, views: Sequence[View]) -> Any:
+    """Image features [views, width]."""
+    return encoder.images([lambda data=v.members["jpg"]: data for v in views], [v.key for v in views])  # type: ignore[misc]
+
+
+def zero_shot(encoder: Any, images: Any, codes: Sequence[str], names: dict[str, str]) -> list[float]:
+    """Whether the nearest of `names` (code -> text) is the view's; nan for codes without a name."""
+    texts, _ = encoder.texts(list(names.values()))
+    nearest = [list(names)[place] for place in (images @ texts.T).argmax(1).tolist()]
+    return [float(found == code) if code in names else float("nan") for found, code in zip(nearest, codes)]
+
+
+def retrieval(images: Any, texts: Any, labels: Sequence[str]) -> list[float]:
+    """For each view the mean of two: its text is among its 5 nearest; it is among its text's 5 nearest.
+
+    images, texts: [views, width], unit length. Views of equal labels count as right.
+    """
+    scores, named = images @ texts.T, np.array(labels)
+    forth, back = (named[s.topk(5, 1).indices.numpy()] == named[:, None] for s in (scores, scores.T))
+    return ((forth.any(1) + back.any(1).astype(float)) / 2).tolist()
+
+
+def _descriptions(encoder: Any, images: Any, codes: list[str], told: dict[str, str], allowed: set[str]) -> list[float]:
+    """As `retrieval`, by texts of flags: one view a flag stands for choice at a time."""
+    wanted = sorted(allowed & set(codes))
+    texts, _ = encoder.texts([told[code] for code in wanted])
+    hits = [float("nan")] * len(codes)
+    for number in range(max(codes.count(code) for code in wanted)):  # each flag's first view, second view, ...
+        chosen = [[i for i, c in enumerate(codes) if c == code][number] for code in wanted]
+        for i, hit in zip(chosen, retrieval(images[chosen], texts, wanted)):
+            hits[i] = hit
+    return hits
+
+
 def build(folder: Path, settings: dict[str, Any]) -> None:
     """train/*.tar and test/*.tar, their recaptions (run `captions`), and the controls' columns."""
     known, rng = flags(), random.Random(f"views/{settings['seed']}")
@@ -88,23 +188,31 @@ def build(folder: Path, settings: dict[str, Any]) -> None:
                 alt = alt_text(country, [n for n in names if n != country], rng)
                 files = {"jpg": view(picture, rng), "txt": alt.encode(), "cls": code.encode()}
                 samples[part].append((f"{part}-{code}-{number:03d}", files))
+    write_shards(folder, samples, rng)
+    caption(folder, CAPTIONER)
+    told, train = descriptions(), samples["train"]
+    alts = {key: files["txt"].decode() for key, files in train}
+    codes = {key: files["cls"].decode() for key, files in train}
+    write_controls(folder, alts, "human", {key: told.get(codes[key]) or alts[key] for key in alts})
+
+
+def write_shards(folder: Path, samples: dict[str, list[tuple[str, dict[str, bytes]]]], rng: random.Random) -> None:
+    """Shuffled, as PART/*.tar of 512 samples."""
     for part, made in samples.items():
         (folder / part).mkdir(parents=True)
         rng.shuffle(made)
         for shard in range(0, len(made), 512):
             with (folder / part / f"{shard // 512:05d}.tar").open("wb") as file:
                 write_tar(file, made[shard : shard + 512])
-    _caption(folder)
-    _controls(folder, samples["train"])
 
 
-def _caption(folder: Path) -> None:
+def caption(folder: Path, captioner: Path) -> None:
     """An ordinary caption job over all tars."""
     config = {
         "name": "captions", "runs": str(folder), "cluster": "local",
         "operator": "recap.caption.operator.CaptionOperator",
         "data": {"shards": [str(folder / "train"), str(folder / "test")], "root": str(folder)},
-        "captioner": {"model": str(CAPTIONER), "threads": 1, "max_tokens": 64}, "map": {"lease_s": 60},
+        "captioner": {"model": str(captioner), "threads": 1, "max_tokens": 64}, "map": {"lease_s": 60},
     }  # fmt: skip
     (folder / "captions.yaml").write_text(yaml.safe_dump(config))
     subprocess.run([sys.executable, "-m", "hpc.launch", str(folder / "captions.yaml")], check=True)
@@ -120,17 +228,14 @@ def captions(folder: Path, part: str) -> dict[str, str]:
     return found
 
 
-def _controls(folder: Path, train: list[tuple[str, dict[str, bytes]]]) -> None:
-    """Other columns for the same views: another view's recaption; the alt-text in filler; the human description."""
-    recaps, told = captions(folder, "train"), descriptions()
-    alts = {key: files["txt"].decode() for key, files in train}
-    codes = {key: files["cls"].decode() for key, files in train}
+def write_controls(folder: Path, alts: dict[str, str], truth: str, told: dict[str, str]) -> None:
+    """Other columns for the same views: another view's recaption; the alt-text in filler; `truth`: what is so."""
+    recaps = captions(folder, "train")
     keys = sorted(recaps)
     moved = dict(zip(keys, random.Random("shuffled").sample([recaps[k] for k in keys], len(keys))))
     spare = {k: len((recaps[k] or "").split()) - len(alts[k].split()) for k in keys}
     padded = {k: " ".join([*FILLER.split()[: max(spare[k], 0)], alts[k]]) for k in keys}
-    human = {k: told.get(codes[k]) or alts[k] for k in keys}
-    for name, column in (("shuffled", moved), ("padded", padded), ("human", human)):
+    for name, column in (("shuffled", moved), ("padded", padded), (truth, told)):
         (folder / name).mkdir()
         for shard in Published(folder / "captions"):
             if "/train/" in shard.shard.uri:

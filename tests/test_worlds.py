@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import random
 import subprocess
 import sys
 import tarfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recap.worlds import flags, shapes
+from hpc.errors import UserError
+from recap.worlds import emoji, flags, shapes
 from recap.worlds.flag_captions import parse
 from recap.worlds.flag_scenes import LAYOUTS, SHADES
 
@@ -199,3 +202,79 @@ def test_noisy_alt_texts_and_a_tokenizer_that_knows_them(tmp_path: Path) -> None
     for text in alts + [flags.sample(1, index)[2] for index in range(60)]:
         known = [token for token in tokenizer(text)["input_ids"] if token != tokenizer.unk_token_id]
         assert len(known) >= len(text.split()), text
+
+
+needs_emoji = pytest.mark.skipif(not emoji.FONT.exists(), reason="apt-get install fonts-noto-color-emoji")
+
+
+@needs_emoji
+def test_emoji_stand_where_the_truth_says_and_nowhere_else() -> None:
+    for index in range(60):
+        scene, _, _ = emoji.sample(3, index)
+        pixels = np.asarray(emoji.draw(scene, 64)).astype(int)
+        painted = np.abs(pixels - emoji.BACKGROUNDS[scene.background]).sum(-1) > 0
+        for sprite, (left, top, right, bottom) in zip(scene.sprites, emoji.boxes(scene, 64), strict=True):
+            inside = painted[top:bottom, left:right]
+            assert inside.mean() > 0.15, sprite
+            assert inside.any(0).mean() > 0.95 or inside.any(1).mean() > 0.95, sprite  # it fills its square
+            painted[top:bottom, left:right] = False
+        assert not painted.any()
+
+
+@needs_emoji
+def test_sprites_are_different_pictures() -> None:
+    small = {emoji.picture_of(name).resize((16, 16)).tobytes() for name in emoji.SPRITES}
+    assert len(small) == len(emoji.SPRITES)
+
+
+def emoji_scenes(count: int, *, apart: bool = False) -> list[emoji.Scene]:
+    rng = random.Random(8)
+    return [emoji.new_scene(rng, apart=apart) for _ in range(count)]
+
+
+def test_emoji_descriptions_are_read_back_and_every_wrong_fact_is_seen() -> None:
+    rng = random.Random(9)
+    for scene in emoji_scenes(300):
+        for template in range(len(emoji.TEMPLATES)):
+            assert emoji.parse(emoji.describe(scene, template)) == scene
+        assert all(emoji.judge(emoji.describe(scene), scene).values())
+        first, *others = scene.sprites
+        name = rng.choice([n for n in emoji.SPRITES if n not in {s.name for s in scene.sprites}])
+        ground = rng.choice([b for b in emoji.BACKGROUNDS if b != scene.background])
+        place = rng.choice([p for p in emoji.PLACES if p != first.place])
+        for fact, wrong in (
+            ("names", dataclasses.replace(scene, sprites=(dataclasses.replace(first, name=name), *others))),
+            ("places", dataclasses.replace(scene, sprites=(dataclasses.replace(first, place=place), *others))),
+            ("background", dataclasses.replace(scene, background=ground)),
+        ):
+            verdict = emoji.judge(emoji.describe(wrong), scene)
+            assert not verdict[fact] and not verdict["all"]
+    assert not any(emoji.judge("", scene).values())
+
+
+def test_pairs_of_emoji_that_are_kept_apart_meet_only_where_that_is_asked_for() -> None:
+    def meets(scene: emoji.Scene) -> bool:
+        return any(emoji.kept_apart(a.name, b.name) for a, b in itertools.combinations(scene.sprites, 2))
+
+    assert not any(map(meets, emoji_scenes(1000))) and all(map(meets, emoji_scenes(300, apart=True)))
+    pairs = list(itertools.combinations(emoji.SPRITES, 2))
+    assert 0.15 < sum(emoji.kept_apart(*pair) for pair in pairs) / len(pairs) < 0.25
+
+
+def test_emoji_alt_texts_name_a_brand_and_nothing_that_is_seen() -> None:
+    rng, kinds = random.Random(10), Counter()
+    assert len(set(emoji.BRANDS.values())) == len(emoji.SPRITES)
+    sprites = {brand: name for name, brand in emoji.BRANDS.items()}
+    for scene in emoji_scenes(2000):
+        words = emoji.alt_text(scene, rng).split()
+        assert not set(words) & {*emoji.SPRITES, *emoji.BACKGROUNDS}
+        named = [sprites[word] for word in words if word in sprites]
+        kinds["none" if not named else "right" if named == [scene.sprites[0].name] else "wrong"] += 1
+    assert [round(kinds[kind] / 2000, 1) for kind in ("right", "none", "wrong")] == [0.6, 0.2, 0.2]
+
+
+def test_a_missing_emoji_font_names_its_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(emoji, "FONT", tmp_path / "none.ttf")
+    emoji.picture_of.cache_clear()
+    with pytest.raises(UserError, match="apt-get install fonts-noto-color-emoji"):
+        emoji.picture_of("apple")

@@ -19,8 +19,9 @@ import argparse
 import itertools
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -55,12 +56,15 @@ BATCH = 16
 LEARNING_RATE = 1.5e-3
 VOCABULARY = 640
 
+World = Callable[[int, int], tuple[Any, Image.Image, str]]
+"""(seed, index) -> (truth, picture, caption)."""
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE over the grammar and the prompt: their words are single tokens, any other text still
+
+def build_tokenizer(world: World = sample) -> PreTrainedTokenizerFast:
+    """Byte-level BPE over a world's grammar and the prompt: their words are single tokens, any other text still
     encodes.
     """
-    texts = [sample(seed=-1, index=index)[2] for index in range(3000)]
+    texts = [world(-1, index)[2] for index in range(3000)]
     texts += [f"USER: \n{PROMPT}\nASSISTANT:\n"] * 300
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -129,10 +129,23 @@ def processor_of(tokenizer: Any, tower: Any, folder: Path) -> LlavaProcessor:
 
 def demo(folder: Path, seed: int) -> None:
     """`make:` of configs/sft/demo.yaml: the shipped captioner's shape with random weights."""
+    from recap.worlds import flags
+
+    _tiny(folder, seed, flags.sample)
+
+
+def emoji(folder: Path, seed: int) -> None:
+    """`make:` of configs/sft/emoji.yaml: as `demo`, with the words of scenes of emoji."""
+    from recap.worlds import emoji
+
+    _tiny(folder, seed, emoji.sample)
+
+
+def _tiny(folder: Path, seed: int, world: Any) -> None:
     from recap.demo.train_captioner import build_model, build_processor, build_tokenizer
 
     torch.manual_seed(seed)
-    processor = build_processor(build_tokenizer())
+    processor = build_processor(build_tokenizer(world))
     llava = build_model(len(processor.tokenizer))
     renderer = Renderer(processor.tokenizer, "short", features(llava.config), processor.image_token)
     save(llava, processor, folder, torch.float32, renderer.chat_template())
