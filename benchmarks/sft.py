@@ -11,7 +11,7 @@ step        tokens/s of forward and backward on one tiny captioner (CPU): packed
 logits      loss of 1,280 positions, 10 % supervised, 128,256 words: all logits against supervised ones.
 checkpoint  how long a save holds up the loop: torch.save + fsync against ours (staged, written beside the loop).
 memory      bytes a GPU of the 8 B captioner's training states, from the model's own parameters (not run).
-gpu         tokens/s and MFU: ours against transformers' own loss on padded batches.
+gpu         tokens/s and MFU of optimizer steps: ours against transformers' Trainer on padded batches.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +36,24 @@ import torch
 import torch.distributed as dist
 import transformers
 from torch import nn
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from recap.sft.model import CaptionLoss, blocks, choose, flops_per_token
 from recap.sft.packing import deal, pack
 from recap.train.checkpoints import Checkpoints, Keep
-from recap.train.parallel import peak_flops
+from recap.train.parallel import gradient_norm, peak_flops
 from recap.train.state import TrainState
 
 BATCH, RANKS, ROW = 128, 8, 4096
+STEPS = 3  # that are timed, after one that is not
 TARGETS = {"padding share, packed": (0.03, "most"), "checkpoint stall, ours / torch.save": (0.5, "most")}
 
 
@@ -282,49 +293,111 @@ def memory() -> dict[str, float]:
         "two blocks, gathered (bf16)": 2 * 2 * block,
         "activations kept, recomputation (bf16)": 2 * 32 * ROW * 4096,
         "one block's activations (bf16, about 34 a width)": 34 * ROW * 4096,
-        "logits of 1,024 positions (fp32, with gradient)": 2 * 4 * 1024 * 128_256,
+        "logits of 1,024 positions (bf16 and fp32, with gradient)": 12 * 1024 * 128_256,
+        "whole gradients while reduced, embedding and head (bf16, fp32)": 6 * root,
+        "whole gradients while reduced, two blocks (bf16, fp32)": 6 * 2 * block,
     }
     found = {f"memory GiB, {name}": size / 2**30 for name, size in parts.items()}
-    return {"parameters trained": trained, "parameters frozen": frozen, **found, "memory GiB, all": sum(found.values())}
+    host = 4 * (trained + frozen) * RANKS / 2**30  # until they are sharded, each rank has the whole weights
+    return {
+        "parameters trained": trained, "parameters frozen": frozen, **found, "memory GiB, all": sum(found.values()),
+        "host memory GiB, a node of 8 ranks while it starts": host,
+    }  # fmt: skip
 
 
 # --- a GPU ------------------------------------------------------------------------------------
 
 
-def on_gpu() -> dict[str, float]:
-    """8 layers of the 8 B shape: ours (packed, supervised logits) against transformers' own loss on padded batches."""
+@dataclass(frozen=True)
+class Slice:
+    """A captioner to time a training step of. Default: 8 layers of the 8 B shape."""
+
+    layers: int = 8
+    hidden: int = 4096
+    ffn: int = 14336
+    heads: int = 32
+    kv: int = 8
+    words: int = 128_256
+    vision: dict[str, int] = field(default_factory=lambda: CLIP_L)
+
+    @property
+    def image(self) -> int:
+        return (self.vision["image_size"] // self.vision["patch_size"]) ** 2
+
+    def micro(self, rows: list[list[int]], lengths: list[int], device: str) -> dict[str, torch.Tensor]:
+        return micro_batch(rows, lengths, self.image, self.vision["image_size"], device, self.words)
+
+
+def on_gpu(shape: Slice | None = None, device: str = "cuda") -> dict[str, float]:
+    """An optimizer step of 32 samples: ours (packed, supervised logits) against transformers' Trainer."""
+    shape = shape or Slice()
     torch.manual_seed(0)
-    with torch.device("cuda"):
-        model = captioner(8, 4096, 14336, 32, 8, 128_256, CLIP_L)
-    module, peak_rate = CaptionLoss(model, 1024), peak_flops(torch.device("cuda"))
-    lengths = mix_lengths(32, 1)
-    rows = pack(lengths, ROW)
-    ours = [micro_batch([row], lengths, 576, 336, "cuda", 128_256) for row in rows]
-    theirs = [micro_batch([[i] for i in range(s, s + 4)], lengths, 576, 336, "cuda", 128_256) for s in range(0, 32, 4)]
-
-    def packed() -> None:
-        for batch in ours:
-            with torch.autocast("cuda", torch.bfloat16):
-                loss = module(batch)
-            loss.backward()
-
-    def padded() -> None:
-        for batch in theirs:
-            labels = torch.full_like(batch["input_ids"], -100)
-            labels.view(-1)[batch["at"] + 1] = batch["labels"]
-            mask = (batch["input_ids"] != 2).long()
-            with torch.autocast("cuda", torch.bfloat16):
-                given = {name: batch[name] for name in ("input_ids", "pixel_values")}
-                loss = model(**given, attention_mask=mask, labels=labels).loss
-            loss.backward()
-
+    with torch.device(device):
+        model = captioner(shape.layers, shape.hidden, shape.ffn, shape.heads, shape.kv, shape.words, shape.vision)
+    peak_rate, lengths = peak_flops(torch.device(device)), mix_lengths(32, 1)
+    lengths = [max(8, n * shape.image // 576) for n in lengths]
+    ways = {"ours": our_step, "transformers": trainer_step}
     found = {}
-    for name, work in (("ours", packed), ("transformers", padded)):
-        seconds = best(work, 3, "cuda")
+    for name, way in ways.items():
+        seconds = way(model, shape, lengths, device)
         found[f"gpu tokens/s, {name}"] = sum(lengths) / seconds
         if peak_rate:
             found[f"gpu MFU, {name}"] = flops_per_token(model) * sum(lengths) / seconds / peak_rate
     return found
+
+
+def our_step(model: Any, shape: Slice, lengths: list[int], device: str) -> float:
+    """Seconds of a step as `recap.train.loop` makes it."""
+    module = CaptionLoss(model, 1024)
+    batches = [shape.micro([row], lengths, device) for row in pack(lengths, ROW)]
+    weight = sum(len(batch["labels"]) for batch in batches)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=2e-5, fused=device == "cuda")
+
+    def work() -> None:
+        for batch in batches:
+            with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+                loss = module(batch)
+            (loss / weight).backward()
+        gradient_norm(module, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return best(work, STEPS, device)
+
+
+def trainer_step(model: Any, shape: Slice, lengths: list[int], device: str) -> float:
+    """Seconds of a step of transformers' Trainer: samples padded, four a pass, all logits."""
+    ends: list[float] = []
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            if device == "cuda":
+                torch.cuda.synchronize()
+            ends.append(time.process_time() if device == "cpu" else time.perf_counter())
+
+    def padded(numbers: list[int]) -> dict[str, torch.Tensor]:
+        batch = shape.micro([[i] for i in numbers], lengths, "cpu")
+        labels = torch.full_like(batch["input_ids"], -100)
+        labels.view(-1)[batch["at"] + 1] = batch["labels"]
+        shown = {"pixel_values": batch["pixel_values"]} if batch["real"] else {}
+        return {
+            "input_ids": batch["input_ids"],
+            "attention_mask": (batch["input_ids"] != 2).long(),
+            "labels": labels,
+        } | shown
+
+    with tempfile.TemporaryDirectory() as folder:
+        settings = TrainingArguments(
+            output_dir=folder, per_device_train_batch_size=4, gradient_accumulation_steps=len(lengths) // 4,
+            max_steps=STEPS + 1, learning_rate=2e-5, bf16=device == "cuda", use_cpu=device == "cpu",
+            optim="adamw_torch_fused" if device == "cuda" else "adamw_torch", report_to="none", save_strategy="no",
+            logging_strategy="no", remove_unused_columns=False, disable_tqdm=True,
+            dataloader_num_workers=4 if device == "cuda" else 0,
+        )  # fmt: skip
+        data: Any = list(range(len(lengths)))
+        Trainer(model=model, args=settings, train_dataset=data, data_collator=padded, callbacks=[Clock()]).train()
+    return min(after - before for before, after in pairwise(ends))
 
 
 def missed(report: dict[str, float]) -> list[str]:
