@@ -167,14 +167,15 @@ class TextPolicy:
 _ABBREVIATIONS = frozenset(
     """
     dr mr mrs ms prof st jr sr vs etc e.g i.e no vol fig approx inc ltd co corp dept est capt col gen lt sgt rev hon mt
-    ft in oz lb sq u.s u.k a.m p.m jan feb mar apr jun jul aug sep sept oct nov dec
+    ca ft in oz lb sq u.s u.k a.m p.m jan feb mar apr jun jul aug sep sept oct nov dec
     """.split()  # noqa: SIM905 - a list is harder to read
 )
+_OFTEN_LAST = frozenset("in oz lb ft sq no am ca co col mar etc inc ltd corp p.m a.m".split())  # noqa: SIM905
 _END = re.compile(r"[.!?…]+[\"'”’)\]]*(?=\s|$)|[。！？]+")
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of a text. "3.5", "Dr. Who", "U.S. flag" and "J. Smith" stay whole.
+    """The sentences of a text. "3.5", "Dr. Who", "U.S. flag", "J. R. Smith" and a list's "1. First" stay whole.
 
     >>> sentences('Dr. Who sells a 3.5 inch disk. "Cheap!" he says. Buy it')
     ['Dr. Who sells a 3.5 inch disk.', '"Cheap!"', 'he says.', 'Buy it']
@@ -197,11 +198,14 @@ def _abbreviates(before: str, after: str) -> bool:
         return False
     word = before.rsplit(None, 1)[-1].lstrip("(\"'") if before.strip() else ""
     following = after.lstrip()[:1]
-    if len(word) == 1 and word.isalpha() and word.isupper():  # an initial; "Plan B. It" is a loss we take
+    if re.fullmatch(r"(?:[A-Z]\.)*[A-Z]", word):  # initials; "Plan B. It" is a loss we take
+        return True
+    if word == before.strip() and word.isdecimal():  # the number of a list's entry
+        return True
+    if "." in word and word.replace(".", "").isalpha() and following.islower():  # "a Ph.D. student"
         return True
     known = word.lower() in _ABBREVIATIONS
-    units = {"in", "oz", "lb", "ft", "sq", "no", "am", "co", "col", "mar", "etc", "inc", "ltd", "corp", "p.m", "a.m"}
-    if known and word.lower() in units:  # also ordinary words, or often last: the next letter decides
+    if known and word.lower() in _OFTEN_LAST:  # also ordinary words, or often last: the next letter decides
         return following.islower() or following.isdigit()
     return known
 
@@ -230,3 +234,7 @@ def _check(config: TextPolicyConfig) -> None:
     for name in config.fallback:
         if not name.strip(JOIN):
             refuse("fallback", "holds an empty name")
+    texts = {*config.weights, *config.fallback, *config.sub_captions.columns}
+    for name in config.prefix:
+        if name not in texts:
+            refuse("prefix", f"no text comes from {name!r}. There are {', '.join(sorted(texts))}")

@@ -94,6 +94,8 @@ def test_blocks_of_tokens() -> None:
         ("A flag of the U.S. Navy. J. Smith drew it!", ["A flag of the U.S. Navy.", "J. Smith drew it!"]),
         ("It is 5 in. wide. It came in. Nobody saw.", ["It is 5 in. wide.", "It came in.", "Nobody saw."]),
         ('He says "Stop!" Then he goes... home', ['He says "Stop!"', "Then he goes...", "home"]),
+        ("A Ph.D. student reads J.R.R. Tolkien. Yes.", ["A Ph.D. student reads J.R.R. Tolkien.", "Yes."]),
+        ("1. A red car. 2. A dog. It has 4. Then 5.", ["1. A red car.", "2. A dog.", "It has 4.", "Then 5."]),
         ("no end", ["no end"]),
         ("", []),
     ],
@@ -110,6 +112,7 @@ def test_sentences(text: str, parts: list[str]) -> None:
         (TextPolicyConfig({"a": 1.0}, texts=0), "text.texts"),
         (TextPolicyConfig({"a": 1.0}, sub_captions=SubCaptions(pick="last")), "text.sub_captions.pick"),
         (TextPolicyConfig({"a": 1.0}, block=Block(4, "middle")), "text.block"),
+        (TextPolicyConfig({"a": 1.0}, prefix={"b": "[ALT]"}), "text.prefix.*no text comes from 'b'. There are a"),
     ],
 )
 def test_wrong_configs_are_refused(config: TextPolicyConfig, message: str) -> None:
