@@ -17,7 +17,6 @@ import argparse
 import dataclasses
 import io
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from hpc.errors import Parser, UserError
 from hpc.operator import Damage
@@ -34,6 +32,7 @@ from recap.clip import metrics
 from recap.clip.encoder import Encoder, Features, Picture
 from recap.clip.losses import ranks
 from recap.clip.settings import EvaluationConfig, check_evaluation
+from recap.clip.step import join_step
 from recap.data.columns import ColumnConfig, open_column
 from recap.data.index import BLOCK
 from recap.data.inputs import DataConfig, list_shards
@@ -73,8 +72,8 @@ def retrieve(encoder: Features, pairs: Pairs) -> dict[str, float]:
 
 def attribute(encoder: Features, pairs: Pairs, false: list[str]) -> dict[str, float]:
     """Share of images nearer to the true than to the false text."""
-    true, cut = encoder.texts(pairs.texts)
-    wrong, _ = encoder.texts(false)
+    features, cut = encoder.texts([*pairs.texts, *false])
+    true, wrong = features.chunk(2)
     images = encoder.images(pairs.pictures, pairs.names)[torch.tensor(pairs.image_of_text)]
     return {**metrics.choice(images, true, wrong), "cut": cut}
 
@@ -86,9 +85,12 @@ def measure(encoder: Features, config: EvaluationConfig) -> dict[str, float]:
         return attribute(encoder, *attribution(Path(config.json), images))
     if config.task == "classify":
         pairs = tars(config.shards, ColumnConfig(member=config.label))
+        classes = _lines(Path(config.classes))
         templates = _lines(Path(config.templates)) if config.templates else TEMPLATES
-        labels = [int(text) for text in pairs.texts]
-        return classify(encoder, pairs.pictures, pairs.names, labels, _lines(Path(config.classes)), templates)
+        if odd := [template for template in templates if "{}" not in template]:
+            raise UserError(f"evaluate: {config.templates}: {odd[0]!r} has no {{}} for the class's name.")
+        labels = _labels(pairs, config, len(classes))
+        return classify(encoder, pairs.pictures, pairs.names, labels, classes, templates)
     if config.karpathy:
         return retrieve(encoder, karpathy(Path(config.karpathy), images, config.split))
     if config.folder:
@@ -97,17 +99,30 @@ def measure(encoder: Features, config: EvaluationConfig) -> dict[str, float]:
     return retrieve(encoder, tars(config.shards, config.column if given else ColumnConfig(member="txt")))
 
 
+def _labels(pairs: Pairs, config: EvaluationConfig, classes: int) -> list[int]:
+    """The number of each image's class. UserError where a label is none."""
+    for name, text in zip(pairs.names, pairs.texts):
+        if not text.strip().isdecimal() or int(text) >= classes:
+            raise UserError(
+                f"evaluate: {name}: its .{config.label} is {text[:40]!r}, not a number from 0 to {classes - 1}, which "
+                f"{config.classes} has names for."
+            )
+    return [int(text) for text in pairs.texts]
+
+
 # --- sources --------------------------------------------------------------------------------------
 
 
 def karpathy(file: Path, images: Path, split: str = "test") -> Pairs:
     """COCO's or Flickr30K's Karpathy split: a JSON of images with five sentences each."""
     pairs = Pairs([], [], [], [])
-    for entry in _json(file)["images"]:
-        if entry["split"] != split:
-            continue
-        path = images / entry.get("filepath", "") / entry["filename"]
-        _add(pairs, path, [sentence["raw"] for sentence in entry["sentences"]])
+    try:
+        for entry in _json(file)["images"]:
+            if entry["split"] == split:
+                path = images / entry.get("filepath", "") / entry["filename"]
+                _add(pairs, path, [sentence["raw"] for sentence in entry["sentences"]])
+    except (KeyError, TypeError) as error:
+        raise UserError(f"evaluate: {file} is not a Karpathy split: an image's {error} is missing.") from error
     return _some(pairs, f"{file} has no images of split {split!r}")
 
 
@@ -123,17 +138,22 @@ def folder(path: Path) -> Pairs:
 
 
 def tars(shards: list[str], column: ColumnConfig) -> Pairs:
-    """Any tars and any column of them. Samples without image or text are left out."""
+    """Any tars and any column of them. Samples without image or text are left out; of the images, a rank keeps those
+    that `Features` asks it for.
+    """
     config = DataConfig(shards=shards)
     made, pairs = open_column("text", column), Pairs([], [], [], [])
-    for shard in list_shards(config):
+    given, (rank, world) = list_shards(config), ranks()
+    made.check([shard.id for shard in given])
+    for shard in given:
         for block, samples in _blocks(shard):
             texts = made.read(shard.id, block, [s.key for s in samples], [s.members for s in samples])
             for sample, text in zip(samples, texts):
                 image = next((sample.members[e] for e in config.image if e in sample.members), None)
                 if image is not None and text:
-                    pairs.image_of_text.append(len(pairs.pictures))
-                    pairs.pictures.append(partial(bytes, image))
+                    number = len(pairs.pictures)
+                    pairs.image_of_text.append(number)
+                    pairs.pictures.append(partial(bytes, image if number % world == rank or number == 0 else b""))
                     pairs.names.append(f"{shard.id}/{sample.key}")
                     pairs.texts.append(text)
     return _some(pairs, f"{', '.join(shards)}: no sample has an image and a text")
@@ -149,14 +169,17 @@ def _blocks(shard: Any) -> Any:
 def attribution(file: Path, images: Path) -> tuple[Pairs, list[str]]:
     """ARO's VG-attribution: a JSON list of images with a box, a true and a false caption."""
     pairs, false = Pairs([], [], [], []), []
-    for entry in _json(file):
-        path = images / entry["image_path"]
-        box = tuple(entry[k] for k in ("bbox_x", "bbox_y", "bbox_w", "bbox_h")) if "bbox_x" in entry else None
-        pairs.image_of_text.append(len(pairs.pictures))
-        pairs.pictures.append(partial(_cropped, path, box))
-        pairs.names.append(str(path))
-        pairs.texts.append(entry["true_caption"])
-        false.append(entry["false_caption"])
+    try:
+        for entry in _json(file):
+            path = images / entry["image_path"]
+            box = tuple(entry[k] for k in ("bbox_x", "bbox_y", "bbox_w", "bbox_h")) if "bbox_x" in entry else None
+            pairs.image_of_text.append(len(pairs.pictures))
+            pairs.pictures.append(partial(_cropped, path, box))
+            pairs.names.append(str(path))
+            pairs.texts.append(entry["true_caption"])
+            false.append(entry["false_caption"])
+    except (KeyError, TypeError) as error:
+        raise UserError(f"evaluate: {file} is not ARO's list of pairs: an entry's {error} is missing.") from error
     return _some(pairs, f"{file} is empty"), false
 
 
@@ -230,10 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _evaluate(given: argparse.Namespace) -> dict[str, Any]:
-    world = int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or 1)
-    if world > 1 and not dist.is_initialized() and "MASTER_ADDR" in os.environ:
-        rank = int(os.environ.get("RANK") or os.environ["SLURM_PROCID"])
-        dist.init_process_group("gloo", rank=rank, world_size=world)
+    join_step()
     encoder = Encoder(given.model, given.device, given.batch, given.prefix)
     about = {"model": given.model, "task": given.task, "context": encoder.config.context, "image": encoder.size}
     column = ColumnConfig(run=given.run, member=given.member, field=given.field)

@@ -1,6 +1,8 @@
-"""open_clip and clip_benchmark, for parity: optional, since they want torchvision.
+r"""open_clip and clip_benchmark, for parity: optional, since they want torchvision. Beside the environment, not in it:
 
-pip install --no-deps open_clip_torch timm torchvision ftfy wcwidth clip-benchmark
+pip install --no-deps --target parity open_clip_torch timm torchvision ftfy wcwidth clip-benchmark \
+    scikit-learn scipy joblib threadpoolctl narwhals
+PYTHONPATH=parity pytest tests/clip/test_weights.py tests/clip/test_evaluate.py
 """
 
 from __future__ import annotations

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import sys
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ import torch.nn.functional as F
 
 from hpc.errors import UserError
 from recap.clip import evaluate, metrics, weights
+from recap.clip.settings import EvaluationConfig
 from recap.clip.tokens import Tokens
 from recap.data.columns import ColumnConfig
 from recap.worlds.tars import write_tar
@@ -159,6 +163,53 @@ def shared(rank: int, world: int, model: Path, folder: Path) -> dict[str, float]
 
 def test_ranks_share_the_work(model, sets) -> None:
     assert on_ranks(2, shared, model, sets / "urban") == pytest.approx(shared(0, 1, model, sets / "urban"))
+
+
+def task_of_a_step(rank: int, arguments: list[str], environment: dict[str, str], out: Path) -> None:
+    os.environ.update(environment, SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank))
+    torch.set_num_threads(1)
+    sys.stdout = out.open("w")
+    evaluate.main(arguments)
+    sys.stdout.flush()
+
+
+@pytest.mark.parametrize("tasks", [1, 3])
+def test_tasks_of_one_srun_share_the_work(model, sets, tmp_path, capsys, tasks) -> None:
+    """Also from tars, of which a rank keeps its own images. A batch script, one task, has SLURM_NTASKS too."""
+    arguments = [str(model), "retrieve", "--shards", str(sets / "all.tar"), "--batch", "4"]
+    environment = {"SLURM_NTASKS": "3", "SLURM_STEP_NUM_NODES": "1", "SLURM_JOB_ID": str(os.getpid())}
+    if tasks > 1:
+        environment["SLURM_STEP_NUM_TASKS"] = str(tasks)
+    started = [
+        get_context("fork").Process(target=task_of_a_step, args=(rank, arguments, environment, tmp_path / f"{rank}"))
+        for rank in range(tasks)
+    ]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(120)
+    assert all(process.exitcode == 0 for process in started)
+    said = [(tmp_path / f"{rank}").read_text() for rank in range(tasks)]
+    assert said[1:] == [""] * (tasks - 1)
+    assert json.loads(said[0]) == pytest.approx(run(capsys, *arguments))
+
+
+def test_odd_labels_and_prompts_are_named(model, sets, tmp_path) -> None:
+    def classify(**changes: str) -> None:
+        given = {"shards": [str(sets / "all.tar")], "classes": str(sets / "classes.txt"), **changes}
+        evaluate.measure(evaluate.Encoder(model), EvaluationConfig("classify", **given))
+
+    (tmp_path / "few.txt").write_text("red\ngreen\n")
+    with pytest.raises(UserError, match=r"all/002: its .cls is '2', not a number from 0 to 1, which .*few.txt"):
+        classify(classes=str(tmp_path / "few.txt"))
+    with pytest.raises(UserError, match=r"its .txt is '.*', not a number"):
+        classify(label="txt")
+    with pytest.raises(UserError, match=r"few.txt: 'red' has no {} for the class's name"):
+        classify(templates=str(tmp_path / "few.txt"))
+    with pytest.raises(UserError, match=r"pairs.json is not a Karpathy split"):
+        evaluate.karpathy(sets / "coco/pairs.json", sets / "coco")
+    with pytest.raises(UserError, match=r"dataset.json is not ARO's list of pairs"):
+        evaluate.attribution(sets / "coco/dataset.json", sets / "coco")
 
 
 def test_what_is_missing_is_named(model, sets, tmp_path) -> None:
