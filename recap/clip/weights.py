@@ -8,21 +8,24 @@ either library's names.
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import CLIPConfig
 
 from hpc.errors import UserError
 from recap.clip.hf import HfClip, clip_config
 from recap.clip.settings import ClipModelConfig
 from recap.clip.tokens import Tokens
-from recap.clip.towers import RecapClip, resample_positions
+from recap.clip.towers import RecapClip, resample_positions, sincos_2d
 
 OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 _HF_WEIGHTS = "model.safetensors"
+_NO_WEIGHTS = ("position_ids", "input_resolution", "context_length", "vocab_size")  # buffers of older files
 
 
 def build(config: ClipModelConfig, image: int, eos: int, temperature: float = 0.07) -> RecapClip | HfClip:
@@ -47,12 +50,16 @@ def read(folder: str | Path) -> dict[str, torch.Tensor]:
     for file in files:
         if file.is_file():
             return load_file(file)
-    raise UserError(f"config: `model.start`: {folder} holds neither {OPEN_CLIP_WEIGHTS} nor {_HF_WEIGHTS}.")
+    pickles = sorted(p.name for p in path.glob("*") if p.suffix in (".bin", ".pt", ".pth"))
+    raise UserError(
+        f"config: `model.start`: {folder} holds neither {OPEN_CLIP_WEIGHTS} nor {_HF_WEIGHTS}."
+        + (f" {pickles[0]} is a pickle, which may run code: save it as safetensors first." if pickles else "")
+    )
 
 
 def load(model: Any, config: ClipModelConfig, tensors: dict[str, torch.Tensor], image: int, source: str) -> None:
     """Put weights of any layout into a model, positions resampled to its resolution. UserError where they differ."""
-    tensors = {name: t.float() for name, t in tensors.items() if not name.endswith("position_ids")}
+    tensors = {name: t.float() for name, t in tensors.items() if not name.endswith(_NO_WEIGHTS)}
     hf_layout = any(name.startswith("vision_model.") for name in tensors)
     if config.architecture == "hf":
         tensors = tensors if hf_layout else from_open_clip(tensors)
@@ -62,11 +69,7 @@ def load(model: Any, config: ClipModelConfig, tensors: dict[str, torch.Tensor], 
         tensors = _with_text_prefix(tensors)
         target, grid_name = model, "visual.positional_embedding"
     if grid_name in tensors:
-        grid = image // config.patch
-        sincos = config.architecture == "recap"  # fixed: made anew, not resampled
-        tensors[grid_name] = (
-            model.visual.positional_embedding if sincos else resample_positions(tensors[grid_name], grid)
-        )
+        tensors[grid_name] = _positions(tensors[grid_name], image // config.patch)
     ours = target.state_dict()
     tensors = {
         name: t.reshape(ours[name].shape) if t.numel() == 1 and name in ours else t for name, t in tensors.items()
@@ -85,6 +88,17 @@ def load(model: Any, config: ClipModelConfig, tensors: dict[str, torch.Tensor], 
             "Set model.vision, model.text, model.context and model.vocabulary as they are there."
         )
     target.load_state_dict(tensors)
+
+
+def _positions(found: torch.Tensor, grid: int) -> torch.Tensor:
+    """A vision tower's positions for another square of patches; of the same one they are kept, whoever made them.
+
+    Sin-cos positions of ours are made anew, all others (learned, or sin-cos of other frequencies) are resampled.
+    """
+    old, width = math.isqrt(len(found) - 1), found.shape[1]
+    if old != grid and width % 4 == 0 and torch.allclose(found, sincos_2d(width, old), atol=1e-3):
+        return sincos_2d(width, grid)
+    return resample_positions(found, grid)
 
 
 def _with_text_prefix(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -135,9 +149,7 @@ def to_open_clip(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def from_open_clip(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """open_clip's `CLIP` (or OpenAI's) in the names of transformers' CLIPModel."""
-    tensors = {
-        name.removeprefix("text.") if name != "text.text_projection" else name[5:]: t for name, t in tensors.items()
-    }
+    tensors = {name.removeprefix("text."): t for name, t in tensors.items()}
     back = {ours: theirs for theirs, ours in _TRANSPOSED.items()}
     out: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
@@ -184,8 +196,8 @@ def save(model: RecapClip | HfClip, config: ClipModelConfig, tokens: Tokens, ima
 
 
 def opened(folder: str | Path) -> tuple[RecapClip | HfClip, ClipModelConfig, int]:
-    """A model that `save` wrote, or one of the paper's architecture in open_clip's form (its released weights): the
-    model, its config (with its tokenizer), its resolution.
+    """A model that `save` wrote, one of the paper's architecture in open_clip's form (its released weights), or a
+    transformers CLIPModel (OpenAI's): the model, its config (with its tokenizer), its resolution.
     """
     path = Path(folder)
     if (path / "recap_clip.json").is_file():
@@ -194,10 +206,12 @@ def opened(folder: str | Path) -> tuple[RecapClip | HfClip, ClipModelConfig, int
         image = ours["image"]
     elif (path / OPEN_CLIP_CONFIG).is_file():
         config, image = _of_open_clip(json.loads((path / OPEN_CLIP_CONFIG).read_text())["model_cfg"], path)
+    elif (path / "config.json").is_file():
+        config, image = _of_transformers(path)
     else:
         raise UserError(
             f"clip: {folder} is not a model that this toolkit wrote (no recap_clip.json in it), nor one of open_clip's "
-            f"(no {OPEN_CLIP_CONFIG})."
+            f"(no {OPEN_CLIP_CONFIG}) or transformers' (no config.json)."
         )
     model = build(config, image, Tokens(config).eos)
     return model.eval(), config, image
@@ -225,6 +239,34 @@ def _of_open_clip(given: dict[str, Any], path: Path) -> tuple[ClipModelConfig, i
         start=str(path),
     )
     return config, vision["image_size"]
+
+
+def _of_transformers(path: Path) -> tuple[ClipModelConfig, int]:
+    """Config and resolution of a transformers CLIPModel."""
+    given = json.loads((path / "config.json").read_text())
+    if given.get("model_type") != "clip":
+        raise UserError(f"clip: {path} is a {given.get('model_type')} of transformers, not a CLIPModel.")
+    made = CLIPConfig.from_pretrained(path)
+    vision, text = made.vision_config, made.text_config
+    for name, tower in (("vision", vision), ("text", text)):
+        if tower.intermediate_size != 4 * tower.hidden_size or tower.hidden_act not in ("gelu", "quick_gelu"):
+            raise UserError(
+                f"clip: {path}: its {name} tower has layers of {tower.intermediate_size} with {tower.hidden_act}; only "
+                f"{4 * tower.hidden_size} with gelu or quick_gelu is known here."
+            )
+    config = ClipModelConfig(
+        architecture="hf",
+        vision=f"{vision.hidden_size}x{vision.num_hidden_layers}x{vision.num_attention_heads}",
+        text=f"{text.hidden_size}x{text.num_hidden_layers}x{text.num_attention_heads}",
+        embed=made.projection_dim,
+        patch=vision.patch_size,
+        context=text.max_position_embeddings,
+        vocabulary=text.vocab_size,
+        activation=vision.hidden_act,
+        tokenizer=str(path),
+        start=str(path),
+    )
+    return config, vision.image_size
 
 
 def open_clip_model(config: ClipModelConfig, tokens: Tokens, image: int) -> dict[str, Any]:

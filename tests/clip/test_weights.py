@@ -13,6 +13,7 @@ from transformers import CLIPModel
 
 from hpc.errors import UserError
 from recap.clip import weights
+from recap.clip.hf import clip_config
 from recap.clip.settings import VISION, ClipModelConfig
 from recap.clip.tokens import Tokens
 from recap.clip.towers import RecapClip, resample_positions, sincos_2d
@@ -109,11 +110,45 @@ def test_open_clip_and_openai_weights_open_here(tmp_path, open_clip) -> None:
     torch.testing.assert_close(theirs.encode_image(pixels()), ours.encode_image(pixels())[0], rtol=1e-6, atol=1e-6)
 
 
+@torch.no_grad()
+def test_positions_of_others_are_kept(tmp_path) -> None:
+    """The released weights' sin-cos positions have other frequencies than ours: their features need theirs."""
+    made(tmp_path, "recap")
+    file = tmp_path / "recap" / weights.OPEN_CLIP_WEIGHTS
+    tensors = load_file(file)
+    theirs = tensors["visual.positional_embedding"].roll(1, 0) * 0.5
+    save_file({**tensors, "visual.positional_embedding": theirs}, file)
+    model, config, _ = opened(tmp_path / "recap")
+    assert torch.equal(model.visual.positional_embedding, theirs)
+    assert torch.equal(build(config, 64, 0).visual.positional_embedding, resample_positions(theirs, 8))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("activation", ["gelu", "quick_gelu"])
+def test_a_clip_of_transformers_opens_here(tmp_path, activation) -> None:
+    """As OpenAI's weights are published: no file of ours beside them."""
+    config = tiny(tmp_path, "hf", activation=activation)
+    tokens = Tokens(config)
+    theirs = CLIPModel(clip_config(config, 32, tokens.eos)).eval()
+    theirs.save_pretrained(tmp_path / "theirs")
+    tokens.tokenizer.save_pretrained(tmp_path / "theirs")
+    ours, found, image = opened(tmp_path / "theirs")
+    assert (found.activation, found.context, image) == (activation, 12, 32)
+    ids = torch.from_numpy(Tokens(found).encode(TEXTS)[0])
+    out = theirs(input_ids=ids, pixel_values=pixels())
+    for mine, named in ((ours.encode_text(ids), out.text_embeds), (ours.encode_image(pixels())[0], out.image_embeds)):
+        torch.testing.assert_close(torch.nn.functional.normalize(mine, dim=-1), named, rtol=1e-6, atol=1e-6)
+
+
 def test_names_go_there_and_back(tmp_path) -> None:
     made(tmp_path, "hf")
     there = load_file(tmp_path / "hf" / "model.safetensors")
     back = weights.from_open_clip(weights.to_open_clip(there))
     assert back.keys() == there.keys() and all(torch.equal(back[n], there[n]) for n in there)
+    old = {**weights.to_open_clip(there), "input_resolution": torch.tensor(32), "vocab_size": torch.tensor(40)}
+    save_file(old, tmp_path / "openai.safetensors")  # what OpenAI's archives hold besides weights
+    built = build(tiny(tmp_path, "hf", start=str(tmp_path / "openai.safetensors")), 32, 6)
+    assert torch.equal(built.model.visual_projection.weight, there["visual_projection.weight"])
 
 
 def test_the_released_layout() -> None:
@@ -134,13 +169,20 @@ def test_the_released_layout() -> None:
 
 
 @pytest.mark.parametrize(
-    ("vision", "text", "millions"), [("S", "small", (22, 33)), ("B", "base", (86, 53)), ("L", "large", (303, 109))]
+    ("vision", "text", "millions"),
+    [
+        ("S/16", "small", (22, 33)),
+        ("B/16", "base", (86, 53)),
+        ("L/16", "large", (303, 109)),
+        ("H/14", "huge", (631, 334)),
+    ],
 )
 def test_sizes_are_the_papers(vision: str, text: str, millions: tuple[int, int]) -> None:
+    size, patch = vision.split("/")
     with torch.device("meta"):
-        model = RecapClip(ClipModelConfig(vision=vision, text=text), 32)
+        model = RecapClip(ClipModelConfig(vision=size, text=text, patch=int(patch)), 2 * int(patch))
     counted = [sum(p.numel() for p in tower.parameters()) / 1e6 for tower in (model.visual, model.text)]
-    assert counted == pytest.approx(millions, abs=2.0)
+    assert counted == pytest.approx(millions, abs=2.5)
     assert set(VISION) == {"S", "B", "L", "H"}
 
 
@@ -161,6 +203,9 @@ def test_weights_that_do_not_fit_are_named(tmp_path) -> None:
         build(tiny(tmp_path, "hf", start=str(tmp_path / "recap")), 32, 0)
     with pytest.raises(UserError, match=r"holds neither open_clip_model.safetensors nor model.safetensors"):
         build(tiny(tmp_path, start=str(tmp_path / "nowhere")), 32, 0)
+    (tmp_path / "open_clip_pytorch_model.bin").touch()
+    with pytest.raises(UserError, match=r"open_clip_pytorch_model.bin is a pickle.*save it as safetensors"):
+        build(tiny(tmp_path, start=str(tmp_path)), 32, 0)
     with pytest.raises(UserError, match=r"no recap_clip.json"):
         opened(tmp_path)
 
