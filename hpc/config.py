@@ -367,7 +367,7 @@ def structured(schema: type, values: dict[str, Any], source: str) -> Any:
     """A dataclass of this schema from plain values. Raises UserError with a hint for a key that it does not know."""
     _check_keys(schema, values, source, "")
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(_escape(values)))
+        merged = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(_settled(values)))
         made = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or getattr(error, "key", None) or "?"
@@ -375,12 +375,14 @@ def structured(schema: type, values: dict[str, Any], source: str) -> Any:
     return made
 
 
-def _escape(value: Any) -> Any:
-    """Text is text: `${...}` in a config value is not an interpolation."""
+def _settled(value: Any) -> Any:
+    """Text is text: `${...}` in a config value is not an interpolation. `2.56e9` may stand where a count is wanted."""
     if isinstance(value, dict):
-        return {k: _escape(v) for k, v in value.items()}
+        return {k: _settled(v) for k, v in value.items()}
     if isinstance(value, list):
-        return [_escape(v) for v in value]
+        return [_settled(v) for v in value]
+    if isinstance(value, float) and value.is_integer() and abs(value) >= 1000:
+        return int(value)
     return value.replace("${", r"\${") if isinstance(value, str) else value
 
 

@@ -70,7 +70,7 @@ class Stage:
     batch: int = 0
     base_lr: float = 0.0  # rate per 256 samples
     warmup: int = -1  # samples
-    context: int = 0
+    tokens: int = 0  # of a text; model.context at most
     keep_patches: float = 1.0  # share of patches that are kept (FLIP)
 
 
@@ -155,8 +155,8 @@ def check(config: ClipConfig) -> None:
             )
         if not 0 < stage.keep_patches <= 1:
             refuse(f"stages[{number}].keep_patches", f"{stage.keep_patches} is not a share above 0, up to 1")
-        if stage.context and stage.context > model.context:
-            refuse(f"stages[{number}].context", f"{stage.context} is more than model.context ({model.context})")
+        if stage.tokens > model.context:
+            refuse(f"stages[{number}].tokens", f"{stage.tokens} is more than model.context ({model.context})")
         batch = stage.batch or config.train.batch
         check_batch(config.data, batch)
     if config.loss.kind not in ("softmax", "sigmoid", "multi_positive"):
@@ -171,6 +171,27 @@ def check(config: ClipConfig) -> None:
         refuse("train.evaluate_every", "and `evaluate` go together: how often, and what. One of them is missing")
     if config.train.workers > 1:
         refuse("train.workers", f"{config.train.workers}: each would read all windows. Write 1 and raise data.decoders")
+
+
+def check_tokenizer(config: ClipConfig) -> None:
+    """UserError where the tokenizer on disk does not fit the text tower, or lacks a source's prefix."""
+    from tokenizers import Tokenizer
+
+    folder = Path(config.model.tokenizer)
+    if not (folder / "tokenizer.json").is_file():
+        return  # some folders have merges and a vocabulary alone; loading them says what is wrong
+    found = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    if found.get_vocab_size() > config.model.vocabulary:
+        raise UserError(
+            f"config: `model.vocabulary`: the tokenizer {folder} has {found.get_vocab_size():,} tokens, the text tower "
+            f"{config.model.vocabulary:,} rows. Write at least {found.get_vocab_size()}."
+        )
+    for column, token in config.text.prefix.items():
+        if found.token_to_id(token) is None:
+            raise UserError(
+                f"config: `text.prefix.{column}`: the tokenizer {folder} has no token {token!r}. Add it there, or name "
+                "another."
+            )
 
 
 def check_evaluation(where: str, config: EvaluationConfig) -> None:

@@ -52,7 +52,7 @@ class ClipTask:
         self.model_config = _with(config, start)
         self.tokens = Tokens(config.model)
         self.policy = TextPolicy(config.text)
-        self.context = self.stage.context or config.model.context
+        self.context = self.stage.tokens or config.model.context
         self._seed = mixed(config.train.seed, number)
         pixels = config.data.pixels
         total = config.stage_settings(self.stage).samples
@@ -84,18 +84,18 @@ class ClipTask:
         start = self.model_config.start
         digest = _digest(Path(start)) if start else f"seed {self.config.train.seed}"
         model = {**asdict(self.model_config), "start": "", "tokenizer": ""}
-        content = json.dumps([digest, model, self.stage.image, self.config.loss.kind], sort_keys=True)
+        facts = [digest, model, self.stage.image, self.config.loss.kind, self.samples.digest()]
+        content = json.dumps(facts, sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def export(self, weights: dict[str, torch.Tensor], folder: Path) -> None:
-        config = _with(self.config, "")
-        model = formats.build(config, self.stage.image, self.tokens.eos)
+        model = formats.build(self.model_config, self.stage.image, self.tokens.eos)  # what is fixed is its start's
         named = {name.removeprefix("model."): tensor.cpu() for name, tensor in weights.items() if name != "logit_bias"}
         found = model.load_state_dict(named, strict=False)
         fixed = {name for name, p in model.named_parameters() if not p.requires_grad}
         missing = [name for name in found.missing_keys if name not in fixed and "position_ids" not in name]
         assert not missing and not found.unexpected_keys, (missing, found.unexpected_keys)
-        formats.save(model, config, self.tokens, self.stage.image, folder)
+        formats.save(model, self.model_config, self.tokens, self.stage.image, folder)
 
     def evaluate(self, module: nn.Module, occasion: Occasion) -> dict[str, float]:
         """Every evaluation of the config, at this stage's resolution and context."""

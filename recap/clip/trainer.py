@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from hpc.errors import UserError
 from hpc.trainer import Gang
-from recap.clip.settings import ClipConfig, check
+from recap.clip.settings import ClipConfig, check, check_tokenizer
 from recap.data.joined import check_division
 from recap.data.samples import check_columns, column_identities, shared_index
 from recap.engine.identity import file_digest
@@ -36,6 +36,7 @@ class ClipTrainer:
             path = getattr(self.config.model, key)
             if (path or key == "tokenizer") and not Path(path).exists():
                 raise UserError(f"config: `model.{key}`: {path or 'empty'}: there is no such folder.")
+        check_tokenizer(self.config)
         check_columns(self.config.data, TextPolicy(self.config.text).columns)
 
     def identity(self) -> dict[str, Any]:

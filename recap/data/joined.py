@@ -71,9 +71,8 @@ class Slot:
         for attempt in range(_REPLACEMENTS):
             yield self.samples[draw(self.seed, "replace", self.epoch, own.name, attempt) % len(self.samples)]
         raise UserError(
-            f"data: sample {own.name} cannot be used, nor {_REPLACEMENTS} others of its window. Look at the reasons in "
-            "metrics.jsonl: "
-            "are these the right tars and columns?"
+            f"data: sample {own.name} cannot be used, nor {_REPLACEMENTS} others of its window. Are these the right "
+            "tars and columns?"
         )
 
 

@@ -5,7 +5,9 @@ What CLIP and DiT trainers have in common: they differ in what `prepare` makes o
 
 from __future__ import annotations
 
+import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -23,6 +25,8 @@ from recap.data.joined import Joined, Reader, Slot
 from recap.data.streams import Plan
 from recap.data.unindexed import StreamedReader, StreamedSlot
 from recap.train.settings import execution, semantic
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -79,13 +83,22 @@ def shared_index(data: JoinedDataConfig, gang: Gang) -> Path | None:
         return None
     path = Path(data.index) if data.index else Path(gang.directory) / "blocks.index"
     if gang.rank == 0:
-        Index.open_or_make(path, list_shards(data), data.readers)
+        _tell_damage(Index.open_or_make(path, list_shards(data), data.readers))
     patience = time.monotonic() + _WAIT_S
     while not path.exists():
         if time.monotonic() > patience:
             raise UserError(f"data: rank 0 made no {path} in {_WAIT_S:.0f} s. Make it with configs/data/index.yaml.")
         time.sleep(0.2)
     return path
+
+
+def _tell_damage(index: Index) -> None:
+    if damaged := index.damaged():
+        shard, why = next(iter(damaged.items()))
+        log.warning(
+            "data: %s of %s shards are damaged; their samples before the damage are used. First: %s: %s",
+            f"{len(damaged):,}", f"{index.shards:,}", shard, why,
+        )  # fmt: skip
 
 
 @dataclass
@@ -137,6 +150,10 @@ class Samples(Generic[T]):
         """Samples of one epoch."""
         return self._plan.epoch_size if self._plan else self.data.size
 
+    def digest(self) -> str:
+        """Hash of the samples and their order, which a resumed training must find again; "" where tars are streamed."""
+        return self._plan.digest if self._plan else ""
+
     def take(self, first: int, count: int, rank: int = 0, world: int = 1) -> list[Taken[T]]:
         """A rank's part of the places [first, first + count)."""
         if self._reader is None or self._decoders is None:
@@ -159,11 +176,16 @@ class Samples(Generic[T]):
     def _fill(self, slot: Slot | StreamedSlot) -> Taken[T]:
         """The first usable sample for a place, and why others were not."""
         rejected: list[tuple[str, str]] = []
-        for sample in slot.candidates():
-            made = sample.problem or self._prepare(sample, slot.epoch)
-            if not isinstance(made, str):
-                return Taken(sample.name, slot.epoch, made, rejected)
-            rejected.append((sample.name, made))
+        try:
+            for sample in slot.candidates():
+                made = sample.problem or self._prepare(sample, slot.epoch)
+                if not isinstance(made, str):
+                    return Taken(sample.name, slot.epoch, made, rejected)
+                rejected.append((sample.name, made))
+        except UserError as error:
+            reasons = Counter(reason for _, reason in rejected)
+            told = ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common(3))
+            raise UserError(f"{error} They say: {told}.") from error
         raise AssertionError("candidates end with an error")
 
 

@@ -11,6 +11,7 @@ that the order does not depend on how many there are; any position is found in t
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
 from dataclasses import dataclass
 
@@ -117,6 +118,15 @@ class Plan:
     def epoch_size(self) -> int:
         """Samples of one epoch, over all streams."""
         return self.length * self.streams
+
+    @property
+    def digest(self) -> str:
+        """Hash of all that the order follows from: another one means another order from the next sample on."""
+        made = hashlib.sha256(f"{self.seed} {self.streams} {self.blocks_per_window}".encode())
+        for name in self.index.ids():
+            made.update(name.encode() + b"\0")
+        made.update(self.index.counts(slice(None)).tobytes())
+        return made.hexdigest()[:16]
 
     def window(self, stream: int, position: int) -> Window:
         """The window in which a position of an (endless) stream lies."""

@@ -128,7 +128,7 @@ class DitTask:
         start = Path(self.config.model.start) if self.config.model.start else None
         begun = _digest(start) if start else f"seed {self.config.train.seed}"
         encoder = text_encoder_digest(self.config.model.text_encoder)
-        content = json.dumps([begun, encoder, model, self.config.objective.kind], sort_keys=True)
+        content = json.dumps([begun, encoder, model, self.config.objective.kind, self.samples.digest()], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def export(self, weights: dict[str, torch.Tensor], folder: Path) -> None:

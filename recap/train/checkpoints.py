@@ -160,8 +160,9 @@ class Checkpoints:
                 continue
             if manifest["identity"] != self.identity:
                 raise UserError(
-                    f"checkpoint: {self._path(found)} is of another model (identity {manifest['identity']}, this run "
-                    f"starts from {self.identity}). Choose another `name=`, or restore what training began from."
+                    f"checkpoint: {self._path(found)} is of another model or of other data (identity "
+                    f"{manifest['identity']}, this run has {self.identity}). Choose another `name=`, or restore what "
+                    "training began from: the weights, and the shards in data.shards."
                 )
             tensors = state.tensors()
             try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -63,6 +64,7 @@ class Training:
         self.meter = Meter()
         self.losses: list[tuple[torch.Tensor, float]] = []  # (this rank's sum, all ranks' weight) of a step
         self.counts: dict[str, float] = {}  # this rank's, of those steps
+        self.reasons: Counter[str] = Counter()  # why samples of theirs were rejected, without particulars
         self.unchecked: tuple[parallel.Later, list[str], int] | None = None
         self.lr = self.norm = 0.0
         self.stop = 0  # the exit code that the ranks agreed to stop with
@@ -152,6 +154,7 @@ class Training:
             self.stop = Exit.REQUEUE if requeue else Exit.INCOMPLETE
             return 0.0
         self.meter.add(self.settings.batch, tokens, useful)
+        self.reasons.update(reason.partition(" (")[0] for _, reason in (batch.rejected if batch else []))
         self._count_rejected(int(rejected))
         return weight
 
@@ -227,6 +230,7 @@ class Training:
             "grad_norm": self.norm, "rejected": progress.rejected, **rates,
             "eta_s": round(left / rates["samples_per_s"], 1) if rates["samples_per_s"] else None,
             **({"counts": progress.counts} if progress.counts else {}),
+            **({"reasons": progress.reasons} if progress.reasons else {}),
         }  # fmt: skip
         if self.metrics is not None:
             self.metrics.write(**facts)
@@ -247,6 +251,9 @@ class Training:
             for name, count in zip(names, sums[len(self.losses) :], strict=True):
                 progress.counts[name] = progress.counts.get(name, 0.0) + count
             self.losses, self.counts = [], {}
+        if sum(self.state.progress.reasons.values()) < self.state.progress.rejected:  # the same on every rank
+            self.state.progress.reasons = self.ranks.tally(self.state.progress.reasons, self.reasons)
+            self.reasons.clear()
 
     def evaluate_if_due(self) -> None:
         """A line of metrics.jsonl about the present weights, where it is due and not there yet."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -41,6 +42,15 @@ class Ranks:
         found = [torch.empty_like(mine) for _ in range(self.world)]
         dist.all_gather(found, mine, group=self.control)
         return [math.fsum(column) for column in zip(*(part.tolist() for part in found), strict=True)]
+
+    def tally(self, before: Mapping[str, int], mine: Mapping[str, int]) -> dict[str, int]:
+        """What was counted before, and what each rank adds, by name."""
+        found: list[Any] = [None] * self.world
+        dist.all_gather_object(found, dict(mine), group=self.control)
+        total = Counter(before)
+        for part in found:
+            total.update(part)
+        return dict(sorted(total.items()))
 
 
 def join(device: str, local_rank: int, timeout_s: float) -> Ranks:

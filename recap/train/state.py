@@ -29,7 +29,8 @@ class Progress:
     """What a checkpoint's manifest holds of a state: plain numbers.
 
     window: (loss, weight), summed over ranks, of the steps since the last line of metrics.jsonl.
-    counts: `Batch.counts`, summed over ranks and steps. evaluated: samples at the last evaluation.
+    counts: `Batch.counts`, summed over ranks and steps. reasons: why samples were rejected, and how many.
+    evaluated: samples at the last evaluation.
     """
 
     step: int = 0
@@ -40,6 +41,7 @@ class Progress:
     evaluated: int = 0
     window: list[list[float]] = field(default_factory=list)
     counts: dict[str, float] = field(default_factory=dict)
+    reasons: dict[str, int] = field(default_factory=dict)
 
 
 class TrainState:

@@ -63,7 +63,8 @@ class Task(Protocol):
         """Floating-point operations of training on that many tokens: forward, backward, no recomputation."""
 
     def identity(self) -> str:
-        """Hash of what the weights were before training; a checkpoint of another model is refused."""
+        """Hash of what training begins from: the weights, and the samples in their order where these are planned. A
+        checkpoint of another one is refused."""
 
     def export(self, weights: dict[str, torch.Tensor], folder: Path) -> None:
         """Write the trained model for others; weights: full tensors of the parameters that were trained."""

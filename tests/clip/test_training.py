@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from hpc import config as configs
 from hpc.errors import UserError
@@ -20,6 +21,7 @@ from recap.clip.trainer import ClipTrainer
 from tests.clip.models import tiny
 from tests.clip.world import write_world
 from tests.train.ranks import curve, launch, log
+from tests.train.ranks import lines as metrics
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +93,9 @@ def test_a_training_of_two_stages_resumes_exactly_on_other_ranks(world, tmp_path
         ours, theirs = (curve(tmp_path / name / "stages" / stage) for name in ("parts", "whole"))
         assert [step for step, _ in ours] == [step for step, _ in theirs]
         np.testing.assert_allclose([loss for _, loss in ours], [loss for _, loss in theirs], rtol=2e-3)
+
+    last = [metrics(tmp_path / name / "stages/0-16px")[-1] for name in ("parts", "whole")]
+    assert last[0]["reasons"] == last[1]["reasons"] == {"image: cannot be identified": last[1]["rejected"]}
 
     assert (tmp_path / "whole/metrics.jsonl").resolve() == (tmp_path / "whole/stages/1-32px/metrics.jsonl").resolve()
     model, found, image = weights.opened(tmp_path / "whole/exports/final")
@@ -174,7 +179,11 @@ def test_un_indexed_tars_train_too(world) -> None:
     ("changes", "message"),
     [
         ({"model__patch": 7}, r"stages\[0\].image`: 16 pixels do not divide into patches of 7. Write 14 or 21"),
-        ({"train__batch": 2}, r"train.batch|data.streams`: 4 do not divide the batch of 2"),
+        ({"train__batch": 2}, "data.streams`: 4 do not divide the batch of 2. Write a batch of 4"),
+        ({"train__batch": 1, "data__streams": 1}, "train.batch`: 1: smaller than the 2 ranks"),
+        ({"model__vocabulary": 20}, "model.vocabulary.*has 27 tokens, the text tower 20 rows. Write at least 27"),
+        ({"text__prefix": {"org_caption": "[NEW]"}}, r"text.prefix.org_caption.*has no token '\[NEW\]'"),
+        ({"stages": [{"image": 16, "tokens": 13}]}, r"stages\[0\].tokens`: 13 is more than model.context \(12\)"),
         ({"data__streams": 3}, "3 streams do not divide among 2 ranks"),
         ({"data__streams": 5}, "5 do not divide the batch of 48. Write a batch of 45"),
         (
@@ -195,6 +204,35 @@ def test_un_indexed_tars_train_too(world) -> None:
 def test_configs_that_cannot_work_are_refused(world, changes, message) -> None:
     with pytest.raises(UserError, match=message):
         trainer(tree(world, **changes)).check(2)
+
+
+def test_a_checkpoint_of_other_samples_is_another_one(world, tmp_path) -> None:
+    """Shards that were added would change the order of all that is still to come."""
+    first = task(tree(world)).identity()
+    assert task(tree(world)).identity() == first
+    fewer = tree(world, data__shards=[str(world / "tars/000.tar"), str(world / "tars/001.tar")])
+    assert task(fewer).identity() != first
+
+
+def test_what_a_stage_writes_keeps_what_it_did_not_train(world, tmp_path) -> None:
+    """Positions that are fixed, but not ours."""
+    made = task(tree(world))
+    weights.save(made.module().model, made.model_config, made.tokens, 16, tmp_path / "start")
+    file = tmp_path / "start" / weights.OPEN_CLIP_WEIGHTS
+    tensors = {name: tensor * 1.5 for name, tensor in load_file(file).items()}
+    save_file(tensors, file)
+    made = task(tree(world, model__start=str(tmp_path / "start")))
+    fine_tuned = ClipTask(made.config, 0, None, str(tmp_path / "start"))
+    trained = {name: p.detach() for name, p in fine_tuned.module().named_parameters() if p.requires_grad}
+    fine_tuned.export(trained, tmp_path / "out")
+    out = load_file(tmp_path / "out" / weights.OPEN_CLIP_WEIGHTS)
+    assert out.keys() == tensors.keys() and all(torch.equal(out[name], tensors[name]) for name in out)
+
+
+def test_stages_as_they_are_written(world) -> None:
+    made = trainer(tree(world, stages=[{"image": 16, "tokens": 8, "samples": 2.56e9}]))
+    assert made.samples() == 2_560_000_000
+    assert ClipTask(made.config, 0, None, "").batch(0, 48, 0, 1).micro[0]["ids"].shape == (48, 1, 8)
 
 
 def test_what_a_dry_run_says(world) -> None:

@@ -79,6 +79,19 @@ def test_a_window_mixes_shards() -> None:
     assert len(set(neighbours)) >= 16
 
 
+@pytest.mark.parametrize("streams", [2, 12])
+def test_every_batch_of_an_epoch_mixes_shards(streams: int) -> None:
+    """Also the first and the last ones, where windows are short."""
+    plan = Plan(synthetic([1024] * 60 + [10240] * 6), seed=0, streams=streams, window=32)
+    shards = [
+        np.array([plan.index.shard_of(block) for block, _ in part])
+        for part in np.split(np.array(epoch_of(plan, 0)), streams)
+    ]
+    share = 240 // streams
+    for first in range(0, plan.length - share, share):
+        assert len(set(np.concatenate([part[first : first + share] for part in shards]).tolist())) >= 16
+
+
 def test_the_golden_order_stays() -> None:
     """A change here changes what every unfinished run would read next."""
     plan = Plan(synthetic([700, 1200, 513]), seed=7, streams=3, window=2)

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import benchmarks.torchvision_shim  # noqa: F401 - before transformers
 from hpc import config as configs
 from hpc.errors import UserError
 from tests.train.ranks import Alone
