@@ -55,8 +55,8 @@ def _even(order: Sequence[int], lengths: Sequence[int], count: int) -> list[list
 
 
 def deal(rows: list[list[int]], at_once: int, rank: int, world: int) -> list[list[list[int]]]:
-    """This rank's forward passes: lists of up to `at_once` rows of similar length. Equally many passes on every rank, of
-    equally many rows but for one; a pass is empty only where there are fewer rows than ranks.
+    """This rank's forward passes: lists of up to `at_once` rows of similar length. Equally many passes on every rank,
+    of equally many rows but for one; a pass is empty only where there are fewer rows than ranks.
 
     >>> [deal([[0], [1], [2], [3], [4], [5]], 2, rank, 2) for rank in (0, 1)]
     [[[[0], [2]], [[4]]], [[[1]], [[3], [5]]]]
