@@ -1,7 +1,8 @@
 """CLIP training beside open_clip's, on the same machine, data, model and batch: interleaved, median and range.
 
+    python -m benchmarks.clip                                          all three on a CPU, some minutes
     python -m benchmarks.clip loader [--images 1024] [--repeats 5]     images/s/core of the input pipeline at 112 px
-    python -m benchmarks.clip step [--batch 32] [--repeats 5]          one training step, CPU or GPU
+    python -m benchmarks.clip step [--batch 16] [--repeats 5]          one training step, CPU or GPU
     python -m benchmarks.clip step --vision B --text base --image 224 --batch 512 --compile ours     on a GPU; then both
     python -m benchmarks.clip memory [--rows 8192] [--columns 65536]   peak memory of the loss, plain and streamed
 
@@ -271,6 +272,27 @@ def memory(rows: int, columns: int, stream: int = 1024) -> dict[str, Any]:
     return {"rows": rows, "columns": columns, **out}
 
 
+def lines(what: str, result: dict[str, Any]) -> list[str]:
+    """A result for people: ours, theirs, the ratio; median (least to most)."""
+    if what == "memory":
+        plain, streamed = (result[name]["mib"] for name in ("plain", "streamed"))
+        rows, columns = result["rows"], result["columns"]
+        told = f"{streamed:,.0f} MiB streamed, {plain:,.0f} MiB plain: {plain / streamed:.1f}x less"
+        return [f"memory of the loss at {rows:,} x {columns:,}: {told}"]
+    name = "images_per_s_per_core" if what == "loader" else "samples_per_s"
+    ours, theirs, ratio = (result[name][side] for side in ("ours", "theirs", "ratio"))
+    spread_ = f"{ratio['least']:.2f} to {ratio['most']:.2f}"
+    unit = name.replace("_per_", "/")
+    told = f"{ours['median']:.0f} {unit}, open_clip {theirs['median']:.0f}: {ratio['median']:.2f}x ({spread_})"
+    out = [f"{'input pipeline' if what == 'loader' else 'training step'}: {told}"]
+    if what == "loader":
+        out.append(f"on shrunk shards: {result['shrunk_images_per_s_per_core']['median']:.0f} {unit}, "
+                   f"{result['shrinking_gains']:.2f}x")  # fmt: skip
+    if "mfu" in result:
+        out.append(f"MFU: ours {result['mfu']['ours']:.0%}, open_clip {result['mfu']['theirs']:.0%}")
+    return out
+
+
 def missed(what: str, result: dict[str, Any]) -> list[str]:
     """The targets that a result does not reach."""
     if what == "memory":
@@ -289,28 +311,39 @@ def missed(what: str, result: dict[str, Any]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["loader", "step", "memory"])
+    parser.add_argument("what", nargs="*", metavar="PART", help="loader, step, memory (default: all of them)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers")
+    parser.add_argument("--check", action="store_true", help="exit 1 where a target is missed")
     parser.add_argument("--images", type=int, default=1024)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--image", type=int, default=112)
     parser.add_argument("--vision", default="192x6x3", help="S | B | L | H or WIDTHxLAYERSxHEADS; heads of 64")
     parser.add_argument("--text", default="192x6x3")
     parser.add_argument("--compile", choices=["none", "ours", "both"], default="none", help="whose step is compiled")
-    parser.add_argument("--check", action="store_true", help="exit 1 where a target is missed")
     parser.add_argument("--rows", type=int, default=8192)
     parser.add_argument("--columns", type=int, default=65536)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    if given.what == "loader":
-        result = loader(given.images, given.repeats)
-    elif given.what == "step":
-        result = step(given.batch, given.repeats, given.vision, given.text, given.image, given.compile)
-    else:
-        result = memory(given.rows, given.columns)
-    sys.stdout.write(json.dumps(result, indent=1) + "\n")
-    if given.check and (targets := missed(given.what, result)):
-        raise SystemExit("missed: " + "; ".join(targets))
+    parts: dict[str, Callable[[], dict[str, Any]]] = {
+        "loader": lambda: loader(given.images, given.repeats),
+        "step": lambda: step(given.batch, given.repeats, given.vision, given.text, given.image, given.compile),
+        "memory": lambda: memory(given.rows, given.columns),
+    }
+    if unknown := set(given.what) - set(parts):
+        parser.error(f"{', '.join(sorted(unknown))}: not one of {', '.join(parts)}")
+    results, targets = {}, []
+    for what in given.what or parts:
+        results[what] = parts[what]()
+        targets += missed(what, results[what])
+        sys.stdout.write("\n".join(lines(what, results[what])) + "\n")
+        sys.stdout.flush()
+    if given.json:
+        given.json.write_text(json.dumps(results, indent=1) + "\n")
+    for target in targets:
+        sys.stdout.write(f"missed: {target}\n")
+    if given.check and targets:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":
