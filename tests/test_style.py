@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -18,5 +20,6 @@ def test_ruff() -> None:
     _clean("ruff", "check", ".")
 
 
+@pytest.mark.slow  # twenty seconds that say nothing of this machine; .ci/run has it
 def test_mypy() -> None:
     _clean("mypy")

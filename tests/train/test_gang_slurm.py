@@ -20,7 +20,7 @@ from tests.slurm_cluster import Cluster, wait
 from tests.train.ranks import curve, launch
 
 GOLDEN = Path(__file__).parent / "golden_gang_script.sh"
-TRAIN = {"samples": 720, "batch": 12, "save_every": 48, "seed": 3, "threads": 1, "workers": 1}
+TRAIN = {"samples": 480, "batch": 12, "save_every": 48, "seed": 3, "threads": 1, "workers": 1}
 WORK: dict[str, Any] = {"delay_s": 0.2, "train": TRAIN}
 
 
@@ -73,12 +73,12 @@ def test_preempted_and_killed_and_resumed(slurm: Cluster, tmp_path: Path) -> Non
     run = Run(tmp_path / "runs" / "gang")
     assert "2 nodes, 4 ranks" in said
     job = run.latest().job_ids[0]
-    wait(lambda: steps(run) >= 10, "ten steps are done", timeout=120)
+    wait(lambda: steps(run) >= 6, "six steps are done", timeout=120)
     assert len(ranks_of(run)) == 4
     slurm.run("scancel", "--signal=USR2", job)
     log = run.logs / f"{job}.log"
     wait(lambda: "gang: exit code 75: requeue" in log.read_text(), "all ranks left with 75", timeout=60)
-    wait(lambda: steps(run) >= 30, "the second life goes on", timeout=120)
+    wait(lambda: steps(run) >= 20, "the second life goes on", timeout=120)
     (ranks_of(run) or [None])[-1].kill()  # type: ignore[union-attr]
     wait(lambda: job_facts(slurm, job)["JobState"] == "COMPLETED", "the job is complete", timeout=150)
     facts = job_facts(slurm, job)
@@ -89,7 +89,7 @@ def test_preempted_and_killed_and_resumed(slurm: Cluster, tmp_path: Path) -> Non
     assert {0, 75} <= {e["code"] for e in stopped if e["event"] == "stop"}
     assert text.count("resumed after step") == 2
     shown = json.loads(slurm.run(sys.executable, "-m", "hpc.status", str(run.path), "--json"))
-    assert (shown["exit"], shown["samples"], shown["total"], shown["lives"]) == (0, 720, 720, 3)
+    assert (shown["exit"], shown["samples"], shown["total"], shown["lives"]) == (0, 480, 480, 3)
     assert launch(tmp_path / "alone", 4, WORK | {"delay_s": 0.0}) == [0] * 4
     assert curve(run.path) == curve(tmp_path / "alone")
     mine, other = (torch.load(p / "exports/final/weights.pt") for p in (run.path, tmp_path / "alone"))
