@@ -1,4 +1,4 @@
-"""Less than a minute of tests/chaos.py: random faults on a real Slurm, then proof that nothing was lost or done twice."""
+"""Some of tests/chaos.py: random faults on a real Slurm, then proof that nothing was lost or done twice."""
 
 from __future__ import annotations
 
