@@ -1,7 +1,5 @@
 """Scenes of real pictograms whose truth is known: one to three sprites of Noto Color Emoji on a plain background.
 
-    python -m recap.worlds.emoji OUT --shards 2 --samples 500 --seed 0 [--captions]
-
 The sprites are pixels that others drew (Noto Color Emoji, SIL Open Font License 1.1; Debian package
 fonts-noto-color-emoji); where they stand is a `Scene`, told by `describe` and read back by `parse`. Every scene has one
 large sprite. Its alt-text calls that by a made-up brand, which only alt-texts can teach. A fifth of the pairs of
@@ -10,10 +8,7 @@ sprites (`kept_apart`) never meet, but in scenes that are asked for as such.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import io
-import json
 import math
 import random
 import re
@@ -25,8 +20,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont
 
-from hpc.errors import Parser, UserError
-from recap.worlds.tars import write_tar
+from hpc.errors import UserError
 
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 STRIKE = 109  # the one size, in pixels, in which the font has bitmaps
@@ -253,35 +247,3 @@ def truth(scene: Scene, side: int = 64) -> dict:
 
 def scene_from_json(about: dict) -> Scene:
     return Scene(about["background"], tuple(Sprite(**sprite) for sprite in about["sprites"]))
-
-
-def write_shard(path: Path, seed: int, first: int, samples: int, *, captions: bool = False) -> None:
-    """One webdataset tar of samples first ...: png, txt (alt-text, or the description), json (truth)."""
-
-    def files(index: int) -> dict[str, bytes]:
-        scene, picture, caption = sample(seed, index)
-        buffer = io.BytesIO()
-        picture.save(buffer, "PNG")
-        text = caption if captions else alt_text(scene, random.Random(f"alt/{seed}/{index}"))
-        return {"png": buffer.getvalue(), "txt": text.encode(), "json": json.dumps(truth(scene)).encode()}
-
-    with path.open("wb") as file:
-        write_tar(file, ((f"{index:08d}", files(index)) for index in range(first, first + samples)))
-
-
-def main() -> None:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--shards", type=int, default=1)
-    parser.add_argument("--samples", type=int, default=500, help="per shard")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--captions", action="store_true", help="texts are descriptions instead of noisy alt-texts")
-    given = parser.parse_args()
-    given.out.mkdir(parents=True, exist_ok=True)
-    for shard in range(given.shards):
-        path = given.out / f"{shard:05d}.tar"
-        write_shard(path, given.seed, shard * given.samples, given.samples, captions=given.captions)
-
-
-if __name__ == "__main__":
-    main()
