@@ -325,6 +325,8 @@ def main() -> None:
     if not given.report:
         if not (world / "tokenizer").exists():
             made_of.build()
+            used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+            (world / "cpu_s").write_text(f"{sum(u.ru_utime + u.ru_stime for u in used):.0f}")
             tokenizer(made_of)
         missing = [arm for arm in plan(study) if not (results / arm.file).exists()]
         random.Random(0).shuffle(missing)  # so that a stop leaves no arm without seeds
@@ -336,6 +338,9 @@ def main() -> None:
     if "looks" in study["training"]:
         sys.stdout.write("\nmetrics over training\n" + learning(study, found) + "\n")
     sys.stdout.write(made_of.facts())
+    if (world / "cpu_s").exists():
+        minutes = int((world / "cpu_s").read_text()) / 60
+        sys.stdout.write(f"CPU of the world, its captioner and captions: {minutes:.0f} minutes\n")
     if given.plot:
         given.plot.write_text(plot(study, found))
 

@@ -49,7 +49,9 @@ class Scenes:
     def build(self) -> None:
         """Write train/*.tar and test/*.tar (jpg, txt, cls, json), train the captioner, write the run `captions` over
         both, and the controls' columns."""
-        s, samples, told = self.settings, {"train": [], "test": []}, {}  # type: ignore[var-annotated]
+        s = self.settings
+        samples: dict[str, list[tuple[str, dict[str, bytes]]]] = {"train": [], "test": []}
+        told: dict[str, str] = {}
         for part, seed, count, apart in (
             ("train", s["seed"], s["scenes"], False),
             ("test", s["seed"] + 1, s["test_scenes"], False),

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -144,7 +145,7 @@ def test_views(folder: Path) -> list[View]:
 
 def encode(encoder: Any, views: Sequence[View]) -> Any:
     """Image features [views, width]."""
-    return encoder.images([lambda data=v.members["jpg"]: data for v in views], [v.key for v in views])  # type: ignore[misc]
+    return encoder.images([partial(bytes, v.members["jpg"]) for v in views], [v.key for v in views])
 
 
 def zero_shot(encoder: Any, images: Any, codes: Sequence[str], names: dict[str, str]) -> list[float]:
