@@ -219,6 +219,8 @@ def test_what_is_missing_is_named(model, sets, tmp_path) -> None:
         evaluate.folder(tmp_path)
     with pytest.raises(UserError, match="no sample has an image and a text"):
         evaluate.tars([str(sets / "all.tar")], ColumnConfig(member="none"))
+    with pytest.raises(UserError, match=r"lacks 1 of 1 shards \(first: all\)"):
+        evaluate.tars([str(sets / "all.tar")], ColumnConfig(folder=str(tmp_path)))
     with pytest.raises(UserError, match=r"gone.png"):
         evaluate.Encoder(model).images([(tmp_path / "gone.png").read_bytes], [str(tmp_path / "gone.png")])
     with pytest.raises(SystemExit, match=r"x.json does not exist"):

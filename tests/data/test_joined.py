@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -17,6 +18,7 @@ from recap.data.index import Index, scan_shard
 from recap.data.index_job import collect
 from recap.data.inputs import DataConfig, list_shards
 from recap.data.joined import Joined, Reader
+from recap.data.samples import JoinedDataConfig, shared_index
 from recap.data.streams import Plan
 from recap.data.tars import read_samples
 from recap.worlds.tars import write_tar
@@ -221,3 +223,13 @@ def test_an_epoch_from_an_object_store_reads_little_more_than_the_data(tmp_path,
     held = sum(f.stat().st_size for f in tmp_path.rglob("*") if f.suffix in (".tar", ".parquet"))
     assert len(names) > 0.98 * sum(counts)
     assert sent / held <= 1.05, f"{sent:,} bytes sent for {held:,}: {sent / held:.3f}"
+
+
+def test_damaged_shards_are_told_when_the_index_is_made(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    build(tmp_path, (20, 20))
+    tar = tmp_path / "tars/00001.tar"
+    with tar.open("r+b") as file:
+        file.truncate(tar.stat().st_size // 2 + 700)  # in the midst of a member
+    gang = SimpleNamespace(rank=0, directory=tmp_path)
+    assert shared_index(JoinedDataConfig(shards=[str(tmp_path / "tars")]), gang) == tmp_path / "blocks.index"  # type: ignore[arg-type]
+    assert "1 of 2 shards are damaged" in caplog.text and "First: 00001:" in caplog.text
