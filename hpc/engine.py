@@ -234,6 +234,7 @@ class Engine:
     def __init__(self, run: Run, config: configs.Config, identity: str, operator: Operator, inflight: Path) -> None:
         self.run, self.config, self.identity, self.operator = run, config, identity, operator
         self.schema = columns.schema(operator.column(), identity)
+        columns.to_table([], self.schema)  # pyarrow's first table imports pandas: now, before the hang clock runs
         self.inflight = InFlight(inflight)
         self.reader = Reader(operator)
         self.tasks: list[Task] = []

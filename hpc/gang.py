@@ -6,7 +6,8 @@
 Exit codes: 0 complete, 1 incomplete (cancelled, diverged, given up), 64 wrong usage, 70 crashed, 75 requeue me (all
 ranks together, after a checkpoint). USR2 and TERM set a flag that the ranks agree on at a step boundary; a life that is
 told to stop before its first step is done (it loads, it compiles) has nothing to save and ends within seconds. A
-rank without a sign of life for `gang.hang_s` prints every thread's stack and ends the job.
+rank without a sign of life for `gang.hang_s` writes every thread's stack to logs/<life>-r<rank>.stacks, then to the
+log, and ends the job.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ log = logging.getLogger("gang")
 
 LIVES = 5  # in a row without progress, after which a gang is not requeued
 FINAL = (Exit.COMPLETE, Exit.INCOMPLETE, Exit.SOME_FAILED, Exit.USAGE)
-_STACKS_S = 3.0  # between printing the stacks and ending, so that every rank's are printed
+_STACKS_S = 5.0  # between writing the stacks and ending, so that every rank's are in the log
 _LEAVE_S = 5  # that a rank which is told to stop before its first step is done gets to do so by itself
 
 
@@ -55,6 +56,7 @@ class Rank:
         self._lock = threading.Lock()
         self._heartbeat = heartbeat.Heartbeat(run.slots, self.instance, 60.0)
         self._limit, self._alive = config.run.gang.setup_s, time.monotonic()
+        self._stacks = open(run.logs / f"{self.instance}-r{self.rank}.stacks", "w")  # noqa: SIM115 - until the end
         self._arm()
         for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
             signal.signal(number, self._on_signal)
@@ -89,6 +91,8 @@ class Rank:
         """Note how this rank ended."""
         self._alive = float("inf")
         faulthandler.cancel_dump_traceback_later()
+        if not os.fstat(self._stacks.fileno()).st_size:
+            Path(self._stacks.name).unlink(missing_ok=True)
         if self.rank == 0 or code in FINAL[1:]:
             self.event("stop", code=code)
         if self.rank == 0:
@@ -104,7 +108,7 @@ class Rank:
     def _watch(self) -> None:
         """Once a second: heartbeat, control files, deadline, watchdog."""
         end = float(os.environ.get("SLURM_JOB_END_TIME") or "inf") - self._config.run.cluster.signal_delay_s
-        told = 0
+        told, shown = 0, False
         while True:
             time.sleep(1.0)
             if self.rank == 0:
@@ -113,8 +117,12 @@ class Rank:
             if told > _LEAVE_S and not self._moving:
                 self.leave(self._stop)
                 os._exit(self._stop)
-            if time.monotonic() - self._alive > self._limit + _STACKS_S:
-                log.error("rank %d: no sign of life for %.0f s (its stacks stand above)", self.rank, self._limit)
+            silent = time.monotonic() - self._alive - self._limit
+            if silent > 1.0 and not shown:
+                stacks = Path(self._stacks.name).read_text().rpartition("!\n")[2]  # the newest
+                log.error("rank %d: no sign of life for %.0f s; its threads:\n%s", self.rank, self._limit, stacks)
+            shown = silent > 1.0
+            if silent > _STACKS_S:
                 os._exit(Exit.CRASHED)
 
     def _control(self, end: float) -> None:
@@ -127,8 +135,10 @@ class Rank:
             self._stop = self._stop or Exit.REQUEUE
 
     def _arm(self) -> None:
-        """The stacks are printed by a C thread, also where Python's lock is held by what hangs."""
-        faulthandler.dump_traceback_later(self._limit, exit=False)
+        """The stacks are written by a C thread, also where Python's lock is held by what hangs; to a file of this
+        rank, since ranks that share a log would write into each other's lines.
+        """
+        faulthandler.dump_traceback_later(self._limit, exit=False, file=self._stacks)
 
 
 def _place(kind: str) -> tuple[int, int, int]:

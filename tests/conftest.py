@@ -26,6 +26,17 @@ def slurm() -> Iterator[Cluster]:
     cluster.down()
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist's, which reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For pytest-xdist: the tests on Slurm share one cluster, and come first since they take longest; a file's other
+    tests share its fixtures.
+    """
+    for item in items:
+        on_slurm = "slurm" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("slurm" if on_slurm else str(item.path)))
+    items.sort(key=lambda item: "slurm" not in getattr(item, "fixturenames", ()))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if _no_slurm:
         terminalreporter.write_line(f"the tests on a real Slurm were skipped: {_no_slurm[0]}", yellow=True)

@@ -129,7 +129,8 @@ def test_a_wrong_run_pauses_itself(tmp_path: Path) -> None:
 
 
 def test_a_broken_node_is_excluded_while_others_do_well(tmp_path: Path) -> None:
-    texts = {f"s{i:02d}": lines(20) for i in range(16)}
+    """The good node's last shard waits for `go`, so that there is work left however slow the bad node's lives are."""
+    texts = {f"s{i:02d}": lines(20) for i in range(15)} | {"z": ["wait"]}
     bench = Workbench(tmp_path, texts, bad_host="bad", delay_s=0.01, map={"breaker": 3, "attempts": 9})
     bench.record()
     good = subprocess.Popen(
@@ -146,6 +147,7 @@ def test_a_broken_node_is_excluded_while_others_do_well(tmp_path: Path) -> None:
         assert "input: this node's mount is gone" in breaker.excluded(bench.run)["bad"]
         again = bench.command(*bench.worker(1), host="bad")
         assert again.returncode == Exit.REQUEUE and "is excluded" in again.stderr
+        (bench.inputs / "go").touch()
         assert good.wait(60) == Exit.COMPLETE
     finally:
         good.kill()

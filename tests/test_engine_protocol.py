@@ -137,11 +137,11 @@ def test_poison_neighbours(make: Make) -> None:
 
 
 def test_a_hanging_sample_is_dumped_and_quarantined(make: Make) -> None:
-    job = make({"a": [*texts(3), "hang", *texts(3)]}, map={"hang_s": 1.0, "segment": 2}, batch=4)
+    job = make({"a": [*texts(3), "hang", *texts(3)]}, map={"hang_s": 3.0, "segment": 2}, batch=4)
     assert job.work() == 0, job.log()
     job.check()
     assert statuses(job, "a") == {"ok": 6, "quarantined": 1}
-    assert "no progress for 1 s" in job.log() and "in _one" in job.log(), "no stack of the hung engine in the log"
+    assert "no progress for 3 s" in job.log() and "in _one" in job.log(), "no stack of the hung engine in the log"
     assert sum(job.status()["engine_deaths"].values()) <= 3
 
 

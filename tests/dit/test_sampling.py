@@ -322,7 +322,7 @@ def test_a_killed_run_ends_alike_and_is_written(model, asked, drawn, tmp_path, c
     command = [sys.executable, "-m", "hpc.launch", config, *overrides]
     first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     patience = time.monotonic() + 60
-    while not list(tmp_path.glob("samples/**/0*-0*.parquet")) and first.poll() is None:
+    while not list((tmp_path / "samples").glob("segments/*/*/*/0*-0*.parquet")) and first.poll() is None:
         assert time.monotonic() < patience
         time.sleep(0.01)
     os.killpg(first.pid, signal.SIGKILL)

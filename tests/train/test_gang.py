@@ -85,22 +85,22 @@ def test_a_trainer_that_only_the_launcher_can_import(tmp_path: Path, monkeypatch
 
 def test_hung_rank_shows_every_stack(tmp_path: Path) -> None:
     """Rank 1 hangs in reading its data, rank 0 waits for it in a collective: both print where, and the life ends."""
-    gang = {"nodes": 1, "hang_s": 2.0, "setup_s": 60.0}
+    gang = {"nodes": 1, "hang_s": 4.0, "setup_s": 100.0}
     train = {"samples": 960, "batch": 12, "threads": 1}
     process = start(tmp_path, trainer="tests.train.tiny.TinyTrainer", gang=gang, train=train, hang_at=100)
     run = Run(tmp_path / "runs" / "gang")
-    text = said_until(run, "rank 1: no sign of life for 2 s")
+    for rank in (0, 1):
+        text = said_until(run, f"rank {rank}: no sign of life for 4 s")
     (run.control / "cancelled").write_text("by the test")
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
-    assert text.count("Timeout (0:00:02)!") == 2
     waiting, reading = 'loop.py", line [0-9]+ in agree', 'tiny.py", line [0-9]+ in batch'
     assert re.search(waiting, text) and re.search(reading, text)
 
 
 def said_until(run: Run, word: str) -> str:
-    """The run's logs, once they hold a word, or after a minute."""
-    end, text = time.monotonic() + 60, ""
+    """The run's logs, once they hold a word, or after two minutes."""
+    end, text = time.monotonic() + 120, ""
     while word not in text and time.monotonic() < end:
         time.sleep(0.2)
         text = "".join(path.read_text() for path in run.logs.glob("*.log")) if run.logs.is_dir() else ""
