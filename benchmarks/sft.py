@@ -298,10 +298,10 @@ def memory() -> dict[str, float]:
         "whole gradients while reduced, two blocks (bf16, fp32)": 6 * 2 * block,
     }
     found = {f"memory GiB, {name}": size / 2**30 for name, size in parts.items()}
-    host = 4 * (trained + frozen) * RANKS / 2**30  # until they are sharded, each rank has the whole weights
+    host = 4 * (trained + frozen) / 2**30  # rank 0 reads the whole weights and sends each rank its part
     return {
         "parameters trained": trained, "parameters frozen": frozen, **found, "memory GiB, all": sum(found.values()),
-        "host memory GiB, a node of 8 ranks while it starts": host,
+        "host memory GiB, rank 0 while it starts": host,
     }  # fmt: skip
 
 

@@ -1,15 +1,19 @@
-"""Fixtures that several test modules share."""
+"""Fixtures that several test modules share, and how the tests are dealt to processes."""
 
 from __future__ import annotations
 
+import functools
 import os
+import re
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.slurm_cluster import Cluster, NoSlurm
 
-_no_slurm: list[str] = []
+NO_SLURM = "Slurm cannot be had: "
 
 
 @pytest.fixture(scope="session")
@@ -19,24 +23,42 @@ def slurm() -> Iterator[Cluster]:
         cluster = Cluster()
     except NoSlurm as error:
         if os.environ.get("CI") == "true":
-            pytest.fail(f"Slurm cannot be had: {error}", pytrace=False)
-        _no_slurm[:] = str(error).splitlines()[-1:]
-        pytest.skip(f"Slurm cannot be had: {_no_slurm[0]}")
+            pytest.fail(f"{NO_SLURM}{error}", pytrace=False)
+        pytest.skip(NO_SLURM + str(error).splitlines()[-1])
     yield cluster
     cluster.down()
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist's, which reads the groups
+# --- pytest-xdist -----------------------------------------------------------------------------
+
+
+@functools.cache
+def _on_slurm(file: Path) -> bool:
+    return re.search(r"^from tests.slurm_cluster import .*\bCluster\b", file.read_text(), re.M) is not None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For pytest-xdist: the tests on Slurm share one cluster, and come first since they take longest; a file's other
-    tests share its fixtures.
+    """Those on Slurm first: they take longest."""
+    items.sort(key=lambda item: not _on_slurm(item.path))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A process takes whole files, for their fixtures, and one process all files that need the cluster. (xdist's own
+    groups, loadgroup, are silently not applied with pytest 9.2.)
     """
-    for item in items:
-        on_slurm = "slurm" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("slurm" if on_slurm else str(item.path)))
-    items.sort(key=lambda item: "slurm" not in getattr(item, "fixturenames", ()))
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::")[0]
+            return "slurm" if _on_slurm(config.rootpath / file) else file
+
+    return ByFile(config, log)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if _no_slurm:
-        terminalreporter.write_line(f"the tests on a real Slurm were skipped: {_no_slurm[0]}", yellow=True)
+    skipped = [report.longrepr for report in terminalreporter.stats.get("skipped", [])]
+    reasons = [found[2] for found in skipped if isinstance(found, tuple) and NO_SLURM in found[2]]
+    if reasons:
+        terminalreporter.write_line(f"the tests on a real Slurm were skipped: {reasons[0]}", yellow=True)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers import LlavaForConditionalGeneration
+from transformers import AutoConfig, AutoModelForImageTextToText, LlavaForConditionalGeneration
 
 from hpc.errors import UserError
 from recap.sft.settings import LoraSettings, SftConfig
@@ -66,6 +66,19 @@ def load(folder: Path, config: SftConfig) -> CaptionLoss:
     llava = LlavaForConditionalGeneration.from_pretrained(
         folder, dtype=torch.float32, attn_implementation=config.attention
     )
+    return _prepared(llava, config)
+
+
+def layout(folder: Path, config: SftConfig) -> CaptionLoss:
+    """What `load` makes, on the meta device."""
+    with torch.device("meta"):
+        llava = AutoModelForImageTextToText.from_config(
+            AutoConfig.from_pretrained(folder), dtype=torch.float32, attn_implementation=config.attention
+        )
+        return _prepared(llava, config)
+
+
+def _prepared(llava: Any, config: SftConfig) -> CaptionLoss:
     add_adapters(llava, config.lora)
     choose(llava, config.trainable)
     check_rates(llava, config.rates)

@@ -62,6 +62,11 @@ class SftTask:
         self._flops = models.flops_per_token(made.llava)
         return made
 
+    def layout(self) -> nn.Module:
+        made = models.layout(self.folder, self.config)
+        self._flops = models.flops_per_token(made.llava)
+        return made
+
     def blocks(self, module: nn.Module) -> Iterable[nn.Module]:
         return models.blocks(module.llava)
 

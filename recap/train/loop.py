@@ -50,9 +50,8 @@ class Training:
         self.ranks = parallel.join(gang.device, gang.local_rank, TIMEOUT_S)
         self.total = self._steps() * settings.batch
         torch.manual_seed(settings.seed)
-        module = task.module()
+        self.module = parallel.build(task, settings, self.ranks)
         identity = task.identity()
-        self.module = parallel.spread(task, module, settings, self.ranks)
         optimizer = optimizer_of(self.module, task, settings)
         ema = Ema(self.module, settings.ema) if settings.ema else None
         self.state = TrainState(self.module, optimizer, ema, settings.seed)

@@ -14,12 +14,16 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    _CHECKPOINT_PREFIX,
+    checkpoint_wrapper,
+)
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from recap.train.settings import TrainSettings
-from recap.train.task import Task
+from recap.train.task import LaysOut, Task
 
 log = logging.getLogger(__name__)
 
@@ -69,14 +73,28 @@ def join(device: str, local_rank: int, timeout_s: float) -> Ranks:
     return Ranks(dist.get_rank(), dist.get_world_size(), place, control, saving)
 
 
-def spread(task: Task, module: nn.Module, settings: TrainSettings, ranks: Ranks) -> nn.Module:
-    """Move a module to its device and wrap it: recomputation, then compilation, then DDP or FSDP2."""
+def build(task: Task, settings: TrainSettings, ranks: Ranks) -> nn.Module:
+    """The task's module on its device, wrapped: recomputation, then compilation, then DDP or FSDP2.
+
+    Where FSDP2 shards it and the task lays it out without weights, rank 0 alone reads them and sends each rank its
+    part: the file system has one reader, and host memory one copy.
+    """
+    alone = ranks.world == 1 or settings.parallel == "ddp" or not isinstance(task, LaysOut)
+    module = task.module() if alone else task.layout()
     parameters = sum(p.numel() for p in module.parameters())
     kind = settings.parallel
     if kind == "auto":
         kind = "fsdp" if ranks.world > 1 and parameters > FSDP_FROM else "ddp"
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
     log.info("%s: %.3g parameters, %.3g of them trained, on %d ranks", kind, parameters, trained, ranks.world)
+    if alone:
+        return _wrap(kind, task, module, settings, ranks)
+    if kind == "ddp":
+        return _wrap(kind, task, task.module(), settings, ranks)
+    return _fill(_wrap(kind, task, module, settings, ranks), task, ranks)
+
+
+def _wrap(kind: str, task: Task, module: nn.Module, settings: TrainSettings, ranks: Ranks) -> nn.Module:
     if settings.checkpointing:
         _recompute(task, module)
     if settings.compile:
@@ -110,7 +128,22 @@ def _fsdp(task: Task, module: nn.Module, settings: TrainSettings, ranks: Ranks) 
     for block in task.blocks(module):
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(module, mesh=mesh, mp_policy=policy)
-    return module.to(ranks.device)
+    empty = any(p.is_meta for p in module.parameters())
+    return module.to_empty(device=ranks.device) if empty else module.to(ranks.device)
+
+
+def _fill(module: nn.Module, task: Task, ranks: Ranks) -> nn.Module:
+    """Send rank 0's weights, and its buffers (no state dict has them all), into a sharded module."""
+    whole = task.module() if ranks.rank == 0 else None
+    weights = whole.state_dict() if whole else {}
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    set_model_state_dict(module, weights, options=options)
+    buffers = dict(whole.named_buffers()) if whole else {}
+    for name, buffer in module.named_buffers():
+        if whole:
+            buffer.copy_(buffers[name.replace(_CHECKPOINT_PREFIX, "")])
+        dist.broadcast(buffer, src=0)
+    return module
 
 
 @contextmanager

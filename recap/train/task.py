@@ -71,6 +71,14 @@ class Task(Protocol):
 
 
 @runtime_checkable
+class LaysOut(Protocol):
+    """A task whose module can be made without its weights: where FSDP2 shards it, rank 0 alone reads them."""
+
+    def layout(self) -> nn.Module:
+        """`module()` on the meta device: the same names, shapes, dtypes and trained parameters, in no memory."""
+
+
+@runtime_checkable
 class Evaluates(Protocol):
     """A task that can be evaluated while it is trained (`train.evaluate_every`)."""
 
