@@ -41,6 +41,9 @@ class NoSlurm(Exception):
     """Slurm cannot be had here; the text's last line says why."""
 
 
+_FINAL = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED")
+
+
 @dataclass(frozen=True)
 class Element:
     """One array element as `scontrol show job` tells it."""
@@ -52,7 +55,7 @@ class Element:
 
     @property
     def over(self) -> bool:
-        return self.state not in ("PENDING", "RUNNING", "COMPLETING", "REQUEUED")
+        return self.state in _FINAL
 
 
 def _sweep() -> None:

@@ -79,19 +79,19 @@ def build(task: Task, settings: TrainSettings, ranks: Ranks) -> nn.Module:
     Where FSDP2 shards it and the task lays it out without weights, rank 0 alone reads them and sends each rank its
     part: the file system has one reader, and host memory one copy.
     """
-    alone = ranks.world == 1 or settings.parallel == "ddp" or not isinstance(task, LaysOut)
-    module = task.module() if alone else task.layout()
+    several = ranks.world > 1 and settings.parallel != "ddp"
+    layout = task.layout() if several and isinstance(task, LaysOut) else None
+    module = task.module() if layout is None else layout
     parameters = sum(p.numel() for p in module.parameters())
     kind = settings.parallel
     if kind == "auto":
         kind = "fsdp" if ranks.world > 1 and parameters > FSDP_FROM else "ddp"
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
     log.info("%s: %.3g parameters, %.3g of them trained, on %d ranks", kind, parameters, trained, ranks.world)
-    if alone:
-        return _wrap(kind, task, module, settings, ranks)
-    if kind == "ddp":
-        return _wrap(kind, task, task.module(), settings, ranks)
-    return _fill(_wrap(kind, task, module, settings, ranks), task, ranks)
+    if layout is not None and kind == "ddp":
+        module = task.module()
+    spread = _wrap(kind, task, module, settings, ranks)
+    return spread if module is not layout else _fill(spread, task, ranks)
 
 
 def _wrap(kind: str, task: Task, module: nn.Module, settings: TrainSettings, ranks: Ranks) -> nn.Module:
