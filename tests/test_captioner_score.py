@@ -43,6 +43,8 @@ def test_shades_are_forgiven_and_a_missing_caption_is_wrong() -> None:
         "all": (1, 2),
     }
     assert report.per_colour["red"] == (1, 1, 2, 1)
+    parts = [counts for colour, counts in report.per_colour.items() if colour != "any"]
+    assert report.per_colour["any"] == tuple(sum(column) for column in zip(*parts, strict=True))
 
 
 def test_wilson_interval_covers_known_values() -> None:

@@ -183,9 +183,7 @@ def _best_constant_facts(truths: Sequence[Truth]) -> float:
 
     def hits(claim: Truth) -> int:
         return sum(
-            truth.colours_right(claim.large)
-            and truth.layout == claim.layout
-            and truth.bands in ((), claim.bands)
+            truth.colours_right(claim.large) and truth.layout == claim.layout and truth.bands in ((), claim.bands)
             for truth in truths
         )
 
@@ -198,7 +196,9 @@ def _most_common(answers: Sequence[object]) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Scores of captions; per_colour: colour -> (named rightly, named, to be named, of these named)."""
+    """Scores of captions; per_colour: colour, or "any" -> (named rightly, named, to be named, of
+    these named).
+    """
 
     flags: int
     missing: int
@@ -228,6 +228,8 @@ def score(truths: Sequence[Truth], captions: Mapping[str, str]) -> Report:
         right = sum(colour in truth.visible for truth in named)
         found = sum(colour in claims[truth.key].colours for truth in large)
         per_colour[colour] = (right, len(named), len(large), found)
+    counts = [sum(column) for column in zip(*per_colour.values(), strict=True)]
+    per_colour["any"] = (counts[0], counts[1], counts[2], counts[3])
     missing = sum(not captions.get(truth.key) for truth in truths)
     return Report(len(truths), missing, shares, per_colour)
 
@@ -265,9 +267,9 @@ def as_table(report: Report) -> str:
     """The report for people, 80 columns."""
     lines = [f"{report.flags} flags, {report.missing} without a caption", ""]
     lines += share_lines(report.shares)
-    lines += ["", f"{'colour':12}{'precision':>24}{'recall':>28}"]
+    lines += ["", f"{'colour':12}{'precision':>26}{'recall':>30}"]
     for colour, (right, named, large, found) in report.per_colour.items():
-        lines.append(f"{colour:12}{_with_interval(right, named):>28}{_with_interval(found, large):>28}")
+        lines.append(f"{colour:12}{_with_interval(right, named):>30}{_with_interval(found, large):>30}")
     return "\n".join(lines) + "\n"
 
 
@@ -275,13 +277,11 @@ def _with_interval(right: int, total: int) -> str:
     if total == 0:
         return "-"
     low, high = wilson(right, total)
-    return f"{right}/{total} {right / total:.0%} ({low:.0%}-{high:.0%})"
+    return f"{right}/{total} {right / total:.1%} ({low:.1%}-{high:.1%})"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = Parser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("captions", type=Path, nargs="?", help="directory of column parquet files")
     parser.add_argument("--model", type=Path, help="caption the shipped flags with this checkpoint instead")
     parser.add_argument("--truth", type=Path, default=FLAGS_TRUTH)
@@ -289,9 +289,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--shapes", type=int, help="with --model: caption so many generated shapes instead of flags")
     parser.add_argument("--references", type=Path, help="folder of column files with human texts, to compare with")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument(
-        "--show", action="store_true", help="print each caption and what is wrong with it first"
-    )
+    parser.add_argument("--show", action="store_true", help="print each caption and what is wrong with it first")
     args = parser.parse_args(arguments)
     if (args.captions is None) == (args.model is None):
         parser.error("give CAPTIONS or --model, one of them")
