@@ -73,7 +73,7 @@ class Chaos:
         """Until the controller has taken it: after a kill -9 it may be away for seconds."""
         words = ["time='1'", "signal_delay_s=10", f"slots={NODES}", "gpus_per_node=2", "device=cpu"]
         command = self.job.command(*(f"cluster.{word}" for word in words))
-        wait(lambda: self._run(*command).returncode == Exit.COMPLETE, "a launch is taken", 90)
+        wait(lambda: self._run(*command).returncode == Exit.COMPLETE, "a launch is taken")
 
     def run(self, minutes: float) -> None:
         self.launch()
@@ -101,7 +101,7 @@ class Chaos:
                 self.launch()
             self._watch()
             time.sleep(0.5)
-        wait(lambda: not self._live(), "the last slot has ended", 60)
+        wait(lambda: not self._live(), "the last slot has ended")
 
     def check(self) -> None:
         """Every sample exactly once, files whole, status true, nothing left behind, nothing grown."""
@@ -148,7 +148,7 @@ class Chaos:
 
     def _run(self, *command: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            command, env=self.slurm.env, cwd=ROOT, capture_output=True, text=True, timeout=90, check=False
+            command, env=self.slurm.env, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False
         )
 
     def _elements(self) -> list[str]:

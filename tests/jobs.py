@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "80"}
 
 
-def wait_for(what: Callable[[], Any], timeout: float = 60.0) -> Any:
+def wait_for(what: Callable[[], Any], timeout: float = 240.0) -> Any:
     """Poll until `what()` is true; its value."""
     end = time.monotonic() + timeout
     while not (found := what()):
@@ -83,11 +83,11 @@ class EchoJob:
         self.processes.append(process)
         return process
 
-    def work(self, slot: int = 0, timeout: float = 90.0) -> int:
+    def work(self, slot: int = 0, timeout: float = 240.0) -> int:
         """Run one worker to its end; its exit code."""
         return self.worker(slot).wait(timeout)
 
-    def launch(self, *arguments: str, timeout: float = 90.0) -> subprocess.CompletedProcess[str]:
+    def launch(self, *arguments: str, timeout: float = 240.0) -> subprocess.CompletedProcess[str]:
         return command("hpc.launch", str(self.config_file), *arguments, timeout=timeout)
 
     def log(self, slot: int = 0) -> str:
@@ -158,7 +158,7 @@ class EchoJob:
 
 
 def command(
-    module: str, *arguments: str, timeout: float = 90.0, **environment: str
+    module: str, *arguments: str, timeout: float = 240.0, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """Run `python -m module arguments` from the project's root."""
     return subprocess.run(

@@ -21,7 +21,7 @@ _MINI_SLURM = str(ROOT / "tests/mini-slurm")
 NODES, GPUS = 3, 2
 
 
-def wait(condition: Callable[[], object], what: str, timeout: float = 60.0) -> None:
+def wait(condition: Callable[[], object], what: str, timeout: float = 240.0) -> None:
     """Poll until `condition` holds; AssertionError with `what` after `timeout` seconds."""
     end = time.monotonic() + timeout
     while not condition():
@@ -64,7 +64,7 @@ def _sweep() -> None:
         pid = left.name.split("-")[2]
         if left.owner() == getpass.getuser() and not Path("/proc", pid).exists():
             env = {**os.environ, "MINI_SLURM_DIR": str(left)}
-            subprocess.run([_MINI_SLURM, "down", "--wipe"], env=env, capture_output=True, timeout=90, check=False)
+            subprocess.run([_MINI_SLURM, "down", "--wipe"], env=env, capture_output=True, timeout=240, check=False)
             shutil.rmtree(left, ignore_errors=True)
 
 
@@ -93,7 +93,7 @@ class Cluster:
 
     def mini_slurm(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         command = [_MINI_SLURM, *arguments]
-        return subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=90, check=False)
+        return subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=240, check=False)
 
     def down(self) -> None:
         self.mini_slurm("down", "--wipe")
@@ -102,7 +102,7 @@ class Cluster:
     def run(self, *command: str, code: int = 0) -> str:
         """Run a command on the "login node"; its stdout. AssertionError unless it exits with `code`."""
         done = subprocess.run(
-            command, env=self.env, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+            command, env=self.env, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False
         )
         said = f"{' '.join(command)} exited with {done.returncode}:\n{done.stdout}\n{done.stderr}"
         assert done.returncode == code, said

@@ -209,7 +209,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Published, Path, str]
         f"data.shards=[{inputs},{inputs}/folder]", f"data.placeholders=[{hashlib.sha256(DEAD).hexdigest()}]",
         "captioner.max_tokens=8", "map.segment=16",
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, env={**os.environ, "COLUMNS": "160"})
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env={**os.environ, "COLUMNS": "160"})
     assert done.returncode == Exit.COMPLETE, done.stdout + done.stderr
     return Published(folder / "bad"), folder / "bad", done.stdout
 
@@ -288,7 +288,7 @@ def test_a_model_that_does_not_exist(tmp_path: Path, command: str) -> None:
     arguments = [str(ROOT / "configs/caption/demo.yaml"), f"runs={tmp_path}", "captioner.model=/nowhere/llava"]
     flags = ["--dry-run"] if command == "dry run" else []
     done = subprocess.run(
-        [sys.executable, "-m", "hpc.launch", *arguments, *flags], capture_output=True, text=True, cwd=ROOT, timeout=60
+        [sys.executable, "-m", "hpc.launch", *arguments, *flags], capture_output=True, text=True, cwd=ROOT, timeout=240
     )
     assert done.returncode == Exit.USAGE
     assert "/nowhere/llava" in done.stderr

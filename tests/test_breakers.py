@@ -87,7 +87,7 @@ class Workbench:
             environment["SLURMD_NODENAME"] = host
         command = [sys.executable, "-m", *words]
         return subprocess.run(
-            command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+            command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False
         )
 
     def record(self, *overrides: str) -> Submission:

@@ -67,13 +67,12 @@ def test_the_command_reads_column_files_and_prints_json(tmp_path: Path) -> None:
     assert 0.4 < report["shares"]["layout"]["value"] < 0.9
 
 
-@pytest.mark.timeout(120)
 def test_the_shipped_captioner_keeps_its_floors_on_flags_it_never_saw() -> None:
     torch.set_num_threads(1)  # on a shared machine two threads that wait for each other are slower than one
     truths = read_truth(FLAGS_TRUTH, "heldout")
     report = score(truths, caption_flags(CAPTIONER, [truth.key for truth in truths]))
     assert report.missing == 0
-    for name, floor in (("colours", 0.70), ("layout", 0.70), ("band order", 0.70), ("all", 0.55)):
+    for name, floor in (("colours", 0.85), ("layout", 0.86), ("band order", 0.84), ("all", 0.74)):
         share = report.shares[name]
         assert share.value >= floor, f"{name}: {share.value:.1%}"
         assert share.interval[0] > share.majority, f"{name} is not clearly above the best constant caption"

@@ -12,7 +12,6 @@ from tests.slurm_cluster import Cluster, NoSlurm
 
 
 @pytest.mark.slurm
-@pytest.mark.timeout(600)
 def test_some_chaos(tmp_path: Path) -> None:
     try:
         slurm = Cluster()  # its own: nodes and the controller are killed

@@ -238,7 +238,7 @@ def test_drain(make: Make, number: int, code: int) -> None:
     assert facts["state"] == "exited" and facts["code"] == code
     first = len(applied(job))
     other = job.worker(slot=1)  # another slot takes it up without waiting for a lease
-    wait_for(lambda: len(applied(job)) > first, 20.0)
+    wait_for(lambda: len(applied(job)) > first)
     assert job.states()["a"].epoch == 1
     other.kill()
 
@@ -298,10 +298,10 @@ def test_observers_use_their_own_clock(tmp_path: Path) -> None:
     observer = heartbeat.Observer(tmp_path, "sub-0001-0", 0.4)
     assert not observer.dead(instance)
     (tmp_path / f"{instance}.json").write_text(json.dumps({"beat": 8, "t": 0.0}))
-    wait_for(lambda: observer.dead(instance), 5.0)
+    wait_for(lambda: observer.dead(instance))
     assert not heartbeat.Observer(tmp_path, "sub-0001-0", 0.4).dead(instance)
     (tmp_path / f"{instance}.json").write_text(json.dumps({"beat": 9, "state": "exited"}))
-    wait_for(lambda: observer.dead(instance), 5.0)
+    wait_for(lambda: observer.dead(instance))
 
 
 def test_own_slot_lives() -> None:
@@ -320,7 +320,7 @@ def test_a_slot_that_cannot_write_its_heartbeat_fences_itself(tmp_path: Path, mo
     with monkeypatch.context() as broken:
         broken.setattr("hpc.atomic.replace", _no_space)
         beat.advance({}, force=True)
-        wait_for(beat.fenced, 5.0)
+        wait_for(beat.fenced)
     beat.advance({}, force=True)  # the file system is back, and so is the slot
     assert not beat.fenced()
 

@@ -49,7 +49,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     for name in ("v1", "v2"):
         command = [sys.executable, "-m", "hpc.launch", str(config), f"name={name}"]
-        subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, timeout=100)
+        subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, timeout=240)
     return folder / "runs"
 
 

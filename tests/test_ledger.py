@@ -160,7 +160,7 @@ def test_many_processes_one_owner_per_epoch(tmp_path: Path) -> None:
     processes = [context.Process(target=_claimant, args=(str(tmp_path), f"p{i}", barrier, 100, won)) for i in range(8)]
     for process in processes:
         process.start()
-    winners = dict(won.get(timeout=60) for _ in range(100))
+    winners = dict(won.get(timeout=240) for _ in range(100))
     for process in processes:
         process.join(60)
         assert process.exitcode == 0

@@ -29,7 +29,6 @@ def newest(bench: Bench) -> dict[str, str]:
 
 
 @pytest.mark.slurm
-@pytest.mark.timeout(280)
 def test_a_cancelled_slot_does_not_break_the_chain(slurm: Cluster, tmp_path: Path) -> None:
     """Map, gang and command, submitted at once. The only slot of the map is scancelled at work."""
     cluster = {"kind": "slurm", "time": "10", "mem_gb": 1.0, "python": sys.executable, "signal_delay_s": 60}
@@ -46,17 +45,16 @@ def test_a_cancelled_slot_does_not_break_the_chain(slurm: Cluster, tmp_path: Pat
     first = echo.latest().job_ids[0]
     assert progress(echo).done < 6
     slurm.run("scancel", first)
-    wait(lambda: len(echo.submissions()) == 2, "the stage job has launched again", 60)
+    wait(lambda: len(echo.submissions()) == 2, "the stage job has launched again")
     wait(lambda: progress(echo).complete, "the second array has done the rest")
     assert re.search(r"ArrayTaskId=0 .*JobState=CANCELLED", slurm.run("scontrol", "--oneliner", "show", "job", first))
-    wait(lambda: len(bench.markers()) == 3, "all stages are finished", 150)
+    wait(lambda: len(bench.markers()) == 3, "all stages are finished")
     wait(lambda: set(states(slurm, jobs).values()) == {"COMPLETED"}, "all stage jobs have ended well")
     assert (bench.run.path / "report" / "stdout.txt").read_text().strip() == "verify: 6 markers hold"
 
 
 @pytest.mark.slurm
 @pytest.mark.slow
-@pytest.mark.timeout(280)
 def test_cancelled_as_a_whole_then_a_stage_fails(slurm: Cluster, tmp_path: Path) -> None:
     cluster = {"kind": "slurm", "time": "10", "mem_gb": 1.0, "python": sys.executable, "signal_delay_s": 60}
     flag = tmp_path / "flag"
@@ -75,7 +73,7 @@ def test_cancelled_as_a_whole_then_a_stage_fails(slurm: Cluster, tmp_path: Path)
 
     slurm.run(sys.executable, "-m", "hpc.launch", str(bench.config))
     wait(
-        lambda: set(states(slurm, newest(bench)).values()) == {"COMPLETED", "FAILED", "CANCELLED"}, "check failed", 120
+        lambda: set(states(slurm, newest(bench)).values()) == {"COMPLETED", "FAILED", "CANCELLED"}, "check failed"
     )
     assert states(slurm, newest(bench)) == {"echo": "COMPLETED", "check": "FAILED", "last": "CANCELLED"}
     said = slurm.run(sys.executable, "-m", "hpc.status", str(bench.run.path), "--json", code=2)
@@ -84,7 +82,7 @@ def test_cancelled_as_a_whole_then_a_stage_fails(slurm: Cluster, tmp_path: Path)
     flag.touch()
     before, attempts = bench.markers(), len(bench.run.attempts("echo"))
     slurm.run(sys.executable, "-m", "hpc.launch", str(bench.config))
-    wait(lambda: len(bench.markers()) == 3, "all stages are finished", 60)
+    wait(lambda: len(bench.markers()) == 3, "all stages are finished")
     assert bench.markers()["echo"] == before["echo"] and len(bench.run.attempts("echo")) == attempts
     facts = json.loads(slurm.run(sys.executable, "-m", "hpc.status", str(bench.run.path), "--json"))
     assert {stage["state"] for stage in facts["stages"].values()} == {"finished"}

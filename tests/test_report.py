@@ -44,7 +44,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         f"data: {{shards: [{folder}/in]}}\ncluster: {{kind: local, price: 3}}\nmap: {{lease_s: 3}}\n"
     )
     command = [sys.executable, "-m", "hpc.launch", str(config)]
-    subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, timeout=100)
+    subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, timeout=240)
     return folder / "r"
 
 
@@ -80,13 +80,13 @@ def test_in_a_browser(page: Path, chromium: str, tmp_path: Path) -> None:
     shot = tmp_path / "shot.png"
     browser = [chromium, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile"]
     command = [*browser, "--window-size=1200,2400", f"--screenshot={shot}", page.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert shot.exists(), done.stderr
     seen = Image.open(shot).convert("RGB")
     colours = {colour for _, colour in seen.getcolors(1 << 24) or []}
     for i in range(1, 6):  # every picture is on the page, in its colour (thumbnails are compressed)
         assert any(max(abs(a - b) for a, b in zip(c, (20 * i, 99, 30), strict=True)) < 6 for c in colours), i
-    dom = subprocess.run([*browser, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=100).stdout
+    dom = subprocess.run([*browser, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=240).stdout
     assert "<title>r · recap</title>" in dom, "no script has run"
     assert "&lt;script&gt;document.title" in dom
     assert dom.count("<img") == 22 + 1

@@ -25,7 +25,7 @@ def _snapshot(bench: Workbench) -> Path:
 def _worker_from(code: Path, bench: Workbench) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": f"{code}:{ROOT}"}
     command = [sys.executable, "-P", "-m", *bench.worker(0)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
 
 
 def test_changed_or_open_code_is_not_run(tmp_path: Path) -> None:

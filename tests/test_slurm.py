@@ -125,7 +125,7 @@ class Job:
     def wait_shards(self, count: int) -> None:
         wait(lambda: len(self.done()) >= count, f"{count} shards are done")
 
-    def wait_over(self, timeout: float = 60.0) -> None:
+    def wait_over(self, timeout: float = 240.0) -> None:
         """Until no element of the newest array will run any more."""
         slots = self.run.latest().slots
         wait(lambda: self._over() == slots, f"the {slots} elements are over", timeout)
@@ -377,7 +377,7 @@ def test_captioner(slurm: Cluster, early: EchoJob, tmp_path: Path) -> None:
     job = Job(slurm, ROOT / "configs/caption/demo.yaml", tmp_path / "runs/demo", shards, "cluster=slurm")
     few = ("slots=2", "gpus_per_node=1", "cpus_per_node=1", "mem_gb=6", "time='10'")
     job.launch("device=cpu", "sbatch.exclusive=true", *few)
-    job.wait_over(timeout=120)
+    job.wait_over(timeout=240)
     assert job.lives(0)[0]["host"] != job.lives(1)[0]["host"]
     for tar in tars:
         with tarfile.open(tar) as file:
@@ -424,7 +424,7 @@ def test_preempted(make: Callable[..., EchoJob]) -> None:
 @pytest.mark.slurm
 def test_time_limit(early: EchoJob) -> None:
     """Slurm warns with USR2, the agent drains and exits with 75, the batch script requeues it, the work goes on."""
-    early.wait_over(timeout=90)
+    early.wait_over(timeout=240)
     early.check()
     log = early.log()
     assert "draining: SIGUSR2" in log and "slot 0: exit code 75: requeue" in log and "life 1" in log

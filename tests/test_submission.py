@@ -107,7 +107,7 @@ def launch(fake: FakeSlurm, patience_s: float = 60.0) -> subprocess.CompletedPro
     environment = {k: v for k, v in os.environ.items() if not k.startswith("SLURM")}
     environment |= {"FAKE": str(fake.folder), "PATH": f"{fake.folder}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", code, str(fake.folder.parent / "config.yaml")]
-    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
 
 
 def submissions(fake: FakeSlurm) -> list[dict[str, Any]]:

