@@ -12,6 +12,7 @@ from rich.markup import escape
 
 from hpc import config as configs
 from hpc import snapshot
+from hpc.alone import SUBMITTING_S, alone
 from hpc.errors import Exit, Unanswered, UserError
 from hpc.gang_launcher import GangLauncher, ranks_per_node
 from hpc.launch import console, differences, open_run, settle, short, submit_to_slurm
@@ -109,16 +110,20 @@ def _dry_run(job: GangJob) -> int:
 
 def submit(job: GangJob) -> int:
     """Write the run directory and start the work. The intent is on disk before sbatch is called."""
-    if job.config.run.cluster.kind == "slurm" and (live := still_there(job.run)):
-        console.print(f"\njob {live} is this training and has not ended; nothing was submitted")
-        return Exit.COMPLETE
-    open_run(job.run, job.config, job.identity, job.previous)
-    submission = job.run.new_submission(**record(job, snapshot.take(job.run.code)))
-    if job.config.run.cluster.kind == "slurm":
-        return submit_to_slurm(job.launcher(submission), f"{job.config.run.gang.nodes} nodes, {job.ranks} ranks")
-    from hpc.local_gang import supervise
+    on_slurm = job.config.run.cluster.kind == "slurm"
+    job.config.apply_umask()
+    job.run.make()
+    with alone(job.run, SUBMITTING_S if on_slurm else 0.0):
+        if on_slurm and (live := still_there(job.run)):
+            console.print(f"\njob {live} is this training and has not ended; nothing was submitted")
+            return Exit.COMPLETE
+        open_run(job.run, job.config, job.identity, job.previous)
+        submission = job.run.new_submission(**record(job, snapshot.take(job.run.code)))
+        if on_slurm:
+            return submit_to_slurm(job.launcher(submission), f"{job.config.run.gang.nodes} nodes, {job.ranks} ranks")
+        from hpc.local_gang import supervise
 
-    return supervise(job.run, submission, job.ranks)[0]
+        return supervise(job.run, submission, job.ranks)[0]
 
 
 def still_there(run: Run) -> str:

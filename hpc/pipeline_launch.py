@@ -24,6 +24,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from hpc import atomic, container, snapshot
+from hpc.alone import SUBMITTING_S, alone
 from hpc.effort import duration
 from hpc.errors import Exit, UserError
 from hpc.launch import console, hand_over, short, warn
@@ -63,15 +64,17 @@ def launch(path: str, overrides: list[str], asked: Asked, *, dry_run: bool) -> i
     if dry_run:
         return pipeline_outlook.dry_run(pipeline, run, finished, todo, asked)
     on_slurm = pipeline.cluster.kind == "slurm"
-    jobs = _live(pipeline, run) if on_slurm else {}  # what may refuse comes before anything is written
+    if on_slurm:  # what may refuse comes before anything is written
+        _live(pipeline, run)
     for name in todo if on_slurm else []:
         if set(pipeline.stages[name].needs) <= set(finished):
             pipeline_outlook.check(pipeline.stages[name], asked.supersede)
     _write(pipeline, run)
     run.forget(forgotten)
-    if on_slurm:
-        return _submit(pipeline, run, todo, asked, jobs)
-    return _run_here(pipeline, run, todo, asked, again)
+    with alone(run, SUBMITTING_S if on_slurm else 0.0):
+        if on_slurm:  # asked again, since another launch may have come first
+            return _submit(pipeline, run, todo, asked, _live(pipeline, run))
+        return _run_here(pipeline, run, todo, asked, again)
 
 
 def _forgotten(pipeline: Pipeline, asked: Asked) -> list[str]:

@@ -19,6 +19,7 @@ from rich.markup import escape
 
 from hpc import config as configs
 from hpc import snapshot, sweep_status
+from hpc.alone import SUBMITTING_S, alone
 from hpc.errors import Exit, UserError
 from hpc.gang_launch import GangJob, adopt, prepare, record
 from hpc.gang_launcher import ranks_per_node
@@ -56,6 +57,18 @@ def launch(config: configs.Config, *, supersede: bool, dry_run: bool) -> int:
     _check_place(run)
     jobs = {name: _prepared(name, arm, supersede) for name, arm in arms(config).items()}
     _check_different(jobs)
+    if dry_run:
+        return _go_on(config, run, jobs, dry_run)
+    config.apply_umask()
+    run.make()
+    with alone(run, SUBMITTING_S if config.run.cluster.kind == "slurm" else 0.0):
+        for job in jobs.values():  # another launch may have come first
+            job.previous = next(iter(job.run.submissions()[-1:]), None)
+        return _go_on(config, run, jobs, dry_run)
+
+
+def _go_on(config: configs.Config, run: Run, jobs: dict[str, GangJob], dry_run: bool) -> int:
+    """Describe and submit the arms that have something to do."""
     sure = not dry_run and config.run.cluster.kind == "slurm"
     if sure:
         _adopt(run)
@@ -187,8 +200,6 @@ def _dry_run(sweep: Sweep) -> int:
 def submit(sweep: Sweep) -> int:
     """Write the run directories and start the work. The intents are on disk before sbatch is called."""
     run, config = sweep.run, sweep.config
-    config.apply_umask()
-    run.make()
     for name in ("cancelled", "pause"):
         (run.control / name).unlink(missing_ok=True)
     submission = run.new_submission(
