@@ -13,8 +13,8 @@ runs/<name>/
   columns/<column>/<identity8>/<bucket>/<id>.g<G>.parquet    published once; readers resolve through markers
   tally/<identity8>.arrow      what hpc.status has counted: a cache, see hpc.tally
   generations/<n>.json         shards reopened by a rerun, with the reason
-  control/                     pause (with its reason), cancelled
-  logs/
+  control/                     pause (with its reason), cancelled, excluded/<host>, launching (see hpc.alone)
+  logs/                        of each slot or life; <life>-r<rank>.stacks: threads of a rank that hung
 """
 
 from __future__ import annotations
