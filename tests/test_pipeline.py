@@ -168,7 +168,7 @@ def test_cancelled_here(tmp_path: Path) -> None:
         "echo": {"config": "echo.yaml", "set": {"delay_s": 0.2}},
         "last": {"command": ["true"], "needs": ["echo"]},
     }
-    bench = Bench(tmp_path, stages, shards=4, lines=8)
+    bench = Bench(tmp_path, stages, shards=40, lines=8)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     argv = [sys.executable, "-m", "hpc.launch", str(bench.config)]
     with subprocess.Popen(argv, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL) as launched:
@@ -176,9 +176,9 @@ def test_cancelled_here(tmp_path: Path) -> None:
         wait(lambda: echo.submissions() and progress(echo).done >= 1, "a shard is done")
         assert command("hpc.cancel", str(bench.run.path)).returncode == 0
         assert launched.wait(30) == 1
-    assert 1 <= progress(echo).done < 4 and not bench.markers()
+    assert 1 <= progress(echo).done < 40 and not bench.markers()
     assert shown(bench)["stages"]["echo"]["state"] == "failed"
-    assert bench.launch("echo.delay_s=0").returncode == 0 and progress(echo).done == 4
+    assert bench.launch("echo.delay_s=0").returncode == 0 and progress(echo).done == 40
 
 
 # --- before anything runs ---------------------------------------------------------------------
