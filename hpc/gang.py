@@ -6,8 +6,8 @@
 Exit codes: 0 complete, 1 incomplete (cancelled, diverged, given up), 64 wrong usage, 70 crashed, 75 requeue me (all
 ranks together, after a checkpoint). USR2 and TERM set a flag that the ranks agree on at a step boundary; a life that is
 told to stop before its first step is done (it loads, it compiles) has nothing to save and ends within seconds. A
-rank without a sign of life for `gang.hang_s` writes every thread's stack to logs/<life>-r<rank>.stacks, then to the
-log, and ends the job.
+rank without a sign of life for `gang.hang_s` writes every thread's stack to a file of its node, then to the log, and
+ends the job. (The file, $TMPDIR/<life>-r<rank>-*.stacks, stays where Python's lock is held by what hangs.)
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -56,7 +57,8 @@ class Rank:
         self._lock = threading.Lock()
         self._heartbeat = heartbeat.Heartbeat(run.slots, self.instance, 60.0)
         self._limit, self._alive = config.run.gang.setup_s, time.monotonic()
-        self._stacks = open(run.logs / f"{self.instance}-r{self.rank}.stacks", "w")  # noqa: SIM115 - until the end
+        name = f"{self.instance}-r{self.rank}-"
+        self._stacks = tempfile.NamedTemporaryFile("w", prefix=name, suffix=".stacks", delete=False)  # noqa: SIM115
         self._arm()
         for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
             signal.signal(number, self._on_signal)
@@ -91,8 +93,7 @@ class Rank:
         """Note how this rank ended."""
         self._alive = float("inf")
         faulthandler.cancel_dump_traceback_later()
-        if not os.fstat(self._stacks.fileno()).st_size:
-            Path(self._stacks.name).unlink(missing_ok=True)
+        Path(self._stacks.name).unlink(missing_ok=True)
         if self.rank == 0 or code in FINAL[1:]:
             self.event("stop", code=code)
         if self.rank == 0:
@@ -119,11 +120,16 @@ class Rank:
                 os._exit(self._stop)
             silent = time.monotonic() - self._alive - self._limit
             if silent > 1.0 and not shown:
-                stacks = Path(self._stacks.name).read_text().rpartition("!\n")[2]  # the newest
-                log.error("rank %d: no sign of life for %.0f s; its threads:\n%s", self.rank, self._limit, stacks)
+                threading.Thread(target=self._show, name="stacks", daemon=True).start()
             shown = silent > 1.0
             if silent > _STACKS_S:
                 os._exit(Exit.CRASHED)
+
+    def _show(self) -> None:
+        """In a thread of its own: the log may lie on the file system that hangs."""
+        stacks = Path(self._stacks.name).read_text().rpartition("!\n")[2]  # the newest
+        log.error("rank %d: no sign of life for %.0f s; its threads:\n%s", self.rank, self._limit, stacks)
+        Path(self._stacks.name).unlink()
 
     def _control(self, end: float) -> None:
         with self._lock:
@@ -135,8 +141,8 @@ class Rank:
             self._stop = self._stop or Exit.REQUEUE
 
     def _arm(self) -> None:
-        """The stacks are written by a C thread, also where Python's lock is held by what hangs; to a file of this
-        rank, since ranks that share a log would write into each other's lines.
+        """The stacks are written by a C thread, also where Python's lock is held by what hangs. Not to the log: ranks
+        that share it would write into each other's lines.
         """
         faulthandler.dump_traceback_later(self._limit, exit=False, file=self._stacks)
 

@@ -28,6 +28,7 @@ class GangJob:
     trainer: Trainer
     run: Run
     identity: str
+    supersede: bool = False
     previous: Submission | None = None
 
     @property
@@ -48,14 +49,14 @@ def launch(config: configs.Config, *, supersede: bool, dry_run: bool) -> int:
 def prepare(config: configs.Config, *, supersede: bool) -> GangJob:
     """Check everything that can be checked before anything runs. Writes nothing; raises UserError."""
     trainer = config.trainer()
-    job = GangJob(config, trainer, Run(config.directory), "")
+    job = GangJob(config, trainer, Run(config.directory), "", supersede)
     trainer.check(job.ranks)
     job.identity = configs.identity(config, trainer)
-    _check_continuation(job, supersede)
+    check_continuation(job)
     return job
 
 
-def _check_continuation(job: GangJob, supersede: bool) -> None:
+def check_continuation(job: GangJob) -> None:
     """An existing run goes on from its checkpoints, if it is the same training."""
     if not job.run.path.exists():
         return
@@ -65,7 +66,7 @@ def _check_continuation(job: GangJob, supersede: bool) -> None:
             raise UserError(f"launch: {job.run.path} exists and is not a run directory. Choose another `name=`.")
         return
     job.previous = known[-1]
-    if job.previous.identity != job.identity and not supersede:
+    if job.previous.identity != job.identity and not job.supersede:
         what = ", ".join(differences(job.previous, job.config)) or "the files it starts from"
         raise UserError(
             f"launch: what is trained changed ({what}; identity {job.previous.identity} → {job.identity}), and the "
@@ -114,6 +115,7 @@ def submit(job: GangJob) -> int:
     job.config.apply_umask()
     job.run.make()
     with alone(job.run, SUBMITTING_S if on_slurm else 0.0):
+        check_continuation(job)  # again, since another launch may have come first
         if on_slurm and (live := still_there(job.run)):
             console.print(f"\njob {live} is this training and has not ended; nothing was submitted")
             return Exit.COMPLETE

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
@@ -74,11 +75,12 @@ def supervise(run: Run, submission: Submission, ranks: int) -> tuple[int, bool]:
     (a rank that hangs is the ranks' own watchdog's); Ctrl-C after that kills it. Launch again to go on.
 
     Returns its exit code, and whether it was told to stop."""
+    console = Console(highlight=False)
+    _wait_for_earlier(run, console)
     submission.state = "submitted"
     run.save(submission)
     stop: list[int] = []
     handler = {n: signal.signal(n, lambda number, _: stop.append(number)) for n in (signal.SIGINT, signal.SIGTERM)}
-    console = Console(highlight=False)
     life, told = _Life(run, submission, ranks), 0
     try:
         with Live(console=console, auto_refresh=False, transient=True) as live:
@@ -104,6 +106,24 @@ def supervise(run: Run, submission: Submission, ranks: int) -> tuple[int, bool]:
     if code not in (Exit.COMPLETE, Exit.REQUEUE):
         console.print(f"exit code {code}; the ranks' own words: {life.log}", markup=False, soft_wrap=True)
     return int(Exit.INCOMPLETE if stop and code else code), bool(stop)
+
+
+def _wait_for_earlier(run: Run, console: Console) -> None:
+    """Ranks whose launcher was killed stop after their step: until then they write where a new life would."""
+    told = False
+    while left := [found.name for found in Path("/proc").glob("[0-9]*") if _rank_of(run, found)]:
+        if not told:
+            console.print(f"waiting for ranks of a launch that was killed: {', '.join(left)}", soft_wrap=True)
+        told = True
+        time.sleep(0.5)
+
+
+def _rank_of(run: Run, process: Path) -> bool:
+    try:
+        words = (process / "cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return b"hpc.gang" in words and os.fsencode(run.path) in words
 
 
 def _die_with_supervisor() -> None:

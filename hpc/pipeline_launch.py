@@ -56,11 +56,7 @@ def launch(path: str, overrides: list[str], asked: Asked, *, dry_run: bool) -> i
     again = shlex.join(["python", "-m", "hpc.launch", path, *overrides])
     run = PipelineRun(pipeline.directory)
     run.check()
-    forgotten = _forgotten(pipeline, asked)
-    finished = [name for name in run.finished(pipeline) if name not in forgotten]
-    todo = [name for name in pipeline.stages if name not in finished and asked.only in ("", name)]
-    if asked.only and (missing := [n for n in pipeline.stage(asked.only).needs if n not in finished]):
-        raise UserError(f"pipeline: --only {asked.only}: it needs {', '.join(missing)}, which is not finished.")
+    finished, todo = _stages(pipeline, run, asked)
     if dry_run:
         return pipeline_outlook.dry_run(pipeline, run, finished, todo, asked)
     on_slurm = pipeline.cluster.kind == "slurm"
@@ -69,12 +65,24 @@ def launch(path: str, overrides: list[str], asked: Asked, *, dry_run: bool) -> i
     for name in todo if on_slurm else []:
         if set(pipeline.stages[name].needs) <= set(finished):
             pipeline_outlook.check(pipeline.stages[name], asked.supersede)
-    _write(pipeline, run)
-    run.forget(forgotten)
-    with alone(run, SUBMITTING_S if on_slurm else 0.0):
-        if on_slurm:  # asked again, since another launch may have come first
-            return _submit(pipeline, run, todo, asked, _live(pipeline, run))
+    run.make()
+    with alone(run, SUBMITTING_S if on_slurm else 0.0):  # and all again, since another launch may have come first
+        _, todo = _stages(pipeline, run, asked)
+        jobs = _live(pipeline, run) if on_slurm else {}
+        _write(pipeline, run)
+        run.forget(_forgotten(pipeline, asked))
+        if on_slurm:
+            return _submit(pipeline, run, todo, asked, jobs)
         return _run_here(pipeline, run, todo, asked, again)
+
+
+def _stages(pipeline: Pipeline, run: PipelineRun, asked: Asked) -> tuple[list[str], list[str]]:
+    """(finished, to do)"""
+    forgotten = _forgotten(pipeline, asked)
+    finished = [name for name in run.finished(pipeline) if name not in forgotten]
+    if asked.only and (missing := [n for n in pipeline.stage(asked.only).needs if n not in finished]):
+        raise UserError(f"pipeline: --only {asked.only}: it needs {', '.join(missing)}, which is not finished.")
+    return finished, [name for name in pipeline.stages if name not in finished and asked.only in ("", name)]
 
 
 def _forgotten(pipeline: Pipeline, asked: Asked) -> list[str]:
@@ -85,7 +93,6 @@ def _forgotten(pipeline: Pipeline, asked: Asked) -> list[str]:
 
 def _write(pipeline: Pipeline, run: PipelineRun) -> None:
     """The definition, and each job's config, as `python -m hpc.launch` reads it."""
-    run.make()
     for stage in pipeline.stages.values():
         if stage.config is not None:
             text = yaml.safe_dump(stage.tree, allow_unicode=True, sort_keys=False)

@@ -14,7 +14,7 @@ runs/<name>/
   tally/<identity8>.arrow      what hpc.status has counted: a cache, see hpc.tally
   generations/<n>.json         shards reopened by a rerun, with the reason
   control/                     pause (with its reason), cancelled, excluded/<host>, launching (see hpc.alone)
-  logs/                        of each slot or life; <life>-r<rank>.stacks: threads of a rank that hung
+  logs/
 """
 
 from __future__ import annotations

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from rich.markup import escape
@@ -21,7 +22,7 @@ from hpc import config as configs
 from hpc import snapshot, sweep_status
 from hpc.alone import SUBMITTING_S, alone
 from hpc.errors import Exit, UserError
-from hpc.gang_launch import GangJob, adopt, prepare, record
+from hpc.gang_launch import GangJob, adopt, check_continuation, prepare, record
 from hpc.gang_launcher import ranks_per_node
 from hpc.launch import console, open_run, settle, short, submit_to_slurm
 from hpc.launcher import live_jobs, surely_live
@@ -55,15 +56,19 @@ def launch(config: configs.Config, *, supersede: bool, dry_run: bool) -> int:
     config = settle(config, dry_run)
     run = Run(config.directory)
     _check_place(run)
-    jobs = {name: _prepared(name, arm, supersede) for name, arm in arms(config).items()}
+    jobs = {}
+    for name, arm in arms(config).items():
+        with _named(name):
+            jobs[name] = prepare(arm, supersede=supersede)
     _check_different(jobs)
     if dry_run:
         return _go_on(config, run, jobs, dry_run)
     config.apply_umask()
     run.make()
     with alone(run, SUBMITTING_S if config.run.cluster.kind == "slurm" else 0.0):
-        for job in jobs.values():  # another launch may have come first
-            job.previous = next(iter(job.run.submissions()[-1:]), None)
+        for name, job in jobs.items():  # again, since another launch may have come first
+            with _named(name):
+                check_continuation(job)
         return _go_on(config, run, jobs, dry_run)
 
 
@@ -107,9 +112,10 @@ def _taken(config: configs.Config) -> set[str]:
     return {path.name for path in paths if path.parent == run.path} | {"ledger", "segments", "columns", "tally"}
 
 
-def _prepared(name: str, config: configs.Config, supersede: bool) -> GangJob:
+@contextmanager
+def _named(name: str) -> Iterator[None]:
     try:
-        return prepare(config, supersede=supersede)
+        yield
     except UserError as error:
         raise UserError(f"sweep, arm {name}: {error}") from error
 

@@ -11,14 +11,16 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from hpc import alone as module
 from hpc import launch
 from hpc.alone import alone
 from hpc.errors import Exit, UserError
+from hpc.pipeline_run import PipelineRun
 from hpc.rundir import Run
 from tests.jobs import wait_for
-from tests.train.test_gang import config_file, start
+from tests.train.test_gang import config_file, finish, start
 
 
 @pytest.fixture
@@ -28,45 +30,72 @@ def run(tmp_path: Path) -> Run:
     return found
 
 
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_TOUCH_S", 0.1)
+    monkeypatch.setattr(module, "_DEAD_S", 5.0)
+
+
 def lock(run: Run) -> Path:
     return run.control / "launching"
 
 
-def leave(run: Run, **facts: object) -> None:
+def leave(run: Run, **facts: object) -> dict:
     """A lock as a launch that was killed leaves it."""
     with alone(run):
-        held = json.loads(lock(run).read_bytes())
-    lock(run).write_text(json.dumps({**held, **facts}))
+        held = json.loads(lock(run).read_bytes()) | facts
+    lock(run).write_text(json.dumps(held))
+    return held
 
 
-def test_another_is_refused_then_let_in(run: Run) -> None:
+def ended() -> int:
+    """The number of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_a_live_one_is_left_alone(run: Run, quick: None) -> None:
+    """However long it works: it touches its lock."""
     with alone(run):
         before = time.monotonic()
-        with pytest.raises(UserError, match=f"process {os.getpid()} on .* remove .*launching"), alone(run, 0.5):
+        with pytest.raises(UserError, match=f"process {os.getpid()} on .* is at work"), alone(run, 3.0):
             pass
-        assert time.monotonic() - before >= 0.5
+        assert time.monotonic() - before >= 3.0
     with pytest.raises(KeyError), alone(run):
         raise KeyError
-    assert not lock(run).exists()
+    assert not list(run.control.iterdir())
 
 
-def test_of_a_process_that_is_gone(run: Run) -> None:
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    leave(run, pid=gone.pid)
+def test_a_dead_one_is_taken_over(run: Run) -> None:
+    """At once where its process is known to have ended, or its number to be another's."""
+    for facts in ({"pid": ended()}, {"started": "7"}):
+        leave(run, **facts)
+        before = time.monotonic()
+        with alone(run):
+            assert json.loads(lock(run).read_bytes())["pid"] == os.getpid()
+        assert time.monotonic() - before < module._DEAD_S / 2 and not list(run.control.iterdir())
+
+
+def test_a_dead_one_of_another_host_is_taken_over(run: Run, quick: None) -> None:
+    leave(run, host="another")
+    before = time.monotonic()
     with alone(run):
-        assert json.loads(lock(run).read_bytes())["pid"] == os.getpid()
-    leave(run, pid=gone.pid, host="another")  # who knows whether it lives?
-    with pytest.raises(UserError, match="on another"), alone(run):
+        assert time.monotonic() - before >= 5.0
+
+
+def test_a_takeover_that_was_killed_is_told(run: Run, quick: None) -> None:
+    held = leave(run, pid=ended())
+    (run.control / f"launching.over-{held['token']}").touch()
+    with pytest.raises(UserError, match=r"Remove .*launching\*"), alone(run):
         pass
 
 
-def test_the_lock_of_a_third_is_not_removed(run: Run) -> None:
-    """Two saw a dead one; the slower of them comes when the faster has taken its place."""
-    leave(run, pid=1)
-    module._remove(lock(run), {"pid": 2})
-    assert json.loads(lock(run).read_bytes())["pid"] == 1
-    assert [path.name for path in run.control.iterdir()] == ["launching"]
+def test_another_s_lock_is_not_released(run: Run) -> None:
+    with alone(run):
+        lock(run).unlink()
+        other = leave(run)
+    assert json.loads(lock(run).read_bytes()) == other
 
 
 def _count(path: Path, number: int) -> None:
@@ -79,14 +108,17 @@ def _count(path: Path, number: int) -> None:
             (path / "number").write_text(str(before + 1))
 
 
-def test_four_at_once_lose_nothing(run: Run) -> None:
+def test_four_that_see_one_dead_lose_nothing(run: Run) -> None:
     (run.path / "number").write_text("0")
-    processes = [multiprocessing.Process(target=_count, args=(run.path, 5)) for _ in range(4)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert (run.path / "number").read_text() == "20"
+    for round_ in range(1, 4):
+        leave(run, pid=ended())
+        processes = [multiprocessing.Process(target=_count, args=(run.path, 3)) for _ in range(4)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+        assert (run.path / "number").read_text() == str(12 * round_)
+        assert not list(run.control.iterdir())
 
 
 def test_a_second_launch_of_a_training_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -100,3 +132,29 @@ def test_a_second_launch_of_a_training_here(tmp_path: Path, capsys: pytest.Captu
     finally:
         first.kill()
         first.communicate()
+
+
+def test_ranks_of_a_killed_launch_are_waited_for(tmp_path: Path) -> None:
+    """They notice at their step's end; two gangs never write one directory."""
+    first = start(tmp_path, steps=3, step_s=6.0)
+    wait_for(lambda: any("running" in p.read_text() for p in (tmp_path / "runs/gang/slots").glob("*.json")))
+    first.kill()
+    first.communicate()
+    code, said, run = finish(tmp_path, steps=3, step_s=0.0)
+    assert code == 0 and "waiting for ranks of a launch that was killed" in said
+    assert len(run.submissions()) == 2
+
+
+def test_a_refused_pipeline_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "pipe.yaml"
+    stages = {"one": {"command": ["true"]}}
+    tree = {"name": "pipe", "runs": str(tmp_path / "runs"), "cluster": {"kind": "local"}, "stages": stages}
+    config.write_text(yaml.safe_dump(tree))
+    assert launch.main([str(config)]) == 0
+    run = PipelineRun(tmp_path / "runs" / "pipe")
+    (run.control / "cancelled").write_text("by the test")
+    with alone(run):
+        before = {p: p.read_bytes() for p in run.path.rglob("*") if p.is_file()}
+        assert launch.main([str(config), "--from", "one"]) == Exit.USAGE
+        assert {p: p.read_bytes() for p in run.path.rglob("*") if p.is_file()} == before
+    assert "is at work" in " ".join(capsys.readouterr().err.split())

@@ -295,9 +295,9 @@ def imports(file: Path) -> set[str]:
 
 CLUSTER = {  # submission, claim and status code: the work knows nothing of it
     f"hpc.{name}"
-    for name in ("alone", "launch", "launcher", "local", "agent", "worker", "engine", "engine_process", "ledger", "candidates",
-                 "heartbeat", "publish", "journal", "status", "rerun", "verify", "snapshot", "breaker", "preflight",
-                 "blame", "gate", "gang", "gang_launch", "gang_launcher", "gang_status", "local_gang",
+    for name in ("alone", "launch", "launcher", "local", "agent", "worker", "engine", "engine_process", "ledger",
+                 "candidates", "heartbeat", "publish", "journal", "status", "rerun", "verify", "snapshot", "breaker",
+                 "preflight", "blame", "gate", "gang", "gang_launch", "gang_launcher", "gang_status", "local_gang",
                  "pipeline", "pipeline_launch", "pipeline_outlook", "pipeline_run", "pipeline_status", "stage",
                  "stage_launcher", "stage_progress")
 }  # fmt: skip

@@ -269,7 +269,10 @@ def as_table(report: Report) -> str:
     lines += share_lines(report.shares)
     lines += ["", f"{'colour':12}{'precision':>26}{'recall':>30}"]
     for colour, (right, named, large, found) in report.per_colour.items():
-        lines.append(f"{colour:12}{_with_interval(right, named):>30}{_with_interval(found, large):>30}")
+        both = (_with_interval(right, named), _with_interval(found, large))
+        if colour == "any":  # a flag's colours are not independent: no interval
+            both = (_share(right, named), _share(found, large))
+        lines.append(f"{colour:12}{both[0]:>30}{both[1]:>30}")
     return "\n".join(lines) + "\n"
 
 
@@ -277,7 +280,11 @@ def _with_interval(right: int, total: int) -> str:
     if total == 0:
         return "-"
     low, high = wilson(right, total)
-    return f"{right}/{total} {right / total:.1%} ({low:.1%}-{high:.1%})"
+    return f"{_share(right, total)} ({low:.1%}-{high:.1%})"
+
+
+def _share(right: int, total: int) -> str:
+    return f"{right}/{total} {right / total:.1%}" if total else "-"
 
 
 def main(arguments: list[str] | None = None) -> int:

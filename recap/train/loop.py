@@ -51,7 +51,7 @@ class Training:
         self.total = self._steps() * settings.batch
         torch.manual_seed(settings.seed)
         self.module = parallel.build(task, settings, self.ranks)
-        identity = task.identity()
+        identity = self.ranks.told(task.identity)
         optimizer = optimizer_of(self.module, task, settings)
         ema = Ema(self.module, settings.ema) if settings.ema else None
         self.state = TrainState(self.module, optimizer, ema, settings.seed)

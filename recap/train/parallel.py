@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -46,6 +46,12 @@ class Ranks:
         found = [torch.empty_like(mine) for _ in range(self.world)]
         dist.all_gather(found, mine, group=self.control)
         return [math.fsum(column) for column in zip(*(part.tolist() for part in found), strict=True)]
+
+    def told(self, ask: Callable[[], str]) -> str:
+        """What rank 0 finds; the others do not look: it may read all weights."""
+        found = [ask() if self.rank == 0 else None]
+        dist.broadcast_object_list(found, src=0, group=self.control)
+        return str(found[0])
 
     def tally(self, before: Mapping[str, int], mine: Mapping[str, int]) -> dict[str, int]:
         """What was counted before, and what each rank adds, by name."""
