@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 
 from hpc.rundir import Run
 from hpc.stage_progress import progress
-from tests.slurm_cluster import ROOT, Cluster, wait
+from tests.slurm_cluster import Cluster, wait
 from tests.test_pipeline import NEEDS_FLAG, STAGES, Bench
 
 
@@ -39,11 +38,10 @@ def test_a_cancelled_slot_does_not_break_the_chain(slurm: Cluster, tmp_path: Pat
     stages["echo"]["set"] = {"delay_s": 0.1}
     bench = Bench(tmp_path, stages, shards=6, lines=10, cluster=cluster)
     launch = [sys.executable, "-m", "hpc.launch", str(bench.config)]
-    two = [subprocess.Popen(launch, env=slurm.env, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    first, second = sorted((process.communicate()[0] for process in two), key=lambda said: "already" in said)
+    said = slurm.twice_at_once(*launch, second="in Slurm's hands already")
     jobs = newest(bench)
-    assert list(jobs) == ["echo", "train", "report"] and f"stage job {jobs['train']} behind {jobs['echo']}" in first
-    assert second.count("in Slurm's hands already") == 3 and len(bench.run.submissions()) == 3
+    assert list(jobs) == ["echo", "train", "report"] and f"stage job {jobs['train']} behind {jobs['echo']}" in said
+    assert len(bench.run.submissions()) == 3
     echo = Run(bench.run.path / "echo")
     wait(lambda: echo.submissions() and progress(echo).done >= 1, "a shard is done")
     first = echo.latest().job_ids[0]

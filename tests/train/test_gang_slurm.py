@@ -68,9 +68,10 @@ def test_preempted_and_killed_and_resumed(slurm: Cluster, tmp_path: Path) -> Non
     cluster = {"kind": "slurm", "engines_per_node": 2, "time": "10", "mem_gb": 2.0, "python": sys.executable}
     tree = {"trainer": "tests.train.tiny.TinyTrainer", "name": "gang", "runs": str(tmp_path / "runs"), **WORK}
     config.write_text(yaml.safe_dump({**tree, "gang": {"nodes": 2}, "cluster": cluster}))
-    said = slurm.run(sys.executable, "-m", "hpc.launch", str(config))
+    launched = [sys.executable, "-m", "hpc.launch", str(config)]
+    said = slurm.twice_at_once(*launched, second="has not ended; nothing was submitted")
     run = Run(tmp_path / "runs" / "gang")
-    assert "2 nodes, 4 ranks" in said
+    assert "2 nodes, 4 ranks" in said and len(run.submissions()) == 1
     job = run.latest().job_ids[0]
     wait(lambda: steps(run) >= 6, "six steps are done", timeout=240)
     assert len(ranks_of(run)) == 4

@@ -48,14 +48,14 @@ def test_element_killed_and_resumed(slurm: Cluster, tmp_path: Path) -> None:
     cluster = {"kind": "slurm", "engines_per_node": 1, "time": "10", "mem_gb": 2.0, "python": sys.executable}
     arms = {"short": {"train.samples": 120}, "w8": {"width": 8, "delay_s": 0.2}}
     config = config_file(tmp_path, arms, "tests.train.tiny.TinyTrainer", cluster=cluster, train=train)
-    said = slurm.run(sys.executable, "-m", "hpc.launch", str(config))
+    launched = [sys.executable, "-m", "hpc.launch", str(config)]
+    said = slurm.twice_at_once(*launched, second="nothing is left to submit")
     run, broken = Run(tmp_path / "runs/sweep"), Run(tmp_path / "runs/sweep/w8")
     (job,) = run.latest().job_ids
     assert "2 arms" in said and broken.latest().job_ids == [f"{job}_1"]
     wait(lambda: steps(broken) >= 6, "the second arm has made six steps", timeout=240)
     ranks_of(broken)[-1].kill()
-    again = slurm.run(sys.executable, "-m", "hpc.launch", str(config))
-    assert "nothing is left to submit" in again and run.latest().job_ids == [job]  # one array a sweep
+    assert "nothing is left to submit" in slurm.run(*launched) and run.latest().job_ids == [job]  # one array a sweep
     wait(lambda: set(slurm.elements(job)) == {0, 1}, "both elements are known")
     wait(lambda: all(e.over for e in slurm.elements(job).values()), "the array is over", timeout=240)
     found = slurm.elements(job)
