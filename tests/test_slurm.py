@@ -89,7 +89,7 @@ class Job:
         """The log of one slot, where its heartbeat says that it is."""
         path = Path(self.lives(slot)[-1]["log"])
         assert path == self.run.logs / f"{self.id}_{slot}.log"
-        return path.read_text()
+        return path.read_text(errors="replace")
 
     # --- its processes ------------------------------------------------------------------------
 

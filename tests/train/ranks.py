@@ -93,7 +93,7 @@ def _rank(module: str, order: list[Any], place: dict[str, str]) -> None:
 
 
 def log(directory: Path) -> str:
-    return "".join(p.read_text() for p in sorted(directory.glob("rank*.log")))
+    return "".join(p.read_text(errors="replace") for p in sorted(directory.glob("rank*.log")))
 
 
 def lines(directory: Path) -> list[dict[str, Any]]:

@@ -43,7 +43,7 @@ def finish(folder: Path, **more: Any) -> tuple[int, str, Run]:
     process = start(folder, **more)
     said = process.communicate(timeout=240)[0]
     run = Run(folder / "runs" / "gang")
-    logs = "".join(path.read_text() for path in sorted(run.logs.glob("*.log")))
+    logs = "".join(path.read_text(errors="replace") for path in sorted(run.logs.glob("*.log")))
     return process.returncode, said + logs, run
 
 
@@ -103,7 +103,7 @@ def said_until(run: Run, word: str) -> str:
     end, text = time.monotonic() + 240, ""
     while word not in text and time.monotonic() < end:
         time.sleep(0.2)
-        text = "".join(path.read_text() for path in run.logs.glob("*.log")) if run.logs.is_dir() else ""
+        text = "".join(path.read_text(errors="replace") for path in run.logs.glob("*.log")) if run.logs.is_dir() else ""
     return text
 
 

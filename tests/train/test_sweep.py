@@ -60,7 +60,7 @@ def test_element_killed_and_resumed(slurm: Cluster, tmp_path: Path) -> None:
     wait(lambda: all(e.over for e in slurm.elements(job).values()), "the array is over", timeout=240)
     found = slurm.elements(job)
     assert (found[0].restarts, found[1].restarts) == (0, 1), found
-    log = (broken.logs / f"{job}_1.log").read_text()
+    log = (broken.logs / f"{job}_1.log").read_text(errors="replace")
     assert re.search(r"arm w8: exit code 1(37|43): requeue", log) and "resumed after step" in log
     shown = json.loads(slurm.run(sys.executable, "-m", "hpc.status", str(run.path), "--json"))
     assert shown["exit"] == 0
