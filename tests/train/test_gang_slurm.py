@@ -77,7 +77,7 @@ def test_preempted_and_killed_and_resumed(slurm: Cluster, tmp_path: Path) -> Non
     assert len(ranks_of(run)) == 4
     slurm.run("scancel", "--signal=USR2", job)
     log = run.logs / f"{job}.log"
-    wait(lambda: "gang: exit code 75: requeue" in log.read_text(errors="replace"), "all ranks left with 75", timeout=240)
+    wait(lambda: "gang: exit code 75: requeue" in log.read_text(errors="replace"), "all ranks left with 75")
     wait(lambda: steps(run) >= 20, "the second life goes on", timeout=240)
     (ranks_of(run) or [None])[-1].kill()  # type: ignore[union-attr]
     wait(lambda: job_facts(slurm, job)["JobState"] == "COMPLETED", "the job is complete", timeout=240)
