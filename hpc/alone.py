@@ -8,6 +8,7 @@ change for a minute for dead.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import threading
@@ -21,6 +22,8 @@ from typing import Any
 from hpc import atomic
 from hpc.errors import UserError
 from hpc.rundir import Run
+
+log = logging.getLogger(__name__)
 
 SUBMITTING_S = 300.0  # that a launch waits for another one that submits
 _TOUCH_S, _DEAD_S = 3.0, 60.0
@@ -52,8 +55,8 @@ def alone(run: Run, patience: float = 0.0) -> Iterator[None]:
 
 def _take(lock: Path, mine: dict[str, Any], patience: float) -> None:
     end = time.monotonic() + patience
-    seen, since, lives = _read(lock), time.monotonic(), False
-    while not atomic.create(lock, atomic.as_json(mine)):
+    seen, since, lives, told = _read(lock), time.monotonic(), False, False
+    while not atomic.create(lock, atomic.as_json(mine), durable=False):
         held = _read(lock)
         if held != seen:
             lives = held[0] == seen[0] != {}
@@ -63,10 +66,14 @@ def _take(lock: Path, mine: dict[str, Any], patience: float) -> None:
             raise UserError(f"launch: one that was killed has left {lock} behind. Remove {lock.parent}/launching*.")
         if facts and (_gone(facts) or silent > _DEAD_S):
             _remove(lock, facts)
+        elif facts and not told:
+            told = True
+            log.warning("launch: another one, process %s on %s, is at work or was killed: waiting to see which",
+                        facts["pid"], facts["host"])  # fmt: skip
         elif lives and time.monotonic() >= end:
             who = f"process {facts['pid']} on {facts['host']}"
             raise UserError(f"launch: another launch, {who}, is at work in {lock.parents[1]}. Wait for it, or stop it.")
-        time.sleep(0.1)
+        time.sleep(0.2)
 
 
 def _touch(lock: Path, released: threading.Event) -> None:

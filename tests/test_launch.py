@@ -280,7 +280,7 @@ def test_they_start_in_time(finished: EchoJob) -> None:
             after = resource.getrusage(resource.RUSAGE_CHILDREN)
             taken[name].append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     least = {name: min(seconds) for name, seconds in taken.items()}
-    assert max(least["launch"], least["status"]) < 6 * least["import"], least
+    assert max(least["launch"], least["status"]) < 5 * least["import"], least
 
 
 def imports(file: Path) -> set[str]:

@@ -232,7 +232,7 @@ def test_thirty_thousand_prompts(tmp_path) -> None:
     start = time.process_time()
     found = Prompts(PromptsConfig(file=str(path)))
     shards = found.shards(images=2)
-    assert time.process_time() - start < 4
+    assert time.process_time() - start < 2
     assert [s.id for s in shards] == [f"prompts-{n:06d}" for n in range(30)] and {s.expected for s in shards} == {2000}
     assert len({s.etag for s in shards}) == 30
     path.write_text(path.read_text().replace("thing 1500\n", "another\n"))
