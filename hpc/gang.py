@@ -7,7 +7,7 @@ Exit codes: 0 complete, 1 incomplete (cancelled, diverged, given up), 64 wrong u
 ranks together, after a checkpoint). USR2 and TERM set a flag that the ranks agree on at a step boundary; a life that is
 told to stop before its first step is done (it loads, it compiles) has nothing to save and ends within seconds. A
 rank without a sign of life for `gang.hang_s` writes every thread's stack to a file of its node, then to the log, and
-ends the job. (The file, $TMPDIR/<life>-r<rank>-*.stacks, stays where Python's lock is held by what hangs.)
+ends the job. (The file, $TMPDIR/<life>-r<rank>-*.stacks, stays: what holds Python's lock keeps it from the log.)
 """
 
 from __future__ import annotations
@@ -129,7 +129,6 @@ class Rank:
         """In a thread of its own: the log may lie on the file system that hangs."""
         stacks = Path(self._stacks.name).read_text().rpartition("!\n")[2]  # the newest
         log.error("rank %d: no sign of life for %.0f s; its threads:\n%s", self.rank, self._limit, stacks)
-        Path(self._stacks.name).unlink()
 
     def _control(self, end: float) -> None:
         with self._lock:

@@ -110,8 +110,12 @@ class Cluster:
 
     def twice_at_once(self, *command: str, second: str) -> str:
         """Run a command twice at the same moment; what the one said whose output has no `second`."""
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        two = [subprocess.Popen(command, env=self.env, cwd=ROOT, text=True, **pipes) for _ in range(2)]  # type: ignore[call-overload]
+        two = [
+            subprocess.Popen(
+                command, env=self.env, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            )
+            for _ in range(2)
+        ]
         said = sorted((str(process.communicate()[0]) for process in two), key=lambda text: second in text)
         assert [process.returncode for process in two] == [0, 0], said
         assert second not in said[0] and second in said[1], said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import re
@@ -10,14 +11,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
-from hpc import gang_status, heartbeat, launch
+from hpc import gang, gang_status, heartbeat, launch
 from hpc.errors import Exit
 from hpc.rundir import Run
+from tests.jobs import wait_for
 
 ROOT = Path(__file__).parents[2]
 
@@ -96,6 +99,21 @@ def test_hung_rank_shows_every_stack(tmp_path: Path) -> None:
     process.communicate(timeout=240)
     waiting, reading = 'loop.py", line [0-9]+ in agree', 'tiny.py", line [0-9]+ in batch'
     assert re.search(waiting, text) and re.search(reading, text)
+
+
+def test_a_rank_that_stalls_twice_shows_its_newest_stacks(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with open(tmp_path / "stacks", "w") as stacks:
+        rank: Any = SimpleNamespace(_stacks=stacks, rank=0, _limit=2.0)
+        for _ in range(2):
+            size = os.fstat(stacks.fileno()).st_size
+            faulthandler.dump_traceback_later(0.01, file=stacks)
+            wait_for(lambda size=size: os.fstat(stacks.fileno()).st_size > size)
+            time.sleep(0.5)  # until all of it is written
+            gang.Rank._show(rank)
+    first, second = (record.getMessage() for record in caplog.records)
+    for text in (first, second):
+        assert text.startswith("rank 0: no sign of life for 2 s") and "test_gang.py" in text
+    assert second.count("most recent call first") == first.count("most recent call first")
 
 
 def said_until(run: Run, word: str) -> str:
