@@ -1,4 +1,4 @@
-"""Column files: one parquet file per shard, whose bytes depend on the identity and the input alone.
+"""Column files: one parquet file per shard, whose bytes depend on the identity and the input (and where that lies) alone.
 
 Rows are in the shard's order, one per sample, failed ones too; row groups of 512; page checksums on. The fields are
 `key`, the operator's own, then `status`, `reason`, `detail`.
@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hpc import atomic
-from hpc.operator import OK, SKIPPED, Column, Row
+from hpc.operator import OK, SKIPPED, Column, Row, Shard
 
 ROW_GROUP = 512
 
@@ -28,6 +28,11 @@ def schema(column: Column, identity: str) -> pa.Schema:
     fields = [("key", pa.string()), *column.fields, ("status", pa.string()), ("reason", pa.string())]
     made = pa.schema([*fields, ("detail", pa.string())])
     return made.with_metadata({"column": column.name, "identity": identity})
+
+
+def made_from(target: pa.Schema, shard: Shard) -> pa.Schema:
+    """The schema of one shard's file, which says what it was made from: folders of such files have no plan."""
+    return target.with_metadata({**(target.metadata or {}), "uri": shard.uri, "bytes": str(shard.bytes)})
 
 
 def to_table(rows: list[Row], target: pa.Schema) -> pa.Table:
@@ -91,13 +96,26 @@ def read_segments(folder: Path, target: pa.Schema) -> dict[int, pa.Table]:
             continue
         except (OSError, pa.ArrowException):
             table = None
-        if table is None or table.num_rows != stop - start or not table.schema.equals(target):
+        table = _conformed(table, target) if table is not None and table.num_rows == stop - start else None
+        if table is None:
             (folder / name).unlink(missing_ok=True)
             continue
         begin = max(start, end)
         found[begin] = table.slice(begin - start)
         end = stop
     return found
+
+
+def _conformed(table: pa.Table, target: pa.Schema) -> pa.Table | None:
+    """Rows of an earlier version of the code, whose files lacked fields that are null then; None where more differs."""
+    if table.schema.equals(target):
+        return table
+    missing = [field for field in target if field.name not in table.column_names]
+    for field in missing:
+        table = table.append_column(field, pa.nulls(len(table), field.type))
+    same = len(table.column_names) == len(target)
+    table = table.select(target.names) if same else table
+    return table.cast(target) if same and table.schema.equals(target) else None
 
 
 def keep_good(tables: dict[int, pa.Table], folder: Path) -> None:

@@ -21,7 +21,7 @@ from hpc import atomic, object_store
 from hpc import column as columns
 from hpc.errors import ShardError
 from hpc.ledger import DONE, Claim, Ledger
-from hpc.operator import FAILED
+from hpc.operator import FAILED, Shard
 from hpc.rundir import Run
 
 
@@ -60,7 +60,7 @@ class Publisher:
                 columns.remove_segments(folder)  # what this owner saved after its successor had cleaned up
             return None
         target = self.run.column_file(self.column, self.identity, claim.shard.id, claim.generation)
-        content, location = self._place(columns.read_segments(folder, self.schema), target, rows)
+        content, location = self._place(columns.read_segments(folder, self.schema), target, rows, claim.shard)
         marker = {
             "shard": claim.shard.id,
             "file": location,
@@ -77,7 +77,9 @@ class Publisher:
         columns.remove_segments(folder)
         return marker
 
-    def _place(self, segments: dict[int, pa.Table], target: Path, rows: int) -> tuple[columns.Content, str]:
+    def _place(
+        self, segments: dict[int, pa.Table], target: Path, rows: int, shard: Shard
+    ) -> tuple[columns.Content, str]:
         """Make sure that a verified file stands at `target`: ours, or one that a dead owner linked there.
 
         Returns:
@@ -86,7 +88,7 @@ class Publisher:
         name = str(target.relative_to(self.run.path))
         source = atomic.temporary(target)
         try:
-            columns.write(source, segments.values(), self.schema)
+            columns.write(source, segments.values(), columns.made_from(self.schema, shard))
             content = _verified(source, rows, _keys(segments))
             self._check_failed(content)  # before the file has its name: a failed shard leaves none
             if self.output:

@@ -269,11 +269,11 @@ def test_rerun_killed(forks: crashes.Forks, folder: Path) -> None:
 WHOLE = {"a": texts(40), "b": texts(17), "c": [*texts(5), "skip"]}
 
 
-def _whole_job(folder: Path, call: str, when: int, undisturbed: dict[str, str]) -> Counter[tuple[str, str]]:
+def _whole_job(folder: Path, call: str, when: int, calm: EchoJob) -> Counter[tuple[str, str]]:
     """A worker with a real engine process; each of the two, and each engine started later, dies at its `when`-th
     call.
     """
-    job = EchoJob(folder / f"{call}-{when}", WHOLE)
+    job = EchoJob(folder / f"{call}-{when}", WHOLE, inputs=str(calm.inputs))  # the files say where these lie
     job.submit()
     log = folder / "trace"
     inject = ["-e", f"trace={call}", "-e", f"inject={call}:signal=KILL:when={when}"]
@@ -286,7 +286,7 @@ def _whole_job(folder: Path, call: str, when: int, undisturbed: dict[str, str]) 
     else:
         assert code == 0, job.log()
     job.check()
-    assert job.digests() == undisturbed
+    assert job.digests() == calm.digests()
     return Counter({("agent", call): int(agent_died), ("engine", call): job.log().count("died: killed by SIGKILL")})
 
 
@@ -296,7 +296,7 @@ def _whole_jobs(folder: Path, which: list[tuple[str, int]]) -> None:
     assert calm.work() == 0
     hit: Counter[tuple[str, str]] = Counter()
     for call, when in which:
-        hit += _whole_job(folder, call, when, calm.digests())
+        hit += _whole_job(folder, call, when, calm)
     report("whole job", hit)
     assert {p for p, _ in hit} == {"agent", "engine"}
 

@@ -17,6 +17,7 @@ from hpc.errors import UserError
 from hpc.operator import FAILED, OK, SKIPPED, Column, Damage, Item, Row, Shard
 from recap.data.inputs import DataConfig, list_shards, placeholder_digests
 from recap.data.remote import open_shard
+from recap.data.same_image import FIELD
 from recap.data.tars import Sample, read_samples
 from recap.engine import Caption, CaptionerConfig, Engine, Request, check, load_engine
 from recap.engine.identity import captioner_identity, model_folder
@@ -28,6 +29,7 @@ _ALTERNATIVE = pa.struct(
 
 FIELDS: list[tuple[str, pa.DataType]] = [
     ("sha256", pa.string()),  # of the image file's bytes, null where there is no image
+    (FIELD, pa.string()),  # the same, as every column of ours that is made from an image calls it
     ("text", pa.string()),  # the original text
     ("caption", pa.string()),
     ("tokens", pa.int32()),  # generated, the end token not counted
@@ -248,7 +250,7 @@ class CaptionOperator:
         self, item: Item, status: str, reason: str, detail: str = "", transient: bool = False, **values: Any
     ) -> Row:
         picture: Picture = item.payload
-        values |= {"sha256": picture.sha256, "text": picture.text}
+        values |= {"sha256": picture.sha256, FIELD: picture.sha256, "text": picture.text}
         return Row(item.shard, item.index, item.key, status, reason, detail, transient, values)
 
 

@@ -37,6 +37,7 @@ from recap.data.columns import ColumnConfig, open_column
 from recap.data.index import BLOCK
 from recap.data.inputs import DataConfig, list_shards
 from recap.data.remote import open_shard
+from recap.data.same_image import SameImages
 from recap.data.tars import read_samples
 
 TEMPLATES = ["a photo of a {}."]
@@ -144,11 +145,14 @@ def tars(shards: list[str], column: ColumnConfig) -> Pairs:
     config = DataConfig(shards=shards)
     made, pairs = open_column("text", column), Pairs([], [], [], [])
     given, (rank, world) = list_shards(config), ranks()
-    made.check([shard.id for shard in given])
+    made.check(given)
+    same = SameImages(config.image, tells=rank == 0)
     for shard in given:
         for block, samples in _blocks(shard):
-            texts = made.read(shard.id, block, [s.key for s in samples], [s.members for s in samples])
-            for sample, text in zip(samples, texts):
+            keys, members = [s.key for s in samples], [s.members for s in samples]
+            read = made.read(shard, block, keys, members)
+            same.check(shard.id, keys, members, {} if column.member else {"text": read})
+            for sample, text in zip(samples, read.values):
                 image = next((sample.members[e] for e in config.image if e in sample.members), None)
                 if image is not None and text:
                     number = len(pairs.pictures)

@@ -10,7 +10,9 @@ import dataclasses
 import json
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property
 from threading import Lock
 from typing import Any, Protocol
 
@@ -19,9 +21,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hpc.errors import UserError
-from hpc.operator import OK
+from hpc.operator import OK, Shard
 from hpc.published import Published
 from recap.data.index import BLOCK
+from recap.data.origin import Origin, Origins, Places, said_once
+from recap.data.same_image import digest_field
 
 _OPEN_FILES = 256  # parquet footers that are kept
 
@@ -44,14 +48,27 @@ class ColumnConfig:
     missing: str = "error"  # error | null: what a shard without this column means
 
 
+@dataclass(frozen=True, slots=True)
+class Values:
+    """A column's values of some samples; None where there is none.
+
+    digests: of the images that they were made from, None where the column carries none; see recap.data.same_image.
+    doubt: what to say where these digests prove nothing: the shard was found by its name alone.
+    """
+
+    values: list[Any]
+    digests: list[str | None] | None = None
+    doubt: str = ""
+
+
 class Column(Protocol):
     """One column of a corpus."""
 
-    def check(self, shards: Sequence[str]) -> None:
-        """UserError unless every one of these shards can be read."""
+    def check(self, shards: Sequence[Shard]) -> str:
+        """How the shards are found, where that is worth a line. UserError unless every one of them can be read."""
 
-    def read(self, shard: str, block: int, keys: Sequence[str], members: Sequence[Mapping[str, bytes]]) -> list[Any]:
-        """The values of a block's samples; None where there is none."""
+    def read(self, shard: Shard, block: int, keys: Sequence[str], members: Sequence[Mapping[str, bytes]]) -> Values:
+        """The values of a block's samples."""
 
 
 def open_column(name: str, config: ColumnConfig) -> Column:
@@ -74,10 +91,11 @@ class MemberColumn:
     def __init__(self, name: str, member: str, key: str | None) -> None:
         self.name, self.member, self.key = name, member.lower().lstrip("."), key
 
-    def check(self, shards: Sequence[str]) -> None: ...
+    def check(self, shards: Sequence[Shard]) -> str:
+        return ""
 
-    def read(self, shard: str, block: int, keys: Sequence[str], members: Sequence[Mapping[str, bytes]]) -> list[Any]:
-        return [self._value(found.get(self.member)) for found in members]
+    def read(self, shard: Shard, block: int, keys: Sequence[str], members: Sequence[Mapping[str, bytes]]) -> Values:
+        return Values([self._value(found.get(self.member)) for found in members])
 
     def _value(self, data: bytes | None) -> Any:
         if data is None:
@@ -97,51 +115,61 @@ class ParquetColumn:
     def __init__(self, name: str, config: ColumnConfig, field: str) -> None:
         self.name, self.config, self.field = name, config, field
         self._open: OrderedDict[str, pq.ParquetFile] = OrderedDict()
+        self._doubts: dict[str, str] = {}  # of open files
         self._lock = Lock()
 
-    def _source(self, shard: str) -> Any:
-        """Path or open file of a shard's rows; None where there is none."""
+    def _opened(self, shard: Shard) -> tuple[pq.ParquetFile, str] | None:
+        """The file of a reader's shard, and why it may be another's (see `Values.doubt`); None where there is none."""
         raise NotImplementedError
 
-    def keys(self, shard: str, block: int, count: int) -> list[str]:
+    def keys(self, shard: Shard, block: int, count: int) -> list[str]:
         """The keys of a block's rows; [] where the shard has no file."""
         with self._lock:
             file = self._file(shard)
             return self._rows(file, block * BLOCK, count, ["key"])["key"].to_pylist() if file else []
 
-    def read(self, shard: str, block: int, keys: Sequence[str], members: Sequence[Mapping[str, bytes]]) -> list[Any]:
+    def read(self, shard: Shard, block: int, keys: Sequence[str], members: Sequence[Mapping[str, bytes]]) -> Values:
         with self._lock:  # a parquet file is read by one thread at a time
             file = self._file(shard)
             if file is None:
-                return [None] * len(keys)
-            rows = self._rows(file, block * BLOCK, len(keys), ["key", self.field, "status"])
+                return Values([None] * len(keys), [None] * len(keys))
+            field = digest_field(file.schema_arrow)
+            fields = ["key", self.field, "status", *([field] if field else [])]
+            rows = self._rows(file, block * BLOCK, len(keys), fields)
+            doubt = self._doubts.get(shard.id, "")
         found = rows["key"].to_pylist()
         values = rows[self.field].to_pylist()
         if "status" in rows.column_names:
             values = [v if status == OK else None for v, status in zip(values, rows["status"].to_pylist())]
-        if found == list(keys):
-            return values
-        by_key = dict(zip(found, values))
+        digests = rows[field].to_pylist() if field else [None] * len(found)
+        if found != list(keys):
+            self._check_keys(shard, block, found, keys)
+            at = {key: place for place, key in enumerate(found)}
+            values, digests = ([v[at[key]] if key in at else None for key in keys] for v in (values, digests))
+        return Values(values, digests if field else None, doubt)
+
+    def _check_keys(self, shard: Shard, block: int, found: list[str], keys: Sequence[str]) -> None:
         if foreign := [key for key in found if key not in set(keys)]:
             raise UserError(
-                f"data: column {self.name}: shard {shard}, samples {block * BLOCK:,} on: key {foreign[0]} is not among "
-                "the tar's "
-                f"(which has {keys[0]} there). The column was made from other tars: make it again, or name its own."
+                f"data: column {self.name}: shard {shard.id}, samples {block * BLOCK:,} on: key {foreign[0]} is not "
+                f"among the tar's (which has {keys[0]} there). The column was made from other tars: make it again, or "
+                "name its own."
             )
-        return [by_key.get(key) for key in keys]
 
-    def _file(self, shard: str) -> pq.ParquetFile | None:
-        if shard in self._open:
-            self._open.move_to_end(shard)
-            return self._open[shard]
-        source = self._source(shard)
-        if source is None:
+    def _file(self, shard: Shard) -> pq.ParquetFile | None:
+        if shard.id in self._open:
+            self._open.move_to_end(shard.id)
+            return self._open[shard.id]
+        found = self._opened(shard)
+        if found is None:
             return None
-        file = pq.ParquetFile(source, pre_buffer=True)
-        self._check_file(shard, file)
-        self._open[shard] = file
+        file, doubt = found
+        self._check_file(shard.id, file)
+        self._open[shard.id], self._doubts[shard.id] = file, doubt
         if len(self._open) > _OPEN_FILES:
-            self._open.popitem(last=False)[1].close()
+            gone, old = self._open.popitem(last=False)
+            old.close()
+            del self._doubts[gone]
         return file
 
     def _check_file(self, shard: str, file: pq.ParquetFile) -> None:
@@ -180,32 +208,68 @@ class ParquetColumn:
 
 
 class FolderColumn(ParquetColumn):
-    """`<folder>/<shard id>.parquet`, on a disk or an object store."""
+    """`<folder>/<shard id>.parquet`, on a disk or an object store. Files of ours say which tar they were made from."""
 
     def __init__(self, name: str, config: ColumnConfig) -> None:
         super().__init__(name, config, config.field or "text")
         assert config.folder
         self._system, self._path = fsspec.core.url_to_fs(config.folder)
-        self._names: frozenset[str] | None = None
+        self._places = Places()
 
+    @cached_property
     def _listed(self) -> frozenset[str]:
-        if self._names is None:
-            try:
-                entries = self._system.ls(self._path, detail=False)
-            except (FileNotFoundError, NotADirectoryError):
-                raise UserError(
-                    f"config: `data.columns.{self.name}.folder`: {self.config.folder} does not exist."
-                ) from None
-            self._names = frozenset(entry.rstrip("/").rpartition("/")[2].removesuffix(".parquet") for entry in entries)
-        return self._names
+        try:
+            entries = self._system.ls(self._path, detail=False)
+        except (FileNotFoundError, NotADirectoryError):
+            raise UserError(
+                f"config: `data.columns.{self.name}.folder`: {self.config.folder} does not exist."
+            ) from None
+        return frozenset(entry.rstrip("/").rpartition("/")[2].removesuffix(".parquet") for entry in entries)
 
-    def check(self, shards: Sequence[str]) -> None:
-        _check_missing(self.name, self.config, [s for s in shards if s not in self._listed()], len(shards))
+    @cached_property
+    def _by_uri(self) -> dict[str, str]:
+        """Names by the uri in the files' own words: read only where an id is missing, and where the first has one."""
+        names = sorted(self._listed)
+        if not names or not self._made_from(names[0]):
+            return {}
+        with ThreadPoolExecutor(16) as pool:
+            return {uri: name for uri, name in zip(pool.map(self._made_from, names), names) if uri}
 
-    def _source(self, shard: str) -> Any:
-        if shard not in self._listed():
+    def _made_from(self, name: str) -> str:
+        """The normalised uri of the tar that a file was made from; "" where it does not say."""
+        try:
+            with self._parquet(name) as file:
+                made_of = _made_of(name, file)
+        except (OSError, pa.ArrowException):  # it is opened again when it is wanted
+            return ""
+        return self._places.normalised(made_of.uri) if made_of else ""
+
+    def _name(self, shard: Shard) -> str | None:
+        if shard.id in self._listed:
+            return shard.id
+        return self._by_uri.get(self._places.normalised(shard.uri))
+
+    def _parquet(self, name: str) -> pq.ParquetFile:
+        source = self._system.open(f"{self._path.rstrip('/')}/{name}.parquet", "rb", cache_type="none")
+        return pq.ParquetFile(source, pre_buffer=True)
+
+    def check(self, shards: Sequence[Shard]) -> str:
+        names = [(shard, self._name(shard)) for shard in shards]
+        _check_missing(self.name, self.config, [s.id for s, name in names if name is None], len(shards))
+        return said_once(self.name, [(s, Origin(replace(s, id=name))) for s, name in names if name is not None])
+
+    def _opened(self, shard: Shard) -> tuple[pq.ParquetFile, str] | None:
+        name = self._name(shard)
+        if name is None:
             return None
-        return self._system.open(f"{self._path.rstrip('/')}/{shard}.parquet", "rb", cache_type="none")
+        file, place = self._parquet(name), self._places.normalised(shard.uri)
+        made_of = _made_of(name, file)
+        if made_of and self._places.normalised(made_of.uri) != place and (other := self._by_uri.get(place)):
+            file.close()
+            file = self._parquet(other)
+            made_of = _made_of(other, file)
+        origin = Origins(self.name, str(self.config.folder), [made_of]).find(shard) if made_of else None
+        return file, origin.doubt if origin else ""
 
 
 class RunColumn(ParquetColumn):
@@ -215,6 +279,7 @@ class RunColumn(ParquetColumn):
         super().__init__(name, config, config.field or "caption")
         assert config.run
         self.published = Published(config.run)
+        self._origins = Origins(name, config.run, self.published.shards)
         identity = self.published.identity
         if config.identity and not identity.startswith(config.identity):
             raise UserError(
@@ -223,20 +288,40 @@ class RunColumn(ParquetColumn):
                 "decoding made it. Name the run whose captions you mean."
             )
 
-    def check(self, shards: Sequence[str]) -> None:
-        _check_missing(self.name, self.config, [s for s in shards if s not in self.published], len(shards))
-        next((self._source(s) for s in shards if s in self.published), None)  # it is on a disk
+    def check(self, shards: Sequence[Shard]) -> str:
+        found = [(shard, self._origin(shard)) for shard in shards]
+        _check_missing(self.name, self.config, [s.id for s, origin in found if origin is None], len(shards))
+        for _, origin in found:
+            if origin and (first := self.published.find(origin.shard.id)):
+                assert first.file  # UserError where it is not on a disk
+                break
+        return said_once(self.name, [(s, origin) for s, origin in found if origin])
 
-    def _source(self, shard: str) -> Any:
+    def _origin(self, shard: Shard) -> Origin | None:
+        origin = self._origins.find(shard)
+        return origin if origin and origin.shard.id in self.published else None
+
+    def _opened(self, shard: Shard) -> tuple[pq.ParquetFile, str] | None:
         """From a shard's marker, when it is wanted: every rank opens every column, and a corpus has 140,000 shards."""
-        found = self.published.find(shard)
-        return found.file if found else None
+        origin = self._origin(shard)
+        found = self.published.find(origin.shard.id) if origin else None
+        return (pq.ParquetFile(found.file, pre_buffer=True), origin.doubt) if origin and found else None
+
+
+def _made_of(name: str, file: pq.ParquetFile) -> Shard | None:
+    """The tar that a column file was made from, in its own words."""
+    said = file.schema_arrow.metadata or {}
+    return Shard(name, said[b"uri"].decode(), int(said.get(b"bytes", b"0"))) if b"uri" in said else None
 
 
 def _check_missing(name: str, config: ColumnConfig, missing: list[str], shards: int) -> None:
     if missing and config.missing == "error":
         raise UserError(
             f"data: column {name} ({config.run or config.folder}) lacks {len(missing):,} of {shards:,} shards "
-            f"(first: {missing[0]}). Finish it (hpc.rerun), or set data.columns.{name}.missing=null to train those on "
-            "other columns."
+            f"(first: {missing[0]}), by uri and by id. {_mend(config)}, or set data.columns.{name}.missing=null to "
+            "train those on other columns."
         )
+
+
+def _mend(config: ColumnConfig) -> str:
+    return f"Finish it (python -m hpc.status {config.run})" if config.run else "Add their files"

@@ -1,6 +1,6 @@
 """Samples with their columns, in the plan's order: what CLIP, DiT and SFT trainers read.
 
-    reader = Reader(plan, columns, image=["jpg", "png"])
+    reader = Reader(plan, columns, images=["jpg", "png"])
     for slot in reader.batch(first=0, count=4096, rank=0, world=8):
         for sample in slot.candidates():      # the sample of this place, then what may replace it
             ...
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +26,7 @@ from hpc.operator import Damage, Shard
 from recap.data.columns import Column, MemberColumn, ParquetColumn
 from recap.data.index import Block
 from recap.data.remote import retry
+from recap.data.same_image import SameImages
 from recap.data.streams import Plan, Window
 from recap.data.tars import Sample, read_samples
 from recap.train.order import draw
@@ -85,6 +86,7 @@ class Reader:
         keys_from: a column beside the tars that holds all that is wanted of them: where no other column is a member
             of the tars, these are not read.
         total: samples of the training, past which nothing is read ahead.
+        images: extensions of the image members, with which the columns' digests are compared (recap.data.same_image).
     """
 
     def __init__(
@@ -94,12 +96,15 @@ class Reader:
         threads: int = 4,
         keys_from: str | None = None,
         total: int | None = None,
+        images: Sequence[str] = (),
     ) -> None:
         self.plan, self.columns = plan, dict(columns)
         self._end = total // plan.streams if total else None
-        inside = any(isinstance(column, MemberColumn) for column in columns.values())
-        found = self.columns[keys_from] if keys_from and not inside else None
+        self._beside = [name for name, column in columns.items() if not isinstance(column, MemberColumn)]
+        alone = len(self._beside) == len(self.columns)
+        found = self.columns[keys_from] if keys_from and alone else None
         self._instead = found if isinstance(found, ParquetColumn) else None
+        self._same = SameImages(images)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="reader")
         self._held: dict[int, _Held] = {}
         self._ahead: dict[int, _Held] = {}
@@ -112,6 +117,7 @@ class Reader:
         Raises:
             UserError: the streams do not divide among the ranks, or the batch among the streams.
         """
+        self._same.tells = rank == 0
         streams = self.plan.streams
         check_division(count, streams, world)
         if first % streams:
@@ -154,10 +160,11 @@ class Reader:
         found = self._samples(shard, block)
         _check_block(shard.uri, block, found)
         keys, members = [s.key for s in found], [s.members for s in found]
-        columns = {name: c.read(shard.id, block.number, keys, members) for name, c in self.columns.items()}
+        columns = {name: c.read(shard, block.number, keys, members) for name, c in self.columns.items()}
+        self._same.check(shard.id, keys, members, {name: columns[name] for name in self._beside})
         return [
             Joined(
-                shard.id, sample.key, sample.members, {name: values[i] for name, values in columns.items()},
+                shard.id, sample.key, sample.members, {name: read.values[i] for name, read in columns.items()},
                 sample.problems[0] if sample.problems else "",
             )
             for i, sample in enumerate(found[first : first + count], first)
@@ -165,7 +172,7 @@ class Reader:
 
     def _samples(self, shard: Shard, block: Block) -> list[Sample]:
         if self._instead is not None:
-            return [Sample(key) for key in self._instead.keys(shard.id, block.number, block.count)]
+            return [Sample(key) for key in self._instead.keys(shard, block.number, block.count)]
         data = fetch(shard.uri, block.start, block.end)
         self.bytes_read += len(data)
         return [s for s in read_samples(io.BytesIO(data + _END)) if not isinstance(s, Damage)]

@@ -63,12 +63,13 @@ def check_batch(data: JoinedDataConfig, batch: int) -> None:
 
 def check_columns(data: JoinedDataConfig, names: Sequence[str]) -> None:
     """UserError unless the columns are described, and hold every shard."""
-    shards = [shard.id for shard in list_shards(data)]
+    shards = list_shards(data)
     for name in [*names, *([data.pixels] if data.pixels else [])]:
         if name not in data.columns:
             known = ", ".join(data.columns)
             raise UserError(f"config: column {name!r} is not among data.columns ({known}).")
-        open_column(name, data.columns[name]).check(shards)
+        if told := open_column(name, data.columns[name]).check(shards):
+            log.warning("data: %s", told)
 
 
 def column_identities(data: JoinedDataConfig) -> dict[str, Any]:
@@ -142,7 +143,7 @@ class Samples(Generic[T]):
             self._plan = Plan(blocks, seed, data.streams, data.window)
         self._columns: dict[str, Column] = {name: open_column(name, data.columns[name]) for name in names}
         for column in self._columns.values():
-            column.check([shard.id for shard in self._shards])
+            column.check(self._shards)
         self._reader: Reader | StreamedReader | None = None  # made where batches are: it has threads
         self._decoders: ThreadPoolExecutor | None = None
 
@@ -171,7 +172,10 @@ class Samples(Generic[T]):
     def _open(self) -> Reader | StreamedReader:
         if self._plan is None:
             return StreamedReader(self._shards, self._columns, self._seed, self.data.size)
-        return Reader(self._plan, self._columns, self.data.readers, keys_from=self._instead, total=self._total or None)
+        return Reader(
+            self._plan, self._columns, self.data.readers, keys_from=self._instead, total=self._total or None,
+            images=self.data.image,
+        )  # fmt: skip
 
     def _fill(self, slot: Slot | StreamedSlot) -> Taken[T]:
         """The first usable sample for a place, and why others were not."""

@@ -22,9 +22,13 @@ from hpc.operator import SKIPPED, Batched, Column, Damage, Item, Row, Shard
 from recap.data.inputs import DataConfig, list_shards
 from recap.data.pixels import BadImage, opened, rgb
 from recap.data.remote import open_shard
+from recap.data.same_image import FIELD, digest
 from recap.data.tars import read_samples
 
-FIELDS = [("image", pa.binary()), ("width", pa.int32()), ("height", pa.int32())]  # sizes are the original's
+FIELDS = [
+    ("image", pa.binary()), ("width", pa.int32()), ("height", pa.int32()),  # sizes are the original's
+    (FIELD, pa.string()),
+]  # fmt: skip
 
 
 @dataclass
@@ -83,11 +87,13 @@ class ShrinkOperator(Batched):
         data, problems = item.payload
         if problems or data is None:
             return Row(item.shard, item.index, item.key, SKIPPED, problems[0] if problems else "image: missing")
+        made_of: dict[str, Any] = {FIELD: digest(data)}
         try:
             image, width, height = shrunk(data, self.config.side, self.config.quality)
         except BadImage as error:
-            return Row(item.shard, item.index, item.key, SKIPPED, str(error))
-        return Row(item.shard, item.index, item.key, values={"image": image, "width": width, "height": height})
+            return Row(item.shard, item.index, item.key, SKIPPED, str(error), values=made_of)
+        made_of |= {"image": image, "width": width, "height": height}
+        return Row(item.shard, item.index, item.key, values=made_of)
 
     def close(self) -> None:
         if self._pool is not None:

@@ -25,6 +25,7 @@ from recap.data.streams import mixed
 
 log = logging.getLogger(__name__)
 
+_NOWHERE = Shard("", "", 0)  # members of a tar are read of the sample alone
 _TRIES = 1000  # samples that are passed over for one place
 
 
@@ -104,7 +105,7 @@ class StreamedReader:
 
     def _joined(self, sample: dict[str, Any]) -> Joined:
         key, members = sample["__key__"], {k: v for k, v in sample.items() if not k.startswith("__")}
-        columns = {name: c.read("", 0, [key], [members])[0] for name, c in self.columns.items()}
+        columns = {name: c.read(_NOWHERE, 0, [key], [members]).values[0] for name, c in self.columns.items()}
         return Joined("", key, members, columns)
 
 

@@ -25,6 +25,7 @@ from hpc.operator import SKIPPED, Batched, Column, Damage, Item, Row, Shard
 from recap.data.inputs import DataConfig, list_shards
 from recap.data.pixels import BadImage
 from recap.data.remote import open_shard
+from recap.data.same_image import FIELD, digest
 from recap.data.tars import read_samples
 from recap.dit.images import centre_crop
 from recap.dit.storage import said_in_total
@@ -107,7 +108,7 @@ class LatentsOperator(Batched):
         ]
 
     def column(self) -> Column:
-        return Column(self.config.column, [("latent", pa.binary())])
+        return Column(self.config.column, [("latent", pa.binary()), (FIELD, pa.string())])
 
     def preflight(self) -> list[str]:
         """The VAE's files can be read on this node."""
@@ -175,7 +176,7 @@ class LatentsOperator(Batched):
             try:
                 good.append((item, decoding.result()))
             except BadImage as error:
-                rows.append(Row(item.shard, item.index, item.key, SKIPPED, str(error)))
+                rows.append(_skipped(item, str(error)))
         return rows + self._encoded(good) if good else rows
 
     def close(self) -> None:
@@ -199,8 +200,9 @@ class LatentsOperator(Batched):
 
     def _row(self, item: Item, latent: np.ndarray) -> Row:
         if not fits_fp16(latent):
-            return Row(item.shard, item.index, item.key, SKIPPED, "latent: NaN, or too large for fp16")
-        return Row(item.shard, item.index, item.key, values={"latent": self._packed(latent.astype(np.float16))})
+            return _skipped(item, "latent: NaN, or too large for fp16")
+        values = {"latent": self._packed(latent.astype(np.float16)), FIELD: digest(item.payload[0])}
+        return Row(item.shard, item.index, item.key, values=values)
 
     def _packed(self, latent: np.ndarray) -> bytes:
         return pack("latent", latent, self._about)
@@ -215,6 +217,11 @@ class LatentsOperator(Batched):
             f"python -m hpc.launch configs/dit/recap_b4.yaml data.latents={name} data.columns.{name}.run={run} "
             f"data.columns.{name}.field=latent"
         ]
+
+
+def _skipped(item: Item, reason: str) -> Row:
+    image, problems = item.payload
+    return Row(item.shard, item.index, item.key, SKIPPED, reason, values={FIELD: None if problems else digest(image)})
 
 
 def read_latent(blob: bytes) -> tuple[np.ndarray, dict[str, str]]:

@@ -13,6 +13,7 @@ Torch-free until `setup`.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ from recap.data.columns import Column, ColumnConfig, ParquetColumn, RunColumn, o
 from recap.data.index import BLOCK
 from recap.data.inputs import DataConfig, list_shards
 from recap.data.remote import open_shard
+from recap.data.same_image import FIELD, SameImages, digest
 from recap.data.tars import read_samples
 from recap.dit.storage import said_in_total
 from recap.dit.tensor_blob import fits_fp16, pack, unpack
@@ -37,6 +39,8 @@ from recap.engine.identity import file_digest
 
 if TYPE_CHECKING:
     from recap.dit.model import TextEncoder
+
+log = logging.getLogger(__name__)
 
 PRECISIONS = ("fp32", "bf16")
 
@@ -73,6 +77,14 @@ class TextEmbeddingsConfig:
             self.text_encoder = os.path.abspath(self.text_encoder)
 
 
+@dataclass(frozen=True, slots=True)
+class Text:
+    """One text, and the digest of the image that it tells of, where that is known."""
+
+    text: Any
+    image: str | None
+
+
 class TextEmbeddingsOperator(Batched):
     """The states of one text a sample, trimmed to its own tokens. See hpc.operator.Operator."""
 
@@ -90,12 +102,14 @@ class TextEmbeddingsOperator(Batched):
         self._shards: list[Shard] = []
         self._encoder: TextEncoder | None = None
         self._digest = ""
+        self._same = SameImages()
 
     # --- what a login node asks -------------------------------------------------------------
 
     def plan(self) -> list[Shard]:
         self._shards = list_shards(self.config.data)
-        self._texts.check([shard.id for shard in self._shards])
+        if told := self._texts.check(self._shards):
+            log.warning("data: %s", told)
         return self._shards
 
     def identity(self) -> dict[str, Any]:
@@ -118,7 +132,7 @@ class TextEmbeddingsOperator(Batched):
         ]
 
     def column(self) -> MadeColumn:
-        return MadeColumn(self.config.column, [("states", pa.binary())])
+        return MadeColumn(self.config.column, [("states", pa.binary()), (FIELD, pa.string())])
 
     def preflight(self) -> list[str]:
         """The encoder's files can be read on this node."""
@@ -158,9 +172,11 @@ class TextEmbeddingsOperator(Batched):
         """From the column's own rows; no tar is opened."""
         assert isinstance(self._texts, ParquetColumn)
         index = 0
-        while keys := self._texts.keys(shard.id, index // BLOCK, BLOCK):
-            for key, text in zip(keys, self._texts.read(shard.id, index // BLOCK, keys, [])):
-                yield Item(shard.id, index, key, text)
+        while keys := self._texts.keys(shard, index // BLOCK, BLOCK):
+            read = self._texts.read(shard, index // BLOCK, keys, [])
+            self._same.check(shard.id, keys, [{}] * len(keys), {self.config.text: read})
+            for key, text, image in zip(keys, read.values, read.digests or [None] * len(keys)):
+                yield Item(shard.id, index, key, Text(text, image))
                 index += 1
             if len(keys) < BLOCK:
                 return
@@ -171,29 +187,34 @@ class TextEmbeddingsOperator(Batched):
                 if isinstance(sample, Damage):
                     yield sample
                     return
-                text = self._texts.read(shard.id, index // BLOCK, [sample.key], [sample.members])[0]
-                yield Item(shard.id, index, sample.key, text)
+                text = self._texts.read(shard, index // BLOCK, [sample.key], [sample.members]).values[0]
+                image = next((sample.members[e] for e in self.config.data.image if e in sample.members), None)
+                yield Item(shard.id, index, sample.key, Text(text, digest(image)))
 
     def apply(self, items: list[Item]) -> list[Row]:
-        texts = [item for item in items if _said(item.payload)]
-        rows = [Row(i.shard, i.index, i.key, SKIPPED, "text: missing") for i in items if not _said(i.payload)]
-        texts.sort(key=lambda item: len(item.payload))  # little is padded
+        texts = [item for item in items if _said(item.payload.text)]
+        rows = [self._skipped(item, "text: missing") for item in items if not _said(item.payload.text)]
+        texts.sort(key=lambda item: len(item.payload.text))  # little is padded
         for start in range(0, len(texts), _AT_ONCE):
             rows += self._encoded(texts[start : start + _AT_ONCE])
         return rows
 
     def _encoded(self, items: list[Item]) -> list[Row]:
         assert self._encoder is not None, "setup() comes first"
-        states, mask = self._encoder.encode([item.payload for item in items])
+        states, mask = self._encoder.encode([item.payload.text for item in items])
         found = zip(items, states.float().cpu().numpy(), mask.cpu().numpy())
         return [self._row(item, state[own]) for item, state, own in found]
 
     def _row(self, item: Item, states: np.ndarray) -> Row:
         if not fits_fp16(states):
-            return Row(item.shard, item.index, item.key, SKIPPED, "embedding: NaN, or too large for fp16")
+            return self._skipped(item, "embedding: NaN, or too large for fp16")
         about = {"encoder": self._digest, "precision": self.config.precision}
         blob = pack("states", states.astype(np.float16), about)
-        return Row(item.shard, item.index, item.key, values={"states": blob})
+        return Row(item.shard, item.index, item.key, values={"states": blob, FIELD: item.payload.image})
+
+    @staticmethod
+    def _skipped(item: Item, reason: str) -> Row:
+        return Row(item.shard, item.index, item.key, SKIPPED, reason, values={FIELD: item.payload.image})
 
 
 def read_states(blob: bytes) -> tuple[np.ndarray, dict[str, str]]:

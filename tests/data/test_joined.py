@@ -114,13 +114,13 @@ def test_columns_of_a_run_are_read_through_its_markers(corpus, shards, tmp_path)
     scanned = Index.open_or_make(None, shards)
     assert [index.block(i) for i in range(len(index))] == [scanned.block(i) for i in range(len(scanned))]
     column = open_column("re_caption", ColumnConfig(run=str(tmp_path / "shout")))
-    column.check([s.id for s in shards])
+    column.check(shards)
     sample = usable(Reader(Plan(index, 0, 4), {"re_caption": column}).batch(0, 4)[0])
     assert sample.columns["re_caption"] == f"ALT {sample.key}!"
     with pytest.raises(UserError, match=r"is of identity .*, not 00000000"):
         open_column("re_caption", ColumnConfig(run=str(tmp_path / "shout"), identity="00000000"))
     with pytest.raises(UserError, match="lacks 1 of 6 shards"):
-        column.check([*(s.id for s in shards), "99999"])
+        column.check([*shards, Shard("99999", str(corpus / "tars/99999.tar"), 1)])
 
 
 # --- what does not fit together ---------------------------------------------------------------------
@@ -129,7 +129,7 @@ def test_columns_of_a_run_are_read_through_its_markers(corpus, shards, tmp_path)
 def test_columns_that_do_not_belong_to_the_tars_are_refused(corpus, shards, tmp_path) -> None:
     def read(name: str, **settings) -> None:
         column = open_column("re_caption", ColumnConfig(folder=str(tmp_path / name), field="caption", **settings))
-        column.check([s.id for s in shards])
+        column.check(shards)
         Reader(Plan(Index.open_or_make(None, shards), 0, 4), {"re_caption": column}).batch(0, 2048)
 
     write_column(tmp_path, COUNTS[:3], "short")
@@ -212,7 +212,7 @@ def test_an_epoch_from_an_object_store_reads_little_more_than_the_data(tmp_path,
     remote = Index.open_or_make(tmp_path / "remote.index", shards)
     assert [remote.block(i) for i in range(len(remote))] == [index.block(i) for i in range(len(index))]
     column = open_column("re_caption", ColumnConfig(folder="s3://corpus/recap", field="caption"))
-    column.check([s.id for s in shards])
+    column.check(shards)
     reader = Reader(Plan(remote, seed=0, streams=2, window=4), {"re_caption": column}, total=sum(counts))
     before = object_store.sent()
     names = set()

@@ -1,0 +1,110 @@
+"""Which shard of a run a reader's shard is: by where it lies, since ids depend on what else a launch had named.
+
+Readers keep their own ids (order, draws and checkpoints follow from them); only a column that is read translates.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from urllib.parse import unquote, urlsplit
+
+from hpc.errors import UserError
+from hpc.operator import MissingShards, Shard
+from recap.data.inputs import without_credentials
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """A shard as the column's run knew it. doubt: why it may be another than the reader's ("" where the uri is
+    the same): then its images must be compared before it is believed.
+    """
+
+    shard: Shard
+    doubt: str = ""
+
+
+class Places:
+    """Normalised uris: no credentials, links resolved, each folder once."""
+
+    def __init__(self) -> None:
+        self._folders: dict[str, str] = {}
+
+    def normalised(self, uri: str) -> str:
+        uri = without_credentials(uri)
+        parts = urlsplit(uri)
+        if parts.scheme == "file":
+            uri = unquote(parts.path)
+        elif "://" in uri:
+            return uri.replace(f"{parts.scheme}://{parts.netloc}", f"{parts.scheme}://{parts.netloc.lower()}", 1)
+        if os.path.islink(uri):
+            return os.path.realpath(uri)
+        folder, base = os.path.split(uri)
+        if folder not in self._folders:
+            self._folders[folder] = os.path.realpath(folder)
+        return os.path.join(self._folders[folder], base)
+
+
+class Origins:
+    """Finds the shards of one run.
+
+    Args:
+        name: of the column, for messages.
+        run: the run, for messages.
+        shards: of the run's plan.
+    """
+
+    def __init__(self, name: str, run: str, shards: Sequence[Shard]) -> None:
+        self._name, self._run = name, run
+        self._ids = {shard.id: shard for shard in shards}
+        self._uris = {shard.uri: shard for shard in shards}
+        self._places: Places | None = None
+        self._resolved: dict[str, Shard] = {}
+
+    def find(self, shard: Shard) -> Origin | None:
+        """The run's shard that is a reader's one; None where the run has none.
+
+        Raises:
+            UserError: the tar changed since the run planned it, or another tar has its id.
+        """
+        same = self._ids.get(shard.id)
+        found = same if same and same.uri == shard.uri else self._uris.get(shard.uri) or self._by_place(shard)
+        if found is None:
+            return self._by_id(shard, same) if same else None
+        for what, then, now in (("bytes", found.bytes, shard.bytes), ("version", found.etag, shard.etag)):
+            if then and now and then != now and then != MissingShards.ETAG:
+                raise UserError(
+                    f"data: column {self._name}: {shard.uri} changed since {self._run} read it ({what}: {then} then, "
+                    f"{now} now). Launch that run again with --supersede, or name another column."
+                )
+        return Origin(found)
+
+    def _by_place(self, shard: Shard) -> Shard | None:
+        if self._places is None:
+            self._places = Places()
+            self._resolved = {self._places.normalised(s.uri): s for s in self._ids.values()}
+        return self._resolved.get(self._places.normalised(shard.uri))
+
+    def _by_id(self, shard: Shard, same: Shard) -> Origin:
+        doubt = (
+            f"data: column {self._name}: shard {shard.id} is {same.uri} for {self._run}, and {shard.uri} here, and "
+            "nothing proves that these are the same images. If the tars were moved, launch that run again with "
+            "data.shards at their new place; else name the column that was made from these tars."
+        )
+        if not (shard.bytes and same.bytes == shard.bytes):
+            raise UserError(doubt)
+        return Origin(same, doubt)
+
+
+def said_once(name: str, pairs: Sequence[tuple[Shard, Origin]]) -> str:
+    """The mapping in words; "" where all ids are the same at the same place."""
+    renamed = [(ours.id, origin.shard.id) for ours, origin in pairs if ours.id != origin.shard.id]
+    moved = [ours for ours, origin in pairs if origin.doubt]
+    told = []
+    if renamed:
+        here, there = renamed[0]
+        told.append(f"{len(renamed):,} of {len(pairs):,} shards by their uri (here {here}, there {there})")
+    if moved:
+        told.append(f"{len(moved):,} of {len(pairs):,} by id and size, their first images are compared")
+    return f"column {name}: found {'; '.join(told)}" if told else ""

@@ -1,0 +1,131 @@
+"""Whether a column was made from the images it is joined to, told by their sha256.
+
+Shard and key are the join, and img2dataset numbers the samples of every data set alike: the captions of a hundred
+pictures fit a hundred others. What our operators make of an image therefore carries `image_sha256`, the digest of the
+tar member that they read, and whoever joins compares it with the bytes that are in memory anyway: all samples of the
+first block of each shard that is met, one sample of every other block. Where no tar is read, columns are compared with
+each other. One sample costs a sha256 of its image; `python -m benchmarks.clip same_image` prints the price.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence, Set
+from threading import Lock
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from hpc.errors import UserError
+from recap.train.order import draw
+
+if TYPE_CHECKING:
+    from recap.data.columns import Values
+
+log = logging.getLogger(__name__)
+
+FIELD = "image_sha256"
+"""Of every column that is made from an image: the digest of the member that was read, null where there was none."""
+
+_ANY_IMAGE = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "heic", "jp2", "jxl")
+
+
+def digest(image: bytes | None) -> str | None:
+    """What a row's `image_sha256` is."""
+    return hashlib.sha256(image).hexdigest() if image is not None else None
+
+
+def digest_field(schema: pa.Schema) -> str | None:
+    """The field that holds the digests of the images; None where a file has none, or one of unknown origin.
+
+    Caption columns that were made before `image_sha256` hold the same in `sha256`. The `sha256` of other files is the
+    downloader's, or anyone's, and is never compared.
+    """
+    if FIELD in schema.names:
+        return FIELD
+    captions = {"sha256", "caption", "tokens", "finish"} <= set(schema.names)
+    return "sha256" if captions and b"identity" in (schema.metadata or {}) else None
+
+
+class SameImages:
+    """Compares, and remembers which shards were met. Thread-safe.
+
+    Args:
+        images: extensions of the image members.
+        tells: whether columns that cannot be compared are named in the log, once each.
+    """
+
+    def __init__(self, images: Sequence[str] = (), tells: bool = True) -> None:
+        self.tells = tells
+        self._images = (*_ANY_IMAGE, *(e.lower().lstrip(".") for e in images))
+        self._met: set[str] = set()
+        self._told: set[str] = set()
+        self._proven: set[tuple[str, str]] = set()  # (shard, column) that was in doubt
+        self._lock = Lock()
+
+    def check(
+        self,
+        shard: str,
+        keys: Sequence[str],
+        members: Sequence[Mapping[str, bytes]],
+        columns: Mapping[str, Values],
+    ) -> None:
+        """Compare the columns of one block with its samples.
+
+        Args:
+            members: of each sample, by extension; empty where the tar is not read.
+            columns: what was read of each column that lies beside the tars.
+
+        Raises:
+            UserError: a column was made from another image; shard, key and both digests are named.
+        """
+        carried = {name: read.digests for name, read in columns.items() if read.digests is not None}
+        self._tell(columns.keys() - carried.keys())
+        compared: set[str] = set()
+        known = [at for at in range(len(keys)) if any(found[at] for found in carried.values())]
+        for at in self._chosen(shard, keys, known):
+            wanted = {name: value for name, found in carried.items() if (value := found[at])}
+            compared = self._compare(f"shard {shard}, sample {keys[at]}", members[at], wanted)
+            self._proven |= {(shard, name) for name in compared if columns[name].doubt}
+        for name, read in columns.items():
+            if read.doubt and (shard, name) not in self._proven and (read.digests is None or any(read.digests)):
+                raise UserError(read.doubt)
+
+    def _chosen(self, shard: str, keys: Sequence[str], known: Sequence[int]) -> Sequence[int]:
+        """All of a shard's first block, one of any other."""
+        with self._lock:
+            new = shard not in self._met
+            if known:
+                self._met.add(shard)
+        return known if new or not known else [known[draw(0, "same image", shard, keys[0]) % len(known)]]
+
+    def _compare(self, where: str, members: Mapping[str, bytes], wanted: Mapping[str, str]) -> set[str]:
+        images = [data for extension, data in members.items() if extension.rpartition(".")[2] in self._images]
+        if images:
+            own = [digest(data) for data in images]
+            for name, value in wanted.items():
+                if value not in own and value not in map(digest, members.values()):  # a member of any name may match
+                    raise _mismatch(where, f"column {name}", value, "the tar", str(own[0]))
+            return set(wanted)
+        first = next(iter(wanted), "")
+        for name, value in wanted.items():
+            if value != wanted[first]:
+                raise _mismatch(where, f"column {name}", value, f"column {first}", wanted[first])
+        return set(wanted) if len(wanted) > 1 else set()
+
+    def _tell(self, without: Set[str]) -> None:
+        for name in sorted(without - self._told):
+            self._told.add(name)
+            if self.tells:
+                log.warning(
+                    "data: column %s carries no %s: that it was made from these images is known by shard and key alone",
+                    name, FIELD,
+                )  # fmt: skip
+
+
+def _mismatch(where: str, one: str, its: str, other: str, others: str) -> UserError:
+    return UserError(
+        f"data: {where}: {one} was made from an image with sha256 {its}, {other} has {others}. Keys of other data sets "
+        "are the same: name the column that was made from these tars, or make it again."
+    )
