@@ -1,6 +1,7 @@
 """Column files: one parquet file per shard, whose bytes depend on the identity and the input alone.
 
-A file says what it was made from (`uri`, `bytes` in the schema's metadata: folders of such files have no plan). Rows are in the shard's order, one per sample, failed ones too; row groups of 512; page checksums on. The fields are
+A file says what it was made from (`uri` and `bytes` in its schema's metadata): folders of such files have no plan.
+Rows are in the shard's order, one per sample, failed ones too; row groups of 512; page checksums on. The fields are
 `key`, the operator's own, then `status`, `reason`, `detail`.
 """
 

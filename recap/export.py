@@ -22,7 +22,8 @@ import os
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +36,20 @@ from rich.markup import escape
 from rich.progress import Progress
 
 from hpc.errors import Exit, Parser, UserError
-from hpc.operator import OK, Damage
+from hpc.operator import OK, Damage, Shard
 from hpc.published import Published, PublishedShard
+from recap.data.columns import Values
+from recap.data.index import BLOCK
 from recap.data.inputs import ARCHIVES
+from recap.data.origin import Origins
 from recap.data.remote import open_shard
+from recap.data.same_image import SameImages, digest_field
 from recap.data.tars import Sample, read_samples
 
-VERSION = "1"
+VERSION = "2"  # 2: image_sha256
 
-# The published data set's 11 columns and the 2 that came later, all nullable: files without scores have this schema
-# too. name, type, what it holds
+# The published data set's 11 columns, the 2 that came later, and one of ours, all nullable: files without scores have
+# this schema too. name, type, what it holds
 COLUMNS: list[tuple[str, pa.DataType, str]] = [
     ("url", pa.string(), "address of the image, where the downloader's metadata is at hand"),
     ("re_caption", pa.string(), "the generated caption"),
@@ -59,6 +64,7 @@ COLUMNS: list[tuple[str, pa.DataType, str]] = [
     ("org_gpt4v_score", pa.int64(), "a judge's rating of org_caption, 1-5"),
     ("re_caption_condition_diverse_topk", pa.string(), "a caption that was conditioned on the original text"),
     ("re_condition_length", pa.int64(), "words of that caption"),
+    ("image_sha256", pa.string(), "of the image file that was captioned: with which readers compare (recap.data)"),
 ]
 _LENGTHS = {
     "re_length": "re_caption",
@@ -76,11 +82,12 @@ def schema(source: Published) -> pa.Schema:
 # --- rows -------------------------------------------------------------------------------------
 
 
-def rows(shard: PublishedShard, target: pa.Schema, others: dict[str, tuple[Published, str]]) -> pa.Table:
+def rows(shard: PublishedShard, target: pa.Schema, others: dict[str, Added], same: SameImages) -> pa.Table:
     """The captioned samples of one shard, in the export's schema.
 
     Args:
-        others: {column of the export: (run, field of its column)}, joined by shard and place.
+        others: {column of the export: a field of another run}, joined by shard and place.
+        same: compares the images that the columns were made from.
     """
     table = shard.table(["key", "sha256", "text", "caption", "status"])
     found: dict[str, Any] = {
@@ -88,11 +95,13 @@ def rows(shard: PublishedShard, target: pa.Schema, others: dict[str, tuple[Publi
         "re_caption": table["caption"],
         "org_caption": table["text"],
         "sha256": table["sha256"],
+        "image_sha256": table["sha256"],
     }
     for name, value in _metadata(shard, table["key"].to_pylist()).items():
         found[name] = pc.coalesce(value, found[name]) if name in found else value
-    for name, (run, field) in others.items():
-        found[name] = _joined(run, field, shard, table["key"])
+    read = {name: added.read(shard.shard, table["key"]) for name, added in others.items()}
+    _compare(same, shard, table, read)
+    found |= {name: pa.array(values.values) for name, values in read.items()}
     for name, text in _LENGTHS.items():
         if text in found and name not in found:
             found[name] = _words(found[text])
@@ -125,27 +134,47 @@ def _metadata(shard: PublishedShard, keys: list[str]) -> dict[str, pa.Array]:
     return {name: table[name].combine_chunks().take(at) for name in ("url", "sha256") if name in table.column_names}
 
 
-def _joined(run: Published, field: str, shard: PublishedShard, keys: Any) -> Any:
-    other = run.find(shard.shard.id)
-    if other is None:
-        return pa.nulls(len(keys), pa.null())
-    table = other.table()
-    if field not in table.column_names:
-        known = ", ".join(table.column_names)
-        raise UserError(f"export: the column of {run.run.path} has no field {field!r}. It has {known}.")
-    if table["key"] != keys:
-        raise UserError(f"export: {shard.shard.id}: {run.run.path} has other samples. Are both runs of one input?")
-    return table[field]
+class Added:
+    """A field of another run over the same tars."""
+
+    def __init__(self, run: str, field: str) -> None:
+        self._run, self._field, self._published = run, field, Published(run)
+        self._origins = Origins(field, run, self._published.shards)
+
+    def read(self, shard: Shard, keys: Any) -> Values:
+        """The values of a shard's samples. UserError where the other run has other samples, or no such field."""
+        origin = self._origins.find(shard)
+        other = self._published.find(origin.shard.id) if origin else None
+        if origin is None or other is None:
+            return Values([None] * len(keys), [None] * len(keys))
+        table = other.table()
+        if self._field not in table.column_names:
+            known = ", ".join(table.column_names)
+            raise UserError(f"export: the column of {self._run} has no field {self._field!r}. It has {known}.")
+        if table["key"] != keys:
+            raise UserError(f"export: {shard.id}: {self._run} has other samples. Are both runs of one input?")
+        digests = digest_field(table.schema)
+        return Values(table[self._field].to_pylist(), table[digests].to_pylist() if digests else None, origin.doubt)
 
 
-def write_parquet(source: Published, out: Path, others: dict[str, tuple[Published, str]], rows_per_file: int) -> int:
+def _compare(same: SameImages, shard: PublishedShard, table: pa.Table, others: dict[str, Values]) -> None:
+    keys, own = table["key"].to_pylist(), table["sha256"].to_pylist()
+    for start in range(0, len(keys) if others else 0, BLOCK):
+        part = slice(start, start + BLOCK)
+        columns = {"of this run": Values([], own[part])}
+        for name, values in others.items():
+            columns[name] = Values([], values.digests and values.digests[part], values.doubt)
+        same.check(shard.shard.id, keys[part], [{}] * len(keys[part]), columns)
+
+
+def write_parquet(source: Published, out: Path, others: dict[str, Added], rows_per_file: int) -> int:
     """Write OUT/data/*.parquet and OUT/README.md; returns the number of rows. OUT appears when it is whole."""
     target = schema(source)
     making = _making(out)
     (making / "data").mkdir(parents=True)
-    total, number, held, reasons = 0, 0, [target.empty_table()], Counter[str]()
+    total, number, held, reasons, same = 0, 0, [target.empty_table()], Counter[str](), SameImages()
     for shard in _progress(source):
-        held.append(rows(shard, target, others))
+        held.append(rows(shard, target, others, same))
         reasons.update(shard.marker["reasons"])
         total += len(held[-1])
         while sum(map(len, held)) >= rows_per_file:
@@ -204,22 +233,37 @@ class CaptionView:
         return list(self._shards)
 
     def __call__(self, samples: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        url, captions = "", dict[str, str]()
+        url, captions, same, number = "", dict[str, Captioned](), SameImages(), 0
         for sample in samples:
             if sample["__url__"] != url:
-                url = sample["__url__"]
+                url, number = sample["__url__"], 0
                 captions = caption_by_key(self._shards[url])
-            caption = captions.get(sample["__key__"])
-            if caption is not None:
-                yield {**sample, self._member: caption.encode()}
+            captioned = captions.get(sample["__key__"])
+            if captioned is not None:
+                if number < BLOCK or number % BLOCK == 0:
+                    members = {k: v for k, v in sample.items() if isinstance(v, bytes)}
+                    captioned.check(same, self._shards[url].shard.id, sample["__key__"], members)
+                yield {**sample, self._member: captioned.text.encode()}
             elif self._keep_all:
                 yield sample
+            number += 1
 
 
-def caption_by_key(shard: PublishedShard) -> dict[str, str]:
-    table = shard.table(["key", "caption", "status"])
-    rows = zip(table["key"].to_pylist(), table["caption"].to_pylist(), table["status"].to_pylist(), strict=True)
-    return {key: caption for key, caption, status in rows if status == OK}
+@dataclass(frozen=True, slots=True)
+class Captioned:
+    """A caption, and the digest of the image that it tells of."""
+
+    text: str
+    image: str | None
+
+    def check(self, same: SameImages, shard: str, key: str, members: Mapping[str, bytes]) -> None:
+        same.check(shard, [key], [members], {"of the captions": Values([], [self.image])})
+
+
+def caption_by_key(shard: PublishedShard) -> dict[str, Captioned]:
+    table = shard.table(["key", "caption", "sha256", "status"])
+    rows = zip(*(table[name].to_pylist() for name in ("key", "caption", "sha256", "status")), strict=True)
+    return {key: Captioned(caption, image) for key, caption, image, status in rows if status == OK}
 
 
 def write_tars(source: Published, out: Path) -> int:
@@ -238,13 +282,15 @@ def write_tars(source: Published, out: Path) -> int:
 
 
 def _with_captions(found: Iterable[Sample | Damage], shard: PublishedShard, member: str) -> Iterator[dict[str, Any]]:
-    captions = caption_by_key(shard)
-    for sample in found:
+    captions, same = caption_by_key(shard), SameImages()
+    for number, sample in enumerate(found):
         if isinstance(sample, Damage):
             return
-        caption = captions.pop(sample.key, None)  # a key that comes again was not captioned
-        if caption is not None and not sample.problems:
-            yield {"__key__": sample.key, **sample.members, member: caption.encode()}
+        captioned = captions.pop(sample.key, None)  # a key that comes again was not captioned
+        if captioned is not None and not sample.problems:
+            if number < BLOCK or number % BLOCK == 0:
+                captioned.check(same, shard.shard.id, sample.key, sample.members)
+            yield {"__key__": sample.key, **sample.members, member: captioned.text.encode()}
 
 
 # --- command ----------------------------------------------------------------------------------
@@ -266,15 +312,15 @@ def _progress(source: Published) -> Iterator[PublishedShard]:
         yield from progress.track(list(source), description="export")
 
 
-def _others(values: list[str]) -> dict[str, tuple[Published, str]]:
+def _others(values: list[str]) -> dict[str, Added]:
     names = [name for name, _, _ in COLUMNS]
-    found = {}
+    found: dict[str, Added] = {}
     for value in values:
         name, _, origin = value.partition("=")
         run, _, field = origin.rpartition(":")
         if name not in names or not run:
             raise UserError(f"export: --add {value}: write COLUMN=RUN:FIELD; columns are {', '.join(names)}")
-        found[name] = (Published(run), field)
+        found[name] = Added(run, field)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset
 
-from hpc.errors import Exit
+from hpc.errors import Exit, UserError
 from hpc.published import Published
 from recap import export
 from recap.worlds.tars import write_tar
@@ -72,6 +73,8 @@ def check(row: dict[str, Any]) -> None:
     assert row["re_caption_condition_diverse_topk"] == row["re_caption"]
     assert row["re_condition_length"] == 5
     assert row["re_gpt4v_score"] == 6
+    shard, number = int(row["key"][:5]), int(row["key"][5:])
+    assert row["image_sha256"] == hashlib.sha256(image(shard, number)).hexdigest()
     if row["key"].startswith("00000"):
         assert not isinstance(row["url"], str)
         assert row["sha256"] != "f" * 64
@@ -90,10 +93,10 @@ def test_the_published_schema(flat: Path) -> None:
         ("url", text), ("re_caption", text), ("org_caption", text), ("sha256", text), ("key", text),
         ("re_clip_score", score), ("org_clip_score", score), ("re_length", number), ("org_length", number),
         ("re_gpt4v_score", number), ("org_gpt4v_score", number),
-        ("re_caption_condition_diverse_topk", text), ("re_condition_length", number),
+        ("re_caption_condition_diverse_topk", text), ("re_condition_length", number), ("image_sha256", text),
     ]  # fmt: skip
     assert all(f.nullable for f in found)
-    assert found.metadata[b"schema_version"] == b"1"
+    assert found.metadata[b"schema_version"] == b"2"
 
 
 def test_datasets_reads_it(flat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,6 +150,30 @@ def test_webdataset_reads_the_original_tars_with_the_captions_joined(runs: Path)
     assert all(s["recap.txt"] == f"A picture of {len(s['jpg'])} bytes." for s in samples)
     everything = export.CaptionView(runs / "v1", member="caption", keep_all=True)
     assert len(list(webdataset.WebDataset(view.urls, shardshuffle=False).compose(everything))) == SHARDS * SAMPLES
+
+
+def test_images_that_changed_since_are_not_exported(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The tars were replaced by others with the same keys: both ways of reading them say so."""
+    tar = runs.parent / "in/00001.tar"
+    before = tar.read_bytes()
+    samples = [
+        (f"00001{n:04d}", {"jpg": image(1, n)[::-1], "txt": f"café 00001{n:04d}".encode()}) for n in range(SAMPLES)
+    ]
+    del samples[11][1]["jpg"]
+    try:
+        with tar.open("wb") as file:
+            write_tar(file, samples)
+        assert export.main([str(runs / "v1"), str(tmp_path / "tars"), "--webdataset"]) == Exit.USAGE
+        one, other = (hashlib.sha256(data).hexdigest() for data in (image(1, 0), image(1, 0)[::-1]))
+        told = f"made from an image with sha256 {one}, the tar has {other}"
+        assert told in capsys.readouterr().err
+        view = export.CaptionView(runs / "v1")
+        with pytest.raises(UserError, match=told):
+            list(webdataset.WebDataset(view.urls, shardshuffle=False).compose(view))
+    finally:
+        tar.write_bytes(before)
 
 
 def test_mistakes(runs: Path, flat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
