@@ -87,7 +87,7 @@ class Agent:
         self.drain_reason = ""
         self.drain_until = 0.0
         self.terminated = False
-        self.generations = 0  # reruns that the last answer of `_finished` knew of
+        self.reruns = 0  # generation files that the last answer of `_finished` knew of
         self.idle_since = 0.0
         self.alone: Claim | None = None  # a shard that gets all of the node for itself
         self.alone_runs = False
@@ -153,7 +153,7 @@ class Agent:
         log.info("leaving with exit code %d: %s", code, why)
         self.journal.write("stop", code=int(code), reason=why, rows=self.rows)
         self.heartbeat.advance({**self._status(), "state": "exited", "code": int(code), "why": why}, force=True)
-        if code in (Exit.COMPLETE, Exit.SOME_FAILED) and self.run.generation_count() != self.generations:
+        if code in (Exit.COMPLETE, Exit.SOME_FAILED) and self.run.generations.count() != self.reruns:
             # A rerun reads heartbeats after it has written: one of the two sees the other, and the shards are not
             # left alone.
             code, why = Exit.REQUEUE, "a rerun has just reopened shards"
@@ -227,13 +227,11 @@ class Agent:
 
     def _finished(self) -> tuple[Exit, str] | None:
         """How the job ended, if no shard of the plan is left."""
-        self.generations = self.run.generation_count()
-        survey = self.ledger.survey(self.run.reopened())
-        marks = [survey[i] for i in self.plan.ids() if i in survey]
-        if len(marks) < len(self.plan) or not all(m.terminal for m in marks):
+        self.reruns = self.run.generations.count()
+        counts = self.ledger.outcome(self.plan.ids(), self.run.generations.by_bucket())
+        if counts is None:
             return None
-        failed = sum(m.status == FAILED for m in marks)
-        if failed:
+        if failed := counts[FAILED]:
             return Exit.SOME_FAILED, f"nothing is left to do; {failed} shards failed"
         return Exit.COMPLETE, "every shard is done"
 
@@ -316,7 +314,7 @@ class Agent:
             {
                 "do": "shard", "shard": asdict(claim.shard), "generation": claim.generation,
                 "epoch": claim.epoch, "suspects": suspects, "quarantine": quarantine,
-                "keep": self.run.keeps(claim.shard.id, claim.generation),
+                "keep": self.run.generations.keeps(claim.shard.id, claim.generation),
             }
         )  # fmt: skip
         return True

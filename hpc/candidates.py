@@ -7,7 +7,7 @@ and memory does not grow with the plan (one bit a shard, one chunk of rows at a 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 from hpc.heartbeat import Observer
 from hpc.ledger import CLAIMED, Claim, Ledger, State, bucket_of, states
@@ -28,7 +28,7 @@ class Candidates:
         self._run, self._plan, self._ledger, self._observer, self._me = run, plan, ledger, observer, me
         self._order = _chunks(len(plan), slot, slots)
         self._terminal = bytearray(len(plan) // 8 + 1)
-        self._reopened: dict[str, int] = {}
+        self._reopened: Mapping[str, Mapping[str, int]] = {}  # by bucket
         self._generation_count = -1
         self._listings: dict[str, dict[str, State]] = {}
         self._owners: dict[tuple[str, int, int], str] = {}
@@ -121,7 +121,7 @@ class Candidates:
         if bucket not in self._listings:
             if len(self._listings) >= 8:  # neighbours in the plan share a bucket: a few listings are enough
                 self._listings.clear()
-            self._listings[bucket] = states(self._ledger.names(bucket), self._reopened)
+            self._listings[bucket] = states(self._ledger.names(bucket), self._reopened.get(bucket))
         return self._listings[bucket].get(shard.id, State())
 
     def _owner(self, shard: Shard, state: State) -> str:
@@ -139,10 +139,10 @@ class Candidates:
 
     def _check_generations(self) -> None:
         """A rerun may have reopened shards that this slot knows as finished."""
-        count = self._run.generation_count()
+        count = self._run.generations.count()
         if count != self._generation_count:
             self._generation_count = count
-            self._reopened = self._run.reopened()
+            self._reopened = self._run.generations.by_bucket()
             self._terminal = bytearray(len(self._terminal))
             self._walk, self._next_pass = None, 0.0
 

@@ -37,7 +37,7 @@ log = logging.getLogger("gate")
 def left(run: Run) -> tuple[list[str], list[str], int]:
     """(ids without a terminal marker, ids that failed, shards that are done), of the newest plan."""
     latest = run.latest()
-    survey = run.ledger(latest.identity).survey(run.reopened())
+    survey = run.ledger(latest.identity).survey(run.generations.opened())
     opened: list[str] = []
     failed: list[str] = []
     done = 0

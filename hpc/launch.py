@@ -207,7 +207,7 @@ def describe(job: Job, forecasts: list[str] | None = None) -> None:
     for label, text in lines:
         console.print(f"[bold]{label:<10}[/]{escape(text)}")
     if job.previous and job.previous.identity == job.identity:
-        counts = Counter(s.status for s in job.run.ledger(job.identity).survey(job.run.reopened()).values())
+        counts = Counter(s.status for s in job.run.ledger(job.identity).survey(job.run.generations.opened()).values())
         text = f"{counts[DONE]:,} of {len(job.shards):,} shards are done with this identity"
         if counts[FAILED]:
             text += f"; {counts[FAILED]:,} failed (rerun: python -m hpc.rerun {short(job.run.path)})"
@@ -305,7 +305,7 @@ def _by_hand(job: Job) -> str:
 def _record_inputs(job: Job) -> None:
     """Shards that do not exist are failed from the start; those whose input changed (--supersede) are done anew."""
     ledger = job.run.ledger(job.identity)
-    survey = ledger.survey(job.run.reopened()) if job.missing or job.changed else {}
+    survey = ledger.survey(job.run.generations.opened()) if job.missing or job.changed else {}
     for shard in job.missing:
         state = survey.get(shard.id, State())
         if not state.terminal:
@@ -313,7 +313,7 @@ def _record_inputs(job: Job) -> None:
             ledger.directory(shard.id).mkdir(parents=True, exist_ok=True)
             ledger.mark(claim, FAILED, {"reason": "input: missing", "detail": shard.uri, "epochs": []})
     if stale := {i: survey[i].generation + 1 for i in job.changed if i in survey}:
-        job.run.reopen(stale, "the input changed")
+        job.run.generations.open(stale, "the input changed")
 
 
 def open_run(run: Run, config: configs.Config, identity: str, previous: Submission | None) -> None:

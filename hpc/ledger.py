@@ -13,9 +13,11 @@ publishing.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -134,6 +136,25 @@ class Ledger:
         for bucket in self.buckets():
             found.update(states(self.names(bucket), by_bucket.get(bucket)))
         return found
+
+    def outcome(self, ids: Iterable[str], reopened: Mapping[str, Mapping[str, int]]) -> Counter[str] | None:
+        """How many of these shards are done and failed, or None as soon as one of them is neither.
+
+        Memory holds one bucket at a time.
+
+        Args:
+            ids: shard ids in the order of a plan, that is, bucket by bucket.
+            reopened: generation that reruns have opened, by bucket and shard id.
+        """
+        counts: Counter[str] = Counter()
+        for bucket, shards in itertools.groupby(ids, bucket_of):
+            here = states(self.names(bucket), reopened.get(bucket))
+            for shard in shards:
+                state = here.get(shard, State())
+                if not state.terminal:
+                    return None
+                counts[state.status] += 1
+        return counts
 
     def failed(self, reopened: Mapping[str, int] | None = None) -> dict[str, State]:
         """The shards that are failed; quick where few buckets hold any."""

@@ -67,7 +67,7 @@ def failed(run: Run) -> Iterator[str]:
     """Each failed shard with the place in the logs where it was given up."""
     latest = run.latest()
     ledger = run.ledger(latest.identity)
-    survey = ledger.survey(run.reopened())
+    survey = ledger.survey(run.generations.opened())
     for shard, state in sorted(survey.items()):
         if state.status != FAILED:
             continue

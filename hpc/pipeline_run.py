@@ -133,7 +133,7 @@ def outcome(run: Run) -> str:
         return ""
     first, latest = submissions[0], submissions[-1]
     arms = [outcome(Run(run.path / arm)) for arm in latest.config.get("sweep") or {}]
-    return _token([first.uuid, latest.identity, latest.plan, run.generation_count(), arms])
+    return _token([first.uuid, latest.identity, latest.plan, run.generations.count(), arms])
 
 
 def _token(content: Any) -> str:

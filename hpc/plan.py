@@ -83,8 +83,10 @@ class Plan:
     def table(self, columns: list[str]) -> pa.Table:
         return self._file.read(columns=columns)
 
-    def ids(self) -> list[str]:
-        return self._file.read(columns=["id"])["id"].to_pylist()
+    def ids(self) -> Iterator[str]:
+        """All shard ids in the order of work, one row group in memory at a time."""
+        for group in range(self._file.num_row_groups):
+            yield from self._file.read_row_group(group, columns=["id"], use_threads=False)["id"].to_pylist()
 
     def samples(self) -> tuple[int, int]:
         """(expected samples where known, shards whose count is unknown)."""

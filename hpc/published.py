@@ -57,7 +57,7 @@ class Published:
         self.run = Run(run)
         self.submission = self.run.latest()
         self._ledger = self.run.ledger(self.submission.identity)
-        self._states = self._ledger.survey(self.run.reopened())
+        self._states = self._ledger.survey(self.run.generations.opened())
         self.shards = sorted(Plan(self.run.plans, self.submission.plan).shards(), key=lambda s: s.id)
         self._by_id = {shard.id: shard for shard in self.shards}
 

@@ -35,8 +35,8 @@ def choose(run: Run, latest: Submission, wanted: list[str] | None) -> dict[str, 
     ledger = run.ledger(latest.identity)
     known = set(Plan(run.plans, latest.plan).ids())
     if wanted is None:
-        return {i: s.generation + 1 for i, s in ledger.failed(run.reopened()).items() if i in known}
-    survey = ledger.survey(run.reopened())
+        return {i: s.generation + 1 for i, s in ledger.failed(run.generations.opened()).items() if i in known}
+    survey = ledger.survey(run.generations.opened())
     unknown = [shard for shard in wanted if shard not in known]
     if unknown:
         raise UserError(
@@ -48,7 +48,7 @@ def choose(run: Run, latest: Submission, wanted: list[str] | None) -> dict[str, 
 
 def choose_by_samples(run: Run, latest: Submission) -> dict[str, int]:
     """The generation to open for shards that have failed or quarantined samples, finished ones too."""
-    survey = run.ledger(latest.identity).survey(run.reopened())
+    survey = run.ledger(latest.identity).survey(run.generations.opened())
     reader = JournalReader(run.journals, {s.uuid for s in run.submissions() if s.identity == latest.identity})
     reader.refresh()
     opened = {}
@@ -104,7 +104,7 @@ def main(arguments: list[str] | None = None) -> int:
         here = {"runs": str(run.path.parent), "name": run.path.name}
         tree = configs.with_overrides({**latest.config, **here}, args.overrides)
         job = launch.prepare(configs.check(tree, latest.source), mended=() if args.samples else opened)
-        run.reopen(opened, "rerun", keep=args.samples)
+        run.generations.open(opened, "rerun", keep=args.samples)
         console.print(f"reopened {len(opened):,} shards (first: {min(opened)})", markup=False)
         if args.no_submit or anyone_running(run, latest):
             console.print("running slots will take them up; nothing was submitted")

@@ -12,7 +12,7 @@ runs/<name>/
   segments/<identity8>/<bucket>/<id>.g<G>/   finished parts of unfinished shards
   columns/<column>/<identity8>/<bucket>/<id>.g<G>.parquet    published once; readers resolve through markers
   tally/<identity8>.arrow      what hpc.status has counted: a cache, see hpc.tally
-  generations/<n>.json         shards reopened by a rerun, with the reason
+  generations/<n>.json         shards reopened by a rerun, with the reason, see hpc.generations
   control/                     pause (with its reason), cancelled, excluded/<host>, launching (see hpc.alone)
   logs/
 """
@@ -30,6 +30,7 @@ from typing import Any
 
 from hpc import atomic, object_store
 from hpc.errors import UserError
+from hpc.generations import Generations
 from hpc.ledger import Ledger, bucket_of
 
 
@@ -65,7 +66,7 @@ class Run:
         self.control = self.path / "control"
         self.code = self.path / "code"
         self.config_file = self.path / "config.yaml"
-        self._generations = self.path / "generations"
+        self.generations = Generations(self.path / "generations")
         self._submissions = self.path / "submissions"
 
     @property
@@ -92,7 +93,7 @@ class Run:
         )  # first: it tells a launch that died here from others' files
         for folder in (self.plans, self.slots, self.journals, self.logs, self.inflight, self.control, self.code):
             folder.mkdir(parents=True, exist_ok=True)
-        self._generations.mkdir(exist_ok=True)
+        self.generations.folder.mkdir(exist_ok=True)
         if self.code.stat().st_uid == os.geteuid():  # a group may add its snapshots, not replace another's
             self.code.chmod(self.code.stat().st_mode | stat.S_ISVTX)
 
@@ -134,43 +135,6 @@ class Run:
                 "Give the path that hpc.launch printed, e.g. runs/demo."
             )
         return found[-1]
-
-    # --- generations ------------------------------------------------------------------------
-
-    def reopen(self, generations: dict[str, int], reason: str, *, keep: bool = False) -> Path:
-        """Record that a rerun grants these shards a fresh generation; with `keep`, their good samples stay as they
-        are.
-        """
-        data = atomic.as_json({"reason": reason, "keep": keep, "shards": generations})
-        number = len(self._generation_files())
-        while not atomic.create(self._generations / f"{number:06d}.json", data):
-            number += 1
-        return self._generations / f"{number:06d}.json"
-
-    def _generation_files(self) -> list[str]:
-        try:
-            return sorted(n for n in os.listdir(self._generations) if n[0] != ".")
-        except FileNotFoundError:
-            return []
-
-    def reopened(self) -> dict[str, int]:
-        """The generation that reruns opened, by shard id."""
-        opened: dict[str, int] = {}
-        for name in self._generation_files():
-            for shard, generation in json.loads((self._generations / name).read_bytes())["shards"].items():
-                opened[shard] = max(generation, opened.get(shard, 0))
-        return opened
-
-    def keeps(self, shard: str, generation: int) -> bool:
-        """Whether a generation was opened for the bad samples of a shard alone (rerun --samples)."""
-        if generation == 0:
-            return False
-        opened = (json.loads((self._generations / name).read_bytes()) for name in self._generation_files())
-        return any(o.get("keep", False) and o["shards"].get(shard) == generation for o in opened)
-
-    def generation_count(self) -> int:
-        """Changes when a rerun has opened something; one directory listing."""
-        return len(self._generation_files())
 
     # --- control ----------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ import os
 import re
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from hpc import atomic, journal
-from hpc.ledger import CLAIMED, DONE, FAILED, Ledger, State, bucket_of, states
+from hpc.ledger import CLAIMED, DONE, FAILED, Ledger, State, states
 from hpc.plan import Plan
 from hpc.rundir import Run, Submission
 
@@ -231,7 +232,7 @@ class Tally:
         self._done: dict[str, pa.Array | set[str]] = {}  # bucket -> ids that have been counted
         self._claimed: dict[str, list[str]] = {}  # bucket -> ids
         self._failed: set[str] = set()
-        self._generations = self._run.generation_count()
+        self._generations = self._run.generations.count()
 
     def fits(self, latest: Submission) -> bool:
         return (latest.plan, latest.identity) == (self._latest.plan, self._latest.identity)
@@ -246,12 +247,10 @@ class Tally:
                 gc.enable()
 
     def _count(self) -> Totals:
-        if self._generations != self._run.generation_count():
+        if self._generations != self._run.generations.count():
             self._forget()  # shards were reopened: what was settled is not
         self.reader.refresh()
-        reopened: dict[str, dict[str, int]] = {}
-        for shard, generation in self._run.reopened().items():
-            reopened.setdefault(bucket_of(shard), {})[shard] = generation
+        reopened = self._run.generations.by_bucket()
         found: dict[str, State] = {}
         changed = False
         for bucket in self._ledger.buckets():
@@ -266,7 +265,7 @@ class Tally:
             self._save()
         return self._totals()
 
-    def _list(self, bucket: str, reopened: dict[str, int] | None, found: dict[str, State]) -> bool:
+    def _list(self, bucket: str, reopened: Mapping[str, int] | None, found: dict[str, State]) -> bool:
         """List one bucket if it has changed; adds shards that were not settled before to `found`."""
         try:
             now, changed_at = time.time(), os.stat(self._ledger.root / bucket).st_mtime_ns
@@ -385,7 +384,7 @@ class Tally:
             self._forget()  # none, or not ours
 
 
-def _states(names: list[str], reopened: dict[str, int] | None) -> tuple[dict[str, State], list[str]]:
+def _states(names: list[str], reopened: Mapping[str, int] | None) -> tuple[dict[str, State], list[str]]:
     """(settled shards, ids of claimed ones): at C speed where nothing was reopened, else by the function of names."""
     text = "\n".join(names)
     if reopened or _LATER.search(text):

@@ -89,7 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         errors.print(f"[red]{escape(str(error))}[/]")
         return Exit.USAGE
-    survey = run.ledger(latest.identity).survey(run.reopened())
+    survey = run.ledger(latest.identity).survey(run.generations.opened())
     done = [(i, s) for i in planned.ids() if (s := survey.get(i)) and s.status == DONE]
     wrong: list[tuple[str, str]] = []
     marked: set[Path] = set()

@@ -84,7 +84,7 @@ def own(path: str, slot: int) -> list[str]:
 
 
 def reopen(path: str, generations: dict[str, int]) -> str:
-    return str(Run(path).reopen(generations, "a rerun"))
+    return str(Run(path).generations.open(generations, "a rerun"))
 
 
 def submit(config_file: str) -> int:

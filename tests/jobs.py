@@ -107,7 +107,7 @@ class EchoJob:
         return self.run.ledger(self.run.latest().identity)
 
     def states(self) -> dict[str, State]:
-        return self.ledger.survey(self.run.reopened())
+        return self.ledger.survey(self.run.generations.opened())
 
     def names(self) -> list[str]:
         """All names in the ledger."""

@@ -45,7 +45,7 @@ class Terminal:
         return done.stdout + done.stderr
 
     def done(self) -> int:
-        survey = self.run.ledger(self.run.latest().identity).survey(self.run.reopened())
+        survey = self.run.ledger(self.run.latest().identity).survey(self.run.generations.opened())
         return sum(state.status == DONE for state in survey.values())
 
 

@@ -246,7 +246,7 @@ def test_rerun_killed(forks: crashes.Forks, folder: Path) -> None:
 
     fork = rerun("victim")
     traced = crashes.Traced(fork, folder / "trace")
-    assert fork.code() == 0 and done.run.reopened() == {"a": 1}
+    assert fork.code() == 0 and done.run.generations.opened() == {"a": 1}
     hit: Counter[tuple[str, str]] = Counter()
     for call, when in points(traced.finish(), full=True):
         shutil.rmtree(done.run.path / "generations")
@@ -256,7 +256,7 @@ def test_rerun_killed(forks: crashes.Forks, folder: Path) -> None:
         other.go()
         assert victim.code() == -signal.SIGKILL and other.code() == 0
         hit[phase(traced.finish().last[1]), call] += 1
-        assert done.run.reopened() == {"a": 1} and len(done.states()) == 3
+        assert done.run.generations.opened() == {"a": 1} and len(done.states()) == 3
     report("rerun", hit)
     assert len(owners.life(done, 0)) == 1
     done.check()

@@ -192,7 +192,7 @@ def test_mistakes(runs: Path, flat: Path, tmp_path: Path, capsys: pytest.Capture
 
 def test_a_run_that_is_not_complete(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = Published(runs / "v2")
-    source.run.reopen({"00001": 1}, "test")
+    source.run.generations.open({"00001": 1}, "test")
     assert export.main([str(runs / "v2"), str(tmp_path / "a")]) == Exit.INCOMPLETE
     assert "1 of 3 shards are not finished (first: 00001)" in capsys.readouterr().err
     assert export.main([str(runs / "v2"), str(tmp_path / "a"), "--partial"]) == Exit.COMPLETE

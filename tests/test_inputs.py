@@ -243,7 +243,7 @@ class Launches:
         return done.returncode, done.stdout + done.stderr
 
     def states(self) -> dict[str, tuple[str, int]]:
-        survey = self.run.ledger(self.run.latest().identity).survey(self.run.reopened())
+        survey = self.run.ledger(self.run.latest().identity).survey(self.run.generations.opened())
         return {shard: (state.status, state.generation) for shard, state in sorted(survey.items())}
 
 

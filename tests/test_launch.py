@@ -221,7 +221,7 @@ def test_exit_codes(finished: EchoJob, tmp_path: Path) -> None:
     job = copy(finished, tmp_path)
     assert inline("hpc.status", str(job.run.path)).returncode == 2
     run = Run(job.run.path)
-    run.reopen({"broken": 1}, "test")
+    run.generations.open({"broken": 1}, "test")
     assert inline("hpc.status", str(job.run.path)).returncode == 1
     ledger = run.ledger(run.latest().identity)
     [shard] = [s for s in _plan(run) if s.id == "broken"]

@@ -58,7 +58,7 @@ class Job:
     # --- what is on disk ----------------------------------------------------------------------
 
     def states(self) -> dict[str, State]:
-        return self.run.ledger(self.run.latest().identity).survey(self.run.reopened())
+        return self.run.ledger(self.run.latest().identity).survey(self.run.generations.opened())
 
     def done(self) -> dict[str, int]:
         """Generation of every finished shard."""

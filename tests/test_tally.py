@@ -39,13 +39,13 @@ class Play:
 
     def step(self) -> None:
         shard = self.chance.choice(self.shards)
-        state = self.ledger.state(shard.id, self.run.reopened())
+        state = self.ledger.state(shard.id, self.run.generations.opened())
         claim = Claim(shard, state.generation, max(state.epoch, 0))
         at = {"shard": shard.id, "g": state.generation}
         action = self.chance.random()
         if state.terminal:
             if action < 0.1:
-                self.run.reopen({shard.id: state.generation + 1}, "test")
+                self.run.generations.open({shard.id: state.generation + 1}, "test")
         elif state.status != CLAIMED:
             self.ledger.claim(Claim(shard, state.generation, state.epoch + 1), "me")
         elif action < 0.3:
@@ -90,7 +90,7 @@ def test_counting_again_is_counting_anew(tmp_path: Path, monkeypatch: pytest.Mon
         anew = Tally(play.run, play.submission)
         fresh = play.facts(anew)
         assert play.facts(lasting) == fresh == cached
-        survey = play.ledger.survey(play.run.reopened())
+        survey = play.ledger.survey(play.run.generations.opened())
         states = Counter(state.status for state in survey.values())
         assert fresh["settled"].shards == +Counter({s: states[s] for s in (DONE, FAILED)})
         assert fresh["claimed"] == states[CLAIMED]
