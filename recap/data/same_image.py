@@ -4,7 +4,7 @@ Shard and key are the join, and img2dataset numbers the samples of every data se
 pictures fit a hundred others. What our operators make of an image therefore carries `image_sha256`, the digest of the
 tar member that they read, and whoever joins compares it with the bytes that are in memory anyway: all samples of the
 first block of each shard that is met, one sample of every other block. Where no tar is read, columns are compared with
-each other. One sample costs a sha256 of its image; `python -m benchmarks.clip same_image` prints the price.
+each other. One sample costs a sha256 of its image; `python -m benchmarks.same_image` prints the price.
 """
 
 from __future__ import annotations
