@@ -81,7 +81,7 @@ def decide(run: Run, allow_failed: int) -> int:
     here = {"runs": str(run.path.parent), "name": run.path.name}  # whatever folder the prelude went to
     tree = configs.with_overrides(latest.config, ["cluster.gate=false"])
     config = configs.check({**tree, **here}, latest.source)
-    code = launch.submit(launch.prepare(config))
+    code = launch.submit(launch.prepare(config, append=latest.append))
     jobs = run.latest().job_ids
     return wait_for(jobs) if jobs else code
 

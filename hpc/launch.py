@@ -54,6 +54,7 @@ class Job:
     limit: int | None = None  # shards that are to be done, where not all of the plan
     missing: list[Shard] = field(default_factory=list)  # of `shards`: those that do not exist, to be recorded as failed
     changed: list[str] = field(default_factory=list)  # ids whose input is another than in the run's plan
+    append: bool = False  # the plan holds shards that this launch does not name
 
     @property
     def slots(self) -> int:
@@ -69,16 +70,20 @@ def prepare(
     supersede: bool = False,
     dry_run: bool = False,
     allow_missing: bool = False,
+    append: bool = False,
     mended: Collection[str] = (),
 ) -> Job:
     """Check everything that can be checked without a cluster. Writes nothing; raises UserError.
 
-    Shards in `mended` may have another size or etag than in the run's plan: they are done afresh anyway.
+    Shards in `mended` may have another size or etag than in the run's plan: they are done afresh anyway. With `append`,
+    shards of the run's plan that this launch does not name stay in it.
     """
     config = settle(config, dry_run)
     operator = config.operator()
     run = Run(config.directory)
     missing: list[Shard] = []
+    if planned := _planned(run):
+        operator.continues(planned.shards())
     try:
         shards = operator.plan()
     except MissingShards as error:
@@ -87,9 +92,18 @@ def prepare(
             raise
     if not shards:
         raise UserError("plan: there are no shards. Check the patterns of `data`.")
-    job = Job(config, operator, run, shards, configs.identity(config, operator), missing=missing)
+    if append and planned:
+        named = {shard.id for shard in shards}
+        shards += [shard for shard in planned.shards() if shard.id not in named]
+    job = Job(config, operator, run, shards, configs.identity(config, operator), missing=missing, append=append)
     _check_continuation(job, supersede, mended)
     return job
+
+
+def _planned(run: Run) -> plan.Plan | None:
+    """The plan of a run that exists."""
+    known = run.submissions()
+    return plan.Plan(run.plans, known[-1].plan) if known and known[-1].plan else None
 
 
 def settle(config: configs.Config, dry_run: bool) -> configs.Config:
@@ -149,12 +163,13 @@ def _check_continuation(job: Job, supersede: bool, mended: Collection[str]) -> N
     if len(dropped) == total:
         raise UserError(
             f"launch: {job.run.path} belongs to another plan ({total:,} shards, first {dropped[0]}; this one has "
-            f"{len(job.shards):,}, first {job.shards[0].id}). Choose another `name=`."
+            f"{len(job.shards):,}, first {job.shards[0].id}). Choose another `name=`, or say --append to do both."
         )
     if (dropped or changed) and not supersede:
         raise UserError(
             f"launch: the input of {job.run.path} changed: {len(dropped):,} shards are gone, {len(changed):,} have "
-            f"another size (first: {(dropped + changed)[0]}). Choose another `name=`, or say --supersede."
+            f"another size (first: {(dropped + changed)[0]}). Choose another `name=`, or say --supersede"
+            + ("; --append keeps those that are not named." if dropped else ".")
         )
     if old.identity != job.identity and not supersede:
         done = sum(s.status == DONE for s in job.run.ledger(old.identity).survey().values())
@@ -266,6 +281,7 @@ def record(job: Job) -> Submission:
         slots=job.slots,
         config=job.config.resolved,
         source=job.config.source,
+        append=job.append,
     )
     _record_inputs(job)
     return submission
@@ -426,9 +442,9 @@ def _preflight(run: Run) -> None:
 def _pipeline(args: argparse.Namespace) -> int:
     from hpc import pipeline_launch
 
-    if args.detach or args.no_submit or args.allow_missing or args.rate:
+    if args.detach or args.no_submit or args.allow_missing or args.rate or args.append:
         raise UserError(
-            "launch: --detach, --no-submit, --allow-missing and --rate are for one job, not for a pipeline."
+            "launch: --detach, --no-submit, --allow-missing, --append and --rate are for one job, not for a pipeline."
         )
     asked = pipeline_launch.Asked(args.supersede, args.only or "", args.begin or "")
     return pipeline_launch.launch(args.config, args.overrides, asked, dry_run=args.dry_run)
@@ -449,6 +465,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--no-submit", action="store_true", help="write the run directory, start nothing")
     parser.add_argument("--allow-missing", action="store_true", help="plan shards that do not exist, as failed ones")
     parser.add_argument(
+        "--append", action="store_true", help="keep shards of the run's plan that this launch does not name"
+    )
+    parser.add_argument(
         "--from", dest="begin", metavar="STAGE", help="pipelines: do this stage and all behind it again"
     )
     parser.add_argument("--only", metavar="STAGE", help="pipelines: do this stage again, and no other")
@@ -462,8 +481,10 @@ def main(arguments: list[str] | None = None) -> int:
         if config.is_gang:
             from hpc import gang_launch, sweep
 
-            if args.detach or args.no_submit or args.allow_missing:
-                raise UserError("launch: --detach, --no-submit and --allow-missing are for map jobs, not for training.")
+            if args.detach or args.no_submit or args.allow_missing or args.append:
+                raise UserError(
+                    "launch: --detach, --no-submit, --allow-missing and --append are for map jobs, not for training."
+                )
             training = sweep if config.run.sweep else gang_launch
             return training.launch(config, supersede=args.supersede, dry_run=args.dry_run)
         job = prepare(
@@ -471,6 +492,7 @@ def main(arguments: list[str] | None = None) -> int:
             supersede=args.supersede,
             dry_run=args.dry_run,
             allow_missing=args.allow_missing,
+            append=args.append,
         )
         if args.dry_run:
             return dry_run(job, args.rate)

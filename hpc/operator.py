@@ -14,7 +14,7 @@ One operator object lives in one engine process and sees one endless stream of i
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -108,8 +108,11 @@ class Operator(Protocol):
 
     def __init__(self, config: Any) -> None: ...
 
+    def continues(self, planned: Iterable[Shard]) -> None:
+        """Told before `plan` where a run exists: its shards so far, whose ids must not change."""
+
     def plan(self) -> list[Shard]:
-        """The shards, from the config alone. Raises MissingShards, or UserError for other mistakes in the input."""
+        """The shards that the config names. Raises MissingShards, or UserError for other mistakes in the input."""
 
     def identity(self) -> dict[str, Any]:
         """What makes the output besides the config's semantic fields: digests of weights, tokenizer, ..."""
@@ -153,6 +156,8 @@ class Batched:
 
     def __init__(self) -> None:
         self._waiting: list[Item] = []
+
+    def continues(self, planned: Iterable[Shard]) -> None: ...
 
     def preflight(self) -> list[str]:
         return []

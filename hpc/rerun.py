@@ -103,7 +103,8 @@ def main(arguments: list[str] | None = None) -> int:
         # The directory that was named, wherever the launch once saw it: a run may have moved, or `runs` be relative.
         here = {"runs": str(run.path.parent), "name": run.path.name}
         tree = configs.with_overrides({**latest.config, **here}, args.overrides)
-        job = launch.prepare(configs.check(tree, latest.source), mended=() if args.samples else opened)
+        config = configs.check(tree, latest.source)
+        job = launch.prepare(config, append=latest.append, mended=() if args.samples else opened)
         run.generations.open(opened, "rerun", keep=args.samples)
         console.print(f"reopened {len(opened):,} shards (first: {min(opened)})", markup=False)
         if args.no_submit or anyone_running(run, latest):

@@ -51,6 +51,7 @@ class Submission:
     gate: str = ""  # job id of the gate behind the array
     job_ids: list[str] = field(default_factory=list)
     error: str = ""
+    append: bool = False  # the plan holds shards that the config does not name, see hpc.launch
 
 
 class Run:

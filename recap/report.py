@@ -155,7 +155,7 @@ def page(source: Published, seen: Look, facts: dict[str, Any]) -> str:
     parts = [
         f"<h1>{_e(title)}</h1>",
         f'<div class="dim">identity {_e(source.identity)} · {_e(captioner.get("model") or "")} · '
-        f'“{_e(captioner.get("prompt") or "")}” · {time.strftime("%Y-%m-%d %H:%M")}</div>',
+        f"“{_e(captioner.get('prompt') or '')}” · {time.strftime('%Y-%m-%d %H:%M')}</div>",
         _facts(facts, seen),
         "<h2>Captions</h2>",
         f'<div class="grid">{"".join(_card(s) for s in seen.shown)}</div>',

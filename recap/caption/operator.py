@@ -6,7 +6,7 @@ import codecs
 import hashlib
 import os
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -92,6 +92,9 @@ class CaptionOperator:
         self._refused: dict[Hashable, tuple[str, str]] = {}
 
     # --- what a login node asks ---------------------------------------------------------------
+
+    def continues(self, planned: Iterable[Shard]) -> None:
+        self.config.data.keep_root(planned)
 
     def plan(self) -> list[Shard]:
         return list_shards(self.config.data)

@@ -7,7 +7,7 @@ python -m recap.data.index_job runs/index OUT.index
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -41,6 +41,9 @@ class IndexOperator(Batched):
     def __init__(self, config: IndexConfig) -> None:
         super().__init__()
         self.config = config
+
+    def continues(self, planned: Iterable[Shard]) -> None:
+        self.config.data.keep_root(planned)
 
     def plan(self) -> list[Shard]:
         return [

@@ -79,8 +79,31 @@ class DataConfig:
         self.given: list[str] = [absolute(pattern) for pattern in self.shards]
         self.shards = [without_credentials(pattern) for pattern in self.given]
         self.placeholders = [absolute(p) if p.startswith("@") else p for p in self.placeholders]
+        self._planned: list[Shard] = []  # by a run that exists
         if self.expected not in EXPECTED:
             raise UserError(f"config: `data.expected`: {self.expected!r} is unknown. Write {', '.join(EXPECTED)}.")
+
+    def keep_root(self, planned: Iterable[Shard]) -> None:
+        """Name shards relative to the root of a run that exists, so that none of its ids change."""
+        self._planned = list(planned)
+
+    def root_for(self, patterns: list[str], files: Iterable[_File]) -> str:
+        """What ids are relative to: the root that is named, that of the run, or what the patterns have in common.
+
+        A run's root is kept, but where its data moved as a whole: nothing lies beneath the root, and most of the run's
+        shards are found, with the sizes and versions that they had, by the names that they have from the new one.
+        """
+        if self.root:
+            return without_credentials(self.root)
+        new = without_credentials(_common_root(patterns))
+        if not self._planned:
+            return new
+        kept, found = root_of(self._planned), list(files)
+        if any(without_credentials(f.uri).startswith(f"{kept}/") for f in found):
+            return kept
+        named = {_shard_id(f.uri, new): (f.size, f.etag) for f in found}
+        same = sum(named.get(shard.id) == (shard.bytes, shard.etag) for shard in self._planned)
+        return new if 2 * same > len(self._planned) else kept
 
 
 def absolute(pattern: str) -> str:
@@ -158,15 +181,26 @@ def list_shards(config: DataConfig) -> list[Shard]:
             if not files:
                 missing[name] = None
     counts = _expected(config.expected, found, listings)
-    root = without_credentials(config.root or _common_root(patterns))
+    root = config.root_for(patterns, [*found.values(), *(_File(name, 0) for name in missing)])
     shards = [
         Shard(_shard_id(f.uri, root), without_credentials(f.uri), f.size, f.etag, counts.get(f.uri))
         for f in sorted(found.values(), key=lambda f: f.uri)
     ]
+    _check_unique(shards)
     if missing:
         lost = [Shard(_shard_id(n, root), without_credentials(n), 0, MissingShards.ETAG) for n in sorted(missing)]
         raise MissingShards(", ".join(config.shards), shards, lost)
     return shards
+
+
+def _check_unique(shards: list[Shard]) -> None:
+    seen: dict[str, Shard] = {}
+    for shard in shards:
+        if (other := seen.setdefault(shard.id, shard)) is not shard:
+            raise UserError(
+                f"plan: {other.uri} and {shard.uri} would both be shard {shard.id}. Name each file once, or set "
+                "data.root to a folder that holds both."
+            )
 
 
 def _from_list(pattern: str) -> list[str]:
@@ -295,6 +329,19 @@ def _common_root(patterns: list[str]) -> str:
             break
         shared.append(column[0])
     return "/".join(shared)
+
+
+def root_of(planned: Iterable[Shard]) -> str:
+    """The root that a plan's ids are relative to; "" where all of them are whole paths."""
+    for shard in planned:
+        uri = shard.uri.partition("?")[0] if "://" in shard.uri else shard.uri
+        if shard.id == _shard_id(uri, ""):
+            continue  # it lies outside the root
+        folder = uri
+        while folder := folder.rpartition("/")[0]:
+            if _shard_id(uri, folder) == shard.id:
+                return folder
+    return ""
 
 
 def _shard_id(uri: str, root: str) -> str:

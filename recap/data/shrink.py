@@ -9,7 +9,7 @@ column of this run) reads the small images instead, and where every text is a co
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -54,6 +54,9 @@ class ShrinkOperator(Batched):
         if config.side < 8 or not 1 <= config.quality <= 95:
             raise UserError("config: `side` is at least 8 pixels, `quality` 1 to 95.")
         self._pool: ThreadPoolExecutor | None = None
+
+    def continues(self, planned: Iterable[Shard]) -> None:
+        self.config.data.keep_root(planned)
 
     def plan(self) -> list[Shard]:
         return list_shards(self.config.data)

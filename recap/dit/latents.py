@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -89,6 +89,9 @@ class LatentsOperator(Batched):
         self._last_put = 0.0
 
     # --- what a login node asks -------------------------------------------------------------
+
+    def continues(self, planned: Iterable[Shard]) -> None:
+        self.config.data.keep_root(planned)
 
     def plan(self) -> list[Shard]:
         self._shards = list_shards(self.config.data)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -105,6 +105,9 @@ class TextEmbeddingsOperator(Batched):
         self._same = SameImages()
 
     # --- what a login node asks -------------------------------------------------------------
+
+    def continues(self, planned: Iterable[Shard]) -> None:
+        self.config.data.keep_root(planned)
 
     def plan(self) -> list[Shard]:
         self._shards = list_shards(self.config.data)

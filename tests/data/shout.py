@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -27,6 +27,9 @@ class Shout(Batched):
     def __init__(self, config: ShoutConfig) -> None:
         super().__init__()
         self.config = config
+
+    def continues(self, planned: Iterable[Shard]) -> None:
+        self.config.data.keep_root(planned)
 
     def plan(self) -> list[Shard]:
         return list_shards(self.config.data)
