@@ -42,6 +42,7 @@ from recap.clip.settings import OPENAI, ClipConfig, ClipModelConfig, LossConfig,
 from recap.clip.task import ClipTask
 from recap.clip.weights import build
 from recap.data.columns import ColumnConfig
+from recap.data.images import EncodedImage
 from recap.data.samples import JoinedDataConfig
 from recap.data.shrink import shrunk
 from recap.text_policy import TextPolicyConfig
@@ -96,7 +97,7 @@ def corpus(folder: Path, images: int) -> list[str]:
     words = vocabulary.split()
     for name in ("large", "small"):
         (folder / name).mkdir()
-        shown = pictures if name == "large" else [shrunk(p, 128, 90)[0] for p in pictures]
+        shown = pictures if name == "large" else [shrunk(EncodedImage(p), 128, 90) for p in pictures]
         for shard in range(max(images // 512, 1)):
             made = [
                 (f"{shard:05d}{i:04d}", {"jpg": shown[i % 64], "txt": " ".join(rng.choice(words, 50)).encode()})

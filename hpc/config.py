@@ -166,12 +166,13 @@ class Config:
         return {kind: getattr(self.run, kind), **_semantic(self.work)}
 
 
-def identity(config: Config, work: Operator | Trainer) -> str:
+def identity(config: Config, work: Operator | Trainer, version: int | None = None) -> str:
     """Hash (8 hex digits) of what makes the output; equal for equal output, whatever the machine or the path.
 
-    Fields at their default are left out, so that a field that is added later changes no hash.
+    Fields at their default are left out, so that a field that is added later changes no hash. version: the work's own.
     """
-    content = {"config": config.semantic(), "version": type(work).version, "made_with": work.identity()}
+    version = type(work).version if version is None else version
+    content = {"config": config.semantic(), "version": version, "made_with": work.identity()}
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:8]
 

@@ -15,7 +15,7 @@ from hpc import snapshot
 from hpc.alone import SUBMITTING_S, alone
 from hpc.errors import Exit, Unanswered, UserError
 from hpc.gang_launcher import GangLauncher, ranks_per_node
-from hpc.launch import console, differences, open_run, settle, short, submit_to_slurm
+from hpc.launch import console, open_run, settle, short, submit_to_slurm, what_changed
 from hpc.rundir import Run, Submission
 from hpc.trainer import Trainer
 
@@ -67,7 +67,7 @@ def check_continuation(job: GangJob) -> None:
         return
     job.previous = known[-1]
     if job.previous.identity != job.identity and not job.supersede:
-        what = ", ".join(differences(job.previous, job.config)) or "the files it starts from"
+        what = what_changed(job.previous, job.config) or "the files it starts from"
         raise UserError(
             f"launch: what is trained changed ({what}; identity {job.previous.identity} → {job.identity}), and the "
             f"checkpoints of {short(job.run.path)} are of the old. Choose another `name=`, or say --supersede."

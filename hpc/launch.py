@@ -173,11 +173,28 @@ def _check_continuation(job: Job, supersede: bool, mended: Collection[str]) -> N
         )
     if old.identity != job.identity and not supersede:
         done = sum(s.status == DONE for s in job.run.ledger(old.identity).survey().values())
-        what = ", ".join(differences(old, job.config)) or "the model's files"
+        what = what_changed(old, job.config) or "the model's files"
         raise UserError(
             f"launch: what makes the output changed ({what}; identity {old.identity} → {job.identity}): {done:,} "
             "finished shards would be stale. Choose another `name=`, or say --supersede."
         )
+
+
+def what_changed(old: Submission, config: configs.Config) -> str:
+    """In what a config differs from that of an older submission: semantic keys, and what new versions of the work have
+    changed. "" where it is neither."""
+    before = configs.check(old.config, old.source)
+    said = differences(old, config)
+    try:
+        work = before.trainer() if before.is_gang else before.operator()
+        new = type(work).version
+        known = next((v for v in range(new - 1, 0, -1) if configs.identity(before, work, v) == old.identity), new)
+    except (UserError, OSError):  # what it was made with is gone
+        known = new = 0
+    if known != new:
+        why = [text for version, text in sorted(getattr(type(work), "changes", {}).items()) if version > known]
+        said.append(f"version {known} → {new}: {'; '.join(why) or 'the code'}")
+    return ", ".join(said)
 
 
 def differences(old: Submission, config: configs.Config) -> list[str]:

@@ -105,6 +105,7 @@ class Operator(Protocol):
 
     Config: ClassVar[type]  # dataclass; fields with metadata {"execution": True} do not enter the identity
     version: ClassVar[int]  # raised by hand when the code changes what it writes
+    changes: ClassVar[dict[int, str]]  # by version, what it changed, for who is refused an old run. May be left out
 
     def __init__(self, config: Any) -> None: ...
 

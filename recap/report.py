@@ -34,9 +34,9 @@ from rich.text import Text
 from hpc.errors import Exit, Parser, ShardError, UserError
 from hpc.operator import OK, Damage
 from hpc.published import Published, PublishedShard
+from recap.data.images import BadImage, decode_rgb
 from recap.data.remote import open_shard
 from recap.data.tars import read_samples
-from recap.engine.decode import BadImage, decode_rgb
 
 THUMBNAIL = 224  # pixels
 FIRST_ROWS = 256  # of a shard from which pictures are taken, so that little of a tar is read

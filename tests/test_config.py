@@ -12,8 +12,10 @@ import pytest
 import yaml
 
 from hpc import config as configs
+from hpc import launch
 from hpc.errors import UserError
 from tests.echo import Echo, EchoConfig
+from tests.jobs import EchoJob
 
 # Identity of an echo job with all fields at their default. While it stands, what earlier versions made stays valid.
 GOLDEN = "4e052ae1"
@@ -185,3 +187,19 @@ def test_a_version_raised_by_hand_changes_the_identity(tmp_path: Path, monkeypat
     config = load(tmp_path)
     monkeypatch.setattr(Echo, "version", 2)
     assert identity(config) != GOLDEN
+
+
+def test_the_refusal_of_an_old_run_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A version that was raised is named with what it changed; settings and versions that changed are both named."""
+    job = EchoJob(tmp_path, {"a": ["x"]})
+
+    def prepare(*overrides: str) -> Any:
+        return launch.prepare(configs.load(job.config_file, list(overrides)))
+
+    launch.record(prepare())
+    monkeypatch.setattr(Echo, "version", 3)
+    monkeypatch.setattr(Echo, "changes", {2: "louder", 3: "in colour"}, raising=False)
+    with pytest.raises(UserError, match=r"version 1 → 3: louder; in colour; identity .* → .*--supersede"):
+        prepare()
+    with pytest.raises(UserError, match=r"changed \(prefix, version 1 → 3: louder; in colour;"):
+        prepare("prefix=y")

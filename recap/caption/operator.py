@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from hpc.errors import UserError
 from hpc.operator import FAILED, OK, SKIPPED, Column, Damage, Item, Row, Shard
+from recap.data.image_version import VERSION_2
 from recap.data.inputs import DataConfig, list_shards, placeholder_digests
 from recap.data.remote import open_shard
 from recap.data.same_image import FIELD
@@ -73,7 +74,8 @@ class CaptionOperator:
     """See hpc.operator.Operator."""
 
     Config: ClassVar[type] = CaptionConfig
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
+    changes: ClassVar[dict[int, str]] = {2: VERSION_2}
 
     def __init__(self, config: CaptionConfig) -> None:
         self.config = config
@@ -235,8 +237,9 @@ class CaptionOperator:
         if caption.reason:
             status = SKIPPED if caption.reason.startswith(("image:", "text:")) and not caption.transient else FAILED
             return self._row(item, status, caption.reason, caption.detail, transient=caption.transient)
+        note = "; ".join(filter(None, (item.payload.note, caption.note)))
         return self._row(
-            item, OK, item.payload.note, caption=caption.text, tokens=caption.tokens, finish=caption.finish,
+            item, OK, note, caption=caption.text, tokens=caption.tokens, finish=caption.finish,
             format=caption.format or None,
             lint=lint(caption.text, self._prompt(caption.format), caption.finish) or None,
             alternatives=[

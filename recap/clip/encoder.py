@@ -20,7 +20,7 @@ from recap.clip.objective import Objective
 from recap.clip.settings import LossConfig
 from recap.clip.tokens import Text, Tokens
 from recap.clip.weights import opened
-from recap.data.pixels import BadImage
+from recap.data.images import BadImage
 
 Picture = Callable[[], bytes]
 """An image's bytes, when they are wanted."""

@@ -188,14 +188,14 @@ def attribution(file: Path, images: Path) -> tuple[Pairs, list[str]]:
 
 
 def _cropped(path: Path, box: tuple[int, ...] | None) -> bytes:
+    """The file, or a PNG of a part of its image. Raises BadImage, OSError."""
+    from recap.data.images import decode_rgb
+
     data = path.read_bytes()
     if box is None:
         return data
-    from PIL import Image
-
     out = io.BytesIO()
-    image = Image.open(io.BytesIO(data)).convert("RGB")
-    image.crop((box[0], box[1], box[0] + box[2], box[1] + box[3])).save(out, "PNG")
+    decode_rgb(data).crop((box[0], box[1], box[0] + box[2], box[1] + box[3])).save(out, "PNG")
     return out.getvalue()
 
 

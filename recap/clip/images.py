@@ -7,23 +7,26 @@ import math
 import numpy as np
 from PIL import Image
 
-from recap.data.pixels import BadImage, opened, rgb
+from recap.data.images import EncodedImage
 from recap.train.order import draw
 
 
 def training_crop(
     data: bytes, size: int, seed: int, epoch: int, key: str, area: float = 0.4, ratio: float = 4 / 3
 ) -> np.ndarray:
-    """A random crop (Inception's), resized: uint8 [3, size, size]. The draw is a hash of (seed, epoch, key)."""
-    image = opened(data)
-    left, top, width, height = _box(*image.size, area, ratio, seed, epoch, key)
-    return _resize(image, size, (left, top, left + width, top + height))
+    """A random crop (Inception's), resized: uint8 [3, size, size]. The draw is a hash of (seed, epoch, key).
+
+    Raises BadImage.
+    """
+    encoded = EncodedImage(data)
+    left, top, width, height = _box(*encoded.size, area, ratio, seed, epoch, key)
+    return _resize(encoded, size, (left, top, left + width, top + height))
 
 
 def whole(data: bytes, size: int) -> np.ndarray:
-    """The whole image, squashed to a square: uint8 [3, size, size]."""
-    image = opened(data)
-    return _resize(image, size, (0, 0, *image.size))
+    """The whole image, squashed to a square: uint8 [3, size, size]. Raises BadImage."""
+    encoded = EncodedImage(data)
+    return _resize(encoded, size, (0, 0, *encoded.size))
 
 
 def _box(width: int, height: int, area: float, ratio: float, seed: int, epoch: int, key: str) -> tuple[float, ...]:
@@ -39,17 +42,11 @@ def _box(width: int, height: int, area: float, ratio: float, seed: int, epoch: i
     return (width - side) / 2, (height - side) / 2, side, side
 
 
-def _resize(image: Image.Image, size: int, box: tuple[float, ...]) -> np.ndarray:
-    width, height = image.size
-    try:
-        if image.format == "JPEG":  # decoded at 1/2, 1/4 or 1/8 where the crop allows it
-            scale = min((box[2] - box[0]) / size, (box[3] - box[1]) / size)
-            if scale >= 2:
-                image.draft("RGB", (math.ceil(width / scale), math.ceil(height / scale)))
-        image.load()
-        across, down = image.width / width, image.height / height
-        box = (box[0] * across, box[1] * down, min(box[2] * across, image.width), min(box[3] * down, image.height))
-        pixels = rgb(image).resize((size, size), Image.Resampling.BILINEAR, box)
-    except Exception as error:
-        raise BadImage("image: cannot be decoded") from error
-    return np.asarray(pixels).transpose(2, 0, 1)
+def _resize(encoded: EncodedImage, size: int, box: tuple[float, ...]) -> np.ndarray:
+    width, height = encoded.size
+    scale = min((box[2] - box[0]) / size, (box[3] - box[1]) / size)
+    enough = (math.ceil(width / scale), math.ceil(height / scale)) if scale >= 2 else None
+    image = encoded.rgb(enough)  # a JPEG may be smaller now, where the crop allows it
+    across, down = image.width / width, image.height / height
+    box = (box[0] * across, box[1] * down, min(box[2] * across, image.width), min(box[3] * down, image.height))
+    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box)).transpose(2, 0, 1)

@@ -20,8 +20,8 @@ from recap.clip.images import training_crop
 from recap.clip.objective import Objective
 from recap.clip.settings import ClipConfig, Stage
 from recap.clip.tokens import Tokens
+from recap.data.images import BadImage
 from recap.data.joined import Joined
-from recap.data.pixels import BadImage
 from recap.data.samples import Samples, Taken, image_of
 from recap.data.streams import mixed
 from recap.text_policy import Drawn, TextPolicy
@@ -138,7 +138,7 @@ class ClipTask:
         try:
             pixels = training_crop(data, self.stage.image, self._seed, epoch, sample.name, self.config.area)
         except BadImage as error:
-            return str(error)
+            return error.reason
         return Pair(pixels, texts)
 
     def _ids(self, ready: list[Taken[Pair]]) -> np.ndarray:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from hpc.errors import UserError
 from hpc.trainer import Gang
 from recap.clip.settings import ClipConfig, check, check_tokenizer
+from recap.data.image_version import VERSION_2
 from recap.data.joined import check_division
 from recap.data.samples import check_columns, column_identities, shared_index
 from recap.engine.identity import file_digest
@@ -20,7 +21,8 @@ class ClipTrainer:
     """`trainer: recap.clip.trainer.ClipTrainer`."""
 
     Config: ClassVar[type] = ClipConfig
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
+    changes: ClassVar[dict[int, str]] = {2: VERSION_2}
 
     def __init__(self, config: ClipConfig) -> None:
         self.config = config

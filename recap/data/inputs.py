@@ -62,7 +62,7 @@ class DataConfig:
         },
     )
     image: list[str] = field(
-        default_factory=lambda: ["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"],
+        default_factory=lambda: ["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif"],
         metadata={"help": "extensions that hold the image, the first found counts"},
     )
     text: str = field(default="txt", metadata={"help": "extension that holds the original text"})

@@ -18,9 +18,10 @@ import pyarrow as pa
 from PIL import Image
 
 from hpc.errors import UserError
-from hpc.operator import SKIPPED, Batched, Column, Damage, Item, Row, Shard
+from hpc.operator import OK, SKIPPED, Batched, Column, Damage, Item, Row, Shard
+from recap.data.image_version import VERSION_2
+from recap.data.images import BadImage, EncodedImage
 from recap.data.inputs import DataConfig, list_shards
-from recap.data.pixels import BadImage, opened, rgb
 from recap.data.remote import open_shard
 from recap.data.same_image import FIELD, digest
 from recap.data.tars import read_samples
@@ -29,6 +30,8 @@ FIELDS = [
     ("image", pa.binary()), ("width", pa.int32()), ("height", pa.int32()),  # sizes are the original's
     (FIELD, pa.string()),
 ]  # fmt: skip
+
+_LONGEST_JPEG = 65_500  # pixels: libjpeg's limit
 
 
 @dataclass
@@ -46,7 +49,8 @@ class ShrinkOperator(Batched):
     """One small JPEG a sample. See hpc.operator.Operator."""
 
     Config: ClassVar[type] = ShrinkConfig
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
+    changes: ClassVar[dict[int, str]] = {2: VERSION_2}
 
     def __init__(self, config: ShrinkConfig) -> None:
         super().__init__()
@@ -92,31 +96,26 @@ class ShrinkOperator(Batched):
             return Row(item.shard, item.index, item.key, SKIPPED, problems[0] if problems else "image: missing")
         made_of: dict[str, Any] = {FIELD: digest(data)}
         try:
-            image, width, height = shrunk(data, self.config.side, self.config.quality)
+            encoded = EncodedImage(data)
+            image = shrunk(encoded, self.config.side, self.config.quality)
         except BadImage as error:
-            return Row(item.shard, item.index, item.key, SKIPPED, str(error), values=made_of)
-        made_of |= {"image": image, "width": width, "height": height}
-        return Row(item.shard, item.index, item.key, values=made_of)
+            return Row(item.shard, item.index, item.key, SKIPPED, error.reason, error.detail, values=made_of)
+        made_of |= {"image": image, "width": encoded.size[0], "height": encoded.size[1]}
+        return Row(item.shard, item.index, item.key, OK, encoded.note, values=made_of)
 
     def close(self) -> None:
         if self._pool is not None:
             self._pool.shutdown()
 
 
-def shrunk(data: bytes, side: int, quality: int) -> tuple[bytes, int, int]:
-    """A JPEG whose shorter side is at most `side`, and the original's width and height. Raises BadImage."""
-    image = opened(data)
-    width, height = image.size
+def shrunk(encoded: EncodedImage, side: int, quality: int) -> bytes:
+    """A JPEG whose shorter side is at most `side`. Raises BadImage."""
+    width, height = encoded.size
     scale = min(side / min(width, height), 1.0)
     size = (max(round(width * scale), 1), max(round(height * scale), 1))
-    try:
-        if image.format == "JPEG":
-            image.draft("RGB", size)
-        out = io.BytesIO()
-        small = rgb(image)
-        (small if small.size == size else small.resize(size, Image.Resampling.BICUBIC)).save(
-            out, "JPEG", quality=quality
-        )
-    except Exception as error:
-        raise BadImage("image: cannot be decoded") from error
-    return out.getvalue(), width, height
+    if max(size) > _LONGEST_JPEG:
+        raise BadImage("image: too narrow", f"{width} x {height}")
+    small = encoded.rgb(size)
+    out = io.BytesIO()
+    (small if small.size == size else small.resize(size, Image.Resampling.BICUBIC)).save(out, "JPEG", quality=quality)
+    return out.getvalue()

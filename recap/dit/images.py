@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from recap.data.pixels import LARGEST, BadImage, opened, rgb
+from recap.data.images import LARGEST, BadImage, EncodedImage
 from recap.train.order import draw
 
 
@@ -15,14 +15,15 @@ def centre_crop(data: bytes, side: int) -> np.ndarray:
     Equal to `center_crop_arr` of DiT (Peebles and Xie; from ADM's `image_datasets.py`): halved with a box filter while
     twice the side fits, then bicubic. Raises BadImage.
     """
-    image = opened(data)
-    long, short = max(image.size), min(image.size)
+    return centre_of(EncodedImage(data), side)
+
+
+def centre_of(encoded: EncodedImage, side: int) -> np.ndarray:
+    """`centre_crop` of an image whose header is read."""
+    long, short = max(encoded.size), min(encoded.size)
     if long * side // short * side > LARGEST:  # a strip of few pixels' height would be resized to gigabytes
         raise BadImage("image: too narrow")
-    try:
-        return cropped(rgb(image), side)
-    except Exception as error:
-        raise BadImage("image: cannot be decoded") from error
+    return cropped(encoded.rgb(), side)
 
 
 def cropped(picture: Image.Image, side: int) -> np.ndarray:

@@ -21,13 +21,14 @@ import numpy as np
 import pyarrow as pa
 
 from hpc.errors import UserError
-from hpc.operator import SKIPPED, Batched, Column, Damage, Item, Row, Shard
+from hpc.operator import OK, SKIPPED, Batched, Column, Damage, Item, Row, Shard
+from recap.data.image_version import VERSION_2
+from recap.data.images import BadImage, EncodedImage
 from recap.data.inputs import DataConfig, list_shards
-from recap.data.pixels import BadImage
 from recap.data.remote import open_shard
 from recap.data.same_image import FIELD, digest
 from recap.data.tars import read_samples
-from recap.dit.images import centre_crop
+from recap.dit.images import centre_of
 from recap.dit.storage import said_in_total
 from recap.dit.tensor_blob import fits_fp16, pack, unpack
 from recap.dit.vae import MICRO_BATCH, vae_digest, vae_facts
@@ -73,7 +74,8 @@ class LatentsOperator(Batched):
     """One latent a sample. See hpc.operator.Operator."""
 
     Config: ClassVar[type] = LatentsConfig
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
+    changes: ClassVar[dict[int, str]] = {2: VERSION_2}
 
     def __init__(self, config: LatentsConfig) -> None:
         super().__init__()
@@ -85,7 +87,7 @@ class LatentsOperator(Batched):
         self._shards: list[Shard] = []
         self._vae: Vae | None = None
         self._decoders: ThreadPoolExecutor | None = None
-        self._held: deque[tuple[Item, Future[np.ndarray]]] = deque()
+        self._held: deque[tuple[Item, Future[tuple[np.ndarray, str]]]] = deque()
         self._last_put = 0.0
 
     # --- what a login node asks -------------------------------------------------------------
@@ -173,39 +175,41 @@ class LatentsOperator(Batched):
             time.sleep(min(timeout, 0.005))  # a micro-batch costs the same, full or not
             return []
         rows: list[Row] = []
-        good: list[tuple[Item, np.ndarray]] = []
+        good: list[tuple[Item, np.ndarray, str]] = []
         for _ in range(min(_AT_ONCE, len(self._held))):
             item, decoding = self._held.popleft()
             try:
-                good.append((item, decoding.result()))
+                good.append((item, *decoding.result()))
             except BadImage as error:
-                rows.append(_skipped(item, str(error)))
+                rows.append(_skipped(item, error.reason, error.detail))
         return rows + self._encoded(good) if good else rows
 
     def close(self) -> None:
         if self._decoders is not None:
             self._decoders.shutdown()
 
-    def _pixels(self, image: bytes | None, problems: list[str]) -> np.ndarray:
+    def _pixels(self, image: bytes | None, problems: list[str]) -> tuple[np.ndarray, str]:
+        """The pixels, and what is odd about them."""
         if problems or image is None:
             raise BadImage(problems[0] if problems else "image: missing")
-        return centre_crop(image, self.config.side)
+        encoded = EncodedImage(image)
+        return centre_of(encoded, self.config.side), encoded.note
 
-    def _encoded(self, good: list[tuple[Item, np.ndarray]]) -> list[Row]:
+    def _encoded(self, good: list[tuple[Item, np.ndarray, str]]) -> list[Row]:
         import torch
 
         assert self._vae is not None, "setup() comes first"
-        pixels = torch.from_numpy(np.stack([p for _, p in good]))
+        pixels = torch.from_numpy(np.stack([p for _, p, _ in good]))
         views = [pixels, pixels.flip(2)] if self.config.flip else [pixels]
         moments = torch.stack([self._vae.encode(view) for view in views], 1)
         kept = moments if self.config.kind == "moments" else moments[:, :, : self._vae.channels]
-        return [self._row(item, latent) for (item, _), latent in zip(good, kept.cpu().numpy())]
+        return [self._row(item, note, latent) for (item, _, note), latent in zip(good, kept.cpu().numpy())]
 
-    def _row(self, item: Item, latent: np.ndarray) -> Row:
+    def _row(self, item: Item, note: str, latent: np.ndarray) -> Row:
         if not fits_fp16(latent):
             return _skipped(item, "latent: NaN, or too large for fp16")
         values = {"latent": self._packed(latent.astype(np.float16)), FIELD: digest(item.payload[0])}
-        return Row(item.shard, item.index, item.key, values=values)
+        return Row(item.shard, item.index, item.key, OK, note, values=values)
 
     def _packed(self, latent: np.ndarray) -> bytes:
         return pack("latent", latent, self._about)
@@ -222,9 +226,10 @@ class LatentsOperator(Batched):
         ]
 
 
-def _skipped(item: Item, reason: str) -> Row:
+def _skipped(item: Item, reason: str, detail: str = "") -> Row:
     image, problems = item.payload
-    return Row(item.shard, item.index, item.key, SKIPPED, reason, values={FIELD: None if problems else digest(image)})
+    made_of = {FIELD: None if problems else digest(image)}
+    return Row(item.shard, item.index, item.key, SKIPPED, reason, detail, values=made_of)
 
 
 def read_latent(blob: bytes) -> tuple[np.ndarray, dict[str, str]]:

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from hpc.errors import UserError
+from recap.data.images import BadImage
 from recap.data.joined import Joined
-from recap.data.pixels import BadImage
 from recap.data.samples import Samples, Taken, image_of
 from recap.data.streams import mixed
 from recap.dit.grid import Grid
@@ -173,7 +173,7 @@ class DitTask:
             image = self._latent(sample, mirrored) if self.config.data.latents else self._pixels(sample, mirrored)
             states = self._states(sample, drawn[0].column, dropped) if self.config.data.embeddings else None
         except BadImage as error:
-            return str(error)
+            return error.reason
         return Prepared(
             image, "" if dropped else drawn[0].text, drawn[0].column, states,
             noise=noise.standard_normal(shape, dtype=np.float32), time=time,

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from hpc.errors import UserError
 from hpc.trainer import Gang
+from recap.data.image_version import VERSION_2
 from recap.data.joined import check_division
 from recap.data.samples import check_columns, column_identities, shared_index
 from recap.dit.settings import DitConfig, check
@@ -20,7 +21,8 @@ class DitTrainer:
     """`trainer: recap.dit.trainer.DitTrainer`."""
 
     Config: ClassVar[type] = DitConfig
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
+    changes: ClassVar[dict[int, str]] = {2: VERSION_2}
 
     def __init__(self, config: DitConfig) -> None:
         self.config = config

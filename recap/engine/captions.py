@@ -13,11 +13,15 @@ _SENTENCE_END = re.compile(r"[.!?][\"'”’)\]]*(?=\s|$)")
 
 @dataclass
 class Pending:
-    """A request whose captions are being made: those finished so far, and the formats asked for."""
+    """A request whose captions are being made: those finished so far, and the formats asked for.
+
+    note: what is odd about its image, see `Caption`.
+    """
 
     request: Request
     names: list[str]
     captions: dict[str, Caption] = field(default_factory=dict)
+    note: str = ""
 
     def add(self, caption: Caption) -> Caption | None:
         """Add one format's caption; the request's caption once all are there."""
@@ -25,7 +29,7 @@ class Pending:
         if len(self.captions) < len(self.names):
             return None
         first, *others = (self.captions[name] for name in self.names)
-        return replace(first, alternatives=tuple(others))
+        return replace(first, alternatives=tuple(others), note=self.note)
 
 
 def make_caption(

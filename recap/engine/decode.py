@@ -1,40 +1,25 @@
 """An encoded image in, the model's square of pixels out. Needs Pillow and numpy only: decode workers start
 fast.
 
-Equal, bit for bit, to transformers' Pillow image processors fed with `PIL.Image.open(file)` (tested), except
-where those fail or spoil the image:
-- 16-bit and 32-bit grey images are scaled to 8 bits (`convert("RGB")` would clip them to white);
-- very long images are resampled in the part that is kept (1:16 and beyond), where the full result would take
-  gigabytes.
-As with those processors, EXIF orientation is *not* applied: the caption tells what a trainer sees that reads
-the same bytes. The first frame of an animation stands for it. Transparency is laid on white.
+Equal, bit for bit, to transformers' Pillow image processors fed with `PIL.Image.open(file)` (tested), except where
+`recap.data.images`, which decodes, says otherwise, and for very long images (1:16 and beyond): they are resampled in
+the part that is kept, where the full result would take gigabytes.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
-import warnings
-from collections.abc import Iterator
+import math
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-# Only formats found on the web, and none that runs a program (EPS would start Ghostscript).
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM", "ICO", "TGA", "JPEG2000")
+from recap.data.images import LARGEST, BadImage, EncodedImage
+
+__all__ = ["BadImage", "Geometry", "decode", "decode_noted"]
+
 # Longer side over shorter side from which on the whole image is no longer resampled or padded.
 LONGEST_ASPECT = 16
-_MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
-
-
-class BadImage(Exception):
-    """An image that cannot be decoded. `reason` is a fixed phrase, `detail` the particulars."""
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(f"{reason} ({detail})" if detail else reason)
-        self.reason = reason
-        self.detail = detail
 
 
 @dataclass(frozen=True)
@@ -53,7 +38,7 @@ class Geometry:
     resample: int = 3
 
 
-def decode(data: bytes, geometry: Geometry, max_pixels: int = 100_000_000, fast: bool = False) -> np.ndarray:
+def decode(data: bytes, geometry: Geometry, max_pixels: int = LARGEST, fast: bool = False) -> np.ndarray:
     """Decode an image file.
 
     Args:
@@ -61,7 +46,7 @@ def decode(data: bytes, geometry: Geometry, max_pixels: int = 100_000_000, fast:
         geometry: what to make of it.
         max_pixels: larger images are refused from their header, before any pixel is decoded.
         fast: let libjpeg shrink large JPEGs while decoding (draft mode), which gives other pixels in less
-            time; `python -m benchmarks.caption` measures both.
+            time; `python -m benchmarks.decode` measures both.
 
     Returns:
         uint8 [size, size, 3], RGB.
@@ -69,90 +54,20 @@ def decode(data: bytes, geometry: Geometry, max_pixels: int = 100_000_000, fast:
     Raises:
         BadImage: the bytes are not a whole image.
     """
-    with _quiet():
-        image = _open(data, max_pixels)
-        try:
-            if fast:
-                _draft(image, geometry)
-            return np.asarray(_square(_to_rgb(image), geometry))
-        except Exception as error:
-            raise _damage(error) from error
+    return decode_noted(EncodedImage(data, max_pixels), geometry, fast)[0]
 
 
-def decode_rgb(data: bytes, max_pixels: int = 100_000_000) -> Image.Image:
-    """The whole image in RGB, for models that take images of any shape. Raises BadImage as `decode` does."""
-    with _quiet():
-        image = _open(data, max_pixels)
-        try:
-            return _to_rgb(image)
-        except Exception as error:
-            raise _damage(error) from error
+def decode_noted(encoded: EncodedImage, geometry: Geometry, fast: bool = False) -> tuple[np.ndarray, str]:
+    """As `decode`, of an image whose header is read: the pixels, and what is odd about it though they are there."""
+    image = encoded.rgb(_enough(encoded.size, geometry) if fast else None)
+    return np.asarray(_square(image, geometry)), encoded.note
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without Pillow's warnings of bombs (`max_pixels` is the limit here) and of odd tags."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-def _damage(error: Exception) -> BadImage:
-    text = str(error).lower()
-    truncated = "truncated" in text or "not enough image data" in text or "unexpected end" in text
-    return BadImage("image: truncated" if truncated else "image: damaged", _particulars(error))
-
-
-def _open(data: bytes, max_pixels: int) -> Image.Image:
-    if not data:
-        raise BadImage("image: zero bytes")
-    too_large = f"image: larger than {max_pixels} pixels"
-    try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except Image.DecompressionBombError as error:
-        raise BadImage(too_large, _particulars(error)) from error
-    except UnidentifiedImageError as error:
-        known = data.startswith(_MAGIC)
-        raise BadImage("image: damaged" if known else "image: not an image", f"{len(data)} bytes") from error
-    except Exception as error:
-        raise BadImage("image: damaged", _particulars(error)) from error
-    if image.width * image.height > max_pixels:
-        raise BadImage(too_large, f"{image.width} x {image.height}")
-    return image
-
-
-def _particulars(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"[:200]
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """RGB with transparency on white; as transformers' convert_to_rgb, plus deep grey images."""
-    if image.mode.startswith("I") or image.mode == "F":
-        image = _deep_grey(image)
-    if "A" in image.getbands() or "a" in image.getbands() or image.info.get("transparency") is not None:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
-
-
-def _deep_grey(image: Image.Image) -> Image.Image:
-    """8-bit grey of 16- or 32-bit integers (the high byte) or floats (0-1, or 0-255 where above 1)."""
-    values = np.asarray(image).astype(np.float64)
-    top = float(values.max(initial=0.0))
-    if image.mode == "F":
-        values = np.nan_to_num(values) * (255.0 if top <= 1.0 else 1.0)
-    elif image.mode != "I" or top > 255:
-        values = values // 256
-    return Image.fromarray(values.clip(0, 255).astype(np.uint8), "L")
-
-
-def _draft(image: Image.Image, geometry: Geometry) -> None:
-    """Have libjpeg decode at 1/2, 1/4 or 1/8 of the size, never below the size that is needed."""
-    width, height = image.size
+def _enough(size: tuple[int, int], geometry: Geometry) -> tuple[int, int] | None:
+    """The smallest size that still has all the pixels which the square needs."""
+    width, height = size
     scale = geometry.size / (max(width, height) if geometry.mode == "pad" else min(width, height))
-    if scale < 1:
-        image.draft("RGB", (max(1, int(width * scale)), max(1, int(height * scale))))
+    return (max(1, int(width * scale)), max(1, int(height * scale))) if scale < 1 else None
 
 
 def _square(image: Image.Image, geometry: Geometry) -> Image.Image:
@@ -178,6 +93,9 @@ def _padded(image: Image.Image, geometry: Geometry) -> Image.Image:
     size, resample = geometry.size, Image.Resampling(geometry.resample)
     long = max(image.size)
     if long < LONGEST_ASPECT * min(image.size) or long <= 4096:
+        if long * long > LARGEST:  # the square would take more than any image does
+            image = image.reduce(-(-long // math.isqrt(LARGEST)))
+            long = max(image.size)
         square = Image.new("RGB", (long, long), geometry.fill)
         square.paste(image, ((long - image.width) // 2, (long - image.height) // 2))
         return square.resize((size, size), resample)

@@ -25,19 +25,26 @@ from pathlib import Path
 
 import numpy as np
 
-from recap.engine.decode import BadImage, Geometry, decode
-from recap.engine.decode_worker import HEADER
+from recap.data.images import BadImage, EncodedImage
+from recap.engine.decode import Geometry, decode_noted
+from recap.engine.decode_memory import Memory
+from recap.engine.decode_worker import HEADER, NEEDS
+from recap.engine.settings import CaptionerConfig
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """What became of an image: `place` holds its pixels if `reason` is empty, and must be released."""
+    """What became of an image: `place` holds its pixels if `reason` is empty, and must be released.
+
+    note: what is odd about it though it was decoded.
+    """
 
     id: int
     place: int
     reason: str = ""
     detail: str = ""
     transient: bool = False
+    note: str = ""
 
 
 class DecodePool:
@@ -47,12 +54,15 @@ class DecodePool:
         geometry: the square to make.
         places: places in the ring; no more than this many images are decoded and not yet released.
         timeout_s: an image that takes longer is given up, and its process killed.
+        memory: what images above `decode_worker.FREE` may take together while they are decoded; 2 GiB.
     """
 
     def __init__(
-        self, geometry: Geometry, places: int, workers: int, max_pixels: int, fast: bool, timeout_s: float
-    ) -> None:
+        self, geometry: Geometry, places: int, workers: int, max_pixels: int, fast: bool, timeout_s: float,
+        memory: Memory | None = None,
+    ) -> None:  # fmt: skip
         self.geometry, self.max_pixels, self.fast, self.timeout_s = geometry, max_pixels, fast, timeout_s
+        self._memory = memory or Memory(2 << 30)
         self.waiting = 0  # images put and not yet polled
         shape = (places, geometry.size, geometry.size, 3)
         self._fd = _shared_file(int(np.prod(shape)))
@@ -64,6 +74,14 @@ class DecodePool:
         self._threads = [threading.Thread(target=self._serve, daemon=True) for _ in range(workers)]
         for thread in self._threads:
             thread.start()
+
+    @classmethod
+    def of(cls, config: CaptionerConfig, geometry: Geometry, places: int) -> DecodePool:
+        """The pool that a captioner's settings ask for."""
+        return cls(
+            geometry, places, config.decode_workers, config.max_pixels, config.decode == "fast",
+            config.decode_timeout_s, Memory.of(config),
+        )  # fmt: skip
 
     def room(self) -> int:
         """How many more images can be put."""
@@ -116,10 +134,11 @@ class DecodePool:
 
     def _decode_here(self, id: int, place: int, image: bytes) -> Decoded:
         try:
-            self.ring[place] = decode(image, self.geometry, self.max_pixels, self.fast)
+            encoded = EncodedImage(image, self.max_pixels)
+            self.ring[place], note = decode_noted(encoded, self.geometry, self.fast)
         except BadImage as error:
             return Decoded(id, place, error.reason, error.detail)
-        return Decoded(id, place)
+        return Decoded(id, place, note=note)
 
     def _serve(self) -> None:
         """Thread of one process: hand it an image, wait for the answer, replace it when it dies."""
@@ -131,8 +150,8 @@ class DecodePool:
             process = process or self._start()
             id, place, image = job
             try:
-                reason, _, detail = self._ask(process, place, image).partition("\0")
-                self._done.put(Decoded(id, place, reason, detail))
+                reason, detail, note = self._ask(process, place, image).split("\0", 2)
+                self._done.put(Decoded(id, place, reason, detail, note=note))
             except (OSError, EOFError) as error:  # TimeoutError is an OSError
                 code = self._stop(process)
                 process = None
@@ -177,12 +196,22 @@ class DecodePool:
         assert process.stdin and process.stdout
         process.stdin.write(HEADER.pack(place, len(image)) + image)
         process.stdin.flush()
-        deadline = time.monotonic() + self.timeout_s
-        head = _read(process.stdout.fileno(), HEADER.size, deadline)
-        answered, length = HEADER.unpack(head)
+        answered, length = self._head(process)
+        if answered == NEEDS:
+            with self._memory.lent(length << 20):
+                process.stdin.write(b"1")
+                process.stdin.flush()
+                answered, length = self._head(process)
         if answered != place:
             raise OSError(f"answer for place {answered}, expected {place}")
+        deadline = time.monotonic() + self.timeout_s
         return _read(process.stdout.fileno(), length, deadline).decode("utf-8", "replace")
+
+    def _head(self, process: subprocess.Popen[bytes]) -> tuple[int, int]:
+        assert process.stdout
+        deadline = time.monotonic() + self.timeout_s
+        answered, number = HEADER.unpack(_read(process.stdout.fileno(), HEADER.size, deadline))
+        return answered, number
 
 
 def _read(fd: int, count: int, deadline: float) -> bytes:

@@ -5,7 +5,9 @@ Started by `recap.engine.decode_pool` as `python -m recap.engine.decode_worker` 
 with its parent, obeys nobody else, and imports no torch.
 
     request:  uint32 ring place, uint32 length, then the encoded image
-    answer:   uint32 ring place, uint32 length, then "" (pixels are in the ring) or "reason\\0detail" in UTF-8
+    question: uint32 NEEDS, uint32 MiB: may an image that takes so much be decoded now? Answered with one byte
+    answer:   uint32 ring place, uint32 length, then "reason\\0detail\\0note" in UTF-8; without a reason the pixels are
+              in the ring
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ import sys
 from typing import BinaryIO
 
 HEADER = struct.Struct("<II")
+NEEDS = 0xFFFFFFFF
+FREE = 64 << 20  # bytes that any image may take without asking: about 5 megapixels
 _PR_SET_PDEATHSIG = 1
 
 
@@ -40,7 +44,8 @@ def main() -> None:
     # Imported after the lines above: a worker is safe before it is ready.
     import numpy as np
 
-    from recap.engine.decode import BadImage, Geometry, decode
+    from recap.data.images import BadImage, EncodedImage
+    from recap.engine.decode import Geometry, decode_noted
 
     geometry = Geometry(**{**settings["geometry"], "fill": tuple(settings["geometry"]["fill"])})
     shape = (settings["places"], geometry.size, geometry.size, 3)
@@ -49,15 +54,20 @@ def main() -> None:
     while head := source.read(HEADER.size):
         place, length = HEADER.unpack(head)
         try:
-            ring[place] = decode(source.read(length), geometry, settings["max_pixels"], settings["fast"])
-            answer = b""
+            encoded = EncodedImage(source.read(length), settings["max_pixels"])
+            if encoded.cost > FREE:
+                _send(sink, NEEDS, -(-encoded.cost >> 20))
+                source.read(1)
+            ring[place], note = decode_noted(encoded, geometry, settings["fast"])
+            answer = f"\0\0{note}"
         except BadImage as error:
-            answer = f"{error.reason}\0{error.detail}".encode("utf-8", "replace")
-        _send(sink, place, answer)
+            answer = f"{error.reason}\0{error.detail}\0"
+        content = answer.encode("utf-8", "replace")
+        _send(sink, place, len(content), content)
 
 
-def _send(sink: BinaryIO, place: int, answer: bytes) -> None:
-    sink.write(HEADER.pack(place, len(answer)) + answer)
+def _send(sink: BinaryIO, head: int, number: int, content: bytes = b"") -> None:
+    sink.write(HEADER.pack(head, number) + content)
     sink.flush()
 
 

@@ -1,7 +1,8 @@
 """Captions from a server that speaks OpenAI's chat protocol (vLLM, SGLang, TensorRT-LLM, ...): standard library only.
 
-The image is checked here (a damaged one would only be an HTTP error there) and sent as it is. What the server does to
-it, its chat template and its weights cannot be seen from here; the model's name stands for them in the identity.
+The image is checked here (a damaged one would only be an HTTP error there) and sent as it is, or where other decoders
+may see other pixels in it, as a PNG of those that we see. What the server does to it, its chat template and its weights
+cannot be seen from here; the model's name stands for them in the identity.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ import asyncio
 import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
+from recap.data.images import BadImage, EncodedImage
 from recap.engine.asynchronous import AsynchronousEngine
 from recap.engine.captions import trim_to_sentence
 from recap.engine.chat import ChatServer, NoAnswer, read_choice, user_message
-from recap.engine.decode import BadImage, decode_rgb
+from recap.engine.decode_memory import Memory
 from recap.engine.interface import Caption, Request
 from recap.engine.prompts import choose_format
 from recap.engine.settings import CaptionerConfig, PromptFormat
@@ -27,6 +30,7 @@ class EndpointEngine(AsynchronousEngine):
     def __init__(self, config: CaptionerConfig) -> None:
         self.config = config
         self._server = ChatServer(config.endpoint, config.endpoint_key_env, config.endpoint_timeout_s)
+        self._memory = Memory.of(config)
         self.formats = dict(config.prompts) or {"": PromptFormat(text=config.prompt)}
         # Blocking connections in threads: the work is waiting, and http.client needs no dependency.
         self._threads = ThreadPoolExecutor(max_workers=min(config.window, 256))
@@ -41,23 +45,25 @@ class EndpointEngine(AsynchronousEngine):
 
     def _caption(self, request: Request) -> Caption:
         try:
-            decode_rgb(request.image, self.config.max_pixels)
+            encoded = EncodedImage(request.image, self.config.max_pixels)
+            with self._memory.lent(encoded.cost):
+                image = encoded.portable()
         except BadImage as error:
             return Caption(request.id, reason=error.reason, detail=error.detail)
         name = choose_format(self.formats, self.config.seed, request.key)
         try:
-            answer = self._server.ask(json.dumps(self._body(request, self.formats[name])).encode())
-            return self._read(request, name, answer)
+            answer = self._server.ask(json.dumps(self._body(request, image, self.formats[name])).encode())
+            return replace(self._read(request, name, answer), note=encoded.note)
         except NoAnswer as error:
             return Caption(request.id, reason=error.reason, detail=error.detail, transient=error.transient)
 
-    def _body(self, request: Request, form: PromptFormat) -> dict[str, Any]:
+    def _body(self, request: Request, image: bytes, form: PromptFormat) -> dict[str, Any]:
         # Without the server's tokenizer the budget is counted in words: a word is about one token or more.
         alt = " ".join(request.alt.split()[: form.alt_tokens])
         body: dict[str, Any] = {
             "model": self.config.served_model,
             "max_tokens": form.max_tokens or self.config.max_tokens,
-            "messages": [user_message(request.image, form.text.replace("{alt}", alt))],
+            "messages": [user_message(image, form.text.replace("{alt}", alt))],
             "temperature": 0.0,
         }
         if self.config.decoding == "sample":

@@ -38,6 +38,7 @@ class Caption:
     transient: True where a second try may succeed (a decode worker was killed), False for damage in the
         input.
     detail: the particulars of `reason` (exception text, sizes); never used for grouping.
+    note: a short fixed phrase for what is odd about an image that was captioned all the same.
     format: name of the prompt format that was used, "" when there is only one.
     alternatives: the captions of the other formats, where each image is captioned in all of them.
     """
@@ -49,6 +50,7 @@ class Caption:
     reason: str = ""
     transient: bool = False
     detail: str = ""
+    note: str = ""
     format: str = ""
     alternatives: tuple[Caption, ...] = ()
 

@@ -56,14 +56,7 @@ class NativeEngine:
         del model
         plan = self.generator.plan
         self._ring = config.queue or 2 * plan.micro_batch + max(16, 4 * config.decode_workers)
-        self.pool = DecodePool(
-            self.checkpoint.geometry,
-            self._ring,
-            config.decode_workers,
-            config.max_pixels,
-            config.decode == "fast",
-            config.decode_timeout_s,
-        )
+        self.pool = DecodePool.of(config, self.checkpoint.geometry, self._ring)
         self._pending: dict[int, Pending] = {}
         self._ready: deque[tuple[int, int]] = deque()  # (request id, place in the ring)
         self._last_put = time.monotonic()
@@ -111,6 +104,7 @@ class NativeEngine:
         failed = []
         for image in self.pool.poll(timeout):
             if not image.reason:
+                self._pending[image.id].note = image.note
                 self._ready.append((image.id, image.place))
                 continue
             self.pool.release(image.place)
@@ -188,14 +182,7 @@ class NativeEngine:
             torch.cuda.empty_cache()
         # The pool is started anew as well: what it holds belongs to requests that are put again.
         self.pool.close()
-        self.pool = DecodePool(
-            self.checkpoint.geometry,
-            max(self._ring, len(self._pending)),
-            self.config.decode_workers,
-            self.config.max_pixels,
-            self.config.decode == "fast",
-            self.config.decode_timeout_s,
-        )
+        self.pool = DecodePool.of(self.config, self.checkpoint.geometry, max(self._ring, len(self._pending)))
         for id, pending in self._pending.items():
             pending.captions.clear()
             self.pool.put(id, pending.request.image)

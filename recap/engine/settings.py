@@ -13,6 +13,8 @@ from typing import Any
 # Recap-DataComp-1B, arXiv 2406.08478, section 3.2, verbatim.
 PAPER_PROMPT = "Please generate a detailed caption of this image. Please be as descriptive as possible."
 
+LARGEST_PIXELS = 178_956_970  # twice PIL.Image.MAX_IMAGE_PIXELS: a limit of its own that Pillow keeps
+
 BACKENDS = ("native", "transformers", "vllm", "openai")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "fp8")
 
@@ -85,6 +87,11 @@ class CaptionerConfig:
     cuda_graph: bool = _execution(True, "Replay the decode step as one CUDA graph (GPUs)")
     decode_workers: int = _execution(2, "Processes that decode images; 0: in the engine's own process")
     decode_timeout_s: float = _execution(60.0, "Seconds after which one image's decoding is given up")
+    decode_memory_gb: float = _execution(
+        2.0,
+        "GiB that large images may take together while the processes decode them; one that needs more is decoded "
+        "without others. A pixel takes 5 to 17 bytes, by format",
+    )
     queue: int | None = _execution(None, "Requests accepted ahead of the model; empty: two micro-batches and some")
     threads: int | None = _execution(None, "Torch threads on CPU; empty: as torch chooses")
     partial_wait_s: float = _execution(0.05, "Seconds without a new request before a partial micro-batch is run")
@@ -146,7 +153,7 @@ def _check_choices(config: CaptionerConfig) -> None:
 
 def _check_numbers(config: CaptionerConfig) -> None:
     positive = "max_tokens temperature top_p max_pixels memory_share decode_timeout_s endpoint_timeout_s window"
-    for name in positive.split():
+    for name in [*positive.split(), "decode_memory_gb"]:
         if not (value := getattr(config, name)) > 0:
             raise _problem(name, value, "must be above 0; give a positive number")
     for name in ("micro_batch", "slots", "queue", "threads"):
@@ -155,6 +162,8 @@ def _check_numbers(config: CaptionerConfig) -> None:
     for name in ("top_k", "decode_workers", "partial_wait_s"):
         if (value := getattr(config, name)) < 0:
             raise _problem(name, value, "must not be negative; give 0 or more")
+    if config.max_pixels > LARGEST_PIXELS:
+        raise _problem("max_pixels", config.max_pixels, f"Pillow refuses more than {LARGEST_PIXELS:,}; lower it")
     for name in ("top_p", "memory_share"):
         if (value := getattr(config, name)) > 1:
             raise _problem(name, value, "must not be above 1; it is a share")

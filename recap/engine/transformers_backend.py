@@ -22,9 +22,9 @@ from transformers import (
     LogitsProcessorList,
 )
 
+from recap.data.images import BadImage, EncodedImage
 from recap.engine.captions import Pending, make_caption
 from recap.engine.checkpoint import end_tokens, is_llava, open_checkpoint
-from recap.engine.decode import BadImage, decode_rgb
 from recap.engine.decode_pool import DecodePool
 from recap.engine.identity import model_folder
 from recap.engine.interface import Caption, Request
@@ -64,14 +64,7 @@ class TransformersEngine:
         self.model = plain(model.to(self.device))
         self.batch = config.micro_batch or (8 if self.device.type == "cpu" else 32)
         self.length = max(self.book.length(name) for name in self.book.formats)
-        self.pool = DecodePool(
-            self.checkpoint.geometry,
-            config.queue or 3 * self.batch,
-            config.decode_workers,
-            config.max_pixels,
-            config.decode == "fast",
-            config.decode_timeout_s,
-        )
+        self.pool = DecodePool.of(config, self.checkpoint.geometry, config.queue or 3 * self.batch)
         self._pending: dict[int, Pending] = {}
         self._jobs: deque[_Job] = deque()
         self._places: dict[int, int] = {}  # ring place -> captions that still need it
@@ -115,6 +108,7 @@ class TransformersEngine:
                 del self._pending[image.id]
                 failed.append(Caption(image.id, reason=image.reason, transient=image.transient, detail=image.detail))
                 continue
+            pending.note = image.note
             self._places[image.place] = len(pending.names)
             for name in pending.names:
                 self._jobs.append(_Job(pending, self.book.prompt(name, pending.request.alt), image.place))
@@ -210,10 +204,11 @@ class OneAtATimeEngine:
     @torch.inference_mode()
     def _caption(self, request: Request) -> Caption:
         try:
-            image = decode_rgb(request.image, self.config.max_pixels)
+            encoded = EncodedImage(request.image, self.config.max_pixels)
+            image = encoded.rgb()
         except BadImage as error:
             return Caption(request.id, reason=error.reason, detail=error.detail)
-        pending = Pending(request, self.book.names(request.key))
+        pending = Pending(request, self.book.names(request.key), note=encoded.note)
         for name in pending.names:
             prompt = self.book.prompt(name, request.alt)
             inputs = self.processor(images=image, text=self.book.text(name, request.alt), return_tensors="pt")

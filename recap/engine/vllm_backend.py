@@ -14,18 +14,22 @@ import itertools
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from recap.data.images import BadImage, EncodedImage
 from recap.engine.asynchronous import AsynchronousEngine
 from recap.engine.captions import make_caption
 from recap.engine.checkpoint import open_checkpoint
-from recap.engine.decode import BadImage, decode
+from recap.engine.decode import decode_noted
+from recap.engine.decode_memory import Memory
 from recap.engine.interface import Caption, Request
 from recap.engine.prompts import Prompt
 from recap.engine.settings import CaptionerConfig
@@ -66,6 +70,7 @@ class VllmEngine(AsynchronousEngine):
             enforce_eager=not config.cuda_graph,
         )
         self._threads = ThreadPoolExecutor(max_workers=max(1, config.decode_workers))
+        self._memory = Memory.of(config)
         self._engine: Any = None
         self._numbers = itertools.count()
         super().__init__(config.window)
@@ -78,14 +83,15 @@ class VllmEngine(AsynchronousEngine):
     async def caption(self, request: Request) -> Caption:
         loop = asyncio.get_running_loop()
         try:
-            pixels = await loop.run_in_executor(self._threads, self._decode, request.image)
+            pixels, note = await loop.run_in_executor(self._threads, self._decode, request.image)
         except BadImage as error:
             return Caption(request.id, reason=error.reason, detail=error.detail)
         (name,) = self.book.names(request.key)
         prompt = self.book.prompt(name, request.alt)
         ids = await self._generate(request, prompt, Image.fromarray(pixels))
         tokenizer, eos = self.checkpoint.tokenizer, self.checkpoint.eos
-        return make_caption(tokenizer, request.id, ids, eos, prompt.max_tokens, self.config.trim, name)
+        made = make_caption(tokenizer, request.id, ids, eos, prompt.max_tokens, self.config.trim, name)
+        return replace(made, note=note)
 
     async def aclose(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -93,8 +99,10 @@ class VllmEngine(AsynchronousEngine):
             self._engine.shutdown()
             self._engine = None
 
-    def _decode(self, data: bytes) -> Any:
-        return decode(data, self.checkpoint.geometry, self.config.max_pixels, self.config.decode == "fast")
+    def _decode(self, data: bytes) -> tuple[np.ndarray, str]:
+        encoded = EncodedImage(data, self.config.max_pixels)
+        with self._memory.lent(encoded.cost):
+            return decode_noted(encoded, self.checkpoint.geometry, self.config.decode == "fast")
 
     async def _generate(self, request: Request, prompt: Prompt, image: Image.Image) -> list[int]:
         at = prompt.ids.index(self.book.image_token_id)

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import io
 import json
 import math
 import sys
@@ -131,9 +130,9 @@ def read_captions(directory: Path) -> dict[str, str]:
 def caption_flags(model_directory: Path, keys: Sequence[str], batch: int = 32) -> dict[str, str]:
     """Caption the shipped flags with a Llava checkpoint: greedy, 128 tokens, the paper's prompt."""
     import torch
-    from PIL import Image
     from transformers import AutoProcessor, LlavaForConditionalGeneration
 
+    from recap.data.images import decode_rgb
     from recap.demo.build_truth import pictures
     from recap.demo.train_captioner import prompt_text
 
@@ -145,7 +144,7 @@ def caption_flags(model_directory: Path, keys: Sequence[str], batch: int = 32) -
     captions: dict[str, str] = {}
     for first in range(0, len(flags), batch):
         part = flags[first : first + batch]
-        images = [Image.open(io.BytesIO(png)).convert("RGB") for _, png in part]
+        images = [decode_rgb(png) for _, png in part]
         inputs = processor(images=images, text=[prompt] * len(part), return_tensors="pt")
         with torch.inference_mode():
             tokens = model.generate(**inputs, max_new_tokens=128, do_sample=False)

@@ -20,8 +20,9 @@ from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, CLIPMode
 from hpc.errors import UserError
 from recap.clip.encoder import Encoder, Picture
 from recap.clip.weights import OPEN_CLIP_CONFIG
+from recap.data.images import BadImage
 from recap.engine.checkpoint import Normalisation, geometry_of
-from recap.engine.decode import BadImage, decode
+from recap.engine.decode import decode
 from recap.evaluate.intervals import Mean, bootstrap_mean
 
 

@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from hpc.errors import UserError
-from recap.data.pixels import BadImage, opened, rgb
+from recap.data.images import BadImage, decode_rgb
 from recap.dit.images import centre_crop
 from recap.engine.identity import file_digest
 from recap.evaluate.clip_score import Clip
@@ -95,8 +95,8 @@ class ClipFeatures:
 def _pixels(item: ImageItem) -> torch.Tensor:
     """uint8 [3, H, W]."""
     try:
-        return torch.from_numpy(np.array(rgb(opened(item.data)))).permute(2, 0, 1)
-    except (BadImage, OSError, ValueError, SyntaxError) as error:
+        return torch.from_numpy(np.array(decode_rgb(item.data))).permute(2, 0, 1)
+    except BadImage as error:
         raise UserError(f"evaluate: {item.name}: this image cannot be decoded ({error}).") from error
 
 

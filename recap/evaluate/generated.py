@@ -41,8 +41,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from hpc import atomic
 from hpc.errors import Exit, Parser, UserError
+from recap.data.images import BadImage, EncodedImage
 from recap.data.inputs import without_credentials
-from recap.data.pixels import BadImage, opened
 from recap.evaluate.clip_score import Clip, ClipScores, open_clip
 from recap.evaluate.fid import (
     ClipFeatures,
@@ -385,7 +385,7 @@ def _side(source: Source) -> int:
     """The shorter side of a source's first image, in pixels."""
     item = next(iter(source.images))
     try:
-        return min(opened(item.data).size)
+        return min(EncodedImage(item.data).size)
     except BadImage as error:
         raise UserError(f"evaluate: {item.name}: {error}") from error
 

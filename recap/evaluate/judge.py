@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from hpc.errors import UserError
+from recap.data.images import BadImage, EncodedImage
 from recap.engine.chat import ChatServer, NoAnswer, read_choice, user_message
-from recap.engine.decode import BadImage, decode_rgb
 from recap.evaluate.image_sets import ImageItem
 
 RATE = (
@@ -181,10 +181,10 @@ class Judge:
 
     def _answer(self, item: ImageItem) -> _Outcome:
         try:
-            decode_rgb(item.data)  # a damaged image would only be an odd rating
+            image = EncodedImage(item.data).portable()  # a damaged one would only be an odd rating
         except BadImage as error:
             raise UserError(f"judge: {item.name}: {error}") from error
-        body = json.dumps(self._body(item), sort_keys=True).encode()
+        body = json.dumps(self._body(image, item.prompt), sort_keys=True).encode()
         request = hashlib.sha256(body).hexdigest()
         if (known := self._answers.find(request)) is not None:
             return _Outcome(known, cached=True)
@@ -211,14 +211,14 @@ class Judge:
                     raise
         raise AssertionError("unreachable")
 
-    def _body(self, item: ImageItem) -> dict[str, Any]:
+    def _body(self, image: bytes, prompt: str | None) -> dict[str, Any]:
         config = self.config
-        text = (RATE + (AS_JSON if config.structured else AS_TEXT)).replace("{caption}", item.prompt or "")
+        text = (RATE + (AS_JSON if config.structured else AS_TEXT)).replace("{caption}", prompt or "")
         body: dict[str, Any] = {
             "model": config.model,
             "max_tokens": config.max_tokens,
             "temperature": 0.0,
-            "messages": [user_message(item.data, text)],
+            "messages": [user_message(image, text)],
         }
         if config.structured:
             schema = {"name": "rating", "strict": True, "schema": _SCHEMA}

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import io
 import json
 import logging
 import re
@@ -27,9 +26,9 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
 from hpc.errors import Exit, Parser, UserError
+from recap.data.images import BadImage, decode_rgb
 from recap.engine.identity import model_folder
 from recap.evaluate.captioner import wilson
 
@@ -116,8 +115,8 @@ def mmmu(questions: Iterator[Question], answerer: Any, limit: int | None) -> dic
         if limit is not None and number >= limit:
             break
         try:
-            images = [Image.open(io.BytesIO(data)).convert("RGB") for data in question.images]
-        except OSError as error:
+            images = [decode_rgb(data) for data in question.images]
+        except BadImage as error:
             raise UserError(f"mmmu: {question.key}: {error}") from error
         counts[question.subject][0] += question.right(answerer.ask(question.prompt(), images, 32))
         counts[question.subject][1] += 1
@@ -147,8 +146,8 @@ def mmvet(folder: Path, answerer: Any, limit: int | None) -> dict[str, str]:
     answers = {}
     for key, row in list(read_mmvet(folder).items())[:limit]:
         try:
-            image = Image.open(folder / "images" / row["imagename"]).convert("RGB")
-        except OSError as error:
+            image = decode_rgb((folder / "images" / row["imagename"]).read_bytes())
+        except (OSError, BadImage) as error:
             raise UserError(f"mmvet: {key}: {error}") from error
         answers[key] = answerer.ask(row["question"], [image], 512)
     return answers

@@ -24,7 +24,7 @@ from PIL import Image
 from hpc.errors import UserError
 from hpc.published import Published
 from hpc.rundir import Run
-from recap.engine.decode import BadImage, decode_rgb
+from recap.data.images import BadImage, decode_rgb
 from recap.sft.settings import Source
 from recap.sft.templates import IMAGE, BadSample
 from recap.train.order import draw

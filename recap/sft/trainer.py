@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from hpc.errors import UserError
 from hpc.trainer import Gang
+from recap.data.image_version import VERSION_2
 from recap.engine.identity import model_folder, model_identity
 from recap.sft.settings import SftConfig, check
 from recap.train.settings import check as check_training
@@ -22,7 +23,8 @@ class SftTrainer:
     """`trainer: recap.sft.trainer.SftTrainer`."""
 
     Config: ClassVar[type] = SftConfig
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
+    changes: ClassVar[dict[int, str]] = {2: VERSION_2}
 
     def __init__(self, config: SftConfig) -> None:
         self.config = config

@@ -95,7 +95,7 @@ def test_a_training_of_two_stages_resumes_exactly_on_other_ranks(world, tmp_path
         np.testing.assert_allclose([loss for _, loss in ours], [loss for _, loss in theirs], rtol=2e-3)
 
     last = [metrics(tmp_path / name / "stages/0-16px")[-1] for name in ("parts", "whole")]
-    assert last[0]["reasons"] == last[1]["reasons"] == {"image: cannot be identified": last[1]["rejected"]}
+    assert last[0]["reasons"] == last[1]["reasons"] == {"image: not an image": last[1]["rejected"]}
 
     assert (tmp_path / "whole/metrics.jsonl").resolve() == (tmp_path / "whole/stages/1-32px/metrics.jsonl").resolve()
     model, found, image = weights.opened(tmp_path / "whole/exports/final")
@@ -136,7 +136,7 @@ def test_broken_images_are_replaced_and_counted(world) -> None:
     made = task(tree(world))
     ready = made.samples.take(0, made.size())
     reasons = Counter(reason for r in ready for _, reason in r.rejected)
-    assert reasons["image: cannot be identified"] >= 15 and len(reasons) == 1
+    assert reasons["image: not an image"] >= 15 and len(reasons) == 1
     assert len(ready) == made.size() == 600
     batch = made.batch(0, 48, 0, 1)
     assert len(batch.micro[0]["images"]) == 48 and batch.weight == 48

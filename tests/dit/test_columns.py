@@ -26,8 +26,8 @@ from hpc.errors import UserError
 from hpc.operator import Shard
 from hpc.published import Published
 from recap.data.columns import ColumnConfig
+from recap.data.images import BadImage
 from recap.data.inputs import DataConfig
-from recap.data.pixels import BadImage
 from recap.demo import FLAGS, VAE
 from recap.demo.train_vae import psnr
 from recap.dit.images import centre_crop, flipped
@@ -72,7 +72,7 @@ def test_centre_crop_is_that_of_dit(size: tuple[int, int]) -> None:
 
 def test_what_cannot_be_cropped_is_said() -> None:
     strip = picture(60_000, 1, "PNG")  # would be 64 x 3,840,000 pixels
-    for data, phrase in [(b"junk", "identified"), (picture(300, 200)[:-900], "decoded"), (strip, "too narrow")]:
+    for data, phrase in [(b"junk", "not an image"), (picture(300, 200)[:-900], "truncated"), (strip, "too narrow")]:
         with pytest.raises(BadImage, match=phrase):
             centre_crop(data, 64)
 
@@ -188,7 +188,7 @@ def test_a_column_of_latents(tmp_path: Path, vae: Vae) -> None:
     rows = pq.read_table(second.file).to_pylist()
     assert [(r["key"], r["status"], r["reason"]) for r in rows] == [
         ("a", "ok", ""),
-        ("b", "skipped", "image: cannot be identified"),
+        ("b", "skipped", "image: not an image"),
         ("c", "ok", ""),
     ]
     assert {r["status"] for r in pq.read_table(first.file).to_pylist()} == {"ok"}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +21,10 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from benchmarks.random_captioner import photo
+from recap.data.images import BadImage, decode_rgb
 from recap.engine.checkpoint import Normalisation
-from recap.engine.decode import BadImage, Geometry, decode, decode_rgb
+from recap.engine.decode import Geometry, decode
+from recap.engine.decode_memory import Memory
 from recap.engine.decode_pool import Decoded, DecodePool
 
 SIZE = 56
@@ -188,7 +193,7 @@ def collect(pool: DecodePool, count: int, limit_s: float = 30.0) -> dict[int, De
 @pytest.mark.parametrize("workers", [0, 2])
 def test_pool_decodes_as_the_function_does(workers: int) -> None:
     pool = DecodePool(Geometry(SIZE), 8, workers, 10**6, False, 30)
-    images = {i: photo(i) for i in range(7)} | {7: b"not an image"}
+    images = {i: photo(i) for i in range(6)} | {6: photo(6)[:-2], 7: b"not an image"}
     for id, image in images.items():
         pool.put(id, image)
     assert pool.room() == 0
@@ -199,9 +204,61 @@ def test_pool_decodes_as_the_function_does(workers: int) -> None:
             assert (done.reason, done.transient) == ("image: not an image", False)
         else:
             assert np.array_equal(pool.ring[done.place], decode(images[id], Geometry(SIZE)))
+            assert done.note == ("image: no end marker" if id == 6 else "")
         pool.release(done.place)
     assert pool.room() == 8
     pool.close()
+
+
+class Watched(Memory):
+    """Counts how often it lent, and to how many at the same time."""
+
+    def __init__(self, total: int) -> None:
+        super().__init__(total)
+        self.times = self.now = self.most = 0
+
+    @contextlib.contextmanager
+    def lent(self, wanted: int) -> Iterator[None]:
+        with super().lent(wanted):
+            self.times, self.now = self.times + 1, self.now + 1
+            self.most = max(self.most, self.now)
+            yield
+            self.now -= 1
+
+
+def test_large_images_wait_for_memory() -> None:
+    """One that needs more than there is is decoded all the same, without others; small ones do not ask."""
+    memory = Watched(1)
+    pool = DecodePool(Geometry(SIZE), 8, 2, 10**8, False, 60, memory)
+    images = {i: save(Image.new("RGB", (3500, 2500), (i * 9, 0, 0)), compress_level=1) for i in range(3)}
+    for id, image in {**images, 3: photo(3)}.items():
+        pool.put(id, image)
+    found = collect(pool, 4, 120)
+    assert not any(done.reason for done in found.values())
+    assert all(pool.ring[found[i].place][0, 0, 0] == i * 9 for i in images)
+    assert (memory.times, memory.most) == (3, 1)
+    pool.close()
+
+
+def test_memory_is_lent_in_turn() -> None:
+    """Small wishes do not overtake a large one for ever."""
+    memory, order = Memory(10), []
+
+    def ask(name: str, wanted: int) -> None:
+        with memory.lent(wanted):
+            order.append(name)
+
+    with memory.lent(6):
+        threads = []
+        for name, wanted in (("large", 10), ("small", 1)):
+            threads.append(threading.Thread(target=ask, args=(name, wanted)))
+            threads[-1].start()
+            while len(memory._waiting) < len(threads):
+                time.sleep(0.001)
+        assert not order
+    for thread in threads:
+        thread.join()
+    assert order == ["large", "small"]
 
 
 def test_a_killed_decoder_costs_one_image() -> None:

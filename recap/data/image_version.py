@@ -1,0 +1,6 @@
+"""What the versions of all that decode images have changed; see `changes` in hpc.operator. Imports nothing."""
+
+VERSION_2 = (
+    "images of more than 8 bits, transparent colours, PNGs with large or damaged texts, JPEGs without an end marker, "
+    "AVIF and very large images give other pixels now, the same for captions and for training"
+)
