@@ -32,7 +32,7 @@ _JPEG = ("JPEG", "MPO")
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
 _BITS, _PHOTOMETRIC, _TILE_WIDTH, _TILE_LENGTH, _SAMPLE_FORMAT = 258, 262, 322, 323, 339  # tags of TIFF
 # Bytes a pixel that a format takes while it is decoded and made 8-bit RGB, the rarer kinds of it included.
-_COST = {"JPEG": 14, "MPO": 14, "PNG": 10, "GIF": 10, "WEBP": 18, "JPEG2000": 18, "AVIF": 13}
+_COST = {"JPEG": 14, "MPO": 14, "PNG": 13, "GIF": 10, "WEBP": 18, "JPEG2000": 21, "AVIF": 13}
 _BAND = 1 << 20  # pixels that are converted at a time: an image of 100 megapixels is held twice, not six times
 
 # `max_pixels` is the limit here, and odd tags are no news to anyone. Once for the process: a filter that is set and

@@ -1,4 +1,4 @@
-"""A bound on what decodes at the same time, in bytes: an image of 100 megapixels takes up to 1.7 GB while it does."""
+"""A bound on what decodes at the same time, in bytes: an image of 100 megapixels takes up to 2.1 GB while it does."""
 
 from __future__ import annotations
 

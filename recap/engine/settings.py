@@ -65,7 +65,7 @@ class CaptionerConfig:
     decode: str = _semantic(
         "exact",
         "exact (equal to transformers' Pillow processors) | fast (libjpeg shrinks large JPEGs while decoding: other "
-        "pixels, less time; python -m benchmarks.caption measures both)",
+        "pixels, less time; python -m benchmarks.decode measures both)",
     )
     max_pixels: int = _semantic(100_000_000, "Largest image that is decoded, in pixels; larger ones are refused")
     precision: str = _semantic(
@@ -90,7 +90,7 @@ class CaptionerConfig:
     decode_memory_gb: float = _execution(
         2.0,
         "GiB that large images may take together while the processes decode them; one that needs more is decoded "
-        "without others. A pixel takes 5 to 17 bytes, by format",
+        "without others. A pixel takes 5 to 20 bytes, by format",
     )
     queue: int | None = _execution(None, "Requests accepted ahead of the model; empty: two micro-batches and some")
     threads: int | None = _execution(None, "Torch threads on CPU; empty: as torch chooses")
