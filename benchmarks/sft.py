@@ -46,10 +46,12 @@ from transformers import (
     TrainingArguments,
 )
 
+from recap.sft.attention import choose as choose_attention
+from recap.sft.attention import lengths as bounds_of
 from recap.sft.model import CaptionLoss, blocks, choose, flops_per_token
 from recap.sft.packing import deal, pack
 from recap.train.checkpoints import Checkpoints, Keep
-from recap.train.parallel import gradient_norm, peak_flops
+from recap.train.parallel import gradient_norm, peak_flops, to_device
 from recap.train.state import TrainState
 
 BATCH, RANKS, ROW = 128, 8, 4096
@@ -129,7 +131,7 @@ CLIP_L = {
 
 def micro_batch(
     rows: list[list[int]], lengths: list[int], image: int, side: int, device: str, words: int
-) -> dict[str, torch.Tensor]:
+) -> dict[str, Any]:
     """Random samples in rows, as SftTask.collate makes them: an image, then text whose second half is learned."""
     longest = max(sum(lengths[i] for i in row) for row in rows)
     ids = torch.full((len(rows), longest), 2)
@@ -152,9 +154,9 @@ def micro_batch(
     pixels = torch.randn(max(pictures, 1), 3, side, side)
     found = {
         "input_ids": ids, "position_ids": positions, "at": where, "labels": ids.flatten()[where + 1],
-        "pixel_values": pixels, "real": torch.tensor([pictures > 0]),
+        "pixel_values": pixels, "image_at": (ids == 1).flatten().nonzero()[:, 0], **bounds_of(positions),
     }  # fmt: skip
-    return {name: tensor.to(device) for name, tensor in found.items()}
+    return to_device(found, torch.device(device))
 
 
 def best(work: Callable[[], object], rounds: int, device: str = "cpu") -> float:
@@ -324,7 +326,7 @@ class Slice:
     def image(self) -> int:
         return (self.vision["image_size"] // self.vision["patch_size"]) ** 2
 
-    def micro(self, rows: list[list[int]], lengths: list[int], device: str) -> dict[str, torch.Tensor]:
+    def micro(self, rows: list[list[int]], lengths: list[int], device: str) -> dict[str, Any]:
         return micro_batch(rows, lengths, self.image, self.vision["image_size"], device, self.words)
 
 
@@ -348,6 +350,7 @@ def on_gpu(shape: Slice | None = None, device: str = "cuda") -> dict[str, float]
 
 def our_step(model: Any, shape: Slice, lengths: list[int], device: str) -> float:
     """Seconds of a step as `recap.train.loop` makes it."""
+    model.model.language_model.set_attn_implementation(choose_attention("auto", device))
     module = CaptionLoss(model, 1024)
     batches = [shape.micro([row], lengths, device) for row in pack(lengths, ROW)]
     weight = sum(len(batch["labels"]) for batch in batches)
@@ -368,6 +371,7 @@ def our_step(model: Any, shape: Slice, lengths: list[int], device: str) -> float
 
 def trainer_step(model: Any, shape: Slice, lengths: list[int], device: str) -> float:
     """Seconds of a step of transformers' Trainer: samples padded, four a pass, all logits."""
+    model.model.language_model.set_attn_implementation("sdpa")
     ends: list[float] = []
 
     class Clock(TrainerCallback):
@@ -380,7 +384,7 @@ def trainer_step(model: Any, shape: Slice, lengths: list[int], device: str) -> f
         batch = shape.micro([[i] for i in numbers], lengths, "cpu")
         labels = torch.full_like(batch["input_ids"], -100)
         labels.view(-1)[batch["at"] + 1] = batch["labels"]
-        shown = {"pixel_values": batch["pixel_values"]} if batch["real"] else {}
+        shown = {"pixel_values": batch["pixel_values"]} if len(batch["image_at"]) else {}
         return {
             "input_ids": batch["input_ids"],
             "attention_mask": (batch["input_ids"] != 2).long(),

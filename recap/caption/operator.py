@@ -75,7 +75,9 @@ class CaptionOperator:
 
     Config: ClassVar[type] = CaptionConfig
     version: ClassVar[int] = 2
-    changes: ClassVar[dict[int, str]] = {2: VERSION_2}
+    changes: ClassVar[dict[int, str]] = {
+        2: f"{VERSION_2}; backend=transformers gives models other than LLaVA no second BOS"
+    }
 
     def __init__(self, config: CaptionConfig) -> None:
         self.config = config

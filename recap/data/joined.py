@@ -129,6 +129,10 @@ class Reader:
             self._held[held.window.stream] = held
         return [self._slot(stream, position) for stream in mine for position in positions]
 
+    def place(self, position: int) -> Slot:
+        """One place of the training, wherever a batch begins: the streams take turns."""
+        return self._slot(position % self.plan.streams, position // self.plan.streams)
+
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
 

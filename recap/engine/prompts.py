@@ -1,5 +1,8 @@
 """Prompt formats: which one an image gets, and the token ids that the model sees.
 
+`Encoder` makes a text's ids for fine-tuning, its held-out evaluation, every engine here and the evaluators; `question`
+is the text that they ask with. What a model is asked with is then what it was trained on.
+
 Formats are data (`configs/prompts/*.yaml`). A format may contain `{alt}`, the image's original text, cut to a
 budget of tokens; the lengths of all prompts are then bounded, as engines with fixed shapes need them.
 """
@@ -36,6 +39,61 @@ def choose_format(formats: dict[str, PromptFormat], seed: int, key: str) -> str:
 
 
 @dataclass(frozen=True)
+class Encoded:
+    """Token ids of a text, each image's token repeated for its features. spans: (start, end) of each id's characters;
+    empty where the tokenizer is not a fast one."""
+
+    ids: list[int]
+    spans: list[tuple[int, int]]
+
+
+class Encoder:
+    """Makes the ids of a prompt, or of a conversation that begins with one.
+
+    What the tokenizer puts before every text (LLaMA's BOS) comes first, once: not where the text has written it
+    already. What it puts after one (an EOS) would end the conversation before it began, and is left out.
+
+    Args:
+        image_id: of the token that stands for an image.
+        image_tokens: how often it is repeated: once for each feature of an image.
+    """
+
+    def __init__(self, tokenizer: Any, image_id: int, image_tokens: int) -> None:
+        self.tokenizer, self.image_id, self.image_tokens = tokenizer, image_id, image_tokens
+        whole, plain = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (True, False))
+        starts = (n for n in range(len(whole)) if whole[n : n + len(plain)] == plain)
+        self.opening: list[int] = whole[: next(starts, 0)]
+
+    def __call__(self, text: str) -> Encoded:
+        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=bool(self.tokenizer.is_fast))
+        ids, spans = found["input_ids"], found.get("offset_mapping", [])
+        if ids[: len(self.opening)] != self.opening:
+            ids, spans = self.opening + ids, [(0, 0)] * len(self.opening) * bool(spans) + spans
+        repeats = [self.image_tokens if token == self.image_id else 1 for token in ids]
+        return Encoded(
+            [token for token, times in zip(ids, repeats) for _ in range(times)],
+            [span for span, times in zip(spans, repeats) for _ in range(times)],
+        )
+
+    def opened(self, text: str) -> bool:
+        """Whether a text has written itself what the tokenizer puts before every text."""
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return bool(self.opening) and ids[: len(self.opening)] == self.opening
+
+
+def question(chat: Any, prompt: str, images: int = 1) -> str:
+    """The text that a user's prompt about images, which stand before its words, becomes by the checkpoint's chat
+    template. chat: the processor. ValueError where there is no template."""
+    if not getattr(chat, "chat_template", None):
+        raise ValueError(
+            "The checkpoint has no chat template: the words around the prompt are unknown. Set captioner.template, "
+            r'e.g. "USER: {image}\n{prompt} ASSISTANT:" for LLaVA-1.5.'
+        )
+    content = [{"type": "image"}] * images + [{"type": "text", "text": prompt}]
+    return chat.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+
+
+@dataclass(frozen=True)
 class Prompt:
     """A tokenised prompt. `ids` repeats the image token for each feature; `max_tokens` bounds the caption."""
 
@@ -61,10 +119,8 @@ class PromptBook:
         self.formats = dict(config.prompts) or {"": PromptFormat(text=config.prompt)}
         self.image_token_id = int(tokenizer.convert_tokens_to_ids(image_token))
         self._image_token = image_token
+        self._encode = Encoder(tokenizer, self.image_token_id, image_tokens)
         self._texts = {name: self._fill(form.text, chat) for name, form in self.formats.items()}
-        # A tokenizer that marks beginnings adds the mark itself, unless the template has written it already.
-        bos = tokenizer.bos_token
-        self._special = {name: not (bos and text.startswith(bos)) for name, text in self._texts.items()}
 
     def names(self, key: str) -> list[str]:
         """Formats in which the image `key` is captioned: one by weight, or all of them."""
@@ -80,6 +136,10 @@ class PromptBook:
     def text(self, name: str, alt: str = "") -> str:
         """The same prompt as text, with one image token, for processors that tokenise it themselves."""
         return self._texts[name].replace(_ALT_MARK, self._cut(name, alt))
+
+    def opened(self, name: str) -> bool:
+        """Whether the text begins itself as the tokenizer begins every text: special tokens would come twice."""
+        return self._encode.opened(self._texts[name])
 
     def _cut(self, name: str, alt: str) -> str:
         """The original text, cut so that the prompt keeps within its bound."""
@@ -102,14 +162,13 @@ class PromptBook:
 
     def _ids(self, name: str, alt: str) -> list[int]:
         text = self._texts[name].replace(_ALT_MARK, alt)
-        ids = self.tokenizer(text, add_special_tokens=self._special[name])["input_ids"]
-        if ids.count(self.image_token_id) != 1:
+        ids = self._encode(text).ids
+        if (found := ids.count(self.image_token_id)) != self.image_tokens:
             raise ValueError(
-                f"Prompt format {name!r} holds the image token {ids.count(self.image_token_id)} times. "
+                f"Prompt format {name!r} holds the image token {found // self.image_tokens} times. "
                 "The chat template must place the image once; set captioner.template to say where."
             )
-        at = ids.index(self.image_token_id)
-        return ids[:at] + [self.image_token_id] * self.image_tokens + ids[at + 1 :]
+        return ids
 
     def _fill(self, prompt: str, chat: Any) -> str:
         """The whole text around the image, with marks where the image token and the original text go."""
@@ -117,14 +176,7 @@ class PromptBook:
         if self.config.template is not None:
             text = self.config.template.replace("{prompt}", prompt).replace("{image}", _IMAGE_MARK)
             return text.replace(_IMAGE_MARK, self._image_token)
-        if not getattr(chat, "chat_template", None):
-            raise ValueError(
-                "The checkpoint has no chat template: the words around the prompt are unknown. "
-                "Set captioner.template, "
-                r'e.g. "USER: {image}\n{prompt} ASSISTANT:" for LLaVA-1.5.'
-            )
-        content = [{"type": "image"}, {"type": "text", "text": prompt}]
-        return chat.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        return question(chat, prompt)
 
     def _plain(self, alt: str) -> str:
         """The original text on one line, without anything the tokenizer would take for a special token."""

@@ -211,7 +211,10 @@ class OneAtATimeEngine:
         pending = Pending(request, self.book.names(request.key), note=encoded.note)
         for name in pending.names:
             prompt = self.book.prompt(name, request.alt)
-            inputs = self.processor(images=image, text=self.book.text(name, request.alt), return_tensors="pt")
+            # A text that begins with BOS would get another; otherwise the processor knows best.
+            special = {"add_special_tokens": False} if self.book.opened(name) else {}
+            text = self.book.text(name, request.alt)
+            inputs = self.processor(images=image, text=text, return_tensors="pt", **special)
             chances = self.sampler.chances(self.config.seed, request.key, name, self.config.max_tokens)[None]
             inputs = inputs.to(self.device, dtype=self.dtype)
             ids = generate(self.model, self.sampler, chances, self.eos, prompt.max_tokens, **inputs)[0]

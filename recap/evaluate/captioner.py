@@ -129,27 +129,18 @@ def read_captions(directory: Path) -> dict[str, str]:
 
 def caption_flags(model_directory: Path, keys: Sequence[str], batch: int = 32) -> dict[str, str]:
     """Caption the shipped flags with a Llava checkpoint: greedy, 128 tokens, the paper's prompt."""
-    import torch
-    from transformers import AutoProcessor, LlavaForConditionalGeneration
 
     from recap.data.images import decode_rgb
     from recap.demo.build_truth import pictures
-    from recap.demo.train_captioner import prompt_text
+    from recap.evaluate.answers import Answerer
 
-    processor = AutoProcessor.from_pretrained(model_directory)
-    model = LlavaForConditionalGeneration.from_pretrained(model_directory, dtype=torch.float32).eval()
-    wanted = set(keys)
+    answerer, wanted = Answerer(model_directory), set(keys)
     flags = [(iso, png) for iso, _, png in pictures(FLAGS) if iso in wanted]
-    prompt = prompt_text(processor)
     captions: dict[str, str] = {}
     for first in range(0, len(flags), batch):
         part = flags[first : first + batch]
         images = [decode_rgb(png) for _, png in part]
-        inputs = processor(images=images, text=[prompt] * len(part), return_tensors="pt")
-        with torch.inference_mode():
-            tokens = model.generate(**inputs, max_new_tokens=128, do_sample=False)
-        texts = processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        captions.update((iso, text.strip()) for (iso, _), text in zip(part, texts, strict=True))
+        captions.update(zip((iso for iso, _ in part), answerer.ask_each(PAPER_PROMPT, images), strict=True))
     return captions
 
 

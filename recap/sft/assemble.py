@@ -33,7 +33,7 @@ from transformers import (
 from transformers.utils import is_gguf_available
 
 from hpc.errors import Exit, Parser, UserError
-from recap.sft.export import save
+from recap.sft.export import end_captions, save
 from recap.sft.task import features
 from recap.sft.templates import IMAGE, TEMPLATES, Renderer
 
@@ -55,6 +55,7 @@ def assemble(
     llava = join(tower, writer, image_tokenizer(tokenizer), layer)
     processor = processor_of(tokenizer, tower.config, vision)
     renderer = Renderer(tokenizer, template, features(llava.config), IMAGE)
+    end_captions(llava, tokenizer, renderer.end)
     save(llava, processor, out, _DTYPES[dtype], renderer.chat_template())
 
 
@@ -108,7 +109,7 @@ def join(tower: CLIPVisionModel, writer: Any, tokenizer: Any, layer: int) -> Lla
     llava.model.language_model.load_state_dict(writer.model.state_dict())
     llava.lm_head.load_state_dict(writer.lm_head.state_dict())
     llava.generation_config = writer.generation_config
-    llava.generation_config.pad_token_id = tokenizer.pad_token_id
+    llava.generation_config.pad_token_id = tokenizer.pad_token_id  # it may be new
     return llava
 
 
@@ -148,6 +149,7 @@ def _tiny(folder: Path, seed: int, world: Any) -> None:
     processor = build_processor(build_tokenizer(world))
     llava = build_model(len(processor.tokenizer))
     renderer = Renderer(processor.tokenizer, "short", features(llava.config), processor.image_token)
+    end_captions(llava, processor.tokenizer, renderer.end)
     save(llava, processor, folder, torch.float32, renderer.chat_template())
 
 

@@ -21,11 +21,11 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from hpc.errors import Exit, Parser, UserError
 from recap.sft.assemble import image_tokenizer, processor_of, tower_of
-from recap.sft.export import save
+from recap.sft.export import end_captions, save
 from recap.sft.task import features
 from recap.sft.templates import IMAGE, TEMPLATES, Renderer
 
@@ -76,6 +76,11 @@ def convert(original: Path, out: Path, vision: Path, tokenizer: Path | None, tem
     processor = processor_of(words, tower.config, vision)
     if facts.get("image_aspect_ratio") != "pad":
         processor.image_processor.do_pad = False
+    for folder in (original, tokenizer or original):
+        if (folder / "generation_config.json").is_file():
+            llava.generation_config = GenerationConfig.from_pretrained(folder)
+            break
+    end_captions(llava, words, renderer.end)
     save(llava, processor, out, dtype, renderer.chat_template())
 
 

@@ -44,6 +44,7 @@ def write(task: SftTask, weights: dict[str, torch.Tensor], folder: Path) -> None
         raise UserError(f"export: parameters that the model has not: {missing.unexpected_keys[:3]}")
     models.merge_adapters(made.llava)
     making = folder.parent / f".tmp-{folder.name}-{os.getpid()}"
+    end_captions(made.llava, task.processor.tokenizer, task.renderer.end)
     save(made.llava, task.processor, making, dtype_of(task), task.renderer.chat_template())
     shutil.rmtree(folder, ignore_errors=True)
     making.rename(folder)
@@ -69,6 +70,23 @@ def save(llava: LlavaForConditionalGeneration, processor: Any, folder: Path, dty
         for file in folder.glob("*.safetensors"):
             _spell_tower(file)
         _spell_index(folder / "model.safetensors.index.json")
+
+
+def end_captions(llava: LlavaForConditionalGeneration, tokenizer: Any, end: int) -> None:
+    """Name the tokens that captions end with: the one that answers were trained to end with, and the marks that the
+    model knew already. The other generation settings stay."""
+    settings = llava.generation_config
+    places = (settings, llava.config, llava.config.get_text_config(), tokenizer)
+    named: Any = next((found for p in places if (found := getattr(p, "eos_token_id", None)) is not None), [])
+    marks = {*tokenizer.added_tokens_decoder, tokenizer.eos_token_id}  # an earlier stage's line break is none
+    known = [token for token in (named if isinstance(named, list) else [named]) if token in marks]
+    ends = list(dict.fromkeys([*known, end]))
+    settings.eos_token_id = ends if len(ends) > 1 else end
+    settings.pad_token_id = tokenizer.pad_token_id if settings.pad_token_id is None else settings.pad_token_id
+    try:
+        settings.validate(strict=True)
+    except ValueError:
+        settings.do_sample = True  # older checkpoints name a temperature and leave this out, which is refused today
 
 
 def _spelled(name: str) -> str:

@@ -14,6 +14,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForImageTextToText, LlavaForConditionalGeneration
 
 from hpc.errors import UserError
+from recap.sft.attention import boundaries
+from recap.sft.attention import choose as choose_attention
 from recap.sft.settings import LoraSettings, SftConfig
 
 
@@ -29,27 +31,28 @@ class CaptionLoss(nn.Module):
         super().__init__()
         self.llava, self._chunk = llava, chunk
 
-    def forward(self, micro: dict[str, torch.Tensor]) -> torch.Tensor:
+    def forward(self, micro: dict[str, Any]) -> torch.Tensor:
         """Sum of the losses, float32 scalar.
 
-        micro: input_ids, position_ids int64 [rows, tokens] (positions restart with each sample); at int64 [n], flat
-        positions whose next token is supervised; labels int64 [n]; pixel_values float [images, 3, side, side] in the
-        order of the image tokens, or one blank picture (real: bool [1] says which).
+        micro: input_ids, position_ids int64 [rows, tokens] (positions restart with each sample), with the bounds that
+        `recap.sft.attention.boundaries` takes; at int64 [n], flat positions whose next token is supervised; labels
+        int64 [n]; pixel_values float [images, 3, side, side] in the order of the image tokens, whose flat positions are
+        image_at int64. Rows of text alone come with one blank picture, which goes nowhere.
+
+        There is one way through, whatever the rows hold: under FSDP2 ranks meet in the order of their layers, and one
+        that did without its tower, or came to it later, would meet others at the wrong one.
         """
         model = self.llava.model
-        blank = not bool(micro["real"])
-        hidden = model(
-            input_ids=micro["input_ids"],
-            position_ids=micro["position_ids"],
-            pixel_values=None if blank else micro["pixel_values"],
-            use_cache=False,
-        ).last_hidden_state
-        picked = hidden.flatten(0, 1)[micro["at"]]
-        loss = self._loss(picked, micro["labels"])
-        if blank:  # every rank must go through every parameter, or the others wait for it
-            features = model.get_image_features(micro["pixel_values"], return_dict=True).pooler_output
-            loss = loss + 0.0 * torch.cat(list(features)).float().sum()
-        return loss
+        features = torch.cat(list(model.get_image_features(micro["pixel_values"], return_dict=True).pooler_output))
+        words = model.get_input_embeddings()(micro["input_ids"])
+        at = micro["image_at"]
+        mixed = words.flatten(0, 1).index_copy(0, at, features[: len(at)].to(words.dtype)).view_as(words)
+        attention = model.language_model.config._attn_implementation
+        hidden = model.language_model(
+            inputs_embeds=mixed, position_ids=micro["position_ids"], use_cache=False,
+            **boundaries(attention, micro, words.dtype),
+        ).last_hidden_state  # fmt: skip
+        return self._loss(hidden.flatten(0, 1).index_select(0, micro["at"]), micro["labels"])
 
     def _loss(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         if not self._chunk or len(labels) <= self._chunk:
@@ -61,21 +64,26 @@ class CaptionLoss(nn.Module):
         return F.cross_entropy(self.llava.lm_head(hidden).float(), labels, reduction="sum")
 
 
-def load(folder: Path, config: SftConfig) -> CaptionLoss:
-    """The model in float32 on the CPU, adapters and all, with what is trained chosen."""
+def load(folder: Path, config: SftConfig, device: str = "cpu") -> CaptionLoss:
+    """The model in float32 on the CPU, adapters and all, with what is trained chosen. device: that it will be on."""
     llava = LlavaForConditionalGeneration.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation=config.attention
+        folder, dtype=torch.float32, attn_implementation=_kernels(config, device)
     )
     return _prepared(llava, config)
 
 
-def layout(folder: Path, config: SftConfig) -> CaptionLoss:
+def layout(folder: Path, config: SftConfig, device: str = "cpu") -> CaptionLoss:
     """What `load` makes, on the meta device."""
     with torch.device("meta"):
         llava = AutoModelForImageTextToText.from_config(
-            AutoConfig.from_pretrained(folder), dtype=torch.float32, attn_implementation=config.attention
+            AutoConfig.from_pretrained(folder), dtype=torch.float32, attn_implementation=_kernels(config, device)
         )
         return _prepared(llava, config)
+
+
+def _kernels(config: SftConfig, device: str) -> dict[str, str]:
+    """The attention of each part; an image's patches all see each other."""
+    return {"text_config": choose_attention(config.attention, device), "vision_config": "sdpa"}
 
 
 def _prepared(llava: Any, config: SftConfig) -> CaptionLoss:

@@ -11,7 +11,7 @@ from hpc.errors import UserError
 from recap.engine.settings import PAPER_PROMPT
 from recap.train.settings import TrainSettings
 
-KINDS = ("llava", "columns", "world")
+KINDS = ("llava", "sharegpt", "messages", "columns", "world")
 
 
 def _semantic(default: Any, text: str) -> Any:
@@ -31,11 +31,15 @@ def _execution(default: Any, text: str) -> Any:
 class Source:
     """Where conversations about images come from; several are joined one after another, then shuffled."""
 
-    kind: str = _semantic("llava", "llava (JSON or JSON lines) | columns (tars with a caption column) | world")
-    path: str = _semantic("", "llava: the JSON file; columns: tars (glob); world: dotted path of sample(seed, index)")
-    images: str = _semantic("", "llava: folder, zip or tar (glob) that holds the images")
-    column: str = _semantic("", "columns: a run directory of this toolkit, or a folder of parquet files")
-    field: str = _semantic("caption", "columns: name of the text in the column")
+    kind: str = _semantic(
+        "llava", "llava | sharegpt | messages (JSON or JSON lines) | columns (tars, with captions) | world"
+    )
+    path: str = _semantic("", "the JSON file; columns: tars (glob, braces); world: dotted path of sample(seed, index)")
+    images: str = _semantic("", "of JSON: folder, zip or tar (glob) that holds the images")
+    column: str = _semantic("", "columns: a run directory of this toolkit, or a folder of <shard>.parquet files; "
+                                "empty: the captions are in the tars")  # fmt: skip
+    member: str = _semantic("txt", "columns: extension of the tars' member that holds the caption, without `column`")
+    field: str = _semantic("caption", "columns: name of the text in the column, or in a json member")
     prompts: list[str] = _semantic([PAPER_PROMPT], "columns, world: questions; one is drawn for each sample")
     samples: int = _semantic(0, "Use the first so many (world: there is no end, so it must be given); 0: all")
     repeat: int = _semantic(1, "How often each sample comes in an epoch")
@@ -64,14 +68,16 @@ class SftConfig:
     data: list[Source] = _semantic([], "Where the conversations come from")
     held_out: list[Source] = _execution([], "Conversations that are not learned from: their loss is in metrics.jsonl")
     trainable: list[str] = _semantic([], "Regular expressions; parameters whose name matches one are trained")
-    rates: dict[str, float] = _semantic({}, "Learning rates by regular expression, instead of train.lr")
+    rates: dict[str, float] = _semantic({}, "Learning rates by regular expression of names, instead of train.lr")
     lora: LoraSettings = field(default_factory=LoraSettings)
     max_tokens: int = _semantic(2048, "Longest sample in tokens, image included")
     too_long: str = _semantic("truncate", "truncate (as LLaVA does) | reject: longer samples")
     pack: int = _execution(0, "Tokens of a row into which whole samples are packed; 0: one sample a row")
     rows: int = _execution(1, "Rows of one forward pass")
     logit_chunk: int = _execution(1024, "Supervised positions whose logits exist at a time; 0: all at once")
-    attention: str = _execution("sdpa", "sdpa | flash_attention_2 | flex_attention | eager")
+    attention: str = _execution(
+        "auto", "auto (flex_attention on GPUs, sdpa on CPUs) | sdpa | flash_attention_2 | flex_attention | eager"
+    )
     dtype: str = _execution("auto", "Numbers of the exported weights: auto (as `model`) | fp32 | bf16 | fp16")
     train: TrainSettings = field(default_factory=TrainSettings)
 
@@ -110,6 +116,9 @@ def check(config: SftConfig) -> None:
     for name in ("data", "held_out"):
         for number, source in enumerate(getattr(config, name)):
             _check_source(f"{name}[{number}]", source)
+    planned = any(source.kind == "columns" for source in [*config.data, *config.held_out])
+    if planned and config.train.workers > 1:
+        refuse("train.workers", f"{config.train.workers}: each would hold its own window of the tars. Write 1")
 
 
 def _check_source(where: str, source: Source) -> None:
@@ -120,13 +129,17 @@ def _check_source(where: str, source: Source) -> None:
         refuse("kind", f"{source.kind!r} is unknown. Write one of {', '.join(KINDS)}.")
     if not source.path:
         refuse("path", "missing")
-    if source.kind == "llava" and not Path(source.path).is_file():
+    if source.kind not in ("columns", "world") and not Path(source.path).is_file():
         refuse("path", f"{source.path} does not exist")
-    if source.kind == "columns" and not Path(source.column).is_dir():
-        refuse("column", f"{source.column!r} is neither a run directory nor a folder of parquet files")
+    if source.kind == "columns":
+        from recap.sft.tars import check as check_tars
+
+        if source.column and not Path(source.column).is_dir():
+            refuse("column", f"{source.column!r} is neither a run directory nor a folder of parquet files")
+        check_tars(where, source)
     if source.kind == "world" and not source.samples:
         refuse("samples", "a world has no end: say how many samples make an epoch")
-    if source.kind != "llava" and not source.prompts:
+    if source.kind in ("columns", "world") and not source.prompts:
         refuse("prompts", "empty: the model would be asked nothing")
     if source.repeat < 1 or source.samples < 0:
         refuse("repeat", "repeat must be at least 1, samples not negative")

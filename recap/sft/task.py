@@ -15,13 +15,15 @@ from transformers import AutoConfig, AutoProcessor
 
 from recap.engine.identity import model_identity
 from recap.sft import model as models
+from recap.sft.attention import lengths
+from recap.sft.example import Conversations, Example
 from recap.sft.export import write
 from recap.sft.packing import deal, pack
 from recap.sft.settings import SftConfig
-from recap.sft.sources import Conversations, Corpus, Example
+from recap.sft.sources import Corpus
+from recap.sft.tars import Tars
 from recap.sft.templates import BadSample, Rendered, Renderer
 from recap.train.evaluation import Occasion
-from recap.train.order import place
 from recap.train.parallel import to_device
 from recap.train.task import Batch
 
@@ -32,7 +34,7 @@ class Ready:
 
     example: Example
     rendered: Rendered
-    source: Conversations
+    source: Conversations | Tars
 
 
 class SftTask:
@@ -40,30 +42,38 @@ class SftTask:
 
     Args:
         folder: the checkpoint that training starts from.
+        device: what it is trained on, "cpu" or "cuda".
+        indexes: folder of the tars' block indexes, None to keep them in memory.
+        name: of the data among them.
     """
 
-    def __init__(self, config: SftConfig, folder: Path) -> None:
-        self.config, self.folder = config, folder
-        self.corpus = Corpus(config.data, config.train.seed)
+    def __init__(
+        self, config: SftConfig, folder: Path, device: str = "cpu", indexes: Path | None = None, name: str = "data"
+    ) -> None:
+        self.config, self.folder, self._device = config, folder, device
+        self.corpus = Corpus(config.data, config.train.seed, indexes, name)
         self.processor = AutoProcessor.from_pretrained(folder)
         shape = AutoConfig.from_pretrained(folder)
         self.side = shape.vision_config.image_size
+        self._image_id = self.processor.tokenizer.convert_tokens_to_ids(self.processor.image_token)
         self.renderer = Renderer(
             self.processor.tokenizer, config.template, features(shape), self.processor.image_token,
             system=config.system, max_tokens=config.max_tokens, too_long=config.too_long,
         )  # fmt: skip
         self._flops = 0.0
-        self._held_out = SftTask(_held_out(config), folder) if config.held_out else None
+        self._held_out: SftTask | None = None
+        if config.held_out:
+            self._held_out = SftTask(_held_out(config), folder, device, indexes, "held_out")
 
     # --- the model --------------------------------------------------------------------------
 
     def module(self) -> nn.Module:
-        made = models.load(self.folder, self.config)
+        made = models.load(self.folder, self.config, self._device)
         self._flops = models.flops_per_token(made.llava)
         return made
 
     def layout(self) -> nn.Module:
-        made = models.layout(self.folder, self.config)
+        made = models.layout(self.folder, self.config, self._device)
         self._flops = models.flops_per_token(made.llava)
         return made
 
@@ -71,7 +81,7 @@ class SftTask:
         return models.blocks(module.llava)
 
     def rate(self, name: str) -> float:
-        return models.rate_of(name, self.config.rates, self.config.train.lr)
+        return models.rate_of(name.removeprefix("llava."), self.config.rates, self.config.train.lr)
 
     def decays(self, name: str, parameter: nn.Parameter) -> bool:
         return parameter.ndim >= 2  # not biases and norms
@@ -82,7 +92,7 @@ class SftTask:
     def identity(self) -> str:
         digests = {name: digest for name, digest in model_identity(self.folder).items() if name.endswith("safetensors")}
         lora, trainable = vars(self.config.lora), self.config.trainable
-        content = json.dumps([digests, lora, trainable], sort_keys=True)
+        content = json.dumps([digests, lora, trainable, *self.corpus.digest()], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def export(self, weights: dict[str, torch.Tensor], folder: Path) -> None:
@@ -110,11 +120,9 @@ class SftTask:
 
     def ready(self, position: int) -> Ready:
         """The sample at a position of the stream. Raises BadSample whose detail begins with the sample's key."""
-        epoch, index = place(self.config.train.seed, position, len(self.corpus))
-        source, number = self.corpus.find(index)
-        example = source.example(number, epoch)
+        example, source = self.corpus.at(position)
         try:
-            return Ready(example, self.renderer.render(example.turns, len(example.images)), source)
+            return Ready(example, self.renderer.render(example.turns, len(example.images), example.system), source)
         except BadSample as error:
             raise BadSample(error.reason, f"{example.key}: {error.detail}") from error
 
@@ -123,15 +131,17 @@ class SftTask:
         fit: list[Ready] = []
         keys: list[str] = []
         rejected: list[tuple[str, str]] = []
+        passed = 0
         for position in range(first, first + count):
             try:
                 fit.append(self.ready(position))
                 keys.append(fit[-1].example.key)
+                passed += fit[-1].example.passed if position % world == rank else 0
             except BadSample as error:
                 if position % world == rank:
                     rejected.append((error.detail.partition(":")[0], str(error)))
-        lengths = [len(sample.rendered.ids) for sample in fit]
-        rows = pack(lengths, self.config.pack, self.config.rows * world)
+        sizes = [len(sample.rendered.ids) for sample in fit]
+        rows = pack(sizes, self.config.pack, self.config.rows * world)
         micro, weight, tokens, useful = [], 0, 0, 0
         for held in deal(rows, self.config.rows, rank, world):
             made = self.collate([[fit[i] for i in row] for row in held], rejected)
@@ -139,9 +149,10 @@ class SftTask:
             weight += len(made["labels"])
             tokens += made["input_ids"].numel() if held else 0
             useful += sum(len(fit[i].rendered.ids) for row in held for i in row)
-        return Batch(micro, float(weight), tokens, useful, keys, rejected)
+        counts = {"without a caption": float(passed)} if self.corpus.tars else {}
+        return Batch(micro, float(weight), tokens, useful, keys, rejected, counts)
 
-    def collate(self, rows: Sequence[Sequence[Ready]], rejected: list[tuple[str, str]]) -> dict[str, torch.Tensor]:
+    def collate(self, rows: Sequence[Sequence[Ready]], rejected: list[tuple[str, str]]) -> dict[str, Any]:
         """Packed rows as tensors (see `CaptionLoss.forward`). A sample whose image cannot be read is not learned from,
         and noted."""
         full = self.config.pack if self.config.train.compile else 0  # compiled code wants one shape
@@ -167,7 +178,8 @@ class SftTask:
             positions[number, start:] = torch.arange(longest - start)
         pixels = self.processor.image_processor(pictures or [_blank(self.side)], return_tensors="pt")["pixel_values"]
         return {
-            "input_ids": ids, "position_ids": positions, "pixel_values": pixels, "real": torch.tensor([bool(pictures)]),
+            "input_ids": ids, "position_ids": positions, **lengths(positions), "pixel_values": pixels,
+            "image_at": (ids == self._image_id).flatten().nonzero()[:, 0],
             "at": torch.tensor(at, dtype=torch.long), "labels": torch.tensor(labels, dtype=torch.long),
         }  # fmt: skip
 

@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hpc.errors import UserError
+from recap.engine.prompts import Encoder
+
 IMAGE = "<image>"  # stands for an image in texts, as in LLaVA's JSON
 VICUNA_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -19,7 +22,8 @@ VICUNA_SYSTEM = (
 
 @dataclass(frozen=True)
 class Template:
-    """Texts around the turns. {bos} and {eos} stand for the tokenizer's own marks.
+    """Texts around the turns. {bos} and {eos} stand for the tokenizer's own marks, {begin} for those that it puts
+    before every text. What follows an answer is one token, which ends captions too.
 
     system: what comes first; {system} stands for the system text.
     asks: whether the user's words are shown (`plain` shows the image alone).
@@ -45,7 +49,7 @@ TEMPLATES = {
         ("<|start_header_id|>assistant<|end_header_id|>\n\n", "<|eot_id|>"),
     ),
     # for tiny models: few tokens around what matters
-    "short": Template("", "", ("USER: ", "\n"), ("ASSISTANT:\n", "{eos}")),
+    "short": Template("{begin}", "", ("USER: ", "\n"), ("ASSISTANT:\n", "{eos}")),
 }
 
 
@@ -84,50 +88,67 @@ class Renderer:
         self.tokenizer, self.template, self._image_token = tokenizer, TEMPLATES[name], image_token
         self._image_tokens, self._max, self._too_long = image_tokens, max_tokens, too_long
         self._image_id = tokenizer.convert_tokens_to_ids(image_token)
-        text = self.template.system_text if system is None else system
-        self.begin = self._marks(self.template.system).replace("{system}", text)
+        self._encode = Encoder(tokenizer, self._image_id, image_tokens)
+        self._system = self.template.system_text if system is None else system
+        before, place, after = self._marks(self.template.system).partition("{system}")
+        self._begin, self._has_system = (before, after), bool(place)
         self._user = tuple(map(self._marks, self.template.user))
         self._assistant = tuple(map(self._marks, self.template.assistant))
         self._special = {str(token) for token in tokenizer.get_added_vocab()} - {image_token}
+        self.end = self._end_token(name)
 
     def _marks(self, text: str) -> str:
         bos, eos = self.tokenizer.bos_token or "", self.tokenizer.eos_token or ""
-        return text.replace("{bos}", bos).replace("{eos}", eos)
+        begin = "".join(self.tokenizer.convert_ids_to_tokens(self._encode.opening))
+        return text.replace("{bos}", bos).replace("{eos}", eos).replace("{begin}", begin)
 
-    def text(self, turns: Sequence[tuple[str, str]]) -> tuple[str, list[tuple[int, int]]]:
+    def _end_token(self, name: str) -> int:
+        """The token that closes an answer, and a caption. Raises UserError where the tokenizer has none."""
+        mark = self._assistant[1]
+        word, closed = (self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("a", "a" + mark))
+        rest = closed[len(word) :] if closed[: len(word)] == word else []
+        if len(rest) != 1 or rest[0] in (self.tokenizer.unk_token_id, self._image_id):
+            what = repr(mark) if mark else "an end-of-text mark (eos_token)"
+            raise UserError(
+                f"config: `template`: {name} closes answers with {what}, which is no single token of this tokenizer. "
+                f"Write another of {', '.join(TEMPLATES)}, or add the token to the checkpoint's tokenizer."
+            )
+        return rest[0]
+
+    def text(
+        self, turns: Sequence[tuple[str, str]], closed: bool = True, system: str | None = None
+    ) -> tuple[str, list[tuple[int, int]]]:
         """The conversation and the spans (start, end) of its answers, end marks included, in characters.
 
         turns: ("user" | "assistant", text), alternating, beginning with the user. Raises BadSample.
+        closed: False leaves the end marks out. system: the conversation's own system text.
         """
         _check_turns(turns)
-        text, spans = self.begin, []
+        if system is not None and not self._has_system:
+            raise BadSample("template: has no place for a system text", system[:40])
+        text, spans = (self._system if system is None else system.strip()).join(self._begin), []
         for role, said in turns:
             if role == "user":
                 before, after = self._user
                 said = _image_first(said) if self.template.asks else IMAGE * said.count(IMAGE)
                 text += before + said.replace(IMAGE, self._image_token) + after
             else:
-                before, after = self._assistant
+                before, after = self._assistant[0], self._assistant[1] * closed
                 text += before
                 start = len(text.rstrip(" "))  # a blank before the answer is the model's to write
                 text += said.strip() + after
                 spans.append((start, len(text)))
         return text, spans
 
-    def render(self, turns: Sequence[tuple[str, str]], images: int) -> Rendered:
+    def render(self, turns: Sequence[tuple[str, str]], images: int, system: str | None = None) -> Rendered:
         """Tokens and mask of a conversation about so many images. Raises BadSample."""
         marks = sum(said.count(IMAGE) for role, said in turns if role == "user")
         if marks != images:
             raise BadSample("image tokens: not as many as images", f"{marks} in the text, {images} images")
-        for _, said in turns:
+        for said in [*(said for _, said in turns), system or ""]:
             if found := next((mark for mark in self._special if mark in said), None):
                 raise BadSample("template: a special token stands in the text", found)
-        text, spans = self.text(turns)
-        bos = self.tokenizer.bos_token
-        encoded = self.tokenizer(
-            text, return_offsets_mapping=True, add_special_tokens=bool(bos) and not text.startswith(bos)
-        )
-        ids, learned = self._expand(encoded["input_ids"], _inside(text, encoded["offset_mapping"], spans))
+        ids, learned = self._tokens(turns, system)
         if len(ids) > self._max:
             if self._too_long == "reject":
                 raise BadSample("too long", f"{len(ids)} tokens, {self._max} fit")
@@ -138,37 +159,51 @@ class Renderer:
             raise BadSample("image tokens: the image does not fit", f"{self._max} tokens")
         return Rendered(ids, learned, images)
 
-    def _expand(self, ids: list[int], learned: list[bool]) -> tuple[list[int], list[bool]]:
-        """Repeat the image's token for each of its features."""
-        out, mask = [], []
-        for token, answer in zip(ids, learned, strict=True):
-            repeat = self._image_tokens if token == self._image_id else 1
-            out += [token] * repeat
-            mask += [answer] * repeat
-        return out, mask
+    def _tokens(self, turns: Sequence[tuple[str, str]], system: str | None) -> tuple[list[int], list[bool]]:
+        """Ids and mask. An end mark of plain characters ("\\n") would melt into what stands before it (".\\n" is one
+        token of LLaMA-3): it is put in as the token that captions end with."""
+        spliced = self._assistant[1] not in self._special
+        text, spans = self.text(turns, not spliced, system)
+        found = self._encode(text)
+        ids, learned = found.ids, _inside(text, found.spans, spans)
+        for _, end in reversed(spans) if spliced else ():
+            after = next((n for n, (start, _) in enumerate(found.spans) if start >= end), len(ids))
+            ids[after:after], learned[after:after] = [self.end], [True]
+        return ids, learned
 
     def chat_template(self) -> str:
         """The same template as Jinja, for processors: a user's text and images, images first."""
         user, assistant = self._user, self._assistant
-        content = "{% if part.type == 'image' %}" + _jinja(self._image_token + ("\n" if self.template.asks else ""))
-        content += "{% elif part.type == 'text' %}" + ("{{ part.text }}" if self.template.asks else "") + "{% endif %}"
+        images = "{% for part in message.content if part.type == 'image' %}"
+        images += _jinja(self._image_token + ("\n" if self.template.asks else "")) + "{% endfor %}"
+        system = _jinja(self._system)
+        if self._has_system:
+            said = _WORDS.replace("message.", "messages[0].")
+            system = "{% if messages[0].role == 'system' %}" + said + "{% else %}" + system + "{% endif %}"
         return (
-            _jinja(self.begin)
+            _jinja(self._begin[0])
+            + system * self._has_system
+            + _jinja(self._begin[1])
             + "{% for message in messages %}{% if message.role == 'user' %}"
             + _jinja(user[0])
-            + "{% if message.content is string %}{{ message.content }}{% else %}{% for part in message.content %}"
-            + content
-            + "{% endfor %}{% endif %}"
+            + ("{% if message.content is not string %}" + images + "{% endif %}")
+            + (_WORDS if self.template.asks else "")
             + _jinja(user[1])
             + "{% elif message.role == 'assistant' %}"
             + _jinja(assistant[0])
-            + "{% if message.content is string %}{{ message.content }}{% else %}{% for part in message.content %}"
-            + "{{ part.text }}{% endfor %}{% endif %}"
+            + _WORDS
             + _jinja(assistant[1])
             + "{% endif %}{% endfor %}{% if add_generation_prompt %}"
             + _jinja(assistant[0].rstrip(" "))
             + "{% endif %}"
         )
+
+
+# A message's words, without the white space around them, as training shows them.
+_WORDS = (
+    "{% if message.content is string %}{{ message.content | trim }}{% else %}"
+    "{{ message.content | selectattr('type', 'equalto', 'text') | map(attribute='text') | join | trim }}{% endif %}"
+)
 
 
 def _jinja(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import os
 import shutil
@@ -12,11 +13,17 @@ from typing import Any, ClassVar
 from hpc.errors import UserError
 from hpc.trainer import Gang
 from recap.data.image_version import VERSION_2
+from recap.data.samples import column_identities, shared_index
 from recap.engine.identity import model_folder, model_identity
 from recap.sft.settings import SftConfig, check
+from recap.sft.tars import data_of
 from recap.train.settings import check as check_training
 
 _WAIT_S = 600.0
+_TEXTS_2 = (
+    "template plain's line break is a token of its own, template short writes the tokenizer's BOS, a sample of tars is "
+    "a shard and a key"
+)
 
 
 class SftTrainer:
@@ -24,7 +31,7 @@ class SftTrainer:
 
     Config: ClassVar[type] = SftConfig
     version: ClassVar[int] = 2
-    changes: ClassVar[dict[int, str]] = {2: VERSION_2}
+    changes: ClassVar[dict[int, str]] = {2: f"{VERSION_2}; {_TEXTS_2}"}
 
     def __init__(self, config: SftConfig) -> None:
         self.config = config
@@ -39,7 +46,12 @@ class SftTrainer:
                 raise UserError(f"config: `model`: {error}") from error
 
     def identity(self) -> dict[str, Any]:
-        return {"model": model_identity(self.config.model)} if self.config.model else {}
+        made: dict[str, Any] = {}
+        if self.config.model:
+            made["model"] = model_identity(self.config.model)
+        if columns := [column_identities(data_of(s)) for s in self.config.data if s.kind == "columns" and s.column]:
+            made["columns"] = columns
+        return made
 
     def describe(self, ranks: int) -> list[tuple[str, str]]:
         c, t = self.config, self.config.train
@@ -58,11 +70,18 @@ class SftTrainer:
         return self.config.train.samples
 
     def train(self, gang: Gang) -> int:
+        from recap.sft.sources import index_file
         from recap.sft.task import SftTask
         from recap.train.loop import train
 
-        folder = start_of(self.config, Path(gang.directory), make=gang.rank == 0)
-        return train(SftTask(self.config, folder), self.config.train, gang)
+        directory = Path(gang.directory)
+        folder = start_of(self.config, directory, make=gang.rank == 0)
+        for name in ("data", "held_out"):
+            for number, source in enumerate(getattr(self.config, name)):
+                if source.kind == "columns":
+                    index = str(index_file(directory, name, number))
+                    shared_index(dataclasses.replace(data_of(source), index=index), gang)
+        return train(SftTask(self.config, folder, gang.device, directory), self.config.train, gang)
 
 
 def start_of(config: SftConfig, run: Path, *, make: bool = False) -> Path:

@@ -93,3 +93,15 @@ def task(captioner: Path, conversations: Path) -> Make:
         return SftTask(work, Path(work.model))
 
     return make_task
+
+
+@pytest.fixture
+def clip(captioner: Path, tmp_path: Path) -> Path:
+    """The CLIP that the original was trained with: its tower moved a little where the checkpoint has its own."""
+    from transformers import CLIPVisionModel, LlavaForConditionalGeneration
+
+    ours = LlavaForConditionalGeneration.from_pretrained(captioner, dtype=torch.float32)
+    tower = CLIPVisionModel(ours.config.vision_config)
+    tower.load_state_dict(ours.model.vision_tower.state_dict())
+    tower.save_pretrained(tmp_path / "clip")
+    return tmp_path / "clip"

@@ -16,7 +16,7 @@ from hpc.errors import UserError
 from recap.demo import FLAGS
 from recap.sft.inspect import report
 from recap.sft.settings import Source
-from recap.sft.sources import Corpus
+from recap.sft.sources import Listed
 from recap.sft.task import SftTask
 from recap.sft.templates import BadSample
 from tests.sft.conftest import Make
@@ -58,7 +58,7 @@ def test_archives_that_cannot_be_read(conversations: Path, name: str) -> None:
     else:
         path.write_bytes(b"no archive" * 100)
     with pytest.raises(UserError, match=rf"{name} is neither a zip nor an uncompressed tar"):
-        Corpus([Source(path=str(conversations / "data.json"), images=str(path))], seed=0)
+        Listed([Source(path=str(conversations / "data.json"), images=str(path))], seed=0)
 
 
 def test_a_damaged_zip_member_is_rejected_by_name(task: Make, conversations: Path) -> None:
@@ -83,7 +83,7 @@ def test_json_lines_and_repeat(conversations: Path) -> None:
         Source(path=str(conversations / "data.jsonl"), images=images, samples=3, repeat=2),
         Source(path=str(conversations / "data.json"), images=images),
     ]
-    corpus = Corpus(sources, seed=0)
+    corpus = Listed(sources, seed=0)
     assert len(corpus) == 30
     keys = []
     for index in range(30):
@@ -94,7 +94,8 @@ def test_json_lines_and_repeat(conversations: Path) -> None:
 
 def test_a_caption_column_trains_the_next_captioner(task: Make) -> None:
     """The shipped flags and their human descriptions: a column of ours."""
-    source = {"kind": "columns", "path": str(FLAGS / "*.tar"), "column": str(FLAGS.parent / "flags_columns")}
+    column = str(FLAGS.parent / "flags_columns/description")
+    source = {"kind": "columns", "path": str(FLAGS / "*.tar"), "column": column}
     made = task(data=[source | {"field": "text", "prompts": ["one?", "two?"]}], template="short")
     assert made.size() > 200
     asked = {made.ready(position).example.turns[0][1] for position in range(40)}

@@ -260,18 +260,6 @@ def original_of(captioner: Path, folder: Path, tower: bool) -> dict[str, torch.T
     return original
 
 
-@pytest.fixture
-def clip(captioner: Path, tmp_path: Path) -> Path:
-    """The CLIP that the original was trained with: its tower moved a little where the checkpoint has its own."""
-    from transformers import CLIPVisionModel
-
-    ours = LlavaForConditionalGeneration.from_pretrained(captioner, dtype=torch.float32)
-    tower = CLIPVisionModel(ours.config.vision_config)
-    tower.load_state_dict(ours.model.vision_tower.state_dict())
-    tower.save_pretrained(tmp_path / "clip")
-    return tmp_path / "clip"
-
-
 @pytest.mark.parametrize("way", ["safetensors", "bin", "own tower"])
 def test_convert(captioner: Path, clip: Path, tmp_path: Path, way: str) -> None:
     """An original LLaVA checkpoint, made from ours by its own names, becomes a model with equal weights, key by key."""

@@ -1,0 +1,112 @@
+"""Fine-tuning from tars: images, and captions from a column of ours or from the tars themselves.
+
+Read by the reader that CLIP and DiT trainers have (`recap.data.joined`): a sample is a shard and a key, a column is
+joined block by block and its digests are compared with the images. The order is a plan's; memory holds a window of
+blocks, never the data set. Every rank reads all tars, since all must know all texts to agree on how rows are packed:
+fine-tuning looks at few images, many times.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from hpc.errors import UserError
+from recap.data.columns import ColumnConfig
+from recap.data.index import Index
+from recap.data.inputs import list_shards
+from recap.data.joined import Joined, Reader
+from recap.data.samples import JoinedDataConfig, check_columns, image_of
+from recap.data.streams import Plan
+from recap.sft.example import Example, decoded
+from recap.sft.settings import Source
+from recap.sft.templates import IMAGE, BadSample
+from recap.train.order import draw
+
+_TEXT = "text"  # the column's name here
+_WINDOW = 8  # blocks of 512 samples among which samples are shuffled, and which a rank holds
+_GZIPPED = (".gz", ".tgz")
+
+
+def data_of(source: Source) -> JoinedDataConfig:
+    """A source's tars and its one column, as the readers of all trainers take them."""
+    if not source.column:
+        member = source.member.lower().lstrip(".")
+        column = ColumnConfig(member=member, field=source.field if member == "json" else None)
+    elif (Path(source.column) / "submissions").is_dir():
+        column = ColumnConfig(run=source.column, field=source.field)
+    else:
+        column = ColumnConfig(folder=source.column, field=source.field)
+    return JoinedDataConfig(shards=[source.path], columns={_TEXT: column}, streams=1, window=_WINDOW)
+
+
+def check(where: str, source: Source) -> None:
+    """UserError where the tars do not exist or have no ranges, or the column does not hold every one of them."""
+    data = data_of(source)
+    try:
+        shards = list_shards(data)
+        check_columns(data, [_TEXT])
+    except UserError as error:
+        raise UserError(f"config: `{where}`: {error}") from error
+    if packed := [shard.uri for shard in shards if shard.uri.endswith(_GZIPPED)]:
+        raise UserError(f"config: `{where}.path`: {packed[0]} is gzipped: no ranges of it can be read. Unpack it.")
+
+
+class Tars:
+    """Each sample is one question and its caption. Samples come in the order of the plan, epoch by epoch.
+
+    Args:
+        index: file of the block index (made if missing), None to keep it in memory.
+    """
+
+    def __init__(self, source: Source, seed: int, index: Path | None) -> None:
+        self._prompts, self._seed, self._limit = source.prompts, seed, source.samples
+        self._data = data_of(source)
+        shards = list_shards(self._data)
+        check_columns(self._data, [_TEXT])
+        blocks = Index.open_or_make(index, shards, self._data.readers)
+        if not blocks.samples:
+            raise UserError(f"data: the tars of {source.path} hold no sample")
+        self.plan = Plan(blocks, seed, self._data.streams, self._data.window)
+        self._reader: Reader | None = None  # made where batches are: it has threads
+
+    def __len__(self) -> int:
+        """Samples of an epoch."""
+        return min(self.plan.epoch_size, self._limit or self.plan.epoch_size)
+
+    def at(self, position: int) -> Example:
+        """The sample at a position of the endless stream. A sample without a caption is none: another of its window
+        stands in its place. Raises BadSample, and UserError where tars and column do not belong together."""
+        if self._limit:
+            position %= len(self)  # the first so many, again and again
+        if self._reader is None:
+            self._reader = open_reader(self.plan, self._data)
+        slot = self._reader.place(position)
+        passed, found = next((n, c) for n, c in enumerate(slot.candidates()) if c.problem or _said(c))
+        if found.problem:
+            raise BadSample(found.problem, f"{found.name}: in the tar")
+        prompt = self._prompts[draw(self._seed, "prompt", slot.epoch, found.name) % len(self._prompts)]
+        turns = [("user", f"{IMAGE}\n{prompt}"), ("assistant", _said(found))]
+        return Example(found.name, turns, [(found.name, image_of(found, self._data))], passed=passed)
+
+    def image(self, handle: Any) -> Image.Image:
+        """RGB. Raises BadSample where it is missing or damaged."""
+        name, data = handle
+        if data is None:
+            raise BadSample("image: missing", name)
+        return decoded(data, name)
+
+
+def open_reader(plan: Plan, data: JoinedDataConfig) -> Reader:
+    from recap.data.columns import open_column
+
+    columns = {name: open_column(name, config) for name, config in data.columns.items()}
+    return Reader(plan, columns, data.readers, images=data.image)
+
+
+def _said(sample: Joined) -> str:
+    """A sample's caption, "" where it has none."""
+    text = sample.columns[_TEXT]
+    return text.strip() if isinstance(text, str) else ""
