@@ -20,7 +20,7 @@ from recap.data.inputs import DataConfig, list_shards, placeholder_digests
 from recap.data.remote import open_shard
 from recap.data.same_image import FIELD
 from recap.data.tars import Sample, read_samples
-from recap.engine import Caption, CaptionerConfig, Engine, Request, check, load_engine
+from recap.engine import Caption, CaptionerConfig, Engine, Request, check, load_engine, loadable
 from recap.engine.identity import captioner_identity, model_folder
 from recap.engine.lint import lint
 
@@ -105,8 +105,9 @@ class CaptionOperator:
 
     def identity(self) -> dict[str, Any]:
         try:
+            loadable.check(self.config.captioner)
             made_with = captioner_identity(self.config.captioner)
-        except FileNotFoundError as error:
+        except (FileNotFoundError, ValueError) as error:
             raise UserError(f"config: {error}") from error
         if self._placeholders:
             made_with["placeholders"] = hashlib.sha256("\n".join(sorted(self._placeholders)).encode()).hexdigest()
@@ -133,12 +134,14 @@ class CaptionOperator:
         if self.config.captioner.backend == "openai":
             return []
         try:
-            for path in model_folder(self.config.captioner.model).glob("*.safetensors"):
+            folder = model_folder(self.config.captioner.model)
+            for path in folder.glob("*.safetensors"):
                 with path.open("rb") as file:
                     file.read(1)
         except OSError as error:
             return [f"model: {error}"]
-        return []
+        lacking = loadable.packages(self.config.captioner, folder)
+        return [f"model: {lacking}"] if lacking else []
 
     # --- what an engine process asks ----------------------------------------------------------
 

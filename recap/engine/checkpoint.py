@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoProcessor, GenerationConfig
+from transformers import AutoConfig, GenerationConfig
 
 from recap.engine.decode import Geometry
 from recap.engine.identity import model_folder
+from recap.engine.processor import load_processor
 from recap.engine.prompts import PromptBook
 from recap.engine.settings import CaptionerConfig
 
@@ -52,7 +53,7 @@ def open_checkpoint(settings: CaptionerConfig, weights: bool = True) -> Checkpoi
             f"{folder}: a checkpoint of model type {config.model_type!r}, and this backend reads 'llava'. "
             "Use captioner.backend=transformers."
         )
-    processor = AutoProcessor.from_pretrained(folder)
+    processor = load_processor(folder)
     tokenizer = processor.tokenizer
     geometry = geometry_of(processor.image_processor, config.vision_config.image_size, settings.geometry)
     book = PromptBook(settings, tokenizer, processor, processor.image_token, image_tokens(config))

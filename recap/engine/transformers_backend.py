@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from transformers import (
     AutoModelForImageTextToText,
-    AutoProcessor,
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
@@ -28,6 +27,7 @@ from recap.engine.checkpoint import end_tokens, is_llava, open_checkpoint
 from recap.engine.decode_pool import DecodePool
 from recap.engine.identity import model_folder
 from recap.engine.interface import Caption, Request
+from recap.engine.processor import load_processor
 from recap.engine.prompts import Prompt, PromptBook
 from recap.engine.sampling import Sampler
 from recap.engine.settings import CaptionerConfig
@@ -177,7 +177,7 @@ class OneAtATimeEngine:
                 f"captioner.geometry = {config.geometry!r}: only LLaVA checkpoints take it, and {folder} "
                 "is another model, whose processor decides. Leave it empty."
             )
-        self.processor: Any = AutoProcessor.from_pretrained(folder)
+        self.processor: Any = load_processor(folder)
         self.dtype, self.sampler = choose_dtype(config.precision, self.device), Sampler.of(config)
         model = AutoModelForImageTextToText.from_pretrained(folder, dtype=self.dtype)
         self.model = plain(model.to(self.device))
