@@ -144,7 +144,7 @@ class Agent:
     def _blame_node(self, reason: str) -> str:
         """Exclude this node if others do well; says so in the reason."""
         host = self.facts["host"]
-        if not breaker.others_succeed(self.run, self.submission.uuid, host):
+        if not breaker.successful(self.run, self.submission.uuid) - {host}:
             return reason
         breaker.exclude(self.run, host, reason)
         return f"node {host} is excluded, others do well: {reason}"
@@ -373,11 +373,21 @@ class Agent:
         ends = self.ledger.ends(Claim(claim.shard, claim.generation, claim.epoch + 1))
         if sum(e["how"] == "failed" for e in ends) >= self.settings.attempts:
             self._fail(claim, reason, detail, ends)
-        if stop := self.breaker.failure(claim.shard.id, reason):
-            self.fault = self._blame_node(stop)
-            if self.fault == stop:  # no node does better: it is the run that is wrong
-                breaker.pause(self.run, stop)
-                self.fault = f"paused: {stop}"
+        self._trip(self.breaker.failure(claim.shard.id, reason))
+
+    def on_broken(self, reason: str, words: str) -> None:
+        """An engine ended its own set-up with an error: a model that cannot load is told once, not for hours."""
+        if not self.good:
+            self._trip(self.breaker.death(reason, words))
+
+    def _trip(self, stop: str) -> None:
+        """Stop for a reason of the breaker's, if there is one: the node where others do well, else the run."""
+        if not stop:
+            return
+        self.fault = self._blame_node(stop)
+        if self.fault == stop and not breaker.successful(self.run, self.submission.uuid):
+            breaker.pause(self.run, stop)
+            self.fault = f"paused: {stop}"
 
     def _fail(self, claim: Claim, reason: str, detail: str, ends: list[dict[str, Any]]) -> None:
         where = {"host": self.facts["host"], "log": _log_name()}

@@ -1,26 +1,31 @@
 """Circuit breakers: a wrong prompt must not burn 130,000 shards, and a broken node must not eat what others could do.
 
-A slot whose first `map.breaker` shards all fail with one fingerprint stops. If slots on other nodes succeed, the node
-is at fault: it is excluded (`control/excluded/<host>`), and no later life of a slot works there, wherever Slurm
-requeues it. Otherwise the run is at fault: it is paused with that reason.
+A slot whose first `map.breaker` shards all fail with one fingerprint stops, and so does one whose engines die in set-up
+three times with one fingerprint before anything succeeded (a death by a signal tells of the machine: it does not count).
+If slots on other nodes succeed, the node is at fault: it is excluded (`control/excluded/<host>`), and no later life of a
+slot works there, wherever Slurm requeues it. If nothing succeeds, the run is at fault: it is paused with that reason.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from pathlib import Path
 
 from hpc import atomic, heartbeat
 from hpc.rundir import Run
 
+SETUP_DEATHS = 3  # with one fingerprint
+
 
 class Breaker:
-    """Counts a slot's outcomes from its start to its first success."""
+    """Counts a slot's outcomes from its start to its first success. limit: shards; 0 counts nothing."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._failed: dict[str, set[str]] = {}  # fingerprint -> shards
+        self._died: Counter[str] = Counter()  # in set-up, by fingerprint
         self._closed = limit < 1
 
     def success(self) -> None:
@@ -35,13 +40,21 @@ class Breaker:
             return ""
         return f"the first {self._limit} shards of a slot failed alike: {reason}"
 
+    def death(self, reason: str, words: str) -> str:
+        """Count an engine that died in set-up with these last words. Returns the reason to stop, "" to go on."""
+        if self._closed:
+            return ""
+        self._died[reason] += 1
+        return f"{SETUP_DEATHS} engines died alike in set-up: {words}" if self._died[reason] == SETUP_DEATHS else ""
 
-def others_succeed(run: Run, submission: str, host: str) -> bool:
-    """Whether a slot on another node has finished samples."""
-    return any(
-        facts.get("good", 0) > 0 and facts.get("host") != host and facts.get("submission") == submission
+
+def successful(run: Run, submission: str) -> set[str]:
+    """Nodes on which slots of a submission have finished samples."""
+    return {
+        facts.get("host", "")
         for facts in heartbeat.read_all(run.slots)
-    )
+        if facts.get("good", 0) > 0 and facts.get("submission") == submission
+    }
 
 
 def pause(run: Run, reason: str) -> None:

@@ -476,7 +476,11 @@ def main() -> int:
     config = configs.check(submission.config, submission.source)
     operator = config.operator()
     engine = Engine(run, config, submission.identity, operator, args.inflight)
-    operator.setup(args.device)
+    try:
+        operator.setup(args.device)
+    except Exception as error:  # told, so that deaths alike are known as such; the traceback is for the log
+        engine.emit("broken", reason=fingerprint(error), detail=str(error)[:1000])
+        raise
     try:
         engine.loop()
     except OSError as error:

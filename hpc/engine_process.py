@@ -56,6 +56,7 @@ class EngineProcess:
         self._changed = time.monotonic()  # when `done` last grew, or it became ready
         self._aborted = 0.0
         self._why = ""
+        self._broken: dict[str, str] = {}  # what it said of its set-up, before it died
         self._hung = False
 
     @property
@@ -116,6 +117,8 @@ class EngineProcess:
         kind = event.get("event")
         if kind == "ready":
             self.ready, self._changed = True, time.monotonic()
+        elif kind == "broken":
+            self._broken = event
         elif kind == "hungry":
             self.hungry = not self._agent.drain_reason
         elif kind == "progress":
@@ -187,11 +190,13 @@ class EngineProcess:
             return
         why = self._why or (f"killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}")
         if not was_ready:
-            why = f"setup: {why}"
+            why = f"setup: {self._broken.get('detail') or (code > 0 and _last_words()) or why}"
         log.error("engine %d died: %s", self.index, why)
         held, finished = InFlight.read(self._inflight) if was_ready else ([], 0)
         self.last_words = why
         self._agent.on_death(self, why, held)
+        if not was_ready and code > 0:  # by its own hand
+            self._agent.on_broken(self._broken.get("reason") or why, why)
         self._barren = 1 if finished else self._barren + 1
         if self._hung and self._barren >= HANGS:
             self.given_up = True
@@ -203,6 +208,18 @@ class EngineProcess:
     def describe(self) -> dict[str, Any]:
         state = "given up" if self.given_up else "ready" if self.ready else "starting" if self.alive else "dead"
         return {"device": self._device["CUDA_VISIBLE_DEVICES"] or "cpu", "state": state, "done": self.done}
+
+
+def _last_words() -> str:
+    """The last line of the log, where an engine wrote it and not the agent."""
+    try:
+        with open(os.environ.get("HPC_LOG", ""), "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
+            lines = file.read().decode("utf-8", "replace").split("\n")
+    except OSError:
+        return ""
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return "" if f" {log.name} " in last else last[:500]
 
 
 def _parse(line: bytes) -> dict[str, Any]:

@@ -64,8 +64,9 @@ def tails(run: Run, chosen: list[tuple[dict[str, Any], Path]], count: int) -> It
 
 
 def failed(run: Run) -> Iterator[str]:
-    """Each failed shard with the place in the logs where it was given up."""
+    """Why the run paused, engines that could not start, then each failed shard with the place where it was given up."""
     latest = run.latest()
+    yield from _not_started(run, latest.uuid)
     ledger = run.ledger(latest.identity)
     survey = ledger.survey(run.generations.opened())
     for shard, state in sorted(survey.items()):
@@ -83,6 +84,21 @@ def failed(run: Run) -> Iterator[str]:
                 yield f"    {_short(run, path)}:{at[-1] + 1} on {record.get('host', '')}"
                 start = max(0, at[-1] - AROUND)
                 yield from (f"    | {clean(line)}" for line in lines[start : at[-1] + 1])
+        yield ""
+
+
+def _not_started(run: Run, submission: str) -> Iterator[str]:
+    if why := run.control_text("pause"):
+        yield clean(f"paused: {why}")
+        yield ""
+    deaths: dict[str, list[str]] = {}  # logs, by last words
+    for path in sorted(run.journals.glob(f"{submission}*.jsonl")):
+        for event in journal.read(path)[0]:
+            if event["event"] == "engine" and str(event.get("died", "")).startswith("setup: "):
+                deaths.setdefault(event["died"], []).append(str(event.get("log") or ""))
+    for words, places in deaths.items():
+        yield clean(f"engines died {len(places):,} times in {words}")
+        yield from (f"    {_short(run, Path(place))}" for place in sorted(set(places)) if place)
         yield ""
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -37,6 +38,7 @@ class FaultyConfig(EchoConfig):
     service: str = field(
         default="", metadata={"execution": True}
     )  # a file; lines "service" fail transiently without it
+    model: str = field(default="good", metadata={"execution": True})  # bad: set-up says why; killed: by a signal
 
 
 class Faulty(Echo):
@@ -47,6 +49,13 @@ class Faulty(Echo):
     def __init__(self, config: FaultyConfig) -> None:
         super().__init__(config)
         self.faulty = config
+
+    def setup(self, device: str) -> None:
+        if self.faulty.model == "bad":
+            raise ValueError(f"/models/{os.getpid()}: a checkpoint of model type 'clip' writes no text")
+        if self.faulty.model == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        super().setup(device)
 
     def read(self, shard: Shard) -> Iterator[Item | Damage]:
         if self.faulty.bad_host and os.environ.get("SLURMD_NODENAME") == self.faulty.bad_host:
@@ -126,6 +135,27 @@ def test_a_wrong_run_pauses_itself(tmp_path: Path) -> None:
     mended = bench.command("hpc.launch", str(bench.config), "--supersede", "map.breaker=0")
     assert mended.returncode in (Exit.COMPLETE, Exit.SOME_FAILED), mended.stderr
     assert bench.status()["paused"] is None and bench.status()["shards"]["done"] >= 8
+
+
+def test_a_model_that_cannot_load_pauses_the_run(tmp_path: Path) -> None:
+    """Three deaths, not nine: status and logs have the words; a launch with the right model goes on."""
+    bench = Workbench(tmp_path, {"a": lines(3)}, model="bad")
+    assert bench.launch() == Exit.INCOMPLETE
+    words = "a checkpoint of model type 'clip' writes no text"
+    paused = bench.status()["paused"]
+    assert paused.startswith("3 engines died alike in set-up: setup: /models/") and paused.endswith(words)
+    said = bench.command("hpc.logs", str(bench.run.path), "--failed").stdout
+    assert said.count(words) == 4 and "paused: 3 engines died alike" in said and "logs/" in said
+    assert bench.launch("model=good") == Exit.COMPLETE
+    assert bench.status()["paused"] is None
+
+
+def test_deaths_in_set_up_by_a_signal_do_not_pause_the_run(tmp_path: Path) -> None:
+    bench = Workbench(tmp_path, {"a": lines(3)}, model="killed")
+    bench.record()
+    done = bench.command(*bench.worker(0))
+    assert done.returncode == Exit.REQUEUE and done.stderr.count("setup: killed by SIGKILL") >= 3
+    assert bench.run.control_text("pause") is None
 
 
 def test_a_broken_node_is_excluded_while_others_do_well(tmp_path: Path) -> None:
