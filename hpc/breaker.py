@@ -1,8 +1,8 @@
 """Circuit breakers: a wrong prompt must not burn 130,000 shards, and a broken node must not eat what others could do.
 
-A slot whose first `map.breaker` shards all fail with one fingerprint stops, and so does one whose engines die in set-up
-three times with one fingerprint before anything succeeded (a death by a signal tells of the machine: it does not count).
-If slots on other nodes succeed, the node is at fault: it is excluded (`control/excluded/<host>`), and no later life of a
+A slot stops whose first `map.breaker` shards all fail with one fingerprint, and one whose engines die in set-up three
+times with one fingerprint before anything succeeded (a death by a signal tells of the machine: it does not count). If
+slots on other nodes succeed, the node is at fault: it is excluded (`control/excluded/<host>`), and no later life of a
 slot works there, wherever Slurm requeues it. If nothing succeeds, the run is at fault: it is paused with that reason.
 """
 
