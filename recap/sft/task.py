@@ -83,11 +83,8 @@ class SftTask:
     def rate(self, name: str) -> float:
         return models.rate_of(name.removeprefix("llava."), self.config.rates, self.config.train.lr)
 
-    def decays(self, name: str, parameter: nn.Parameter) -> bool:
-        return parameter.ndim >= 2  # not biases and norms
-
-    def flops(self, tokens: int) -> float:
-        return self._flops * tokens
+    def all_used(self) -> bool:
+        return False  # of a tower other than CLIP's, layers behind its features may be trained without effect
 
     def identity(self) -> str:
         digests = {name: digest for name, digest in model_identity(self.folder).items() if name.endswith("safetensors")}
@@ -150,7 +147,7 @@ class SftTask:
             tokens += made["input_ids"].numel() if held else 0
             useful += sum(len(fit[i].rendered.ids) for row in held for i in row)
         counts = {"without a caption": float(passed)} if self.corpus.tars else {}
-        return Batch(micro, float(weight), tokens, useful, keys, rejected, counts)
+        return Batch(micro, float(weight), tokens, useful, keys, rejected, counts, self._flops * useful)
 
     def collate(self, rows: Sequence[Sequence[Ready]], rejected: list[tuple[str, str]]) -> dict[str, Any]:
         """Packed rows as tensors (see `CaptionLoss.forward`). A sample whose image cannot be read is not learned from,

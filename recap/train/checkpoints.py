@@ -3,8 +3,9 @@
     checkpoints/<samples>/          complete: .metadata, *.distcp, manifest.json
     checkpoints/.tmp-<samples>/     being written, or what a crash left
 
-A save stages the tensors (the loop's only wait), then a thread writes them (torch.distributed.checkpoint, every file
-fsynced), adds each rank's digests to the manifest and renames. Older checkpoints go only after that.
+A save stages the tensors in host memory that is kept (the loop's only wait), then a thread writes them
+(torch.distributed.checkpoint, every file fsynced), adds each rank's digests to the manifest and renames. Older
+checkpoints go only after that.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from hpc import atomic
 from hpc.errors import UserError
@@ -60,6 +62,12 @@ class Checkpoints:
         self._error: BaseException | None = None
         self.last: int | None = None  # samples of the newest complete one that this process knows of
         self.stall_s = 0.0  # how long the last save held up the loop
+        cuda = torch.cuda.is_available()  # page-locked: copies at the bus's full speed, made once and kept
+        self._stager = DefaultStager(
+            StagingOptions(
+                use_pinned_memory=cuda, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=cuda
+            )
+        )
         folder.mkdir(parents=True, exist_ok=True)
 
     # --- saving -----------------------------------------------------------------------------
@@ -75,7 +83,9 @@ class Checkpoints:
             making.mkdir()
         dist.barrier(self._group)
         manifest = {"identity": self.identity, "world": self._world, "progress": asdict(state.progress)}
-        future = dcp.async_save(state.tensors(), checkpoint_id=making, process_group=self._group)
+        future = dcp.async_save(
+            state.tensors(), checkpoint_id=making, process_group=self._group, async_stager=self._stager
+        )
         assert isinstance(future, Future)
         self._saving = threading.Thread(
             target=self._finish, args=(future, making, samples, manifest), name="checkpoint", daemon=True

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
-import time
-from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,14 +19,19 @@ from recap.train import parallel
 from recap.train.checkpoints import Checkpoints, Keep
 from recap.train.evaluation import Interrupted, evaluate
 from recap.train.feed import Feed
-from recap.train.metrics import Meter, Metrics
-from recap.train.settings import TrainSettings, check, learning_rate
+from recap.train.metrics import Metrics
+from recap.train.profile import Profile
+from recap.train.record import Recorder
+from recap.train.settings import TrainSettings, check, learning_rate, length
 from recap.train.state import Ema, TrainState, optimizer_of, seed_step
-from recap.train.task import Batch, Evaluates, Task
+from recap.train.task import Batch, Constrains, Evaluates, Task
 
 log = logging.getLogger(__name__)
 
 TIMEOUT_S = 7 * 86400.0  # of a collective: the gang's watchdog (gang.setup_s, gang.hang_s) is what ends a hung rank
+
+
+COLLECT_EVERY = 100  # steps; of Python's garbage, on all ranks at once: one that pauses holds up the others
 
 
 class Diverged(Exception):
@@ -48,7 +55,10 @@ class Training:
             raise UserError("config: `train.evaluate_every`: this trainer has nothing to evaluate. Leave it out.")
         self.task, self.settings, self.gang = task, settings, gang
         self.ranks = parallel.join(gang.device, gang.local_rank, TIMEOUT_S)
-        self.total = self._steps() * settings.batch
+        self.total = length(settings, task.size())
+        if not self.total:
+            raise UserError("config: `train.samples`: there is nothing to train on")
+        parallel.state_precision(settings, self.ranks.device)
         torch.manual_seed(settings.seed)
         self.module = parallel.build(task, settings, self.ranks)
         identity = self.ranks.told(task.identity)
@@ -59,21 +69,12 @@ class Training:
         folder = Path(gang.directory)
         self.checkpoints = Checkpoints(folder / "checkpoints", identity, self.ranks.saving, keep)
         self.metrics = Metrics(folder / "metrics.jsonl", settings.trackers) if gang.rank == 0 else None
-        self.peak = parallel.peak_flops(self.ranks.device)
-        self.meter = Meter()
-        self.losses: list[tuple[torch.Tensor, float]] = []  # (this rank's sum, all ranks' weight) of a step
-        self.counts: dict[str, float] = {}  # this rank's, of those steps
-        self.reasons: Counter[str] = Counter()  # why samples of theirs were rejected, without particulars
+        self.profile = Profile(settings.profile, folder / "profile", gang.rank)
+        self.recorder = Recorder(self.state, self.ranks, self.metrics)
         self.unchecked: tuple[parallel.Later, list[str], int] | None = None
-        self.lr = self.norm = 0.0
+        self.lr = 0.0
         self.stop = 0  # the exit code that the ranks agreed to stop with
-        self.started = 0
-
-    def _steps(self) -> int:
-        samples = self.settings.samples or round(self.settings.epochs * self.task.size())
-        if samples < 1:
-            raise UserError("config: `train.samples`: there is nothing to train on")
-        return math.ceil(samples / self.settings.batch)
+        self.rehearsed = not parallel.rearranges(self.module)
 
     # --- the story --------------------------------------------------------------------------
 
@@ -83,17 +84,8 @@ class Training:
         feed = self.feed()
         try:
             self.evaluate_if_due()  # where the life before this one was told to stop in one
-            while not self.finished and not self.stop:
-                batch = self.fetch(feed)
-                weight = self.agree(batch)
-                if batch is None or self.stop:
-                    break
-                loss = self.gradients(batch, weight)
-                self.update(batch, loss, weight)
-                self.record()
-                self.evaluate_if_due()
-                self.save_if_due()
-            self.check_finite()
+            with no_collection():
+                self.steps(feed)
             self.save()
         except Diverged as error:
             log.error("%s", error)
@@ -101,9 +93,30 @@ class Training:
             return Exit.INCOMPLETE
         finally:
             feed.close()
+            self.profile.close()
             if self.metrics is not None:
                 self.metrics.close()
         return self.stop or self.export()
+
+    def steps(self, feed: Feed) -> None:
+        """Until the end, or until the ranks agree to stop. Nothing in a step waits for the device, but for what the
+        step before it computed."""
+        while not self.finished and not self.stop:
+            step = self.state.progress.step + 1
+            self.profile.begin(step)
+            batch = self.fetch(feed)
+            weight = self.agree(batch)
+            if batch is None or self.stop:
+                break
+            self.rehearse(batch)
+            loss = self.gradients(batch, weight)
+            self.update(batch, loss, weight)
+            self.record()
+            self.profile.end(step)
+            self.evaluate_if_due()
+            self.save_if_due()
+            if step % COLLECT_EVERY == 0:
+                gc.collect()
 
     @property
     def finished(self) -> bool:
@@ -118,7 +131,7 @@ class Training:
             if progress.seed != self.settings.seed:
                 raise UserError(f"checkpoint: written with train.seed={progress.seed}; the order would change")
             log.info("resumed after step %d, %s samples", progress.step, f"{progress.samples:,}")
-        self.started = self.state.progress.samples
+        constrain(self.task, self.module)
         if self.metrics is not None:
             self.metrics.resume(self.state.progress.metrics_bytes)
         self.module.train()
@@ -135,9 +148,8 @@ class Training:
 
     def fetch(self, feed: Feed) -> Batch | None:
         """This rank's next batch, None if it is told to stop meanwhile."""
-        start = time.monotonic()
-        batch = feed.next(lambda: self.gang.stopping() != 0)
-        self.meter.waited(time.monotonic() - start)
+        with self.recorder.meter.phase("data", host=True):
+            batch = feed.next(lambda: self.gang.stopping() != 0)
         for key, reason in batch.rejected if batch else []:
             log.warning("sample %s is rejected: %s", key, reason)
             self.gang.event("rejected", key=key, reason=reason)
@@ -146,14 +158,14 @@ class Training:
     def agree(self, batch: Batch | None) -> float:
         """The step boundary: one small sum over all ranks settles the weight, and whether all stop here."""
         wish = self.gang.stopping()
-        counts = [batch.weight, batch.tokens, batch.useful, len(batch.rejected)] if batch else [0.0] * 4
+        counts = [batch.weight, batch.tokens, batch.useful, batch.flops, len(batch.rejected)] if batch else [0.0] * 5
         votes = [float(wish == Exit.REQUEUE), float(wish not in (0, Exit.REQUEUE)), float(batch is None)]
-        weight, tokens, useful, rejected, requeue, leave, none = self.ranks.sums(counts + votes)
+        weight, tokens, useful, flops, rejected, requeue, leave, none = self.ranks.sums(counts + votes)
         if requeue or leave or none:
             self.stop = Exit.REQUEUE if requeue else Exit.INCOMPLETE
             return 0.0
-        self.meter.add(self.settings.batch, tokens, useful)
-        self.reasons.update(reason.partition(" (")[0] for _, reason in (batch.rejected if batch else []))
+        self.recorder.meter.add(self.settings.batch, tokens, useful, flops)
+        self.recorder.rejected(reason for _, reason in (batch.rejected if batch else []))
         self._count_rejected(int(rejected))
         return weight
 
@@ -167,8 +179,20 @@ class Training:
                 "The log and journal/ name each with its reason."
             )
 
+    def rehearse(self, batch: Batch) -> None:
+        """Where a life's first pass is not added up as the others are, it is one that is thrown away: a resumed run
+        would differ in the last bit."""
+        if not self.rehearsed:
+            self.gradients(replace(batch, micro=batch.micro[-1:]), batch.weight)
+            self.state.optimizer.zero_grad(set_to_none=True)
+            self.rehearsed = True
+
     def gradients(self, batch: Batch, weight: float) -> torch.Tensor:
         """Forward and backward of all micro-batches. Returns this rank's sum of losses, on the device."""
+        with self.recorder.meter.phase("gradients"):
+            return self._gradients(batch, weight)
+
+    def _gradients(self, batch: Batch, weight: float) -> torch.Tensor:
         seed_step(self.settings.seed, self.state.progress.step, self.ranks.rank)
         scale = self.ranks.world / max(weight, 1.0)  # DDP and FSDP2 average over ranks; the loss is a global mean
         total = torch.zeros((), device=self.ranks.device)
@@ -182,23 +206,29 @@ class Training:
         return total
 
     def update(self, batch: Batch, loss: torch.Tensor, weight: float) -> None:
-        """Clip, step, average, count."""
+        """Clip, step, average, count. A gradient that is not finite changes no weight."""
         progress = self.state.progress
-        norm = parallel.gradient_norm(self.module, self.settings.clip)
-        self.lr = self.settings.lr * learning_rate(self.settings, progress.samples + self.settings.batch, self.total)
-        for group in self.state.optimizer.param_groups:
-            group["lr"] = self.lr * group["rate"]
-        self.state.optimizer.step()
-        self.state.optimizer.zero_grad(set_to_none=True)
+        with self.recorder.meter.phase("update"):
+            norm = parallel.gradient_norm(self.module, self.settings.clip)
+            self._step(progress.samples + self.settings.batch, norm)
+            if self.state.ema is not None:
+                self.state.ema.update(self.settings.batch)
         progress.step += 1
         progress.samples += self.settings.batch
-        if self.state.ema is not None:
-            self.state.ema.update(self.settings.batch)
         self.check_finite()
         self.unchecked = (parallel.Later(norm), batch.keys, progress.step)
-        self.losses.append((loss, weight))
-        self.counts = {name: self.counts.get(name, 0.0) + count for name, count in batch.counts.items()}
+        self.recorder.add(loss, weight, batch.counts)
         self.gang.beat()
+
+    def _step(self, done: int, norm: torch.Tensor) -> None:
+        optimizer: Any = self.state.optimizer
+        self.lr = self.settings.lr * learning_rate(self.settings, done, self.total)
+        for group in optimizer.param_groups:
+            group["lr"] = self.lr * group["rate"]
+        optimizer.found_inf = (~norm.isfinite()).float()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        constrain(self.task, self.module)
 
     def check_finite(self) -> None:
         """Raise Diverged if the step before this one had a gradient that is not finite; a step late, so that the
@@ -207,52 +237,25 @@ class Training:
             return
         later, keys, step = self.unchecked
         self.unchecked = None
-        self.norm = later.value()
-        if not math.isfinite(self.norm):
+        (norm,) = later.values()
+        if not math.isfinite(norm):
             named = ", ".join(keys[:256]) + (f" and {len(keys) - 256} more" if len(keys) > 256 else "")
-            raise Diverged(f"step {step}: the gradient is {self.norm}: training stops. Samples of the step: {named}")
+            raise Diverged(f"step {step}: the gradient is {norm}: training stops. Samples of the step: {named}")
 
     def record(self) -> None:
-        """A line of metrics.jsonl where it is due."""
+        """Take down a line of metrics.jsonl where it is due; it is written a step later."""
+        self.write()
         progress = self.state.progress
-        if not due(progress.samples, self.settings.batch, self.settings.log_every) and not self.finished:
-            return
-        self._reduce()
-        loss = math.fsum(s for s, _ in progress.window) / max(math.fsum(w for _, w in progress.window), 1.0)
-        progress.window = []
-        flops = self.task.flops(1)
-        rates = self.meter.rates(flops, self.peak, self.ranks.world)
-        self.meter.restart()
-        left = self.total - progress.samples
-        facts = {
-            "step": progress.step, "samples": progress.samples, "total": self.total, "loss": loss, "lr": self.lr,
-            "grad_norm": self.norm, "rejected": progress.rejected, **rates,
-            "eta_s": round(left / rates["samples_per_s"], 1) if rates["samples_per_s"] else None,
-            **({"counts": progress.counts} if progress.counts else {}),
-            **({"reasons": progress.reasons} if progress.reasons else {}),
-        }  # fmt: skip
-        if self.metrics is not None:
-            self.metrics.write(**facts)
-            log.info(
-                "step %d  %s of %s samples  loss %.4f  %.1f samples/s  %.0f tokens/s  waiting %.0f %%", progress.step,
-                f"{progress.samples:,}", f"{self.total:,}", loss, rates["samples_per_s"], rates["tokens_per_s"],
-                100 * rates["data_wait"],
+        if due(progress.samples, self.settings.batch, self.settings.log_every) or self.finished:
+            assert self.unchecked is not None
+            self.recorder.take(
+                self.unchecked[0], step=progress.step, samples=progress.samples, total=self.total, lr=self.lr,
+                rejected=progress.rejected,
             )  # fmt: skip
-        self.tell()
 
-    def _reduce(self) -> None:
-        """Add the steps since the last call, summed over ranks, to the window and the counts. Step by step, so that
-        where a checkpoint falls changes no bit of the curve."""
-        if self.losses:
-            progress, names = self.state.progress, list(self.counts)
-            sums = self.ranks.sums([loss.item() for loss, _ in self.losses] + list(self.counts.values()))
-            progress.window += [[s, w] for s, (_, w) in zip(sums, self.losses)]
-            for name, count in zip(names, sums[len(self.losses) :], strict=True):
-                progress.counts[name] = progress.counts.get(name, 0.0) + count
-            self.losses, self.counts = [], {}
-        if sum(self.state.progress.reasons.values()) < self.state.progress.rejected:  # the same on every rank
-            self.state.progress.reasons = self.ranks.tally(self.state.progress.reasons, self.reasons)
-            self.reasons.clear()
+    def write(self) -> None:
+        if self.recorder.write():
+            self.tell()
 
     def evaluate_if_due(self) -> None:
         """A line of metrics.jsonl about the present weights, where it is due and not there yet."""
@@ -262,14 +265,14 @@ class Training:
             return
         assert isinstance(self.task, Evaluates)
         self.check_finite()
-        start = time.monotonic()
+        self.write()
         try:
-            found = evaluate(self.task, self.state, self.settings, self.ranks, self.gang)
+            with self.recorder.meter.phase("evaluation", left_out=True):
+                found = evaluate(self.task, self.state, self.settings, self.ranks, self.gang)
         except Interrupted as told:
             self.stop = told.code  # the next life evaluates
             return
         progress.evaluated = progress.samples
-        self.meter.leave_out(time.monotonic() - start)
         if self.metrics is not None:
             self.metrics.write(kind="evaluation", step=progress.step, samples=progress.samples, **found)
             log.info("step %d  evaluation  %s", progress.step, "  ".join(f"{k} {v}" for k, v in found.items()))
@@ -283,14 +286,16 @@ class Training:
         """Checkpoint; waits for it only where the loop is at its end."""
         ending = self.stop != 0 or self.finished
         self.check_finite()
-        self._reduce()
+        self.write()
+        self.recorder.settle()
         if ending:
             self.checkpoints.wait()
         samples = self.state.progress.samples
         if samples and self.checkpoints.last != samples:
             if self.metrics is not None:
                 self.state.progress.metrics_bytes = self.metrics.bytes
-            self.checkpoints.save(self.state)
+            with self.recorder.meter.phase("checkpoint", host=True):
+                self.checkpoints.save(self.state)
         if ending and not self.checkpoints.wait():
             log.error("the last checkpoint could not be saved; %s samples are safe", self.checkpoints.last or 0)
             self.stop = self.stop or Exit.REQUEUE
@@ -316,6 +321,28 @@ class Training:
 def due(samples: int, batch: int, every: int, default: bool = True) -> bool:
     """Whether a multiple of `every` samples lies in the step that just ended; `default` where every is 0."""
     return samples // every > (samples - batch) // every if every else default
+
+
+@torch.no_grad()
+def constrain(task: Task, module: torch.nn.Module) -> None:
+    """Parameters that have bounds go back within them."""
+    if isinstance(task, Constrains):
+        task.constrain(module)
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """Python collects no garbage inside but where it is told to; what lives already is never looked at."""
+    was = gc.isenabled()
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        if was:
+            gc.enable()
 
 
 def train(task: Task, settings: TrainSettings, gang: Gang) -> int:

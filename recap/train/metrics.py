@@ -10,9 +10,15 @@ import importlib
 import json
 import logging
 import os
+import resource
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from hpc.errors import UserError
 
@@ -101,37 +107,99 @@ def _tracker(name: str, folder: Path) -> TensorBoard | WandB:
 
 
 class Meter:
-    """Rates between two lines of metrics.jsonl, by this rank's clock."""
+    """Rates and times between two lines of metrics.jsonl, by this rank's clocks."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
         self.restart()
 
     def restart(self) -> None:
         self._since = time.monotonic()
-        self._waited = 0.0
+        self._left_out = 0.0
         self._tokens = self._useful = self._samples = 0
+        self._flops = 0.0
+        self._phases: dict[str, list[Span]] = {}
+        if self._cuda:
+            torch.cuda.reset_peak_memory_stats()
 
-    def waited(self, seconds: float) -> None:
-        self._waited += seconds
+    @contextmanager
+    def phase(self, name: str, *, host: bool = False, left_out: bool = False) -> Iterator[None]:
+        """Count the time of what runs inside: the device's where there is one, unless it is the host's.
 
-    def leave_out(self, seconds: float) -> None:
-        """Time in which nothing was trained."""
-        self._since += seconds
+        left_out: nothing is trained meanwhile; rates do not count it.
+        """
+        start = time.monotonic()
+        span = Span(self._cuda and not host)
+        try:
+            yield
+        finally:
+            span.end()
+            self._phases.setdefault(name, []).append(span)
+            if left_out:
+                self._left_out += time.monotonic() - start
 
-    def add(self, samples: int, tokens: float, useful: float) -> None:
+    def add(self, samples: int, tokens: float, useful: float, flops: float) -> None:
         self._samples += samples
         self._tokens += int(tokens)
         self._useful += int(useful)
+        self._flops += flops
 
-    def rates(self, flops: float, peak: float | None, world: int) -> dict[str, float]:
-        """samples/s and useful tokens/s over all ranks, share of padding, of waiting, and of the peak (MFU)."""
-        seconds = max(time.monotonic() - self._since, 1e-9)
-        found = {
+    def take(self, peak: float | None, world: int) -> Measured:
+        """What was measured since the last call; begins anew."""
+        seconds = max(time.monotonic() - self._since - self._left_out, 1e-9)
+        rates = {
             "samples_per_s": round(self._samples / seconds, 3),
             "tokens_per_s": round(self._useful / seconds, 1),
             "padding": round(1 - self._useful / self._tokens, 4) if self._tokens else 0.0,
-            "data_wait": round(min(self._waited / seconds, 1.0), 4),
         }
         if peak:
-            found["mfu"] = round(flops * self._useful / seconds / (peak * world), 4)
+            rates["mfu"] = round(self._flops / seconds / (peak * world), 4)
+        found = Measured(rates, seconds, self._phases, _peak_memory(self._cuda))
+        self.restart()
         return found
+
+
+class Span:
+    """From its making to `end()`: on the device's clock (events in its stream), or on the host's."""
+
+    def __init__(self, device: bool) -> None:
+        self._events: tuple[torch.cuda.Event, ...] = ()
+        self._start, self._seconds = time.monotonic(), 0.0
+        if device:
+            self._events = (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
+            self._events[0].record()
+
+    def end(self) -> None:
+        self._seconds = time.monotonic() - self._start
+        if self._events:
+            self._events[1].record()
+
+    def seconds(self) -> float:
+        """Waits for the device to reach the end."""
+        if self._events:
+            self._events[1].synchronize()
+            self._seconds, self._events = self._events[0].elapsed_time(self._events[1]) / 1000, ()
+        return self._seconds
+
+
+@dataclass
+class Measured:
+    """Between two lines. peak_memory: bytes, of the device, or of the process on the CPU."""
+
+    rates: dict[str, float]
+    _seconds: float
+    _phases: dict[str, list[Span]]
+    peak_memory: int
+
+    def facts(self) -> dict[str, float]:
+        """Rates, the share of time that waited for data, and seconds of each phase. Waits for the device."""
+        times = {name: sum(span.seconds() for span in spans) for name, spans in self._phases.items()}
+        waited = min(times.get("data", 0.0) / self._seconds, 1.0)
+        return self.rates | {"data_wait": round(waited, 4)} | {f"s/{name}": round(t, 4) for name, t in times.items()}
+
+
+def _peak_memory(cuda: bool) -> int:
+    """Bytes: of the device since the last reset, or of the process since its start."""
+    if cuda:
+        return torch.cuda.max_memory_allocated()
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

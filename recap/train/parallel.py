@@ -19,7 +19,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
     checkpoint_wrapper,
 )
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from recap.train.settings import TrainSettings
@@ -46,6 +46,12 @@ class Ranks:
         found = [torch.empty_like(mine) for _ in range(self.world)]
         dist.all_gather(found, mine, group=self.control)
         return [math.fsum(column) for column in zip(*(part.tolist() for part in found), strict=True)]
+
+    def largest(self, value: float) -> float:
+        """Of all ranks."""
+        found: list[Any] = [None] * self.world
+        dist.all_gather_object(found, value, group=self.control)
+        return max(found)
 
     def told(self, ask: Callable[[], str]) -> str:
         """What rank 0 finds; the others do not look: it may read all weights."""
@@ -111,9 +117,23 @@ def _wrap(kind: str, task: Task, module: nn.Module, settings: TrainSettings, ran
     module.to(ranks.device)
     if ranks.world == 1:
         return module
-    # DDP lays its buckets out anew after a life's first step, and where a gradient lies in its bucket decides in which
-    # order the ranks' parts are added: a resumed run would differ in the last bit. With this flag it keeps its layout.
-    return DistributedDataParallel(module, gradient_as_bucket_view=True, find_unused_parameters=True)
+    return DistributedDataParallel(module, gradient_as_bucket_view=True, find_unused_parameters=not task.all_used())
+
+
+def rearranges(module: nn.Module) -> bool:
+    """Whether a life's first backward pass decides how gradients are added up: DDP lays its buckets out after it, and
+    where a gradient lies in its bucket decides in which order the ranks' parts are added. (Where it looks for unused
+    parameters it keeps its first layout.)"""
+    return isinstance(module, DistributedDataParallel) and not module.find_unused_parameters
+
+
+def state_precision(settings: TrainSettings, device: torch.device) -> None:
+    """How GPUs multiply fp32 numbers: in full with fp32, else in TF32, convolutions like products. Without this,
+    convolutions alone would use TF32."""
+    if device.type == "cuda":
+        full = settings.precision == "fp32"
+        torch.set_float32_matmul_precision("highest" if full else "high")
+        torch.backends.cudnn.allow_tf32 = not full
 
 
 def _recompute(task: Task, module: nn.Module) -> None:
@@ -161,7 +181,9 @@ def precision(settings: TrainSettings, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def gradient_sync(module: nn.Module, last: bool) -> Iterator[None]:
-    """DDP adds gradients over ranks only in the last micro-batch; FSDP2 in each, to keep them sharded."""
+    """Gradients are added over ranks once a step, in the last micro-batch; until there, FSDP2 holds them whole."""
+    if isinstance(module, FSDPModule):
+        module.set_requires_gradient_sync(last)
     if isinstance(module, DistributedDataParallel) and not last:
         with module.no_sync():
             yield
@@ -191,20 +213,22 @@ def to_device(value: Any, device: torch.device) -> Any:
 
 
 class Later:
-    """A scalar on its way from the device; reading it waits for its own computation, not for what was queued after."""
+    """Numbers on their way from the device; reading them waits for their own computation, not for what was queued
+    after. float [] or [N]."""
 
     def __init__(self, value: torch.Tensor) -> None:
         self._event: torch.cuda.Event | None = None
         self._value = value.detach()
         if value.is_cuda:
-            self._value = torch.empty((), dtype=value.dtype, pin_memory=True).copy_(self._value, non_blocking=True)
+            place = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
+            self._value = place.copy_(self._value, non_blocking=True)
             self._event = torch.cuda.Event()
             self._event.record()
 
-    def value(self) -> float:
+    def values(self) -> list[float]:
         if self._event is not None:
             self._event.synchronize()
-        return self._value.item()
+        return self._value.flatten().tolist()
 
 
 PEAKS = {  # dense bf16 FLOP/s by the device's name, from NVIDIA's data sheets

@@ -6,6 +6,7 @@ neither what is learned nor in which order (beyond rounding); all others enter t
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,20 +38,23 @@ class TrainSettings:
     batch: int = semantic(32, "Samples of one optimizer step, over all ranks")
     seed: int = semantic(0, "Seed of the order, the augmentation and the initial weights")
     lr: float = semantic(1e-3, "Learning rate after warm-up")
-    warmup: float = semantic(0.03, "Share of the training with a rising learning rate")
-    schedule: str = semantic("cosine", "cosine | linear | constant, after warm-up; the first two end at 0")
-    weight_decay: float = semantic(0.0, "AdamW's; which parameters have it is the task's to say")
+    warmup: float = semantic(0.03, "Share of the training with a rising learning rate; above 1: samples of it")
+    schedule: str = semantic("cosine", "cosine | linear | constant, after warm-up; the first two fall towards 0")
+    weight_decay: float = semantic(0.0, "AdamW's; norms, biases, embeddings and temperatures have none")
     beta1: float = semantic(0.9, "AdamW's")
     beta2: float = semantic(0.999, "AdamW's")
     eps: float = semantic(1e-8, "AdamW's")
     clip: float = semantic(1.0, "Largest norm of the gradient; 0: not clipped")
     ema: int = semantic(0, "Horizon of an exponential moving average of the weights, in samples; 0: none")
-    precision: str = semantic("fp32", "fp32 | bf16 (weights and optimizer state stay fp32)")
+    precision: str = semantic(
+        "fp32", "fp32 | tf32 (GPUs: products of fp32 numbers in TF32) | bf16 (weights and optimizer state stay fp32)"
+    )
     max_rejected: float = semantic(0.01, "Share of samples that may be rejected before the run stops")
 
     parallel: str = execution("auto", "auto | ddp | fsdp (FSDP2 by block; auto: from 1.5 B parameters on)")
     checkpointing: bool = execution(False, "Recompute each block's activations in the backward pass")
     compile: bool = execution(False, "torch.compile each block")
+    profile: list[int] = execution([], "First and last step that torch's profiler traces, e.g. [20,22]; empty: none")
     threads: int | None = execution(None, "Torch threads of a rank on the CPU; empty: as torch chooses")
     workers: int = execution(0, "Processes of a rank that read data; 0: a thread of the rank itself")
     prefetch: int = execution(2, "Steps that are read ahead, per worker")
@@ -79,11 +83,13 @@ def check(settings: TrainSettings, ranks: int | None = None) -> None:
             refuse(name, "must be at least 1")
     if not settings.lr > 0:
         refuse("lr", "must be above 0, e.g. 2e-5")
-    if not 0 <= settings.warmup < 1:
-        refuse("warmup", "is a share of the training, from 0 to below 1; LLaVA-1.5 has 0.03")
+    if not (0 <= settings.warmup < 1 or settings.warmup > 1):
+        refuse("warmup", "is a share of the training, from 0 to below 1 (LLaVA-1.5 has 0.03), or samples, above 1")
+    if settings.profile and (len(settings.profile) != 2 or not 1 <= settings.profile[0] <= settings.profile[1]):
+        refuse("profile", "names a first and a last step, e.g. [20,22]")
     choices = {
         "schedule": ("cosine", "linear", "constant"),
-        "precision": ("fp32", "bf16"),
+        "precision": ("fp32", "tf32", "bf16"),
         "parallel": ("auto", "ddp", "fsdp"),
     }
     for name, allowed in choices.items():
@@ -100,17 +106,29 @@ def check(settings: TrainSettings, ranks: int | None = None) -> None:
 
 
 def learning_rate(settings: TrainSettings, done: int, total: int) -> float:
-    """Share of the full rate after `done` of `total` samples, in [0, 1]; pure, so it needs no state.
+    """Share of the full rate in the step that ends at `done` of `total` samples, in (0, 1]; pure, so it needs no state.
 
-    >>> [round(learning_rate(TrainSettings(warmup=0.5, schedule="linear"), done, 8), 2) for done in (2, 4, 6)]
-    [0.5, 1.0, 0.5]
+    Rising, a step has the rate of its end, falling that of its beginning: no step that is taken has the rate 0.
+
+    >>> settings = TrainSettings(batch=1, warmup=0.5, schedule="linear")
+    >>> [round(learning_rate(settings, done, 8), 2) for done in (2, 4, 6, 8)]
+    [0.5, 1.0, 0.75, 0.25]
     """
-    import math
-
-    progress = min(done / total, 1.0)
-    if progress < settings.warmup:
-        return progress / settings.warmup
-    left = (1 - progress) / (1 - settings.warmup)
+    rising = warmup_share(settings, total)
+    if rising and done / total <= rising:
+        return done / total / rising
+    left = min((1 - (done - settings.batch) / total) / (1 - rising), 1.0)
     if settings.schedule == "constant":
         return 1.0
     return left if settings.schedule == "linear" else 0.5 * (1 - math.cos(math.pi * left))
+
+
+def warmup_share(settings: TrainSettings, total: int) -> float:
+    """Share of `total` samples with a rising rate; 1 and more where warm-up is as long as the training."""
+    return settings.warmup if settings.warmup < 1 else settings.warmup / total
+
+
+def length(settings: TrainSettings, size: int) -> int:
+    """Samples of the whole training, in whole steps, where an epoch has `size`."""
+    samples = settings.samples or round(settings.epochs * size)
+    return -(-samples // settings.batch) * settings.batch

@@ -6,11 +6,13 @@ they need no state of their own: `samples` is the data's position, and `seed_ste
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import _CHECKPOINT_PREFIX
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -18,8 +20,12 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.fsdp import FSDPModule
+from torch.nn.parallel import DistributedDataParallel
 
 from recap.train.order import draw
+from recap.train.settings import TrainSettings
+from recap.train.task import Task
 
 _TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)
 
@@ -95,19 +101,21 @@ class Ema:
 
     def __init__(self, module: nn.Module, horizon: int) -> None:
         self.horizon = horizon
-        self._module = module
-        self.averages = {name: p.detach().clone() for name, p in self._trained().items()}
-
-    def _trained(self) -> dict[str, torch.Tensor]:
-        return _named(get_model_state_dict(self._module, options=_TRAINED))
+        self._sharded = [child for child in module.modules() if isinstance(child, FSDPModule)]
+        self.trained = {name: p.detach() for name, p in own_parameters(module).items() if p.requires_grad}
+        self.averages = {name: p.clone() for name, p in self.trained.items()}
 
     @torch.no_grad()
     def update(self, samples: int) -> None:
         """Move towards the present parameters, which saw `samples` more."""
-        trained = self._trained()
         names = list(self.averages)
-        share = 1 - 2.718281828459045 ** (-samples / self.horizon)
-        torch._foreach_lerp_([self.averages[n] for n in names], [trained[n].detach() for n in names], share)
+        share = -math.expm1(-samples / self.horizon)
+        torch._foreach_lerp_([self.averages[n] for n in names], [self.trained[n] for n in names], share)
+
+    def reshard(self) -> None:
+        """Drop gathered parameters: a forward pass without a backward one leaves the outermost ones gathered."""
+        for child in self._sharded:
+            child.reshard()
 
     def swapped(self) -> _Swapped:
         """A context in which the module's parameters are the averages."""
@@ -119,11 +127,12 @@ class _Swapped:
         self._ema = ema
 
     def _exchange(self) -> None:
+        self._ema.reshard()
         with torch.no_grad():
-            for name, parameter in self._ema._trained().items():
+            for name, parameter in self._ema.trained.items():
                 average = self._ema.averages[name]
-                kept = parameter.detach().clone()
-                parameter.detach().copy_(average)
+                kept = parameter.clone()
+                parameter.copy_(average)
                 average.copy_(kept)
 
     def __enter__(self) -> None:
@@ -138,17 +147,37 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     torch.manual_seed(draw(seed, "step", step, rank) >> 1)
 
 
-def optimizer_of(module: nn.Module, task: Any, settings: Any) -> torch.optim.AdamW:
-    """AdamW with one group per (relative rate, decayed or not) that the task gives; `rate` stays for the schedule."""
+def own_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters by the names that they have in `Task.module()`, whatever it is wrapped in (DDP, recomputation)."""
+    inner = module.module if isinstance(module, DistributedDataParallel) else module
+    return {name.replace(_CHECKPOINT_PREFIX, ""): parameter for name, parameter in inner.named_parameters()}
+
+
+def decayed(module: nn.Module) -> set[nn.Parameter]:
+    """The parameters that weight decay applies to: the kernels of linear maps, convolutions and attention. Norms,
+    biases, embeddings (of tokens, positions, classes; tables of shifts) and temperatures have none."""
+    kernels: set[nn.Parameter] = set()
+    others: set[nn.Parameter] = set()
+    for child in module.modules():
+        for leaf, parameter in child.named_parameters(recurse=False):
+            embeds = isinstance(child, nn.Embedding) or leaf.endswith(("embedding", "table"))
+            (others if embeds or parameter.ndim < 2 else kernels).add(parameter)
+    return kernels - others
+
+
+def optimizer_of(module: nn.Module, task: Task, settings: TrainSettings) -> torch.optim.AdamW:
+    """AdamW with one group per (relative rate, decayed or not); `rate` stays for the schedule.
+
+    It is the fused one on every device, which takes `found_inf` (float32 scalar, on the device): where that is 1, a
+    step changes nothing.
+    """
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
-    for name, parameter in module.named_parameters():
+    kernels = decayed(module)
+    for name, parameter in own_parameters(module).items():
         if parameter.requires_grad:
-            groups.setdefault((task.rate(name), task.decays(name, parameter)), []).append(parameter)
+            groups.setdefault((task.rate(name), parameter in kernels), []).append(parameter)
     made: list[dict[str, Any]] = [
-        {"params": params, "rate": scale, "weight_decay": settings.weight_decay if decayed else 0.0}
-        for (scale, decayed), params in sorted(groups.items(), key=lambda item: item[0])
+        {"params": params, "rate": scale, "weight_decay": settings.weight_decay if kernel else 0.0}
+        for (scale, kernel), params in sorted(groups.items(), key=lambda item: item[0])
     ]
-    cuda = any(p.is_cuda for g in made for p in g["params"])
-    return torch.optim.AdamW(
-        made, lr=settings.lr, betas=(settings.beta1, settings.beta2), eps=settings.eps, fused=cuda or None
-    )
+    return torch.optim.AdamW(made, lr=settings.lr, betas=(settings.beta1, settings.beta2), eps=settings.eps, fused=True)

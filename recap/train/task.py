@@ -26,6 +26,7 @@ class Batch:
     rejected: (key, reason) of this rank's samples that could not be used.
     counts: what else is counted of this rank's part, by name, the same names in the same order in every batch;
         metrics.jsonl has the sums since the training began.
+    flops: floating-point operations of this rank's part: forward, backward, no recomputation; for MFU.
     """
 
     micro: list[Any]
@@ -35,6 +36,7 @@ class Batch:
     keys: list[str]
     rejected: list[tuple[str, str]] = field(default_factory=list)
     counts: dict[str, float] = field(default_factory=dict)
+    flops: float = 0.0
 
 
 class Task(Protocol):
@@ -48,19 +50,17 @@ class Task(Protocol):
         """The repeated layers: units of sharding, compilation and recomputation."""
 
     def rate(self, name: str) -> float:
-        """Learning rate of a parameter, relative to `train.lr`."""
+        """Learning rate of a parameter, relative to `train.lr`, by its name in `module()`."""
 
-    def decays(self, name: str, parameter: nn.Parameter) -> bool:
-        """Whether weight decay applies to a parameter."""
+    def all_used(self) -> bool:
+        """Whether every parameter that is trained has a gradient in every step; if not, DDP looks for those that have
+        none, which costs a pass over the graph a step."""
 
     def size(self) -> int:
         """Samples of one epoch."""
 
     def batch(self, first: int, count: int, rank: int, world: int) -> Batch:
         """Positions [first, first + count) of the stream, this rank's part. Pure; runs in a data worker."""
-
-    def flops(self, tokens: int) -> float:
-        """Floating-point operations of training on that many tokens: forward, backward, no recomputation."""
 
     def identity(self) -> str:
         """Hash of what training begins from: the weights, and the samples in their order where these are planned. A
@@ -76,6 +76,15 @@ class LaysOut(Protocol):
 
     def layout(self) -> nn.Module:
         """`module()` on the meta device: the same names, shapes, dtypes and trained parameters, in no memory."""
+
+
+@runtime_checkable
+class Constrains(Protocol):
+    """A task whose parameters have bounds."""
+
+    def constrain(self, module: nn.Module) -> None:
+        """Put parameters back within their bounds, in place, after the weights are loaded and after each step. Called
+        without gradients; parameters may be DTensors. Must not wait for the device."""
 
 
 @runtime_checkable

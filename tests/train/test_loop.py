@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from itertools import pairwise
@@ -50,10 +51,36 @@ def test_order_is_shuffled_and_epochs_differ() -> None:
     assert sum(abs(a - b) == 1 for a, b in pairwise(first)) < 20
 
 
-def test_schedule() -> None:
-    settings = TrainSettings(warmup=0.25)
-    rates = [learning_rate(settings, done, 100) for done in (0, 25, 100)]
-    assert rates[:2] == [0.0, 1.0] and rates[2] == pytest.approx(0.0, abs=1e-12)
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+@pytest.mark.parametrize("steps", [1, 2, 4, 50])
+def test_no_step_has_the_rate_zero(schedule: str, steps: int) -> None:
+    """Falling, they are those of a step's beginning, as in transformers."""
+    chosen = TrainSettings(schedule=schedule, warmup=0.0, batch=8)
+    ours = [learning_rate(chosen, 8 * (step + 1), 8 * steps) for step in range(steps)]
+    shares = [step / steps for step in range(steps)]
+    theirs = {"cosine": [(1 + math.cos(math.pi * s)) / 2 for s in shares], "linear": [1 - s for s in shares]}
+    assert ours == pytest.approx(theirs[schedule]) and min(ours) > 0
+
+
+def test_warm_up_in_shares_and_in_samples() -> None:
+    share, samples = TrainSettings(warmup=0.25, batch=10), TrainSettings(warmup=50, batch=10)
+    for chosen in (share, samples):
+        rates = [learning_rate(chosen, done, 200) for done in range(10, 210, 10)]
+        assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+        assert rates[5] == 1.0 and rates[6] < 1.0 and rates[-1] > 0
+    assert learning_rate(TrainSettings(warmup=400), 200, 200) == 0.5  # longer than the training
+
+
+def test_a_training_of_one_step_learns(single: Any, tmp_path: Path) -> None:
+    assert single(config(samples=12, save_every=0))[0] == 0
+    (line,) = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert line["step"] == 1 and line["lr"] == TrainSettings().lr
+    from tests.train.tiny import make_task
+
+    torch.manual_seed(TRAIN["seed"])
+    begun = dict(make_task(config()).module().named_parameters())
+    ended = weights(tmp_path)
+    assert all(not torch.equal(begun[name], tensor) for name, tensor in ended.items())
 
 
 @pytest.mark.parametrize(

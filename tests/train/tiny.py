@@ -82,14 +82,11 @@ def make_task(config: TinyConfig, rank: int = 0) -> Any:
         def rate(self, name: str) -> float:
             return 0.1 if "last" in name else 1.0
 
-        def decays(self, name: str, parameter: nn.Parameter) -> bool:
-            return parameter.ndim >= 2
+        def all_used(self) -> bool:
+            return True
 
         def size(self) -> int:
             return config.size
-
-        def flops(self, tokens: int) -> float:
-            return 1.0
 
         def identity(self) -> str:
             return hashlib.sha256(str(config.width).encode()).hexdigest()[:8]

@@ -1,0 +1,47 @@
+"""torch's profiler over the steps that `train.profile` names: a trace of each rank in the run's profile/."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity
+
+log = logging.getLogger(__name__)
+
+
+class Profile:
+    """Traces of a rank, which Perfetto and chrome://tracing open.
+
+    Args:
+        steps: the first and the last, counted from 1; empty for none.
+        folder: of the traces.
+    """
+
+    def __init__(self, steps: Sequence[int], folder: Path, rank: int) -> None:
+        self._first, self._last = steps or (0, -1)
+        self._path = folder / f"steps-{self._first}-{self._last}-rank{rank}.json"
+        self._profiler: torch.profiler.profile | None = None
+
+    def begin(self, step: int) -> None:
+        """Before a step."""
+        if step == self._first:
+            activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
+            self._profiler = torch.profiler.profile(activities=activities, record_shapes=True)
+            self._profiler.start()
+
+    def end(self, step: int) -> None:
+        """After a step."""
+        if step >= self._last:
+            self.close()
+
+    def close(self) -> None:
+        """Write what was traced, though the last step may not have come."""
+        if self._profiler is not None:
+            self._profiler.stop()
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._profiler.export_chrome_trace(str(self._path))
+            log.info("steps %d to %d are traced in %s", self._first, self._last, self._path)
+            self._profiler = None
