@@ -25,13 +25,13 @@ class HfClip(nn.Module):
         return self.model.logit_scale
 
     def encode_image(
-        self, pixels: torch.Tensor, keep: torch.Tensor | None = None
+        self, pixels: torch.Tensor, keep: torch.Tensor | None = None, patches: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         vision = self.model.vision_model
         x_BNW = vision.embeddings(pixels)
         if keep is not None:
-            patches = x_BNW[:, 1:].gather(1, keep[:, :, None].expand(-1, -1, x_BNW.shape[2]))
-            x_BNW = torch.cat([x_BNW[:, :1], patches], 1)
+            kept = x_BNW[:, 1:].gather(1, keep[:, :, None].expand(-1, -1, x_BNW.shape[2]))
+            x_BNW = torch.cat([x_BNW[:, :1], kept], 1)
         x_BNW = vision.encoder(inputs_embeds=vision.pre_layrnorm(x_BNW)).last_hidden_state
         return self.model.visual_projection(vision.post_layernorm(x_BNW[:, 0])), None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -11,9 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from recap.clip import losses
-from recap.clip.settings import LossConfig
-
-LARGEST_SCALE = 100.0
+from recap.clip.settings import LARGEST_LOGIT_SCALE, LossConfig
 
 
 class Objective(nn.Module):
@@ -27,13 +24,16 @@ class Objective(nn.Module):
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, model: Any, config: LossConfig, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    def __init__(
+        self, model: Any, config: LossConfig, mean: tuple[float, ...], std: tuple[float, ...], bias: float | None = None
+    ) -> None:
+        """bias: of the sigmoid loss, as far as it was learned before; None: the config's."""
         super().__init__()
         self.model, self.config = model, config
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1) * 255, persistent=False)
         if config.kind == "sigmoid":
-            self.logit_bias = nn.Parameter(torch.tensor([config.bias]))
+            self.logit_bias = nn.Parameter(torch.tensor([config.bias if bias is None else bias]))
 
     def forward(self, micro: dict[str, torch.Tensor]) -> torch.Tensor:
         """The sum of this rank's losses.
@@ -64,8 +64,9 @@ class Objective(nn.Module):
             return self._loss(F.normalize(_wide(torch.cat(images)), dim=-1), texts_bKD, grouped)
 
     def _encode(self, part: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
-        image, patches = self.model.encode_image(self.pixels(part["images"]), part.get("keep"))
-        return image, patches if self.config.grouping else None, self.model.encode_text(part["ids"].flatten(0, 1))
+        grouped = self.config.grouping > 0
+        image, patches = self.model.encode_image(self.pixels(part["images"]), part.get("keep"), patches=grouped)
+        return image, patches, self.model.encode_text(part["ids"].flatten(0, 1))
 
     def pixels(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 to normalised floats, on the device."""
@@ -73,9 +74,13 @@ class Objective(nn.Module):
 
     @property
     def scale(self) -> torch.Tensor:
-        """The inverse temperature, at most 100; its gradient passes, so that it can come back."""
-        raw = _wide(self.model.logit_scale)
-        return (raw + (raw.clamp(max=math.log(LARGEST_SCALE)) - raw).detach()).exp()
+        """The inverse temperature."""
+        return _wide(self.model.logit_scale).exp()
+
+    @torch.no_grad()
+    def constrain(self) -> None:
+        """Keep the temperature's parameter between those of the scales 1 and 100, as OpenAI's CLIP does."""
+        self.model.logit_scale.clamp_(0.0, LARGEST_LOGIT_SCALE)
 
     def _loss(self, images: torch.Tensor, texts: torch.Tensor, patches: torch.Tensor | None) -> torch.Tensor:
         kind, stream = self.config.kind, self.config.stream

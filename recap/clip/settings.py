@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +17,9 @@ VISION = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "H": (1280
 TEXT = {"small": (384, 12, 6), "base": (512, 12, 8), "large": (768, 12, 12), "huge": (1024, 24, 16)}
 EMBED = {"S": 384, "B": 512, "L": 768, "H": 1024}
 """Width, layers and heads of the paper's table 2, and the dimension of the shared space by the vision tower's size."""
+
+LARGEST_LOGIT_SCALE = math.log(100.0)
+"""Of the temperature's parameter, as in OpenAI's CLIP: a scale of 100."""
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -69,7 +73,7 @@ class Stage:
     samples: int = 0
     batch: int = 0
     base_lr: float = 0.0  # rate per 256 samples
-    warmup: int = -1  # samples
+    warmup: int = -1  # samples, 0 or above 1
     tokens: int = 0  # of a text; model.context at most
     keep_patches: float = 1.0  # share of patches that are kept (FLIP)
 
@@ -125,7 +129,7 @@ class ClipConfig:
         samples = stage.samples or self.train.samples
         base = stage.base_lr or self.base_lr
         lr = base * batch / 256 if base else self.train.lr
-        warmup = self.train.warmup if stage.warmup < 0 else min(stage.warmup / max(samples, 1), 0.999)
+        warmup = self.train.warmup if stage.warmup < 0 else stage.warmup
         return replace(self.train, batch=batch, samples=samples, lr=lr, warmup=warmup)
 
 
@@ -171,27 +175,6 @@ def check(config: ClipConfig) -> None:
         refuse("train.evaluate_every", "and `evaluate` go together: how often, and what. One of them is missing")
     if config.train.workers > 1:
         refuse("train.workers", f"{config.train.workers}: each would read all windows. Write 1 and raise data.decoders")
-
-
-def check_tokenizer(config: ClipConfig) -> None:
-    """UserError where the tokenizer on disk does not fit the text tower, or lacks a source's prefix."""
-    from tokenizers import Tokenizer
-
-    folder = Path(config.model.tokenizer)
-    if not (folder / "tokenizer.json").is_file():
-        return  # some folders have merges and a vocabulary alone; loading them says what is wrong
-    found = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    if found.get_vocab_size() > config.model.vocabulary:
-        raise UserError(
-            f"config: `model.vocabulary`: the tokenizer {folder} has {found.get_vocab_size():,} tokens, the text tower "
-            f"{config.model.vocabulary:,} rows. Write at least {found.get_vocab_size()}."
-        )
-    for column, token in config.text.prefix.items():
-        if found.token_to_id(token) is None:
-            raise UserError(
-                f"config: `text.prefix.{column}`: the tokenizer {folder} has no token {token!r}. Add it there, or name "
-                "another."
-            )
 
 
 def check_evaluation(where: str, config: EvaluationConfig) -> None:

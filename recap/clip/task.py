@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from recap.clip import weights as formats
 from recap.clip.encoder import Features
@@ -62,9 +63,12 @@ class ClipTask:
     # --- the model --------------------------------------------------------------------------
 
     def module(self) -> nn.Module:
-        temperature = self.config.loss.temperature
-        model = formats.build(self.model_config, self.stage.image, self.tokens.eos, temperature)
-        return Objective(model, self.config.loss, *self.config.model.normalisation)
+        start, loss = self.model_config.start, self.config.loss
+        bias = formats.learned_bias(start) if start and loss.kind == "sigmoid" else None
+        return Objective(self._model(), loss, *self.config.model.normalisation, bias)
+
+    def _model(self) -> Any:
+        return formats.build(self.model_config, self.stage.image, self.tokens.eos, self.config.loss.temperature)
 
     def blocks(self, module: nn.Module) -> Iterable[nn.Module]:
         assert isinstance(module, Objective)
@@ -73,12 +77,12 @@ class ClipTask:
     def rate(self, name: str) -> float:
         return 1.0
 
-    def decays(self, name: str, parameter: nn.Parameter) -> bool:
-        """Kernels only, as the paper's code has it: no embeddings, positions, norms or biases."""
-        return parameter.ndim >= 2 and "embedding.weight" not in name and "positional_embedding" not in name
+    def all_used(self) -> bool:
+        return True
 
-    def flops(self, tokens: int) -> float:
-        return tokens * self._pair_flops() / self._pair_tokens()
+    def constrain(self, module: nn.Module) -> None:
+        objective: Any = module.module if isinstance(module, DistributedDataParallel) else module
+        objective.constrain()
 
     def identity(self) -> str:
         start = self.model_config.start
@@ -89,13 +93,14 @@ class ClipTask:
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def export(self, weights: dict[str, torch.Tensor], folder: Path) -> None:
-        model = formats.build(self.model_config, self.stage.image, self.tokens.eos)  # what is fixed is its start's
-        named = {name.removeprefix("model."): tensor.cpu() for name, tensor in weights.items() if name != "logit_bias"}
+        model = self._model()  # what is fixed is its start's
+        bias = weights.get(formats.BIAS)
+        named = {name.removeprefix("model."): t.cpu() for name, t in weights.items() if name != formats.BIAS}
         found = model.load_state_dict(named, strict=False)
         fixed = {name for name, p in model.named_parameters() if not p.requires_grad}
         missing = [name for name in found.missing_keys if name not in fixed and "position_ids" not in name]
         assert not missing and not found.unexpected_keys, (missing, found.unexpected_keys)
-        formats.save(model, self.model_config, self.tokens, self.stage.image, folder)
+        formats.save(model, self.model_config, self.tokens, self.stage.image, folder, bias)
 
     def evaluate(self, module: nn.Module, occasion: Occasion) -> dict[str, float]:
         """Every evaluation of the config, at this stage's resolution and context."""
@@ -123,7 +128,8 @@ class ClipTask:
         padding = int((ids == self.tokens.pad).sum())
         rejected = [r for sample in ready for r in sample.rejected]
         names = [r.name for r in ready]
-        return Batch([micro], len(ready), tokens, tokens - padding, names, rejected, self._drawn(ready))
+        flops = len(ready) * pair_flops(self.config, self.stage, count)
+        return Batch([micro], len(ready), tokens, tokens - padding, names, rejected, self._drawn(ready), flops)
 
     def close(self) -> None:
         self.samples.close()
@@ -169,14 +175,27 @@ class ClipTask:
         patches = round((self.stage.image // self.config.model.patch) ** 2 * self.stage.keep_patches)
         return patches + 1 + self.context * self.config.text.texts
 
-    def _pair_flops(self) -> float:
-        """Of one image and its texts, forward and backward: 2 x 3 x the multiply-adds of a forward pass."""
-        model, texts = self.config.model, self.config.text.texts
-        patches = self._pair_tokens() - self.context * texts
-        total = patches * 3 * model.patch**2 * model.vision_tower.width
-        for tower, length, times in ((model.vision_tower, patches, 1), (model.text_tower, self.context, texts)):
-            total += times * tower.layers * (12 * tower.width**2 * length + 2 * length**2 * tower.width)
-        return 6.0 * total
+
+def pair_flops(config: ClipConfig, stage: Stage, batch: int) -> float:
+    """Floating-point operations of training on one image and its texts: two a multiply-add; forward and twice that
+    backward, but for the patches' kernel, whose input needs no gradient.
+
+    Args:
+        batch: images of a step, all ranks: each is compared with all texts.
+    """
+    model, texts = config.model, config.text.texts
+    patches = (stage.image // model.patch) ** 2
+    length = round(patches * stage.keep_patches) + 1
+    total = 0.0
+    for tower, tokens, times in (
+        (model.vision_tower, length, 1),
+        (model.text_tower, stage.tokens or model.context, texts),
+    ):
+        layer = 12 * tower.width**2 * tokens + 2 * tokens**2 * tower.width
+        total += times * (tower.layers * layer + tower.width * model.dimension)
+    directions = 1 if config.loss.kind == "sigmoid" else 2
+    total += directions * texts * batch * model.dimension
+    return 6.0 * total + 4.0 * patches * 3 * model.patch**2 * model.vision_tower.width
 
 
 def _with(config: ClipConfig, start: str) -> Any:

@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from hpc.errors import UserError
 from recap.clip.settings import ClipModelConfig
+from recap.clip.tokenizer_files import check_end, lacks
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,7 @@ class Tokens:
         self.tokenizer = _load(config.tokenizer)
         first = self.tokenizer.bos_token_id if config.architecture == "hf" else self.tokenizer.cls_token_id
         if first is None:
-            raise UserError(
-                f"config: `model.tokenizer`: {config.tokenizer} has no "
-                f"{'BOS' if config.architecture == 'hf' else 'CLS'} token, which model.architecture="
-                f"{config.architecture} begins texts with. Name a tokenizer of that kind."
-            )
+            raise UserError(lacks(config.tokenizer, "bos_token" if config.architecture == "hf" else "cls_token"))
         self._first = first
         if len(self.tokenizer) > config.vocabulary:
             raise UserError(
@@ -53,9 +50,8 @@ class Tokens:
             self._last, self.pad = [], 0
         else:
             if self.tokenizer.eos_token_id is None:
-                raise UserError(
-                    f"config: `model.tokenizer`: {config.tokenizer} has no EOS token, which the text tower pools."
-                )
+                raise UserError(lacks(config.tokenizer, "eos_token"))
+            check_end(config.tokenizer, self.tokenizer.eos_token_id)
             self._last = [self.tokenizer.eos_token_id]
             self.pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self._last[0]
 

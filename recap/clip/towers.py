@@ -80,8 +80,10 @@ class VisionTower(nn.Module):
         self.ln_post = nn.LayerNorm(width)
         self.proj = nn.Parameter(torch.randn(width, dimension) * width**-0.5)
 
-    def forward(self, pixels: torch.Tensor, keep: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features [B, D], and the patches' features in the same space [B, N, D].
+    def forward(
+        self, pixels: torch.Tensor, keep: torch.Tensor | None = None, patches: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Features [B, D], and where `patches` asks for them the patches' in the same space [B, N, D].
 
         Args:
             keep: numbers of the patches that are kept [B, K]; None for all.
@@ -92,7 +94,7 @@ class VisionTower(nn.Module):
             x_BNW = x_BNW.gather(1, keep[:, :, None].expand(-1, -1, x_BNW.shape[2]))
         first = (self.class_embedding + self.positional_embedding[0]).expand(len(x_BNW), 1, -1)
         x_BNW = self.transformer(torch.cat([first.to(x_BNW.dtype), x_BNW], 1))[:, 1:]
-        return self.ln_post(x_BNW.mean(1)) @ self.proj, self.ln_post(x_BNW) @ self.proj
+        return self.ln_post(x_BNW.mean(1)) @ self.proj, self.ln_post(x_BNW) @ self.proj if patches else None
 
 
 class TextTower(nn.Module):
@@ -121,8 +123,10 @@ class RecapClip(nn.Module):
         self.text = TextTower(config.text_tower, config.vocabulary, config.context, config.dimension)
         self.logit_scale = nn.Parameter(torch.tensor([math.log(1 / temperature)]))  # FSDP2 wants a dimension
 
-    def encode_image(self, pixels: torch.Tensor, keep: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.visual(pixels, keep)
+    def encode_image(
+        self, pixels: torch.Tensor, keep: torch.Tensor | None = None, patches: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return self.visual(pixels, keep, patches)
 
     def encode_text(self, ids: torch.Tensor) -> torch.Tensor:
         return self.text(ids)

@@ -8,13 +8,15 @@ from typing import Any, ClassVar
 
 from hpc.errors import UserError
 from hpc.trainer import Gang
-from recap.clip.settings import ClipConfig, check, check_tokenizer
+from recap.clip.settings import ClipConfig, check
+from recap.clip.tokenizer_files import check_tokenizer
 from recap.data.image_version import VERSION_2
 from recap.data.joined import check_division
 from recap.data.samples import check_columns, column_identities, shared_index
 from recap.engine.identity import file_digest
 from recap.text_policy import TextPolicy
 from recap.train.settings import check as check_training
+from recap.train.settings import length
 
 
 class ClipTrainer:
@@ -61,8 +63,10 @@ class ClipTrainer:
         ]
         for stage in c.stages:
             s = c.stage_settings(stage)
-            rate = f"lr {s.lr:.3g} {s.schedule}, warm-up {s.warmup:.1%}"
-            lines.append(("stage", f"{stage.image} px · {s.samples:,} samples, {s.batch:,} a step · {rate}"))
+            warmup = f"{s.warmup:.1%}" if s.warmup < 1 else f"{s.warmup:,.0f} samples"
+            rate = f"lr {s.lr:.3g} {s.schedule}, warm-up {warmup}"
+            samples = f"{s.samples:,} samples" if s.samples else f"{s.epochs:g} epochs"
+            lines.append(("stage", f"{stage.image} px · {samples}, {s.batch:,} a step · {rate}"))
         return lines
 
     def samples(self) -> int:
@@ -76,7 +80,8 @@ class ClipTrainer:
         config, directory = self.config, Path(gang.directory)
         index = shared_index(config.data, gang)
         start, before = config.model.start, 0
-        lengths = [config.stage_settings(stage).samples for stage in config.stages]
+        size = ClipTask(config, 0, index, start).size()
+        lengths = [length(config.stage_settings(stage), size) for stage in config.stages]
         for number, stage in enumerate(config.stages):  # a finished one is not begun again
             alone = len(config.stages) == 1
             folder = directory if alone else directory / "stages" / stage_name(number, stage)

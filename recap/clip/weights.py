@@ -19,12 +19,14 @@ from transformers import CLIPConfig
 
 from hpc.errors import UserError
 from recap.clip.hf import HfClip, clip_config
-from recap.clip.settings import ClipModelConfig
+from recap.clip.settings import LARGEST_LOGIT_SCALE, ClipModelConfig
+from recap.clip.tokenizer_files import check_pooling
 from recap.clip.tokens import Tokens
 from recap.clip.towers import RecapClip, resample_positions, sincos_2d
 
 OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 _HF_WEIGHTS = "model.safetensors"
+BIAS = "logit_bias"
 _NO_WEIGHTS = ("position_ids", "input_resolution", "context_length", "vocab_size")  # buffers of older files
 
 
@@ -60,6 +62,7 @@ def read(folder: str | Path) -> dict[str, torch.Tensor]:
 def load(model: Any, config: ClipModelConfig, tensors: dict[str, torch.Tensor], image: int, source: str) -> None:
     """Put weights of any layout into a model, positions resampled to its resolution. UserError where they differ."""
     tensors = {name: t.float() for name, t in tensors.items() if not name.endswith(_NO_WEIGHTS)}
+    tensors.pop(BIAS, None)  # is the objective's
     hf_layout = any(name.startswith("vision_model.") for name in tensors)
     if config.architecture == "hf":
         tensors = tensors if hf_layout else from_open_clip(tensors)
@@ -88,6 +91,12 @@ def load(model: Any, config: ClipModelConfig, tensors: dict[str, torch.Tensor], 
             "Set model.vision, model.text, model.context and model.vocabulary as they are there."
         )
     target.load_state_dict(tensors)
+
+
+def learned_bias(folder: str | Path) -> float | None:
+    """The sigmoid loss's bias of weights that were trained with one."""
+    tensors = read(folder)
+    return tensors[BIAS].item() if BIAS in tensors else None
 
 
 def _positions(found: torch.Tensor, grid: int) -> torch.Tensor:
@@ -177,19 +186,31 @@ def _renamed(name: str, source: int) -> str:
 # --- out ------------------------------------------------------------------------------------------
 
 
-def save(model: RecapClip | HfClip, config: ClipModelConfig, tokens: Tokens, image: int, folder: Path) -> None:
-    """Write a model for transformers (`hf`) and open_clip (both), with its tokenizer."""
+def save(
+    model: RecapClip | HfClip, config: ClipModelConfig, tokens: Tokens, image: int, folder: Path,
+    bias: torch.Tensor | None = None,
+) -> None:  # fmt: skip
+    """Write a model for transformers (`hf`) and open_clip (both), with its tokenizer.
+
+    Args:
+        bias: of the sigmoid loss. open_clip's models have it, transformers' CLIPModel has no place for it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     model_ = model.model if isinstance(model, HfClip) else model
     tensors = {n: t.detach().clone() for n, t in model_.state_dict().items() if not n.endswith("position_ids")}
-    tensors["logit_scale"] = tensors["logit_scale"].reshape(())  # as everybody has it
+    tensors["logit_scale"] = tensors["logit_scale"].reshape(()).clamp(max=LARGEST_LOGIT_SCALE)  # as everybody has it
     if isinstance(model, HfClip):
         model.model.save_pretrained(folder, state_dict=dict(tensors))
         clip_config(config, image, tokens.eos).save_pretrained(folder)
         tensors = to_open_clip(tensors)
+    if bias is not None:
+        tensors[BIAS] = bias.detach().cpu().reshape(())
     save_file({name: t.contiguous() for name, t in tensors.items()}, folder / OPEN_CLIP_WEIGHTS)
     tokens.tokenizer.save_pretrained(folder)
-    written = {"model_cfg": open_clip_model(config, tokens, image), "preprocess_cfg": _preprocessing(config)}
+    written = {
+        "model_cfg": open_clip_model(config, tokens, image, bias is not None),
+        "preprocess_cfg": _preprocessing(config),
+    }
     (folder / OPEN_CLIP_CONFIG).write_text(json.dumps(written, indent=2) + "\n")
     ours = {"model": {**vars(config), "start": "", "tokenizer": ""}, "image": image}
     (folder / "recap_clip.json").write_text(json.dumps(ours, indent=2) + "\n")
@@ -213,7 +234,10 @@ def opened(folder: str | Path) -> tuple[RecapClip | HfClip, ClipModelConfig, int
             f"clip: {folder} is not a model that this toolkit wrote (no recap_clip.json in it), nor one of open_clip's "
             f"(no {OPEN_CLIP_CONFIG}) or transformers' (no config.json)."
         )
-    model = build(config, image, Tokens(config).eos)
+    tokens = Tokens(config)
+    if config.architecture == "hf" and not (path / "recap_clip.json").is_file():
+        check_pooling(path, CLIPConfig.from_pretrained(path).text_config.eos_token_id, tokens.tokenizer)
+    model = build(config, image, tokens.eos)
     return model.eval(), config, image
 
 
@@ -269,7 +293,7 @@ def _of_transformers(path: Path) -> tuple[ClipModelConfig, int]:
     return config, vision.image_size
 
 
-def open_clip_model(config: ClipModelConfig, tokens: Tokens, image: int) -> dict[str, Any]:
+def open_clip_model(config: ClipModelConfig, tokens: Tokens, image: int, bias: bool = False) -> dict[str, Any]:
     """open_clip's config of a model of ours."""
     vision, text = config.vision_tower, config.text_tower
     recap = config.architecture == "recap"
@@ -290,6 +314,7 @@ def open_clip_model(config: ClipModelConfig, tokens: Tokens, image: int) -> dict
         text_cfg |= {"pool_type": "eos", "eos_id": tokens.eos}
     made = {"embed_dim": config.dimension, "vision_cfg": vision_cfg, "text_cfg": text_cfg}
     made |= {"quick_gelu": True} if config.activation == "quick_gelu" else {}
+    made |= {"init_logit_bias": 0.0} if bias else {}  # open_clip then has the parameter, which the file fills
     return made | ({"custom_text": True} if recap else {})
 
 

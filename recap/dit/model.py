@@ -14,6 +14,8 @@ from torch import nn
 from hpc.errors import UserError
 from recap.dit.settings import DitModelConfig
 
+_CLIP = ("clip", "clip_text_model")
+
 
 def build(config: DitModelConfig, channels: int, side: int, text_width: int) -> Any:
     """A PixArtTransformer2DModel with PixArt's initial weights (or those of `config.start`).
@@ -128,6 +130,13 @@ class TextEncoder(nn.Module):
         """Stays as it is: frozen, without dropout."""
         return self
 
+    def flops(self, length: int) -> float:
+        """Of the states of one text of so many tokens."""
+        config = self.model.config
+        kernels = sum(m.weight.numel() for m in self.model.modules() if isinstance(m, nn.Linear))
+        heads = config.num_attention_heads * getattr(config, "d_kv", config.hidden_size // config.num_attention_heads)
+        return 2.0 * kernels * length + 4.0 * config.num_hidden_layers * length**2 * heads
+
     def tokens(self, texts: Sequence[str], pad_to: int = 0) -> dict[str, torch.Tensor]:
         """ids int64 and mask bool, [N, T]; T: the longest of these texts, to a multiple of 8 (compiled blocks see few
         shapes), or `pad_to`."""
@@ -148,8 +157,16 @@ class TextEncoder(nn.Module):
 
     @torch.no_grad()
     def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """States of all tokens, [N, T, width]."""
-        return self.model(input_ids=ids, attention_mask=mask.long())[0]
+        """States of all tokens, [N, T, width]; those of padding are not to be used.
+
+        A CLIP's text tower is causal, so that the padding behind a text needs no mask; a T5 gets one that adds up.
+        transformers would read a mask of 0 and 1 on the host, and wait for it.
+        """
+        if self.model.config.model_type in _CLIP:
+            return self.model(input_ids=ids)[0]
+        dtype = self.model.dtype
+        added = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+        return self.model(input_ids=ids, attention_mask=added[:, None, None, :])[0]
 
     def encode(self, texts: Sequence[str], pad_to: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
         """States [N, T, width] and mask bool [N, T], on the encoder's device."""
@@ -166,7 +183,7 @@ def _encoder(folder: Path, context: int) -> Any:
         raise UserError(f"config: `model.text_encoder`: {folder} is not the folder of a model (it has no config.json).")
     settings = json.loads((where / "config.json").read_text())
     kind = settings.get("model_type", "")
-    if kind in ("clip", "clip_text_model"):
+    if kind in _CLIP:
         most = settings.get("text_config", settings).get("max_position_embeddings", 77)
         if context > most:
             raise UserError(

@@ -16,10 +16,11 @@ from torch import nn
 from recap.dit.settings import DIFFUSION_STEPS, ObjectiveConfig
 
 
-class Flow:
+class Flow(nn.Module):
     """Rectified flow: x_t = (1 - t) x_0 + t noise; the model predicts noise - x_0 (Esser et al., section 3)."""
 
     def __init__(self, config: ObjectiveConfig) -> None:
+        super().__init__()
         self.config = config
 
     def time(self, uniform: float, normal: float) -> float:
@@ -40,22 +41,31 @@ class Flow:
         return (output.float() - (noise - clean)).square().mean(dim=(1, 2, 3))
 
 
-class Ddpm:
+class Ddpm(nn.Module):
     """DDPM with the linear schedule of 1,000 levels: x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) noise; predicted is the noise.
 
     With twice the channels it also predicts the variance, learned from the variational bound (Nichol and Dhariwal,
-    Improved DDPM, section 3.1), as DiT does.
+    Improved DDPM, section 3.1), as DiT does. Its tables, float32 [1000] each, are computed in float64.
     """
 
+    betas: torch.Tensor
+    kept: torch.Tensor  # alpha bar
+    posterior_variance: torch.Tensor
+    of_clean: torch.Tensor
+    of_noised: torch.Tensor
+
     def __init__(self, config: ObjectiveConfig) -> None:
+        super().__init__()
         self.config = config
         betas = torch.linspace(1e-4, 0.02, DIFFUSION_STEPS, dtype=torch.float64)
-        self.betas = betas
-        self.kept = (1 - betas).cumprod(0)  # alpha bar
-        before = torch.cat([torch.ones(1, dtype=torch.float64), self.kept[:-1]])
-        self.posterior_variance = betas * (1 - before) / (1 - self.kept)
-        self.of_clean = betas * before.sqrt() / (1 - self.kept)
-        self.of_noised = (1 - before) * (1 - betas).sqrt() / (1 - self.kept)
+        kept = (1 - betas).cumprod(0)
+        before = torch.cat([torch.ones(1, dtype=torch.float64), kept[:-1]])
+        tables = {
+            "betas": betas, "kept": kept, "posterior_variance": betas * (1 - before) / (1 - kept),
+            "of_clean": betas * before.sqrt() / (1 - kept), "of_noised": (1 - before) * (1 - betas).sqrt() / (1 - kept),
+        }  # fmt: skip
+        for name, table in tables.items():
+            self.register_buffer(name, table.float(), persistent=False)
 
     def time(self, uniform: float, normal: float) -> float:
         """A level from 0 to 999, all alike."""
@@ -110,7 +120,7 @@ class Ddpm:
         return term.mean(dim=(1, 2, 3)) / math.log(2)
 
     def _at(self, values: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
-        return values.to(time.device, torch.float32)[time.long()].view(-1, 1, 1, 1)
+        return values[time.long()].view(-1, 1, 1, 1)
 
 
 def _discretised_log_likelihood(x: torch.Tensor, mean: torch.Tensor, log_scale: torch.Tensor) -> torch.Tensor:

@@ -18,6 +18,7 @@ from recap.data.images import BadImage
 from recap.data.joined import Joined
 from recap.data.samples import Samples, Taken, image_of
 from recap.data.streams import mixed
+from recap.dit.flops import Flops
 from recap.dit.grid import Grid
 from recap.dit.images import centre_crop, flipped
 from recap.dit.latents import read_latent
@@ -25,28 +26,11 @@ from recap.dit.model import TextEncoder, build, text_encoder_digest
 from recap.dit.objective import Objective, diffusion
 from recap.dit.settings import DitConfig
 from recap.dit.text_embeddings import read_states
-from recap.dit.vae import Pixels, open_codec, vae_digest, vae_facts
+from recap.dit.vae import latent_space, open_codec
 from recap.text_policy import TextPolicy
 from recap.train.evaluation import Occasion
 from recap.train.order import draw
 from recap.train.task import Batch
-
-
-@dataclass(frozen=True)
-class Space:
-    """What the model works on. channels, factor: of the latents; digest: of the VAE that makes them."""
-
-    channels: int
-    factor: int
-    digest: str
-
-
-def latent_space(vae: str) -> Space:
-    """The latents of a VAE's folder, or pixels where there is none."""
-    if not vae:
-        return Space(Pixels.channels, Pixels.factor, Pixels.digest)
-    facts = vae_facts(vae)
-    return Space(facts.channels, facts.factor, vae_digest(vae))
 
 
 @dataclass
@@ -81,6 +65,7 @@ class DitTask:
         self._seed = mixed(config.train.seed, 0)
         self._process = diffusion(config.objective)
         self._grid = Grid(config, self.text_encoder)
+        self._flops = Flops(config, self.space, self.side, self.text_encoder)
         self._empty: np.ndarray | None = None  # embeddings of the empty text
         data = config.data
         names = [*self.policy.columns, *data.embeddings.values()]
@@ -109,19 +94,8 @@ class DitTask:
     def rate(self, name: str) -> float:
         return 1.0
 
-    def decays(self, name: str, parameter: nn.Parameter) -> bool:
-        return parameter.ndim >= 2 and "scale_shift_table" not in name
-
-    def flops(self, tokens: int) -> float:
-        """Of that many tokens, patches and text together; text encoder and VAE not counted."""
-        shape, patches = self.config.model.shape, self._patches
-        text = self.config.model.context / 2
-        block = 4.0 * shape.width**2 * patches + 2 * patches**2 * shape.width  # self-attention
-        block += 2 * shape.width**2 * (patches + text) + 2 * patches * text * shape.width  # cross-attention
-        block += 8 * shape.width**2 * patches
-        ends = 2 * patches * shape.patch**2 * self.space.channels * shape.width + 7 * shape.width**2
-        projection = text * (self.text_encoder.width + shape.width) * shape.width
-        return 6.0 * (shape.layers * block + ends + projection) * tokens / (patches + text)
+    def all_used(self) -> bool:
+        return True
 
     def identity(self) -> str:
         model = {**asdict(self.config.model), "vae": self.space.digest, "start": "", "text_encoder": ""}
@@ -154,7 +128,8 @@ class DitTask:
         tokens = sum(len(m["time"]) * (self._patches + m["mask"].shape[1]) for m in micro)
         padding = sum(int((~m["mask"]).sum()) for m in micro)
         rejected = [r for sample in taken for r in sample.rejected]
-        return Batch(micro, len(taken), tokens, tokens - padding, [t.name for t in taken], rejected)
+        flops = sum(len(m["time"]) * self._flops.image(m["mask"].shape[1]) for m in micro)
+        return Batch(micro, len(taken), tokens, tokens - padding, [t.name for t in taken], rejected, flops=flops)
 
     def close(self) -> None:
         self.samples.close()

@@ -105,8 +105,8 @@ class Vae:
         self.channels, self.factor, self.posterior = facts.channels, facts.factor, facts.posterior
         self.digest = vae_digest(folder)
         self._device, self._dtype = torch.device(device), dtype
-        self._scale = torch.tensor(facts.scale).view(-1, 1, 1)
-        self._shift = torch.tensor(facts.shift).view(-1, 1, 1)
+        self._scale = torch.tensor(facts.scale).view(-1, 1, 1).to(device)
+        self._shift = torch.tensor(facts.shift).view(-1, 1, 1).to(device)
         self._model = load_vae(facts, dtype).requires_grad_(False).eval().to(self._device)
         self._probe(facts)
 
@@ -133,13 +133,13 @@ class Vae:
         mean, logvar = moments[:, : self.channels], moments[:, self.channels :]
         if noise is not None and logvar.shape[1]:
             mean = mean + (0.5 * logvar.clamp(*LOGVAR)).exp() * noise
-        return (mean - self._shift.to(mean.device)) * self._scale.to(mean.device)
+        return (mean - self._shift) * self._scale
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents as `scaled` makes them, to images uint8 [N, H, W, 3]."""
 
         def one(z_BCHW: torch.Tensor) -> torch.Tensor:
-            z_BCHW = z_BCHW.float() / self._scale.to(z_BCHW.device) + self._shift.to(z_BCHW.device)
+            z_BCHW = z_BCHW.float() / self._scale + self._shift
             return _uint8(self._model.decode(z_BCHW.to(self._dtype)).sample)
 
         return self._in_micro_batches(one, latents)
@@ -192,6 +192,23 @@ class Pixels:
         return _uint8(latents.to(self._device))
 
 
+@dataclass(frozen=True)
+class Space:
+    """What the model works on. channels, factor: of the latents; digest: of the VAE that makes them."""
+
+    channels: int
+    factor: int
+    digest: str
+
+
+def latent_space(vae: str) -> Space:
+    """The latents of a VAE's folder, or pixels where there is none."""
+    if not vae:
+        return Space(Pixels.channels, Pixels.factor, Pixels.digest)
+    facts = vae_facts(vae)
+    return Space(facts.channels, facts.factor, vae_digest(vae))
+
+
 def open_codec(folder: str, device: str | torch.device, dtype: torch.dtype) -> Vae | Pixels:
     """The VAE of a folder, or pixel space where the config names none."""
     return Vae(folder, device, dtype) if folder else Pixels(device)
@@ -221,3 +238,18 @@ def _uint8(x_BCHW: torch.Tensor) -> torch.Tensor:
     import torch
 
     return ((x_BCHW.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def encoding_flops(folder: str, image: int) -> float:
+    """Floating-point operations of encoding one image of a side, counted on the meta device; 0 in pixel space."""
+    import diffusers
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    if not folder:
+        return 0.0
+    facts = vae_facts(folder)
+    kind: Any = getattr(diffusers, facts.name)
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        kind.from_config(kind.load_config(facts.folder)).encode(torch.zeros(1, 3, image, image))
+    return float(counter.get_total_flops())

@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, CLIPMode
 
 from hpc.errors import UserError
 from recap.clip.encoder import Encoder, Picture
+from recap.clip.tokenizer_files import check_pooling
 from recap.clip.weights import OPEN_CLIP_CONFIG
 from recap.data.images import BadImage
 from recap.engine.checkpoint import Normalisation, geometry_of
@@ -86,6 +87,7 @@ class TransformersEncoder:
             raise UserError(
                 f"evaluate: the weights in {folder} lack {min(loading['missing_keys'])}: they are no CLIP's."
             )
+        check_pooling(folder, model.config.text_config.eos_token_id, self.tokenizer)
         self.model, self.device = model.to(device).eval(), device
         self.context: int = model.config.text_config.max_position_embeddings
         self._normalise = Normalisation.of(processor)

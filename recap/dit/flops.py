@@ -1,0 +1,42 @@
+"""Floating-point operations of a DiT's training, for MFU."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+from recap.dit.model import TextEncoder
+from recap.dit.settings import DitConfig
+from recap.dit.vae import Space, encoding_flops
+
+
+class Flops:
+    """Of one image and its text: forward and backward of the transformer, forward of what is frozen and runs live.
+
+    Args:
+        side: of the latents, in places.
+    """
+
+    def __init__(self, config: DitConfig, space: Space, side: int, text_encoder: TextEncoder) -> None:
+        self._config, self._channels, self._side, self._text = config, space.channels, side, text_encoder
+
+    def image(self, text: int) -> float:
+        """text: tokens, padding included. Two operations a multiply-add, and twice the forward pass backward, but for
+        maps whose input needs no gradient."""
+        shape, texts = self._config.model.shape, self._text.width
+        width, patches = shape.width, (self._side // shape.patch) ** 2
+        block = 4 * width**2 * patches + 2 * patches**2 * width  # attention among patches
+        block += 2 * width**2 * (patches + text) + 2 * patches * text * width  # to the text
+        block += 8 * width**2 * patches
+        outputs = self._channels * (2 if self._config.model.learned_sigma else 1)
+        ends = patches * shape.patch**2 * outputs * width + 7 * width**2 + text * width**2
+        without = patches * shape.patch**2 * self._channels * width + 256 * width + text * texts * width
+        return 6.0 * (shape.layers * block + ends) + 4.0 * without + self._encoding(text)
+
+    def _encoding(self, text: int) -> float:
+        data = self._config.data
+        states = 0.0 if data.embeddings else self._text.flops(text)
+        return states + (0.0 if data.latents else self._vae)
+
+    @cached_property
+    def _vae(self) -> float:
+        return encoding_flops(self._config.model.vae, self._config.model.image)
