@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from hpc.errors import UserError
-from recap.clip.images import whole
 from recap.clip.losses import ranks
 from recap.clip.objective import Objective
+from recap.clip.preprocessing import Preprocessing, of_folder, ours
 from recap.clip.settings import LossConfig
 from recap.clip.tokens import Text, Tokens
 from recap.clip.weights import opened
@@ -35,14 +35,17 @@ class Features:
         prefix: the source token that texts are read with, where the model was trained with them.
         between: called after each batch, equally often on every rank.
         group: ranks that share the work, of gloo; None: all.
+        preprocessing: of images; None: this toolkit's. Its mean and deviation are the module's to know.
     """
 
     def __init__(
         self, module: nn.Module, tokens: Tokens, size: int, context: int = 0, *, device: Any = "cpu", batch: int = 256,
         prefix: str | None = None, between: Callable[[], None] = lambda: None, group: Any = None,
+        preprocessing: Preprocessing | None = None,
     ) -> None:  # fmt: skip
         self._module, self.tokens, self.config = module, tokens, tokens.config
         self.size, self.context = size, context or tokens.config.context
+        self._preprocessing = preprocessing or ours(tokens.config, size)
         self.device, self.batch, self.prefix, self._between, self._group = device, batch, prefix, between, group
 
     def images(self, pictures: Sequence[Picture], names: Sequence[str]) -> torch.Tensor:
@@ -72,7 +75,7 @@ class Features:
 
     def _pixels(self, picture: Picture, name: str) -> np.ndarray:
         try:
-            return whole(picture(), self.size)
+            return self._preprocessing.pixels(picture())
         except (BadImage, OSError) as error:
             raise UserError(f"evaluate: {name}: {error}") from error
 
@@ -98,9 +101,10 @@ class Features:
 
 
 class Encoder(Features):
-    """Features by an export of this toolkit."""
+    """Features by an export of this toolkit, or a CLIP of others that `recap.clip.weights.opened` opens."""
 
     def __init__(self, folder: str | Path, device: str = "cpu", batch: int = 256, prefix: str | None = None) -> None:
         model, config, size = opened(folder)
-        module = Objective(model, LossConfig(), *config.normalisation).to(device).eval()
-        super().__init__(module, Tokens(config), size, device=device, batch=batch, prefix=prefix)
+        made = of_folder(folder, config, size)
+        module = Objective(model, LossConfig(), made.mean, made.std).to(device).eval()
+        super().__init__(module, Tokens(config), size, device=device, batch=batch, prefix=prefix, preprocessing=made)

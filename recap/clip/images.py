@@ -1,4 +1,4 @@
-"""Image bytes to uint8 pixels: for training a random crop by hash, for evaluation the whole image, squashed."""
+"""Image bytes to uint8 pixels for training: a random crop by hash."""
 
 from __future__ import annotations
 
@@ -21,12 +21,6 @@ def training_crop(
     encoded = EncodedImage(data)
     left, top, width, height = _box(*encoded.size, area, ratio, seed, epoch, key)
     return _resize(encoded, size, (left, top, left + width, top + height))
-
-
-def whole(data: bytes, size: int) -> np.ndarray:
-    """The whole image, squashed to a square: uint8 [3, size, size]. Raises BadImage."""
-    encoded = EncodedImage(data)
-    return _resize(encoded, size, (0, 0, *encoded.size))
 
 
 def _box(width: int, height: int, area: float, ratio: float, seed: int, epoch: int, key: str) -> tuple[float, ...]:

@@ -5,12 +5,14 @@ hf     BOS, text, EOS, padding        recap    [CLS], text, padding (no [SEP]; p
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from hpc.errors import UserError
@@ -54,6 +56,21 @@ class Tokens:
             check_end(config.tokenizer, self.tokenizer.eos_token_id)
             self._last = [self.tokenizer.eos_token_id]
             self.pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self._last[0]
+
+    def for_transformers(self) -> Any:
+        """The tokenizer as transformers' CLIPProcessor needs it: it puts BOS and EOS around texts, pads behind them and
+        cuts at the context, as is done here."""
+        made = copy.deepcopy(self.tokenizer)
+        if made.pad_token_id is None:
+            made.pad_token = made.eos_token
+        made.padding_side = made.truncation_side = "right"
+        made.model_max_length = self.config.context
+        if made("a")["input_ids"] != [self._first, *self.ids(["a"])[0], *self._last]:
+            first, last = made.bos_token, made.eos_token
+            made.backend_tokenizer.post_processor = TemplateProcessing(
+                single=f"{first} $A {last}", special_tokens=[(first, made.bos_token_id), (last, made.eos_token_id)]
+            )
+        return made
 
     @property
     def eos(self) -> int:

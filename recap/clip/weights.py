@@ -19,6 +19,7 @@ from transformers import CLIPConfig
 
 from hpc.errors import UserError
 from recap.clip.hf import HfClip, clip_config
+from recap.clip.preprocessing import ours as preprocessing_of
 from recap.clip.settings import LARGEST_LOGIT_SCALE, ClipModelConfig
 from recap.clip.tokenizer_files import check_pooling
 from recap.clip.tokens import Tokens
@@ -193,23 +194,26 @@ def save(
     """Write a model for transformers (`hf`) and open_clip (both), with its tokenizer.
 
     Args:
-        bias: of the sigmoid loss. open_clip's models have it, transformers' CLIPModel has no place for it.
+        bias: of the sigmoid loss, float []. open_clip's models have it, transformers' CLIPModel has no place for it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     model_ = model.model if isinstance(model, HfClip) else model
     tensors = {n: t.detach().clone() for n, t in model_.state_dict().items() if not n.endswith("position_ids")}
     tensors["logit_scale"] = tensors["logit_scale"].reshape(()).clamp(max=LARGEST_LOGIT_SCALE)  # as everybody has it
+    preprocessing, tokenizer = preprocessing_of(config, image), tokens.tokenizer
     if isinstance(model, HfClip):
+        tokenizer = tokens.for_transformers()
+        (folder / "preprocessor_config.json").write_text(json.dumps(preprocessing.for_transformers(), indent=2) + "\n")
         model.model.save_pretrained(folder, state_dict=dict(tensors))
         clip_config(config, image, tokens.eos).save_pretrained(folder)
         tensors = to_open_clip(tensors)
     if bias is not None:
         tensors[BIAS] = bias.detach().cpu().reshape(())
     save_file({name: t.contiguous() for name, t in tensors.items()}, folder / OPEN_CLIP_WEIGHTS)
-    tokens.tokenizer.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     written = {
-        "model_cfg": open_clip_model(config, tokens, image, bias is not None),
-        "preprocess_cfg": _preprocessing(config),
+        "model_cfg": open_clip_model(config, tokens, image, bias),
+        "preprocess_cfg": preprocessing.for_open_clip(),
     }
     (folder / OPEN_CLIP_CONFIG).write_text(json.dumps(written, indent=2) + "\n")
     ours = {"model": {**vars(config), "start": "", "tokenizer": ""}, "image": image}
@@ -293,7 +297,9 @@ def _of_transformers(path: Path) -> tuple[ClipModelConfig, int]:
     return config, vision.image_size
 
 
-def open_clip_model(config: ClipModelConfig, tokens: Tokens, image: int, bias: bool = False) -> dict[str, Any]:
+def open_clip_model(
+    config: ClipModelConfig, tokens: Tokens, image: int, bias: torch.Tensor | None = None
+) -> dict[str, Any]:
     """open_clip's config of a model of ours."""
     vision, text = config.vision_tower, config.text_tower
     recap = config.architecture == "recap"
@@ -314,10 +320,5 @@ def open_clip_model(config: ClipModelConfig, tokens: Tokens, image: int, bias: b
         text_cfg |= {"pool_type": "eos", "eos_id": tokens.eos}
     made = {"embed_dim": config.dimension, "vision_cfg": vision_cfg, "text_cfg": text_cfg}
     made |= {"quick_gelu": True} if config.activation == "quick_gelu" else {}
-    made |= {"init_logit_bias": 0.0} if bias else {}  # open_clip then has the parameter, which the file fills
+    made |= {} if bias is None else {"init_logit_bias": bias.item()}  # without it, open_clip has no such parameter
     return made | ({"custom_text": True} if recap else {})
-
-
-def _preprocessing(config: ClipModelConfig) -> dict[str, Any]:
-    mean, std = config.normalisation
-    return {"mean": mean, "std": std, "interpolation": "bilinear", "resize_mode": "squash"}

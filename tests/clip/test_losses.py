@@ -108,11 +108,11 @@ def test_cached_gradients_replay_random_numbers() -> None:
     class Noisy(RecapClip):
         seen: list[torch.Tensor]
 
-        def encode_image(self, pixels, keep=None):
+        def encode_image(self, pixels, keep=None, patches=False):
             noise = torch.rand(len(pixels))
             self.seen.append(noise)
-            features, patches = super().encode_image(pixels, keep)
-            return features * (1 + noise[:, None]), patches
+            features, _ = super().encode_image(pixels, keep)
+            return features * (1 + noise[:, None]), None
 
     torch.manual_seed(0)
     model = Noisy(TINY, 16)
@@ -152,10 +152,12 @@ def test_sigmoid_by_hand() -> None:
     assert found.item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_the_temperature_is_capped_and_can_come_back() -> None:
+def test_the_temperature_is_capped_and_comes_back_at_once() -> None:
+    """OpenAI's rule: the parameter itself is cut back, not only what is computed with it."""
     module = objective(LossConfig()).float()
     with torch.no_grad():
         module.model.logit_scale.fill_(6.0)
+    module.constrain()
     assert module.scale.item() == pytest.approx(100.0, rel=1e-5)
     module.scale.backward()
     assert module.model.logit_scale.grad is not None and module.model.logit_scale.grad.item() > 0

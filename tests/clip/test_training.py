@@ -229,6 +229,33 @@ def test_what_a_stage_writes_keeps_what_it_did_not_train(world, tmp_path) -> Non
     assert out.keys() == tensors.keys() and all(torch.equal(out[name], tensors[name]) for name in out)
 
 
+def test_what_the_objective_learned_is_carried_on(world, tmp_path) -> None:
+    """SigLIP's bias from stage to stage and into the export, as open_clip has it; a temperature within its bounds."""
+    config = tree(world, loss={"kind": "sigmoid", "temperature": 0.005, "bias": -8.0})
+    config["stages"] = [
+        {"image": 16, "samples": 480, "base_lr": 2e-1, "warmup": 0},
+        {"image": 16, "samples": 96, "base_lr": 1e-6, "warmup": 0},
+    ]
+    assert run(tmp_path, 1, config) == [0], log(tmp_path)
+    first, second = (tmp_path / "stages" / name / "exports/final" for name in ("0-16px", "1-16px"))
+    one, two = (load_file(folder / weights.OPEN_CLIP_WEIGHTS) for folder in (first, second))
+    assert abs(one["logit_bias"] + 8.0) > 0.01 and two["logit_bias"] == pytest.approx(one["logit_bias"].item(), abs=1e-3)
+    made = json.loads((first / weights.OPEN_CLIP_CONFIG).read_text())["model_cfg"]
+    assert made["init_logit_bias"] == pytest.approx(one["logit_bias"].item())
+    assert one["logit_scale"].exp() <= 100.001 and two["logit_scale"].exp() <= 100.001
+    ends, begins = curve(first.parents[1])[-1][1], curve(second.parents[1])[0][1]
+    assert abs(ends - begins) < 0.1  # 0.9 with the bias that training began with
+
+
+def test_warm_up_in_samples_where_epochs_say_the_length(world, tmp_path) -> None:
+    config = tree(world)
+    config["stages"] = [{"image": 16, "warmup": 96}, {"image": 16, "samples": 48}]
+    config["train"] |= {"epochs": 0.5, "lr": 1e-3, "schedule": "constant"}
+    assert run(tmp_path, 1, config) == [0], log(tmp_path)
+    rates = [line["lr"] for line in metrics(tmp_path / "stages/0-16px")]
+    assert rates == pytest.approx([5e-4] + [1e-3] * 6) and len(metrics(tmp_path / "stages/1-16px")) == 1
+
+
 def test_stages_as_they_are_written(world) -> None:
     made = trainer(tree(world, stages=[{"image": 16, "tokens": 8, "samples": 2.56e9}]))
     assert made.samples() == 2_560_000_000
@@ -255,7 +282,7 @@ def test_shipped_configs_are_the_papers(path: Path) -> None:
     assert [stage.image for stage in config.stages] == [112, 224] and config.model.context == 128
     assert (first.samples, first.batch, first.lr) == (2_560_000_000, 32768, pytest.approx(1.024e-3))
     assert (second.samples, second.batch, second.lr) == (128_000_000, 16384, pytest.approx(2.56e-5))
-    assert first.warmup == pytest.approx(51.2e6 / 2.56e9) and second.warmup == pytest.approx(25.6e6 / 128e6)
+    assert (first.warmup, second.warmup) == (51_200_000, 25_600_000)
     assert (first.beta1, first.beta2, first.weight_decay, first.clip, first.schedule) == (0.9, 0.95, 0.2, 0.0, "cosine")
     assert config.text.weights == {"org_caption": 0.8, "re_caption": 0.2}
     assert 32768 % config.data.streams == 0 == config.data.streams % 128

@@ -1,0 +1,90 @@
+"""How an image becomes what a CLIP is evaluated on: as the checkpoint says, whoever wrote it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from hpc.errors import UserError
+from recap.clip.settings import OPENAI, ClipModelConfig
+from recap.engine.decode import Geometry, decode
+
+_MODES = {"squash": "squash", "shortest": "crop", "longest": "pad"}
+_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """geometry: of the square. mean, std: of the channels of pixels in [0, 1]."""
+
+    geometry: Geometry
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def pixels(self, data: bytes) -> np.ndarray:
+        """uint8 [3, size, size] of an image file. Raises recap.engine.decode.BadImage."""
+        return decode(data, self.geometry).transpose(2, 0, 1)
+
+    def for_transformers(self) -> dict[str, Any]:
+        """The content of a preprocessor_config.json with which CLIPImageProcessor makes the same."""
+        side = {"height": self.geometry.size, "width": self.geometry.size}
+        return {
+            "image_processor_type": "CLIPImageProcessor", "do_convert_rgb": True, "do_resize": True, "size": side,
+            "resample": self.geometry.resample, "do_center_crop": False, "crop_size": side, "do_rescale": True,
+            "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": self.mean, "image_std": self.std,
+        }  # fmt: skip
+
+    def for_open_clip(self) -> dict[str, Any]:
+        """open_clip's `preprocess_cfg` with which it makes the same."""
+        return {"mean": self.mean, "std": self.std, "interpolation": "bilinear", "resize_mode": "squash"}
+
+
+def ours(config: ClipModelConfig, image: int) -> Preprocessing:
+    """Of this toolkit's models: the whole image, squashed."""
+    return Preprocessing(Geometry(image, "squash", resample=int(Image.Resampling.BILINEAR)), *config.normalisation)
+
+
+def of_open_clip(given: dict[str, Any], image: int) -> Preprocessing:
+    """Of open_clip's `preprocess_cfg`; what it leaves out is as there."""
+    mode, filter_ = given.get("resize_mode", "shortest"), given.get("interpolation", "bicubic")
+    if mode not in _MODES or filter_ not in _FILTERS:
+        raise UserError(f"clip: preprocess_cfg: resize_mode {mode!r} with interpolation {filter_!r} is not known here.")
+    fill = int(given.get("fill_color", 0))
+    geometry = Geometry(image, _MODES[mode], (fill, fill, fill), int(_FILTERS[filter_]))
+    return Preprocessing(geometry, tuple(given.get("mean", OPENAI[0])), tuple(given.get("std", OPENAI[1])))
+
+
+def of_transformers(folder: Path, image: int) -> Preprocessing:
+    """Of a processor's config; without one, as OpenAI's models have it: the centre, bicubic."""
+    from recap.engine.checkpoint import geometry_of
+
+    names = ("preprocessor_config.json", "processor_config.json")
+    if not any((folder / name).is_file() for name in names):
+        return Preprocessing(Geometry(image, "crop", resample=int(Image.Resampling.BICUBIC)), *OPENAI)
+    from transformers import AutoImageProcessor
+
+    try:
+        processor = AutoImageProcessor.from_pretrained(folder)
+        if not processor.do_center_crop:
+            processor.crop_size = None  # it is not used
+        geometry = geometry_of(processor, image, None)
+    except (OSError, ValueError) as error:
+        raise UserError(f"clip: {folder}: its image processor cannot be used: {str(error)[:300]}") from error
+    if not processor.do_normalize:
+        return Preprocessing(geometry, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    return Preprocessing(geometry, tuple(processor.image_mean), tuple(processor.image_std))
+
+
+def of_folder(folder: str | Path, config: ClipModelConfig, image: int) -> Preprocessing:
+    """Of a folder that `recap.clip.weights.opened` opens."""
+    path = Path(folder)
+    if (path / "recap_clip.json").is_file():
+        return ours(config, image)
+    if (path / "open_clip_config.json").is_file():
+        return of_open_clip(json.loads((path / "open_clip_config.json").read_text()).get("preprocess_cfg", {}), image)
+    return of_transformers(path, image)

@@ -1,0 +1,184 @@
+"""Models and tokenizers of others, and ours elsewhere: the same image and the same text give the same features."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import CLIPImageProcessor, CLIPModel, CLIPProcessor, PreTrainedTokenizerFast, pipeline
+
+from hpc.errors import UserError
+from recap.clip import preprocessing, weights
+from recap.clip.encoder import Encoder
+from recap.clip.hf import clip_config
+from recap.clip.settings import ClipConfig
+from recap.clip.tokenizer_files import check_tokenizer
+from recap.clip.tokens import Tokens
+from recap.evaluate.clip_score import open_clip
+from tests.clip.models import WORDS, tiny
+
+TEXTS = ["a red flag", "the blue car", "a star of the cross"]
+
+
+def picture(width: int = 120, height: int = 40) -> Image.Image:
+    """A gradient with a square, so that a squash, a crop and their filters all differ."""
+    image = Image.linear_gradient("L").resize((width, height)).convert("RGB")
+    image.paste((220, 30, 30), (width // 8, 4, width // 4, height - 4))
+    return image
+
+
+def encoded(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@torch.no_grad()
+def theirs(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features by transformers alone."""
+    model, processor = CLIPModel.from_pretrained(folder).eval(), CLIPProcessor.from_pretrained(folder)
+    given = processor(text=TEXTS, images=[picture(), picture(40, 90)], return_tensors="pt", padding=True)
+    out = model(**given)
+    return out.image_embeds, out.text_embeds
+
+
+def ours(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    encoder = Encoder(folder)
+    pictures = [lambda: encoded(picture()), lambda: encoded(picture(40, 90))]
+    return encoder.images(pictures, ["one", "two"]), encoder.texts(TEXTS)[0]
+
+
+@pytest.mark.parametrize(
+    "processor",
+    [
+        {"size": {"shortest_edge": 32}, "crop_size": 32, "resample": 3},
+        {"size": {"height": 32, "width": 32}, "do_center_crop": False, "resample": 2, "image_mean": [0.5] * 3},
+        None,
+    ],
+    ids=["crop", "squash", "no processor"],
+)
+def test_a_foreign_clip_sees_what_its_processor_makes(tmp_path: Path, processor: dict[str, Any] | None) -> None:
+    config = tiny(tmp_path, "hf")
+    tokens = Tokens(config)
+    torch.manual_seed(0)
+    CLIPModel(clip_config(config, 32, tokens.eos)).save_pretrained(tmp_path)
+    tokens.tokenizer.save_pretrained(tmp_path)
+    CLIPImageProcessor(**(processor or {"size": {"shortest_edge": 32}, "crop_size": 32})).save_pretrained(tmp_path)
+    wanted = theirs(tmp_path)
+    if processor is None:
+        (tmp_path / "preprocessor_config.json").unlink()
+    for mine, named in zip(ours(tmp_path), wanted, strict=True):
+        torch.testing.assert_close(mine, named, rtol=1e-5, atol=1e-5)
+
+
+def test_our_export_gives_the_same_in_transformers(tmp_path: Path) -> None:
+    """By CLIPProcessor and in the pipeline for zero-shot classification, though the tokenizer puts no BOS or EOS."""
+    config = tiny(tmp_path, "hf")
+    (tmp_path / "bare").mkdir()
+    bare = Tokenizer.from_file(f"{config.tokenizer}/tokenizer.json")
+    made = PreTrainedTokenizerFast(tokenizer_object=bare, unk_token="[UNK]", bos_token="<bos>", eos_token="<eos>")
+    made.backend_tokenizer.post_processor = None
+    made.save_pretrained(tmp_path / "bare")
+    config.tokenizer = str(tmp_path / "bare")
+    tokens = Tokens(config)
+    torch.manual_seed(0)
+    weights.save(weights.build(config, 32, tokens.eos), config, tokens, 32, tmp_path / "out")
+    mine, named = ours(tmp_path / "out"), theirs(tmp_path / "out")
+    for a, b in zip(mine, named, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    zero_shot = pipeline("zero-shot-image-classification", model=str(tmp_path / "out"))
+    scores = {f["label"]: f["score"] for f in zero_shot(picture(), candidate_labels=TEXTS, hypothesis_template="{}")}
+    wanted = (CLIPModel.from_pretrained(tmp_path / "out").logit_scale.exp() * mine[0][0] @ mine[1].T).softmax(-1)
+    assert [scores[text] for text in TEXTS] == pytest.approx(wanted.tolist(), rel=1e-4)
+
+
+def test_open_clips_settings() -> None:
+    found = preprocessing.of_open_clip({"interpolation": "bilinear", "resize_mode": "squash", "mean": [0.1] * 3}, 32)
+    assert (found.geometry.mode, found.geometry.resample, found.mean) == ("squash", 2, (0.1, 0.1, 0.1))
+    default = preprocessing.of_open_clip({}, 32)
+    assert (default.geometry.mode, default.geometry.resample) == ("crop", 3)
+    with pytest.raises(UserError, match="resize_mode 'tile'"):
+        preprocessing.of_open_clip({"resize_mode": "tile"}, 32)
+
+
+# --- end tokens -----------------------------------------------------------------------------------
+
+
+def words(folder: Path, special: list[str], **named: str) -> str:
+    vocabulary = {word: i for i, word in enumerate(special + WORDS.split())}
+    made = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>", pad_token="<pad>", **named).save_pretrained(
+        folder
+    )
+    return str(folder)
+
+
+LLAMAS = ["<pad>", "<s>", "</s>", "<unk>"]
+
+
+def test_an_end_token_of_id_2_is_refused_at_launch(tmp_path: Path) -> None:
+    config = tiny(tmp_path, "hf")
+    config.tokenizer = words(tmp_path / "llamas", LLAMAS, bos_token="<s>", eos_token="</s>")
+    for opens in (lambda: check_tokenizer(ClipConfig(model=config)), lambda: Tokens(config)):
+        with pytest.raises(UserError, match=r"end token of .* has the id 2.*recap.clip.make_tokenizer"):
+            opens()
+    config.tokenizer = words(tmp_path / "other", [*LLAMAS[:2], "<unk>", "</s>"], bos_token="<s>", eos_token="</s>")
+    check_tokenizer(ClipConfig(model=config))
+    assert Tokens(config).eos == 3
+
+
+@pytest.mark.parametrize(("architecture", "named", "lacks"), [
+    ("hf", {"eos_token": "</s>"}, "BOS"), ("hf", {"bos_token": "<s>"}, "EOS"), ("recap", {"eos_token": "</s>"}, "CLS"),
+])  # fmt: skip
+def test_tokens_that_are_missing_are_named_at_launch(tmp_path: Path, architecture: str, named: Any, lacks: str) -> None:
+    config = tiny(tmp_path, architecture)
+    config.tokenizer = words(tmp_path / "words", ["<pad>", "<s>", "<unk>", "</s>"], **named)
+    for opens in (lambda: check_tokenizer(ClipConfig(model=config)), lambda: Tokens(config)):
+        with pytest.raises(UserError, match=f"has no {lacks} token"):
+            opens()
+
+
+@pytest.mark.parametrize(("named", "right"), [(2, False), (6, True), (9, False)])
+def test_foreign_clips_that_pool_elsewhere_are_refused(tmp_path: Path, named: int, right: bool) -> None:
+    """2 is transformers' old rule, the highest id; here the end token (6) is not the highest."""
+    config = tiny(tmp_path, "hf")
+    CLIPModel(clip_config(config, 32, named)).save_pretrained(tmp_path)
+    Tokens(config).tokenizer.save_pretrained(tmp_path)
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32).save_pretrained(tmp_path)
+    for opens in (Encoder, open_clip):
+        if right:
+            opens(tmp_path)
+        else:
+            with pytest.raises(UserError, match=r"end token|pools texts at"):
+                opens(tmp_path)
+
+
+def test_the_old_rule_is_right_where_the_end_token_is_the_highest(tmp_path: Path) -> None:
+    """As in OpenAI's weights."""
+    config = tiny(tmp_path, "hf")
+    plain = ["<pad>", "<unk>", "<s>", "a", "red", "flag", "the", "blue", "car", "star", "of", "cross", "</s>"]
+    vocabulary = {word: i for i, word in enumerate(plain)}
+    made = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=made, unk_token="<unk>", pad_token="<pad>", bos_token="<s>", eos_token="</s>"
+    )
+    fast.save_pretrained(tmp_path / "words")
+    config.tokenizer = str(tmp_path / "words")
+    tokens = Tokens(config)
+    torch.manual_seed(0)
+    CLIPModel(clip_config(config, 32, 2)).save_pretrained(tmp_path / "old")
+    tokens.for_transformers().save_pretrained(tmp_path / "old")
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32).save_pretrained(tmp_path / "old")
+    assert json.loads((tmp_path / "old/config.json").read_text())["text_config"]["eos_token_id"] == 2
+    for mine, named in zip(ours(tmp_path / "old"), theirs(tmp_path / "old"), strict=True):
+        torch.testing.assert_close(mine, named, rtol=1e-5, atol=1e-5)
+    assert F.cosine_similarity(*ours(tmp_path / "old")[1][:2], dim=0) < 0.999
