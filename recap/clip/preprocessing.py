@@ -27,7 +27,7 @@ class Preprocessing:
     std: tuple[float, ...]
 
     def pixels(self, data: bytes) -> np.ndarray:
-        """uint8 [3, size, size] of an image file. Raises recap.engine.decode.BadImage."""
+        """uint8 [3, size, size] of an image file. Raises recap.data.images.BadImage."""
         return decode(data, self.geometry).transpose(2, 0, 1)
 
     def for_transformers(self) -> dict[str, Any]:
