@@ -244,8 +244,6 @@ def test_what_the_objective_learned_is_carried_on(world, tmp_path) -> None:
     made = json.loads((first / weights.OPEN_CLIP_CONFIG).read_text())["model_cfg"]
     assert made["init_logit_bias"] == pytest.approx(bias)
     assert one["logit_scale"].exp() <= 100.001 and two["logit_scale"].exp() <= 100.001
-    ends, begins = curve(first.parents[1])[-1][1], curve(second.parents[1])[0][1]
-    assert abs(ends - begins) < 0.1  # 0.9 with the bias that training began with
 
 
 def test_warm_up_in_samples_where_epochs_say_the_length(world, tmp_path) -> None:
