@@ -30,6 +30,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from hpc import cluster_checks
 from hpc.errors import UserError
 from hpc.operator import Operator, load_operator
 from hpc.trainer import Trainer, load_trainer
@@ -141,7 +142,7 @@ class Config:
 
     @property
     def directory(self) -> Path:
-        return Path(self.run.runs).expanduser().absolute() / self.run.name
+        return _directory(self.run)
 
     @property
     def is_gang(self) -> bool:
@@ -368,7 +369,7 @@ def structured(schema: type, values: dict[str, Any], source: str) -> Any:
     """A dataclass of this schema from plain values. Raises UserError with a hint for a key that it does not know."""
     _check_keys(schema, values, source, "")
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(_settled(values)))
+        merged = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(_settled(values, source, "")))
         made = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or getattr(error, "key", None) or "?"
@@ -376,15 +377,22 @@ def structured(schema: type, values: dict[str, Any], source: str) -> Any:
     return made
 
 
-def _settled(value: Any) -> Any:
-    """Text is text: `${...}` in a config value is not an interpolation. `2.56e9` may stand where a count is wanted."""
+def _settled(value: Any, source: str, key: str) -> Any:
+    """Values as OmegaConf takes them over unchanged: for us `${...}` is text, however it is escaped, so that no
+    resolver reads our environment. `2.56e9` may stand where a count is wanted; `???` is for people to fill in.
+    """
     if isinstance(value, dict):
-        return {k: _settled(v) for k, v in value.items()}
+        return {k: _settled(v, source, f"{key}.{k}".strip(".")) for k, v in value.items()}
     if isinstance(value, list):
-        return [_settled(v) for v in value]
+        return [_settled(v, source, f"{key}.{number}") for number, v in enumerate(value)]
     if isinstance(value, float) and value.is_integer() and abs(value) >= 1000:
         return int(value)
-    return value.replace("${", r"\${") if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    if re.fullmatch(r"\\*\?{3}", value):
+        raise UserError(f"config: {source}: `{key}`: ??? stands for a value that is still to be written. Write it.")
+    # every backslash before it doubled, then one that escapes it
+    return re.sub(r"(\\*)\$\{", lambda found: 2 * found[1] + r"\${", value)
 
 
 def _check_keys(schema: type, values: dict[str, Any], source: str, prefix: str) -> None:
@@ -421,81 +429,36 @@ def _unknown(source: str, whole: str, key: str, schemas: list[type], prefix: str
     return UserError(f"{message} Known here: {', '.join(sorted(fields))}")
 
 
+def _directory(run: RunConfig) -> Path:
+    return Path(run.runs).expanduser().absolute() / run.name
+
+
 def _check_values(run: RunConfig, source: str) -> None:
     def refuse(key: str, why: str) -> None:
         raise UserError(f"config: {source}: `{key}`: {why}")
 
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)*", run.name or "") or ".." in run.name:
         refuse("name", f"{run.name!r} cannot be a directory name. Use letters, digits, '.', '_' and '-'.")
+    if bad := re.search(r"[\x00-\x1f\x7f\ud800-\udfff]", "" if "://" in run.runs else str(_directory(run))):
+        where = f"{str(_directory(run))!r} has {bad[0]!r} in it"
+        refuse("runs", f"{where}, which a batch script cannot hold. Choose another directory.")
     if run.sweep and run.operator:
         refuse("sweep", "is for trainings; this is a map job. Launch it once for each value, with another `name=`.")
-    if run.cluster.device not in (None, "cpu", "cuda"):
-        refuse("cluster.device", f"{run.cluster.device!r} is unknown. Write cpu or cuda.")
-    if run.cluster.kind not in ("local", "slurm"):
-        refuse("cluster.kind", f"{run.cluster.kind!r} is unknown. Write local or slurm.")
-    if not re.fullmatch(r"\d+|(\d+-)?\d{1,3}:\d{2}(:\d{2})?|\d+-\d{1,2}", run.cluster.time):
-        refuse("cluster.time", f'"{run.cluster.time}" is not a Slurm time. Write 24:00:00 or 1-00:00:00.')
-    elif run.cluster.kind == "slurm" and slurm_seconds(run.cluster.time) <= run.cluster.signal_delay_s:
-        refuse(
-            "cluster.time",
-            f'"{run.cluster.time}" is over before any work: the drain starts {run.cluster.signal_delay_s} s before its '
-            "end (cluster.signal_delay_s). Ask for more time.",
-        )
+    for key, why in cluster_checks.mistakes(run.cluster):
+        refuse(f"cluster.{key}", why)
     if run.umask is not None and not re.fullmatch("0?[0-7]{3}", run.umask):
         refuse("umask", f"{run.umask!r} is not three octal digits in quotes, such as '002'")
-    for key in ("slots", "engines_per_node"):
-        if getattr(run.cluster, key) < 1:
-            refuse(f"cluster.{key}", f"{getattr(run.cluster, key)} is less than 1")
-    if run.cluster.gpus_per_node < 0:
-        refuse("cluster.gpus_per_node", f"{run.cluster.gpus_per_node} is less than 0")
     if run.gang.nodes < 1:
         refuse("gang.nodes", f"{run.gang.nodes} is less than 1")
     for key in ("setup_s", "hang_s"):
         if getattr(run.gang, key) <= 0:
             refuse(f"gang.{key}", f"{getattr(run.gang, key)} is not a positive number of seconds")
-    run.cluster.prelude = [line for entry in run.cluster.prelude for line in _prelude(entry)]
-    container = run.cluster.container
-    if container is not None and container.runtime not in ("apptainer", "pyxis"):
-        refuse("cluster.container.runtime", f"{container.runtime!r} is unknown. Write apptainer or pyxis.")
-    if container is not None and not container.image:
-        refuse("cluster.container.image", "missing. Name the image.")
-    for line in run.cluster.prelude:
-        if re.search(r"\btrap\b.*\b(SIG)?(TERM|USR2|0|EXIT)\b", line):
-            refuse("cluster.prelude", f"{line!r} traps a signal that workers need to drain. Remove the trap.")
     if run.map.segment < 1:
         refuse("map.segment", f"{run.map.segment} is less than 1")
     if run.map.lease_s <= 0:
         refuse("map.lease_s", f"{run.map.lease_s} is not a positive number of seconds")
     if not 0 <= run.map.max_failed <= 1:
         refuse("map.max_failed", f"{run.map.max_failed} is not a share between 0 and 1")
-
-
-def _prelude(entry: str) -> list[str]:
-    """The lines of a prelude's entry: itself, or those of `@file` without comments (the run keeps lines, not files)."""
-    if not entry.startswith("@"):
-        return [entry]
-    try:
-        lines = Path(entry[1:]).expanduser().read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise UserError(f"config: `cluster.prelude`: {entry}: cannot be read ({error.strerror}).") from error
-    return [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
-
-
-def slurm_seconds(time: str) -> int:
-    """Seconds of a Slurm time: minutes, minutes:seconds, h:m:s, days-hours, days-h:m, days-h:m:s.
-
-    >>> [slurm_seconds(t) for t in ("10", "1:30", "24:00:00", "1-0", "1-12:00")]
-    [600, 90, 86400, 86400, 129600]
-    """
-    days, dash, clock = time.rpartition("-")
-    parts = [int(part) for part in clock.split(":")]
-    if dash:
-        hours, minutes, seconds = [*parts, 0, 0][:3]
-    elif len(parts) == 1:
-        hours, minutes, seconds = 0, parts[0], 0
-    else:
-        hours, minutes, seconds = [0, *parts][-3:]
-    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 def _semantic(config: Any) -> dict[str, Any]:

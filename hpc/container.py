@@ -14,7 +14,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hpc.config import ClusterConfig
+from hpc.config import ClusterConfig, ContainerConfig
+from hpc.errors import UserError
 
 
 def srun_arguments(cluster: ClusterConfig, run: Path) -> list[str]:
@@ -22,7 +23,7 @@ def srun_arguments(cluster: ClusterConfig, run: Path) -> list[str]:
     container = cluster.container
     if container is None or container.runtime != "pyxis":
         return list(cluster.srun_args)
-    mounts = ",".join(_mount(m) for m in [str(run), *container.mounts])
+    mounts = ",".join(_mounts(container, run))
     return [f"--container-image={container.image}", f"--container-mounts={mounts}", *container.args, *cluster.srun_args]
 
 
@@ -30,11 +31,11 @@ def python(cluster: ClusterConfig, run: Path) -> str:
     """The python of a worker, as a piece of shell: this one, a site's, or one inside an apptainer image."""
     container = cluster.container
     if container is None:
-        return cluster.python or shlex.quote(sys.executable)
-    inside = cluster.python or "python3"
+        return shlex.quote(cluster.python or sys.executable)
+    inside = shlex.quote(cluster.python or "python3")
     if container.runtime == "pyxis":
         return inside
-    binds = [word for m in [str(run), *container.mounts] for word in ("--bind", _mount(m))]
+    binds = [word for mount in _mounts(container, run) for word in ("--bind", mount)]
     gpus = ["--nv"] if cluster.gpus_per_node else []
     return f"{shlex.join(['apptainer', 'exec', *gpus, *binds, *container.args, container.image])} {inside}"
 
@@ -51,6 +52,8 @@ def command(cluster: ClusterConfig, run: Path, argv: Sequence[str]) -> list[str]
     return [*around, program, *arguments]
 
 
-def _mount(path: str) -> str:
-    """`/data` is mounted as /data; `/scratch/data:/data:ro` as it says."""
-    return path if ":" in path else f"{path}:{path}"
+def _mounts(container: ContainerConfig, run: Path) -> list[str]:
+    """The run directory at its own path; `/data` as /data; `/scratch/data:/data:ro` as it says."""
+    if any(sign in str(run) for sign in ":,"):
+        raise UserError(f"config: `runs`: {run} has ':' or ',' in it, which no container's mount can. Choose another.")
+    return [mount if ":" in mount else f"{mount}:{mount}" for mount in [str(run), *container.mounts]]

@@ -15,7 +15,7 @@ from hpc import snapshot
 from hpc.alone import SUBMITTING_S, alone
 from hpc.errors import Exit, Unanswered, UserError
 from hpc.gang_launcher import GangLauncher, ranks_per_node
-from hpc.launch import console, open_run, settle, short, submit_to_slurm, what_changed
+from hpc.launch import check_access, console, open_run, settle, short, submit_to_slurm, what_changed
 from hpc.rundir import Run, Submission
 from hpc.trainer import Trainer
 
@@ -114,6 +114,7 @@ def submit(job: GangJob) -> int:
     on_slurm = job.config.run.cluster.kind == "slurm"
     job.config.apply_umask()
     job.run.make()
+    check_access(job.run.path)
     with alone(job.run, SUBMITTING_S if on_slurm else 0.0):
         check_continuation(job)  # again, since another launch may have come first
         if on_slurm and (live := still_there(job.run)):

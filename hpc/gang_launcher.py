@@ -39,10 +39,9 @@ class GangLauncher(Launcher):
         return [*super()._setup(), 'export MASTER_ADDR="$(hostname)"', f"export MASTER_PORT={port}"]
 
     def worker_command(self) -> str:
-        python = container.python(self.cluster, self.run.path)
         srun_args = container.srun_arguments(self.cluster, self.run.path)
         srun = shlex.join(["srun", "--unbuffered", "--label", "--kill-on-bad-exit=1", *srun_args])
-        gang = f"{python} -P -m hpc.gang {self.directory} --submission {self.submission.uuid}"
+        gang = f"{self.start('hpc.gang')} {self.directory} --submission {self.submission.uuid}"
         begin = f"{gang} --begin"
         if self.cluster.container is not None:
             begin = f"{shlex.join(['srun', '--nodes=1', '--ntasks=1', *srun_args])} {begin}"

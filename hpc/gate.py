@@ -19,12 +19,12 @@ import argparse
 import logging
 import os
 import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 from hpc import config as configs
+from hpc import slurm
 from hpc.errors import Exit, Parser, UserError
 from hpc.launcher import surely_live
 from hpc.ledger import DONE, FAILED
@@ -96,28 +96,26 @@ def wait_for(jobs: list[str]) -> int:
     wake += [f"--{key}={os.environ[name]}" for key, name in _SAME_PLACE.items() if os.environ.get(name)]
     # retried: the gate may still be completing when the others have ended already, or the controller be away
     retry = f"for i in $(seq 1000); do scontrol release {int(me)} && exit 0; sleep 3; done; exit 1"
-    _patiently([*wake, f"--wrap={retry}"])
+    options = [word.removeprefix("--").partition("=")[0] for word in wake if word.startswith("--")]
+    _patiently([*wake, f"--wrap={retry}"], slurm.sbatch_environment(options))
     log.info("waiting for jobs %s", ",".join(jobs))
-    _patiently(["scontrol", "requeuehold", me])
+    _patiently(["scontrol", "requeuehold", me], slurm.environment())
     return Exit.REQUEUE
 
 
-def _patiently(command: list[str]) -> None:
+def _patiently(command: list[str], env: dict[str, str]) -> None:
     """Run it; again where the controller is away for a while."""
-    for pause in (2, 10, 30, 60):
-        if subprocess.run(command, env=_outside(), check=False).returncode == 0:
+    said = ""
+    for pause in (2, 10, 30, 60, 0):
+        done = slurm.run(command, None, env)
+        if done.returncode == 0:
             return
+        said = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         time.sleep(pause)
-    if subprocess.run(command, env=_outside(), check=False).returncode:
-        raise UserError(f"gate: Slurm refuses `{command[0]}`, or its controller has been away for two minutes")
+    raise UserError(f"gate: Slurm refuses `{command[0]}`, or its controller has been away for two minutes: {said}")
 
 
 _SAME_PLACE = {"partition": "SLURM_JOB_PARTITION", "account": "SLURM_JOB_ACCOUNT", "qos": "SLURM_JOB_QOS"}
-
-
-def _outside() -> dict[str, str]:
-    """The environment without this job's own limits, for sbatch."""
-    return {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SRUN_")) or k == "SLURM_CONF"}
 
 
 def names(shards: list[str]) -> str:

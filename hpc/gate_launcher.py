@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from typing import Any
 
-from hpc import container
 from hpc.config import ClusterConfig
 from hpc.launcher import Launcher
 from hpc.rundir import Run, Submission
@@ -37,7 +34,5 @@ class GateLauncher(Launcher):
         return parameters
 
     def worker_command(self) -> str:
-        # on the host, where sbatch and squeue are; a container's image has neither
-        contained = self.cluster.container is not None
-        python = shlex.quote(sys.executable) if contained else container.python(self.cluster, self.run.path)
-        return f"{python} -P -m hpc.gate {shlex.quote(str(self.run.path))} --allow-failed {self._allow_failed}"
+        gate = self.start("hpc.gate", python=self.host_python)
+        return f"{gate} {self.directory} --allow-failed {self._allow_failed}"

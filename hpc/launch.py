@@ -27,7 +27,7 @@ import yaml
 from rich.console import Console
 from rich.markup import escape
 
-from hpc import atomic, forecast, pipeline, plan, snapshot
+from hpc import access, atomic, forecast, pipeline, plan, snapshot
 from hpc import config as configs
 from hpc.errors import Exit, Parser, Unanswered, UserError
 from hpc.ledger import DONE, FAILED, Claim, State
@@ -113,6 +113,7 @@ def settle(config: configs.Config, dry_run: bool) -> configs.Config:
             f"config: `runs`: {config.run.runs!r} is an object store. Claims need a POSIX file system that all nodes "
             "share; inputs may be remote, the run directory may not."
         )
+    check_access(config.directory, say=dry_run)
     if config.run.cluster.kind == "slurm" and not shutil.which("sbatch"):
         warn.print(
             "[yellow]no Slurm here (sbatch is not on PATH): a launch runs on this machine instead, cluster=local[/]"
@@ -129,6 +130,13 @@ def settle(config: configs.Config, dry_run: bool) -> configs.Config:
             cluster = {**config.resolved["cluster"], "slots": most}
             return configs.check({**config.resolved, "cluster": cluster}, config.source)
     return config
+
+
+def check_access(directory: Path, *, say: bool = True) -> None:
+    """Refuse a place where a run could be replaced; say who else may write in it."""
+    for warning in access.check(directory):
+        if say:
+            warn.print(f"[yellow]{escape(warning)} (docs/security.md)[/]")
 
 
 def _known_missing(run: Run, missing: list[Shard]) -> bool:
@@ -290,6 +298,7 @@ def record(job: Job) -> Submission:
     """Write the run directory: config, plan, code, and the intent to submit. Starts nothing."""
     run = job.run
     open_run(run, job.config, job.identity, job.previous)
+    check_access(run.path)
     submission = run.new_submission(
         plan=plan.write(run.plans, job.shards),
         identity=job.identity,

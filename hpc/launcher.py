@@ -11,6 +11,7 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-from hpc import container
+from hpc import bootstrap, container, slurm
 from hpc.config import ClusterConfig
 from hpc.errors import Exit, Unanswered, UserError
 from hpc.rundir import Run, Submission
@@ -74,8 +75,8 @@ class Launcher(submitit.SlurmExecutor):
             chosen["cpus_per_task"] = c.cpus_per_node
         if c.mem_gb:
             chosen["mem"] = f"{round(c.mem_gb * 1024)}M"
-        log = str(self.run.logs / self.log_pattern)
-        return {
+        further = {"requeue": True, "output": self._output(), "wckey": self.run.name, **c.sbatch}
+        parameters = {
             **chosen,
             "job_name": self.run.name,
             "time": c.time,
@@ -86,21 +87,30 @@ class Launcher(submitit.SlurmExecutor):
             "array_parallelism": c.parallel or self.submission.slots,
             "stderr_to_stdout": True,
             "use_srun": False,
-            "setup": self._setup(),
-            "teardown": self._tail(),
-            "additional_parameters": {"requeue": True, "output": log, "wckey": self.run.name, **c.sbatch},
+            "additional_parameters": {k: _value(v) for k, v in further.items() if v is not None and v is not False},
         }
+        lines = {"setup": self._setup(), "teardown": self._tail()}
+        return {k: _value(v) for k, v in parameters.items()} | lines
+
+    def _output(self) -> str:
+        """Where Slurm writes a job's log: its pattern. A path with a backslash in it is none for Slurm, it replaces
+        nothing there: then what Slurm itself says goes to one file for all, and the script opens its own log.
+        """
+        if "\\" in str(self.run.logs):
+            return str(self.run.logs / f"slurm-{self.submission.uuid}.log").replace("\\", "\\\\")
+        return f"{str(self.run.logs).replace('%', '%%')}/{self.log_pattern}"
 
     def _setup(self) -> list[str]:
-        """The site's prelude, then what the worker needs."""
-        code = self.run.code / self.submission.code
-        log = str(self.run.logs / f"{self.element}.log")
+        """What the worker needs, then the site's prelude."""
+        own_log = ['exec >> "$HPC_LOG" 2>&1'] if "\\" in str(self.run.logs) else []
         return [
+            f'export HPC_LOG={shlex.quote(str(self.run.logs))}/"{self.log_name}"',
+            *own_log,
             *self.cluster.prelude,
             # since Slurm 22.05 srun does not inherit --cpus-per-task
             'if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi',
-            f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}",
-            f'export HPC_LOG="{log}"',
+            "export SLURM_EXPORT_ENV=ALL  # tasks get this script's environment, whatever sbatch --export said",
+            f"boot={shlex.quote(Path(bootstrap.__file__).read_text())}",
         ]
 
     @property
@@ -108,12 +118,28 @@ class Launcher(submitit.SlurmExecutor):
         """The run directory that an element works on, as a shell word."""
         return shlex.quote(str(self.run.path))
 
+    @property
+    def log_name(self) -> str:
+        """The name of an element's log, in the shell."""
+        shell = {"%A": "${SLURM_ARRAY_JOB_ID}", "%a": "${SLURM_ARRAY_TASK_ID}", "%j": "${SLURM_JOB_ID}"}
+        return re.sub("%[Aaj]", lambda found: shell[found[0]], self.log_pattern)
+
+    def start(self, module: str, *, python: str = "") -> str:
+        """What runs a module of the run's code (see hpc.bootstrap); `python`: not the workers' but this one."""
+        code = shlex.quote(str(self.run.code / self.submission.code))
+        return f'{python or container.python(self.cluster, self.run.path)} -I -c "$boot" {code} {module}'
+
+    @property
+    def host_python(self) -> str:
+        """The python of a job on the host, where sbatch and squeue are; a container's image has neither."""
+        here = shlex.quote(sys.executable)
+        return here if self.cluster.container is not None else container.python(self.cluster, self.run.path)
+
     def worker_command(self) -> str:
-        python = container.python(self.cluster, self.run.path)
         srun_args = container.srun_arguments(self.cluster, self.run.path)
         srun = shlex.join(["srun", "--unbuffered", "--kill-on-bad-exit=1", *srun_args])
-        run, uuid = shlex.quote(str(self.run.path)), self.submission.uuid
-        return f'{srun} {python} -P -m hpc.worker {run} --submission {uuid} --slot "$SLURM_ARRAY_TASK_ID"'
+        which = f'--submission {self.submission.uuid} --slot "$SLURM_ARRAY_TASK_ID"'
+        return f"{srun} {self.start('hpc.worker')} {self.directory} {which}"
 
     def _tail(self) -> list[str]:
         """Requeue this element on every exit code that a second life can mend (srun makes 137 or 143 of a dead task).
@@ -137,10 +163,10 @@ class Launcher(submitit.SlurmExecutor):
         return f"code=0; {self.worker_command()} || code=$?"
 
     def _make_submission_command(self, submission_file_path: Path) -> list[str]:
-        """sbatch hands its environment on: launched inside a job, that job's memory and GPUs would break our srun."""
-        foreign = [n for n in os.environ if n.startswith(("SLURM_", "SLURMD_", "SRUN_")) and n != "SLURM_CONF"]
-        hide = ["env", *(f"--unset={name}" for name in foreign)] if foreign else []
-        return [*hide, "sbatch", "--parsable", str(submission_file_path)]
+        """submitit runs it in this process' environment; sbatch is to see its own."""
+        kept = slurm.sbatch_environment(slurm.stated(submission_file_path.read_text()))
+        hide = [f"--unset={name}" for name in sorted(os.environ.keys() - kept.keys())]
+        return ["env", *hide, "sbatch", "--parsable", str(submission_file_path)]
 
     @staticmethod
     def _get_job_id_from_submission_command(string: str | bytes) -> str:
@@ -196,6 +222,13 @@ class Launcher(submitit.SlurmExecutor):
                 time.sleep(2.0)
 
 
+def _value(value: Any) -> Any:
+    """An option's value as submitit is to render it: sbatch takes quotes of a script's #SBATCH lines as a shell would,
+    but removes backslashes inside them, too.
+    """
+    return value.replace("\\", "\\\\") if isinstance(value, str) else value
+
+
 class NoAnswer(Exception):
     """squeue could not be asked."""
 
@@ -205,7 +238,7 @@ def max_array_size() -> int | None:
     asked.
     """
     try:
-        done = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, timeout=20, check=False)
+        done = slurm.run(["scontrol", "show", "config"], timeout=20)
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return None
     match = re.search(r"^MaxArraySize\s*=\s*(\d+)", done.stdout, re.MULTILINE)
@@ -250,7 +283,8 @@ def _listed(job_ids: list[str], timeout: float) -> dict[str, str]:
     if not job_ids:
         return {}
     try:
-        answer = _squeue("-h", "-r", "-o", "%F_%K %T", "-j", ",".join(job_ids), timeout=timeout)
+        # -a: also those in a partition that the site hides
+        answer = _squeue("-h", "-a", "-r", "-o", "%F_%K %T", "-j", ",".join(job_ids), timeout=timeout)
     except NoAnswer as error:
         if "Invalid job id" in str(error):  # the only one, and it has left Slurm's memory
             return {}
@@ -261,7 +295,7 @@ def _listed(job_ids: list[str], timeout: float) -> dict[str, str]:
 def _squeue(*arguments: str, timeout: float = 30) -> str:
     """What squeue prints. NoAnswer where there is none, or its controller is away."""
     try:
-        done = subprocess.run(["squeue", *arguments], capture_output=True, text=True, timeout=timeout, check=False)
+        done = slurm.run(["squeue", *arguments], timeout)
     except (FileNotFoundError, subprocess.TimeoutExpired) as error:
         raise NoAnswer(str(error)) from error
     if done.returncode:

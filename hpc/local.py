@@ -15,6 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 
+from hpc import snapshot
 from hpc.engine_process import PR_SET_PDEATHSIG, libc
 from hpc.errors import Exit, Parser
 from hpc.rundir import Run, Submission
@@ -24,8 +25,8 @@ _FINAL = (Exit.COMPLETE, Exit.INCOMPLETE, Exit.SOME_FAILED, Exit.USAGE)
 
 def command(run: Run, submission: Submission, slot: int) -> list[str]:
     """What one slot runs."""
-    worker = [sys.executable, "-P", "-m", "hpc.worker", str(run.path)]
-    return [*worker, "--submission", submission.uuid, "--slot", str(slot)]
+    which = ("--submission", submission.uuid, "--slot", str(slot))
+    return snapshot.start(run.code / submission.code, "hpc.worker", str(run.path), *which)
 
 
 def die_with_supervisor() -> None:
@@ -43,9 +44,7 @@ class _Slot:
 
     def _start(self) -> None:
         log = self._run.logs / f"local-{self._submission.uuid}_{self._number}.log"
-        code = str(self._run.code / self._submission.code)
         environment = {**os.environ, "HPC_LOG": str(log)}
-        environment["PYTHONPATH"] = os.pathsep.join(p for p in (code, os.environ.get("PYTHONPATH")) if p)
         with open(log, "ab") as out:
             # a session of its own: the terminal's Ctrl-C reaches the supervisor alone, which drains its workers
             self._process = subprocess.Popen(

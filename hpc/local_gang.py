@@ -6,14 +6,13 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
 
-from hpc import gang_status
+from hpc import gang_status, snapshot
 from hpc.engine_process import PR_SET_PDEATHSIG, libc
 from hpc.errors import Exit
 from hpc.gang import FINAL
@@ -25,17 +24,15 @@ _KILLED = "killed: steps since the last checkpoint are lost (launch again to go 
 
 def command(run: Run, submission: Submission) -> list[str]:
     """What one rank runs; RANK, WORLD_SIZE and LOCAL_RANK say which."""
-    return [sys.executable, "-P", "-m", "hpc.gang", str(run.path), "--submission", submission.uuid]
+    return snapshot.start(run.code / submission.code, "hpc.gang", str(run.path), "--submission", submission.uuid)
 
 
 class _Life:
     """The ranks of one life. One that dies takes the others with it, as srun's --kill-on-bad-exit does."""
 
     def __init__(self, run: Run, submission: Submission, ranks: int) -> None:
-        code = str(run.code / submission.code)
         self._environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
-        paths = (code, os.environ.get("PYTHONPATH"))
-        self._environment |= {"WORLD_SIZE": str(ranks), "PYTHONPATH": os.pathsep.join(p for p in paths if p)}
+        self._environment |= {"WORLD_SIZE": str(ranks)}
         self._run, self._submission = run, submission
         self.log = run.logs / f"local-{submission.uuid}.log"
         self.ranks: list[subprocess.Popen[bytes]] = []

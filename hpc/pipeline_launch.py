@@ -27,7 +27,7 @@ from hpc import atomic, container, snapshot
 from hpc.alone import SUBMITTING_S, alone
 from hpc.effort import duration
 from hpc.errors import Exit, UserError
-from hpc.launch import console, hand_over, short, warn
+from hpc.launch import check_access, console, hand_over, short, warn
 from hpc.pipeline import Pipeline, Stage, load
 from hpc.pipeline_run import PipelineRun
 from hpc.rundir import Run, Submission
@@ -56,6 +56,7 @@ def launch(path: str, overrides: list[str], asked: Asked, *, dry_run: bool) -> i
     again = shlex.join(["python", "-m", "hpc.launch", path, *overrides])
     run = PipelineRun(pipeline.directory)
     run.check()
+    check_access(run.path, say=dry_run)
     finished, todo = _stages(pipeline, run, asked)
     if dry_run:
         return pipeline_outlook.dry_run(pipeline, run, finished, todo, asked)
@@ -66,6 +67,7 @@ def launch(path: str, overrides: list[str], asked: Asked, *, dry_run: bool) -> i
         if set(pipeline.stages[name].needs) <= set(finished):
             pipeline_outlook.check(pipeline.stages[name], asked.supersede)
     run.make()
+    check_access(run.path)
     with alone(run, SUBMITTING_S if on_slurm else 0.0):  # and all again, since another launch may have come first
         _, todo = _stages(pipeline, run, asked)
         jobs = _live(pipeline, run) if on_slurm else {}

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from hpc import config as configs
 from hpc import forecast, gang_launch, snapshot, sweep
+from hpc.cluster_checks import slurm_seconds
 from hpc.effort import duration, hours_text
 from hpc.errors import Exit, UserError
 from hpc.gang_launcher import ranks_per_node
@@ -191,7 +192,7 @@ def _cost(stage: Stage, found: Outlook) -> str:
 def _limit(stage: Stage) -> float:
     """GPU hours that a command can take at most; 0 of a job, or without GPUs."""
     gpus = stage.cluster.gpus_per_node if stage.command else 0
-    return gpus * configs.slurm_seconds(stage.cluster.time) / 3600
+    return gpus * slurm_seconds(stage.cluster.time) / 3600
 
 
 def _unit(stage: Stage) -> str:

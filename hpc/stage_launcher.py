@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
-import sys
 from typing import Any
 
 from hpc.config import ClusterConfig
@@ -44,7 +42,5 @@ class StageLauncher(Launcher):
         return parameters
 
     def worker_command(self) -> str:
-        # on the host, where sbatch and squeue are; a container's image has neither
-        contained = self.cluster.container is not None
-        python = self.cluster.python if self.cluster.python and not contained else shlex.quote(sys.executable)
-        return f"{python} -P -m hpc.stage {self.directory} --submission {self.submission.uuid}"
+        stage = self.start("hpc.stage", python=self.host_python)
+        return f"{stage} {self.directory} --submission {self.submission.uuid}"

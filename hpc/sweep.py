@@ -24,7 +24,7 @@ from hpc.alone import SUBMITTING_S, alone
 from hpc.errors import Exit, UserError
 from hpc.gang_launch import GangJob, adopt, check_continuation, prepare, record
 from hpc.gang_launcher import ranks_per_node
-from hpc.launch import console, open_run, settle, short, submit_to_slurm
+from hpc.launch import check_access, console, open_run, settle, short, submit_to_slurm
 from hpc.launcher import live_jobs, surely_live
 from hpc.rundir import Run, Submission
 from hpc.sweep_launcher import SweepLauncher
@@ -65,6 +65,7 @@ def launch(config: configs.Config, *, supersede: bool, dry_run: bool) -> int:
         return _go_on(config, run, jobs, dry_run)
     config.apply_umask()
     run.make()
+    check_access(run.path)
     with alone(run, SUBMITTING_S if config.run.cluster.kind == "slurm" else 0.0):
         for name, job in jobs.items():  # again, since another launch may have come first
             with _named(name):

@@ -13,7 +13,6 @@ import argparse
 import logging
 import sys
 
-from hpc import snapshot
 from hpc.errors import Exit, Parser, UserError
 from hpc.lean import without_pandas
 from hpc.rundir import Run, Submission
@@ -31,7 +30,6 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         from hpc.agent import Agent
 
-        snapshot.check_running()
         return Agent(*_task(Run(args.run), args.submission), args.slot).main()
     except UserError as error:
         logging.error("%s", error)

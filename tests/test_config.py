@@ -13,6 +13,7 @@ import yaml
 
 from hpc import config as configs
 from hpc import launch
+from hpc.cluster_checks import slurm_seconds
 from hpc.errors import UserError
 from tests.echo import Echo, EchoConfig
 from tests.jobs import EchoJob
@@ -98,7 +99,7 @@ def test_a_time_limit_must_leave_time_before_the_drain(tmp_path: Path) -> None:
         configs.load(tmp_path / "c.yaml", [])
     assert configs.load(tmp_path / "c.yaml", ["cluster.time=6"]).run.cluster.time == "6"
     times = {"10": 600, "1:30": 90, "24:00:00": 86400, "1-0": 86400, "1-12:00": 129600, "2-03:04:05": 183845}
-    assert {t: configs.slurm_seconds(t) for t in times} == times
+    assert {t: slurm_seconds(t) for t in times} == times
 
 
 @pytest.mark.parametrize("time", ["24:00:00", "0:30:00", "1-00:00:00", "2-12", "90", "12:30"])

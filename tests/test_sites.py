@@ -32,7 +32,8 @@ def test_apptainer() -> None:
     assert command(container=container, gpus_per_node=8, srun_args=["--cpu-bind=none"]) == (
         "srun --unbuffered --kill-on-bad-exit=1 --cpu-bind=none "
         "apptainer exec --nv --bind /runs/r:/runs/r --bind /data:/data --bind /scratch:/tmp:rw --writable-tmpfs "
-        "'/images/re cap.sif' python3 -P -m hpc.worker /runs/r --submission 5b1e --slot \"$SLURM_ARRAY_TASK_ID\""
+        "'/images/re cap.sif' python3 -I -c \"$boot\" /runs/r/code/c0de "
+        'hpc.worker /runs/r --submission 5b1e --slot "$SLURM_ARRAY_TASK_ID"'
     )
 
 
@@ -41,7 +42,7 @@ def test_pyxis() -> None:
     assert command(container=container, python="/opt/python", srun_args=["--mpi=none"]) == (
         "srun --unbuffered --kill-on-bad-exit=1 '--container-image=nvcr.io#nvidia/pytorch:25.10-py3' "
         "--container-mounts=/runs/r:/runs/r,/data:/data --container-writable --mpi=none "
-        '/opt/python -P -m hpc.worker /runs/r --submission 5b1e --slot "$SLURM_ARRAY_TASK_ID"'
+        '/opt/python -I -c "$boot" /runs/r/code/c0de hpc.worker /runs/r --submission 5b1e --slot "$SLURM_ARRAY_TASK_ID"'
     )
 
 

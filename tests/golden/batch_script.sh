@@ -21,14 +21,15 @@
 #SBATCH --wckey=first
 
 # setup
+export HPC_LOG=/shared/runs/first/logs/"${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}.log"
 module load cuda
 if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi
-export PYTHONPATH=/shared/runs/first/code/c0ffee123456${PYTHONPATH:+:$PYTHONPATH}
-export HPC_LOG="/shared/runs/first/logs/${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}.log"
+export SLURM_EXPORT_ENV=ALL  # tasks get this script's environment, whatever sbatch --export said
+boot=BOOTSTRAP
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-code=0; srun --unbuffered --kill-on-bad-exit=1 --cpu-bind=none python3 -P -m hpc.worker /shared/runs/first --submission 5b1e7a90c3d2 --slot "$SLURM_ARRAY_TASK_ID" || code=$?
+code=0; srun --unbuffered --kill-on-bad-exit=1 --cpu-bind=none python3 -I -c "$boot" /shared/runs/first/code/c0ffee123456 hpc.worker /shared/runs/first --submission 5b1e7a90c3d2 --slot "$SLURM_ARRAY_TASK_ID" || code=$?
 
 
 # teardown

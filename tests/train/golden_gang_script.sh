@@ -15,15 +15,16 @@
 #SBATCH --wckey=align
 
 # setup
+export HPC_LOG=/shared/runs/align/logs/"${SLURM_JOB_ID}.log"
 if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi
-export PYTHONPATH=/shared/runs/align/code/c0ffee123456${PYTHONPATH:+:$PYTHONPATH}
-export HPC_LOG="/shared/runs/align/logs/${SLURM_JOB_ID}.log"
+export SLURM_EXPORT_ENV=ALL  # tasks get this script's environment, whatever sbatch --export said
+boot=BOOTSTRAP
 export MASTER_ADDR="$(hostname)"
 export MASTER_PORT=$((20000 + (SLURM_JOB_ID + 997 * ${SLURM_RESTART_COUNT:-0}) % 12000))
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-code=0; python3 -P -m hpc.gang /shared/runs/align --submission 5b1e7a90c3d2 --begin && srun --unbuffered --label --kill-on-bad-exit=1 python3 -P -m hpc.gang /shared/runs/align --submission 5b1e7a90c3d2 || code=$?
+code=0; python3 -I -c "$boot" /shared/runs/align/code/c0ffee123456 hpc.gang /shared/runs/align --submission 5b1e7a90c3d2 --begin && srun --unbuffered --label --kill-on-bad-exit=1 python3 -I -c "$boot" /shared/runs/align/code/c0ffee123456 hpc.gang /shared/runs/align --submission 5b1e7a90c3d2 || code=$?
 
 
 # teardown
