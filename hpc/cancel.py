@@ -4,9 +4,9 @@
     python -m hpc.cancel runs/demo --now       scancel at once (slots still drain within Slurm's KillWait)
     python -m hpc.cancel runs/recap-demo       a pipeline: every stage
 
-Nothing is undone: `python -m hpc.launch` with the same config goes on from there. A requeue does not bring the run
-back, since `control/cancelled` stands in the run directory until the next launch. Exit codes: 0 stopped, 1 some slots
-still run, 64 wrong usage.
+Says what it cancelled, and what it could not reach. Nothing is undone: the command that it prints goes on from there. A
+requeue does not bring the run back, since `control/cancelled` stands in the run directory until the next launch. A run
+that is finished stays as it is. Exit codes: 0 stopped, 1 something still runs or may run, 64 wrong usage.
 """
 
 from __future__ import annotations
@@ -19,49 +19,123 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
-import yaml
 from rich.console import Console
 from rich.markup import escape
 
-from hpc import atomic, heartbeat, sweep_status
-from hpc.errors import Exit, Parser, UserError
-from hpc.launcher import live_jobs
+from hpc import atomic, heartbeat, processes, relaunch, slurm, status, sweep_status
+from hpc.errors import Exit, Parser, Unanswered, UserError
+from hpc.gang_launch import adopt
+from hpc.launcher import surely_live
 from hpc.pipeline_run import PipelineRun
 from hpc.rundir import Run
-from hpc.stage_progress import progress
 
 GRACE_S = 20.0  # beyond map.drain_s, before what has not ended by itself is cancelled
+_KILL_S = 40.0  # that Slurm may take to end what was scancelled: its KillWait is 30 s
+
+console = Console(highlight=False, soft_wrap=True)
 
 
-def _scancel(job_ids: list[str], *arguments: str) -> None:
-    if job_ids:
-        subprocess.run(["scancel", *arguments, *job_ids], capture_output=True, text=True, timeout=60, check=False)
+@dataclass
+class AtWork:
+    """What works on a run, as far as can be seen from here.
+
+    jobs: state by element, in Slurm's words; here: processes of this machine; elsewhere: slots of other machines that
+    Slurm did not start, and that have not said that they ended; unknown: why Slurm's jobs are not known.
+    """
+
+    jobs: dict[str, str] = field(default_factory=dict)
+    here: list[int] = field(default_factory=list)
+    elsewhere: list[str] = field(default_factory=list)
+    unknown: str = ""
+
+    @classmethod
+    def at(cls, run: Run) -> AtWork:
+        found = cls()
+        arms = list(sweep_status.runs(run).values())
+        lives = [facts for one in (run, *arms) for facts in heartbeat.read_all(one.slots)]
+        awake = [facts for facts in lives if facts.get("state") != "exited" and not facts.get("ranks")]
+        own = {s.uuid for s in run.submissions() if s.state == "by hand"}
+        by_hand = {str(facts["job"]) for facts in awake if facts.get("job") and facts.get("submission") in own}
+        try:
+            adopt(run)
+            found.jobs = surely_live(sorted({*_jobs(run), *by_hand}), patience_s=0)
+        except Unanswered as error:
+            found.unknown = str(error)
+        if run.latest().config["cluster"]["kind"] == "local":
+            found.here = [pid for one in (run, *arms) for pid in processes.at_work(one.path)]
+        found.here += [f["pid"] for f in heartbeat.alive_here(run.slots) if not f.get("job")]
+        found.here = sorted(set(found.here))
+        for facts in awake:
+            if not facts.get("job") and facts.get("host") != socket.gethostname():
+                silent = max(0.0, time.time() - facts.get("t", 0.0))
+                if silent < 10 * status.STALE_S:
+                    found.elsewhere.append(
+                        f"slot {facts.get('slot')} on {facts.get('host')} (heard of {silent:.0f} s ago)"
+                    )
+        return found
+
+    def __bool__(self) -> bool:
+        return bool(self.jobs or self.here or self.elsewhere or self.unknown)
+
+    def said(self) -> str:
+        states = Counter(self.jobs.values())
+        elements = [f"{count} {state.lower()}" for state, count in sorted(states.items())]
+        ids = sorted({name.partition("_")[0] for name in self.jobs})
+        parts = [f"jobs {', '.join(ids)} ({', '.join(elements)})"] if ids else []
+        parts += [f"{len(self.here)} processes here"] if self.here else []
+        return " · ".join([*parts, *self.elsewhere]) or "nothing that can be seen from here"
 
 
-def _left(run: Run, job_ids: list[str]) -> int:
-    return len(live_jobs(job_ids)) + len([f for f in heartbeat.alive_here(run.slots) if not f.get("job")])
-
-
-def cancel(run: Run, job_ids: list[str], wait_s: float, *, now: bool) -> int:
-    """Returns how many slots still live."""
+def cancel(run: Run, *, now: bool) -> AtWork:
+    """Returns what still works. Prints what it does."""
+    found = AtWork.at(run)
+    if status.look(run)["exit"] in (Exit.COMPLETE, Exit.SOME_FAILED):
+        if found:  # slots that are left over: they would see that and end
+            _scancel(sorted(found.jobs))
+            console.print(f"left over, cancelled: {found.said()}", markup=False)
+        else:
+            console.print(f"{run.name} is finished: nothing to cancel, nothing was changed", markup=False)
+        return AtWork()
+    wait_s = 0.0 if now else _patience(run)
+    console.print(f"cancelling {found.said()}; {wait_s:.0f} s to finish what is in flight", markup=False)
     why = f"by {getpass.getuser()} on {socket.gethostname()}".encode()
     atomic.create(run.control / "cancelled", why)
     sweep_status.cancel(run, why)
-    _scancel(job_ids, "--state=PENDING")
-    end = time.monotonic() + (0.0 if now else wait_s)
-    while _left(run, job_ids) and time.monotonic() < end:
-        time.sleep(0.5)
-    if not _left(run, job_ids):
-        return 0
-    _scancel(job_ids)
-    for facts in heartbeat.alive_here(run.slots):
-        if not facts.get("job"):
-            os.kill(facts["pid"], signal.SIGTERM)
-    end = time.monotonic() + 40.0  # Slurm's KillWait is 30 s
-    while (left := _left(run, job_ids)) and time.monotonic() < end:
+    _scancel(sorted({name.partition("_")[0] for name in found.jobs}), "--state=PENDING")
+    left = _wait(run, wait_s)
+    if not left:
+        return left
+    _scancel(sorted(left.jobs))
+    for pid in left.here:
+        try:
+            os.kill(pid, signal.SIGTERM)
+        except (ProcessLookupError, PermissionError) as error:
+            console.print(f"process {pid}: {error.strerror}", markup=False)
+    return _wait(run, _KILL_S if left.jobs or left.here else 0.0)
+
+
+def _wait(run: Run, wait_s: float) -> AtWork:
+    """What is left after at most so many seconds."""
+    end = time.monotonic() + wait_s
+    while (left := AtWork.at(run)) and time.monotonic() < end:
         time.sleep(0.5)
     return left
+
+
+def _scancel(names: list[str], *arguments: str) -> None:
+    if not names:
+        return
+    try:
+        done = slurm.run(["scancel", *arguments, *names], timeout=60)
+    except (FileNotFoundError, subprocess.TimeoutExpired) as error:
+        console.print(f"scancel: {error}", markup=False)
+        return
+    for line in dict.fromkeys(done.stderr.strip().splitlines()):
+        console.print(line, markup=False)
 
 
 def _jobs(run: Run) -> list[str]:
@@ -73,16 +147,45 @@ def _patience(run: Run) -> float:
     return float(run.latest().config["map"]["drain_s"]) + GRACE_S
 
 
-def _cancel_pipeline(run: PipelineRun, *, now: bool) -> int:
-    """Stage jobs first, so that none launches again; then the jobs of the stages. How many slots still live.
+def _cancel_pipeline(run: PipelineRun, *, now: bool) -> Iterator[AtWork]:
+    """Stage jobs first, so that none launches again; then the jobs of the stages; what is left of each.
 
     A pipeline that runs on this machine sees the control file, and stops its stage by itself.
     """
+    if status.look(run)["exit"] == Exit.COMPLETE:
+        console.print(f"{run.name} is finished: nothing to cancel, nothing was changed", markup=False)
+        return
     atomic.create(run.control / "cancelled", f"by {getpass.getuser()} on {socket.gethostname()}".encode())
-    _scancel([job for submission in run.submissions() for job in submission.job_ids])
-    stages = [Run(run.path / name) for name in {s.config["stage"]: None for s in run.submissions()}]
-    at_work = [one for one in stages if one.submissions() and not progress(one).complete]
-    return sum(cancel(one, _jobs(one), _patience(one), now=now) for one in at_work)
+    ids = [job for submission in run.submissions() for job in submission.job_ids]
+    chain = AtWork()
+    try:
+        chain.jobs = surely_live(ids, patience_s=0)
+    except Unanswered as error:
+        chain.unknown = str(error)
+    if chain.jobs:
+        console.print(f"cancelling the stages' {chain.said()}", markup=False)
+        _scancel(sorted(chain.jobs))
+    for stage in {s.config["stage"]: None for s in run.submissions()}:
+        one = Run(run.path / stage)
+        if one.submissions() and status.look(one)["exit"] == Exit.INCOMPLETE:
+            yield cancel(one, now=now)
+    yield AtWork(unknown=chain.unknown)
+
+
+def _report(left: list[AtWork], again: list[str], path: str) -> int:
+    """Say what could not be stopped, or how to go on; the exit code."""
+    for one in left:
+        if one.unknown:
+            console.print(f"not reached: {one.unknown} What it has of this run may still start.", markup=False)
+        for name in one.elsewhere:
+            console.print(f"not reached: {name}; it ends when it sees {path}/control/cancelled", markup=False)
+        if one.jobs or one.here:
+            still = AtWork(one.jobs, one.here).said()
+            console.print(f"not ended yet: {still}. Look at: python -m hpc.status {path}", markup=False)
+    if any(left):
+        return Exit.INCOMPLETE
+    console.print(f"stopped. To go on:\n{relaunch.text(again)}", markup=False)
+    return Exit.COMPLETE
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -92,27 +195,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("run", help="the run directory")
     parser.add_argument("--now", action="store_true", help="do not wait for slots to finish what is in flight")
     args = parser.parse_args(arguments)
-    console, errors = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)
+    errors = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
         if pipeline := PipelineRun.at(args.run):
-            left = _cancel_pipeline(pipeline, now=args.now)
-            source = yaml.safe_load(pipeline.record.read_text(encoding="utf-8"))["source"]
+            left, again = list(_cancel_pipeline(pipeline, now=args.now)), relaunch.of_pipeline(pipeline)
         else:
             run = Run(args.run)
-            source = run.latest().source
-            slots, wait_s = _left(run, _jobs(run)), _patience(run)
-            console.print(
-                f"cancelling {slots} slots: they have {wait_s:.0f} s to finish what is in flight", markup=False
-            )
-            left = cancel(run, _jobs(run), wait_s, now=args.now)
+            run.latest()
+            left, again = [cancel(run, now=args.now)], relaunch.command(run)
+        return _report(left, again, args.run)
     except UserError as error:
         errors.print(f"[red]{escape(str(error))}[/]")
         return Exit.USAGE
-    if left:
-        console.print(f"{left} slots still run: look at python -m hpc.status {args.run}", markup=False)
-        return Exit.INCOMPLETE
-    console.print(f"stopped. To go on: python -m hpc.launch {source} with the same overrides", markup=False)
-    return Exit.COMPLETE
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import shutil
 import types
 import typing
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, field
+from dataclasses import MISSING, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +139,7 @@ class Config:
     work: Any
     work_class: Any  # an Operator's or a Trainer's
     resolved: dict[str, Any]
+    overrides: list[str] = field(default_factory=list)  # as typed
 
     @property
     def directory(self) -> Path:
@@ -183,16 +184,29 @@ def identity(config: Config, work: Operator | Trainer, version: int | None = Non
 
 def load(path: str | Path, overrides: list[str]) -> Config:
     """Read, override and check a config file. Raises UserError that names the file and the key."""
-    return check(tree_of(path, overrides), str(path))
+    return replace(check(tree_of(path, overrides), str(path)), overrides=overrides)
 
 
 def tree_of(path: str | Path, overrides: list[str]) -> dict[str, Any]:
     """The tree of a config file with its cluster's profile and `a.b=value` texts applied, not checked yet."""
     path = Path(path)
-    tree = read(path)
+    tree = _placed(path, read(path))
     profiles = [o.partition("=")[2] for o in overrides if o.startswith("cluster=")]
     tree["cluster"] = _cluster(profiles[-1] if profiles else tree.get("cluster", "auto"), path)
     return with_overrides(tree, [o for o in overrides if not o.startswith("cluster=")])
+
+
+def _placed(path: Path, tree: dict[str, Any]) -> dict[str, Any]:
+    """The config that a run directory keeps means the run in which it lies."""
+    folder = path.absolute().parent
+    if path.name == "config.yaml" and ((folder / "submissions").is_dir() or (folder / "jobs").is_dir()):
+        return {"name": folder.name, "runs": str(folder.parent), **tree}
+    return tree
+
+
+def dump(tree: dict[str, Any]) -> str:
+    """YAML text from which `read` makes the same tree."""
+    return yaml.dump(tree, Dumper=_Dumper, allow_unicode=True, sort_keys=False)
 
 
 def read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -319,6 +333,12 @@ for _first in "-+0123456789":
         ("tag:yaml.org,2002:int", re.compile(r"[-+]?(0|[1-9]\d*)$")),
         ("tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.\d*|\.\d+|\d+)([eE][-+]?\d+)?$")),
     ]
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what our loader would take for a number."""
+
+    yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
 
 
 def _yaml(text: str) -> Any:

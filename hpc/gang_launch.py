@@ -90,7 +90,7 @@ def record(job: GangJob, code: str) -> dict[str, object]:
     """What a submission says of a gang: no plan, no column, one slot."""
     return {
         "plan": "", "column": "", "identity": job.identity, "code": code, "slots": 1,
-        "config": job.config.resolved, "source": job.config.source,
+        "config": job.config.resolved, "source": job.config.source, "overrides": job.config.overrides,
     }  # fmt: skip
 
 

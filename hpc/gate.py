@@ -21,6 +21,7 @@ import os
 import shutil
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from hpc import config as configs
@@ -80,7 +81,7 @@ def decide(run: Run, allow_failed: int) -> int:
     latest = run.latest()
     here = {"runs": str(run.path.parent), "name": run.path.name}  # whatever folder the prelude went to
     tree = configs.with_overrides(latest.config, ["cluster.gate=false"])
-    config = configs.check({**tree, **here}, latest.source)
+    config = replace(configs.check({**tree, **here}, latest.source), overrides=latest.overrides)
     code = launch.submit(launch.prepare(config, append=latest.append))
     jobs = run.latest().job_ids
     return wait_for(jobs) if jobs else code

@@ -19,11 +19,10 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
 from rich.console import Console
 from rich.markup import escape
 
@@ -119,7 +118,7 @@ def settle(config: configs.Config, dry_run: bool) -> configs.Config:
             "[yellow]no Slurm here (sbatch is not on PATH): a launch runs on this machine instead, cluster=local[/]"
         )
         if not dry_run:
-            return configs.check({**config.resolved, "cluster": {"kind": "local"}}, config.source)
+            return _on(config, {"kind": "local"})
     elif config.run.cluster.kind == "slurm":
         from hpc.launcher import max_array_size
 
@@ -127,9 +126,14 @@ def settle(config: configs.Config, dry_run: bool) -> configs.Config:
         if most is not None and config.run.cluster.slots > most:
             wanted = config.run.cluster.slots
             warn.print(f"[yellow]{wanted:,} slots are more than this Slurm's MaxArraySize: {most:,} are used[/]")
-            cluster = {**config.resolved["cluster"], "slots": most}
-            return configs.check({**config.resolved, "cluster": cluster}, config.source)
+            return _on(config, {**config.resolved["cluster"], "slots": most})
     return config
+
+
+def _on(config: configs.Config, cluster: dict[str, object]) -> configs.Config:
+    """The config on another cluster."""
+    changed = configs.check({**config.resolved, "cluster": cluster}, config.source)
+    return replace(changed, overrides=config.overrides)
 
 
 def check_access(directory: Path, *, say: bool = True) -> None:
@@ -308,6 +312,7 @@ def record(job: Job) -> Submission:
         config=job.config.resolved,
         source=job.config.source,
         append=job.append,
+        overrides=job.config.overrides,
     )
     _record_inputs(job)
     return submission
@@ -363,13 +368,18 @@ def open_run(run: Run, config: configs.Config, identity: str, previous: Submissi
     config.apply_umask()
     run.make()
     _preflight(run)
-    semantic = yaml.safe_dump({"identity": identity, **config.semantic()}, allow_unicode=True, sort_keys=False)
-    if not run.config_file.exists() or (previous and previous.identity != identity):
-        if run.config_file.exists() and previous:
-            run.config_file.rename(run.path / f"config.{previous.identity}.yaml")
-        atomic.create(run.config_file, semantic.encode())
+    if run.config_file.exists() and previous and previous.identity != identity:
+        run.config_file.rename(run.path / f"config.{previous.identity}.yaml")
+    keep_config(run, config, identity)
     (run.control / "cancelled").unlink(missing_ok=True)
     (run.control / "pause").unlink(missing_ok=True)
+
+
+def keep_config(run: Run, config: configs.Config, identity: str) -> None:
+    """Write the run's config.yaml: every key, but where the run is, which is where the file lies."""
+    tree = {key: value for key, value in config.resolved.items() if key not in ("name", "runs") and value != ""}
+    head = f"# {f'identity {identity}; ' if identity else ''}python -m hpc.launch takes this file as it is\n"
+    atomic.replace(run.config_file, (head + configs.dump(tree)).encode())
 
 
 def _submit_array(job: Job, submission: Submission) -> int:

@@ -118,6 +118,8 @@ class Pipeline:
     source: str
     cluster: configs.ClusterConfig
     stages: dict[str, Stage]
+    tree: dict[str, Any]  # a config that makes this pipeline again, beside configs/<stage>.yaml (see pipeline_run)
+    overrides: list[str]  # as typed
 
     def stage(self, name: str) -> Stage:
         if name not in self.stages:
@@ -162,7 +164,14 @@ def load(path: str | Path, overrides: list[str]) -> Pipeline:
             made[name] = _checked(name, stages[name], needs[name], top, Path(path), folders)
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
-    return Pipeline(run.name, directory, source, run.cluster, made)
+    tree = {"cluster": top.cluster, "stages": {name: _again(name, stage) for name, stage in stages.items()}}
+    return Pipeline(run.name, directory, source, run.cluster, made, tree, overrides)
+
+
+def _again(name: str, stage: StageConfig) -> dict[str, Any]:
+    """The keys of a stage, its job's config being the one that the pipeline's directory keeps."""
+    keys = {key: value for key, value in vars(stage).items() if value}
+    return {**keys, "config": f"configs/{name}.yaml"} if stage.config else keys
 
 
 def _check_names(stages: dict[str, Any], source: str) -> None:

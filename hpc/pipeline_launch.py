@@ -24,6 +24,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from hpc import atomic, container, snapshot
+from hpc import config as configs
 from hpc.alone import SUBMITTING_S, alone
 from hpc.effort import duration
 from hpc.errors import Exit, UserError
@@ -97,10 +98,11 @@ def _write(pipeline: Pipeline, run: PipelineRun) -> None:
     """The definition, and each job's config, as `python -m hpc.launch` reads it."""
     for stage in pipeline.stages.values():
         if stage.config is not None:
-            text = yaml.safe_dump(stage.tree, allow_unicode=True, sort_keys=False)
-            atomic.replace(run.configs / f"{stage.name}.yaml", text.encode())
+            atomic.replace(run.configs / f"{stage.name}.yaml", configs.dump(stage.tree).encode())
     stages = {s.name: {**s.record(), "kind": s.kind, "config": s.source} for s in pipeline.stages.values()}
-    record = {"source": pipeline.source, "cluster": pipeline.cluster.kind, "stages": stages}
+    record = {"source": pipeline.source, "overrides": pipeline.overrides, "name": pipeline.name}
+    record |= {"directory": str(pipeline.directory), "cluster": pipeline.cluster.kind, "stages": stages}
+    atomic.replace(run.config_file, configs.dump(pipeline.tree).encode())
     atomic.replace(run.record, yaml.safe_dump(record, allow_unicode=True, sort_keys=False).encode(), durable=True)
     (run.control / "cancelled").unlink(missing_ok=True)
 

@@ -1,7 +1,8 @@
 """The directory of a pipeline: what was submitted for each stage, and which stages are finished.
 
 runs/<name>/
-  pipeline.yaml          the newest launch: stages, needs, commands
+  config.yaml            the newest launch: python -m hpc.launch takes it as it is
+  pipeline.yaml          what it came to: stages, needs, commands
   configs/<stage>.yaml   a job's whole config: python -m hpc.launch takes it, too
   jobs/<uuid>.json       one a stage and attempt: intent before sbatch, then the stage job's id (hpc.rundir.Submission)
   journal/<uuid>.jsonl   what that attempt did: start, launch, end

@@ -1,7 +1,7 @@
 """The run directory: the only truth. Every path of it is made here.
 
 runs/<name>/
-  config.yaml                  what makes the output; another identity is another column or --supersede
+  config.yaml                  the newest launch: python -m hpc.launch takes it as it is, wherever the run has moved
   plan/<hash>.parquet          see hpc.plan
   code/<digest>/               snapshot of hpc/ and recap/ that workers run
   submissions/<uuid>.json      intent before sbatch, then job ids; the whole resolved config
@@ -52,6 +52,7 @@ class Submission:
     job_ids: list[str] = field(default_factory=list)
     error: str = ""
     append: bool = False  # the plan holds shards that the config does not name, see hpc.launch
+    overrides: list[str] = field(default_factory=list)  # of `source`, as typed
 
 
 class Run:

@@ -24,7 +24,7 @@ from hpc.alone import SUBMITTING_S, alone
 from hpc.errors import Exit, UserError
 from hpc.gang_launch import GangJob, adopt, check_continuation, prepare, record
 from hpc.gang_launcher import ranks_per_node
-from hpc.launch import check_access, console, open_run, settle, short, submit_to_slurm
+from hpc.launch import check_access, console, keep_config, open_run, settle, short, submit_to_slurm
 from hpc.launcher import live_jobs, surely_live
 from hpc.rundir import Run, Submission
 from hpc.sweep_launcher import SweepLauncher
@@ -102,7 +102,8 @@ def arms(config: configs.Config) -> dict[str, configs.Config]:
         if shared := [key for key in changes if str(key).partition(".")[0] in _SHARED]:
             raise UserError(f"{where}: `{shared[0]}` is the same for all arms. Set it beside `sweep`.")
         place = {"name": f"{config.run.name}/{name}", "sweep": {}}
-        made[name] = replace(configs.changed(config, {**changes, **place}, where[8:]), source=config.source)
+        arm = configs.changed(config, {**changes, **place}, where[8:])
+        made[name] = replace(arm, source=config.source, overrides=config.overrides)
     return made
 
 
@@ -211,8 +212,9 @@ def submit(sweep: Sweep) -> int:
         (run.control / name).unlink(missing_ok=True)
     submission = run.new_submission(
         plan="", column="", identity="", code=snapshot.take(run.code), slots=len(sweep.todo), config=config.resolved,
-        source=config.source,
+        source=config.source, overrides=config.overrides,
     )  # fmt: skip
+    keep_config(run, config, "")
     own = [_recorded(sweep.jobs[name], submission) for name in sweep.todo]
     if config.run.cluster.kind == "slurm":
         try:
