@@ -320,7 +320,7 @@ def record(job: Job) -> Submission:
 
 def submit(job: Job, *, start: bool = True, detach: bool = False) -> int:
     """Record the launch, then start the work: the intent is on disk before sbatch is called."""
-    if start and job.config.run.cluster.kind == "slurm" and _adopt_unanswered(job):
+    if start and job.config.run.cluster.kind == "slurm" and (_adopt_unanswered(job) or _waits_already(job)):
         return Exit.COMPLETE
     submission = record(job)
     if not start:
@@ -377,7 +377,8 @@ def open_run(run: Run, config: configs.Config, identity: str, previous: Submissi
 
 def keep_config(run: Run, config: configs.Config, identity: str) -> None:
     """Write the run's config.yaml: every key, but where the run is, which is where the file lies."""
-    tree = {key: value for key, value in config.resolved.items() if key not in ("name", "runs") and value != ""}
+    other = "operator" if config.is_gang else "trainer"
+    tree = {key: value for key, value in config.resolved.items() if key not in ("name", "runs", other)}
     head = f"# {f'identity {identity}; ' if identity else ''}python -m hpc.launch takes this file as it is\n"
     atomic.replace(run.config_file, (head + configs.dump(tree)).encode())
 
@@ -428,6 +429,21 @@ def _adopt_unanswered(job: Job) -> bool:
                 _submit_gate(job, submission)
                 found = True
     return found
+
+
+def _waits_already(job: Job) -> bool:
+    """Whether slots that would do this launch's work wait in Slurm's queue: more of them would not start earlier."""
+    from hpc.launcher import pending
+
+    shards = plan.write(job.run.plans, job.shards) if job.previous else ""
+    same = [s for s in job.run.submissions() if s.identity == job.identity and s.plan == shards]
+    waiting = pending([i for s in same for i in s.job_ids])
+    for job_id, (count, reason) in waiting.items():
+        console.print(
+            f"\njob {job_id} of this run waits to start, {count} slots ({reason}); nothing was submitted. To submit "
+            f"it otherwise, cancel first: python -m hpc.cancel {short(job.run.path)}", markup=False
+        )  # fmt: skip
+    return bool(waiting)
 
 
 def submit_to_slurm(launcher: Launcher, what: str) -> int:

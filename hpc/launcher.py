@@ -75,7 +75,8 @@ class Launcher(submitit.SlurmExecutor):
             chosen["cpus_per_task"] = c.cpus_per_node
         if c.mem_gb:
             chosen["mem"] = f"{round(c.mem_gb * 1024)}M"
-        further = {"requeue": True, "output": self._output(), "wckey": self.run.name, **c.sbatch}
+        chosen_too = {k: v for k, v in c.sbatch.items() if v is not None and v is not False}
+        further = {"requeue": True, "output": self._output(), "wckey": self.run.name, **chosen_too}
         parameters = {
             **chosen,
             "job_name": self.run.name,
@@ -87,7 +88,7 @@ class Launcher(submitit.SlurmExecutor):
             "array_parallelism": c.parallel or self.submission.slots,
             "stderr_to_stdout": True,
             "use_srun": False,
-            "additional_parameters": {k: _value(v) for k, v in further.items() if v is not None and v is not False},
+            "additional_parameters": {k: _value(v) for k, v in further.items()},
         }
         lines = {"setup": self._setup(), "teardown": self._tail()}
         return {k: _value(v) for k, v in parameters.items()} | lines
@@ -158,6 +159,13 @@ class Launcher(submitit.SlurmExecutor):
     def script(self) -> str:
         """The batch script, as submitted."""
         return self._make_submission_file_text(self._command(), self.submission.uuid)
+
+    def _make_submission_file_text(self, command: str, uid: str) -> str:
+        """submitit's, without the options that the config leaves out (submitit has a wckey of its own)."""
+        text: str = super()._make_submission_file_text(command, uid)
+        for option in (str(k).replace("_", "-") for k, v in self.cluster.sbatch.items() if v is None or v is False):
+            text = re.sub(rf"^#SBATCH --{option}(=.*)?\n", "", text, flags=re.MULTILINE)
+        return text
 
     def _command(self) -> str:
         return f"code=0; {self.worker_command()} || code=$?"
@@ -263,6 +271,21 @@ def live_jobs(job_ids: list[str]) -> dict[str, str]:
         return _listed(job_ids, timeout=5)
     except NoAnswer:
         return {}
+
+
+def pending(job_ids: list[str]) -> dict[str, tuple[int, str]]:
+    """(elements that wait to start, Slurm's reason) by job; {} where squeue cannot be asked."""
+    if not job_ids:
+        return {}
+    try:
+        answer = _squeue("-h", "-a", "-r", "-t", "PENDING", "-o", "%F %r", "-j", ",".join(job_ids))
+    except NoAnswer:
+        return {}
+    found: dict[str, tuple[int, str]] = {}
+    for line in answer.splitlines():
+        job, _, reason = line.partition(" ")
+        found[job] = (found.get(job, (0, ""))[0] + 1, reason)
+    return found
 
 
 def surely_live(job_ids: list[str], patience_s: float | None = None) -> dict[str, str]:

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import yaml
 from rich.markup import escape
@@ -100,7 +101,7 @@ def _write(pipeline: Pipeline, run: PipelineRun) -> None:
         if stage.config is not None:
             atomic.replace(run.configs / f"{stage.name}.yaml", configs.dump(stage.tree).encode())
     stages = {s.name: {**s.record(), "kind": s.kind, "config": s.source} for s in pipeline.stages.values()}
-    record = {"source": pipeline.source, "overrides": pipeline.overrides, "name": pipeline.name}
+    record: dict[str, Any] = {"source": pipeline.source, "overrides": pipeline.overrides, "name": pipeline.name}
     record |= {"directory": str(pipeline.directory), "cluster": pipeline.cluster.kind, "stages": stages}
     atomic.replace(run.config_file, configs.dump(pipeline.tree).encode())
     atomic.replace(run.record, yaml.safe_dump(record, allow_unicode=True, sort_keys=False).encode(), durable=True)

@@ -5,14 +5,18 @@ nothing raw.
 from __future__ import annotations
 
 import os
+import py_compile
+import re
+import shutil
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from hpc import snapshot, status
+from hpc import access, bootstrap, snapshot, status
 from hpc.errors import Exit, UserError
 from tests.test_breakers import ROOT, Workbench, lines
 
@@ -22,27 +26,104 @@ def _snapshot(bench: Workbench) -> Path:
     return found
 
 
-def _worker_from(code: Path, bench: Workbench) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": f"{code}:{ROOT}"}
-    command = [sys.executable, "-P", "-m", *bench.worker(0)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+def _start(code: Path, bench: Workbench, **environment: str) -> subprocess.CompletedProcess[str]:
+    """As a batch script starts a worker: with the text of the bootstrap, not with its file."""
+    text = Path(bootstrap.__file__).read_text()
+    command = [sys.executable, "-I", "-c", text, str(code), *bench.worker(0)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=240, check=False)
 
 
-def test_changed_or_open_code_is_not_run(tmp_path: Path) -> None:
+EVIL = "import os\nos.mkdir({mark!r})\n"
+
+
+def _edit(code: Path, mark: str) -> None:
+    for name in ("agent", "snapshot", "bootstrap", "worker", "__init__"):
+        (code / "hpc" / f"{name}.py").unlink()
+        (code / "hpc" / f"{name}.py").write_text(EVIL.format(mark=mark))
+
+
+def _replace(code: Path, mark: str) -> None:
+    """What a group member may do: rename the folder, put another of the same name in its place."""
+    code.parent.rename(code.parent.with_name("old"))
+    shutil.copytree(code.parent.with_name("old"), code.parent)
+    _edit(code, mark)
+
+
+def _add_package(code: Path, mark: str) -> None:
+    (code / "pyarrow").mkdir()
+    (code / "pyarrow" / "__init__.py").write_text(EVIL.format(mark=mark))
+
+
+def _add_module(code: Path, mark: str) -> None:
+    (code / "sitecustomize.py").write_text(EVIL.format(mark=mark))
+
+
+def _link(code: Path, mark: str) -> None:
+    (code / "hpc" / "journal.py").rename(code.parent / "journal.py")
+    (code / "hpc" / "journal.py").symlink_to(code.parent / "journal.py")
+
+
+@pytest.mark.parametrize("change", [_edit, _replace, _add_package, _add_module, _link])
+def test_changed_code_is_not_run(tmp_path: Path, change: Callable[[Path, str], None]) -> None:
+    """Whatever was changed, added or put in its place, and whoever might check it: nothing of it is imported."""
     bench = Workbench(tmp_path, {"a": lines(3)})
     bench.record()
-    code = _snapshot(bench)
-    assert not any(p.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH) for p in [code, *code.rglob("*")])
-    victim = code / "hpc" / "journal.py"
-    victim.chmod(0o666)
-    refused = _worker_from(code, bench)
-    assert refused.returncode == Exit.USAGE and "others than its owner may write" in refused.stderr
-    victim.write_text(victim.read_text() + "\n# changed\n")
-    victim.chmod(0o444)
-    refused = _worker_from(code, bench)
-    assert refused.returncode == Exit.USAGE and "was changed after it was taken" in refused.stderr
-    with pytest.raises(UserError, match="was changed"):
-        snapshot.take(bench.run.code)
+    code, mark = _snapshot(bench), tmp_path / "owned"
+    change(code, str(mark))
+    refused = _start(code, bench)
+    assert refused.returncode == Exit.USAGE and re.search("was changed|plain file", refused.stderr), refused.stderr
+    assert not mark.exists()
+    if code.parent.name == "code" and change is not _replace:
+        with pytest.raises(UserError, match="launch again"):
+            snapshot.take(bench.run.code)
+
+
+def test_what_runs_is_a_copy_of_the_owner_s(tmp_path: Path) -> None:
+    """A cache that others have put beside a module is not looked at; the copy is used again, and mended."""
+    bench = Workbench(tmp_path, {"a": lines(3)})
+    bench.record()
+    code, mark, tmp = _snapshot(bench), tmp_path / "owned", tmp_path / "tmp"
+    tmp.mkdir()
+    (tmp_path / "evil.py").write_text(EVIL.format(mark=str(mark)))
+    cache = code / "hpc" / "__pycache__" / f"agent.{sys.implementation.cache_tag}.pyc"
+    cache.parent.mkdir()
+    py_compile.compile(
+        str(tmp_path / "evil.py"), cfile=str(cache), invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH
+    )
+    done = _start(code, bench, TMPDIR=str(tmp))
+    assert done.returncode == Exit.COMPLETE and not mark.exists(), done.stderr
+    (copy,) = tmp.glob("hpc-code-*/*")
+    assert copy.name == code.name and stat.S_IMODE(copy.parent.stat().st_mode) == 0o700
+    (copy / "hpc" / "agent.py").write_text(EVIL.format(mark=str(mark)))
+    (copy / "hpc" / "worker.py").unlink()
+    assert _start(code, bench, TMPDIR=str(tmp)).returncode == Exit.COMPLETE and not mark.exists()
+
+
+def test_who_may_write_above_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "team" / "runs" / "r"
+    run.mkdir(parents=True)
+    team = tmp_path / "team"
+    assert access.check(run) == []
+    run.chmod(0o2775)
+    assert "data, settings and control files of this run, not its code" in access.check(run)[0]
+    for mode, said in ((0o1777, ""), (0o777, "everybody may write"), (0o2775, "")):
+        team.chmod(mode)
+        if said:
+            with pytest.raises(UserError, match=said):
+                access.check(run)
+            bench = Workbench(tmp_path, {"a": lines(1)}, runs=str(team / "runs"))
+            refused = bench.command("hpc.launch", str(bench.config))
+            assert refused.returncode == Exit.USAGE and said in refused.stderr
+        else:
+            assert len(access.check(run)) == 1, "sticky, or the user's own"
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    if team.stat().st_uid:  # else it is root's, who may replace it anyway
+        with pytest.raises(UserError, match="and so replace"):
+            access.check(run)
+    run.chmod(0o777)
+    with pytest.raises(UserError, match="everybody may write"):
+        access.check(run)
 
 
 def test_anothers_snapshot_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

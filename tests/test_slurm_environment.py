@@ -8,14 +8,12 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from hpc import cancel, config, launcher, slurm
+from hpc import config, launcher, slurm
 from hpc.errors import UserError
 from hpc.launcher import Launcher
 from hpc.rundir import Run, Submission
@@ -35,14 +33,11 @@ HOSTILE = {
 
 
 @pytest.fixture
-def odd(slurm: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[EchoJob]:
-    """A job in a directory with an odd name, for a user with an odd environment."""
+def odd(slurm: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EchoJob:
+    """A job in a directory with an odd name."""
     (tmp_path / ODD).mkdir()
-    for name, value in HOSTILE.items():
-        monkeypatch.setenv(name, value)
-        monkeypatch.setitem(slurm.env, name, value)
     monkeypatch.setenv("SLURM_CONF", slurm.env["SLURM_CONF"])
-    yield EchoJob(slurm, tmp_path / ODD, shards=4, lines=5)
+    return EchoJob(slurm, tmp_path / ODD, shards=4, lines=5)
 
 
 def facts(job: str) -> dict[str, str]:
@@ -51,21 +46,86 @@ def facts(job: str) -> dict[str, str]:
 
 
 @pytest.mark.slurm
-def test_what_the_script_states_wins_and_a_directory_may_be_called_anything(odd: EchoJob) -> None:
-    odd.launch("slots=2", "partition=debug", "cpus_per_node=1", "sbatch.begin='now+1hour'", "sbatch.wckey=null")
-    waiting = facts(odd.id)
-    stated = {"JobName": "echo", "Partition": "debug", "TimeLimit": "00:10:00", "Requeue": "1", "WCKey": "(null)"}
-    assert {name: waiting.get(name, "(null)") for name in stated} == stated
-    assert waiting["ArrayTaskId"] == "0-1" and waiting["Account"] == "payer", "not stated: stays a default"
-    assert launcher.find_job(odd.run.latest().uuid) == odd.id
-    assert set(launcher.surely_live([odd.id])) == {f"{odd.id}_0", f"{odd.id}_1"}
-    odd.slurm.run(sys.executable, "-m", "hpc.cancel", str(odd.run.path), "--now")
-    assert launcher.surely_live([odd.id]) == {}, "cancelled, whatever SCANCEL_* says"
-    odd.launch("slots=2", "cpus_per_node=1")
-    said = facts(odd.id)
+def test_what_the_script_states_wins_and_a_directory_may_be_called_anything(
+    odd: EchoJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as hostile:
+        for name, value in HOSTILE.items():
+            hostile.setenv(name, value)
+            hostile.setitem(odd.slurm.env, name, value)
+        odd.launch("slots=2", "partition=debug", "cpus_per_node=1", "sbatch.begin='now+1hour'", "sbatch.wckey=null")
+        waiting = facts(odd.id)
+        assert set(launcher.surely_live([odd.id])) == {f"{odd.id}_0", f"{odd.id}_1"}
+        assert launcher.find_job(odd.run.latest().uuid) == odd.id
+        again = odd.slurm.run(*odd.command("cluster.slots=2"))
+        assert f"job {odd.id} of this run" in again and len(odd.run.submissions()) == 1, "no second job"
+        said = odd.slurm.run(sys.executable, "-m", "hpc.cancel", str(odd.run.path), "--now")
+        assert launcher.surely_live([odd.id]) == {} and f"jobs {odd.id} (2 pending)" in said
+        odd.launch("slots=2", "cpus_per_node=1")
+        unstated = facts(odd.id)
+    stated = {"JobName": "echo", "Partition": "debug", "TimeLimit": "00:10:00", "Requeue": "1", "Account": "payer"}
+    assert {name: waiting.get(name) for name in stated} == stated
+    assert waiting["ArrayTaskId"].startswith("0-1") and unstated["Partition"] == "high", "not stated"
     odd.wait_over()
-    assert said["Partition"] == "high", "nothing states it"
     odd.check()
-    assert "begins" in odd.log() or odd.log(), "each slot has its own log, in the run's directory"
-    assert not list(odd.run.path.parents[2].rglob("elsewhere*")) and not list(odd.run.path.parents[2].rglob("*.out"))
-    assert sorted(p.name for p in odd.run.path.parents[2].iterdir()) == [ODD], "no stray folder"
+    assert "slot" in odd.log(0) and "slot" in odd.log(1), "each has its own log, in the run's directory"
+    assert sorted(p.name for p in odd.run.path.parents[2].iterdir()) == [ODD], "no stray folder, no stray log"
+    assert sorted(p.name for p in (odd.run.path.parents[1]).iterdir()) == ["echo.yaml", "inputs", "runs"]
+
+
+# --- without Slurm ----------------------------------------------------------------------------
+
+
+def script(run: Path, **cluster: Any) -> str:
+    settings = {"kind": "slurm", "python": sys.executable, **cluster}
+    tree = {"name": "r", "operator": "tests.echo.Echo", "inputs": "in", "cluster": settings}
+    checked = config.check(tree, "test")
+    submission = Submission("5b1e", 0.0, plan="", identity="", column="", code="c0de", slots=2, config={}, source="")
+    return Launcher(Run(run), submission, checked.run.cluster).script()
+
+
+@pytest.mark.parametrize("name", [ODD, "`touch owned`", "-rf", "x;touch owned", "$HOME", " ", "#", "a\\", "é!*?~"])
+def test_bash_takes_a_path_as_it_is(tmp_path: Path, name: str) -> None:
+    """The whole script, with commands that only write down what they were given in the place of Slurm's."""
+    run = tmp_path / name / "r"
+    (run / "logs").mkdir(parents=True)
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    (tools / "srun").write_text('#!/bin/bash\nprintf "%s\\n" "$HPC_LOG" "$@" > "$SAID"\nexit 1\n')
+    (tools / "srun").chmod(0o755)
+    env = {"PATH": f"{tools}:{os.environ['PATH']}", "SAID": str(tmp_path / "said"), "SLURM_ARRAY_JOB_ID": "12"}
+    done = subprocess.run(
+        ["bash", "-c", script(run)], cwd=tmp_path, env={**env, "SLURM_ARRAY_TASK_ID": "3"}, check=False
+    )
+    said = (tmp_path / "said").read_text()
+    assert done.returncode == 1 and said.startswith(f"{run}/logs/12_3.log\n")
+    assert f"\n{run}/code/c0de\nhpc.worker\n{run}\n--submission\n5b1e\n--slot\n3\n" in said
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([name, "said", "tools"])
+
+
+@pytest.mark.parametrize(
+    "cluster",
+    [{"partition": "gpu #\ntouch owned"}, {"account": "a\rb"}, {"sbatch": {"reservation": "x\n#SBATCH --uid=0"}},
+     {"sbatch": {"a b": 1}}, {"sbatch": {"x\ny": 1}}, {"srun_args": ["--mpi=none\nrm"]}, {"python": "python3\nrm"},
+     {"container": {"image": "a\nb"}}, {"sbatch": {"array": "0-9"}}, {"sbatch": {"clusters": "other"}}],
+)  # fmt: skip
+def test_what_cannot_be_written_in_one_line_is_refused(cluster: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"`cluster\."):
+        script(Path("/runs/r"), **cluster)
+
+
+def test_null_and_false_leave_an_option_out() -> None:
+    text = script(Path("/runs/r"), sbatch={"wckey": None, "requeue": False, "exclusive": True, "nice": 3})
+    options = slurm.stated(text)
+    assert "wckey" not in options and "requeue" not in options and "None" not in text.partition("# setup")[0]
+    assert "#SBATCH --exclusive\n" in text and "#SBATCH --nice=3\n" in text
+
+
+def test_only_defaults_reach_sbatch(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in HOSTILE.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SLURM_JWT", "token")
+    kept = slurm.sbatch_environment(["time", "mem", "output", "signal", "requeue", "job-name", "open-mode"])
+    ours = {name for name in kept if name in HOSTILE}
+    assert ours == {"SBATCH_EXPORT", "SBATCH_PARTITION", "SBATCH_ACCOUNT"} and kept["SLURM_JWT"] == "token"
+    assert not {name for name in slurm.environment() if name in HOSTILE}
