@@ -18,7 +18,8 @@ def command(run: Run) -> list[str]:
     latest = run.latest()
     name = str(latest.config["name"])
     then = Path(str(latest.config["runs"])).expanduser().absolute() / name
-    return _command(run, latest.source, latest.overrides, then, len(Path(name).parts))
+    flags = ["--append"] if latest.append else []
+    return [*_command(run, latest.source, latest.overrides, then, len(Path(name).parts)), *flags]
 
 
 def of_pipeline(run: PipelineRun) -> list[str]:

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from hpc import config as configs
 from hpc import launch
@@ -204,3 +206,42 @@ def test_the_refusal_of_an_old_run_says_why(tmp_path: Path, monkeypatch: pytest.
         prepare()
     with pytest.raises(UserError, match=r"changed \(prefix, version 1 → 3: louder; in colour;"):
         prepare("prefix=y")
+
+
+@dataclass
+class Words:
+    """Keys of three shapes."""
+
+    one: str = ""
+    many: list[str] = field(default_factory=list)
+    tree: dict[str, Any] = field(default_factory=dict)
+
+
+SPELLINGS = ["${oc.env:SECRET}", "\\${oc.env:SECRET}", "\\\\${oc.env:SECRET}", "a\\\\\\${oc.env:SECRET}b", "${one}", "$${x}"]
+
+
+@given(st.text(st.sampled_from("\\${}a:. '\"")) | st.lists(st.sampled_from([*SPELLINGS, "\\", "x"])).map("".join))
+@example("".join(SPELLINGS))
+def test_no_value_is_resolved_however_it_is_spelled(text: str) -> None:
+    made = configs.structured(Words, {"one": text, "many": [text], "tree": {"a": [text], "b": {"c": text}}}, "test")
+    assert made == Words(text, [text], {"a": [text], "b": {"c": text}})
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_no_secret_is_written_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spelling: str) -> None:
+    monkeypatch.setenv("SECRET", "s3cr3t")
+    keys = {"prefix": spelling, "cluster": {"kind": "local", "prelude": [spelling], "sbatch": {"comment2": spelling}}}
+    config = configs.load(write(tmp_path, **keys), [f"cluster.account={spelling}"])
+    assert "s3cr3t" not in json.dumps(config.resolved) and config.work.prefix == spelling
+
+
+@pytest.mark.parametrize("keys", [{"prefix": "???"}, {"cluster": {"account": "???"}}, {"cluster": {"prelude": ["???"]}}])
+def test_what_is_still_to_be_written_is_an_error(tmp_path: Path, keys: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="still to be written"):
+        configs.load(write(tmp_path, **keys), [])
+
+
+def test_what_is_dumped_is_read_again(tmp_path: Path) -> None:
+    tree = {"a": "1e-3", "b": "24:00:00", "c": 1e-3, "d": "007", "e": ["yes", None, 2.5e9], "f": "${x}", "g": "é\n"}
+    (tmp_path / "c.yaml").write_text(configs.dump(tree))
+    assert configs.read(tmp_path / "c.yaml") == tree
