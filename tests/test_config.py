@@ -217,7 +217,8 @@ class Words:
     tree: dict[str, Any] = field(default_factory=dict)
 
 
-SPELLINGS = ["${oc.env:SECRET}", "\\${oc.env:SECRET}", "\\\\${oc.env:SECRET}", "a\\\\\\${oc.env:SECRET}b", "${one}", "$${x}"]
+SECRET = "${oc.env:SECRET}"
+SPELLINGS = [SECRET, f"\\{SECRET}", f"\\\\{SECRET}", f"a\\\\\\{SECRET}b", "${one}", "$${x}"]
 
 
 @given(st.text(st.sampled_from("\\${}a:. '\"")) | st.lists(st.sampled_from([*SPELLINGS, "\\", "x"])).map("".join))
@@ -235,7 +236,9 @@ def test_no_secret_is_written_down(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "s3cr3t" not in json.dumps(config.resolved) and config.work.prefix == spelling
 
 
-@pytest.mark.parametrize("keys", [{"prefix": "???"}, {"cluster": {"account": "???"}}, {"cluster": {"prelude": ["???"]}}])
+@pytest.mark.parametrize(
+    "keys", [{"prefix": "???"}, {"cluster": {"account": "???"}}, {"cluster": {"prelude": ["???"]}}]
+)
 def test_what_is_still_to_be_written_is_an_error(tmp_path: Path, keys: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="still to be written"):
         configs.load(write(tmp_path, **keys), [])
