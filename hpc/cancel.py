@@ -198,12 +198,12 @@ def main(arguments: list[str] | None = None) -> int:
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
         if pipeline := PipelineRun.at(args.run):
-            left, again = list(_cancel_pipeline(pipeline, now=args.now)), relaunch.of_pipeline(pipeline)
+            left = list(_cancel_pipeline(pipeline, now=args.now))
         else:
             run = Run(args.run)
             run.latest()
-            left, again = [cancel(run, now=args.now)], relaunch.command(run)
-        return _report(left, again, args.run)
+            left = [cancel(run, now=args.now)]
+        return _report(left, relaunch.of(Run(args.run)), args.run)
     except UserError as error:
         errors.print(f"[red]{escape(str(error))}[/]")
         return Exit.USAGE

@@ -416,17 +416,37 @@ def _settled(value: Any, source: str, key: str) -> Any:
 
 
 def _check_keys(schema: type, values: dict[str, Any], source: str, prefix: str) -> None:
+    """Raise UserError for a key that is unknown, in groups in lists and mappings too, or is no such container."""
     hints = typing.get_type_hints(schema)
     for key, value in values.items():
+        whole = f"{prefix}{key}"
         if key not in hints:
-            raise _unknown(source, prefix + str(key), str(key), [schema], prefix)
-        inner = _dataclass_in(hints[key])
-        if inner and isinstance(value, dict):
-            _check_keys(inner, value, source, f"{prefix}{key}.")
-        elif inner and value is not None:
-            raise UserError(f"config: {source}: `{prefix}{key}`: {value!r} is not a group of keys")
-        elif typing.get_origin(hints[key]) is list and isinstance(value, str):
-            values[key] = [value]  # one pattern is a list of one
+            raise _unknown(source, whole, str(key), [schema], prefix)
+        inner, (container, element) = _dataclass_in(hints[key]), _container(hints[key])
+        if container is list and isinstance(value, str):
+            value = values[key] = [value]  # one pattern is a list of one
+        parts: list[tuple[Any, str]] = []
+        if inner:
+            parts = [(value, whole)]
+        elif container is not None and value is not None and not isinstance(value, container):
+            what = "a list" if container is list else "a group of keys"
+            raise UserError(f"config: {source}: `{whole}`: {value!r} is not {what}")
+        elif element and value is not None:
+            named = value.items() if container is dict else enumerate(value)
+            parts = [(part, f"{whole}.{name}" if container is dict else f"{whole}[{name}]") for name, part in named]
+        for part, place in parts:
+            if isinstance(part, dict):
+                _check_keys(inner or element, part, source, f"{place}.")  # type: ignore[arg-type]
+            elif part is not None:
+                raise UserError(f"config: {source}: `{place}`: {part!r} is not a group of keys")
+
+
+def _container(hint: Any) -> tuple[type | None, type | None]:
+    """(list or dict, the dataclass of its parts) of a hint."""
+    for option in typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,):
+        if (origin := typing.get_origin(option)) in (list, dict):
+            return origin, _dataclass_in(typing.get_args(option)[-1])
+    return None, None
 
 
 def _dataclass_in(hint: Any) -> type | None:
@@ -457,7 +477,8 @@ def _check_values(run: RunConfig, source: str) -> None:
     def refuse(key: str, why: str) -> None:
         raise UserError(f"config: {source}: `{key}`: {why}")
 
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)*", run.name or "") or ".." in run.name:
+    # Best are letters, digits, '.', '_' and '-'; but a run that was moved may have any name.
+    if not re.fullmatch(r"[^-/\x00-\x1f][^/\x00-\x1f]*(/[^/\x00-\x1f]+)*", run.name or "") or ".." in run.name:
         refuse("name", f"{run.name!r} cannot be a directory name. Use letters, digits, '.', '_' and '-'.")
     if bad := re.search(r"[\x00-\x1f\x7f\ud800-\udfff]", "" if "://" in run.runs else str(_directory(run))):
         where = f"{str(_directory(run))!r} has {bad[0]!r} in it"

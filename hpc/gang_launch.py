@@ -15,7 +15,7 @@ from hpc import snapshot
 from hpc.alone import SUBMITTING_S, alone
 from hpc.errors import Exit, Unanswered, UserError
 from hpc.gang_launcher import GangLauncher, ranks_per_node
-from hpc.launch import check_access, console, open_run, settle, short, submit_to_slurm, what_changed
+from hpc.launch import check_access, console, open_run, say_next, settle, short, submit_to_slurm, what_changed
 from hpc.rundir import Run, Submission
 from hpc.trainer import Trainer
 
@@ -39,11 +39,24 @@ class GangJob:
         return GangLauncher(self.run, submission, self.config.run.cluster, self.config.run.gang)
 
 
-def launch(config: configs.Config, *, supersede: bool, dry_run: bool) -> int:
+def launch(config: configs.Config, *, supersede: bool, dry_run: bool, detach: bool = False) -> int:
     """Returns the exit code. Raises UserError for what can be seen before anything runs."""
     job = prepare(settle(config, dry_run), supersede=supersede)
     describe(job)
+    if detach and not dry_run and job.config.run.cluster.kind == "local":
+        return in_background(job.run, config, supersede=supersede)
     return _dry_run(job) if dry_run else submit(job)
+
+
+def in_background(run: Run, config: configs.Config, *, supersede: bool) -> int:
+    """Let a training, or a sweep, go on here without this terminal."""
+    from hpc import background
+
+    config.apply_umask()
+    run.make()
+    console.print(f"\nstarted in the background · log: {short(background.launch(run, config, supersede=supersede))}")
+    console.print(f"watch: python -m hpc.status {short(run.path)} --watch")
+    return Exit.COMPLETE
 
 
 def prepare(config: configs.Config, *, supersede: bool) -> GangJob:
@@ -126,7 +139,10 @@ def submit(job: GangJob) -> int:
             return submit_to_slurm(job.launcher(submission), f"{job.config.run.gang.nodes} nodes, {job.ranks} ranks")
         from hpc.local_gang import supervise
 
-        return supervise(job.run, submission, job.ranks)[0]
+        code = supervise(job.run, submission, job.ranks)[0]
+        if code == Exit.COMPLETE:
+            say_next(getattr(job.trainer, "next_steps", None), short(job.run.path))
+        return code
 
 
 def still_there(run: Run) -> str:

@@ -18,7 +18,7 @@ import shutil
 import signal
 import sys
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -337,9 +337,15 @@ def submit(job: Job, *, start: bool = True, detach: bool = False) -> int:
         console.print(f"watch: python -m hpc.status {short(job.run.path)} --watch")
         return Exit.COMPLETE
     code = local.supervise(job.run, submission)
-    for number, step in enumerate(job.operator.next_steps(short(job.run.path)) if code == Exit.COMPLETE else []):
-        console.print(f"{'next' if number == 0 else '':<9}{step}", markup=False)
+    if code == Exit.COMPLETE:
+        say_next(job.operator.next_steps, short(job.run.path))
     return code
+
+
+def say_next(steps: Callable[[str], list[str]] | None, run: str) -> None:
+    """Commands that show or use what a finished run has made, where its work knows some."""
+    for number, step in enumerate(steps(run) if steps else []):
+        console.print(f"{'next' if number == 0 else '':<9}{step}", markup=False)
 
 
 def _by_hand(job: Job) -> str:
@@ -533,12 +539,10 @@ def main(arguments: list[str] | None = None) -> int:
         if config.is_gang:
             from hpc import gang_launch, sweep
 
-            if args.detach or args.no_submit or args.allow_missing or args.append:
-                raise UserError(
-                    "launch: --detach, --no-submit, --allow-missing and --append are for map jobs, not for training."
-                )
+            if args.no_submit or args.allow_missing or args.append:
+                raise UserError("launch: --no-submit, --allow-missing and --append are for map jobs, not for training.")
             training = sweep if config.run.sweep else gang_launch
-            return training.launch(config, supersede=args.supersede, dry_run=args.dry_run)
+            return training.launch(config, supersede=args.supersede, dry_run=args.dry_run, detach=args.detach)
         job = prepare(
             config,
             supersede=args.supersede,

@@ -110,7 +110,7 @@ class Launcher(submitit.SlurmExecutor):
             *self.cluster.prelude,
             # since Slurm 22.05 srun does not inherit --cpus-per-task
             'if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi',
-            "export SLURM_EXPORT_ENV=ALL  # tasks get this script's environment, whatever sbatch --export said",
+            "export SLURM_EXPORT_ENV=ALL  # tasks get this script's environment, whatever --export said of it",
             f"boot={shlex.quote(Path(bootstrap.__file__).read_text())}",
         ]
 

@@ -8,40 +8,41 @@ from pathlib import Path
 import yaml
 
 from hpc.pipeline_run import PipelineRun
-from hpc.rundir import Run
+from hpc.rundir import Run, Submission
 
 LAUNCH = ("python", "-m", "hpc.launch")
 
 
+def of(run: Run) -> list[str]:
+    """Of whatever lies in a directory."""
+    pipeline = PipelineRun.at(run.path)
+    return of_pipeline(pipeline) if pipeline else command(run)
+
+
 def command(run: Run) -> list[str]:
-    """Of a map job, training or sweep, the newest launch. A run that was moved is launched where it lies."""
+    """Of a map job, training or sweep, the newest launch."""
     latest = run.latest()
-    name = str(latest.config["name"])
-    then = Path(str(latest.config["runs"])).expanduser().absolute() / name
     flags = ["--append"] if latest.append else []
-    return [*_command(run, latest.source, latest.overrides, then, len(Path(name).parts)), *flags]
+    return [*_command(run, latest.source, latest.overrides, launched_at(latest)), *flags]
+
+
+def launched_at(submission: Submission) -> Path:
+    """The run directory that a launch was told to make."""
+    return Path(str(submission.config["runs"])).expanduser().absolute() / str(submission.config["name"])
 
 
 def of_pipeline(run: PipelineRun) -> list[str]:
     launched = yaml.safe_load(run.record.read_text(encoding="utf-8"))
-    then = Path(launched.get("directory", run.path))
-    return _command(run, launched["source"], launched.get("overrides", []), then, 1)
+    where = Path(launched.get("directory", run.path))
+    return _command(run, launched["source"], launched.get("overrides", []), where)
 
 
-def _command(run: Run, source: str, overrides: list[str], then: Path, parts: int) -> list[str]:
-    """then: where the launch was told to run; parts: of the run's name."""
-    if not Path(source).is_file() and run.config_file.exists():  # we are elsewhere, or it is gone
-        return [*LAUNCH, _short(run.config_file)]
-    if then == run.path:
-        return [*LAUNCH, source, *overrides]
-    if then.parts[-parts:] != run.path.parts[-parts:]:
-        parts = 1
-    root, name = Path(*run.path.parts[:-parts]), Path(*run.path.parts[-parts:])
-    return [*LAUNCH, source, *changed(overrides, [f"runs={root}", f"name={name}"])]
-
-
-def _short(path: Path) -> str:
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+def _command(run: Run, source: str, overrides: list[str], launched: Path) -> list[str]:
+    """As it was typed; where that would not lead here any more, what the run itself has kept."""
+    if launched != run.path or not Path(source).is_file():
+        here = run.config_file
+        return [*LAUNCH, str(here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else here)]
+    return [*LAUNCH, source, *overrides]
 
 
 def changed(overrides: list[str], later: list[str]) -> list[str]:
@@ -50,11 +51,11 @@ def changed(overrides: list[str], later: list[str]) -> list[str]:
     return [o for o in overrides if o.partition("=")[0] not in keys] + later
 
 
-def text(words: list[str], width: int = 79) -> str:
-    """A command as the shell reads it, continued over lines where it is longer than the screen."""
+def text(words: list[str], first: int = 79) -> str:
+    """A command as the shell reads it, continued over lines of 79 characters, `first` in the first."""
     lines = [""]
     for word in map(shlex.quote, words):
-        if lines[-1].strip() and len(lines[-1]) + len(word) + 3 > width:
+        if lines[-1].strip() and len(lines[-1]) + len(word) + 3 > (79 if lines[1:] else first):
             lines.append("   ")
         lines[-1] += f" {word}" if lines[-1] else word
     return " \\\n".join(lines)

@@ -1,7 +1,7 @@
 """Reopen shards and launch again for these alone: each gets a fresh generation, what it had is kept.
 
     python -m hpc.rerun runs/demo                          the shards that failed
-    python -m hpc.rerun runs/demo --shards 00031001,00077120
+    python -m hpc.rerun runs/demo --shards 00031001,00077120     these, also those that are done
     python -m hpc.rerun runs/demo --samples                only samples that failed or were quarantined; good ones stay
     python -m hpc.rerun runs/demo --no-submit              slots that still run take them up by themselves
 
@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
+from dataclasses import replace
 
 from rich.console import Console
 from rich.markup import escape
 
 from hpc import config as configs
-from hpc import heartbeat, launch
+from hpc import heartbeat, launch, relaunch
 from hpc.errors import Exit, Parser, UserError
 from hpc.ledger import DONE, FAILED, State
 from hpc.operator import FAILED as SAMPLE_FAILED
@@ -26,16 +28,19 @@ from hpc.plan import Plan
 from hpc.rundir import Run, Submission
 from hpc.status import JournalReader
 
+OPEN = "open"
 
-def choose(run: Run, latest: Submission, wanted: list[str] | None) -> dict[str, int]:
-    """The generation to open, by shard id: for `wanted`, or for all shards that failed.
 
-    Raises UserError for unknown ids.
+def choose(run: Run, latest: Submission, wanted: list[str] | None) -> tuple[dict[str, int], Counter[str]]:
+    """The generation to open by shard id, for `wanted` or for all shards that failed; and what the shards are now.
+
+    One that is not finished keeps its generation: nobody's result is in the way. Raises UserError for unknown ids.
     """
     ledger = run.ledger(latest.identity)
     known = set(Plan(run.plans, latest.plan).ids())
     if wanted is None:
-        return {i: s.generation + 1 for i, s in ledger.failed(run.generations.opened()).items() if i in known}
+        opened = {i: s.generation + 1 for i, s in ledger.failed(run.generations.opened()).items() if i in known}
+        return opened, Counter({FAILED: len(opened)})
     survey = ledger.survey(run.generations.opened())
     unknown = [shard for shard in wanted if shard not in known]
     if unknown:
@@ -43,7 +48,9 @@ def choose(run: Run, latest: Submission, wanted: list[str] | None) -> dict[str, 
             f"rerun: {len(unknown)} of {len(wanted)} shards are not in the plan of {run.path} (first: {unknown[0]}). "
             f"Ids look like {min(known)}."
         )
-    return {shard: survey.get(shard, State()).generation + 1 for shard in wanted if shard in survey}
+    states = {shard: survey.get(shard, State()) for shard in wanted}
+    opened = {shard: state.generation + 1 for shard, state in states.items() if state.terminal}
+    return opened, Counter(state.status if state.terminal else OPEN for state in states.values())
 
 
 def choose_by_samples(run: Run, latest: Submission) -> dict[str, int]:
@@ -64,6 +71,28 @@ def choose_by_samples(run: Run, latest: Submission) -> dict[str, int]:
         if bad:
             opened[shard] = state.generation + 1
     return opened
+
+
+def said(opened: dict[str, int], states: Counter[str]) -> list[str]:
+    """What is done with the shards that were chosen."""
+    lines = []
+    if opened:
+        parts = [f"{states[FAILED]:,} that failed"] if states[FAILED] else []
+        parts += [f"{states[DONE]:,} that were done, and are made again"] if states[DONE] else []
+        lines.append(f"reopened {len(opened):,} shards (first: {min(opened)})" + ": " * bool(parts) + ", ".join(parts))
+    if states[OPEN]:
+        lines.append(f"{states[OPEN]:,} shards are not finished yet: nothing to reopen, a launch does them")
+    return lines
+
+
+def here(run: Run, latest: Submission, overrides: list[str]) -> configs.Config:
+    """The newest launch's config with changes, for the directory that was named: a run may have moved since."""
+    place = {"runs": str(run.path.parent), "name": run.path.name}
+    tree = configs.with_overrides({**latest.config, **place}, overrides)
+    typed = relaunch.changed(latest.overrides, overrides)
+    if relaunch.launched_at(latest) != run.path:
+        typed = relaunch.changed(typed, [f"{key}={value}" for key, value in place.items()])
+    return replace(configs.check(tree, latest.source), overrides=typed)
 
 
 def anyone_running(run: Run, latest: Submission) -> bool:
@@ -93,24 +122,27 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         run = Run(args.run)
         latest = run.latest()
+        if latest.config.get("trainer"):
+            again = relaunch.text(relaunch.command(run))
+            raise UserError(f"rerun: {run.path} is a training, which goes on from its checkpoint:\n{again}")
         if args.samples and not args.shards:
             opened = choose_by_samples(run, latest)
+            states = Counter({"bad samples": len(opened)})
         else:
-            opened = choose(run, latest, args.shards.split(",") if args.shards else None)
-        if not opened:
+            opened, states = choose(run, latest, args.shards.split(",") if args.shards else None)
+        if not states.total():
             console.print(f"nothing to rerun: no {'sample' if args.samples else 'shard'} failed")
             return Exit.COMPLETE
-        # The directory that was named, wherever the launch once saw it: a run may have moved, or `runs` be relative.
-        here = {"runs": str(run.path.parent), "name": run.path.name}
-        tree = configs.with_overrides({**latest.config, **here}, args.overrides)
-        config = configs.check(tree, latest.source)
+        config = here(run, latest, args.overrides)
         job = launch.prepare(config, append=latest.append, mended=() if args.samples else opened)
-        run.generations.open(opened, "rerun", keep=args.samples)
-        console.print(f"reopened {len(opened):,} shards (first: {min(opened)})", markup=False)
+        if opened:
+            run.generations.open(opened, "rerun", keep=args.samples)
+        for line in said(opened, states):
+            console.print(line, markup=False)
         if args.no_submit or anyone_running(run, latest):
             console.print("running slots will take them up; nothing was submitted")
             return Exit.COMPLETE
-        job.limit = len(opened)
+        job.limit = states.total()
         return launch.submit(job)
     except UserError as error:
         errors.print(f"[red]{escape(str(error))}[/]")

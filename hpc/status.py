@@ -4,6 +4,7 @@
     python -m hpc.status runs/demo --watch      until the run ends
     python -m hpc.status runs/demo --by node    a row for each node (or error, or slot)
     python -m hpc.status runs/demo --json       for scripts (`schema` counts the format's versions)
+    python -m hpc.status runs/                  all runs of a folder, a line each (--json, --watch)
 
 Reads directory listings and journals; no stat per shard, no scheduler accounting. Where squeue answers, its view of the
 slots is shown beside. Exit codes: 0 complete, 1 incomplete, 2 nothing left but some shards failed, 64 wrong usage.
@@ -267,7 +268,11 @@ def look(run: Run) -> dict[str, Any]:
 
 
 def _view(run: Run, by: str | None) -> tuple[Callable[[], dict[str, Any]], Callable[[dict[str, Any]], Group]]:
-    """How to gather and how to render, by the kind of the run."""
+    """How to gather and how to render, by the kind of the run; of a folder of runs, all of them."""
+    from hpc import overview
+
+    if overview.runs(run.path):
+        return lambda: overview.gather(run.path), overview.render
     if (run.path / "pipeline.yaml").exists():
         from hpc import pipeline_status
         from hpc.pipeline_run import PipelineRun
@@ -293,11 +298,21 @@ def _view(run: Run, by: str | None) -> tuple[Callable[[], dict[str, Any]], Calla
     return count, render
 
 
+def _print_again(run: Run, facts: dict[str, Any]) -> None:
+    """How a run that is over, or was cancelled, goes on."""
+    from hpc import relaunch
+
+    over = facts["exit"] != Exit.INCOMPLETE or facts.get("cancelled") is not None or facts.get("paused") is not None
+    if over and "runs" not in facts:
+        again = relaunch.of(run)
+        sys.stdout.write(f"launch again: {relaunch.text(again, first=65)}\n")
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser(
         prog="python -m hpc.status", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", help="the run directory")
+    parser.add_argument("run", help="the run directory, or a folder of runs")
     parser.add_argument("--watch", action="store_true", help="redraw every 2 s until no shard is left")
     parser.add_argument("--json", action="store_true", help="print the facts as JSON")
     parser.add_argument("--by", choices=breakdown.KINDS, help="a table of nodes, errors or slots below")
@@ -316,6 +331,7 @@ def main(arguments: list[str] | None = None) -> int:
                     live.update(draw(facts), refresh=True)
         else:
             console.print(draw(facts))
+            _print_again(Run(args.run), facts)
     except UserError as error:
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]{escape(str(error))}[/]")
         return Exit.USAGE

@@ -22,7 +22,7 @@ from hpc import config as configs
 from hpc import snapshot, sweep_status
 from hpc.alone import SUBMITTING_S, alone
 from hpc.errors import Exit, UserError
-from hpc.gang_launch import GangJob, adopt, check_continuation, prepare, record
+from hpc.gang_launch import GangJob, adopt, check_continuation, in_background, prepare, record
 from hpc.gang_launcher import ranks_per_node
 from hpc.launch import check_access, console, keep_config, open_run, settle, short, submit_to_slurm
 from hpc.launcher import live_jobs, surely_live
@@ -51,7 +51,7 @@ class Sweep:
         return SweepLauncher(self.run, submission, run.cluster, run.gang, self.todo)
 
 
-def launch(config: configs.Config, *, supersede: bool, dry_run: bool) -> int:
+def launch(config: configs.Config, *, supersede: bool, dry_run: bool, detach: bool = False) -> int:
     """Returns the exit code. Raises UserError for what can be seen before anything runs."""
     config = settle(config, dry_run)
     run = Run(config.directory)
@@ -63,6 +63,8 @@ def launch(config: configs.Config, *, supersede: bool, dry_run: bool) -> int:
     _check_different(jobs)
     if dry_run:
         return _go_on(config, run, jobs, dry_run)
+    if detach and config.run.cluster.kind == "local":
+        return in_background(run, config, supersede=supersede)
     config.apply_umask()
     run.make()
     check_access(run.path)

@@ -53,6 +53,9 @@ class Trainer(Protocol):
     def samples(self) -> int:
         """Of the whole training, for forecasts; 0 where only the data says. May be left out."""
 
+    def next_steps(self, run: str) -> list[str]:
+        """Commands that use what a finished training has made. May be left out."""
+
     def train(self, gang: Gang) -> int:
         """Be one rank, to the end; the exit code, the same on every rank."""
 

@@ -181,7 +181,7 @@ def test_status_shows_what_others_wrote_but_does_not_obey_it(finished: EchoJob, 
         file.write_text(file.read_text().replace("input: unreadable", "\\u001b[2J[red]evil[/]"))
     done = command("hpc.status", str(job.run.path))
     assert "\x1b" not in done.stdout and "[red]evil[/]" in done.stdout and "[bold]loud[/]" in done.stdout
-    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert max(map(len, done.stdout.partition("launch again:")[0].splitlines())) <= 80  # a word is not split
 
 
 def test_status_survives_a_torn_journal(finished: EchoJob, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -68,6 +69,13 @@ class ClipTrainer:
             samples = f"{s.samples:,} samples" if s.samples else f"{s.epochs:g} epochs"
             lines.append(("stage", f"{stage.image} px · {samples}, {s.batch:,} a step · {rate}"))
         return lines
+
+    def next_steps(self, run: str) -> list[str]:
+        shards = shlex.join(self.config.data.shards)
+        return [
+            f"python -m recap.clip.evaluate {run}/exports/final retrieve --shards {shards} --member txt",
+            f"python -m recap.clip.evaluate {run}/exports/final classify --help",
+        ]
 
     def samples(self) -> int:
         """Of the whole training, 0 where `train.epochs` and the data say."""

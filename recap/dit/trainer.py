@@ -77,6 +77,9 @@ class DitTrainer:
             ("length", f"{t.samples:,} samples, {t.batch:,} a step · lr {t.lr:.3g} {t.schedule}"),
         ]
 
+    def next_steps(self, run: str) -> list[str]:
+        return [f"python -m hpc.launch configs/dit/sample.yaml model={run}/exports/final prompts.file=prompts.tsv"]
+
     def samples(self) -> int:
         """Of the whole training, 0 where `train.epochs` and the data say."""
         return self.config.train.samples

@@ -65,6 +65,13 @@ class SftTrainer:
             ("trainable", trained),
         ]
 
+    def next_steps(self, run: str) -> list[str]:
+        model = f"captioner.model={run}/exports/final"
+        return [
+            f"python -m hpc.launch configs/caption/demo.yaml name=mine {model} data.shards='[…]'",
+            f"python -m recap.evaluate.captioner --model {run}/exports/final     (a captioner of flags)",
+        ]
+
     def samples(self) -> int:
         """Of the whole training, 0 where `train.epochs` and the data say."""
         return self.config.train.samples

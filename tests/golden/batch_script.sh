@@ -24,7 +24,7 @@
 export HPC_LOG=/shared/runs/first/logs/"${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}.log"
 module load cuda
 if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi
-export SLURM_EXPORT_ENV=ALL  # tasks get this script's environment, whatever sbatch --export said
+export SLURM_EXPORT_ENV=ALL  # tasks get this script's environment, whatever --export said of it
 boot=BOOTSTRAP
 
 # command

@@ -17,7 +17,7 @@
 # setup
 export HPC_LOG=/shared/runs/align/logs/"${SLURM_JOB_ID}.log"
 if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi
-export SLURM_EXPORT_ENV=ALL  # tasks get this script's environment, whatever sbatch --export said
+export SLURM_EXPORT_ENV=ALL  # tasks get this script's environment, whatever --export said of it
 boot=BOOTSTRAP
 export MASTER_ADDR="$(hostname)"
 export MASTER_PORT=$((20000 + (SLURM_JOB_ID + 997 * ${SLURM_RESTART_COUNT:-0}) % 12000))
