@@ -40,6 +40,8 @@ log = logging.getLogger("engine")
 
 TRIES = 3  # of an item whose failure is transient, inside one engine
 READ_AHEAD = 64  # items the reader thread may be ahead
+READ_AHEAD_BYTES = 1 << 28  # of their payloads; one item may be larger
+IN_FLIGHT_BYTES = 1 << 30  # of the payloads that the operator holds; then it gets no more
 KILLED = "engine: killed the worker twice"
 
 
@@ -151,13 +153,16 @@ class InFlight:
         self._size = 0
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o666)
         self.items: dict[tuple[str, int], tuple[Task, Item, int]] = {}  # (shard, index) -> task, item, tries
+        self.bytes = 0  # of their payloads
 
     def add(self, task: Task, item: Item, tries: int) -> None:
         self.items[item.shard, item.index] = (task, item, tries)
+        self.bytes += item.size
         self._log("+", task, item.index)
 
     def remove(self, row: Row) -> tuple[Task, Item, int]:
         found = self.items.pop((row.shard, row.index))
+        self.bytes -= found[1].size
         self._log("-", found[0], row.index)
         return found
 
@@ -203,6 +208,29 @@ class InFlight:
         return list(held), finished
 
 
+Delivered = tuple[Task, Item | Damage | BaseException | None]
+
+
+class ReadAhead(queue.Queue[Delivered]):
+    """What was read and not yet applied: full at READ_AHEAD items, or as soon as they hold READ_AHEAD_BYTES."""
+
+    def _init(self, maxsize: int) -> None:
+        super()._init(maxsize)
+        self._bytes = 0
+
+    def _qsize(self) -> int:
+        return self.maxsize if self._bytes >= READ_AHEAD_BYTES else super()._qsize()
+
+    def _put(self, item: Delivered) -> None:
+        super()._put(item)
+        self._bytes += item[1].size if isinstance(item[1], Item) else 0
+
+    def _get(self) -> Delivered:
+        item = super()._get()
+        self._bytes -= item[1].size if isinstance(item[1], Item) else 0
+        return item
+
+
 class Reader(threading.Thread):
     """Reads shards ahead of the operator. Errors travel through the queue as values, in order."""
 
@@ -210,7 +238,7 @@ class Reader(threading.Thread):
         super().__init__(daemon=True, name="reader")
         self._operator = operator
         self._tasks: queue.SimpleQueue[Task] = queue.SimpleQueue()
-        self.out: queue.Queue[tuple[Task, Item | Damage | BaseException | None]] = queue.Queue(READ_AHEAD)
+        self.out = ReadAhead(READ_AHEAD)
         self.open = 0  # tasks not yet read to their end; changed by the main thread only
 
     def add(self, task: Task) -> None:
@@ -325,7 +353,7 @@ class Engine:
 
     def feed(self) -> None:
         """Hand the operator what it wants; suspects go alone."""
-        while not self.draining and self.operator.want() > 0:
+        while not self.draining and self.operator.want() > 0 and self.inflight.bytes < IN_FLIGHT_BYTES:
             if self.suspect_in_flight():
                 return  # it is applied alone: whatever dies now, it was this sample
             if self.isolated:

@@ -58,12 +58,16 @@ class MissingShards(UserError):
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One sample of a shard, in the shard's order: `index` counts from 0 without gaps. Payload is the operator's."""
+    """One sample of a shard, in the shard's order: `index` counts from 0 without gaps. Payload is the operator's.
+
+    size: bytes that the payload holds in memory; what is read ahead is bounded by them.
+    """
 
     shard: str
     index: int
     key: str
     payload: Any = None
+    size: int = 0
 
 
 @dataclass(frozen=True, slots=True)

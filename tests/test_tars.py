@@ -13,7 +13,7 @@ import pytest
 import webdataset
 
 from hpc.operator import Damage
-from recap.data import tars
+from recap.data import archive
 from recap.data.tars import Sample, read_samples, split_name
 
 BLOCK = 512
@@ -151,7 +151,7 @@ def test_split_and_duplicate_keys() -> None:
 
 
 def test_links_devices_and_huge_members(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tars, "LARGEST_MEMBER", 5000)
+    monkeypatch.setattr(archive, "LARGEST_MEMBER", 5000)
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for name, kind in (("a.jpg", tarfile.SYMTYPE), ("b.jpg", tarfile.LNKTYPE), ("c.jpg", tarfile.CHRTYPE)):

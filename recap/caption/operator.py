@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import hashlib
 import os
 from collections import OrderedDict
@@ -17,9 +16,10 @@ from hpc.errors import UserError
 from hpc.operator import FAILED, OK, SKIPPED, Column, Damage, Item, Row, Shard
 from recap.data.image_version import VERSION_2
 from recap.data.inputs import DataConfig, list_shards, placeholder_digests
-from recap.data.remote import open_shard
+from recap.data.pictures import find_image, read_items
 from recap.data.same_image import FIELD
-from recap.data.tars import Sample, read_samples
+from recap.data.tars import Sample
+from recap.data.texts import LONGEST_TEXT, TextMember, check_key
 from recap.engine import Caption, CaptionerConfig, Engine, Request, check, load_engine, loadable
 from recap.engine.identity import captioner_identity, model_folder
 from recap.engine.lint import lint
@@ -55,7 +55,6 @@ class CaptionConfig:
             self.captioner.model = os.path.abspath(self.captioner.model)
 
 
-LONGEST_TEXT = 1 << 16  # characters of the original text that are kept
 REMEMBERED = 1 << 15  # captions kept for copies of an image: several shards' worth
 
 
@@ -68,6 +67,7 @@ class Picture:
     text: str | None
     note: str = ""
     reason: str = ""
+    detail: str = ""
 
 
 class CaptionOperator:
@@ -85,6 +85,7 @@ class CaptionOperator:
             check(config.captioner)
         except ValueError as error:
             raise UserError(f"config: {error}") from error
+        self._text = TextMember.named(config.data.text)
         self._engine: Engine | None = None
         self._flying: dict[int, Item] = {}
         self._finished: list[Row] = []
@@ -101,7 +102,9 @@ class CaptionOperator:
         self.config.data.keep_root(planned)
 
     def plan(self) -> list[Shard]:
-        return list_shards(self.config.data)
+        shards = list_shards(self.config.data)
+        check_key("data.text", self._text, shards)
+        return shards
 
     def identity(self) -> dict[str, Any]:
         try:
@@ -149,28 +152,15 @@ class CaptionOperator:
         self._engine = load_engine(self.config.captioner, device)
 
     def read(self, shard: Shard) -> Iterator[Item | Damage]:
-        index = 0
-        with open_shard(shard) as file:
-            for found in read_samples(file):
-                if isinstance(found, Damage):
-                    yield found
-                    return
-                yield Item(shard.id, index, found.key, self._picture(found))
-                index += 1
-        if shard.expected is not None and index != shard.expected:
-            what = "fewer" if index < shard.expected else "more"
-            yield Damage(f"tar: {what} samples than expected", f"expected {shard.expected:,}, read {index:,}")
+        return read_items(shard, self.config.data, self._picture)
 
-    def _picture(self, sample: Sample) -> Picture:
-        data = self.config.data
-        image = next((sample.members[e] for e in data.image if e in sample.members), None)
-        text, note = _decode_text(sample.members.get(data.text))
-        if sample.problems:
-            return Picture(b"", None, text, reason=sample.problems[0])
-        if image is None:
-            why = next((sample.odd[e] for e in data.image if e in sample.odd), "missing")
-            return Picture(b"", None, text, reason=f"image: {why}")
-        return Picture(image, hashlib.sha256(image).hexdigest(), text, note)
+    def _picture(self, sample: Sample) -> tuple[Picture, int]:
+        found = find_image(sample, self.config.data.image)
+        text, note = self._text.read(sample.members, sample.odd, LONGEST_TEXT)
+        if found.image is None:
+            return Picture(b"", None, text, reason=found.reason, detail=found.detail), 0
+        digest = hashlib.sha256(found.image).hexdigest()
+        return Picture(found.image, digest, text, note), len(found.image)
 
     def want(self) -> int:
         return self._running().want()
@@ -179,7 +169,7 @@ class CaptionOperator:
         picture: Picture = item.payload
         reason = "image: placeholder" if picture.sha256 in self._placeholders else picture.reason
         if reason:
-            self._finished.append(self._row(item, SKIPPED, reason))
+            self._finished.append(self._row(item, SKIPPED, reason, picture.detail))
             return
         same = self._same(item)
         if same in self._refused:
@@ -263,18 +253,3 @@ class CaptionOperator:
         picture: Picture = item.payload
         values |= {"sha256": picture.sha256, FIELD: picture.sha256, "text": picture.text}
         return Row(item.shard, item.index, item.key, status, reason, detail, transient, values)
-
-
-def _decode_text(data: bytes | None) -> tuple[str | None, str]:
-    """(the text, what is odd about it)."""
-    if data is None:
-        return None, "text: missing"
-    whole = len(data) <= 4 * LONGEST_TEXT
-    note = ""
-    try:
-        text = codecs.getincrementaldecoder("utf-8")().decode(data[: 4 * LONGEST_TEXT], final=whole)
-    except UnicodeDecodeError:
-        text, note = data[: 4 * LONGEST_TEXT].decode("utf-8", "replace"), "text: not UTF-8 (kept as replaced)"
-    if len(text) > LONGEST_TEXT or not whole:
-        text, note = text[:LONGEST_TEXT], note or f"text: cut at {LONGEST_TEXT:,} characters"
-    return text, note

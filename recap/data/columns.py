@@ -7,7 +7,6 @@ the shards (`folder:`, any fsspec URL), or from the tars themselves (`member:`).
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,9 +22,11 @@ import pyarrow.parquet as pq
 from hpc.errors import UserError
 from hpc.operator import OK, Shard
 from hpc.published import Published
+from recap.data.headers import plain
 from recap.data.index import BLOCK
 from recap.data.origin import Origin, Origins, Places, said_once
 from recap.data.same_image import digest_field
+from recap.data.texts import TextMember
 
 _OPEN_FILES = 256  # parquet footers that are kept
 
@@ -86,27 +87,21 @@ def open_column(name: str, config: ColumnConfig) -> Column:
 
 
 class MemberColumn:
-    """A text member of the tars, or one key of a JSON member."""
+    """A text member of the tars, or one key of a JSON member: a text, or for other uses what the key holds."""
 
     def __init__(self, name: str, member: str, key: str | None) -> None:
-        self.name, self.member, self.key = name, member.lower().lstrip("."), key
+        self.name, self.text = name, TextMember(member, key.split(".")) if key else TextMember.named(member)
 
     def check(self, shards: Sequence[Shard]) -> str:
         return ""
 
     def read(self, shard: Shard, block: int, keys: Sequence[str], members: Sequence[Mapping[str, bytes]]) -> Values:
-        return Values([self._value(found.get(self.member)) for found in members])
+        return Values([self._value(found) for found in members])
 
-    def _value(self, data: bytes | None) -> Any:
-        if data is None:
-            return None
-        text = data.decode("utf-8", "replace")
-        if self.key is None:
-            return text
-        try:
-            return json.loads(text).get(self.key)
-        except (ValueError, AttributeError):
-            return None
+    def _value(self, members: Mapping[str, bytes]) -> Any:
+        text, _ = self.text.read(members)
+        data = members.get(self.text.member)
+        return self.text.value(data)[0] if text is None and self.text.path and data is not None else text
 
 
 class ParquetColumn:
@@ -126,7 +121,8 @@ class ParquetColumn:
         """The keys of a block's rows; [] where the shard has no file."""
         with self._lock:
             file = self._file(shard)
-            return self._rows(file, block * BLOCK, count, ["key"])["key"].to_pylist() if file else []
+            found = self._rows(file, block * BLOCK, count, ["key"])["key"].to_pylist() if file else []
+        return [plain(key) for key in found]
 
     def read(self, shard: Shard, block: int, keys: Sequence[str], members: Sequence[Mapping[str, bytes]]) -> Values:
         with self._lock:  # a parquet file is read by one thread at a time
@@ -137,7 +133,7 @@ class ParquetColumn:
             fields = ["key", self.field, "status", *([field] if field else [])]
             rows = self._rows(file, block * BLOCK, len(keys), fields)
             doubt = self._doubts.get(shard.id, "")
-        found = rows["key"].to_pylist()
+        found = [plain(key) for key in rows["key"].to_pylist()]
         values = rows[self.field].to_pylist()
         if "status" in rows.column_names:
             values = [v if status == OK else None for v, status in zip(values, rows["status"].to_pylist())]

@@ -12,22 +12,26 @@ import os
 import tarfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from hpc.errors import ShardError, UserError
-from hpc.operator import Shard
+from hpc.operator import Damage, Shard
+from recap.data.archive import Archive, Place
 from recap.data.remote import open_shard
-from recap.data.tars import split_name
+from recap.data.tars import Sample, read_keys
 
 BLOCK = 512
 """Samples of a block; the row groups of column files are as long."""
 
 _SECTOR = tarfile.BLOCKSIZE  # offsets are kept in units of 512 bytes: 4 bytes reach 2 TiB
+
+PROBLEM = pa.struct([("sample", pa.int64()), ("problem", pa.string())])
+LINK: list[tuple[str, pa.DataType]] = [("name", pa.string()), ("start", pa.int64()), ("end", pa.int64())]
 
 _SCHEMA = pa.schema(
     [
@@ -39,13 +43,24 @@ _SCHEMA = pa.schema(
         ("first", pa.list_(pa.string())),  # key of each block's first sample
         ("start", pa.list_(pa.uint32())),  # sectors, one more than blocks
         ("count", pa.list_(pa.uint16())),
+        ("problems", pa.list_(PROBLEM)),
+        ("links", pa.list_(pa.struct([("block", pa.int32()), *LINK]))),
     ]
 )
 
 
+class Link(NamedTuple):
+    """A hard link in a block: the name it has, and the bytes of the tar that hold the file it leads to."""
+
+    block: int
+    name: str
+    start: int
+    end: int
+
+
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One block as the reader needs it."""
+    """One block as the reader needs it. problems: of its samples, by their number in the block."""
 
     shard: int
     number: int
@@ -53,66 +68,65 @@ class Block:
     end: int
     count: int
     first: str
+    problems: dict[int, str]
+    links: dict[str, Place]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ShardBlocks:
-    """What `scan` finds out about one tar."""
+    """What `scan` finds out about one tar.
 
-    first: list[str]
-    start: list[int]  # bytes, one more than blocks
-    count: list[int]
-    damage: str = ""
+    problems: (number of the sample in the shard, phrase) of keys that come back, which no block knows of itself.
+    links: hard links that lead out of their block.
+    """
+
+    first: list[str] = field(default_factory=list)
+    start: list[int] = field(default_factory=list)  # bytes, one more than blocks
+    count: list[int] = field(default_factory=list)
+    damage: Damage | None = None
+    problems: list[tuple[int, str]] = field(default_factory=list)
+    links: list[Link] = field(default_factory=list)
+
+    def add(self, sample: Sample) -> None:
+        """Take in the next sample of the tar."""
+        if not self.count or self.count[-1] == BLOCK:
+            self.first.append(sample.key)
+            self.start[len(self.count) :] = [sample.start]
+            self.count.append(0)
+        number = BLOCK * (len(self.count) - 1) + self.count[-1]
+        self.problems += [(number, problem) for problem in sample.problems]
+        self.links += [
+            Link(len(self.count) - 1, name, *place) for name, place in sample.links if place[0] < self.start[-1]
+        ]
+        self.count[-1] += 1
+        self.start[len(self.count) :] = [sample.end]
 
 
-def scan(file: IO[bytes], size: int) -> ShardBlocks:
-    """The blocks of an uncompressed tar, from its headers alone. At damage the blocks before it are kept.
+def scan(file: IO[bytes]) -> ShardBlocks:
+    """The blocks of an uncompressed tar, from its headers alone. Samples are those of `recap.data.tars.read_samples`.
 
-    Samples are grouped as `recap.data.tars.read_samples` groups them; a test holds the two against each other.
+    Of a damaged tar, the blocks hold what can be read; of a file that is no tar there are none.
 
     Raises:
-        ShardError: the file is no plain tar, so that ranges of it cannot be read.
+        ShardError: the tar is gzipped, or comes from a server without ranges.
     """
-    first: list[str] = []
-    start: list[int] = []
-    count: list[int] = []
-    key, extensions, end, damage = "", set[str](), 0, ""
-    try:
-        mode: Any = "r:" if file.seekable() else "r|"  # with seeks, only headers are read
-        tar = tarfile.open(fileobj=file, mode=mode, encoding="utf-8", errors="backslashreplace")  # noqa: SIM115 - below
-    except tarfile.TarError as error:
-        raise ShardError("index: not a plain tar", f"{error}; gzipped tars have no ranges: unpack them") from error
-    with tar:
-        try:
-            for info in tar:
-                tar.members = []  # type: ignore[attr-defined]  # it would keep every header
-                after = info.offset_data + -(-info.size // _SECTOR) * _SECTOR if info.isreg() else info.offset_data
-                if size and after > size:
-                    damage = "tar: ends in the middle of a member"
-                    break
-                if info.isdir() or info.type not in tarfile.SUPPORTED_TYPES:
-                    continue
-                found, extension = split_name(info.name)
-                if not found:
-                    continue
-                if found != key or extension in extensions:
-                    if not count or count[-1] == BLOCK:
-                        first.append(found)
-                        start.append(info.offset)
-                        count.append(0)
-                    count[-1] += 1
-                    key, extensions = found, set()
-                extensions.add(extension)
-                end = after
-        except (tarfile.TarError, EOFError) as error:
-            damage = f"tar: {error}"
-    return ShardBlocks(first, [*start, end] if start else [], count, damage)
+    if not file.seekable():
+        raise ShardError("index: no ranges", "the server sends whole files only: copy the tars, or data.indexed=false")
+    archive, made = Archive(file), ShardBlocks()
+    if archive.packed:
+        raise ShardError("index: not a plain tar", "gzipped tars have no ranges: unpack them, or data.indexed=false")
+    for found in read_keys(archive):
+        if isinstance(found, Damage):
+            made.damage = found
+        else:
+            made.add(found)
+    return made
 
 
 def scan_shard(shard: Shard) -> ShardBlocks:
     """`scan`, from wherever the shard lies. ShardError or OSError where it cannot be read."""
     with open_shard(shard) as file:
-        return scan(file, shard.bytes)
+        return scan(file)
 
 
 class Index:
@@ -164,7 +178,18 @@ class Index:
         at = int(self._shard_start[shard]) + inside
         start, end = (int(v) * _SECTOR for v in self._start[at : at + 2])
         first = self._first.values[self._first.first + number].as_py()
-        return Block(shard, inside, start, end, int(self._count[number]), first)
+        problems, links = self._odd(shard, inside)
+        return Block(shard, inside, start, end, int(self._count[number]), first, problems, links)
+
+    def _odd(self, shard: int, block: int) -> tuple[dict[int, str], dict[str, Place]]:
+        """What a block does not know of itself: almost always nothing."""
+        first = block * BLOCK
+        problems = _between(self._table["problems"][shard], "sample", first, first + BLOCK)
+        links = _between(self._table["links"][shard], "block", block, block + 1)
+        return (
+            {found["sample"] - first: found["problem"] for found in problems},
+            {found["name"]: (found["start"], found["end"]) for found in links},
+        )
 
     def damaged(self) -> dict[str, str]:
         """Shards that are not whole: id -> what is wrong. Their blocks before the damage are used."""
@@ -264,9 +289,19 @@ def _flat(column: pa.ChunkedArray) -> _Flat:
     return _Flat(lists.values, lists.offsets.to_numpy(zero_copy_only=True))
 
 
+def _between(found: pa.ListScalar, name: str, first: int, last: int) -> list[dict[str, Any]]:
+    """The entries of a sorted list whose `name` is in [first, last)."""
+    numbers = found.values.field(name).to_numpy(zero_copy_only=True)
+    start, end = np.searchsorted(numbers, [first, last])
+    return found.values.slice(start, end - start).to_pylist()
+
+
 def _row(shard: Shard, blocks: ShardBlocks) -> dict[str, Any]:
     starts = [start // _SECTOR for start in blocks.start]
+    damage = f"{blocks.damage.reason} ({blocks.damage.detail})" if blocks.damage else ""
     return {
-        "id": shard.id, "uri": shard.uri, "bytes": shard.bytes, "etag": shard.etag, "damage": blocks.damage,
+        "id": shard.id, "uri": shard.uri, "bytes": shard.bytes, "etag": shard.etag, "damage": damage,
         "first": blocks.first, "start": starts, "count": blocks.count,
+        "problems": [{"sample": number, "problem": problem} for number, problem in blocks.problems],
+        "links": [link._asdict() for link in blocks.links],
     }  # fmt: skip

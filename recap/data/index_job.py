@@ -17,11 +17,17 @@ import pyarrow.parquet as pq
 
 from hpc.errors import Parser, UserError
 from hpc.operator import Batched, Column, Damage, Item, Row, Shard
-from hpc.published import Published
-from recap.data.index import Index, ShardBlocks, scan_shard
+from hpc.published import Published, PublishedShard
+from recap.data.index import BLOCK, LINK, PROBLEM, Index, Link, ShardBlocks, scan_shard
 from recap.data.inputs import DataConfig, list_shards
 
-FIELDS = [("start", pa.int64()), ("end", pa.int64()), ("count", pa.int32()), ("damage", pa.string())]
+FIELDS: list[tuple[str, pa.DataType]] = [
+    ("start", pa.int64()),
+    ("end", pa.int64()),
+    ("count", pa.int32()),
+    ("problems", pa.list_(PROBLEM)),
+    ("links", pa.list_(pa.struct(LINK))),
+]
 
 
 @dataclass
@@ -36,7 +42,7 @@ class IndexOperator(Batched):
     """One row a block: its first key, its bytes in the tar, its samples. See hpc.operator.Operator."""
 
     Config: ClassVar[type] = IndexConfig
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     def __init__(self, config: IndexConfig) -> None:
         super().__init__()
@@ -64,8 +70,12 @@ class IndexOperator(Batched):
     def read(self, shard: Shard) -> Iterator[Item | Damage]:
         found = scan_shard(shard)
         for number, (key, start, end, count) in enumerate(zip(found.first, found.start, found.start[1:], found.count)):
-            values = {"start": start, "end": end, "count": count, "damage": found.damage}
+            values: dict[str, Any] = {"start": start, "end": end, "count": count}
+            values["problems"] = [{"sample": n, "problem": p} for n, p in found.problems if n // BLOCK == number]
+            values["links"] = [link._asdict() for link in found.links if link.block == number]
             yield Item(shard.id, number, key, values)
+        if found.damage:
+            yield found.damage
 
     def apply(self, items: list[Item]) -> list[Row]:
         return [Row(item.shard, item.index, item.key, values=item.payload) for item in items]
@@ -79,13 +89,15 @@ def collect(run: str | Path) -> Index:
             f"index: {run}: {len(missing):,} shards are not indexed yet (first: {missing[0]}). "
             "Wait for the run, or rerun what failed."
         )
-    return Index.of((found.shard, _blocks(found.file)) for found in published)
+    return Index.of((found.shard, _blocks(found)) for found in published)
 
 
-def _blocks(file: Path) -> ShardBlocks:
-    table = pq.read_table(file, columns=["key", "start", "end", "count", "damage"]).to_pydict()
-    ends = table["end"][-1:]
-    return ShardBlocks(table["key"], table["start"] + ends, table["count"], (table["damage"] or [""])[0] or "")
+def _blocks(found: PublishedShard) -> ShardBlocks:
+    table = pq.read_table(found.file, columns=["key", *(name for name, _ in FIELDS)]).to_pydict()
+    problems = [(p["sample"], p["problem"]) for block in table["problems"] for p in block]
+    links = [Link(number, **link) for number, block in enumerate(table["links"]) for link in block]
+    start, damage = table["start"] + table["end"][-1:], found.marker.get("damage")
+    return ShardBlocks(table["key"], start, table["count"], Damage(**damage) if damage else None, problems, links)
 
 
 def main() -> None:

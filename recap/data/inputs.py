@@ -65,7 +65,10 @@ class DataConfig:
         default_factory=lambda: ["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif"],
         metadata={"help": "extensions that hold the image, the first found counts"},
     )
-    text: str = field(default="txt", metadata={"help": "extension that holds the original text"})
+    text: str = field(
+        default="txt",
+        metadata={"help": "extension that holds the original text, or a key inside a JSON member: json.caption"},
+    )
     placeholders: list[str] = field(
         default_factory=list,
         metadata={

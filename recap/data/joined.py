@@ -13,19 +13,17 @@ the tar has them.
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-import fsspec
-
 from hpc.errors import UserError
 from hpc.operator import Damage, Shard
+from recap.data.archive import LINK, single
 from recap.data.columns import Column, MemberColumn, ParquetColumn
 from recap.data.index import Block
-from recap.data.remote import retry
+from recap.data.remote import fetch
 from recap.data.same_image import SameImages
 from recap.data.streams import Plan, Window
 from recap.data.tars import Sample, read_samples
@@ -169,7 +167,7 @@ class Reader:
         return [
             Joined(
                 shard.id, sample.key, sample.members, {name: read.values[i] for name, read in columns.items()},
-                sample.problems[0] if sample.problems else "",
+                block.problems.get(i, ""),
             )
             for i, sample in enumerate(found[first : first + count], first)
         ]  # fmt: skip
@@ -179,7 +177,15 @@ class Reader:
             return [Sample(key) for key in self._instead.keys(shard, block.number, block.count)]
         data = fetch(shard.uri, block.start, block.end)
         self.bytes_read += len(data)
-        return [s for s in read_samples(io.BytesIO(data + _END)) if not isinstance(s, Damage)]
+
+        def linked(name: str) -> tuple[bytes | None, str]:
+            """A hard link to a member of an earlier block: the index says where that lies."""
+            if name not in block.links:
+                return None, LINK
+            start, end = block.links[name]
+            return single(lambda: fetch(shard.uri, start, end), end - start)
+
+        return [s for s in read_samples(io.BytesIO(data + _END), linked) if not isinstance(s, Damage)]
 
 
 class _Held:
@@ -198,30 +204,6 @@ class _Held:
             self._samples = [sample for read in self._reads for sample in read.result()]
             self._reads = []
         return self._samples
-
-
-def fetch(uri: str, start: int, end: int) -> bytes:
-    """Bytes [start, end) of a file. A remote store's failures are tried again. ShardError where it cannot be had."""
-    if "://" not in uri:
-        return _local(uri, start, end)
-    system, path = fsspec.core.url_to_fs(uri)
-
-    def once() -> bytes:
-        data = system.cat_file(path, start=start, end=end)
-        if len(data) != end - start:
-            raise ConnectionError(f"asked for {end - start:,} bytes at {start:,}, got {len(data):,}")
-        return data
-
-    return retry(once, uri)
-
-
-def _local(path: str, start: int, end: int) -> bytes:
-    pieces = []
-    with open(path, "rb", buffering=0) as file:
-        while start < end and (piece := os.pread(file.fileno(), end - start, start)):
-            pieces.append(piece)
-            start += len(piece)
-    return b"".join(pieces)
 
 
 def check_division(batch: int, streams: int, world: int) -> None:

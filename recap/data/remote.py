@@ -18,19 +18,24 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 import fsspec
+from fsspec.implementations.http import HTTPFileSystem
 
 from hpc.errors import ShardError
 from hpc.operator import Shard
+from recap.data import http
 
 log = logging.getLogger(__name__)
 
 RANGE = 8 << 20  # bytes a request
 TRIES = 8  # of one range
 LONGEST_PAUSE_S = 20.0
+_HOPELESS = {  # answers of web servers
+    401: "input: forbidden", 403: "input: forbidden", 404: "input: does not exist", 410: "input: does not exist",
+}  # fmt: skip
 
 
 def open_shard(shard: Shard) -> IO[bytes]:
-    """The shard's bytes, for sequential reading.
+    """The shard's bytes. They can be sought, but where a web server has no ranges.
 
     Raises:
         ShardError: it is gone, forbidden, or no longer the file that was planned.
@@ -43,12 +48,43 @@ def open_shard(shard: Shard) -> IO[bytes]:
         _compare(shard, os.fstat(file.fileno()).st_size, "")
         return file
     system, path = fsspec.core.url_to_fs(shard.uri)
-    info = retry(lambda: system.info(path), shard.uri)
-    size = int(info.get("size") or 0)
+    said = retry(lambda: _facts(system, path), shard.uri)
+    if said.size is None and not isinstance(system, HTTPFileSystem):
+        raise ShardError("input: size unknown", shard.uri)
+    size = shard.bytes if said.size is None else said.size
     if not shard.bytes:  # planned without a listing (http): the size is known only now
         shard = replace(shard, bytes=size)
-    _compare(shard, size, str(info.get("ETag") or info.get("etag") or "").strip('"'))
+    _compare(shard, size, said.etag)
+    if not said.ranges:
+        stream = retry(lambda: http.Stream(system, path, said.size), shard.uri)
+        return cast(IO[bytes], io.BufferedReader(stream, 1 << 20))
     return cast(IO[bytes], io.BufferedReader(_Ranges(system, path, shard), 1 << 20))
+
+
+def fetch(uri: str, start: int, end: int) -> bytes:
+    """Bytes [start, end) of a file. A remote store's failures are tried again. ShardError where it cannot be had."""
+    if "://" not in uri:
+        return _local(uri, start, end)
+    system, path = fsspec.core.url_to_fs(uri)
+    return retry(lambda: _range(system, path, start, end), uri)
+
+
+def _local(path: str, start: int, end: int) -> bytes:
+    pieces = []
+    with open(path, "rb", buffering=0) as file:
+        while start < end and (piece := os.pread(file.fileno(), end - start, start)):
+            pieces.append(piece)
+            start += len(piece)
+    return b"".join(pieces)
+
+
+def _facts(system: Any, path: str) -> http.Facts:
+    if isinstance(system, HTTPFileSystem):
+        return http.facts(system, path)
+    info = system.info(path)
+    size = info.get("size")
+    etag = str(info.get("ETag") or info.get("etag") or "").strip('"')
+    return http.Facts(None if size is None else int(size), etag, ranges=True)
 
 
 def _compare(shard: Shard, size: int, etag: str) -> None:
@@ -59,34 +95,48 @@ def _compare(shard: Shard, size: int, etag: str) -> None:
 
 
 class _Ranges(io.RawIOBase):
-    """An object as a file that is read once from its start to its end."""
+    """An object as a file. Ranges are asked for in order; what is stepped over far enough is not asked for."""
 
     def __init__(self, system: Any, path: str, shard: Shard) -> None:
         self._system, self._path, self._shard = system, path, shard
         self._position = 0
-        self._held = memoryview(b"")
+        self._held, self._start = memoryview(b""), 0
 
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: Any) -> int:
-        if not self._held:
-            start, end = self._position, min(self._position + RANGE, self._shard.bytes)
-            if start == end:
-                return 0
-            self._held = memoryview(retry(lambda: self._range(start, end), self._shard.uri))
-        target = memoryview(buffer)
-        count = min(len(target), len(self._held))
-        target[:count] = self._held[:count]
-        self._held = self._held[count:]
-        self._position += count
-        return count
+    def seekable(self) -> bool:
+        return True
 
-    def _range(self, start: int, end: int) -> bytes:
-        data = self._system.cat_file(self._path, start=start, end=end)
-        if len(data) != end - start:
-            raise ConnectionError(f"asked for {end - start:,} bytes at {start:,}, got {len(data):,}")
-        return data
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._shard.bytes}[whence]
+        self._position = max(base + offset, 0)
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        if not self._start <= self._position < self._start + len(self._held):
+            start, end = self._position, min(self._position + RANGE, self._shard.bytes)
+            if start >= end:
+                return 0
+            data = retry(lambda: _range(self._system, self._path, start, end), self._shard.uri)
+            self._held, self._start = memoryview(data), start
+        piece = self._held[self._position - self._start :][: len(buffer)]
+        buffer[: len(piece)] = piece
+        self._position += len(piece)
+        return len(piece)
+
+
+def _range(system: Any, path: str, start: int, end: int) -> bytes:
+    if isinstance(system, HTTPFileSystem):
+        data = http.read_range(system, path, start, end)
+    else:
+        data = system.cat_file(path, start=start, end=end)
+    if len(data) != end - start:
+        raise ConnectionError(f"asked for {end - start:,} bytes at {start:,}, got {len(data):,}")
+    return data
 
 
 def retry(call: Callable[[], Any], uri: str) -> Any:
@@ -97,11 +147,15 @@ def retry(call: Callable[[], Any], uri: str) -> Any:
     for attempt in range(1, TRIES + 1):
         try:
             return call()
+        except ShardError:
+            raise
         except FileNotFoundError as error:
             raise ShardError("input: does not exist", uri) from error
         except PermissionError as error:
             raise ShardError("input: forbidden", f"{uri}: {error}") from error
         except Exception as error:  # each store's client has exceptions of its own
+            if (hopeless := _HOPELESS.get(getattr(error, "status", 0))) is not None:
+                raise ShardError(hopeless, f"{uri}: {error}") from error
             if attempt == TRIES:
                 raise ShardError(
                     "input: object store does not answer", f"{uri}: {TRIES} tries, last: {error}"

@@ -22,9 +22,9 @@ from hpc.operator import OK, SKIPPED, Batched, Column, Damage, Item, Row, Shard
 from recap.data.image_version import VERSION_2
 from recap.data.images import BadImage, EncodedImage
 from recap.data.inputs import DataConfig, list_shards
-from recap.data.remote import open_shard
+from recap.data.pictures import FoundImage, find_image, read_items
 from recap.data.same_image import FIELD, digest
-from recap.data.tars import read_samples
+from recap.data.tars import Sample
 
 FIELDS = [
     ("image", pa.binary()), ("width", pa.int32()), ("height", pa.int32()),  # sizes are the original's
@@ -78,25 +78,23 @@ class ShrinkOperator(Batched):
         self._pool = ThreadPoolExecutor(max(self.config.threads, 1))
 
     def read(self, shard: Shard) -> Iterator[Item | Damage]:
-        with open_shard(shard) as file:
-            for index, sample in enumerate(read_samples(file)):
-                if isinstance(sample, Damage):
-                    yield sample
-                    return
-                image = next((sample.members[e] for e in self.config.data.image if e in sample.members), None)
-                yield Item(shard.id, index, sample.key, (image, sample.problems))
+        return read_items(shard, self.config.data, self._found)
+
+    def _found(self, sample: Sample) -> tuple[FoundImage, int]:
+        found = find_image(sample, self.config.data.image)
+        return found, len(found.image or b"")
 
     def apply(self, items: list[Item]) -> list[Row]:
         assert self._pool is not None, "setup() comes first"
         return list(self._pool.map(self._shrink, items))
 
     def _shrink(self, item: Item) -> Row:
-        data, problems = item.payload
-        if problems or data is None:
-            return Row(item.shard, item.index, item.key, SKIPPED, problems[0] if problems else "image: missing")
-        made_of: dict[str, Any] = {FIELD: digest(data)}
+        found: FoundImage = item.payload
+        if found.image is None:
+            return Row(item.shard, item.index, item.key, SKIPPED, found.reason, found.detail)
+        made_of: dict[str, Any] = {FIELD: digest(found.image)}
         try:
-            encoded = EncodedImage(data)
+            encoded = EncodedImage(found.image)
             image = shrunk(encoded, self.config.side, self.config.quality)
         except BadImage as error:
             return Row(item.shard, item.index, item.key, SKIPPED, error.reason, error.detail, values=made_of)

@@ -25,9 +25,9 @@ from hpc.operator import OK, SKIPPED, Batched, Column, Damage, Item, Row, Shard
 from recap.data.image_version import VERSION_2
 from recap.data.images import BadImage, EncodedImage
 from recap.data.inputs import DataConfig, list_shards
-from recap.data.remote import open_shard
+from recap.data.pictures import FoundImage, find_image, read_items
 from recap.data.same_image import FIELD, digest
-from recap.data.tars import read_samples
+from recap.data.tars import Sample
 from recap.dit.images import centre_of
 from recap.dit.storage import said_in_total
 from recap.dit.tensor_blob import fits_fp16, pack, unpack
@@ -154,20 +154,18 @@ class LatentsOperator(Batched):
         self._decoders = ThreadPoolExecutor(max(self.config.threads, 1), thread_name_prefix="decoder")
 
     def read(self, shard: Shard) -> Iterator[Item | Damage]:
-        with open_shard(shard) as file:
-            for index, sample in enumerate(read_samples(file)):
-                if isinstance(sample, Damage):
-                    yield sample
-                    return
-                image = next((sample.members[e] for e in self.config.data.image if e in sample.members), None)
-                yield Item(shard.id, index, sample.key, (image, sample.problems))
+        return read_items(shard, self.config.data, self._found)
+
+    def _found(self, sample: Sample) -> tuple[FoundImage, int]:
+        found = find_image(sample, self.config.data.image)
+        return found, len(found.image or b"")
 
     def want(self) -> int:
         return _AHEAD - len(self._held)
 
     def put(self, item: Item) -> None:
         assert self._decoders is not None, "setup() comes first"
-        self._held.append((item, self._decoders.submit(self._pixels, *item.payload)))
+        self._held.append((item, self._decoders.submit(self._pixels, item.payload)))
         self._last_put = time.monotonic()
 
     def poll(self, timeout: float) -> list[Row]:
@@ -188,11 +186,11 @@ class LatentsOperator(Batched):
         if self._decoders is not None:
             self._decoders.shutdown()
 
-    def _pixels(self, image: bytes | None, problems: list[str]) -> tuple[np.ndarray, str]:
+    def _pixels(self, found: FoundImage) -> tuple[np.ndarray, str]:
         """The pixels, and what is odd about them."""
-        if problems or image is None:
-            raise BadImage(problems[0] if problems else "image: missing")
-        encoded = EncodedImage(image)
+        if found.image is None:
+            raise BadImage(found.reason, found.detail)
+        encoded = EncodedImage(found.image)
         return centre_of(encoded, self.config.side), encoded.note
 
     def _encoded(self, good: list[tuple[Item, np.ndarray, str]]) -> list[Row]:
@@ -208,7 +206,7 @@ class LatentsOperator(Batched):
     def _row(self, item: Item, note: str, latent: np.ndarray) -> Row:
         if not fits_fp16(latent):
             return _skipped(item, "latent: NaN, or too large for fp16")
-        values = {"latent": self._packed(latent.astype(np.float16)), FIELD: digest(item.payload[0])}
+        values = {"latent": self._packed(latent.astype(np.float16)), FIELD: digest(item.payload.image)}
         return Row(item.shard, item.index, item.key, OK, note, values=values)
 
     def _packed(self, latent: np.ndarray) -> bytes:
@@ -227,8 +225,7 @@ class LatentsOperator(Batched):
 
 
 def _skipped(item: Item, reason: str, detail: str = "") -> Row:
-    image, problems = item.payload
-    made_of = {FIELD: None if problems else digest(image)}
+    made_of = {FIELD: digest(item.payload.image)}
     return Row(item.shard, item.index, item.key, SKIPPED, reason, detail, values=made_of)
 
 

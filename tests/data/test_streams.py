@@ -166,6 +166,8 @@ def write_large_index(path, counts: np.ndarray) -> None:
             "first": lists(pa.array(keys, pa.string()), blocks),
             "start": lists(pa.array(starts), blocks + 1),
             "count": lists(pa.array(counts.reshape(-1)), blocks),
+            "problems": [[]] * shards,
+            "links": [[]] * shards,
         },
         schema=module._SCHEMA,
     )

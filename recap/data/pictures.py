@@ -1,0 +1,97 @@
+"""The image of each sample of a shard, as all jobs over images read it, and what is said of samples without one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hpc.operator import Damage, Item, Shard
+from recap.data.inputs import DataConfig
+from recap.data.remote import open_shard
+from recap.data.tars import Sample, read_samples
+from recap.data.texts import TextMember
+
+MISSING = "image: missing"
+_NAMED = 5  # extensions that a row or a shard names
+_NO_IMAGES = ("txt", "json")
+
+
+@dataclass(frozen=True, slots=True)
+class FoundImage:
+    """A sample's image, or the reason why it has none that can be used."""
+
+    image: bytes | None
+    reason: str = ""
+    detail: str = ""
+
+
+def find_image(sample: Sample, extensions: Sequence[str]) -> FoundImage:
+    """The first member that is an image by its extension. Keys that come back have none: whose would it be?"""
+    if sample.problems:
+        return FoundImage(None, sample.problems[0])
+    image = next((sample.members[e] for e in extensions if e in sample.members), None)
+    if image is not None:
+        return FoundImage(image)
+    odd = next((sample.odd[e] for e in extensions if e in sample.odd), None)
+    if odd is not None:
+        return FoundImage(None, f"image: {odd}")
+    return FoundImage(None, MISSING, _listed("members", [*sample.members, *sample.odd]))
+
+
+def read_items(shard: Shard, data: DataConfig, payload: Callable[[Sample], tuple[Any, int]]) -> Iterator[Item | Damage]:
+    """The items of a job over images, and at the end what is wrong with the shard.
+
+    Args:
+        payload: an item's payload, and the bytes that it holds in memory.
+    """
+    index, damage, unnamed = 0, None, _Unnamed(data)
+    with open_shard(shard) as file:
+        for found in read_samples(file):
+            if isinstance(found, Damage):
+                damage = found
+                break
+            unnamed.see(found)
+            yield Item(shard.id, index, found.key, *payload(found))
+            index += 1
+    said = damage or unnamed.damage(index) or _count(shard, index)
+    if said:
+        yield said
+
+
+def _count(shard: Shard, read: int) -> Damage | None:
+    if shard.expected is None or read == shard.expected:
+        return None
+    what = "fewer" if read < shard.expected else "more"
+    return Damage(f"tar: {what} samples than expected", f"expected {shard.expected:,}, read {read:,}")
+
+
+class _Unnamed:
+    """Counts samples without an image whose members are neither text nor JSON: is `data.image` wrong, or the keys?"""
+
+    def __init__(self, data: DataConfig) -> None:
+        self._images, self._others = data.image, {*_NO_IMAGES, TextMember.named(data.text).member}
+        self._samples, self._extensions = 0, Counter[str]()
+
+    def see(self, sample: Sample) -> None:
+        if any(sample.has(extension) for extension in self._images):
+            return
+        found = [e for e in [*sample.members, *sample.odd] if e.rpartition(".")[2] not in self._others]
+        self._samples += bool(found)
+        if len(self._extensions) < 1000:
+            self._extensions.update(found[:1000])
+
+    def damage(self, read: int) -> Damage | None:
+        if 2 * self._samples <= read:
+            return None
+        told = _listed("their extensions are", [e for e, _ in self._extensions.most_common()])
+        detail = f"{self._samples:,} of {read:,}; {told}. A key ends at the first dot; extensions: data.image"
+        return Damage("image: most samples have none that data.image names", detail)
+
+
+def _listed(what: str, names: Sequence[str]) -> str:
+    if not names:
+        return ""
+    more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
+    return f"{what} {', '.join(name[:40] for name in names[:_NAMED])}{more}"

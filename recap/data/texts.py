@@ -1,0 +1,137 @@
+"""Texts of samples, from their bytes: a text member, or a key inside a JSON member. The one place that decodes them."""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+from hpc.errors import ShardError, UserError
+from hpc.operator import Damage, MissingShards, Shard
+from recap.data.remote import open_shard
+from recap.data.tars import read_samples
+
+LONGEST_TEXT = 1 << 16  # characters of an original text that are kept
+_LARGEST_JSON = 1 << 24  # bytes of a JSON member that is looked into: parsed, it takes many times as much
+_PROBED = 1000  # samples of the first shard in which a key is looked for
+_MARKS = (  # byte order marks, the longer ones first
+    (codecs.BOM_UTF32_LE, "utf-32-le"), (codecs.BOM_UTF32_BE, "utf-32-be"), (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"),
+)  # fmt: skip
+
+
+def decoded(data: bytes, longest: int | None = None) -> tuple[str, str]:
+    """(the text, what is odd about it). A byte order mark is no part of it; UTF-16 is known by its mark or its NULs.
+
+    Args:
+        longest: characters that are kept.
+    """
+    encoding, mark = _encoding(data)
+    kept = data[mark:] if longest is None else data[mark : mark + 4 * longest]
+    whole = len(kept) == len(data) - mark
+    note = "" if encoding == "utf-8" else f"text: {encoding[:6].upper()} (converted)"
+    try:
+        text = codecs.getincrementaldecoder(encoding)().decode(kept, final=whole)
+    except UnicodeDecodeError:
+        text, note = kept.decode("utf-8", "replace"), "text: not UTF-8 (kept as replaced)"
+    if longest is not None and (len(text) > longest or not whole):
+        text, note = text[:longest], note or f"text: cut at {longest:,} characters"
+    return text, note
+
+
+def _encoding(data: bytes) -> tuple[str, int]:
+    """(encoding, bytes of its mark). Without a mark, every second byte of Latin text in UTF-16 is NUL."""
+    for mark, encoding in _MARKS:
+        if data.startswith(mark):
+            return encoding, len(mark)
+    start, pairs = data[:4096], min(len(data), 4096) // 2
+    if pairs >= 2 and len(data) % 2 == 0:
+        even, odd = start[::2].count(0), start[1::2].count(0)
+        if max(even, odd) > pairs / 2 and min(even, odd) <= pairs / 20:
+            return ("utf-16-le" if odd > even else "utf-16-be"), 0
+    return "utf-8", 0
+
+
+class TextMember:
+    """Where a sample's text is: a member's extension, and the way to a key inside it where it is JSON.
+
+    Args:
+        path: keys of objects and places of lists, outermost first; (): the member itself is the text.
+    """
+
+    def __init__(self, member: str, path: Sequence[str] = ()) -> None:
+        self.member, self.path = member.lower().lstrip("."), tuple(path)
+
+    @classmethod
+    def named(cls, spec: str) -> TextMember:
+        """As `data.text` writes it: `txt`, or what leads to the key behind `json`: `json.caption`, `json.texts.0`."""
+        parts = spec.lstrip(".").split(".")
+        at = next((i for i, part in enumerate(parts) if part.lower() == "json"), len(parts) - 1)
+        return cls(".".join(parts[: at + 1]), parts[at + 1 :])
+
+    def read(
+        self, members: Mapping[str, bytes], odd: Mapping[str, str] | None = None, longest: int | None = None
+    ) -> tuple[str | None, str]:
+        """(a sample's text, what is odd about it). A list of strings is one text, a line each."""
+        data = members.get(self.member)
+        if data is None:
+            return None, f"text: {(odd or {}).get(self.member, 'missing')}"
+        if not self.path:
+            return decoded(data, longest)
+        value, problem = self.value(data)
+        if isinstance(value, list) and value and all(isinstance(line, str) for line in value):
+            value = "\n".join(value)
+        if problem or value is None:
+            return None, problem or "text: missing"
+        if not isinstance(value, str):
+            return None, "text: neither a string nor a list of strings"
+        return decoded(value.encode("utf-8", "replace"), longest)  # a lone surrogate is no text
+
+    def value(self, data: bytes) -> tuple[Any, str]:
+        """(what the key holds in a JSON member, why that cannot be said)."""
+        found, problem = _parsed(data)
+        for key in self.path:
+            found = _entry(found, key)
+        return found, problem
+
+
+def _parsed(data: bytes) -> tuple[Any, str]:
+    if len(data) > _LARGEST_JSON:
+        return None, f"text: in JSON of more than {_LARGEST_JSON >> 20} MiB"
+    try:
+        return json.loads(decoded(data)[0]), ""
+    except (ValueError, RecursionError):
+        return None, "text: in damaged JSON"
+
+
+def _entry(found: Any, key: str) -> Any:
+    if isinstance(found, dict):
+        return found.get(key)
+    return found[int(key)] if isinstance(found, list) and key.isdecimal() and int(key) < len(found) else None
+
+
+def check_key(name: str, text: TextMember, shards: Sequence[Shard]) -> None:
+    """UserError where the first shard's samples show that a key inside a JSON member is not there."""
+    first = next((shard for shard in shards if shard.etag != MissingShards.ETAG), None)
+    if not text.path or first is None:
+        return
+    seen, keys = 0, Counter[str]()
+    try:
+        with open_shard(first) as file:
+            for sample in islice(read_samples(file), _PROBED):
+                if isinstance(sample, Damage) or text.read(sample.members)[0] is not None:
+                    return
+                seen += 1
+                found = _parsed(sample.members.get(text.member, b""))[0]
+                keys.update(list(found) if isinstance(found, dict) else [])
+    except (OSError, ShardError):
+        return  # the shard's own trouble is told where it is worked on
+    if seen:
+        there = f"Its keys: {', '.join(k for k, _ in keys.most_common(12))}." if keys else "They have no such member."
+        raise UserError(
+            f"config: `{name}`: none of the first {seen:,} samples of {first.uri} has a text under "
+            f"{'.'.join(text.path)} in its {text.member} member. {there}"
+        )
