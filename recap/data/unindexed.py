@@ -1,4 +1,4 @@
-"""Un-indexed tars (gzipped ones too), streamed with webdataset. The order is random, not planned: resume is
+"""Un-indexed tars (gzipped ones too), streamed. The order is random, not planned: resume is
 approximate.
 
 A training that is resumed begins its present epoch's shards anew, in an order of its own; what was read of them before
@@ -9,24 +9,24 @@ For exact resume and columns, let the index be made (`data.indexed: true`).
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from shlex import quote
 from threading import Lock
-from typing import Any
 
-import webdataset
-
-from hpc.errors import UserError
-from hpc.operator import Shard
+from hpc.errors import ShardError, UserError
+from hpc.operator import Damage, Shard
 from recap.data.columns import Column, MemberColumn
 from recap.data.joined import Joined
+from recap.data.remote import open_shard
 from recap.data.streams import mixed
+from recap.data.tars import Sample, read_samples
 
 log = logging.getLogger(__name__)
 
-_NOWHERE = Shard("", "", 0)  # members of a tar are read of the sample alone
 _TRIES = 1000  # samples that are passed over for one place
+_POOL_BYTES = 1 << 31  # of the samples that are shuffled among
+_FIRST = 100  # samples in the pool before the first is drawn
 
 
 class _Stream:
@@ -97,26 +97,55 @@ class StreamedReader:
     def _read(self, epoch: int, rank: int, world: int) -> Iterator[Joined]:
         while True:
             order = sorted(self._shards, key=lambda s: mixed(self._seed, epoch, *s.id.encode()))
-            urls = [_url(s.uri) for s in order[rank::world]]
-            data = webdataset.WebDataset(urls, shardshuffle=False, empty_check=False, handler=_note)
-            for sample in data.shuffle(self._shuffle, seed=mixed(self._seed, epoch, rank)):
-                yield self._joined(sample)
+            samples = (sample for shard in order[rank::world] for sample in self._samples(shard))
+            found = 0
+            for sample in _shuffled(samples, self._shuffle, random.Random(mixed(self._seed, epoch, rank))):
+                found += 1
+                yield sample
+            if not found:
+                raise UserError(f"data: none of the {len(order[rank::world]):,} shards of rank {rank} has a sample.")
             epoch += 1
 
-    def _joined(self, sample: dict[str, Any]) -> Joined:
-        key, members = sample["__key__"], {k: v for k, v in sample.items() if not k.startswith("__")}
-        columns = {name: c.read(_NOWHERE, 0, [key], [members]).values[0] for name, c in self.columns.items()}
-        return Joined("", key, members, columns)
+    def _samples(self, shard: Shard) -> Iterator[Joined]:
+        """A shard's samples. What is wrong with it is said, and the next shard is read."""
+        try:
+            with open_shard(shard) as file:
+                for found in read_samples(file):
+                    if isinstance(found, Damage):
+                        log.warning("un-indexed tars: %s: %s: %s", shard.uri, found.reason, found.detail)
+                    else:
+                        yield self._joined(shard, found)
+        except (OSError, ShardError) as error:
+            log.warning("un-indexed tars: %s: %s", shard.uri, error)
+
+    def _joined(self, shard: Shard, sample: Sample) -> Joined:
+        columns = {
+            name: column.read(shard, 0, [sample.key], [sample.members]).values[0]
+            for name, column in self.columns.items()
+        }
+        return Joined("", sample.key, sample.members, columns, sample.problems[0] if sample.problems else "")
 
 
-def _url(uri: str) -> str:
-    """What webdataset opens: objects through the store's command line tool."""
-    if uri.startswith("s3://"):
-        return f"pipe:aws s3 cp {quote(uri)} -"
-    return f"pipe:gsutil cat {quote(uri)}" if uri.startswith("gs://") else uri
+def _shuffled(samples: Iterator[Joined], count: int, chance: random.Random) -> Iterator[Joined]:
+    """Samples drawn from a pool, which grows to `count` as they are drawn; less, where it holds too many bytes."""
+    pool: list[Joined] = []
+    held = drawn = 0
+    for sample in samples:
+        pool.append(sample)
+        held += _size(sample)
+        while len(pool) >= min(count, _FIRST + drawn) or held > _POOL_BYTES:
+            found = _draw(pool, chance)
+            held, drawn = held - _size(found), drawn + 1
+            yield found
+    while pool:
+        yield _draw(pool, chance)
 
 
-def _note(error: Exception) -> bool:
-    """Go on after damage, in words: webdataset would end or stop silently."""
-    log.warning("un-indexed tars: %s", error)
-    return True
+def _draw(pool: list[Joined], chance: random.Random) -> Joined:
+    at = chance.randrange(len(pool))
+    pool[at], pool[-1] = pool[-1], pool[at]
+    return pool.pop()
+
+
+def _size(sample: Joined) -> int:
+    return sum(map(len, sample.members.values()))
