@@ -6,31 +6,27 @@ Folders are listed, files are never probed one by one: 130,000 shards on an obje
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from pathlib import Path
-from typing import Any
 from urllib.parse import quote, urlsplit, urlunsplit
 
 import fsspec
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from braceexpand import UnbalancedBracesError, braceexpand  # type: ignore[attr-defined]
 
 from hpc.errors import UserError
 from hpc.operator import MissingShards, Shard
+from recap.data.expected import ARCHIVES, expected_samples
 
 LONGEST_ID = 160  # bytes; claims and markers add a suffix, and file names end at 255
-ARCHIVES = (".tar", ".tar.gz", ".tgz")
 EXPECTED = ("auto", "none", "stats", "parquet")
 _WITH_USER = ("sftp", "ssh", "ftp", "smb", "hdfs", "webhdfs")  # the user's name is part of the address
 _SECRET = re.compile(
-    r"token|secret|passw|credential|signature|access_?key|api_?key|^(sig|se|sp|sv|x-amz-.*|x-goog-.*)$", re.I
+    r"token|secret|passw|credential|signature|hmac|jwt|access_?key|api_?key|^(auth|sig|se|sp|sv|x-amz-.*|x-goog-.*)$",
+    re.I,
 )
 
 
@@ -82,31 +78,30 @@ class DataConfig:
         self.given: list[str] = [absolute(pattern) for pattern in self.shards]
         self.shards = [without_credentials(pattern) for pattern in self.given]
         self.placeholders = [absolute(p) if p.startswith("@") else p for p in self.placeholders]
-        self._planned: list[Shard] = []  # by a run that exists
+        self.planned: list[Shard] = []  # by a run that exists
         if self.expected not in EXPECTED:
             raise UserError(f"config: `data.expected`: {self.expected!r} is unknown. Write {', '.join(EXPECTED)}.")
 
     def keep_root(self, planned: Iterable[Shard]) -> None:
         """Name shards relative to the root of a run that exists, so that none of its ids change."""
-        self._planned = list(planned)
+        self.planned = list(planned)
 
-    def root_for(self, patterns: list[str], files: Iterable[_File]) -> str:
-        """What ids are relative to: the root that is named, that of the run, or what the patterns have in common.
+    def root_for(self, new: str, files: Iterable[_File]) -> str:
+        """What ids are relative to: the root that is named, that of the run, or the patterns' own (new).
 
         A run's root is kept, but where its data moved as a whole: nothing lies beneath the root, and most of the run's
         shards are found, with the sizes and versions that they had, by the names that they have from the new one.
         """
         if self.root:
             return without_credentials(self.root)
-        new = without_credentials(_common_root(patterns))
-        if not self._planned:
+        if not self.planned:
             return new
-        kept, found = root_of(self._planned), list(files)
+        kept, found = root_of(self.planned), list(files)
         if any(without_credentials(f.uri).startswith(f"{kept}/") for f in found):
             return kept
-        named = {_shard_id(f.uri, new): (f.size, f.etag) for f in found}
-        same = sum(named.get(shard.id) == (shard.bytes, shard.etag) for shard in self._planned)
-        return new if 2 * same > len(self._planned) else kept
+        named = {_shard_id(_without_query(f.uri), new): (f.size, f.etag) for f in found}
+        same = sum(named.get(shard.id) == (shard.bytes, shard.etag) for shard in self.planned)
+        return new if 2 * same > len(self.planned) else kept
 
 
 def absolute(pattern: str) -> str:
@@ -133,6 +128,26 @@ def without_credentials(url: str) -> str:
     query = "&".join(p for p in parts.query.split("&") if not _SECRET.search(p.partition("=")[0]))
     clean = urlunsplit((parts.scheme, host, parts.path, query, "")).replace("%23", "#")
     return f"{head}::{clean}" if head else clean
+
+
+def _refuse_secrets(url: str) -> None:
+    """UserError for a URL that answers only with the secret in it: what is kept, and asked for, is the bare URL.
+
+    Store URLs such as s3://KEY:SECRET@bucket are listed with theirs, and read with the environment's.
+    """
+    clean = without_credentials(url)
+    parts, bare = urlsplit(url.rpartition("::")[2]), urlsplit(clean.rpartition("::")[2])
+    if parts.query != bare.query:
+        what = "a signature or token in its query (a presigned URL)"
+    elif parts.netloc != bare.netloc and parts.scheme in ("http", "https"):
+        what = "a user or password"
+    else:
+        return
+    raise UserError(
+        f"plan: {clean} was given with {what}, which expires and is never written into a run. Name the object itself, "
+        "with credentials from the environment (s3://, gs://, az://), put headers for web servers into fsspec's "
+        "configuration, or copy the tars to a disk."
+    )
 
 
 def placeholder_digests(config: DataConfig) -> frozenset[str]:
@@ -178,20 +193,24 @@ def list_shards(config: DataConfig) -> list[Shard]:
     missing: dict[str, None] = {}
     patterns = [p for pattern in config.given for p in _from_list(pattern)]
     for pattern in patterns:
+        _refuse_secrets(pattern)
         for name in _expand(pattern):
             files = _match(name, listings)
             found.update((f.uri, f) for f in files)
             if not files:
                 missing[name] = None
-    counts = _expected(config.expected, found, listings)
-    root = config.root_for(patterns, [*found.values(), *(_File(name, 0) for name in missing)])
+    known = {file.uri for listing in listings.values() for file in listing.files.values()}
+    counts = expected_samples(config.expected, found, known)
+    common = without_credentials(_common_root(patterns, listings))
+    root = config.root_for(common, [*found.values(), *(_File(name, 0) for name in missing)])
+    ids = _shard_ids([*found, *missing], root, config.planned)
     shards = [
-        Shard(_shard_id(f.uri, root), without_credentials(f.uri), f.size, f.etag, counts.get(f.uri))
+        Shard(ids[f.uri], without_credentials(f.uri), f.size, f.etag, counts.get(f.uri))
         for f in sorted(found.values(), key=lambda f: f.uri)
     ]
     _check_unique(shards)
     if missing:
-        lost = [Shard(_shard_id(n, root), without_credentials(n), 0, MissingShards.ETAG) for n in sorted(missing)]
+        lost = [Shard(ids[n], without_credentials(n), 0, MissingShards.ETAG) for n in sorted(missing)]
         raise MissingShards(", ".join(config.shards), shards, lost)
     return shards
 
@@ -222,6 +241,8 @@ def _from_list(pattern: str) -> list[str]:
 
 
 def _expand(pattern: str) -> Iterable[str]:
+    if "://" not in pattern and os.path.lexists(pattern):
+        return [pattern]  # braces may be part of a name
     try:
         return braceexpand(pattern)
     except UnbalancedBracesError as error:
@@ -230,16 +251,16 @@ def _expand(pattern: str) -> Iterable[str]:
 
 def _match(name: str, listings: dict[str, _Folder]) -> list[_File]:
     """The files that one brace-free pattern names: a file, a glob, or a folder's tars. [] if a tar does not exist."""
-    if name.startswith(("http://", "https://")) and urlsplit(name).path.endswith(ARCHIVES):
+    if name.startswith(("http://", "https://")) and _is_web_file(name):
         return [_File(name, 0)]  # servers need not list, and asking for each would be a request a shard
     folder, _, last = name.rstrip("/").rpartition("/")
     folder = folder or "/"
-    if _is_glob(name):
+    if _is_glob(name) and not _is_there(name, listings):
         files = [
             f
             for parent in _folders(folder, listings)
             for base, f in _list(parent, listings).files.items()
-            if fnmatchcase(base, last) and (base.endswith(ARCHIVES) or last.endswith(ARCHIVES))
+            if _fits(base, last) and (base.endswith(ARCHIVES) or last.endswith(ARCHIVES))
         ]
         if not files:
             raise UserError(f"plan: {without_credentials(name)}: no tar matches. Correct data.shards.")
@@ -248,7 +269,7 @@ def _match(name: str, listings: dict[str, _Folder]) -> list[_File]:
         exact = _list(folder, listings).files.get(last)
         return [exact] if exact else []
     inside = _list(name.rstrip("/"), listings)
-    files = [f for base, f in inside.files.items() if base.endswith(ARCHIVES)]
+    files = [f for base, f in inside.files.items() if base.endswith(ARCHIVES) and not base.startswith(".")]
     if not files:
         what = "holds no .tar, .tar.gz or .tgz" if inside.exists else "is no folder, and no .tar, .tar.gz or .tgz"
         more = f" itself; its folders may: {without_credentials(name).rstrip('/')}/*/*.tar" if inside.folders else ""
@@ -256,8 +277,31 @@ def _match(name: str, listings: dict[str, _Folder]) -> list[_File]:
     return files
 
 
+def _is_web_file(url: str) -> bool:
+    parts = urlsplit(url)
+    return parts.path.endswith(ARCHIVES) or "=" in parts.query
+
+
 def _is_glob(name: str) -> bool:
     return re.search(r"[*?\[]", name) is not None
+
+
+def _is_there(name: str, listings: dict[str, _Folder]) -> bool:
+    """Whether what looks like wildcards are letters of names that exist: a folder may be called `set [v2]`."""
+    parts = name.rstrip("/").split("/")
+    return all(
+        _has("/".join(parts[:at]) or "/", part, listings) for at, part in enumerate(parts) if at and _is_glob(part)
+    )
+
+
+def _has(folder: str, base: str, listings: dict[str, _Folder]) -> bool:
+    listing = _list(folder, listings)
+    return base in listing.files or base in listing.folders
+
+
+def _fits(base: str, pattern: str) -> bool:
+    """As in a shell, wildcards do not find hidden files (macOS leaves `._00000.tar` beside `00000.tar`)."""
+    return fnmatchcase(base, pattern) and (not base.startswith(".") or pattern.startswith("."))
 
 
 def _folders(pattern: str, listings: dict[str, _Folder]) -> list[str]:
@@ -265,11 +309,12 @@ def _folders(pattern: str, listings: dict[str, _Folder]) -> list[str]:
     if not _is_glob(pattern):
         return [pattern]
     parent, _, last = pattern.rpartition("/")
+    parents = _folders(parent or "/", listings)
     return [
         f"{found}/{base}"
-        for found in _folders(parent or "/", listings)
+        for found in parents
         for base in _list(found, listings).folders
-        if fnmatchcase(base, last)
+        if base == last or (_fits(base, last) and last not in _list(found, listings).folders)
     ]
 
 
@@ -317,15 +362,9 @@ def _list_remote(folder: str) -> _Folder:
     return _Folder(files, sorted(folders))
 
 
-def _common_root(patterns: list[str]) -> str:
+def _common_root(patterns: list[str], listings: dict[str, _Folder]) -> str:
     """The folder that all patterns share, from their constant beginnings: it stays when a brace range grows."""
-    folders = []
-    for pattern in patterns:
-        constant = re.split(r"[{*?\[]", pattern)[0]
-        is_file = constant != pattern or pattern.endswith(ARCHIVES)
-        folder = constant.rpartition("/")[0] if is_file else constant.rstrip("/")
-        folders.append(folder)
-    parts = [f.split("/") for f in folders]
+    parts = [_constant_folder(pattern, listings) for pattern in patterns]
     shared = []
     for column in zip(*parts, strict=False):
         if len(set(column)) > 1:
@@ -345,71 +384,36 @@ def root_of(planned: Iterable[Shard]) -> str:
             if _shard_id(uri, folder) == shard.id:
                 return folder
     return ""
+def _constant_folder(pattern: str, listings: dict[str, _Folder]) -> list[str]:
+    """The parts of a pattern's path before its first brace or wildcard, without a file's name."""
+    parts = pattern.rstrip("/").split("/")
+    for at, part in enumerate(parts):
+        literal = at and "{" not in part and _is_glob(part) and _has("/".join(parts[:at]) or "/", part, listings)
+        if re.search(r"[{*?\[]", part) and not literal:
+            return parts[:at]
+    return parts[:-1] if pattern.endswith(ARCHIVES) else parts
+
+
+def _shard_ids(uris: Iterable[str], root: str, planned: Iterable[Shard]) -> dict[str, str]:
+    """An id for each uri. Only those that their query alone tells apart have it in their id; none planned changes."""
+    kept = {shard.uri: shard.id for shard in planned if "?" in shard.uri}
+    ids = {uri: _shard_id(_without_query(uri), root) for uri in uris}
+    often = Counter(ids.values())
+    for uri, name in ids.items():
+        clean = without_credentials(uri)
+        if _without_query(uri) != uri and often[name] > 1:
+            ids[uri] = kept.get(clean) or _shard_id(clean, root)
+    return ids
+
+
+def _without_query(uri: str) -> str:
+    return without_credentials(uri).partition("?")[0] if "://" in uri else uri
 
 
 def _shard_id(uri: str, root: str) -> str:
     """Path relative to the root, without .tar, escaped to be one file name. Moving the data changes nothing."""
-    uri = without_credentials(uri).partition("?")[0] if "://" in uri else uri
     base = root.rstrip("/") + "/"
     name = quote(uri.removeprefix(base).lstrip("/").removesuffix(".tar"), safe="=+@,")
     if len(name) > LONGEST_ID:
         name = name[: LONGEST_ID - 17] + "~" + hashlib.sha256(name.encode()).hexdigest()[:16]
     return name
-
-
-# --- expected samples -------------------------------------------------------------------------
-
-
-def _expected(how: str, found: dict[str, _File], listings: dict[str, _Folder]) -> dict[str, int]:
-    """Number of samples by uri, where img2dataset's files beside a shard say it. The listings tell which exist."""
-    known = {f.uri: f for listing in listings.values() for f in listing.files.values()}
-    stats: dict[str, str] = {}
-    tables: dict[str, str] = {}
-    for uri in found:
-        if how == "none" or (how == "auto" and "://" in uri):
-            continue
-        stem = next(uri.removesuffix(a) for a in ARCHIVES[::-1] if uri.endswith(a))
-        if how in ("auto", "stats") and f"{stem}_stats.json" in known:
-            stats[f"{stem}_stats.json"] = uri
-        elif how in ("auto", "parquet") and f"{stem}.parquet" in known:
-            tables[f"{stem}.parquet"] = uri
-    counts: dict[str, int] = {}
-    for files, parse in ((stats, _successes), (tables, _rows)):
-        for path, content in _contents(list(files)):
-            count = parse(content)
-            if count is not None:
-                counts[files[path]] = count
-    return counts
-
-
-def _contents(paths: list[str]) -> Iterable[tuple[str, bytes]]:
-    """The bytes of many small files; remote ones are asked for together. What cannot be read is left out."""
-    for path in (p for p in paths if "://" not in p):
-        try:
-            yield path, Path(path).read_bytes()
-        except OSError:
-            continue
-    remote = [p for p in paths if "://" in p]
-    for start in range(0, len(remote), 1000):
-        part = remote[start : start + 1000]
-        system, _ = fsspec.core.url_to_fs(part[0])
-        stripped = {system._strip_protocol(p): p for p in part}
-        answers: dict[str, Any] = system.cat(list(stripped), on_error="omit")
-        yield from ((stripped[name], content) for name, content in answers.items())
-
-
-def _successes(data: bytes) -> int | None:
-    """img2dataset writes its statistics without care for crashes: half a file is no statement."""
-    try:
-        count = json.loads(data)["successes"]
-    except (ValueError, KeyError, TypeError):
-        return None
-    return int(count) if isinstance(count, int) and count >= 0 else None
-
-
-def _rows(data: bytes) -> int | None:
-    try:
-        status = pq.read_table(pa.BufferReader(data), columns=["status"])["status"]
-        return int(pc.sum(pc.equal(status, "success")).as_py() or 0)
-    except (OSError, pa.ArrowException, KeyError):
-        return None

@@ -1,0 +1,79 @@
+"""How many samples a shard should have, where img2dataset's files beside it say it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Set
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+ARCHIVES = (".tar", ".tar.gz", ".tgz")
+
+
+def expected_samples(how: str, found: Iterable[str], known: Set[str]) -> dict[str, int]:
+    """Number of samples by uri.
+
+    Args:
+        how: see `data.expected`.
+        found: uris of shards. known: uris of all files that the listings named.
+    """
+    stats: dict[str, str] = {}
+    tables: dict[str, str] = {}
+    for uri in found:
+        if how == "none" or (how == "auto" and "://" in uri):
+            continue
+        stem = stem_of(uri)
+        if how in ("auto", "stats") and f"{stem}_stats.json" in known:
+            stats[f"{stem}_stats.json"] = uri
+        elif how in ("auto", "parquet") and f"{stem}.parquet" in known:
+            tables[f"{stem}.parquet"] = uri
+    counts: dict[str, int] = {}
+    for files, parse in ((stats, _successes), (tables, _rows)):
+        for path, content in _contents(list(files)):
+            count = parse(content)
+            if count is not None:
+                counts[files[path]] = count
+    return counts
+
+
+def _contents(paths: list[str]) -> Iterable[tuple[str, bytes]]:
+    """The bytes of many small files; remote ones are asked for together. What cannot be read is left out."""
+    for path in (p for p in paths if "://" not in p):
+        try:
+            yield path, Path(path).read_bytes()
+        except OSError:
+            continue
+    remote = [p for p in paths if "://" in p]
+    for start in range(0, len(remote), 1000):
+        part = remote[start : start + 1000]
+        system, _ = fsspec.core.url_to_fs(part[0])
+        stripped = {system._strip_protocol(p): p for p in part}
+        answers: dict[str, Any] = system.cat(list(stripped), on_error="omit")
+        yield from ((stripped[name], content) for name, content in answers.items())
+
+
+def _successes(data: bytes) -> int | None:
+    """img2dataset writes its statistics without care for crashes: half a file is no statement."""
+    try:
+        count = json.loads(data)["successes"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return int(count) if isinstance(count, int) and count >= 0 else None
+
+
+def _rows(data: bytes) -> int | None:
+    try:
+        status = pq.read_table(pa.BufferReader(data), columns=["status"])["status"]
+        return int(pc.sum(pc.equal(status, "success")).as_py() or 0)
+    except (OSError, pa.ArrowException, KeyError):
+        return None
+
+
+def stem_of(uri: str) -> str | None:
+    """A shard's uri without its `.tar` or the like; None where it ends in none of these."""
+    return next((uri.removesuffix(a) for a in ARCHIVES[::-1] if uri.endswith(a)), None)
