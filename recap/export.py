@@ -11,6 +11,10 @@ Without copying any image, webdataset's own reader joins the captions to the tar
     view = CaptionView("runs/demo")
     dataset = webdataset.WebDataset(view.urls, shardshuffle=False).compose(view)    # samples gain "recap.txt"
 
+and with our reader, which reads damaged tars to their last good byte:
+
+    dataset = webdataset.DataPipeline(webdataset.SimpleShardList(view.urls), view.read)
+
 Exit codes: 0 written, 1 the run is not complete, 64 wrong usage.
 """
 
@@ -22,12 +26,10 @@ import os
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -36,15 +38,16 @@ from rich.markup import escape
 from rich.progress import Progress
 
 from hpc.errors import Exit, Parser, UserError
-from hpc.operator import OK, Damage, Shard
+from hpc.operator import OK, Shard
 from hpc.published import Published, PublishedShard
+from recap.captioned_tars import CaptionView, write_tars
 from recap.data.columns import Values
 from recap.data.index import BLOCK
-from recap.data.inputs import ARCHIVES
 from recap.data.origin import Origins
-from recap.data.remote import open_shard
 from recap.data.same_image import SameImages, digest_field
-from recap.data.tars import Sample, read_samples
+from recap.downloaded import Downloads
+
+__all__ = ["CaptionView"]
 
 VERSION = "2"  # 2: image_sha256
 
@@ -82,12 +85,15 @@ def schema(source: Published) -> pa.Schema:
 # --- rows -------------------------------------------------------------------------------------
 
 
-def rows(shard: PublishedShard, target: pa.Schema, others: dict[str, Added], same: SameImages) -> pa.Table:
+def rows(
+    shard: PublishedShard, target: pa.Schema, others: dict[str, Added], same: SameImages, downloads: Downloads
+) -> pa.Table:
     """The captioned samples of one shard, in the export's schema.
 
     Args:
         others: {column of the export: a field of another run}, joined by shard and place.
         same: compares the images that the columns were made from.
+        downloads: joins what the downloader knows.
     """
     table = shard.table(["key", "sha256", "text", "caption", "status"])
     found: dict[str, Any] = {
@@ -97,7 +103,7 @@ def rows(shard: PublishedShard, target: pa.Schema, others: dict[str, Added], sam
         "sha256": table["sha256"],
         "image_sha256": table["sha256"],
     }
-    for name, value in _metadata(shard, table["key"].to_pylist()).items():
+    for name, value in downloads.read(shard, table["key"].to_pylist()).items():
         found[name] = pc.coalesce(value, found[name]) if name in found else value
     read = {name: added.read(shard.shard, table["key"]) for name, added in others.items()}
     _compare(same, shard, table, read)
@@ -118,20 +124,6 @@ def _cast(values: Any, field: pa.Field) -> Any:
 
 def _words(texts: Any) -> pa.Array:
     return pa.array([None if t is None else len(t.split()) for t in texts.to_pylist()], pa.int64())
-
-
-def _metadata(shard: PublishedShard, keys: list[str]) -> dict[str, pa.Array]:
-    """url and sha256 from the parquet that img2dataset writes beside a tar; {} where there is none."""
-    stem = next((shard.shard.uri.removesuffix(a) for a in ARCHIVES[::-1] if shard.shard.uri.endswith(a)), None)
-    try:
-        with fsspec.open(f"{stem}.parquet", "rb") as file:
-            table = pq.read_table(file)
-    except (OSError, pa.ArrowException):
-        return {}
-    if "key" not in table.column_names:
-        return {}
-    at = pc.index_in(pa.array(keys, pa.string()), table["key"].cast(pa.string()).combine_chunks())
-    return {name: table[name].combine_chunks().take(at) for name in ("url", "sha256") if name in table.column_names}
 
 
 class Added:
@@ -167,14 +159,14 @@ def _compare(same: SameImages, shard: PublishedShard, table: pa.Table, others: d
         same.check(shard.shard.id, keys[part], [{}] * len(keys[part]), columns)
 
 
-def write_parquet(source: Published, out: Path, others: dict[str, Added], rows_per_file: int) -> int:
-    """Write OUT/data/*.parquet and OUT/README.md; returns the number of rows. OUT appears when it is whole."""
+def write_parquet(source: Published, making: Path, others: dict[str, Added], rows_per_file: int) -> tuple[int, str]:
+    """Write data/*.parquet and README.md into a folder; returns the number of rows, and what else is to be said."""
     target = schema(source)
-    making = _making(out)
     (making / "data").mkdir(parents=True)
-    total, number, held, reasons, same = 0, 0, [target.empty_table()], Counter[str](), SameImages()
+    total, number, held, reasons = 0, 0, [target.empty_table()], Counter[str]()
+    same, downloads = SameImages(), Downloads()
     for shard in _progress(source):
-        held.append(rows(shard, target, others, same))
+        held.append(rows(shard, target, others, same, downloads))
         reasons.update(shard.marker["reasons"])
         total += len(held[-1])
         while sum(map(len, held)) >= rows_per_file:
@@ -183,16 +175,15 @@ def write_parquet(source: Published, out: Path, others: dict[str, Added], rows_p
             number, held = number + 1, [table.slice(rows_per_file)]
     if sum(map(len, held)) or not number:
         _write(making, number, pa.concat_tables(held))
-    (making / "README.md").write_text(_card(source, total, reasons), encoding="utf-8")
-    making.rename(out)
-    return total
+    (making / "README.md").write_text(_card(source, total, reasons, downloads), encoding="utf-8")
+    return total, downloads.told()
 
 
 def _write(making: Path, number: int, table: pa.Table) -> None:
     pq.write_table(table, making / "data" / f"train-{number:05d}.parquet", compression="zstd", row_group_size=65536)
 
 
-def _card(source: Published, total: int, reasons: Counter[str]) -> str:
+def _card(source: Published, total: int, reasons: Counter[str], downloads: Downloads) -> str:
     """A data card whose head tells `datasets.load_dataset(OUT)` where the files are."""
     captioner = source.submission.config.get("captioner", {})
     lines = ["---", "configs:", "- config_name: default", "  data_files: data/*.parquet", "---", ""]
@@ -201,6 +192,7 @@ def _card(source: Published, total: int, reasons: Counter[str]) -> str:
     for label, key in (("model", "model"), ("prompt", "prompt"), ("decoding", "decoding"), ("longest", "max_tokens")):
         if captioner.get(key) is not None:
             lines.append(f"- {label}: {json.dumps(captioner[key], ensure_ascii=False)}")
+    lines += downloads.lines()
     lines += ["", "| column | type | meaning |", "|---|---|---|"]
     lines += [f"| {name} | {kind} | {about} |" for name, kind, about in COLUMNS]
     left_out = {r: n for r, n in reasons.most_common() if not r.startswith(f"{OK}: ")}
@@ -210,90 +202,13 @@ def _card(source: Published, total: int, reasons: Counter[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-# --- tars -------------------------------------------------------------------------------------
-
-
-class CaptionView:
-    """The captions of a run as a stage behind `webdataset.WebDataset(view.urls)`: nothing is copied.
-
-    Args:
-        member: name under which a sample gets its caption, bytes as webdataset has them before decoding.
-        keep_all: pass samples without a caption on, too.
-    """
-
-    def __init__(self, run: str | Path, member: str | None = None, keep_all: bool = False) -> None:
-        self._source = Published(run)
-        self._shards = {shard.shard.uri: shard for shard in self._source}
-        self._member = member or f"{self._source.column}.txt"
-        self._keep_all = keep_all
-
-    @property
-    def urls(self) -> list[str]:
-        """The tars of the finished shards."""
-        return list(self._shards)
-
-    def __call__(self, samples: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        url, captions, same, number = "", dict[str, Captioned](), SameImages(), 0
-        for sample in samples:
-            if sample["__url__"] != url:
-                url, number = sample["__url__"], 0
-                captions = caption_by_key(self._shards[url])
-            captioned = captions.get(sample["__key__"])
-            if captioned is not None:
-                if number < BLOCK or number % BLOCK == 0:
-                    members = {k: v for k, v in sample.items() if isinstance(v, bytes)}
-                    captioned.check(same, self._shards[url].shard.id, sample["__key__"], members)
-                yield {**sample, self._member: captioned.text.encode()}
-            elif self._keep_all:
-                yield sample
-            number += 1
-
-
-@dataclass(frozen=True, slots=True)
-class Captioned:
-    """A caption, and the digest of the image that it tells of."""
-
-    text: str
-    image: str | None
-
-    def check(self, same: SameImages, shard: str, key: str, members: Mapping[str, bytes]) -> None:
-        same.check(shard, [key], [members], {"of the captions": Values([], [self.image])})
-
-
-def caption_by_key(shard: PublishedShard) -> dict[str, Captioned]:
-    table = shard.table(["key", "caption", "sha256", "status"])
-    rows = zip(*(table[name].to_pylist() for name in ("key", "caption", "sha256", "status")), strict=True)
-    return {key: Captioned(caption, image) for key, caption, image, status in rows if status == OK}
-
-
-def write_tars(source: Published, out: Path) -> int:
-    """Write OUT/<shard>.tar with every captioned sample: its members as they were, and `<column>.txt`."""
-    import webdataset  # imports torch, which the parquet export does without
-
-    making, total = _making(out), 0
-    for shard in _progress(source):
-        path = making / f"{shard.shard.id}.tar"
-        with open_shard(shard.shard) as tar, webdataset.TarWriter(str(path), encoder=False, mtime=0) as writer:
-            for sample in _with_captions(read_samples(tar), shard, f"{source.column}.txt"):
-                writer.write(sample)
-                total += 1
-    making.rename(out)
-    return total
-
-
-def _with_captions(found: Iterable[Sample | Damage], shard: PublishedShard, member: str) -> Iterator[dict[str, Any]]:
-    captions, same = caption_by_key(shard), SameImages()
-    for number, sample in enumerate(found):
-        if isinstance(sample, Damage):
-            return
-        captioned = captions.pop(sample.key, None)  # a key that comes again was not captioned
-        if captioned is not None and not sample.problems:
-            if number < BLOCK or number % BLOCK == 0:
-                captioned.check(same, shard.shard.id, sample.key, sample.members)
-            yield {"__key__": sample.key, **sample.members, member: captioned.text.encode()}
-
-
 # --- command ----------------------------------------------------------------------------------
+
+
+def _tars(source: Published, making: Path) -> tuple[int, str]:
+    count, left_out = write_tars(_progress(source), making, f"{source.column}.txt")
+    told = "; ".join(f"{number:,} {reason}" for reason, number in left_out.most_common(5))
+    return count, f"left out of the tars: {told}" if told else ""
 
 
 def _making(out: Path) -> Path:
@@ -345,13 +260,19 @@ def main(arguments: list[str] | None = None) -> int:
             errors.print(f"[red]export: {escape(what)}. Finish the run, or say --partial.[/]")
             return Exit.INCOMPLETE
         others = _others(args.add)
-        count = write_tars(source, out) if args.webdataset else write_parquet(source, out, others, args.rows_per_file)
+        making = _making(out)
+        count, said = (
+            _tars(source, making) if args.webdataset else write_parquet(source, making, others, args.rows_per_file)
+        )
+        making.rename(out)
     except UserError as error:
         errors.print(f"[red]{escape(str(error))}[/]")
         return Exit.USAGE
     finally:
         shutil.rmtree(out.with_name(f".{out.name}-{os.getpid()}"), ignore_errors=True)
     console.print(f"{count:,} captions in {out}" + (f" · {len(missing):,} shards are missing" if missing else ""))
+    if said:
+        errors.print(f"[yellow]export: {escape(said)}.[/]")
     return Exit.COMPLETE
 
 

@@ -8,9 +8,15 @@ from collections.abc import Iterable, Mapping
 from typing import BinaryIO
 
 
-def write_tar(file: BinaryIO, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> None:
-    """Pack (key, {extension: bytes}) as a webdataset tar whose bytes depend on nothing else."""
-    with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+def write_tar(
+    file: BinaryIO, samples: Iterable[tuple[str, Mapping[str, bytes]]], format: int = tarfile.USTAR_FORMAT
+) -> None:
+    """Pack (key, {extension: bytes}) as a webdataset tar whose bytes depend on nothing else.
+
+    Args:
+        format: USTAR has no names of more than 255 bytes; tarfile.PAX_FORMAT has.
+    """
+    with tarfile.open(fileobj=file, mode="w", format=format) as tar:
         for key, files in samples:
             for extension, data in files.items():
                 info = tarfile.TarInfo(f"{key}.{extension}")

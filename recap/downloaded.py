@@ -1,0 +1,67 @@
+"""What img2dataset's parquet beside a tar knows of its samples: the address of each image, and its digest."""
+
+from __future__ import annotations
+
+import fsspec
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from hpc.errors import UserError
+from hpc.published import PublishedShard
+from recap.data.expected import stem_of
+from recap.data.headers import plain
+
+FIELDS = ("url", "sha256")
+
+
+class Downloads:
+    """Joins shards with the files beside them, by key, and counts.
+
+    known, asked: samples that were found there, of those in shards that have such a file. first: a key that was not.
+    """
+
+    def __init__(self) -> None:
+        self.known = self.asked = 0
+        self.first = ""
+
+    def read(self, shard: PublishedShard, keys: list[str]) -> dict[str, pa.Array]:
+        """`url` and `sha256` of a shard's samples; {} where no file lies beside the tar. UserError: no key is in it."""
+        table = _beside(shard.shard.uri)
+        names = [name for name in FIELDS if table is not None and name in table.column_names]
+        if table is None or not names or not keys:
+            return {}
+        theirs = [plain(key) for key in table["key"].cast(pa.string()).to_pylist() if key is not None]
+        at = pc.index_in(pa.array([plain(key) for key in keys], pa.string()), pa.array(theirs, pa.string()))
+        if at.null_count == len(keys) and theirs:
+            raise UserError(
+                f"export: none of the {len(keys):,} keys of {shard.shard.uri} is in the parquet beside it: the tar "
+                f"spells them {keys[0]!r}, the parquet {theirs[0]!r}. Give that its tar's keys, or move it away: "
+                "the export then has no url."
+            )
+        self.known, self.asked = self.known + len(keys) - at.null_count, self.asked + len(keys)
+        if at.null_count and not self.first:
+            self.first = f"{keys[at.is_null().to_pylist().index(True)]} of {shard.shard.id}"
+        return {name: table[name].combine_chunks().take(at) for name in names}
+
+    def told(self) -> str:
+        """How many samples were found, where not all were; "" otherwise."""
+        if self.known == self.asked:
+            return ""
+        return f"url: found for {self.known:,} of {self.asked:,} samples in the parquet beside their tar"
+
+    def lines(self) -> list[str]:
+        """The same for the card."""
+        return [f"- {self.told()} (not for {self.first})"] if self.told() else []
+
+
+def _beside(uri: str) -> pa.Table | None:
+    stem = stem_of(uri)
+    if stem is None:
+        return None
+    try:
+        with fsspec.open(f"{stem}.parquet", "rb") as file:
+            table = pq.read_table(file)
+    except (OSError, pa.ArrowException):
+        return None
+    return table.filter(pc.is_valid(table["key"])) if "key" in table.column_names else None
