@@ -6,6 +6,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -198,3 +199,43 @@ def test_a_run_that_is_not_complete(runs: Path, tmp_path: Path, capsys: pytest.C
     assert export.main([str(runs / "v2"), str(tmp_path / "a"), "--partial"]) == Exit.COMPLETE
     assert "1 shards are missing" in capsys.readouterr().out
     assert len(pandas.read_parquet(tmp_path / "a" / "data")) == 2 * (SAMPLES - 1)
+
+
+# --- joins and names that do not fit ----------------------------------------------------------
+
+
+def small(folder: Path, keys: list[str], metadata: list[str] | None, name: str = "in/00000") -> Path:
+    """A run over one tar with these keys, and the downloader's parquet with those."""
+    tar = folder / f"{name}.tar"
+    tar.parent.mkdir(parents=True)
+    with tar.open("wb") as file:
+        write_tar(file, [(key, {"jpg": b"image", "txt": b"text"}) for key in keys])
+    if metadata is not None:
+        facts = [{"key": key, "url": f"http://x/{key}"} for key in metadata]
+        pq.write_table(pa.Table.from_pylist(facts), tar.with_suffix(".parquet"))
+    config = folder / "c.yaml"
+    config.write_text(
+        f"name: r\nruns: {folder}\noperator: tests.instant.InstantOperator\ncaptioner: {{model: instant}}\n"
+        f"data: {{shards: [{tar}], root: {folder}, expected: none}}\ncluster: {{kind: local}}\nmap: {{lease_s: 3}}\n"
+    )
+    command = [sys.executable, "-m", "hpc.launch", str(config)]
+    subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, timeout=240)
+    return folder / "r"
+
+
+def test_keys_that_the_downloader_spells_otherwise(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = small(tmp_path, ["./0001", "./0002", "../x", "/y"], ["0001", "./0002"], name="in/deep/00000")
+    parquet = tmp_path / "in" / "deep" / "00000.parquet"
+    assert export.main([str(run), str(tmp_path / "one")]) == Exit.COMPLETE
+    urls = {r["key"]: r["url"] for r in pq.read_table(tmp_path / "one" / "data").to_pylist()}
+    assert urls == {"0001": "http://x/0001", "0002": "http://x/./0002", "../x": None, "/y": None}
+    said = "url: found for 2 of 4 samples in the parquet beside their tar"
+    assert said in capsys.readouterr().err
+    assert f"{said} (not for ../x of in%2Fdeep%2F00000)" in (tmp_path / "one" / "README.md").read_text()
+    pq.write_table(pa.table({"key": [1, 2], "url": ["a", "b"]}), parquet)
+    assert export.main([str(run), str(tmp_path / "two")]) == Exit.USAGE
+    assert "the tar spells them '0001', the parquet '1'" in capsys.readouterr().err
+    assert export.main([str(run), str(tmp_path / "tars"), "--webdataset"]) == Exit.COMPLETE
+    with tarfile.open(tmp_path / "tars" / "in" / "deep" / "00000.tar") as tar:  # a folder, not a %2F
+        names = tar.getnames()
+    assert [n for n in names if n.endswith(".jpg")] == ["0001.jpg", "0002.jpg", "%2E%2E/x.jpg", "%2Fy.jpg"]

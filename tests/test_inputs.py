@@ -345,3 +345,37 @@ def test_copies_of_a_refused_image_are_refused(tmp_path: Path) -> None:
     assert operator.refuse(items[0], "quarantined", "engine: killed the worker twice").status == "quarantined"
     operator.put(items[1])
     assert [r.status for r in operator.poll(0)] == ["quarantined"]
+
+
+# --- names as people have them ----------------------------------------------------------------
+
+
+def test_hidden_files_are_no_shards(tmp_path: Path) -> None:
+    make(tmp_path, "a/0.tar", "a/._0.tar", "a/.cache.tar", ".hidden/1.tar")
+    assert ids(f"{tmp_path}/a") == ids(f"{tmp_path}/a/*.tar") == ["0"]
+    assert ids(f"{tmp_path}/*/*.tar") == ["a%2F0"]
+    assert ids(f"{tmp_path}/a/._*.tar") == ["._0"]
+    assert ids(f"{tmp_path}/a/._0.tar") == ["._0"]
+    assert ids(f"{tmp_path}/.hidden/*.tar") == ["1"]
+
+
+def test_names_with_brackets_are_taken_literally_where_they_exist(tmp_path: Path) -> None:
+    make(
+        tmp_path,
+        "set [v2]/0.tar",
+        "set [v2]/1.tar",
+        "set [v2]/a?b/x[1].tar",
+        "v{1}/0.tar",
+        "{a,b}/0.tar",
+        "set 2/9.tar",
+    )
+    assert ids(f"{tmp_path}/set [v2]") == ids(f"{tmp_path}/set [v2]/") == ["0", "1"]
+    assert ids(f"{tmp_path}/set [v2]/0.tar") == ["0"]
+    assert ids(f"{tmp_path}/set [v2]/{{0..1}}.tar") == ids(f"{tmp_path}/set [v2]/*.tar") == ["0", "1"]
+    assert ids(f"{tmp_path}/set [v2]/a?b") == ids(f"{tmp_path}/set [v2]/a?b/x[1].tar") == ["x%5B1%5D"]
+    assert ids(f"{tmp_path}/v{{1}}/0.tar") == ids(f"{tmp_path}/v{{1}}") == ids(f"{tmp_path}/{{a,b}}/0.tar") == ["0"]
+    assert ids(f"{tmp_path}/set [0-9]/*.tar") == ids(f"{tmp_path}/set [0-9]/9.tar") == ["set%202%2F9"]
+    (tmp_path / "set [v2]" / "list.txt").write_text("0.tar\n{0..1}.tar\n")
+    assert ids(f"@{tmp_path}/set [v2]/list.txt") == ["0", "1"]
+    with pytest.raises(MissingShards, match="1 of 2 shards do not exist"):
+        ids(f"{tmp_path}/set [v2]/{{1..2}}.tar")

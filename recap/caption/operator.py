@@ -18,7 +18,7 @@ from recap.data.image_version import VERSION_2
 from recap.data.inputs import DataConfig, list_shards, placeholder_digests
 from recap.data.pictures import find_image, read_items
 from recap.data.same_image import FIELD
-from recap.data.tars import Sample
+from recap.data.tars import READING_2, Sample
 from recap.data.texts import LONGEST_TEXT, TextMember, check_key
 from recap.engine import Caption, CaptionerConfig, Engine, Request, check, load_engine, loadable
 from recap.engine.identity import captioner_identity, model_folder
@@ -76,7 +76,7 @@ class CaptionOperator:
     Config: ClassVar[type] = CaptionConfig
     version: ClassVar[int] = 2
     changes: ClassVar[dict[int, str]] = {
-        2: f"{VERSION_2}; backend=transformers gives models other than LLaVA no second BOS"
+        2: f"{VERSION_2}; {READING_2}; backend=transformers gives models other than LLaVA no second BOS"
     }
 
     def __init__(self, config: CaptionConfig) -> None:

@@ -20,6 +20,7 @@ from hpc.operator import Batched, Column, Damage, Item, Row, Shard
 from hpc.published import Published, PublishedShard
 from recap.data.index import BLOCK, LINK, PROBLEM, Index, Link, ShardBlocks, scan_shard
 from recap.data.inputs import DataConfig, list_shards
+from recap.data.tars import READING_2
 
 FIELDS: list[tuple[str, pa.DataType]] = [
     ("start", pa.int64()),
@@ -43,6 +44,7 @@ class IndexOperator(Batched):
 
     Config: ClassVar[type] = IndexConfig
     version: ClassVar[int] = 2
+    changes: ClassVar[dict[int, str]] = {2: READING_2}
 
     def __init__(self, config: IndexConfig) -> None:
         super().__init__()

@@ -251,7 +251,7 @@ def _expand(pattern: str) -> Iterable[str]:
 
 def _match(name: str, listings: dict[str, _Folder]) -> list[_File]:
     """The files that one brace-free pattern names: a file, a glob, or a folder's tars. [] if a tar does not exist."""
-    if name.startswith(("http://", "https://")) and _is_web_file(name):
+    if _is_web_file(name):
         return [_File(name, 0)]  # servers need not list, and asking for each would be a request a shard
     folder, _, last = name.rstrip("/").rpartition("/")
     folder = folder or "/"
@@ -277,8 +277,10 @@ def _match(name: str, listings: dict[str, _Folder]) -> list[_File]:
     return files
 
 
-def _is_web_file(url: str) -> bool:
-    parts = urlsplit(url)
+def _is_web_file(name: str) -> bool:
+    if not name.startswith(("http://", "https://")):
+        return False
+    parts = urlsplit(name)
     return parts.path.endswith(ARCHIVES) or "=" in parts.query
 
 
@@ -386,12 +388,21 @@ def root_of(planned: Iterable[Shard]) -> str:
     return ""
 def _constant_folder(pattern: str, listings: dict[str, _Folder]) -> list[str]:
     """The parts of a pattern's path before its first brace or wildcard, without a file's name."""
-    parts = pattern.rstrip("/").split("/")
+    web = _is_web_file(pattern)
+    path = pattern.partition("?")[0] if web else pattern.rstrip("/")
+    parts = path.split("/")
     for at, part in enumerate(parts):
-        literal = at and "{" not in part and _is_glob(part) and _has("/".join(parts[:at]) or "/", part, listings)
-        if re.search(r"[{*?\[]", part) and not literal:
+        if re.search(r"[{*?\[]", part) and (web or not _is_literal(parts[: at + 1], listings)):
             return parts[:at]
-    return parts[:-1] if pattern.endswith(ARCHIVES) else parts
+    return parts[:-1] if web or path.endswith(ARCHIVES) else parts
+
+
+def _is_literal(parts: list[str], listings: dict[str, _Folder]) -> bool:
+    """Whether a path whose last part has braces or wildcards exists as it is spelled."""
+    path = "/".join(parts)
+    if "://" not in path:
+        return os.path.lexists(path)
+    return "{" not in parts[-1] and _has("/".join(parts[:-1]), parts[-1], listings)
 
 
 def _shard_ids(uris: Iterable[str], root: str, planned: Iterable[Shard]) -> dict[str, str]:

@@ -24,7 +24,7 @@ from recap.data.images import BadImage, EncodedImage
 from recap.data.inputs import DataConfig, list_shards
 from recap.data.pictures import FoundImage, find_image, read_items
 from recap.data.same_image import FIELD, digest
-from recap.data.tars import Sample
+from recap.data.tars import READING_2, Sample
 
 FIELDS = [
     ("image", pa.binary()), ("width", pa.int32()), ("height", pa.int32()),  # sizes are the original's
@@ -50,7 +50,7 @@ class ShrinkOperator(Batched):
 
     Config: ClassVar[type] = ShrinkConfig
     version: ClassVar[int] = 2
-    changes: ClassVar[dict[int, str]] = {2: VERSION_2}
+    changes: ClassVar[dict[int, str]] = {2: f"{VERSION_2}; {READING_2}"}
 
     def __init__(self, config: ShrinkConfig) -> None:
         super().__init__()

@@ -18,6 +18,9 @@ from hpc.operator import Damage
 from recap.data.archive import Archive, Linked, Member, Place
 from recap.data.headers import plain
 
+READING_2 = "sparse members, hard links, names with ./, byte order marks and UTF-16 are read as they are meant now"
+"""What version 2 of all that read tars has changed; see `changes` in hpc.operator."""
+
 LARGEST_SAMPLE = 1 << 28  # bytes of all members; of a larger sample the largest members are left out
 MOST_NAMES = 1 << 29  # bytes for the keys of one tar, which are all held to find those that come back
 _OVERHEAD = 100  # bytes that a name costs in memory beside its letters

@@ -27,7 +27,7 @@ from recap.data.images import BadImage, EncodedImage
 from recap.data.inputs import DataConfig, list_shards
 from recap.data.pictures import FoundImage, find_image, read_items
 from recap.data.same_image import FIELD, digest
-from recap.data.tars import Sample
+from recap.data.tars import READING_2, Sample
 from recap.dit.images import centre_of
 from recap.dit.storage import said_in_total
 from recap.dit.tensor_blob import fits_fp16, pack, unpack
@@ -75,7 +75,7 @@ class LatentsOperator(Batched):
 
     Config: ClassVar[type] = LatentsConfig
     version: ClassVar[int] = 2
-    changes: ClassVar[dict[int, str]] = {2: VERSION_2}
+    changes: ClassVar[dict[int, str]] = {2: f"{VERSION_2}; {READING_2}"}
 
     def __init__(self, config: LatentsConfig) -> None:
         super().__init__()

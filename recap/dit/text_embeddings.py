@@ -32,7 +32,7 @@ from recap.data.index import BLOCK
 from recap.data.inputs import DataConfig, list_shards
 from recap.data.remote import open_shard
 from recap.data.same_image import FIELD, SameImages, digest
-from recap.data.tars import read_samples
+from recap.data.tars import READING_2, read_samples
 from recap.dit.storage import said_in_total
 from recap.dit.tensor_blob import fits_fp16, pack, unpack
 from recap.engine.identity import file_digest
@@ -89,7 +89,8 @@ class TextEmbeddingsOperator(Batched):
     """The states of one text a sample, trimmed to its own tokens. See hpc.operator.Operator."""
 
     Config: ClassVar[type] = TextEmbeddingsConfig
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
+    changes: ClassVar[dict[int, str]] = {2: READING_2}
     batch_size = 4 * _AT_ONCE
 
     def __init__(self, config: TextEmbeddingsConfig) -> None:
