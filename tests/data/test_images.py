@@ -17,6 +17,7 @@ from PIL import Image
 from hpc.operator import Item
 from recap.clip.images import whole
 from recap.data.images import BadImage, EncodedImage, decode_rgb
+from recap.data.pictures import FoundImage
 from recap.data.shrink import ShrinkConfig, ShrinkOperator, shrunk
 from recap.dit.images import centre_crop
 from recap.engine.decode import Geometry, decode
@@ -170,7 +171,7 @@ def test_what_is_odd_is_noted(name: str, data: bytes, note: str) -> None:
 def test_a_note_is_in_the_row() -> None:
     operator = ShrinkOperator(ShrinkConfig(side=32))
     operator.setup("cpu")
-    (row,) = operator.apply([Item("s", 0, "k", (PHOTO[:-2], []))])
+    (row,) = operator.apply([Item("s", 0, "k", FoundImage(PHOTO[:-2]))])
     operator.close()
     assert (row.status, row.reason) == ("ok", "image: no end marker") and row.values["width"] == SIDE
 

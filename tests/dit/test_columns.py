@@ -94,7 +94,7 @@ def vae() -> Vae:
 @pytest.fixture(scope="module")
 def flags() -> torch.Tensor:
     """uint8 [19, 64, 64, 3]: two micro-batches and a rest."""
-    crops = [i.payload[0] for i in items(LatentsOperator(LatentsConfig(data=DataConfig(shards=[str(FLAGS)]))))[:19]]
+    crops = [i.payload.image for i in items(LatentsOperator(LatentsConfig(data=DataConfig(shards=[str(FLAGS)]))))[:19]]
     return torch.from_numpy(np.stack([centre_crop(data, 64) for data in crops]))
 
 
