@@ -23,6 +23,7 @@ from recap.data.joined import Joined, Reader
 from recap.data.streams import Plan
 from recap.data.unindexed import StreamedReader
 from tests.data.oddities import ODDITIES, OK, Oddity
+from tests.test_bad_input import CASES
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGE = DataConfig().image
@@ -161,3 +162,7 @@ def test_the_docs_list_the_same() -> None:
     said: dict[str, Any] = {cells[0]: cells[1] for cells in table if len(cells) == 2}
     for oddity in ODDITIES:
         assert said.get(oddity.name) == oddity.says
+    for case in (c for c in CASES if c.key in said):
+        assert said[case.key] == case.status + (f": `{case.reason}`" if case.reason else "")
+    images = [c.key for c in CASES if c.image is not None and c.text == b"a flag" and c.key.replace("-", "").isalnum()]
+    assert set(images) - set(said) <= {"k" * 200}
