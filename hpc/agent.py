@@ -10,21 +10,20 @@ import logging
 import os
 import selectors
 import signal
-import socket
 import time
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
-from hpc import blame, breaker, heartbeat, object_store, preflight
+from hpc import blame, breaker, heartbeat, machine, object_store, preflight
 from hpc import column as columns
 from hpc import config as configs
 from hpc.candidates import Candidates
 from hpc.engine_process import EngineProcess
 from hpc.errors import Exit, ShardError, fingerprint, storage_full
+from hpc.in_flight import Held
 from hpc.journal import Journal
 from hpc.ledger import FAILED, Claim
 from hpc.operator import OK, SKIPPED
@@ -37,7 +36,6 @@ log = logging.getLogger("agent")
 DEATHS = 10  # of engines over one shard in one generation, after which it is marked failed
 SUCCEEDED = "a later life of this slot has started"
 TERM_S = 20.0  # to drain after SIGTERM: Slurm's KillWait is 30 s by default
-LIVES = 5  # of a slot in a row without a finished sample, after which it is not requeued
 
 
 @dataclass
@@ -57,7 +55,7 @@ class Agent:
         self.config = configs.check(submission.config, submission.source)
         self.config.apply_umask()
         self.settings = self.config.run.map
-        self.facts = _machine() | {"submission": submission.uuid}
+        self.facts = machine.describe() | {"submission": submission.uuid}
         self.instance, self.life = heartbeat.register(run.slots, submission.uuid, slot, self.facts)
         self.ledger = run.ledger(submission.identity)
         observer = heartbeat.Observer(run.slots, self.instance, self.settings.lease_s)
@@ -82,6 +80,7 @@ class Agent:
         self.work: dict[tuple[int, str], Work] = {}  # (engine, shard id)
         self.rows = 0  # samples finished in this life
         self.good = 0  # of these, ok or skipped
+        self.settled = 0  # shards done or failed in this life
         self.signal = 0  # the last that arrived; set by a handler, acted on by the loop
         self.fault = ""  # why this slot cannot go on, found by itself (storage, breaker)
         self.drain_reason = ""
@@ -95,10 +94,8 @@ class Agent:
     # --- life -------------------------------------------------------------------------------
 
     def main(self) -> Exit:
-        if self._hopeless():
-            return self._leave(
-                Exit.INCOMPLETE, f"gave up: {LIVES} lives without progress, the last: {self._last_words()}"
-            )
+        if hopeless := breaker.hopeless(self.run, self.instance, self.life):
+            return self._leave(Exit.INCOMPLETE, hopeless)
         for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
             signal.signal(number, self._on_signal)
         self.journal.write("start", instance=self.instance, **self.facts)
@@ -108,7 +105,7 @@ class Agent:
         if unfit := self._unfit():
             return self._leave(Exit.REQUEUE, unfit)
         try:
-            for index, device in enumerate(_devices(self.config.run.cluster)):
+            for index, device in enumerate(machine.devices(self.config.run.cluster)):
                 self.engines.append(EngineProcess(index, device, self))
                 self.engines[-1].start()
             code, why = self._loop()
@@ -116,18 +113,6 @@ class Agent:
             for engine in self.engines:
                 engine.kill()
         return self._leave(code, why)
-
-    def _hopeless(self) -> bool:
-        """The last lives of this slot have all ended without a finished sample: requeuing does not help."""
-        if self.life < LIVES:
-            return False
-        prefix = self.instance.rsplit("-", 1)[0]
-        last = [heartbeat.read(self.run.slots, f"{prefix}-{i}") for i in range(self.life - LIVES, self.life)]
-        return not any(facts.get("rows") for facts in last)
-
-    def _last_words(self) -> str:
-        before = heartbeat.read(self.run.slots, f"{self.instance.rsplit('-', 1)[0]}-{self.life - 1}")
-        return before.get("why") or "it was killed"
 
     def _unfit(self) -> str:
         """Why this node must not work for the run, "" if it may."""
@@ -142,12 +127,7 @@ class Agent:
         return self._blame_node("preflight: " + "; ".join(problems)) if problems else ""
 
     def _blame_node(self, reason: str) -> str:
-        """Exclude this node if others do well; says so in the reason."""
-        host = self.facts["host"]
-        if not breaker.successful(self.run, self.submission.uuid) - {host}:
-            return reason
-        breaker.exclude(self.run, host, reason)
-        return f"node {host} is excluded, others do well: {reason}"
+        return breaker.blame_node(self.run, self.submission.uuid, self.facts["host"], reason)
 
     def _leave(self, code: Exit, why: str) -> Exit:
         log.info("leaving with exit code %d: %s", code, why)
@@ -183,7 +163,7 @@ class Agent:
     def _feed(self) -> tuple[Exit, str] | None:
         """Give hungry engines a shard each. Returns how the job ended, when it did."""
         if all(e.given_up for e in self.engines):
-            return Exit.REQUEUE, self._blame_node("every engine was given up: " + self.engines[0].last_words)
+            return Exit.REQUEUE, self._given_up()
         if self.heartbeat.fenced() or self._needs_node_alone():
             return None
         for engine in self.engines:
@@ -202,6 +182,14 @@ class Agent:
                 if self._begin(engine, claim):
                     engine.hungry = False
         return None
+
+    def _given_up(self) -> str:
+        """Why no engine is left. Where they died in reading alone, the node is to blame if others could read that."""
+        reason = "every engine was given up: " + self.engines[0].last_words
+        unread = [at for engine in self.engines for at in engine.unread]
+        if unread and not any(self.ledger.read(shard, f"g{generation}.done") for shard, generation in unread):
+            return reason
+        return self._blame_node(reason)
 
     def _needs_node_alone(self) -> bool:
         """Whether a shard under suspicion of killing the whole node waits for the other engines to finish, or runs."""
@@ -295,14 +283,17 @@ class Agent:
         False if it was marked failed instead.
         """
         ends = self.ledger.ends(claim)
-        suspects, quarantine = blame.suspects(self.run, claim, ends)
+        verdict = blame.judge(self.run, claim, ends)
         failures = [e for e in ends if e["how"] == "failed"]
         deaths = sum(e["how"] == "died" and blame.only_this_shard(e) for e in ends)
         if len(failures) >= self.settings.attempts:
             self._fail(claim, failures[-1]["reason"], failures[-1].get("detail", ""), ends)
             return False
-        if deaths > DEATHS:
-            self._fail(claim, f"engine: died {deaths} times", ends[-1].get("detail", ""), ends)
+        if verdict.unreadable or deaths > DEATHS:
+            last: dict[str, Any] = next((e for e in reversed(ends) if e["how"] == "died"), {})
+            detail = f"{deaths} engines died over it, the last: {last.get('reason', 'the whole agent')}"
+            self._fail(claim, verdict.unreadable or f"engine: died {deaths} times", detail, ends)
+            self._trip(self.breaker.failure(claim.shard.id, verdict.unreadable or "engine: died"))
             return False
         if self.alone is None and len(self.engines) > 1 and blame.kills_nodes(ends):
             self.alone = claim
@@ -313,7 +304,8 @@ class Agent:
         engine.send(
             {
                 "do": "shard", "shard": asdict(claim.shard), "generation": claim.generation,
-                "epoch": claim.epoch, "suspects": suspects, "quarantine": quarantine,
+                "epoch": claim.epoch, "suspects": verdict.suspects, "quarantine": verdict.quarantine,
+                "apart": verdict.apart,
                 "keep": self.run.generations.keeps(claim.shard.id, claim.generation),
             }
         )  # fmt: skip
@@ -357,6 +349,7 @@ class Agent:
             return
         del self.work[engine.index, claim.shard.id]
         self.breaker.success()
+        self.settled += 1
         if marker is None:
             log.warning("%s: epoch %d was superseded", claim.shard.id, claim.epoch)
             return
@@ -368,7 +361,7 @@ class Agent:
     def _give_back(self, engine: EngineProcess, work: Work, reason: str, detail: str) -> None:
         """An application failure: charged to the shard; the last one allowed marks it failed."""
         claim = work.claim
-        self._end(claim, "failed", reason=reason, detail=detail[:500], host=self.facts["host"], log=_log_name())
+        self._end(claim, "failed", reason=reason, detail=detail[:500], host=self.facts["host"], log=machine.log_name())
         self.work.pop((engine.index, claim.shard.id), None)
         ends = self.ledger.ends(Claim(claim.shard, claim.generation, claim.epoch + 1))
         if sum(e["how"] == "failed" for e in ends) >= self.settings.attempts:
@@ -390,24 +383,38 @@ class Agent:
             self.fault = f"paused: {stop}"
 
     def _fail(self, claim: Claim, reason: str, detail: str, ends: list[dict[str, Any]]) -> None:
-        where = {"host": self.facts["host"], "log": _log_name()}
+        where = {"host": self.facts["host"], "log": machine.log_name()}
         record = {"reason": reason, "detail": detail[:500], "epochs": ends, "by": self.publisher.owner, **where}
         self._end(claim, "failed", reason=reason, detail=detail[:500])
         if self.ledger.mark(claim, FAILED, record):
+            self.settled += 1
             log.error("%s: failed for good: %s (%s)", claim.shard.id, reason, detail)
             self.journal.write(
                 "failed", shard=claim.shard.id, g=claim.generation, reason=reason, detail=detail[:500], **where
             )
 
-    def on_death(self, engine: EngineProcess, why: str, held: list[tuple[str, int, int]]) -> None:
-        """An engine died: its shards go back with what was in flight, and are not charged."""
+    def on_death(self, engine: EngineProcess, why: str, held: Held) -> bool:
+        """An engine died: its shards go back with what was in its hands, and are not charged.
+
+        Returns:
+            Whether it died as others have before: while it read a shard whose reading had killed one, and nothing else.
+        """
+        known = False
         for work in self._of(engine):
             claim = work.claim
-            mine = [i for (s, g, i) in held if (s, g) == (claim.shard.id, claim.generation)]
-            self._end(claim, "died", reason=why, in_flight=mine, together=len(held), host=self.facts["host"])
+            at = (claim.shard.id, claim.generation)
+            mine = [i for (s, g, i) in held.samples if (s, g) == at]
+            if at in held.reading:
+                self.candidates.leave_to_others(claim.shard.id)
+                known = not held.samples and any(e.get("reading") for e in self.ledger.ends(claim))
+            facts = {"in_flight": mine, "together": len(held.samples)}
+            reading = {"reading": at in held.reading, "reads": len(held.reading)}
+            self._end(claim, "died", reason=why, **facts, **reading, host=self.facts["host"])
             del self.work[engine.index, claim.shard.id]
         self.candidates.look_again()
-        self.journal.write("engine", engine=engine.index, died=why, in_flight=len(held), log=_log_name())
+        facts = {"in_flight": len(held.samples), "reading": [shard for shard, _ in held.reading]}
+        self.journal.write("engine", engine=engine.index, died=why, **facts, log=machine.log_name())
+        return known
 
     def _end(self, claim: Claim, how: str, **facts: Any) -> None:
         try:
@@ -426,34 +433,6 @@ class Agent:
             state = "starting"
         return {
             **self.facts, "instance": self.instance, "slot": self.slot, "life": self.life, "state": state,
-            "rows": self.rows, "good": self.good, "shards": sorted(s for (_, s) in self.work),
+            "rows": self.rows, "good": self.good, "settled": self.settled, "shards": sorted(s for (_, s) in self.work),
             "engines": [e.describe() for e in self.engines],
         }  # fmt: skip
-
-
-def _machine() -> dict[str, Any]:
-    """Who we are, for people: host, process, and the job as Slurm names it."""
-    env = os.environ
-    job = env.get("SLURM_JOB_ID", "")
-    if env.get("SLURM_ARRAY_JOB_ID"):
-        job = f"{env['SLURM_ARRAY_JOB_ID']}_{env.get('SLURM_ARRAY_TASK_ID', '')}"
-    return {
-        "host": env.get("SLURMD_NODENAME") or socket.gethostname(),
-        "pid": os.getpid(),
-        "job": job,
-        "log": _log_name(),
-    }
-
-
-def _log_name() -> str:
-    return os.environ.get("HPC_LOG", "")
-
-
-def _devices(cluster: configs.ClusterConfig) -> Iterable[dict[str, str]]:
-    """One environment per engine: its own GPU, or none."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    ids = [d for d in visible.split(",") if d] or [str(i) for i in range(cluster.gpus_per_node)]
-    if not cluster.gpus_per_node:
-        return [{"device": "cpu", "CUDA_VISIBLE_DEVICES": ""} for _ in range(cluster.engines_per_node)]
-    device = cluster.device or "cuda"
-    return [{"device": device, "CUDA_VISIBLE_DEVICES": d} for d in ids[: cluster.gpus_per_node]]

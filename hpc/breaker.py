@@ -17,6 +17,7 @@ from hpc import atomic, heartbeat
 from hpc.rundir import Run
 
 SETUP_DEATHS = 3  # with one fingerprint
+LIVES = 5  # of a slot in a row without a finished sample or shard, after which it is not requeued
 
 
 class Breaker:
@@ -55,6 +56,25 @@ def successful(run: Run, submission: str) -> set[str]:
         for facts in heartbeat.read_all(run.slots)
         if facts.get("good", 0) > 0 and facts.get("submission") == submission
     }
+
+
+def blame_node(run: Run, submission: str, host: str, reason: str) -> str:
+    """Exclude a node if others do well; says so in the reason."""
+    if not successful(run, submission) - {host}:
+        return reason
+    exclude(run, host, reason)
+    return f"node {host} is excluded, others do well: {reason}"
+
+
+def hopeless(run: Run, instance: str, life: int) -> str:
+    """Why requeuing this slot does not help: its last lives have all ended without progress. "" where it may."""
+    if life < LIVES:
+        return ""
+    prefix = instance.rpartition("-")[0]
+    last = [heartbeat.read(run.slots, f"{prefix}-{i}") for i in range(life - LIVES, life)]
+    if any(facts.get("rows") or facts.get("settled") for facts in last):
+        return ""
+    return f"gave up: {LIVES} lives without progress, the last: {last[-1].get('why') or 'it was killed'}"
 
 
 def pause(run: Run, reason: str) -> None:

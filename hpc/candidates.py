@@ -38,6 +38,7 @@ class Candidates:
         self.busy = 0  # of these, claimed by others
         self._next_pass, self._pause_s = 0.0, FIRST_PAUSE_S
         self._look_s, self._next_look = look_s, 0.0
+        self._left_to_others: set[str] = set()
 
     def acquire(self, pause_s: float, held: Collection[str]) -> Claim | None:
         """Claim a shard, or None: nothing is claimable now.
@@ -62,6 +63,7 @@ class Candidates:
                 self._pause_s = FIRST_PAUSE_S
                 return claim
         self._walk = None
+        self._left_to_others.clear()  # nothing else is to be had: in the next pass they are ours, too
         self.left, self.busy = self._left_now, self._busy_now
         self._pause_s = min(pause_s, 2 * self._pause_s)
         self._next_pass = time.monotonic() + self._pause_s
@@ -74,6 +76,12 @@ class Candidates:
     def look_again(self) -> None:
         """Walk again at once (something changed that this slot did itself)."""
         self._next_pass = 0.0
+
+    def leave_to_others(self, shard_id: str) -> None:
+        """An engine here has died while it read this shard: whether the shard or this node is to blame, others tell.
+        It is claimed here again only when nothing else is left.
+        """
+        self._left_to_others.add(shard_id)
 
     # --- one pass ---------------------------------------------------------------------------
 
@@ -96,7 +104,7 @@ class Candidates:
             if state.terminal:
                 self._terminal[ordinal // 8] |= 1 << ordinal % 8
                 return None
-            if shard.id in held:
+            if shard.id in held or shard.id in self._left_to_others:
                 break
             if state.status == CLAIMED and not self._free(shard, state):
                 self._busy_now += 1

@@ -99,6 +99,7 @@ class MapConfig:
     min_free_gb: float = setting(1.0, "free space on the run directory's file system under which no slot starts, GB")
     setup_s: float = setting(1800.0, "seconds that an engine may take to load its model")
     hang_s: float = setting(600.0, "seconds without a finished sample after which an engine is killed")
+    away_s: float = setting(1800.0, "seconds that a service may be away (a caption server) before a slot is requeued")
     drain_s: float = setting(60.0, "seconds that engines get to finish what is in flight when told to stop")
     idle_exit_s: float = setting(600.0, "seconds without a claimable shard after which a slot ends (others still work)")
 

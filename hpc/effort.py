@@ -11,8 +11,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from hpc.journal_reader import Activity, JournalReader
 from hpc.rundir import Run, Submission
-from hpc.tally import Activity, JournalReader, Totals
+from hpc.tally import Totals
 
 SLOW = 0.85  # of the median rate of an engine, under which a node or an engine is called slow
 LEAST_MINUTES = 5  # of work that a rate needs before it is compared

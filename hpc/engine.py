@@ -4,7 +4,8 @@ node's agent alone.
 It speaks JSON lines: tasks come on stdin, events go out on what was stdout (prints go to the log). When stdin ends,
 the agent is dead and the engine stops. It never claims, publishes or decides anything about other shards.
 
-    in   {"do": "shard", "shard": {...}, "generation": 0, "epoch": 1, "suspects": [7], "quarantine": [], "keep": false}
+    in   {"do": "shard", "shard": {...}, "generation": 0, "epoch": 1, "suspects": [7], "quarantine": [],
+          "apart": false, "keep": false}
          {"do": "drain"}
     out  ready | progress | hungry | segment | finished | failed | storage | drained
 """
@@ -19,241 +20,29 @@ import os
 import queue
 import select
 import sys
-import threading
 import time
-from collections import Counter, deque
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections import deque
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from hpc import atomic, object_store
 from hpc import column as columns
 from hpc import config as configs
+from hpc import object_store
 from hpc.errors import Exit, Parser, ShardError, fingerprint, storage_full
+from hpc.in_flight import InFlight
 from hpc.operator import FAILED, QUARANTINED, Damage, Item, Operator, Row, Shard
+from hpc.reader import Reader
 from hpc.rundir import Run
+from hpc.shard_task import Saved, Task
 
 log = logging.getLogger("engine")
 
 TRIES = 3  # of an item whose failure is transient, inside one engine
-READ_AHEAD = 64  # items the reader thread may be ahead
-READ_AHEAD_BYTES = 1 << 28  # of their payloads; one item may be larger
 IN_FLIGHT_BYTES = 1 << 30  # of the payloads that the operator holds; then it gets no more
 KILLED = "engine: killed the worker twice"
-
-
-Saved = tuple[int, Counter[str]]  # first sample, samples by status
-
-
-@dataclass(eq=False)
-class Task:
-    """One claimed shard on its way through this engine."""
-
-    shard: Shard
-    generation: int
-    epoch: int
-    suspects: set[int]
-    quarantine: set[int]
-    segment: int
-    folder: Path
-    schema: pa.Schema
-    saved: dict[int, str] = field(default_factory=dict)  # index -> key of samples in adopted segments
-    rows: dict[int, Row] = field(default_factory=dict)  # finished, not yet saved
-    held: int = 0  # samples that the operator holds
-    finished_in: Counter[int] = field(default_factory=Counter)  # samples finished or adopted, by block
-    seen: int = 0  # samples that the reader has delivered
-    total: int | None = None  # known when the reader has come to the end
-    damage: Damage | None = None
-    written: set[int] = field(default_factory=set)  # blocks that need nothing more
-    transient: Counter[str] = field(default_factory=Counter)
-    error: BaseException | None = None
-
-    def name(self) -> dict[str, Any]:
-        return {"shard": self.shard.id, "generation": self.generation, "epoch": self.epoch}
-
-    def adopt(self) -> Iterator[Saved]:
-        """Take over the segments that earlier owners saved."""
-        for start, table in columns.read_segments(self.folder, self.schema).items():
-            for index, key in enumerate(table["key"].to_pylist(), start):
-                self.saved[index] = key
-                self.finished_in[index // self.segment] += 1
-            yield start, Counter(table["status"].to_pylist())
-
-    def add(self, row: Row) -> list[Saved]:
-        """Take a finished row; when its block is complete, save it."""
-        self.rows[row.index] = row
-        if row.transient:
-            self.transient[row.reason] += 1
-        block = row.index // self.segment
-        self.finished_in[block] += 1
-        if self.finished_in[block] < self.segment and self.total is None:
-            return []
-        return self.save(block)
-
-    def save(self, block: int) -> list[Saved]:
-        """Save a block if all of its samples are finished."""
-        first, last = block * self.segment, (block + 1) * self.segment
-        if self.total is not None:
-            last = min(last, self.total)
-        indices = [i for i in range(first, last) if i not in self.saved]
-        if block in self.written or not all(i in self.rows for i in indices):
-            return []
-        rows = [self.rows[i] for i in indices]
-        if any(r.transient for r in rows):
-            return []  # not saved, so that the next epoch tries these samples again
-        runs = list(_runs(rows))
-        for run in runs:
-            columns.write_segment(self.folder, run[0].index, columns.to_table(run, self.schema))
-        for row in rows:
-            self.saved[row.index] = row.key
-            del self.rows[row.index]
-        self.written.add(block)
-        return [(run[0].index, Counter(r.status for r in run)) for run in runs]
-
-    def save_all_but_transient(self) -> list[Saved]:
-        """At the end of a shard that fails for some samples: what is good need not be done again."""
-        rows = [self.rows[i] for i in sorted(self.rows) if not self.rows[i].transient]
-        runs = list(_runs(rows))
-        for run in runs:
-            columns.write_segment(self.folder, run[0].index, columns.to_table(run, self.schema))
-        return [(run[0].index, Counter(r.status for r in run)) for run in runs]
-
-    def finished(self) -> bool:
-        if self.total is None:
-            return False
-        return len(self.saved) + len(self.rows) >= self.total
-
-
-def _runs(rows: list[Row]) -> Iterator[list[Row]]:
-    """Maximal runs of consecutive indices (adopted segments may lie between)."""
-    run: list[Row] = []
-    for row in rows:
-        if run and row.index != run[-1].index + 1:
-            yield run
-            run = []
-        run.append(row)
-    if run:
-        yield run
-
-
-class InFlight:
-    """Which samples the operator holds, in a file that outlives this process: `+id<TAB>generation<TAB>index`, `-…`.
-
-    Written before the operator sees a sample. Not fsynced: the kernel keeps it when the process dies, and when the
-    machine dies no sample is to blame.
-    """
-
-    ROTATE = 1 << 20
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._size = 0
-        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o666)
-        self.items: dict[tuple[str, int], tuple[Task, Item, int]] = {}  # (shard, index) -> task, item, tries
-        self.bytes = 0  # of their payloads
-
-    def add(self, task: Task, item: Item, tries: int) -> None:
-        self.items[item.shard, item.index] = (task, item, tries)
-        self.bytes += item.size
-        self._log("+", task, item.index)
-
-    def remove(self, row: Row) -> tuple[Task, Item, int]:
-        found = self.items.pop((row.shard, row.index))
-        self.bytes -= found[1].size
-        self._log("-", found[0], row.index)
-        return found
-
-    def _log(self, sign: str, task: Task, index: int) -> None:
-        line = self._line(sign, task, index)
-        os.write(self._fd, line)
-        self._size += len(line)
-        if self._size > self.ROTATE:
-            self._compact()
-
-    def _compact(self) -> None:
-        """Write what is held into a new file, so that weeks of samples do not pile up."""
-        held = b"-\t0\t0\n"  # something was finished: this is no engine that dies without progress
-        held += b"".join(self._line("+", task, item.index) for task, item, _ in self.items.values())
-        atomic.replace(self._path, held)
-        os.close(self._fd)
-        self._fd = os.open(self._path, os.O_WRONLY | os.O_APPEND)
-        self._size = len(held)
-
-    @staticmethod
-    def _line(sign: str, task: Task, index: int) -> bytes:
-        return f"{sign}{task.shard.id}\t{task.generation}\t{index}\n".encode()
-
-    @staticmethod
-    def read(path: Path) -> tuple[list[tuple[str, int, int]], int]:
-        """((shard, generation, index) that were in flight when the writer died, how many it had finished)."""
-        held: dict[tuple[str, int, int], None] = {}
-        finished = 0
-        try:
-            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-        except FileNotFoundError:
-            return [], 0
-        for line in lines:
-            parts = line[1:].split("\t")
-            if len(parts) != 3 or not (parts[1].isdigit() and parts[2].isdigit()):
-                continue  # torn last line: its sample had not reached the operator
-            at = (parts[0], int(parts[1]), int(parts[2]))
-            if line[0] == "+":
-                held[at] = None
-            else:
-                held.pop(at, None)
-                finished += 1
-        return list(held), finished
-
-
-Delivered = tuple[Task, Item | Damage | BaseException | None]
-
-
-class ReadAhead(queue.Queue[Delivered]):
-    """What was read and not yet applied: full at READ_AHEAD items, or as soon as they hold READ_AHEAD_BYTES."""
-
-    def _init(self, maxsize: int) -> None:
-        super()._init(maxsize)
-        self._bytes = 0
-
-    def _qsize(self) -> int:
-        return self.maxsize if self._bytes >= READ_AHEAD_BYTES else super()._qsize()
-
-    def _put(self, item: Delivered) -> None:
-        super()._put(item)
-        self._bytes += item[1].size if isinstance(item[1], Item) else 0
-
-    def _get(self) -> Delivered:
-        item = super()._get()
-        self._bytes -= item[1].size if isinstance(item[1], Item) else 0
-        return item
-
-
-class Reader(threading.Thread):
-    """Reads shards ahead of the operator. Errors travel through the queue as values, in order."""
-
-    def __init__(self, operator: Operator) -> None:
-        super().__init__(daemon=True, name="reader")
-        self._operator = operator
-        self._tasks: queue.SimpleQueue[Task] = queue.SimpleQueue()
-        self.out = ReadAhead(READ_AHEAD)
-        self.open = 0  # tasks not yet read to their end; changed by the main thread only
-
-    def add(self, task: Task) -> None:
-        self.open += 1
-        self._tasks.put(task)
-
-    def run(self) -> None:
-        while True:
-            task = self._tasks.get()
-            try:
-                for item in self._operator.read(task.shard):
-                    self.out.put((task, item))
-                self.out.put((task, None))
-            except Exception as error:  # noqa: BLE001 - whatever an operator raises is this shard's failure
-                self.out.put((task, error))
 
 
 class Engine:
@@ -268,6 +57,8 @@ class Engine:
         self.tasks: list[Task] = []
         self.isolated: deque[tuple[Task, Item, int]] = deque()  # each is applied alone: it may kill the process
         self.again: deque[tuple[Task, Item, int]] = deque()  # transient failures to try again
+        self.to_read: Task | None = None  # in the reader's hands
+        self.still = False  # the reader was made to stand still
         self.draining = False
         self.done = 0
         self._events = os.fdopen(os.dup(1), "w", buffering=1)
@@ -324,6 +115,7 @@ class Engine:
             command["epoch"],
             set(command["suspects"]),
             set(command["quarantine"]),
+            command["apart"],
             self.config.run.map.segment,
             self.run.segments(self.identity, shard.id, command["generation"]),
             self.schema,
@@ -338,6 +130,11 @@ class Engine:
         for adopted in task.adopt():
             self.saved(task, adopted, adopted=True)
         self.tasks.append(task)
+        self.to_read = task
+        if task.apart:
+            self.stand_still()  # until nothing is in flight any more
+        elif not self.still:
+            self.inflight.begin_reading(task)
         self.reader.add(task)
 
     def inherit(self, task: Task) -> None:
@@ -360,10 +157,12 @@ class Engine:
                 if self.isolated[0][0].error:
                     self.isolated.popleft()
                     continue
-                if not self.inflight.items:
+                if not self.inflight.items and self.stand_still():
                     task, item, tries = self.isolated.popleft()
                     log.warning("%s: sample %s was in flight at a death; applying it alone", item.shard, item.key)
                     self.put(task, item, tries)
+                return
+            if not self.may_take():
                 return
             if self.again:
                 task, item, tries = self.again.popleft()
@@ -372,11 +171,38 @@ class Engine:
                 continue
             try:
                 # With nothing in flight there is nothing to poll: wait for the reader instead of spinning.
-                wait = 0.2 if self.reader.open and not self.inflight.items else 0.0
+                wait = 0.2 if self.reader.open and not (self.inflight.items or self.still) else 0.0
                 delivered = self.reader.out.get(block=wait > 0, timeout=wait or None)
             except queue.Empty:
                 return
             self.receive(*delivered)
+
+    def may_take(self) -> bool:
+        """Whether what was read may be applied now. A shard whose reading may have killed an engine is read while
+        nothing is in flight, and stands still meanwhile: what dies then is the one or the other.
+        """
+        if self.to_read is None or not self.to_read.apart:
+            self.go_on()
+            return True
+        if not self.still:
+            return (self.reader.ahead.wait(0.05) or self.reader.out.full()) and self.stand_still()
+        if self.reader.out.empty() and not (self.inflight.items or self.again):
+            self.go_on()
+        return self.still
+
+    def stand_still(self) -> bool:
+        """Stop the reader and take it off the record. False while it is inside a read."""
+        if not self.still and self.reader.stand_still(0.2):
+            self.inflight.end_reading()
+            self.still = True
+        return self.still
+
+    def go_on(self) -> None:
+        if self.still:
+            if self.to_read is not None:
+                self.inflight.begin_reading(self.to_read)
+            self.reader.go_on()
+            self.still = False
 
     def suspect_in_flight(self) -> bool:
         """Whether a suspect is applied now; it always is the only one."""
@@ -393,6 +219,8 @@ class Engine:
             task.damage = item
         else:
             self.reader.open -= 1
+            self.to_read = None
+            self.inflight.end_reading()
             if isinstance(item, BaseException):
                 self.fail(task, item)
             elif not task.error:
@@ -487,7 +315,8 @@ class Engine:
         now = time.monotonic()
         if now - self._last_progress > 0.5:
             self._last_progress = now
-            self.emit("progress", done=self.done, in_flight=len(self.inflight.items))
+            waiting = getattr(self.operator, "waiting", str)()
+            self.emit("progress", done=self.done, in_flight=len(self.inflight.items), waiting=waiting)
 
 
 def main() -> int:

@@ -12,7 +12,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from hpc.engine import InFlight
+from hpc.in_flight import Held, InFlight
 
 if TYPE_CHECKING:
     from hpc.agent import Agent
@@ -48,12 +48,15 @@ class EngineProcess:
         self._barren = 0  # deaths in a row without a finished sample
         self.given_up = False
         self.last_words = ""
+        self.unread: list[tuple[str, int]] = []  # (shard, generation) over whose reading alone it died in a row
         self._reset()
 
     def _reset(self) -> None:
         self.ready = self.hungry = False
         self.done = 0  # samples since its start, as it reports them
         self._changed = time.monotonic()  # when `done` last grew, or it became ready
+        self.waiting = ""  # the service that it waits for, and why
+        self._served = time.monotonic()  # when it last waited for none
         self._aborted = 0.0
         self._why = ""
         self._broken: dict[str, str] = {}  # what it said of its set-up, before it died
@@ -122,8 +125,11 @@ class EngineProcess:
         elif kind == "hungry":
             self.hungry = not self._agent.drain_reason
         elif kind == "progress":
-            if event["done"] != self.done:
+            self.waiting = str(event.get("waiting") or "")
+            if event["done"] != self.done or self.waiting:
                 self.done, self._changed = event["done"], time.monotonic()
+            if not self.waiting:
+                self._served = time.monotonic()
         elif kind in ("segment", "finished", "failed", "storage"):
             self._changed = time.monotonic()
             self._agent.on_event(self, event)
@@ -150,6 +156,8 @@ class EngineProcess:
         elif self.ready and busy and silent > settings.hang_s:
             self._hung = True
             self._abort(f"no progress for {settings.hang_s:.0f} s")
+        elif self.waiting and now - self._served > settings.away_s:
+            self._agent.fault = f"away for {settings.away_s:.0f} s: {self.waiting}"
         elif not busy:
             self._changed = now
 
@@ -192,22 +200,24 @@ class EngineProcess:
         if not was_ready:
             why = f"setup: {self._broken.get('detail') or (code > 0 and _last_words()) or why}"
         log.error("engine %d died: %s", self.index, why)
-        held, finished = InFlight.read(self._inflight) if was_ready else ([], 0)
+        held = InFlight.read(self._inflight) if was_ready else Held()
         self.last_words = why
-        self._agent.on_death(self, why, held)
+        known = self._agent.on_death(self, why, held)
         if not was_ready and code > 0:  # by its own hand
             self._agent.on_broken(self._broken.get("reason") or why, why)
-        self._barren = 1 if finished else self._barren + 1
-        if self._hung and self._barren >= HANGS:
+        if held.finished:
+            self._barren, self.unread = 0, []
+        self._barren += not known  # of a shard that kills again and again, the first death alone counts against us
+        self.unread += held.reading if not held.samples else []
+        limit = HANGS if self._hung else RESTARTS_IN_FLIGHT if held.samples else RESTARTS
+        if self._barren >= limit and not known:
             self.given_up = True
-            log.error("engine %d is given up: it hung %d times in a row", self.index, self._barren)
-        elif self._barren >= (RESTARTS_IN_FLIGHT if held else RESTARTS):
-            self.given_up = True
-            log.error("engine %d is given up: it died %d times without a finished sample", self.index, self._barren)
+            log.error("engine %d is given up: %d deaths in a row without a finished sample", self.index, self._barren)
 
     def describe(self) -> dict[str, Any]:
         state = "given up" if self.given_up else "ready" if self.ready else "starting" if self.alive else "dead"
-        return {"device": self._device["CUDA_VISIBLE_DEVICES"] or "cpu", "state": state, "done": self.done}
+        return {"device": self._device["CUDA_VISIBLE_DEVICES"] or "cpu", "state": state, "done": self.done,
+                "waiting": self.waiting}  # fmt: skip
 
 
 def _last_words() -> str:

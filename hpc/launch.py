@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.markup import escape
 
-from hpc import access, atomic, forecast, pipeline, plan, snapshot
+from hpc import access, atomic, forecast, pipeline, plan, preflight, snapshot
 from hpc import config as configs
 from hpc.errors import Exit, Parser, Unanswered, UserError
 from hpc.ledger import DONE, FAILED, Claim, State
@@ -79,6 +79,7 @@ def prepare(
     """
     config = settle(config, dry_run)
     operator = config.operator()
+    preflight.check_waits(config, operator)
     run = Run(config.directory)
     missing: list[Shard] = []
     if planned := _planned(run):

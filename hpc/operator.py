@@ -142,6 +142,10 @@ class Operator(Protocol):
 
     def poll(self, timeout: float) -> list[Row]: ...
 
+    # Optional, for operators whose work waits for a service elsewhere:
+    #     waiting() -> str: what all samples wait for now (a server that is away), "" where there is nothing
+    #     longest_wait() -> (seconds, config key): how long one sample may wait before that counts as away
+
     def refuse(self, item: Item, status: str, reason: str) -> Row:
         """A row for an item that is not to be applied (it killed the engine twice)."""
 

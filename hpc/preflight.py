@@ -13,6 +13,7 @@ from pathlib import Path
 
 from hpc import atomic
 from hpc.config import Config
+from hpc.errors import UserError
 from hpc.operator import Operator
 from hpc.rundir import Run, Submission
 
@@ -25,6 +26,16 @@ def problems(run: Run, submission: Submission, config: Config, operator: Operato
     if config.run.cluster.gpus_per_node and config.run.cluster.device != "cpu":
         found += _gpus(config.run.cluster.gpus_per_node)
     return found + operator.preflight()
+
+
+def check_waits(config: Config, operator: Operator) -> None:
+    """Raise UserError where waiting for a service would look like a hang: a good sample would be blamed for it."""
+    seconds, key = getattr(operator, "longest_wait", lambda: (0.0, ""))()
+    if seconds >= config.run.map.hang_s:
+        raise UserError(
+            f"config: `{key}`: with all its tries a request may take {seconds:g} s, and an engine without a finished "
+            f"sample is killed after map.hang_s={config.run.map.hang_s:g} s. Lower the one or raise the other."
+        )
 
 
 def _run_directory(run: Run, submission: Submission) -> list[str]:

@@ -21,12 +21,12 @@ from rich.markup import escape
 from hpc import config as configs
 from hpc import heartbeat, launch, relaunch
 from hpc.errors import Exit, Parser, UserError
+from hpc.journal_reader import JournalReader
 from hpc.ledger import DONE, FAILED, State
 from hpc.operator import FAILED as SAMPLE_FAILED
 from hpc.operator import QUARANTINED
 from hpc.plan import Plan
 from hpc.rundir import Run, Submission
-from hpc.status import JournalReader
 
 OPEN = "open"
 

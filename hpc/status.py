@@ -30,11 +30,12 @@ from hpc import breakdown, breaker, effort, heartbeat
 from hpc.breakdown import printable as clean
 from hpc.effort import duration, hours_text
 from hpc.errors import Exit, Parser, UserError
+from hpc.journal_reader import JournalReader
 from hpc.lean import without_pandas
 from hpc.ledger import DONE, FAILED
 from hpc.operator import STATUSES
 from hpc.rundir import Run, Submission
-from hpc.tally import JournalReader, Tally
+from hpc.tally import Tally
 
 SCHEMA = 1
 WINDOWS = {"5 min": 300.0, "1 h": 3600.0}

@@ -15,151 +15,24 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hpc import atomic, journal
-from hpc.ledger import CLAIMED, DONE, FAILED, Ledger, State, states
+from hpc import atomic
+from hpc.journal_reader import JournalReader
+from hpc.ledger import CLAIMED, DONE, FAILED, Ledger, State, bucket_of, states
+from hpc.operator import FAILED as SAMPLE_FAILED
 from hpc.plan import Plan
 from hpc.rundir import Run, Submission
 
-FORMAT = 1  # of the cache
+FORMAT = 2  # of the cache
 WORTHWHILE = 5000  # shards from which on the cache is written
 _RACY_S = 2.0  # a directory that changed so shortly before its listing may change again under the same time stamp
-HISTORY_S = 600
-WINDOW_S = 3600.0  # the longest that rates are asked over
 
 _TERMINAL = re.compile(r"^(.+)\.g0\.(done|failed)$", re.MULTILINE)
 _LATER = re.compile(r"\.g[1-9]\d*\.(?:e|done|failed)")
-
-
-@dataclass
-class Activity:
-    """What one life of a slot did, by its journal. Times are its own clock's."""
-
-    host: str = ""
-    first: float = 0.0
-    last: float = 0.0
-    begun: float = 0.0  # first claim
-    worked: float = 0.0  # last segment
-    samples: int = 0
-    deaths: Counter[str] = field(default_factory=Counter)  # of engines: "0: killed by SIGKILL"
-    failures: Counter[str] = field(default_factory=Counter)  # of shards' attempts, by reason
-    minutes: dict[str, Counter[int]] = field(default_factory=dict)  # by engine: samples a minute, over the last hour
-
-
-class JournalReader:
-    """All journals of a run, read on from where the last call stopped. Keeps what status needs, not the events.
-
-    Args:
-        submissions: read only their journals (another identity's shards have the same names).
-    """
-
-    def __init__(self, folder: Path, submissions: set[str] | None = None) -> None:
-        self._folder = folder
-        self._submissions = submissions
-        self.offsets: dict[str, int] = {}
-        self.done: dict[tuple[str, int], dict[str, Any]] = {}
-        self.failed: dict[tuple[str, int], dict[str, Any]] = {}
-        self.partial: dict[tuple[str, int], dict[int, dict[str, int]]] = {}  # by first sample of the segment
-        self.rates: Counter[int] = Counter()  # samples by second, over the last hour
-        self.lives: dict[str, Activity] = {}  # by instance
-        self.history: Counter[int] = Counter()  # samples by ten minutes, of the whole run
-        self.first = self.last = 0.0
-
-    def refresh(self) -> None:
-        for path in sorted(self._folder.glob("*.jsonl")) if self._folder.is_dir() else []:
-            if self._submissions is not None and path.name.partition("-")[0] not in self._submissions:
-                continue
-            events, self.offsets[path.name] = journal.read(path, self.offsets.get(path.name, 0))
-            life = self.lives.setdefault(path.stem, Activity())
-            for event in events:
-                self._take(event, life)
-        oldest = self.last - 2 * WINDOW_S
-        for second in [s for s in self.rates if s < oldest]:
-            del self.rates[second]
-        for life in self.lives.values():
-            for minutes in life.minutes.values():
-                for minute in [m for m in minutes if m * 60 < oldest]:
-                    del minutes[minute]
-
-    def _take(self, event: dict[str, Any], life: Activity) -> None:
-        kind, t = event["event"], float(event.get("t", 0.0))
-        self.last = max(self.last, t)
-        self.first = min(self.first or t, t)
-        life.last, life.first = max(life.last, t), min(life.first or t, t)
-        at = (event.get("shard", ""), event.get("g", 0))
-        if kind == "done":
-            self.done[at] = event
-            self.partial.pop(at, None)
-        elif kind == "failed":
-            self.failed[at] = event
-        elif kind == "segment":
-            self._segment(event, at, life, t)
-        elif kind == "engine":
-            life.deaths[f"{event.get('engine', 0)}: {event['died']}"] += 1
-        elif kind == "ended" and event.get("how") == "failed":
-            life.failures[str(event.get("reason", "unknown"))] += 1
-        elif kind == "claim":
-            life.begun = life.begun or t
-        elif kind == "start":
-            life.host = str(event.get("host", ""))
-
-    def _segment(self, event: dict[str, Any], at: tuple[str, int], life: Activity, t: float) -> None:
-        # Adopted segments are named again, and a zombie may save what its successor saved: each counts once.
-        if at not in self.done:
-            self.partial.setdefault(at, {})[event["start"]] = event["counts"]
-        if not event["adopted"]:
-            count = sum(event["counts"].values())
-            life.samples += count
-            life.worked = t
-            self.rates[int(t)] += count
-            self.history[int(t) // HISTORY_S] += count
-            life.minutes.setdefault(str(event.get("engine", 0)), Counter())[int(t) // 60] += count
-
-    def over_time(self) -> list[tuple[float, int, int]]:
-        """(start, seconds, samples) of even bins over the run: of ten minutes, or finer where the run is short."""
-        if self.last - self.first > WINDOW_S:
-            return [(float(b * HISTORY_S), HISTORY_S, self.history[b]) for b in sorted(self.history)]
-        width = max(1, int(self.last - self.first) // 60)
-        bins: Counter[int] = Counter()
-        for second, count in self.rates.items():
-            bins[second // width] += count
-        return [(float(b * width), width, bins[b]) for b in sorted(bins)]
-
-    @property
-    def deaths(self) -> Counter[str]:
-        """Deaths of engines by reason."""
-        total: Counter[str] = Counter()
-        for life in self.lives.values():
-            for death, count in life.deaths.items():
-                total[death.partition(": ")[2]] += count
-        return total
-
-    # --- for the cache ----------------------------------------------------------------------
-
-    def dump(self) -> dict[str, Any]:
-        """Everything but `done` and `failed`, which have been counted."""
-        partial = [[*at, start, counts] for at, found in self.partial.items() for start, counts in found.items()]
-        lives = {name: vars(life) for name, life in self.lives.items()}
-        return {
-            "offsets": self.offsets, "partial": partial, "rates": self.rates, "lives": lives,
-            "first": self.first, "last": self.last, "history": self.history,
-        }  # fmt: skip
-
-    def restore(self, saved: dict[str, Any]) -> None:
-        self.offsets, self.first, self.last = saved["offsets"], saved["first"], saved["last"]
-        for shard, generation, start, counts in saved["partial"]:
-            self.partial.setdefault((shard, generation), {})[start] = counts
-        self.rates = Counter({int(second): n for second, n in saved["rates"].items()})
-        self.history = Counter({int(bin): n for bin, n in saved["history"].items()})
-        for name, life in saved["lives"].items():
-            minutes = {e: Counter({int(m): n for m, n in c.items()}) for e, c in life.pop("minutes").items()}
-            deaths, failures = Counter(life.pop("deaths")), Counter(life.pop("failures"))
-            self.lives[name] = Activity(**life, deaths=deaths, failures=failures, minutes=minutes)
 
 
 @dataclass
@@ -197,7 +70,9 @@ class Settled:
         if done.get("damage"):
             self.damaged.setdefault(done["damage"], Reason()).add(shard, done.get("detail") or "")
 
-    def count_failed(self, shard: str, failed: dict[str, Any]) -> None:
+    def count_failed(self, shard: str, failed: dict[str, Any], expected: int) -> None:
+        """A failed shard publishes no row: as far as their number is known, its samples are failed with it."""
+        self.samples[SAMPLE_FAILED] += expected
         where = failed.get("log") or failed.get("host") or ""
         self.failures.setdefault(failed.get("reason") or "unknown", Reason()).add(shard, where)
 
@@ -224,9 +99,12 @@ class Tally:
         self._forget()
         self._load()
 
+    def _mine(self) -> set[str]:
+        """The submissions that write this identity's journals; a launch adds one."""
+        return {s.uuid for s in self._run.submissions() if s.identity == self._latest.identity}
+
     def _forget(self) -> None:
-        mine = {s.uuid for s in self._run.submissions() if s.identity == self._latest.identity}
-        self.reader = JournalReader(self._run.journals, mine)
+        self.reader = JournalReader(self._run.journals, self._mine())
         self.settled = Settled()
         self._times: dict[str, int] = {}  # bucket -> its directory's mtime when it was listed
         self._done: dict[str, pa.Array | set[str]] = {}  # bucket -> ids that have been counted
@@ -249,6 +127,7 @@ class Tally:
     def _count(self) -> Totals:
         if self._generations != self._run.generations.count():
             self._forget()  # shards were reopened: what was settled is not
+        self.reader.submissions = self._mine()
         self.reader.refresh()
         reopened = self._run.generations.by_bucket()
         found: dict[str, State] = {}
@@ -295,7 +174,7 @@ class Tally:
         self.settled.bytes += pc.sum(rows["bytes"]).as_py() or 0
         self.settled.expected += pc.sum(rows["expected"]).as_py() or 0
         self.settled.unknown += rows["expected"].null_count
-        for shard in rows["id"].to_pylist():
+        for shard, expected in zip(rows["id"].to_pylist(), rows["expected"].to_pylist(), strict=True):
             state = found[shard]
             self.settled.shards[state.status] += 1
             at = (shard, state.generation)
@@ -303,28 +182,23 @@ class Tally:
                 self.settled.count_done(shard, self.reader.done.get(at) or _marker(self._ledger, *at))
             else:
                 failed = self.reader.failed.get(at) or self._ledger.read(shard, f"g{state.generation}.failed")
-                self.settled.count_failed(shard, failed)
+                self.settled.count_failed(shard, failed, expected or 0)
                 self._failed.add(shard)
-            self.reader.partial.pop(at, None)
 
     def _totals(self) -> Totals:
         settled = self.settled
         claimed = pa.array([shard for found in self._claimed.values() for shard in found], pa.string())
         samples = Counter(settled.samples)
-        begun: Counter[str] = Counter()
-        for (shard, _), segments in self.reader.partial.items():
-            counts: Counter[str] = Counter()
-            for saved in segments.values():
-                counts.update(saved)
-            samples.update(counts)
-            begun[shard] += sum(counts.values())
+        begun = self._begun()
         rows = self._plan.filter(pc.is_in(self._plan["id"], pa.array(list(begun), pa.string())))
         counted = list(zip(rows["id"].to_pylist(), rows["expected"].to_pylist(), strict=True))
-        taken = sum(min(begun[shard], expected) for shard, expected in counted if expected is not None)
+        for shard, _ in counted:  # those that the plan has dropped are not counted
+            samples.update(begun[shard])
+        taken = sum(min(begun[shard].total(), e) for shard, e in counted if e is not None)
         expected_left = (pc.sum(self._plan["expected"]).as_py() or 0) - settled.expected - taken
         unknown_left = self._plan["expected"].null_count - settled.unknown
         mean = settled.rows / settled.shards[DONE] if settled.shards[DONE] else 0.0
-        guessed = sum(min(begun[shard], mean) for shard, expected in counted if expected is None)
+        guessed = sum(min(begun[shard].total(), mean) for shard, e in counted if e is None)
         return Totals(
             settled,
             len(self._plan),
@@ -332,6 +206,24 @@ class Tally:
             samples,
             max(0, expected_left) + round(max(0.0, mean * unknown_left - guessed)),
         )
+
+    def _begun(self) -> dict[str, Counter[str]]:
+        """Saved samples, by status, of each unfinished shard: of its present generation alone. Forgets all others."""
+        newest = self._run.generations.opened()
+        for shard, generation in self.reader.partial:
+            newest[shard] = max(generation, newest.get(shard, 0))
+        for shard, generation in list(self.reader.partial):
+            if generation < newest[shard] or self._is_settled(shard):
+                del self.reader.partial[shard, generation]
+        return {shard: _without_overlap(segments) for (shard, _), segments in self.reader.partial.items()}
+
+    def _is_settled(self, shard: str) -> bool:
+        """Whether a shard is done or failed, and counted so: a zombie may save segments of it all the same."""
+        bucket = bucket_of(shard)
+        known = self._done.get(bucket, set())
+        if isinstance(known, pa.Array):
+            known = self._done[bucket] = set(known.to_pylist())
+        return shard in known
 
     # --- the cache --------------------------------------------------------------------------
 
@@ -382,6 +274,17 @@ class Tally:
                 start += count
         except (OSError, pa.ArrowException, KeyError, ValueError, TypeError):
             self._forget()  # none, or not ours
+
+
+def _without_overlap(segments: dict[int, dict[str, int]]) -> Counter[str]:
+    """Samples by status in segments (by first sample), none twice: owners with another segment size may overlap."""
+    counts: Counter[str] = Counter()
+    end = 0
+    for start, saved in sorted(segments.items()):
+        if start >= end:
+            counts.update(saved)
+            end = start + sum(saved.values())
+    return counts
 
 
 def _states(names: list[str], reopened: Mapping[str, int] | None) -> tuple[dict[str, State], list[str]]:

@@ -26,6 +26,7 @@ import psutil
 import pyarrow.parquet as pq
 
 from hpc.errors import Exit
+from hpc.operator import STATUSES
 from hpc.published import Published
 from tests.slurm_cluster import NODES, ROOT, Cluster, alive, wait
 from tests.test_slurm import EchoJob
@@ -114,6 +115,8 @@ class Chaos:
             assert table["text"].to_pylist() == lines and set(table["status"].to_pylist()) == {"ok"}
         self.slurm.run(sys.executable, "-m", "hpc.verify", str(self.job.run.path), "--full")
         facts = json.loads(self.slurm.run(sys.executable, "-m", "hpc.status", str(self.job.run.path), "--json"))
+        planned = sum(facts["samples"][s] for s in STATUSES)
+        assert planned == SHARDS * LINES and facts["samples"]["left"] == 0, facts
         assert facts["shards"]["done"] == SHARDS and facts["samples"]["ok"] == SHARDS * LINES, facts
         wait(lambda: not self.job.processes(), "no process is left", 10)
         for pid, counts in self.files.items():

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from hpc.ledger import DONE
+from hpc.operator import STATUSES
 from hpc.rundir import Run
 from tests import crashes
 from tests.jobs import EchoJob, texts
@@ -148,6 +149,7 @@ class Owners:
         job.check()
         assert job.digests() == self.digests
         status = job.status()
+        assert sum(status["samples"][s] for s in STATUSES) == 23, "planned = ok + skipped + failed + quarantined"
         assert status["samples"]["ok"] == 23 and status["samples"]["left"] == 0 and status["exit"] == 0
         shutil.rmtree(job.folder)
         if code == 0:

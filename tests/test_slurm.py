@@ -20,7 +20,7 @@ import yaml
 
 from hpc import bootstrap, heartbeat, journal
 from hpc.config import ClusterConfig
-from hpc.engine import InFlight
+from hpc.in_flight import InFlight
 from hpc.launcher import Launcher, find_job
 from hpc.ledger import CLAIMED, DONE, FAILED, State
 from hpc.plan import Plan
@@ -275,7 +275,7 @@ def suspended_with(engine: psutil.Process) -> list[tuple[str, int, int]]:
     """Suspend an engine; (shard, generation, sample) that it has in flight at that moment."""
     engine.suspend()
     wait(lambda: engine.status() == psutil.STATUS_STOPPED, "the engine is suspended")
-    return InFlight.read(Path(engine.cmdline()[-1]))[0]
+    return InFlight.read(Path(engine.cmdline()[-1])).samples
 
 
 @pytest.mark.slurm

@@ -12,60 +12,99 @@ import pytest
 
 from hpc import effort, plan, tally
 from hpc.atomic import as_json
+from hpc.journal_reader import Activity
 from hpc.ledger import CLAIMED, DONE, FAILED, Claim, State
-from hpc.operator import Shard
+from hpc.operator import STATUSES, Shard
 from hpc.rundir import Run, Submission
-from hpc.tally import Activity, Tally
+from hpc.tally import Tally
+
+SAMPLES, SEGMENT = 10, 5  # in every shard of a Play
 
 
 class Play:
-    """A run whose slots do random things, with the true counts beside it."""
+    """A run whose slots do random things, zombies and reruns among them, with the true counts beside it."""
 
     def __init__(self, folder: Path, seed: int, shards: int) -> None:
         self.chance = random.Random(seed)
         self.run = Run(folder / "run")
         self.run.make()
-        expected = [self.chance.choice([10, None]) for _ in range(shards)]
+        expected = [self.chance.choice([SAMPLES, None]) for _ in range(shards)]
         self.shards = [Shard(f"s{i:03d}", f"/in/s{i:03d}", 1, expected=e) for i, e in enumerate(expected)]
         self.submission = self.run.new_submission(
             plan=plan.write(self.run.plans, self.shards), identity="abc", column="c", code="", slots=2,
             config={"cluster": {"gpus_per_node": 0, "engines_per_node": 1, "kind": "local"}}, source="",
         )  # fmt: skip
         self.ledger = self.run.ledger("abc")
+        self.saved: dict[tuple[str, int], set[int]] = {}  # (shard, generation) -> first samples of its segments
 
     def write(self, instance: int, **event: Any) -> None:
         with open(self.run.journals / f"{self.submission.uuid}-{instance:04d}-0.jsonl", "ab") as file:
             file.write(as_json({"t": time.time(), **event}) + b"\n")
 
+    @staticmethod
+    def outcome(shard: str, generation: int, start: int) -> Counter[str]:
+        """What becomes of a segment's samples, whoever applies them."""
+        statuses = random.Random(f"{shard} {generation} {start}").choices(STATUSES, (8, 2, 1, 1), k=SEGMENT)
+        return Counter(statuses)
+
+    def whole(self, shard: str, generation: int) -> Counter[str]:
+        return sum((self.outcome(shard, generation, s) for s in range(0, SAMPLES, SEGMENT)), Counter())
+
+    def save_segment(self, shard: str, generation: int) -> None:
+        start = self.chance.randrange(0, SAMPLES, SEGMENT)
+        counts = self.outcome(shard, generation, start)
+        adopted = start in self.saved.setdefault((shard, generation), set()) and self.chance.random() < 0.5
+        self.saved[shard, generation].add(start)
+        at = {"shard": shard, "g": generation, "start": start}
+        self.write(self.chance.randrange(2), event="segment", counts=counts, adopted=adopted, **at)
+
+    def finish(self, shard: Shard, state: State, journaled: bool) -> None:
+        counts = self.whole(shard.id, state.generation)
+        damage = self.chance.choice([None, "tar: truncated"])
+        marker = {"rows": SAMPLES, "counts": counts, "reasons": {"skipped: image: truncated": counts["skipped"]}}
+        self.ledger.directory(shard.id).mkdir(parents=True, exist_ok=True)  # it may be the shard's first name
+        record = {**marker, "damage": {"reason": damage, "detail": ""} if damage else None}
+        self.ledger.mark(Claim(shard, state.generation, max(state.epoch, 0)), DONE, record)
+        if journaled:
+            self.write(0, event="done", **marker, damage=damage, shard=shard.id, g=state.generation)
+
     def step(self) -> None:
         shard = self.chance.choice(self.shards)
         state = self.ledger.state(shard.id, self.run.generations.opened())
         claim = Claim(shard, state.generation, max(state.epoch, 0))
-        at = {"shard": shard.id, "g": state.generation}
         action = self.chance.random()
-        if state.terminal:
-            if action < 0.1:
+        if action < 0.1:  # a zombie: of this generation or one before, finished or not
+            self.save_segment(shard.id, self.chance.randint(0, state.generation))
+        elif state.terminal:
+            if action < 0.3:
                 self.run.generations.open({shard.id: state.generation + 1}, "test")
         elif state.status != CLAIMED:
             self.ledger.claim(Claim(shard, state.generation, state.epoch + 1), "me")
-        elif action < 0.3:
-            counts = {"ok": self.chance.randrange(1, 5)}
-            start = self.chance.randrange(10)
-            self.write(self.chance.randrange(2), event="segment", start=start, counts=counts, adopted=False, **at)
         elif action < 0.4:
+            self.save_segment(shard.id, state.generation)
+        elif action < 0.5:
             self.ledger.end(claim, "released")
         elif action < 0.8:
-            counts = {"ok": self.chance.randrange(10), "skipped": 1}
-            reasons = {"skipped: image: truncated": 1}
-            damage = self.chance.choice([None, "tar: truncated"])
-            marker = {"rows": sum(counts.values()), "counts": counts, "reasons": reasons}
-            self.ledger.mark(claim, DONE, {**marker, "damage": {"reason": damage, "detail": ""} if damage else None})
-            if action < 0.7:  # else its writer died before the journal's line
-                self.write(0, event="done", **marker, damage=damage, **at)
+            self.finish(shard, state, journaled=action < 0.7)  # else its writer died before the journal's line
         else:
             self.ledger.mark(claim, FAILED, {"reason": "input: forbidden"})
             if action < 0.95:
-                self.write(1, event="failed", reason="input: forbidden", **at)
+                facts = {"reason": "input: forbidden", "shard": shard.id, "g": state.generation}
+                self.write(1, event="failed", **facts)
+
+    def truth(self) -> Counter[str]:
+        """Samples by status: of each shard's present generation, each once."""
+        samples: Counter[str] = Counter()
+        for shard in self.shards:
+            state = self.ledger.state(shard.id, self.run.generations.opened())
+            if state.status == DONE:
+                samples += self.whole(shard.id, state.generation)
+            elif state.status == FAILED:
+                samples["failed"] += shard.expected or 0
+            else:
+                for start in self.saved.get((shard.id, state.generation), ()):
+                    samples += self.outcome(shard.id, state.generation, start)
+        return +samples
 
     def facts(self, counter: Tally) -> dict[str, Any]:
         totals = counter.count()
@@ -75,6 +114,7 @@ class Play:
 @pytest.mark.parametrize("seed", range(6))
 def test_counting_again_is_counting_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     """One counter that goes on, one that is loaded from the cache, one from nothing: after each few steps all agree."""
+    monkeypatch.setattr("os.fsync", lambda fd: None)  # a thousand of them, and no machine dies here
     monkeypatch.setattr(tally, "WORTHWHILE", 0)
     monkeypatch.setattr(tally, "_RACY_S", 60.0 if seed % 2 else 0.005)
     play = Play(tmp_path, seed, 40)
@@ -90,10 +130,43 @@ def test_counting_again_is_counting_anew(tmp_path: Path, monkeypatch: pytest.Mon
         anew = Tally(play.run, play.submission)
         fresh = play.facts(anew)
         assert play.facts(lasting) == fresh == cached
+        assert fresh["samples"] == play.truth()
         survey = play.ledger.survey(play.run.generations.opened())
         states = Counter(state.status for state in survey.values())
         assert fresh["settled"].shards == +Counter({s: states[s] for s in (DONE, FAILED)})
         assert fresh["claimed"] == states[CLAIMED]
+    for shard in play.shards:  # reopen what failed, finish all: planned = ok + skipped + failed + quarantined
+        state = play.ledger.state(shard.id, play.run.generations.opened())
+        if state.status == FAILED:
+            play.run.generations.open({shard.id: state.generation + 1}, "mended")
+            state = State(generation=state.generation + 1)
+        if not state.terminal:
+            play.finish(shard, state, journaled=play.chance.random() < 0.5)
+    for counter in (lasting, Tally(play.run, play.submission)):
+        totals = counter.count()
+        assert totals.samples == play.truth() and totals.left == 0
+        assert sum(totals.samples.values()) == len(play.shards) * SAMPLES
+
+
+def test_owners_with_other_segment_sizes_count_no_sample_twice(tmp_path: Path) -> None:
+    play = Play(tmp_path, 0, 1)
+    play.ledger.claim(Claim(play.shards[0], 0, 0), "me")
+    for start, count in ((0, 4), (4, 4), (2, 3), (8, 2)):  # the third is a zombie's
+        play.write(0, event="segment", shard="s000", g=0, start=start, counts={"ok": count}, adopted=False)
+    assert play.facts(Tally(play.run, play.submission))["samples"] == {"ok": 10}
+
+
+def test_a_long_look_takes_up_the_journals_of_a_later_launch(tmp_path: Path) -> None:
+    play = Play(tmp_path, 0, 3)
+    lasting = Tally(play.run, play.submission)
+    assert lasting.count().samples.total() == 0
+    facts = {**vars(play.submission)}
+    play.submission = play.run.new_submission(
+        **{k: facts[k] for k in ("plan", "identity", "column", "code", "slots", "config", "source")}
+    )
+    play.ledger.claim(Claim(play.shards[0], 0, 0), "me")
+    play.save_segment("s000", 0)
+    assert +lasting.count().samples == play.truth() != {}
 
 
 def test_a_cache_that_does_not_fit_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

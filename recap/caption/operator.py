@@ -21,6 +21,7 @@ from recap.data.same_image import FIELD
 from recap.data.tars import READING_2, Sample
 from recap.data.texts import LONGEST_TEXT, TextMember, check_key
 from recap.engine import Caption, CaptionerConfig, Engine, Request, check, load_engine, loadable
+from recap.engine.chat import TRIES
 from recap.engine.identity import captioner_identity, model_folder
 from recap.engine.lint import lint
 
@@ -205,6 +206,16 @@ class CaptionOperator:
                     if len(self._known) > REMEMBERED:
                         self._known.popitem(last=False)
         return rows
+
+    def waiting(self) -> str:
+        """What all captions wait for: a server that is away. "" where there is none."""
+        return getattr(self._engine, "waiting", "")
+
+    def longest_wait(self) -> tuple[float, str]:
+        """Seconds that one sample may wait for a server before that counts as away, and the key that sets them."""
+        if self.config.captioner.backend != "openai":
+            return 0.0, ""
+        return TRIES * self.config.captioner.endpoint_timeout_s, "captioner.endpoint_timeout_s"
 
     def refuse(self, item: Item, status: str, reason: str) -> Row:
         if not item.payload.reason:

@@ -9,26 +9,32 @@ from __future__ import annotations
 import base64
 import email.utils
 import http.client
+import io
 import json
 import os
 import random
+import socket
 import time
 import urllib.parse
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 FIRST_WAIT_S = 0.5  # doubled with each further try
 LONGEST_WAIT_S = 120.0  # whatever Retry-After says
 TRIES = 5
+LONGEST_ANSWER = 8 << 20  # bytes
 _MEDIA = {b"\xff\xd8\xff": "jpeg", b"\x89PNG": "png", b"GIF8": "gif", b"RIFF": "webp"}
 
 
 class NoAnswer(Exception):
-    """A request without a usable answer. `reason` is a fixed phrase; transient: a later try may succeed."""
+    """A request without a usable answer. `reason` is a fixed phrase; transient: a later try may succeed; away: it
+    may be the server's trouble, whatever it was asked."""
 
-    def __init__(self, reason: str, detail: str, transient: bool, status: int = 0) -> None:
+    def __init__(self, reason: str, detail: str, transient: bool, status: int = 0, away: bool = False) -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.reason, self.detail, self.transient, self.status = reason, detail, transient, status
+        self.reason, self.detail, self.transient, self.status, self.away = reason, detail, transient, status, away
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,7 @@ class ChatServer:
 
     Args:
         key_env: environment variable with the key; without it no key is sent.
-        timeout_s: how long the server may be silent.
+        timeout_s: how long one answer may take from the connection to its last byte.
     """
 
     def __init__(self, endpoint: str, key_env: str, timeout_s: float) -> None:
@@ -57,14 +63,17 @@ class ChatServer:
         _ = url.port  # ValueError where it is no number
         self._url, self._key_env, self._timeout_s = url, key_env, timeout_s
 
-    def ask(self, body: bytes) -> bytes:
+    def ask(self, body: bytes, tries: int = TRIES, noticed: Callable[[NoAnswer], object] = lambda error: None) -> bytes:
         """The body of a good answer to a chat completion request.
+
+        Args:
+            noticed: called after each try in which the server may have been away.
 
         Raises:
             NoAnswer: the server refused, or did not answer in all tries.
         """
-        found, wanted = NoAnswer("server: no answer", "", transient=True), 0.0
-        for attempt in range(TRIES):
+        found, wanted = NoAnswer("server: no answer", "", transient=True, away=True), 0.0
+        for attempt in range(tries):
             if attempt:
                 # Spread out, so that hundreds of workers do not come back to a restarted server at once.
                 pause = random.uniform(0.5, 1.5) * FIRST_WAIT_S * 2 ** (attempt - 1)
@@ -72,34 +81,78 @@ class ChatServer:
             try:
                 status, answer, wanted = self._post(body)
             except (OSError, http.client.HTTPException) as error:
-                found, wanted = NoAnswer("server: no answer", f"{type(error).__name__}: {error}", transient=True), 0.0
+                found, wanted = NoAnswer("server: no answer", _name(error), transient=True, away=True), 0.0
+                noticed(found)
                 continue
             if status == 200:
                 return answer
             hopeless = status < 500 and status not in (408, 429)
             detail = self._without_key(answer[:200].decode("utf-8", "replace"))
-            found = NoAnswer(f"server: status {status}", detail, transient=not hopeless, status=status)
+            found = NoAnswer(f"server: status {status}", detail, not hopeless, status, away=not hopeless)
             if hopeless:  # asking again would not help
                 break
+            noticed(found)
         raise found
 
     def _post(self, body: bytes) -> tuple[int, bytes, float]:
-        """Status, body, and the seconds that the server asks us to wait."""
+        """Status, body, and the seconds that the server asks us to wait. TimeoutError when all of it takes too long."""
         kind = http.client.HTTPSConnection if self._url.scheme == "https" else http.client.HTTPConnection
+        end = time.monotonic() + self._timeout_s
         connection = kind(self._url.netloc, timeout=self._timeout_s)
+        connection.response_class = partial(_TimedResponse, end)  # type: ignore[assignment]
         headers = {"Content-Type": "application/json"}
         if key := os.environ.get(self._key_env, "").strip():  # http.client would show one that ends in a line break
             headers["Authorization"] = f"Bearer {key}"
         try:
             connection.request("POST", self._url.path.rstrip("/") + "/chat/completions", body, headers)
-            response = connection.getresponse()
-            return response.status, response.read(), _seconds(response.headers.get("Retry-After", ""))
+            with connection.getresponse() as response:
+                answer = response.read(LONGEST_ANSWER + 1)
+                if len(answer) > LONGEST_ANSWER:
+                    raise NoAnswer("server: answer too long", f"more than {LONGEST_ANSWER:,} bytes", transient=False)
+                if response.length:
+                    raise http.client.IncompleteRead(answer, response.length)
+                return response.status, answer, _seconds(response.headers.get("Retry-After", ""))
         finally:
             connection.close()
 
     def _without_key(self, text: str) -> str:
         key = os.environ.get(self._key_env, "").strip()
         return text.replace(key, "<key>") if key else text
+
+
+class _TimedResponse(http.client.HTTPResponse):
+    """A response whose every byte must have come by `end` (time.monotonic()): a socket's own timeout starts anew with
+    each byte.
+    """
+
+    def __init__(self, end: float, sock: socket.socket, *arguments: Any, **options: Any) -> None:
+        super().__init__(sock, *arguments, **options)
+        self.fp.close()
+        self.fp = io.BufferedReader(_TimedSocket(sock, end))
+
+
+class _TimedSocket(io.RawIOBase):
+    def __init__(self, sock: socket.socket, end: float) -> None:
+        self._sock, self._end = sock, end
+        self._file = sock.makefile("rb", buffering=0)  # keeps the socket open when the connection lets it go
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        left = self._end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("the answer took too long")
+        self._sock.settimeout(left)
+        return self._sock.recv_into(buffer)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def _name(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def read_choice(answer: bytes) -> Choice:

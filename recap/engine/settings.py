@@ -97,7 +97,9 @@ class CaptionerConfig:
     partial_wait_s: float = _execution(0.05, "Seconds without a new request before a partial micro-batch is run")
     endpoint: str = _execution("", "Base URL of the server, e.g. http://node7:8000/v1 (openai backend)")
     endpoint_key_env: str = _execution("OPENAI_API_KEY", "Environment variable with the server's key (openai backend)")
-    endpoint_timeout_s: float = _execution(120.0, "Seconds to wait for one answer of the server")
+    endpoint_timeout_s: float = _execution(
+        100.0, "Seconds that one answer of the server may take; five times this must be less than map.hang_s"
+    )
     window: int = _execution(512, "Requests in flight at a server or in vLLM")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from hpc import engine
+from hpc import reader
 from hpc.operator import Damage, Item
 from recap.data import archive, tars, unindexed
 from recap.data.joined import Joined
@@ -153,8 +153,8 @@ def test_a_link_beyond_the_window_of_a_packed_tar_says_so(monkeypatch: pytest.Mo
 
 
 def test_what_is_read_ahead_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "READ_AHEAD_BYTES", 1000)
-    ahead = engine.ReadAhead(engine.READ_AHEAD)
+    monkeypatch.setattr(reader, "READ_AHEAD_BYTES", 1000)
+    ahead = reader.ReadAhead(reader.READ_AHEAD)
     task: Any = None
     for number in range(2):  # below the limit, then over it by one item
         ahead.put((task, Item("s", number, "k", size=900)))

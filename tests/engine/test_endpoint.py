@@ -5,19 +5,25 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import drive
 
 from benchmarks.random_captioner import photo
-from recap.engine import CaptionerConfig, PromptFormat, Request, load_engine
+from hpc import config as configs
+from hpc import launch
+from hpc.errors import UserError
+from recap.engine import Caption, CaptionerConfig, PromptFormat, Request, load_engine
+from recap.engine.chat import ChatServer, NoAnswer
 from recap.engine.endpoint import EndpointEngine
 
 
@@ -37,6 +43,9 @@ class Server:
     now: int = 0
     most: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
+    away: str = ""  # "hung" | "failing": to all
+    probes: int = 0  # requests for one token, while it is away
+    odd: dict[str, str] = field(default_factory=dict)  # prompt -> "endless" | "slow" answer
 
     def answer(self, path: str, body: dict[str, Any]) -> tuple[int, str]:
         if path != "/v1/chat/completions":
@@ -67,6 +76,25 @@ def server() -> Iterator[Server]:
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             state.keys.append(self.headers.get("Authorization", ""))
+            if state.away:
+                state.probes += body["max_tokens"] == 1
+                if state.away == "hung":
+                    while state.away:
+                        time.sleep(0.01)
+                    return
+                self.send_response(503)
+                self.end_headers()
+                return
+            if kind := state.odd.get(body["messages"][0]["content"][1]["text"]):
+                self.send_response(200)
+                self.end_headers()
+                try:
+                    for _ in range(1000):
+                        self.wfile.write(bytes(1 << 20) if kind == "endless" else b" ")
+                        time.sleep(0.0 if kind == "endless" else 0.1)
+                except OSError:
+                    self.close_connection = True
+                return
             status, text = state.answer(self.path, body)
             if status == 0:  # hang up in the middle
                 self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{")
@@ -139,14 +167,45 @@ def test_failures_are_retried_or_named(server: Server) -> None:
         engine.close()
         assert (found.reason, found.transient) == outcome, name
     asked = Counter(body["messages"][0]["content"][1]["text"] for body in server.bodies)
+    assert asked.pop("Which colour?") == 1, "after the one that had failed in all tries"
     assert asked == {"busy": 3, "broken": 1, "wrong": 1, "down": 5, "hangs up": 2}
 
 
-def test_no_server_is_a_transient_failure(server: Server) -> None:
-    engine = load_engine(config(server, endpoint="http://127.0.0.1:9/v1"))
-    found = drive(engine, [Request(0, photo(0))])[0]
+def test_a_server_that_is_away_is_waited_for(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused, hung and failing for all: no sample is charged, what is waited for is said, and then it goes on."""
+    monkeypatch.setattr("recap.engine.outage.FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr("recap.engine.outage.LONGEST_PAUSE_S", 0.01)
+    for away, said in (("refused", "refused"), ("hung", "took too long|timed out"), ("failing", "status 503")):
+        server.away = away
+        endpoint = "http://127.0.0.1:9/v1" if away == "refused" else server.url
+        engine = load_engine(config(server, endpoint=endpoint, endpoint_timeout_s=0.2))
+        for number in range(3):
+            engine.put(Request(number, photo(number)))
+        end = time.monotonic() + 60
+        while not (re.search(said, engine.waiting) and server.probes >= 2 * (away != "refused")):
+            assert engine.poll(0.05) == [] and time.monotonic() < end, engine.waiting
+        if away == "refused":
+            engine._server = ChatServer(server.url, "", 100.0)
+        server.away, server.probes = "", 0
+        found: dict[int, Caption] = {}
+        while len(found) < 3:
+            found |= {caption.id: caption for caption in engine.poll(0.1)}
+        assert all(caption.finish and not caption.reason for caption in found.values()) and not engine.waiting
+        engine.close()
+
+
+@pytest.mark.parametrize("kind, reason", [("endless", "server: answer too long"), ("slow", "server: no answer")])
+def test_an_answer_has_a_size_and_a_time(server: Server, kind: str, reason: str) -> None:
+    server.odd = {"Odd": kind}
+    engine = load_engine(config(server, prompts={"": PromptFormat("Odd")}, endpoint_timeout_s=0.3))
+    chat = ChatServer(server.url, "", 0.3 if kind == "slow" else 60.0)
+    body = json.dumps(engine._body(Request(0, b""), photo(0), engine.formats[""])).encode()
+    began = time.monotonic()
+    with pytest.raises(NoAnswer) as error:
+        chat.ask(body, tries=1)
     engine.close()
-    assert (found.reason, found.transient) == ("server: no answer", True) and "refused" in found.detail
+    assert error.value.reason == reason and error.value.away == (kind == "slow")
+    assert kind == "endless" or time.monotonic() - began < 10, "a byte at a time does not hold a request"
 
 
 def test_formats_seeds_and_trimming(server: Server) -> None:
@@ -176,6 +235,16 @@ def test_an_engine_that_fails_says_so_in_poll(server: Server, monkeypatch: pytes
     with pytest.raises(RuntimeError, match="bug"):
         engine.poll(5)
     engine.close()
+
+
+def test_waiting_that_looks_like_a_hang_is_refused_at_launch(tmp_path: Path) -> None:
+    tree = {
+        "name": "x", "operator": "tests.instant.InstantOperator", "data": {"shards": ["x.tar"]}, "runs": str(tmp_path),
+        "captioner": {"backend": "openai", "endpoint": "http://n:1/v1", "served_model": "m", "endpoint_timeout_s": 120},
+        "cluster": {"kind": "local"},
+    }  # fmt: skip
+    with pytest.raises(UserError, match=r"captioner.endpoint_timeout_s.* 600 s.*map.hang_s=600"):
+        launch.prepare(configs.check(tree, ""))
 
 
 def test_a_bad_url_is_named() -> None:

@@ -1,0 +1,38 @@
+"""Where this process runs: host, job, log, and the devices for its engines."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterable
+from typing import Any
+
+from hpc import config as configs
+
+
+def describe() -> dict[str, Any]:
+    """Who we are, for people: host, process, and the job as Slurm names it."""
+    env = os.environ
+    job = env.get("SLURM_JOB_ID", "")
+    if env.get("SLURM_ARRAY_JOB_ID"):
+        job = f"{env['SLURM_ARRAY_JOB_ID']}_{env.get('SLURM_ARRAY_TASK_ID', '')}"
+    return {
+        "host": env.get("SLURMD_NODENAME") or socket.gethostname(),
+        "pid": os.getpid(),
+        "job": job,
+        "log": log_name(),
+    }
+
+
+def log_name() -> str:
+    return os.environ.get("HPC_LOG", "")
+
+
+def devices(cluster: configs.ClusterConfig) -> Iterable[dict[str, str]]:
+    """One environment per engine: its own GPU, or none."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    ids = [d for d in visible.split(",") if d] or [str(i) for i in range(cluster.gpus_per_node)]
+    if not cluster.gpus_per_node:
+        return [{"device": "cpu", "CUDA_VISIBLE_DEVICES": ""} for _ in range(cluster.engines_per_node)]
+    device = cluster.device or "cuda"
+    return [{"device": device, "CUDA_VISIBLE_DEVICES": d} for d in ids[: cluster.gpus_per_node]]
