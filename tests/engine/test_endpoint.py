@@ -184,8 +184,7 @@ def test_a_server_that_is_away_is_waited_for(server: Server, monkeypatch: pytest
         end = time.monotonic() + 60
         while not (re.search(said, engine.waiting) and server.probes >= 2 * (away != "refused")):
             assert engine.poll(0.05) == [] and time.monotonic() < end, engine.waiting
-        if away == "refused":
-            engine._server = ChatServer(server.url, "", 100.0)
+        engine._server = ChatServer(server.url, "", 100.0)  # a slow machine may answer late
         server.away, server.probes = "", 0
         found: dict[int, Caption] = {}
         while len(found) < 3:
