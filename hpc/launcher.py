@@ -7,7 +7,6 @@ the batch script runs `python -m hpc.worker RUN --slot $SLURM_ARRAY_TASK_ID`, an
 from __future__ import annotations
 
 import logging
-import os
 import re
 import shlex
 import subprocess
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import submitit
-from submitit.core.utils import FailedJobError, FailedSubmissionError
+from submitit.core.utils import FailedSubmissionError
 
 from hpc import bootstrap, container, slurm
 from hpc.config import ClusterConfig
@@ -170,11 +169,19 @@ class Launcher(submitit.SlurmExecutor):
     def _command(self) -> str:
         return f"code=0; {self.worker_command()} || code=$?"
 
-    def _make_submission_command(self, submission_file_path: Path) -> list[str]:
-        """submitit runs it in this process' environment; sbatch is to see its own."""
-        kept = slurm.sbatch_environment(slurm.stated(submission_file_path.read_text()))
-        hide = [f"--unset={name}" for name in sorted(os.environ.keys() - kept.keys())]
-        return ["env", *hide, "sbatch", "--parsable", str(submission_file_path)]
+    def _sbatch(self) -> str:
+        """Hand the script over; the job's id. Raises FailedSubmissionError with what sbatch said.
+
+        submitit's own would take a `%j` in the directory's name for a job's id.
+        """
+        text, file = self.script(), self.run.logs / f".submission-{self.submission.uuid}.sh"
+        file.write_text(text)
+        done = slurm.run(["sbatch", "--parsable", str(file)], None, slurm.sbatch_environment(slurm.stated(text)))
+        if done.returncode:
+            raise FailedSubmissionError(done.stderr or done.stdout)
+        job_id = self._get_job_id_from_submission_command(done.stdout)
+        file.rename(self.run.logs / f"{job_id}_submission.sh")
+        return job_id
 
     @staticmethod
     def _get_job_id_from_submission_command(string: str | bytes) -> str:
@@ -201,10 +208,10 @@ class Launcher(submitit.SlurmExecutor):
         pause = 1.0
         while True:
             try:
-                return self._submit_command(self._command()).job_id
+                return self._sbatch()
             except FileNotFoundError as error:
                 raise UserError("launch: sbatch is not on PATH. Run on a login node, or say cluster=local.") from error
-            except (FailedJobError, FailedSubmissionError) as error:
+            except FailedSubmissionError as error:
                 said = (str(error).strip().splitlines() or ["no reason given"])[-1]
             if found := self._look_up(end):
                 return found

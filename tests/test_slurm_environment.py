@@ -20,7 +20,7 @@ from hpc.rundir import Run, Submission
 from tests.slurm_cluster import Cluster
 from tests.test_slurm import EchoJob
 
-ODD = "a b%c\\d'e\"f$(g)"  # a directory's name
+ODD = "a b%c%j\\d'e\"f$(g)"  # a directory's name
 HOSTILE = {
     "SBATCH_ARRAY_INX": "7", "SBATCH_OUTPUT": "elsewhere-%j.out", "SBATCH_ERROR": "elsewhere-%j.err",
     "SBATCH_NO_REQUEUE": "1", "SBATCH_TIMELIMIT": "2", "SBATCH_JOB_NAME": "foo", "SBATCH_OPEN_MODE": "t",
