@@ -1,12 +1,14 @@
-"""How many facts of real flags does a captioner get right?
+"""How many facts of real flags does a captioner get right? How near are captions to human texts?
 
     python -m recap.evaluate.captioner CAPTIONS --truth recap/demo/flags_truth.csv --split heldout
     python -m recap.evaluate.captioner --model recap/demo/captioner [--json]
     python -m recap.evaluate.captioner --model M --shapes 200                facts of generated shapes instead of flags
-    python -m recap.evaluate.captioner CAPTIONS --references recap/demo/flags_columns      BLEU-4, ROUGE-L, CIDEr
+    python -m recap.evaluate.captioner CAPTIONS --references COLUMN      BLEU-4, ROUGE-L, CIDEr of any data set
 
-CAPTIONS is a directory of column parquet files (key, status, caption; searched recursively); --model captions
-the shipped flags with a checkpoint instead. A flag without a caption counts as wrong everywhere.
+CAPTIONS is a run directory, an export, or a folder of column parquet files (key, status, caption); --model captions
+the shipped flags with a checkpoint instead. A flag without a caption counts as wrong everywhere. COLUMN is of the same
+kinds, with human texts (one, or a list a sample); samples are joined by shard and key, in exports by key. A reference
+without a caption counts as an empty caption (missing), a caption without a reference as nothing (extra).
 
 colours      exact set, shades forgiven: every colour over 8 % of the area is named, none under 1 % is.
 layout       the layout class is right ("other" in the truth can not be got right).
@@ -30,13 +32,11 @@ from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from hpc.errors import Exit, Parser, UserError
 from recap.demo import FLAGS, FLAGS_TRUTH
 from recap.engine.identity import model_folder
 from recap.engine.settings import PAPER_PROMPT
+from recap.evaluate import text_sets
 from recap.worlds.flag_captions import parse
 from recap.worlds.flag_scenes import COLOURS
 
@@ -113,18 +113,8 @@ def read_truth(path: Path, split: str) -> list[Truth]:
 
 
 def read_captions(directory: Path) -> dict[str, str]:
-    """key -> caption of the rows whose status is ok."""
-    captions: dict[str, str] = {}
-    files = sorted(directory.rglob("*.parquet"))
-    if not files:
-        raise UserError(f"evaluate: no parquet files under {directory}")
-    for path in files:
-        try:
-            rows = pq.read_table(path, columns=["key", "status", "caption"]).to_pylist()
-        except (OSError, pa.ArrowInvalid) as error:
-            raise UserError(f"evaluate: {path} is no column of captions: {error}") from error
-        captions.update((row["key"], row["caption"]) for row in rows if row["status"] == "ok")
-    return captions
+    """key -> caption of the rows whose status is ok; flags' keys are the same in no two shards."""
+    return {key: texts[0] for (_, key), texts in text_sets.read(directory, text_sets.CAPTIONS).texts.items()}
 
 
 def caption_flags(model_directory: Path, keys: Sequence[str], batch: int = 32) -> dict[str, str]:
@@ -284,7 +274,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--truth", type=Path, default=FLAGS_TRUTH)
     parser.add_argument("--split", choices=["heldout", "train", "all"], default="heldout")
     parser.add_argument("--shapes", type=int, help="with --model: caption so many generated shapes instead of flags")
-    parser.add_argument("--references", type=Path, help="folder of column files with human texts, to compare with")
+    parser.add_argument("--references", type=Path, help="run, export or column folder with human texts to compare with")
+    parser.add_argument("--field", help="field of CAPTIONS that holds the caption (default: caption, re_caption, text)")
+    parser.add_argument("--reference-field", help="field that holds the references (default: the first that is known)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--show", action="store_true", help="print each caption and what is wrong with it first")
     args = parser.parse_args(arguments)
@@ -300,10 +292,31 @@ def main(arguments: list[str] | None = None) -> int:
     return Exit.COMPLETE
 
 
+def compare(
+    captions: text_sets.TextSet, place: Path, name: str | None = None, keys: set[str] | None = None
+) -> dict[str, float]:
+    """Scores against the references at `place`, and of how many samples. name: of their field. keys: of the samples
+    that count; all, where None."""
+    from recap.evaluate.texts import scores
+
+    said, wanted = text_sets.joined(captions, text_sets.read(place, [name] if name else text_sets.REFERENCES))
+    if keys is not None:
+        wanted = {sample: texts for sample, texts in wanted.items() if sample[1] in keys}
+    counts = {
+        "n": len(wanted), "missing": len(wanted.keys() - said.keys()), "extra": len(said.keys() - wanted.keys()),
+        "left_out": captions.left_out,
+    }  # fmt: skip
+    flat = {"/".join(sample): text for sample, text in said.items()}
+    return scores(flat, {"/".join(sample): texts for sample, texts in wanted.items()}) | counts
+
+
 def _report(arguments: argparse.Namespace) -> str:
     """What is to be printed."""
     if arguments.model:
         model_folder(arguments.model)
+    if arguments.references and not arguments.model:
+        captions = text_sets.read(arguments.captions, [arguments.field] if arguments.field else text_sets.CAPTIONS)
+        return json.dumps(compare(captions, arguments.references, arguments.reference_field)) + "\n"
     if arguments.shapes:
         found = score_shapes(arguments.model, arguments.shapes)
         values = {name: {**asdict(share), "value": share.value} for name, share in found.items()}
@@ -320,11 +333,9 @@ def _report(arguments: argparse.Namespace) -> str:
         wrong += "" if not truth.bands or truth.bands == claim.bands else "B"
         sys.stdout.write(f"{truth.key} {wrong:3} {captions.get(truth.key, '')}\n")
     if arguments.references:
-        from recap.evaluate.texts import read_references, scores
-
-        wanted = {truth.key for truth in truths}
-        references = {key: texts for key, texts in read_references(arguments.references).items() if key in wanted}
-        return json.dumps(scores(captions, references)) + "\n"
+        said = text_sets.TextSet(arguments.model, {("", key): [text] for key, text in captions.items()})
+        asked = {key for key in (truth.key for truth in truths)}
+        return json.dumps(compare(said, arguments.references, arguments.reference_field, asked)) + "\n"
     report = score(truths, captions)
     return as_json(report) + "\n" if arguments.json else as_table(report)
 

@@ -5,7 +5,8 @@
     python -m recap.evaluate.questions mmvet-grades DATA grades.json
 
 mmmu          DATA holds MMMU's parquet files (validation split, any subjects). Prints the share right per subject and
-              in all, with 95 % Wilson intervals. An answer that names no option is wrong (MMMU's own script guesses).
+              in all, with 95 % Wilson intervals, by the rules of MMMU's own script; where that guesses, an answer that
+              names no option is wrong.
 mmvet         DATA holds mm-vet.json and images/. Writes {"v1_0": answer, ...}, which MM-Vet's evaluator (GPT-4) grades.
 mmvet-grades  grades.json is what that evaluator wrote: {"v1_0": {"score": [0.5]}, ...}. Prints the table by capability.
 """
@@ -31,8 +32,7 @@ from hpc.errors import Exit, Parser, UserError
 from recap.data.images import BadImage, decode_rgb
 from recap.engine.identity import model_folder
 from recap.evaluate.captioner import wilson
-
-_LETTERS = "ABCDEFGHIJ"
+from recap.evaluate.mmmu_rules import LETTERS, open_answer, option
 
 
 @dataclass(frozen=True)
@@ -51,34 +51,14 @@ class Question:
         text = re.sub(r"\s*<image \d+>\s*", " ", self.text).strip()
         if not self.options:
             return f"{text}\nAnswer the question using a single word or phrase."
-        options = "\n".join(f"{letter}. {option}" for letter, option in zip(_LETTERS, self.options, strict=False))
+        options = "\n".join(f"{letter}. {option}" for letter, option in zip(LETTERS, self.options, strict=False))
         return f"{text}\n{options}\nAnswer with the option's letter from the given choices directly."
 
     def right(self, said: str) -> bool:
-        """Whether an answer is right: its first option letter, or the one option it quotes. An open one holds one of
-        the answers word for word, or a number that is one of them to two decimals."""
+        """Whether an answer is right; see recap.evaluate.mmmu_rules."""
         if not self.options:
-            return any(_holds(said, answer) for answer in self.answers)
-        match = re.search(rf"(?<![A-Za-z])([{_LETTERS[: len(self.options)]}])(?![A-Za-z'])", said)
-        if match:
-            return match[1] in self.answers
-        quoted = [n for n, option in enumerate(self.options) if option.lower() in said.lower()]
-        return len(quoted) == 1 and _LETTERS[quoted[0]] in self.answers
-
-
-def _holds(said: str, answer: str) -> bool:
-    """
-    >>> _holds("It is 1,250.0 m.", "1250"), _holds("13", "3"), _holds("a Doric column", "doric")
-    (True, False, True)
-    """
-    wanted = _numbers(answer)
-    if len(wanted) == 1 and re.fullmatch(r"\W*[\d.,]+\W*", answer):
-        return any(abs(number - wanted[0]) < 0.005 for number in _numbers(said))
-    return bool(re.search(rf"(?<!\w){re.escape(answer.strip().lower())}(?!\w)", said.lower()))
-
-
-def _numbers(text: str) -> list[float]:
-    return [float(found.replace(",", "")) for found in re.findall(r"-?\d[\d,]*(?:\.\d+)?", text)]
+            return open_answer(said, self.answers)
+        return option(said, self.options) in self.answers
 
 
 def read_mmmu(folder: Path) -> Iterator[Question]:

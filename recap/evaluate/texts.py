@@ -9,9 +9,6 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-
-import pyarrow.parquet as pq
 
 from hpc.errors import UserError
 
@@ -37,15 +34,3 @@ def scores(captions: Mapping[str, str], references: Mapping[str, Sequence[str]])
     rouge, _ = coco["rouge"].Rouge().compute_score(wanted, made)
     cider, _ = coco["cider"].Cider().compute_score(wanted, made)
     return {"BLEU-4": float(bleu[3]), "ROUGE-L": float(rouge), "CIDEr": float(cider)}
-
-
-def read_references(folder: Path, field: str = "text") -> dict[str, list[str]]:
-    """key -> reference texts of a folder of column files."""
-    found: dict[str, list[str]] = {}
-    for path in sorted(folder.rglob("*.parquet")):
-        for row in pq.read_table(path, columns=["key", field]).to_pylist():
-            if row[field]:
-                found.setdefault(row["key"], []).append(row[field])
-    if not found:
-        raise UserError(f"evaluate: no texts in the parquet files under {folder}")
-    return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from recap.demo import FLAGS
 from recap.evaluate.captioner import main as score_flags
 from recap.evaluate.captioner import score_shapes
 from recap.evaluate.questions import Question, grade_table, main, read_mmmu
-from recap.evaluate.texts import read_references, scores
+from recap.evaluate.texts import scores
 
 
 def test_texts() -> None:
@@ -29,9 +31,44 @@ def test_texts() -> None:
     assert scores({}, references)["ROUGE-L"] == 0
 
 
-def test_references() -> None:
-    found = read_references(FLAGS.parent / "flags_columns")
-    assert len(found) > 200 and all(texts[0] for texts in found.values())
+def references_of(*arguments: str) -> dict[str, float]:
+    """What the command prints."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        assert score_flags(list(arguments)) == 0
+    return json.loads(out.getvalue())
+
+
+def test_references_of_any_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Samples are joined by shard and key, exports by key; what is missing, and what is extra, is said."""
+    pytest.importorskip("pycocoevalcap")
+    for shard, keys in {"a": ("000", "001"), "b": ("000", "001", "002")}.items():
+        words = {key: f"a picture of a {shard} number {key} on a table" for key in keys}
+        rows = [{"key": key, "caption": text, "status": "ok"} for key, text in words.items()]
+        rows[0]["status"] = "skipped" if shard == "b" else "ok"
+        for name, table in (("made", rows), ("human", [{"key": k, "captions": [t, "x y"]} for k, t in words.items()])):
+            (tmp_path / name).mkdir(exist_ok=True)
+            pq.write_table(pa.Table.from_pylist(table[: 2 if name == "human" else 3]), tmp_path / name / f"{shard}.parquet")
+    found = references_of(str(tmp_path / "made"), "--references", str(tmp_path / "human"))
+    assert {name: found[name] for name in ("n", "missing", "extra", "left_out")} == {
+        "n": 4, "missing": 1, "extra": 1, "left_out": 1
+    }  # fmt: skip
+    assert 0.7 < found["ROUGE-L"] < 0.8  # three of four word for word
+    (tmp_path / "export").mkdir()
+    exported = [{"key": f"{n}", "re_caption": f"a red thing {n} here", "org_caption": f"thing {n}"} for n in range(3)]
+    pq.write_table(pa.Table.from_pylist(exported), tmp_path / "export/0.parquet")
+    own = references_of(str(tmp_path / "export"), "--references", str(tmp_path / "export"))
+    assert own["n"] == 3 and 0 < own["ROUGE-L"] < 1
+    same = ["--references", str(tmp_path / "export"), "--reference-field", "re_caption"]
+    assert references_of(str(tmp_path / "export"), *same)["ROUGE-L"] == pytest.approx(1)
+    (tmp_path / "numbers").mkdir()
+    pq.write_table(pa.table({"key": ["0"], "size": [1]}), tmp_path / "numbers/0.parquet")
+    for place, word in (("numbers", "has no texts"), ("human", "several shards"), ("nowhere", "no run directory")):
+        assert score_flags([str(tmp_path / "export"), "--references", str(tmp_path / place)]) == 64
+        assert word in capsys.readouterr().err
+    flags = str(FLAGS.parent / "flags_columns/description")
+    assert score_flags([str(tmp_path / "export"), "--references", flags]) == 64
+    assert "no sample of" in capsys.readouterr().err
 
 
 @pytest.fixture
