@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import AutoProcessor, LlavaForConditionalGeneration
+from transformers import LlavaForConditionalGeneration
 
 from hpc.errors import UserError
 from recap.engine.captions import make_caption
 from recap.engine.checkpoint import end_tokens, image_tokens
+from recap.engine.processor import load_processor
 from recap.engine.prompts import Encoder, question
 from recap.engine.sampling import Sampler
 from recap.engine.settings import CaptionerConfig
@@ -29,7 +30,7 @@ class Answerer:
 
     def __init__(self, model: Path, device: str = "cpu") -> None:
         dtype = torch.float32 if device == "cpu" else torch.bfloat16
-        self._processor: Any = AutoProcessor.from_pretrained(model)
+        self._processor: Any = load_processor(model)
         loaded = LlavaForConditionalGeneration.from_pretrained(model, dtype=dtype)
         self._model = plain(loaded.to(device))
         tokenizer, config = self._processor.tokenizer, loaded.config

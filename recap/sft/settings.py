@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,6 +92,8 @@ def check(config: SftConfig) -> None:
 
     if bool(config.model) == bool(config.make):
         refuse("model", "name the checkpoint to start from (or `make`, one of the two); see recap.sft.assemble")
+    if config.dtype not in ("auto", "fp32", "bf16", "fp16"):
+        refuse("dtype", f"{config.dtype!r} is unknown. Write auto, fp32, bf16 or fp16.")
     if config.template not in TEMPLATES:
         refuse("template", f"{config.template!r} is unknown. Write one of {', '.join(TEMPLATES)}.")
     if config.too_long not in ("truncate", "reject"):
@@ -129,8 +132,11 @@ def _check_source(where: str, source: Source) -> None:
         refuse("kind", f"{source.kind!r} is unknown. Write one of {', '.join(KINDS)}.")
     if not source.path:
         refuse("path", "missing")
-    if source.kind not in ("columns", "world") and not Path(source.path).is_file():
-        refuse("path", f"{source.path} does not exist")
+    if source.kind not in ("columns", "world"):
+        if not Path(source.path).is_file():
+            refuse("path", f"{source.path} does not exist")
+        if source.images and not Path(source.images).is_dir() and not glob.glob(source.images):
+            refuse("images", f"{source.images} is neither a folder nor an archive that exists")
     if source.kind == "columns":
         from recap.sft.tars import check as check_tars
 

@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoProcessor
+from transformers import AutoConfig
 
 from recap.engine.identity import model_identity
+from recap.engine.processor import load_processor
 from recap.sft import model as models
 from recap.sft.attention import lengths
 from recap.sft.example import Conversations, Example
@@ -52,7 +53,7 @@ class SftTask:
     ) -> None:
         self.config, self.folder, self._device = config, folder, device
         self.corpus = Corpus(config.data, config.train.seed, indexes, name)
-        self.processor = AutoProcessor.from_pretrained(folder)
+        self.processor = load_processor(folder)
         shape = AutoConfig.from_pretrained(folder)
         self.side = shape.vision_config.image_size
         self._image_id = self.processor.tokenizer.convert_tokens_to_ids(self.processor.image_token)

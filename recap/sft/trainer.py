@@ -16,6 +16,7 @@ from recap.data.image_version import VERSION_2
 from recap.data.samples import column_identities, shared_index
 from recap.engine.identity import model_folder, model_identity
 from recap.sft.settings import SftConfig, check
+from recap.sft.startable import check as check_start
 from recap.sft.tars import data_of
 from recap.train.settings import check as check_training
 
@@ -39,11 +40,7 @@ class SftTrainer:
     def check(self, ranks: int) -> None:
         check(self.config)
         check_training(self.config.train, ranks)
-        if self.config.model:
-            try:
-                model_folder(self.config.model)
-            except FileNotFoundError as error:
-                raise UserError(f"config: `model`: {error}") from error
+        check_start(self.config)
 
     def identity(self) -> dict[str, Any]:
         made: dict[str, Any] = {}
