@@ -48,7 +48,8 @@ from transformers import (
 
 from recap.sft.attention import choose as choose_attention
 from recap.sft.attention import lengths as bounds_of
-from recap.sft.model import CaptionLoss, blocks, choose, flops_per_token
+from recap.sft.flops import costs_of
+from recap.sft.model import CaptionLoss, blocks, choose
 from recap.sft.packing import deal, pack
 from recap.train.checkpoints import Checkpoints, Keep
 from recap.train.parallel import gradient_norm, peak_flops, to_device
@@ -344,7 +345,10 @@ def on_gpu(shape: Slice | None = None, device: str = "cuda") -> dict[str, float]
         seconds = way(model, shape, lengths, device)
         found[f"gpu tokens/s, {name}"] = sum(lengths) / seconds
         if peak_rate:
-            found[f"gpu MFU, {name}"] = flops_per_token(model) * sum(lengths) / seconds / peak_rate
+            shown = [n > shape.image for n in lengths]  # the second half of a sample's words is learned
+            costs = costs_of(model)
+            done = sum(costs.of(n, s, (n - shape.image * s) // 2) for n, s in zip(lengths, shown, strict=True))
+            found[f"gpu MFU, {name}"] = done / seconds / peak_rate
     return found
 
 

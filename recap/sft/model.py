@@ -170,10 +170,3 @@ def blocks(llava: Any) -> list[nn.Module]:
     tower = llava.model.vision_tower
     encoder = getattr(tower, "vision_model", tower).encoder
     return [*encoder.layers, *llava.model.language_model.layers]
-
-
-def flops_per_token(llava: Any) -> float:
-    """Of training on one token of the language model: forward 2, backward 2, and 2 more for weights that are trained,
-    per parameter of its matrices. The vision tower is left out, so that MFU is understated."""
-    counted = [*llava.model.language_model.layers.named_parameters(), ("lm_head", llava.lm_head.weight)]
-    return float(sum((6 if p.requires_grad else 4) * p.numel() for _, p in counted if p.ndim >= 2))

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from recap.sft import model as models
 from recap.sft.attention import lengths
 from recap.sft.example import Conversations, Example
 from recap.sft.export import write
+from recap.sft.flops import Costs, costs_of
 from recap.sft.packing import deal, pack
 from recap.sft.settings import SftConfig
 from recap.sft.sources import Corpus
@@ -61,7 +63,6 @@ class SftTask:
             self.processor.tokenizer, config.template, features(shape), self.processor.image_token,
             system=config.system, max_tokens=config.max_tokens, too_long=config.too_long,
         )  # fmt: skip
-        self._flops = 0.0
         self._held_out: SftTask | None = None
         if config.held_out:
             self._held_out = SftTask(_held_out(config), folder, device, indexes, "held_out")
@@ -69,14 +70,14 @@ class SftTask:
     # --- the model --------------------------------------------------------------------------
 
     def module(self) -> nn.Module:
-        made = models.load(self.folder, self.config, self._device)
-        self._flops = models.flops_per_token(made.llava)
-        return made
+        return models.load(self.folder, self.config, self._device)
 
     def layout(self) -> nn.Module:
-        made = models.layout(self.folder, self.config, self._device)
-        self._flops = models.flops_per_token(made.llava)
-        return made
+        return models.layout(self.folder, self.config, self._device)
+
+    @cached_property
+    def costs(self) -> Costs:
+        return costs_of(models.layout(self.folder, self.config, self._device).llava)
 
     def blocks(self, module: nn.Module) -> Iterable[nn.Module]:
         return models.blocks(module.llava)
@@ -140,15 +141,17 @@ class SftTask:
                     rejected.append((error.detail.partition(":")[0], str(error)))
         sizes = [len(sample.rendered.ids) for sample in fit]
         rows = pack(sizes, self.config.pack, self.config.rows * world)
-        micro, weight, tokens, useful = [], 0, 0, 0
+        micro, weight, tokens, useful, flops = [], 0, 0, 0, 0.0
         for held in deal(rows, self.config.rows, rank, world):
             made = self.collate([[fit[i] for i in row] for row in held], rejected)
             micro.append(made)
             weight += len(made["labels"])
             tokens += made["input_ids"].numel() if held else 0
-            useful += sum(len(fit[i].rendered.ids) for row in held for i in row)
+            texts = [fit[i].rendered for row in held for i in row]
+            useful += sum(len(text.ids) for text in texts)
+            flops += sum(self.costs.of(len(text.ids), text.images, sum(text.learned)) for text in texts)
         counts = {"without a caption": float(passed)} if self.corpus.tars else {}
-        return Batch(micro, float(weight), tokens, useful, keys, rejected, counts, self._flops * useful)
+        return Batch(micro, float(weight), tokens, useful, keys, rejected, counts, flops)
 
     def collate(self, rows: Sequence[Sequence[Ready]], rejected: list[tuple[str, str]]) -> dict[str, Any]:
         """Packed rows as tensors (see `CaptionLoss.forward`). A sample whose image cannot be read is not learned from,

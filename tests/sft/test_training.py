@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from recap.sft.assemble import assemble
 from recap.sft.convert import convert
 from recap.sft.packing import deal, pack
 from recap.sft.task import SftTask
+from recap.train import parallel
 from recap.train.state import optimizer_of
 from tests.sft.conftest import Make, tree
 from tests.train.ranks import curve, launch, lines
@@ -132,6 +134,17 @@ def test_rates_of_their_own(task: Make) -> None:
     assert counts[0.1] == 4 and counts[1.0] == len(trained_names(made)) - 4
     with pytest.raises(UserError, match=r"`rates`: 'mm_projector' matches none"):
         task(rates={"mm_projector": 2e-5}).module()
+
+
+@pytest.mark.parametrize("pattern", [r"^model\.multi_modal_projector", r"^lm_head", r"layers\.0\.self_attn"])
+def test_rates_know_the_models_own_names(task: Make, pattern: str) -> None:
+    """Anchored or not, and whatever the module is wrapped in."""
+    made = task(rates={pattern: 2e-5}, train={"lr": 2e-4, "checkpointing": True})
+    module = made.module()
+    wanted = {id(p) for name, p in module.llava.named_parameters() if p.requires_grad and re.search(pattern, name)}
+    parallel._recompute(made, module)
+    found = optimizer_of(module, made, made.config.train).param_groups
+    assert {id(p) for group in found if group["rate"] == pytest.approx(0.1) for p in group["params"]} == wanted != set()
 
 
 def test_lora(task: Make, captioner: Path, tmp_path: Path) -> None:

@@ -1,0 +1,89 @@
+"""Floating-point operations of a training step, from the model's own shapes and from what of it is trained.
+
+Counted are the matrices, convolutions and attentions of every part, each where it is computed: the tower once an image,
+the layers once a token, the head once a supervised token. An attention counts all pairs of a sample's tokens, as is
+usual; kernels that skip the half that comes later do less. Recomputed activations do not count.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Operations of training: a token, a pair of tokens of one sample, an image, a supervised token."""
+
+    token: float
+    pair: float
+    image: float
+    answer: float
+
+    def of(self, tokens: int, images: int, answers: int) -> float:
+        """Of one sample; tokens: its images' included."""
+        return self.token * tokens + self.pair * tokens**2 + self.image * images + self.answer * answers
+
+
+def costs_of(llava: Any) -> Costs:
+    """A forward pass takes 2 operations a weight and token; a backward pass 2 more for the gradient of a matrix that is
+    trained, and 2 for that of its input, where anything before or in its layer is trained."""
+    tower = getattr(llava.model.vision_tower, "vision_model", llava.model.vision_tower)
+    side, patch = llava.config.vision_config.image_size, llava.config.vision_config.patch_size
+    patches, width = (side // patch) ** 2, llava.config.vision_config.hidden_size
+    image, moved = _matrices(tower.embeddings.patch_embedding, False, False) * patches, _trained(tower.embeddings)
+    used = _layers_used(llava.config.vision_feature_layer, len(tower.encoder.layers))
+    for number, layer in enumerate(tower.encoder.layers):
+        before, moved = moved, moved or (_trained(layer) and number < used)
+        flows = moved and number < used  # no gradient reaches the layers behind the features
+        image += _matrices(layer, flows, before) * (patches + 1) + _attention(width, flows) * (patches + 1) ** 2
+    before, projector = moved, llava.model.multi_modal_projector
+    moved = moved or _trained(projector)
+    features = patches + (llava.config.vision_feature_select_strategy != "default")
+    image += _matrices(projector, moved, before) * features
+    text = llava.model.language_model
+    moved = moved or _trained(text.embed_tokens)
+    token = pair = 0.0
+    heads = llava.config.text_config.num_attention_heads * text.layers[0].self_attn.head_dim
+    for layer in text.layers:
+        before, moved = moved, moved or _trained(layer)
+        token += _matrices(layer, moved, before)
+        pair += _attention(heads, moved)
+    moved = moved or _trained(text.norm)
+    return Costs(token, pair, image, _matrices(llava.lm_head, moved, moved))
+
+
+def _trained(module: nn.Module) -> bool:
+    return any(p.requires_grad for p in module.parameters())
+
+
+def _matrices(module: nn.Module, flows: bool, before: bool) -> float:
+    """Operations a token. flows: whether a gradient passes through; before: whether it is wanted of the input."""
+    kernels = [p for p in module.parameters() if p.ndim >= 2]
+    found = sum(p.numel() * (2.0 + 2.0 * p.requires_grad + 2.0 * flows) for p in kernels)
+    if flows and not before:  # the first matrices of the first trained part have an input that wants no gradient
+        found -= sum(2.0 * p.numel() for p in _first(module))
+    return found
+
+
+def _first(module: nn.Module) -> list[nn.Parameter]:
+    attention = getattr(module, "self_attn", None)
+    if attention is None:
+        linear = getattr(module, "linear_1", None)
+        return [linear.weight] if linear is not None else []
+    projections = [getattr(attention, name) for name in ("q_proj", "k_proj", "v_proj")]
+    found = [named for projection in projections for named in projection.named_parameters()]
+    return [p for name, p in found if p.ndim >= 2 and "lora_B" not in name]
+
+
+def _attention(width: int, flows: bool) -> float:
+    """Operations a pair of tokens: scores and values, and twice as much backwards."""
+    return 4.0 * width * (3 if flows else 1)
+
+
+def _layers_used(chosen: int | list[int], count: int) -> int:
+    """Of the tower: hidden_states[n] comes after n layers."""
+    numbers = [chosen] if isinstance(chosen, int) else chosen
+    return max(number if number >= 0 else count + 1 + number for number in numbers)
