@@ -315,8 +315,8 @@ def _report(arguments: argparse.Namespace) -> str:
     if arguments.model:
         model_folder(arguments.model)
     if arguments.references and not arguments.model:
-        captions = text_sets.read(arguments.captions, [arguments.field] if arguments.field else text_sets.CAPTIONS)
-        return json.dumps(compare(captions, arguments.references, arguments.reference_field)) + "\n"
+        own = text_sets.read(arguments.captions, [arguments.field] if arguments.field else text_sets.CAPTIONS)
+        return json.dumps(compare(own, arguments.references, arguments.reference_field)) + "\n"
     if arguments.shapes:
         found = score_shapes(arguments.model, arguments.shapes)
         values = {name: {**asdict(share), "value": share.value} for name, share in found.items()}
@@ -334,7 +334,7 @@ def _report(arguments: argparse.Namespace) -> str:
         sys.stdout.write(f"{truth.key} {wrong:3} {captions.get(truth.key, '')}\n")
     if arguments.references:
         said = text_sets.TextSet(arguments.model, {("", key): [text] for key, text in captions.items()})
-        asked = {key for key in (truth.key for truth in truths)}
+        asked = {truth.key for truth in truths}
         return json.dumps(compare(said, arguments.references, arguments.reference_field, asked)) + "\n"
     report = score(truths, captions)
     return as_json(report) + "\n" if arguments.json else as_table(report)
