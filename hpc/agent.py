@@ -73,6 +73,7 @@ class Agent:
         self.publisher = Publisher(
             run, self.ledger, submission.column, submission.identity, schema, self.settings.max_failed,
             self.config.run.output, {"instance": self.instance, "code": submission.code, **self.facts},
+            self.operator.made_by(),
         )  # fmt: skip
         self.breaker = breaker.Breaker(self.settings.breaker)
         self.selector = selectors.DefaultSelector()

@@ -7,7 +7,7 @@ import errno
 import re
 import sys
 from enum import IntEnum
-from typing import NoReturn
+from typing import Any, NoReturn
 
 
 class Exit(IntEnum):
@@ -23,7 +23,15 @@ class Exit(IntEnum):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, whose wrong usage exits with 64 instead of 2: here 2 means that some shards failed."""
+    """argparse, whose usage shows what was typed (python -m MODULE), and whose wrong usage exits with 64 instead of 2:
+    here 2 means that some shards failed.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        module = getattr(sys.modules["__main__"], "__spec__", None)
+        if module is not None and "prog" not in settings:
+            settings["prog"] = f"python -m {module.name.removesuffix('.__main__')}"
+        super().__init__(**settings)
 
     def error(self, message: str) -> NoReturn:
         self.print_usage(sys.stderr)
@@ -37,13 +45,15 @@ class UserError(Exception):
 class ShardError(Exception):
     """A shard that cannot be processed, raised by an operator's `read`.
 
-    reason: short fixed phrase, for grouping ("input: 403 Forbidden"); detail: particulars.
+    reason: short fixed phrase, for grouping ("input: 403 Forbidden"); detail: particulars. transient: a later try may
+    succeed (a store that is away), so that a training may be started again.
     """
 
-    def __init__(self, reason: str, detail: str = "") -> None:
+    def __init__(self, reason: str, detail: str = "", transient: bool = False) -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason = reason
         self.detail = detail
+        self.transient = transient
 
 
 def storage_full(error: BaseException) -> bool:

@@ -27,7 +27,7 @@ from typing import Any
 
 from hpc import config as configs
 from hpc import heartbeat
-from hpc.errors import Exit, Parser, UserError, fingerprint
+from hpc.errors import Exit, Parser, ShardError, UserError, fingerprint
 from hpc.journal import Journal, read
 from hpc.rundir import Run, Submission
 
@@ -203,10 +203,11 @@ def work(run: Run, submission: Submission) -> int:
     rank = Rank(run, submission, config)
     try:
         code = config.trainer().train(rank)
-    except UserError as error:
+    except (UserError, ShardError) as error:
         log.error("%s", error)
         rank.event("failed", reason=str(error)[:500])
-        code = Exit.USAGE
+        # An input that cannot be read costs one life: a further one would meet it too, unless a store was away.
+        code = Exit.CRASHED if isinstance(error, ShardError) and error.transient else Exit.USAGE
     except Exception as error:
         log.exception("rank %d crashed", rank.rank)
         rank.event("failed", reason=fingerprint(error), detail=str(error)[:500])

@@ -8,14 +8,12 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
-from rich.markup import escape
-
 from hpc import config as configs
 from hpc import snapshot
 from hpc.alone import SUBMITTING_S, alone
 from hpc.errors import Exit, Unanswered, UserError
 from hpc.gang_launcher import GangLauncher, ranks_per_node
-from hpc.launch import check_access, console, open_run, say_next, settle, short, submit_to_slurm, what_changed
+from hpc.launch import check_access, console, open_run, say, say_next, settle, short, submit_to_slurm, what_changed
 from hpc.rundir import Run, Submission
 from hpc.trainer import Trainer
 
@@ -96,7 +94,7 @@ def describe(job: GangJob) -> None:
     lines.append(("gang", f"{where} · {cluster.time} a life, requeued" if cluster.kind == "slurm" else where + " here"))
     lines.append(("output", f"{short(job.run.path)}/exports/final/ · identity {job.identity}"))
     for label, text in lines:
-        console.print(f"[bold]{label:<10}[/]{escape(text)}")
+        say(label, text)
 
 
 def record(job: GangJob, code: str) -> dict[str, object]:

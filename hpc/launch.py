@@ -17,6 +17,7 @@ import os
 import shutil
 import signal
 import sys
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
@@ -250,13 +251,22 @@ def describe(job: Job, forecasts: list[str] | None = None) -> None:
     lines += [("" if number else "forecast", text) for number, text in enumerate(forecasts or [])]
     lines.append(("output", f"{short(job.run.path)}/columns/{job.operator.column().name}/{job.identity}/"))
     for label, text in lines:
-        console.print(f"[bold]{label:<10}[/]{escape(text)}")
+        say(label, text)
     if job.previous and job.previous.identity == job.identity:
         counts = Counter(s.status for s in job.run.ledger(job.identity).survey(job.run.generations.opened()).values())
         text = f"{counts[DONE]:,} of {len(job.shards):,} shards are done with this identity"
         if counts[FAILED]:
             text += f"; {counts[FAILED]:,} failed (rerun: python -m hpc.rerun {short(job.run.path)})"
         console.print(f"[bold]{'continues':<10}[/]{text}")
+
+
+def say(label: str, text: str) -> None:
+    """One line of a plan. In a terminal it breaks between words: a number stays whole."""
+    known = console.is_terminal or "COLUMNS" in os.environ
+    width = max(console.width - 10, 20) if known else len(text) + 1
+    parts = textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]
+    for number, part in enumerate(parts):
+        console.print(f"[bold]{'' if number else label:<10}[/]{escape(part)}")
 
 
 def _bytes(size: float) -> str:

@@ -125,6 +125,11 @@ class Operator(Protocol):
     def describe(self) -> list[tuple[str, str]]:
         """(label, text) lines for a dry run."""
 
+    def made_by(self) -> dict[str, Any]:
+        """What writes the column, for people: a model's place, a server and what it says of itself. In every marker;
+        no secrets, no part of the identity.
+        """
+
     def column(self) -> Column: ...
 
     def preflight(self) -> list[str]:
@@ -167,6 +172,9 @@ class Batched:
         self._waiting: list[Item] = []
 
     def continues(self, planned: Iterable[Shard]) -> None: ...
+
+    def made_by(self) -> dict[str, Any]:
+        return {}
 
     def preflight(self) -> list[str]:
         return []

@@ -11,7 +11,7 @@ one win.
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ class Publisher:
     max_failed: float
     output: str | None  # object store, see hpc.object_store
     owner: dict[str, Any]  # who publishes, for the marker: instance, host, job, code
+    made_by: dict[str, Any] = field(default_factory=dict)  # what wrote the column, see hpc.operator
 
     def publish(self, claim: Claim, rows: int, damage: dict[str, str] | None, started: float) -> dict[str, Any] | None:
         """Publish a shard whose samples are all in segments.
@@ -71,6 +72,7 @@ class Publisher:
             "epoch": claim.epoch,
             "seconds": round(time.time() - started, 3),
             "by": self.owner,
+            "made_by": self.made_by,
         }
         if not self.ledger.mark(claim, DONE, marker):
             return None

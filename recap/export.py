@@ -46,6 +46,7 @@ from recap.data.index import BLOCK
 from recap.data.origin import Origins
 from recap.data.same_image import SameImages, digest_field
 from recap.downloaded import Downloads
+from recap.engine.provenance import writers
 
 __all__ = ["CaptionView"]
 
@@ -164,10 +165,11 @@ def write_parquet(source: Published, making: Path, others: dict[str, Added], row
     target = schema(source)
     (making / "data").mkdir(parents=True)
     total, number, held, reasons = 0, 0, [target.empty_table()], Counter[str]()
-    same, downloads = SameImages(), Downloads()
+    same, downloads, by = SameImages(), Downloads(), dict[str, None]()
     for shard in _progress(source):
         held.append(rows(shard, target, others, same, downloads))
         reasons.update(shard.marker["reasons"])
+        by |= dict.fromkeys(writers(source.submission.config.get("captioner", {}), [shard.marker]))
         total += len(held[-1])
         while sum(map(len, held)) >= rows_per_file:
             table = pa.concat_tables(held)
@@ -175,7 +177,7 @@ def write_parquet(source: Published, making: Path, others: dict[str, Added], row
             number, held = number + 1, [table.slice(rows_per_file)]
     if sum(map(len, held)) or not number:
         _write(making, number, pa.concat_tables(held))
-    (making / "README.md").write_text(_card(source, total, reasons, downloads), encoding="utf-8")
+    (making / "README.md").write_text(_card(source, total, reasons, downloads, list(by)), encoding="utf-8")
     return total, downloads.told()
 
 
@@ -183,13 +185,14 @@ def _write(making: Path, number: int, table: pa.Table) -> None:
     pq.write_table(table, making / "data" / f"train-{number:05d}.parquet", compression="zstd", row_group_size=65536)
 
 
-def _card(source: Published, total: int, reasons: Counter[str], downloads: Downloads) -> str:
+def _card(source: Published, total: int, reasons: Counter[str], downloads: Downloads, by: list[str]) -> str:
     """A data card whose head tells `datasets.load_dataset(OUT)` where the files are."""
     captioner = source.submission.config.get("captioner", {})
     lines = ["---", "configs:", "- config_name: default", "  data_files: data/*.parquet", "---", ""]
     lines += [f"# {source.run.name}: {total:,} captions", ""]
     lines.append(f"- schema version {VERSION}, identity `{source.identity}`")
-    for label, key in (("model", "model"), ("prompt", "prompt"), ("decoding", "decoding"), ("longest", "max_tokens")):
+    lines += [f"- written by: {words}" for words in by]
+    for label, key in (("prompt", "prompt"), ("decoding", "decoding"), ("longest", "max_tokens")):
         if captioner.get(key) is not None:
             lines.append(f"- {label}: {json.dumps(captioner[key], ensure_ascii=False)}")
     lines += downloads.lines()

@@ -37,6 +37,7 @@ from hpc.published import Published, PublishedShard
 from recap.data.images import BadImage, decode_rgb
 from recap.data.remote import open_shard
 from recap.data.tars import read_samples
+from recap.engine.provenance import writers
 
 THUMBNAIL = 224  # pixels
 FIRST_ROWS = 256  # of a shard from which pictures are taken, so that little of a tar is read
@@ -64,7 +65,8 @@ class Look:
     words: dict[str, list[int]] = field(default_factory=lambda: {"original": [], "caption": []})
     vocabulary: dict[str, Counter[str]] = field(default_factory=lambda: {"original": Counter(), "caption": Counter()})
     lint: Counter[str] = field(default_factory=Counter)
-    cut: int = 0  # captions that hit the token limit
+    limited: int = 0  # captions that hit the token limit; those in mid-sentence are "cut" in `lint`
+    by: dict[str, None] = field(default_factory=dict)  # what wrote them
     tokens: int = 0
     images: Counter[str] = field(default_factory=Counter)
     shown: list[Sampled] = field(default_factory=list)
@@ -78,7 +80,8 @@ def look(source: Published, shards: int, samples: int) -> Look:
     if not done:
         raise UserError(f"report: no shard of {source.run.path} is finished yet. Look at python -m hpc.status.")
     chosen = [done[i * len(done) // min(shards, len(done))] for i in range(min(shards, len(done)))]
-    seen = Look(shards=len(chosen))
+    captioner = source.submission.config.get("captioner", {})
+    seen = Look(shards=len(chosen), by=dict.fromkeys(writers(captioner, [shard.marker for shard in chosen])))
     first_with: dict[str, Sampled] = {}
     candidates: list[Sampled] = []
     for shard in chosen:
@@ -104,7 +107,7 @@ def look(source: Published, shards: int, samples: int) -> Look:
 
 def _count(seen: Look, row: dict[str, Any]) -> None:
     seen.lint.update(row["lint"] or [])
-    seen.cut += row["finish"] == "length"
+    seen.limited += row["finish"] == "length"
     seen.tokens += row["tokens"] or 0
     for kind, text in (("original", row["text"]), ("caption", row["caption"])):
         words = re.findall(r"\w+", (text or "").lower())
@@ -141,7 +144,8 @@ h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.1rem; margin: 2rem 0 .6re
 .facts b { display: block; font-size: 1.25rem; } .grid { display: grid; gap: 1rem;
   grid-template-columns: repeat(auto-fill, minmax(20rem, 1fr)); }
 .card { border: 1px solid var(--line); border-radius: 6px; padding: .8rem; overflow-wrap: anywhere; }
-.card img { max-width: 100%; height: 9rem; object-fit: contain; display: block; margin-bottom: .5rem; }
+.card img { max-width: 100%; height: 9rem; object-fit: contain; display: block; margin-bottom: .5rem;
+  outline: 1px solid var(--line); }
 .card .text { color: var(--dim); } .key { font: 11px monospace; color: var(--dim); }
 table { border-collapse: collapse; } td, th { text-align: left; padding: .15rem 1rem .15rem 0; vertical-align: top; }
 td.n { text-align: right; font-variant-numeric: tabular-nums; } svg { max-width: 100%; height: auto; }
@@ -154,7 +158,7 @@ def page(source: Published, seen: Look, facts: dict[str, Any]) -> str:
     title = f"{source.run.name} · {source.column}"
     parts = [
         f"<h1>{_e(title)}</h1>",
-        f'<div class="dim">identity {_e(source.identity)} · {_e(captioner.get("model") or "")} · '
+        f'<div class="dim">identity {_e(source.identity)} · {_e(", ".join(seen.by))} · '
         f"“{_e(captioner.get('prompt') or '')}” · {time.strftime('%Y-%m-%d %H:%M')}</div>",
         _facts(facts, seen),
         "<h2>Captions</h2>",
@@ -228,7 +232,8 @@ def _facts(facts: dict[str, Any], seen: Look) -> str:
         ("captions", f"{samples['ok']:,}"),
         ("not captioned", f"{finished - samples['ok']:,}"),
         ("tokens a caption", f"{seen.tokens / captions:,.1f}"),
-        ("hit the limit", f"{100 * seen.cut / captions:.1f} %"),
+        ("hit the limit", f"{100 * seen.limited / captions:.2f} %"),
+        ("of all, cut in mid-sentence", f"{100 * seen.lint['cut'] / captions:.2f} %"),
         (f"{effort['unit']} hours", f"{effort['hours']:,.2f}"),
         (f"samples/s per {effort['unit']}", f"{effort['samples_per_s']:,.1f}"),
     ]
@@ -256,13 +261,14 @@ def _lengths(seen: Look) -> str:
             x = 30 + (at + 0.45 * index) * 440 / bins
             size = f'width="{0.42 * 440 / bins:.1f}" height="{height:.1f}"'
             bars.append(f'<rect x="{x:.1f}" y="{160 - height:.1f}" {size} fill="var(--{"ab"[index]})"/>')
-    axis = "".join(_label(30 + 110 * i, 176, str(top * i // 4)) for i in range(5))
+    axis = '<path d="M30 160H470M30 10V160" stroke="currentColor" fill="none"/>' + _label(200, 192, "words of a text")
+    axis += "".join(_label(30 + 110 * i, 176, str(top * i // 4)) for i in range(5)) + _label(0, 20, f"{most:,}")
     means = {k: sum(w) / len(w) if w else 0.0 for k, w in seen.words.items()}
     legend = (
         f'<span style="color:var(--a)">■</span> original, mean {means["original"]:.1f} words &nbsp; '
         f'<span style="color:var(--b)">■</span> caption, mean {means["caption"]:.1f} words'
     )
-    return f'<div>{legend}</div><svg viewBox="0 0 500 180" role="img" aria-label="lengths">{"".join(bars)}{axis}</svg>'
+    return f'<div>{legend}</div><svg viewBox="0 0 500 196" role="img" aria-label="lengths">{"".join(bars)}{axis}</svg>'
 
 
 def _vocabulary(seen: Look) -> str:

@@ -24,6 +24,7 @@ from recap.engine import Caption, CaptionerConfig, Engine, Request, check, load_
 from recap.engine.chat import TRIES
 from recap.engine.identity import captioner_identity, model_folder
 from recap.engine.lint import lint
+from recap.engine.provenance import check_served, in_words, made_by
 
 _ALTERNATIVE = pa.struct(
     [("format", pa.string()), ("caption", pa.string()), ("tokens", pa.int32()), ("finish", pa.string())]
@@ -120,15 +121,28 @@ class CaptionOperator:
     def describe(self) -> list[tuple[str, str]]:
         captioner = self.config.captioner
         asked = f"{len(captioner.prompts)} prompt formats" if captioner.prompts else f'prompt "{captioner.prompt}"'
+        served = captioner.backend == "openai"
+        precision = "" if served else f" · {captioner.precision}"
         lines = [
-            ("captioner", f"{captioner.model or captioner.endpoint} · {captioner.backend} · {captioner.precision}"),
+            ("captioner", f"{in_words(self.made_by())} · {captioner.backend}{precision}"),
             ("", f"{asked} · {captioner.decoding}, {captioner.max_tokens} tokens"),
         ]
+        if told := self._ask_endpoint() if served else "":
+            lines.append(("", told))
         if self._placeholders:
             lines.append(("", f"{len(self._placeholders):,} placeholder images are skipped"))
         if self.config.data.expected == "auto" and any("://" in pattern for pattern in self.config.data.shards):
             lines.append(("", "samples are not counted beforehand on remote stores (data.expected=stats does)"))
         return lines
+
+    def _ask_endpoint(self) -> str:
+        try:
+            return check_served(self.config.captioner)
+        except ValueError as error:
+            raise UserError(f"config: {error}") from error
+
+    def made_by(self) -> dict[str, Any]:
+        return made_by(self.config.captioner)
 
     def column(self) -> Column:
         return Column(self.config.column, FIELDS)

@@ -125,8 +125,11 @@ def scan(file: IO[bytes]) -> ShardBlocks:
 
 def scan_shard(shard: Shard) -> ShardBlocks:
     """`scan`, from wherever the shard lies. ShardError or OSError where it cannot be read."""
-    with open_shard(shard) as file:
-        return scan(file)
+    try:
+        with open_shard(shard) as file:
+            return scan(file)
+    except ShardError as error:
+        raise ShardError(error.reason, f"shard {shard.id}: {shard.uri}: {error.detail}", error.transient) from error
 
 
 class Index:

@@ -158,7 +158,7 @@ def retry(call: Callable[[], Any], uri: str) -> Any:
                 raise ShardError(hopeless, f"{uri}: {error}") from error
             if attempt == TRIES:
                 raise ShardError(
-                    "input: object store does not answer", f"{uri}: {TRIES} tries, last: {error}"
+                    "input: object store does not answer", f"{uri}: {TRIES} tries, last: {error}", transient=True
                 ) from error
             pause = min(LONGEST_PAUSE_S, 0.25 * 2**attempt) * random.uniform(0.5, 1.0)
             log.warning("%s: %s: trying again in %.1f s (%d of %d)", Path(uri).name, error, pause, attempt, TRIES)

@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_LOOKED_AT = 16  # tars whose first bytes are read at launch
 _WAIT_S = 1500.0  # for rank 0's index; below the gang's own limit on setting up
 
 
@@ -62,14 +63,36 @@ def check_batch(data: JoinedDataConfig, batch: int) -> None:
 
 
 def check_columns(data: JoinedDataConfig, names: Sequence[str]) -> None:
-    """UserError unless the columns are described, and hold every shard."""
+    """UserError unless the columns are described, and hold every shard, and ranges of the tars can be read."""
     shards = list_shards(data)
+    if data.indexed:
+        _check_ranges(shards)
     for name in [*names, *([data.pixels] if data.pixels else [])]:
         if name not in data.columns:
             known = ", ".join(data.columns)
             raise UserError(f"config: column {name!r} is not among data.columns ({known}).")
         if told := open_column(name, data.columns[name]).check(shards):
             log.warning("data: %s", told)
+
+
+def _check_ranges(shards: Sequence[Shard]) -> None:
+    """UserError for gzipped tars: all that are called so, and of those on a disk a few that are not."""
+    local = [shard for shard in shards if "://" not in shard.uri]
+    looked_at = {shard.id for shard in local[:: max(len(local) // _LOOKED_AT, 1)]}
+    for shard in shards:
+        if shard.uri.endswith((".tar.gz", ".tgz")) or (shard.id in looked_at and _gzipped(shard.uri)):
+            raise UserError(
+                f"data: shard {shard.id}: {shard.uri} is gzipped, and trainings read ranges of tars. Unpack it, or "
+                "stream all tars with data.indexed=false."
+            )
+
+
+def _gzipped(path: str) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return file.read(2) == b"\x1f\x8b"
+    except OSError:
+        return False  # whoever reads it says so
 
 
 def column_identities(data: JoinedDataConfig) -> dict[str, Any]:

@@ -94,17 +94,40 @@ class ChatServer:
             noticed(found)
         raise found
 
+    def models(self, timeout_s: float = 5.0) -> dict[str, dict[str, Any]]:
+        """What the server lists: its models by name, with what it says of each. {} where it has no list.
+
+        Raises:
+            OSError: it does not answer.
+        """
+        try:
+            status, answer, _ = self._request("GET", "/models", None, timeout_s)
+            found = json.loads(answer)["data"] if status == 200 else []
+            return {str(model["id"]): model for model in found}
+        except http.client.HTTPException as error:
+            raise OSError(f"{type(error).__name__}: {error}") from error
+        except (ValueError, KeyError, TypeError, NoAnswer):
+            return {}
+
+    @property
+    def address(self) -> str:
+        """The base URL without what may be secret."""
+        return urllib.parse.urlunsplit((self._url.scheme, self._url.netloc, self._url.path.rstrip("/"), "", ""))
+
     def _post(self, body: bytes) -> tuple[int, bytes, float]:
         """Status, body, and the seconds that the server asks us to wait. TimeoutError when all of it takes too long."""
+        return self._request("POST", "/chat/completions", body, self._timeout_s)
+
+    def _request(self, method: str, path: str, body: bytes | None, timeout_s: float) -> tuple[int, bytes, float]:
         kind = http.client.HTTPSConnection if self._url.scheme == "https" else http.client.HTTPConnection
-        end = time.monotonic() + self._timeout_s
-        connection = kind(self._url.netloc, timeout=self._timeout_s)
+        end = time.monotonic() + timeout_s
+        connection = kind(self._url.netloc, timeout=timeout_s)
         connection.response_class = partial(_TimedResponse, end)  # type: ignore[assignment]
         headers = {"Content-Type": "application/json"}
         if key := os.environ.get(self._key_env, "").strip():  # http.client would show one that ends in a line break
             headers["Authorization"] = f"Bearer {key}"
         try:
-            connection.request("POST", self._url.path.rstrip("/") + "/chat/completions", body, headers)
+            connection.request(method, self._url.path.rstrip("/") + path, body, headers)
             with connection.getresponse() as response:
                 answer = response.read(LONGEST_ANSWER + 1)
                 if len(answer) > LONGEST_ANSWER:

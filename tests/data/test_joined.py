@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from recap.data.index import Index, scan_shard
 from recap.data.index_job import collect
 from recap.data.inputs import DataConfig, list_shards
 from recap.data.joined import Joined, Reader
-from recap.data.samples import JoinedDataConfig, shared_index
+from recap.data.samples import JoinedDataConfig, check_columns, shared_index
 from recap.data.streams import Plan
 from recap.data.tars import read_samples
 from recap.worlds.tars import write_tar
@@ -232,3 +233,16 @@ def test_damaged_shards_are_told_when_the_index_is_made(tmp_path: Path, caplog: 
     gang = SimpleNamespace(rank=0, directory=tmp_path)
     assert shared_index(JoinedDataConfig(shards=[str(tmp_path / "tars")]), gang) == tmp_path / "blocks.index"  # type: ignore[arg-type]
     assert "1 of 2 shards are damaged" in caplog.text and "First: 00001:" in caplog.text
+
+
+def test_gzipped_tars_are_refused_at_launch(tmp_path: Path) -> None:
+    """By name and by content, with shard and file: trainings read ranges."""
+    build(tmp_path, (20, 20))
+    tar = tmp_path / "tars/00001.tar"
+    tar.write_bytes(gzip.compress(tar.read_bytes()))
+    with pytest.raises(UserError, match=f"shard 00001: {tar} is gzipped"):
+        check_columns(JoinedDataConfig(shards=[str(tmp_path / "tars")]), [])
+    check_columns(JoinedDataConfig(shards=[str(tmp_path / "tars")], indexed=False), [])
+    tar.rename(tmp_path / "tars/00001.tar.gz")
+    with pytest.raises(UserError, match=r"shard 00001\.tar\.gz: .*00001\.tar\.gz is gzipped"):
+        check_columns(JoinedDataConfig(shards=[str(tmp_path / "tars")]), [])

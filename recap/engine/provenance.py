@@ -1,0 +1,61 @@
+"""What wrote the captions, for people: a model's folder, or a server and what it reports of itself. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from recap.data.inputs import without_credentials
+from recap.engine.chat import ChatServer
+from recap.engine.settings import CaptionerConfig
+
+_REPORTED = ("owned_by", "root", "parent", "max_model_len", "created")  # of a server's list of models
+
+
+def made_by(config: CaptionerConfig) -> dict[str, Any]:
+    """backend, and model or endpoint, served_model and server (its own words; "" where it gives none)."""
+    if config.backend != "openai":
+        return {"backend": config.backend, "model": config.model}
+    server = ChatServer(config.endpoint, config.endpoint_key_env, config.endpoint_timeout_s)
+    found = {"backend": config.backend, "endpoint": server.address, "served_model": config.served_model}
+    try:
+        said = server.models().get(config.served_model, {})
+    except OSError:
+        said = {}
+    return found | {"server": {name: said[name] for name in _REPORTED if said.get(name) is not None}}
+
+
+def in_words(made: dict[str, Any]) -> str:
+    """One line: `llava at http://node7:8000/v1 (max_model_len 4096, owned_by vllm)`, or the model's folder."""
+    if "endpoint" not in made:
+        return str(made.get("model", "unknown"))
+    said = ", ".join(f"{name} {value}" for name, value in sorted(made.get("server", {}).items()))
+    return f"{made['served_model']} at {made['endpoint']}" + (f" ({said})" if said else "")
+
+
+def writers(captioner: dict[str, Any], markers: Iterable[dict[str, Any]]) -> list[str]:
+    """What wrote the captions of a run, by its markers; by its config (keys of `captioner`) where they are older."""
+    found = {in_words(marker["made_by"]): None for marker in markers if marker.get("made_by")}
+    if not found and captioner.get("backend") == "openai":
+        address = without_credentials(str(captioner.get("endpoint")))
+        found = {in_words({"endpoint": address, "served_model": captioner.get("served_model")}): None}
+    return list(found) or ([captioner["model"]] if captioner.get("model") else [])
+
+
+def check_served(config: CaptionerConfig) -> str:
+    """Ask the endpoint for its models. What is to be told where it cannot say; "" where all is well.
+
+    Raises:
+        ValueError: it serves others.
+    """
+    server = ChatServer(config.endpoint, config.endpoint_key_env, config.endpoint_timeout_s)
+    try:
+        models = server.models()
+    except OSError as error:
+        return f"{server.address} does not answer from here ({error}); captions wait until it does"
+    if models and config.served_model not in models:
+        raise ValueError(
+            f"captioner.served_model = {config.served_model!r}: {server.address} serves {', '.join(sorted(models))}. "
+            "Write one of these."
+        )
+    return "" if models else f"{server.address} does not list its models: {config.served_model!r} is taken on trust"
