@@ -22,7 +22,8 @@ class Outage:
         self._probe = probe
         self._lock = threading.Lock()  # one thread probes, the others wait for what it finds
         self._closed = threading.Event()
-        self._served = self._away = -1.0  # when the server last answered anybody, and last failed a probe
+        self._served = self._back = -1.0  # when the server last answered anybody, and last came back
+        self._away = False  # it failed a probe, and has answered nobody since
         self._trouble = ""
 
     def notice(self, error: NoAnswer) -> None:
@@ -32,6 +33,8 @@ class Outage:
     def served(self) -> None:
         """The server has answered."""
         self._served, self._trouble = time.monotonic(), ""
+        if self._away:
+            self._away, self._back = False, self._served
 
     @property
     def waiting(self) -> str:
@@ -58,11 +61,11 @@ class Outage:
                     if not error.away:  # it answers, if only to refuse
                         self.served()
                         continue
-                    self._away = time.monotonic()
+                    self._away = True
                     self.notice(error)
                     self._closed.wait(pause)
                     pause = min(2 * pause, LONGEST_PAUSE_S)
-            return self._away >= since and not self._closed.is_set()
+            return self._back >= since and not self._closed.is_set()
 
     def close(self) -> None:
         self._closed.set()
