@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import socket
 import threading
 import uuid
@@ -25,6 +24,7 @@ from hpc.errors import UserError
 from recap.data.images import BadImage, EncodedImage
 from recap.engine.chat import ChatServer, NoAnswer, read_choice, user_message
 from recap.evaluate.image_sets import ImageItem
+from recap.evaluate.rating import parse_rating
 
 RATE = (
     "[Image Caption] {caption}  Rate whether the caption is of high-quality and fluent and correctly matches the given "
@@ -41,7 +41,6 @@ _SCHEMA = {
     "required": ["rating"],
     "additionalProperties": False,
 }
-_RATING = re.compile(r"rating[\s:*\"'_=(\[]*([1-5])(?!\d|[.,]\d)", re.I)
 _UNREADABLE_TRIES = 3
 _LOST_IN_A_ROW = 10  # images without an answer after which the server counts as down
 
@@ -81,25 +80,6 @@ class Ratings:
     unanswered: Counter[str] = field(default_factory=Counter)
     asked: int = 0
     cached: int = 0
-
-
-def parse_rating(answer: str) -> int | None:
-    """The rating of an answer: of JSON {"rating": 3}, of "Rating: 3" (the last one), or of a bare 3. None without one.
-
-    >>> [parse_rating(a) for a in ('{"rating": 4}', "Rating: 3.", "**Rating:** 5/5", "2", "Rating: 7", "3.5", "good")]
-    [4, 3, 5, 2, None, None, None]
-    """
-    text = answer.strip().removeprefix("```json").strip("` \n")
-    try:
-        found = json.loads(text)
-    except ValueError:
-        found = None
-    if isinstance(found, dict):
-        found = found.get("rating")
-    if isinstance(found, int) and not isinstance(found, bool):
-        return found if 1 <= found <= 5 else None
-    matches = _RATING.findall(answer)
-    return int(matches[-1]) if matches else None
 
 
 class Answers:

@@ -21,7 +21,7 @@ import pytest
 from hpc.errors import UserError
 from recap.evaluate import judge as judging
 from recap.evaluate.image_sets import ImageItem
-from recap.evaluate.judge import Judge, JudgeConfig, parse_rating
+from recap.evaluate.judge import Judge, JudgeConfig
 from tests.evaluate.paint import paint
 
 KEY = "sk-very-secret"
@@ -197,16 +197,3 @@ def test_what_cannot_be_judged_is_named(server: Server, tmp_path: Path) -> None:
         Judge(config(server, tmp_path, endpoint="node7:8000"))
     with pytest.raises(UserError, match="image 0: image: "):
         Judge(config(server, tmp_path)).rate([replace(images(1)[0], data=b"junk")])
-
-
-@pytest.mark.parametrize(
-    "answer, rating",
-    [
-        ("Rating: 4", 4), ("rating:5.", 5), ("**Rating:** (3)", 3), ("On a rating of 1-5: Rating: 2", 2), ("4", 4),
-        ('{"rating": 1}', 1), ('```json\n{"rating": 2}\n```', 2), ("Rating: 4/5", 4), ("Rating: 4.5", None),
-        ("Rating: 45", None), ("6", None), ('{"rating": 9}', None), ('{"rating": true}', None), ("", None),
-        ("great", None),
-    ],
-)  # fmt: skip
-def test_parsing(answer: str, rating: int | None) -> None:
-    assert parse_rating(answer) == rating
