@@ -1,13 +1,15 @@
 """Evaluate a CLIP model: zero-shot classification, retrieval, true or false attributes. One JSON object on stdout.
 
     python -m recap.clip.evaluate MODEL classify --shards /data/imagenet_val --label cls --classes names.txt
+    python -m recap.clip.evaluate MODEL classify --folder /data/val                    (a folder of images a class)
     python -m recap.clip.evaluate MODEL retrieve --karpathy dataset_coco.json --images /data/coco
     python -m recap.clip.evaluate MODEL retrieve --folder /data/Urban1k        (image/ and caption/ with equal names)
     python -m recap.clip.evaluate MODEL retrieve --shards /data/tars --member txt      (or --run RUN --field caption)
     python -m recap.clip.evaluate MODEL attribute --json visual_genome_attribution.json --images /data/vg
 
 MODEL is an export of this toolkit. Started as several tasks of one job (`srun python -m ...`), ranks share the work.
-`cut` is the share of texts that the token limit cut: it belongs beside every number. The same evaluations run inside a
+`cut` is the share of texts that the token limit cut; `n` images and `texts` were scored, `skipped` samples had no image
+or text, `damaged` tars end too early: they belong beside every number. The same evaluations run inside a
 training, see `evaluate` in its config.
 """
 
@@ -17,6 +19,7 @@ import argparse
 import dataclasses
 import io
 import json
+import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,17 +43,28 @@ from recap.data.remote import open_shard
 from recap.data.same_image import SameImages
 from recap.data.tars import read_samples
 
+log = logging.getLogger(__name__)
+
 TEMPLATES = ["a photo of a {}."]
 
 
 @dataclass
 class Pairs:
-    """Images, texts, and the image that each text belongs to."""
+    """Images, texts, and the image that each text belongs to.
+
+    left_out: samples without an image or a text. damaged: tars, whose samples before the damage count.
+    """
 
     pictures: list[Picture]
     names: list[str]
     texts: list[str]
     image_of_text: list[int]
+    left_out: int = 0
+    damaged: int = 0
+
+    def counts(self) -> dict[str, float]:
+        """What stands beside every metric."""
+        return {"n": len(self.pictures), "texts": len(self.texts), "skipped": self.left_out, "damaged": self.damaged}
 
 
 def classify(
@@ -68,7 +82,7 @@ def retrieve(encoder: Features, pairs: Pairs) -> dict[str, float]:
     """Recall at 1, 5 and 10, both ways."""
     features, cut = encoder.texts(pairs.texts)
     images = encoder.images(pairs.pictures, pairs.names)
-    return {**metrics.recall(images, features, torch.tensor(pairs.image_of_text)), "cut": cut}
+    return {**metrics.recall(images, features, torch.tensor(pairs.image_of_text)), "cut": cut, **pairs.counts()}
 
 
 def attribute(encoder: Features, pairs: Pairs, false: list[str]) -> dict[str, float]:
@@ -76,7 +90,7 @@ def attribute(encoder: Features, pairs: Pairs, false: list[str]) -> dict[str, fl
     features, cut = encoder.texts([*pairs.texts, *false])
     true, wrong = features.chunk(2)
     images = encoder.images(pairs.pictures, pairs.names)[torch.tensor(pairs.image_of_text)]
-    return {**metrics.choice(images, true, wrong), "cut": cut}
+    return {**metrics.choice(images, true, wrong), "cut": cut, **pairs.counts()}
 
 
 def measure(encoder: Features, config: EvaluationConfig) -> dict[str, float]:
@@ -85,13 +99,15 @@ def measure(encoder: Features, config: EvaluationConfig) -> dict[str, float]:
     if config.task == "attribute":
         return attribute(encoder, *attribution(Path(config.json), images))
     if config.task == "classify":
-        pairs = tars(config.shards, ColumnConfig(member=config.label))
-        classes = _lines(Path(config.classes))
+        if config.folder:
+            pairs, classes = class_folders(Path(config.folder), config.classes)
+        else:
+            pairs, classes = tars(config.shards, ColumnConfig(member=config.label)), _lines(Path(config.classes))
         templates = _lines(Path(config.templates)) if config.templates else TEMPLATES
         if odd := [template for template in templates if "{}" not in template]:
             raise UserError(f"evaluate: {config.templates}: {odd[0]!r} has no {{}} for the class's name.")
         labels = _labels(pairs, config, len(classes))
-        return classify(encoder, pairs.pictures, pairs.names, labels, classes, templates)
+        return classify(encoder, pairs.pictures, pairs.names, labels, classes, templates) | pairs.counts()
     if config.karpathy:
         return retrieve(encoder, karpathy(Path(config.karpathy), images, config.split))
     if config.folder:
@@ -138,6 +154,33 @@ def folder(path: Path) -> Pairs:
     return _some(pairs, f"{path} has no caption/*.txt")
 
 
+def class_folders(path: Path, names: str) -> tuple[Pairs, list[str]]:
+    """A folder of images for each class; the pairs' texts are the classes' numbers.
+
+    Args:
+        names: file of the classes' names: a line each, in the order of the folders' names, or `FOLDER<tab>NAME`. "":
+            the folders' names, with spaces for underscores.
+    """
+    folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    extensions, pairs = DataConfig().image, Pairs([], [], [], [])
+    for number, place in enumerate(folders):
+        for file in sorted(place.rglob("*")):
+            if file.suffix.lower().lstrip(".") in extensions:
+                _add(pairs, file, [str(number)])
+            else:
+                pairs.left_out += file.is_file()
+    _some(pairs, f"{path} has no folders with images in them, one a class")
+    lines = _lines(Path(names)) if names else [f.name.replace("_", " ") for f in folders]
+    if lines and all("\t" in line for line in lines):
+        named = dict(line.split("\t", 1) for line in lines)
+        if missing := [f.name for f in folders if f.name not in named]:
+            raise UserError(f"evaluate: {names} has no line for the folder {missing[0]} ({len(missing)} such).")
+        lines = [named[f.name] for f in folders]
+    if len(lines) != len(folders):
+        raise UserError(f"evaluate: {names} has {len(lines)} names, {path} {len(folders)} folders.")
+    return pairs, lines
+
+
 def tars(shards: list[str], column: ColumnConfig) -> Pairs:
     """Any tars and any column of them. Samples without image or text are left out; of the images, a rank keeps those
     that `Features` asks it for.
@@ -148,12 +191,13 @@ def tars(shards: list[str], column: ColumnConfig) -> Pairs:
     made.check(given)
     same = SameImages(config.image, tells=rank == 0)
     for shard in given:
-        for block, samples in _blocks(shard):
+        for block, samples in _blocks(shard, pairs):
             keys, members = [s.key for s in samples], [s.members for s in samples]
             read = made.read(shard, block, keys, members)
             same.check(shard.id, keys, members, {} if column.member else {"text": read})
             for sample, text in zip(samples, read.values):
                 image = next((sample.members[e] for e in config.image if e in sample.members), None)
+                pairs.left_out += image is None or not text
                 if image is not None and text:
                     number = len(pairs.pictures)
                     pairs.image_of_text.append(number)
@@ -163,9 +207,13 @@ def tars(shards: list[str], column: ColumnConfig) -> Pairs:
     return _some(pairs, f"{', '.join(shards)}: no sample has an image and a text")
 
 
-def _blocks(shard: Any) -> Any:
+def _blocks(shard: Any, pairs: Pairs) -> Any:
     with open_shard(shard) as file:
-        samples = [s for s in read_samples(file) if not isinstance(s, Damage)]
+        found = list(read_samples(file))
+    samples = [s for s in found if not isinstance(s, Damage)]
+    for damage in (s for s in found if isinstance(s, Damage)):
+        pairs.damaged += 1
+        log.warning("evaluate: %s is damaged after %d samples: %s", shard.uri, len(samples), damage.reason)
     for start in range(0, len(samples), BLOCK):
         yield start // BLOCK, samples[start : start + BLOCK]
 
@@ -235,14 +283,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("task", choices=["classify", "retrieve", "attribute"])
     parser.add_argument("--shards", nargs="+", default=[], help="tars, as in data.shards")
     parser.add_argument("--label", default="cls", help="member that holds a class's number")
-    parser.add_argument("--classes", default="", help="class names, one a line")
+    parser.add_argument("--classes", default="", help="class names, one a line (with --folder: or FOLDER<tab>NAME)")
     parser.add_argument("--templates", default="", help="prompts with {} for the name, one a line")
     parser.add_argument("--member", default=None, help="member that holds the text")
     parser.add_argument("--run", default=None, help="caption run whose column is the text")
     parser.add_argument("--field", default=None)
     parser.add_argument("--karpathy", default="")
     parser.add_argument("--split", default="test")
-    parser.add_argument("--folder", default="")
+    parser.add_argument("--folder", default="", help="classify: folders of images, one a class; retrieve: Urban-1K's")
     parser.add_argument("--json", default="")
     parser.add_argument("--images", default="")
     parser.add_argument("--prefix", default=None, help="source token that texts are read with")

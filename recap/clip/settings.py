@@ -99,7 +99,7 @@ class EvaluationConfig:
     column: ColumnConfig = field(default_factory=ColumnConfig, metadata={"execution": True})  # retrieve: the texts
     karpathy: str = execution("", "retrieve: COCO's or Flickr30K's Karpathy JSON, with `images`")
     split: str = execution("test", "of the Karpathy JSON")
-    folder: str = execution("", "retrieve: a folder with image/ and caption/, as Urban-1K's")
+    folder: str = execution("", "retrieve: image/ and caption/, as Urban-1K's; classify: a folder a class")
     json: str = execution("", "attribute: ARO's JSON, with `images`")
     images: str = execution("", "folder that a JSON's image paths begin from")
     classes: str = execution("", "classify: file of class names, one a line")
@@ -187,8 +187,8 @@ def check_evaluation(where: str, config: EvaluationConfig) -> None:
         refuse(f"task {config.task!r} is unknown. Write retrieve, classify or attribute")
     if config.task == "attribute" and not config.json:
         refuse("attribute wants json and images")
-    if config.task == "classify" and not (config.shards and config.classes):
-        refuse("classify wants shards and classes")
+    if config.task == "classify" and not (config.folder or (config.shards and config.classes)):
+        refuse("classify wants shards and classes, or folder (a folder of images for each class)")
     if config.task == "retrieve" and not (config.karpathy or config.folder or config.shards):
         refuse("retrieve wants karpathy, folder or shards")
     if config.batch < 1:

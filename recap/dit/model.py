@@ -221,3 +221,15 @@ def text_encoder_digest(folder: str | Path) -> str:
                 with path.open("rb") as file:
                     made.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
     return made.hexdigest()[:16]
+
+
+def tokenizer_digest(folder: str | Path) -> str:
+    """16 hex digits over all files of a tokenizer, those that came without a tokenizer.json too."""
+    made, part = hashlib.sha256(), _part(Path(folder), "tokenizer")
+    for path in sorted(part.glob("*")):
+        if path.name in _TOKENIZER_FILES:
+            made.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+    return made.hexdigest()[:16]
+
+
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "added_tokens.json")

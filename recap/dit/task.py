@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from recap.dit.flops import Flops
 from recap.dit.grid import Grid
 from recap.dit.images import centre_crop, flipped
 from recap.dit.latents import read_latent
-from recap.dit.model import TextEncoder, build, text_encoder_digest
+from recap.dit.model import TextEncoder, build, text_encoder_digest, tokenizer_digest
 from recap.dit.objective import Objective, diffusion
 from recap.dit.settings import DitConfig
 from recap.dit.text_embeddings import read_states
@@ -207,7 +208,27 @@ class DitTask:
                 f"model.text_encoder is {self._encoder_digest} "
                 f"({self.text_encoder.width} wide). Name the encoder that made the column, or make it again."
             )
-        return states[: self.config.model.context]
+        self._check_cut(where, states, about)
+        return states
+
+    def _check_cut(self, where: str, states: np.ndarray, about: dict[str, str]) -> None:
+        """UserError where texts were cut elsewhere than here: a text that is cut ends with the end token, so that a
+        longer text's first states are not those of sampling."""
+        context, made = self.config.model.context, int(about.get("context", 0)) or None
+        if about.get("tokenizer", self._tokenizer_digest) != self._tokenizer_digest:
+            raise UserError(
+                f"{where}: its text was split by another tokenizer than model.text_encoder's. Make the column again."
+            )
+        if (made is not None and made != context) or len(states) > context:
+            raise UserError(
+                f"{where}: its texts were cut at {made or len(states)} tokens, model.context is {context}. "
+                + (f"Write model.context={made}, or make" if made else "Make")
+                + f" the column again with context={context} (configs/data/text_embeddings.yaml)."
+            )
+
+    @cached_property
+    def _tokenizer_digest(self) -> str:
+        return tokenizer_digest(self.config.model.text_encoder)
 
     @property
     def _encoder_digest(self) -> str:

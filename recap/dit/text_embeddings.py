@@ -102,7 +102,7 @@ class TextEmbeddingsOperator(Batched):
             raise UserError(f"config: `context`: {config.context} tokens. Write at least 1 (CLIP has 77).")
         self._shards: list[Shard] = []
         self._encoder: TextEncoder | None = None
-        self._digest = ""
+        self._digest = self._tokenizer = ""
         self._same = SameImages()
 
     # --- what a login node asks -------------------------------------------------------------
@@ -163,11 +163,12 @@ class TextEmbeddingsOperator(Batched):
     def setup(self, device: str) -> None:
         import torch
 
-        from recap.dit.model import TextEncoder, text_encoder_digest
+        from recap.dit.model import TextEncoder, text_encoder_digest, tokenizer_digest
 
         precision = {"fp32": torch.float32, "bf16": torch.bfloat16}[self.config.precision]
         self._encoder = TextEncoder(self.config.text_encoder, self.config.context).to(device, precision)
         self._digest = text_encoder_digest(self.config.text_encoder)
+        self._tokenizer = tokenizer_digest(self.config.text_encoder)
 
     def read(self, shard: Shard) -> Iterator[Item | Damage]:
         return self._rows(shard) if isinstance(self._texts, ParquetColumn) else self._members(shard)
@@ -212,7 +213,10 @@ class TextEmbeddingsOperator(Batched):
     def _row(self, item: Item, states: np.ndarray) -> Row:
         if not fits_fp16(states):
             return self._skipped(item, "embedding: NaN, or too large for fp16")
-        about = {"encoder": self._digest, "precision": self.config.precision}
+        about = {
+            "encoder": self._digest, "precision": self.config.precision, "context": str(self.config.context),
+            "tokenizer": self._tokenizer,
+        }  # fmt: skip
         blob = pack("states", states.astype(np.float16), about)
         return Row(item.shard, item.index, item.key, values={"states": blob, FIELD: item.payload.image})
 
@@ -222,8 +226,8 @@ class TextEmbeddingsOperator(Batched):
 
 
 def read_states(blob: bytes) -> tuple[np.ndarray, dict[str, str]]:
-    """A value of the column: float16 [tokens, width], and what made it (encoder: its digest; precision). UserError
-    where it is none.
+    """A value of the column: float16 [tokens, width], and what made it (encoder, tokenizer: digests; precision;
+    context: tokens at which texts were cut; columns of older versions lack the last two). UserError where it is none.
     """
     return unpack(blob, "states")
 

@@ -140,7 +140,8 @@ def test_every_task_from_its_published_form(model, sets, capsys) -> None:
     urban = run(capsys, model, "retrieve", "--folder", sets / "urban")
     tars = run(capsys, model, "retrieve", "--shards", sets / "all.tar")
     names = {f"{way}_r{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)}
-    assert names | {"cut", "context", "image", "model", "task"} == set(coco)
+    counts = {"n", "texts", "skipped", "damaged"}
+    assert names | counts | {"cut", "context", "image", "model", "task"} == set(coco)
     assert {n: urban[n] for n in names} == {n: tars[n] for n in names}
     assert coco["cut"] == 0.0 and 0 <= coco["t2i_r1"] <= coco["t2i_r10"] <= 1
     choice = run(capsys, model, "attribute", "--json", sets / "coco/pairs.json", "--images", sets / "coco")
@@ -150,6 +151,45 @@ def test_every_task_from_its_published_form(model, sets, capsys) -> None:
         "--templates", sets / "prompts.txt",
     )  # fmt: skip
     assert 0 <= classes["top1"] <= 1 and "top5" not in classes
+
+
+def test_a_damaged_tar_is_counted_beside_the_metrics(model, sets, tmp_path, capsys) -> None:
+    whole = run(capsys, model, "retrieve", "--shards", sets / "all.tar")
+    assert (whole["skipped"], whole["damaged"]) == (0, 0) and whole["n"] == whole["texts"]
+    data = (sets / "all.tar").read_bytes()
+    (tmp_path / "all.tar").write_bytes(data[: len(data) // 2])
+    half = run(capsys, model, "retrieve", "--shards", tmp_path / "all.tar")
+    assert half["damaged"] == 1 and 0 < half["n"] < whole["n"]
+
+
+def test_classes_from_an_image_folder(model, sets, tmp_path, capsys) -> None:
+    """The same numbers as from tars with .cls; names from the folders, or from a file."""
+    import tarfile
+
+    names = ["red", "green", "blue", "white"]
+    with tarfile.open(sets / "all.tar") as tar:
+        for member in tar.getmembers():
+            key, _, kind = member.name.partition(".")
+            if kind == "png":
+                place = tmp_path / "val" / f"{int(key) % 4}_{names[int(key) % 4]}"
+                place.mkdir(parents=True, exist_ok=True)
+                (place / member.name).write_bytes(tar.extractfile(member).read())
+    (tmp_path / "names.tsv").write_text(
+        "".join(f"{i}_{name}\t{name}\n" for i, name in reversed(list(enumerate(names))))
+    )
+    more = ["--templates", sets / "prompts.txt"]
+    tars = run(capsys, model, "classify", "--shards", sets / "all.tar", "--classes", sets / "classes.txt", *more)
+    for classes in (sets / "classes.txt", tmp_path / "names.tsv"):
+        found = run(capsys, model, "classify", "--folder", tmp_path / "val", "--classes", classes, *more)
+        assert {name: found[name] for name in ("top1", "n", "skipped")} == {
+            n: tars[n] for n in ("top1", "n", "skipped")
+        }
+    assert run(capsys, model, "classify", "--folder", tmp_path / "val")["n"] == tars["n"]
+    (tmp_path / "few.txt").write_text("red\n")
+    with pytest.raises(SystemExit, match=r"few.txt has 1 names, .* 4 folders"):
+        evaluate.main(
+            [str(model), "classify", "--folder", str(tmp_path / "val"), "--classes", str(tmp_path / "few.txt")]
+        )
 
 
 def test_the_share_of_cut_texts_is_told(model) -> None:
