@@ -53,7 +53,8 @@ def identities(folder: Path) -> dict[str, dict[str, Any]]:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(content)
     column = SimpleNamespace(identity="a column's identity")
-    with mock.patch("recap.data.samples.Published", lambda run: column):
+    published = mock.patch("recap.data.samples.Published", lambda run: column)
+    with published, mock.patch("recap.engine.loadable.check"):  # the stand-in is no checkpoint that captions
         return {name: _facts(config, folder) for name, config in shipped()}
 
 

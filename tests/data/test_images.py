@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from hpc.operator import Item
-from recap.clip.images import whole
+from recap.clip.preprocessing import ours
+from recap.clip.settings import ClipModelConfig
 from recap.data.images import BadImage, EncodedImage, decode_rgb
 from recap.data.pictures import FoundImage
 from recap.data.shrink import ShrinkConfig, ShrinkOperator, shrunk
@@ -94,11 +95,14 @@ DEEP = {
 }
 
 
+CLIP = ours(ClipModelConfig(), SIDE)
+
+
 def consumers(data: bytes) -> dict[str, np.ndarray]:
     """What each of them sees of a whole image of 64 x 64, or the reason that it gives."""
     seen: dict[str, Callable[[], np.ndarray]] = {
         "captioner": lambda: decode(data, Geometry(SIDE, "squash")),
-        "clip": lambda: whole(data, SIDE).transpose(1, 2, 0),
+        "clip": lambda: CLIP.pixels(data).transpose(1, 2, 0),
         "dit": lambda: centre_crop(data, SIDE),
         "shrink": lambda: np.asarray(decode_rgb(shrunk(EncodedImage(data), SIDE, 95))),
         "fid": lambda: _pixels(ImageItem("k", "n", data)).permute(1, 2, 0).numpy(),
@@ -209,7 +213,7 @@ def test_what_is_refused_is_refused_alike(tmp_path_factory: pytest.TempPathFacto
     }
     for data, detail in cases.items():
         looks: list[Callable[[], object]] = [
-            lambda d=data: decode(d, Geometry(SIDE)), lambda d=data: whole(d, SIDE),  # type: ignore[misc]
+            lambda d=data: decode(d, Geometry(SIDE)), lambda d=data: CLIP.pixels(d),  # type: ignore[misc]
             lambda d=data: centre_crop(d, SIDE), lambda d=data: EncodedImage(d),  # type: ignore[misc]
         ]  # fmt: skip
         for look in looks:
