@@ -20,10 +20,10 @@ from recap.engine.kernels import (
     add_rms_norm,
     bits,
     decode_attention,
+    prefill_attention,
     quantise,
     rope_and_store,
     swiglu,
-    take_slots,
 )
 
 FAMILIES = ("llama", "mistral", "qwen2")
@@ -162,7 +162,9 @@ class Decoder:
         delta, residual = x.reshape(rows * width, hidden), None
         for index, layer in enumerate(self.layers[:-1]):
             normed, residual = add_rms_norm(delta, residual, layer.norm1, self.eps, self.fp8)
-            mixed = self._prefill_attention(index, layer.qkv(normed), owners, times, slots, start, width)
+            qkv, keys, values = layer.qkv(normed), self.keys[index], self.values[index]
+            rope_and_store(qkv, self.cos, self.sin, keys, values, owners, times, 0)
+            mixed = prefill_attention(qkv, self.cos, self.sin, keys, values, slots, start, self.heads)
             delta, residual = self._after_attention(layer, mixed, residual)
         layer, index = self.layers[-1], len(self.layers) - 1
         normed, residual = add_rms_norm(delta, residual, layer.norm1, self.eps, self.fp8)
@@ -183,13 +185,13 @@ class Decoder:
     def step(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Logits [B, vocabulary] after `tokens` [B] at `positions` [B] of all slots. Fixed shapes: can be
         captured."""
-        slots = torch.arange(self.slots, device=tokens.device)
+        slots, lengths = torch.arange(self.slots, device=tokens.device), positions + 1
         delta, residual = F.embedding(tokens, self.embedding), None
         for index, layer in enumerate(self.layers):
             normed, residual = add_rms_norm(delta, residual, layer.norm1, self.eps, self.fp8)
             keys, values = self.keys[index], self.values[index]
             query = rope_and_store(layer.qkv(normed), self.cos, self.sin, keys, values, slots, positions, self.heads)
-            mixed = decode_attention(query, keys, values, None, positions + 1)
+            mixed = decode_attention(query, keys, values, None, lengths)
             delta, residual = self._after_attention(layer, mixed, residual)
         assert residual is not None
         return self._logits(delta, residual)
@@ -206,38 +208,6 @@ class Decoder:
         normed, _ = add_rms_norm(delta, residual, self.norm, self.eps)
         assert isinstance(normed, torch.Tensor)
         return F.linear(normed, self.head)
-
-    def _prefill_attention(
-        self,
-        index: int,
-        qkv: torch.Tensor,
-        owners: torch.Tensor,
-        times: torch.Tensor,
-        slots: torch.Tensor,
-        start: int,
-        width: int,
-    ) -> torch.Tensor:
-        """Causal attention [n * S, A * D] of new tokens over their slots' positions 0 .. start + S."""
-        keys, values = self.keys[index], self.values[index]
-        query = rope_and_store(qkv, self.cos, self.sin, keys, values, owners, times, self.heads)
-        query = query.view(len(slots), width, self.heads, self.dim).transpose(1, 2)
-        key, value = (take_slots(cache, slots, start + width).to(query.dtype) for cache in (keys, values))
-        mixed = causal_attention(query, key, value)
-        return mixed.transpose(1, 2).reshape(len(slots) * width, self.heads * self.dim)
-
-
-def causal_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Attention where the last query sees all keys, the one before it all but one, and so on.
-
-    query [n, A, S, D], key and value [n, K, R, D] with R >= S. Returns [n, A, S, D].
-    """
-    before = key.shape[2] - query.shape[2]
-    if before >= query.shape[2]:
-        mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril(before)
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True)
-    # `is_causal` skips what is masked, but aligns to the first key: a few empty queries move it into place.
-    moved = F.pad(query, (0, 0, before, 0)) if before else query
-    return F.scaled_dot_product_attention(moved, key, value, is_causal=True, enable_gqa=True)[:, :, before:]
 
 
 def check_family(config: Any, span: int) -> None:

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from transformers.activations import ACT2FN
 
+from recap.engine.kernels import add_layer_norm, quick_gelu
+
 
 @dataclass
 class _Linear:
@@ -28,8 +30,8 @@ class _Norm:
     bias: torch.Tensor
     eps: float
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+    def __call__(self, x: torch.Tensor, residual: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        return add_layer_norm(x, residual, self.weight, self.bias, self.eps)
 
 
 @dataclass
@@ -61,7 +63,7 @@ class ImageEncoder:
         self.heads, self.patch, self.activation = (
             vision.num_attention_heads,
             vision.patch_size,
-            ACT2FN[vision.hidden_act],
+            quick_gelu if vision.hidden_act == "quick_gelu" else ACT2FN[vision.hidden_act],
         )
         chosen = model.config.vision_feature_layer
         self.used = [
@@ -80,13 +82,16 @@ class ImageEncoder:
         """Normalised pixels [n, 3, size, size] -> features [n, tokens, H]."""
         if not self.clip:
             return torch.stack(list(self.model.get_image_features(pixels, return_dict=True).pooler_output))
-        x = self.pre_norm(self._embed(pixels))
+        x = self._embed(pixels)
+        images, tokens, width = x.shape
+        x, _ = self.pre_norm(x.view(-1, width), None)
+        delta, residual = x, None
         found = {0: x}
         for number, layer in enumerate(self.layers, start=1):
-            x = self._run(layer, x)
+            delta, residual = self._run(layer, delta, residual, images)
             if number in self.used:
-                found[number] = x
-        features = torch.cat([found[number] for number in self.used], -1)
+                found[number] = residual + delta
+        features = torch.cat([found[number] for number in self.used], -1).view(images, tokens, -1)
         if self.config.vision_feature_select_strategy == "default":
             features = features[:, 1:]
         first, second = self.projector
@@ -102,13 +107,16 @@ class ImageEncoder:
         first = self.class_token.expand(count, 1, -1)
         return torch.cat([first, F.linear(flat, self.patches)], 1) + self.positions
 
-    def _run(self, layer: _Layer, x: torch.Tensor) -> torch.Tensor:
-        count, tokens, width = x.shape
-        qkv = layer.qkv(layer.norm1(x)).view(count, tokens, 3, self.heads, width // self.heads)
+    def _run(
+        self, layer: _Layer, delta: torch.Tensor, residual: torch.Tensor | None, images: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """One layer on tokens [n * P, V]: (what the next block adds, residual stream)."""
+        normed, residual = layer.norm1(delta, residual)
+        qkv = layer.qkv(normed).view(images, -1, 3, self.heads, delta.shape[1] // self.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(count, tokens, width)
-        x = x + layer.out(mixed)
-        return x + layer.fc2(self.activation(layer.fc1(layer.norm2(x))))
+        mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(delta.shape)
+        normed, residual = layer.norm2(layer.out(mixed), residual)
+        return layer.fc2(self.activation(layer.fc1(normed))), residual
 
     def _place(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.detach().to(self.device, self.dtype)

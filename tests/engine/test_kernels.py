@@ -2,7 +2,7 @@
 
 Interpreted kernels compute on CPU tensors what the compiled ones compute on a GPU (not their speed, nor tensor cores):
     TRITON_INTERPRET=1 python -m pytest tests/engine/test_kernels.py
-(All pass under triton 3.6.0 with numpy 2.3; its interpreter fails on loops under numpy 2.4.)
+tests/engine/test_aot.py runs that command.
 """
 
 from __future__ import annotations
@@ -13,8 +13,20 @@ import torch.nn.functional as F
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb, repeat_kv
 
 from recap.engine import kernels
-from recap.engine.kernels import FP8, add_rms_norm, decode_attention, quantise, rope_and_store, swiglu
-from recap.engine.llama import Matrix, causal_attention
+from recap.engine.kernels import (
+    FP8,
+    add_layer_norm,
+    add_rms_norm,
+    causal_attention,
+    decode_attention,
+    prefill_attention,
+    quantise,
+    quick_gelu,
+    rope_and_store,
+    rotate,
+    swiglu,
+)
+from recap.engine.llama import Matrix
 
 INTERPRETED = kernels.uses_triton(torch.zeros(1))
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -91,6 +103,41 @@ def test_decode_attention(heads: int, kv_heads: int, dim: int, cache: torch.dtyp
             key, value = (repeat_kv(t[slot : slot + 1, :, :end].double(), heads // kv_heads)[0] for t in (k, v))
             weights = (query[row, :, None].double() @ key.transpose(1, 2) * dim**-0.5).softmax(-1)
             torch.testing.assert_close(found[row].double(), (weights @ value).reshape(-1), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("cache", [torch.float32, FP8], ids=["fp32", "fp8"])
+@pytest.mark.parametrize("heads,kv_heads,dim,start,width", [(4, 2, 16, 0, 40), (6, 3, 24, 10, 70), (2, 1, 64, 45, 5)])
+def test_prefill_attention(heads: int, kv_heads: int, dim: int, start: int, width: int, cache: torch.dtype) -> None:
+    """Blocks of queries that no key tile fits; what lies behind the pass is poison."""
+    span, slots = start + width + 9, torch.tensor([3, 0], device=DEVICE)
+    qkv = random(2 * width, (heads + 2 * kv_heads) * dim)
+    angles = torch.outer(torch.arange(span), 100.0 ** -(torch.arange(0, dim, 2) / dim)).repeat(1, 2).to(DEVICE)
+    cos, sin = angles.cos(), angles.sin()
+    keys, values = (random(4, kv_heads, span, dim, seed=seed) for seed in (1, 2))
+    for tensor in (keys, values):
+        tensor[:, :, start + width :] = 400.0
+    keys, values = keys.to(cache), values.to(cache)
+    found = prefill_attention(qkv, cos, sin, keys, values, slots, start, heads)
+    query = qkv.view(2, width, -1, dim)[:, :, :heads]
+    query = rotate(query, cos[start : start + width, None], sin[start : start + width, None]).transpose(1, 2).double()
+    key, value = (repeat_kv(t[slots, :, : start + width].double(), heads // kv_heads) for t in (keys, values))
+    mask = torch.ones(width, start + width, dtype=torch.bool, device=DEVICE).tril(start)
+    expected = F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).reshape(2 * width, -1)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_layer_norm_and_quick_gelu(dtype: torch.dtype) -> None:
+    x, residual = random(5, 96, dtype=dtype) + 3, random(5, 96, dtype=dtype, seed=1)
+    weight, bias = random(96, dtype=dtype, seed=2), random(96, dtype=dtype, seed=3)
+    for before in (None, residual):
+        total = x if before is None else x + before
+        normed, kept = add_layer_norm(x, before, weight, bias, 1e-5)
+        expected = F.layer_norm(total.double(), (96,), weight.double(), bias.double(), 1e-5)
+        assert torch.equal(kept, total)
+        torch.testing.assert_close(normed.double(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+    expected = x.double() * torch.sigmoid(1.702 * x.double())
+    torch.testing.assert_close(quick_gelu(x).double(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
 
 
 def test_fp8_kernels_quantise_as_the_function_does() -> None:
