@@ -19,6 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from recap import device as gpu
 from recap.engine.checkpoint import Normalisation
 from recap.engine.llama import Decoder
 from recap.engine.sampling import Sampler
@@ -125,12 +126,14 @@ class Generator(Generic[Tag]):
         kv_fp8: bool = False,
         cuda_graph: bool = True,
     ) -> None:
+        device = gpu.numbered(device)
         self.plan, self.sampler, self.device, self.dtype = plan, sampler, device, dtype
         self.image_size, self.kv_fp8 = image_size, kv_fp8
         self.graphed = cuda_graph and device.type == "cuda"
         self.normalise = normalise
-        self.encoder = ImageEncoder(model, device, dtype)
-        self.decoder = Decoder(model, plan.slots, plan.span, device, dtype, fp8, kv_fp8)
+        with gpu.current(device):
+            self.encoder = ImageEncoder(model, device, dtype)
+            self.decoder = Decoder(model, plan.slots, plan.span, device, dtype, fp8, kv_fp8)
         self.times = Times()
         self.reset(plan)
 
@@ -157,7 +160,8 @@ class Generator(Generic[Tag]):
         # A slot's round is counted up when it is filled: copies of an older round say nothing about it.
         self.rounds = np.zeros(slots, dtype=np.int64)
         self._copies: list[_Copy] = []
-        self._keep_prefix()
+        with gpu.current(device):
+            self._keep_prefix()
 
     def busy(self) -> int:
         """Slots in use."""
@@ -171,10 +175,17 @@ class Generator(Generic[Tag]):
     def fill(self, images: Sequence[Image[Tag]]) -> None:
         """Start the captions of up to `micro_batch` images in free slots. Rows without an image repeat the
         last one."""
+        with gpu.current(self.device):
+            self._fill(images)
+        self.times.fills += 1
+        self.times.images += len(images)
+
+    def _fill(self, images: Sequence[Image[Tag]]) -> None:
         plan = self.plan
         rows = [images[min(i, len(images) - 1)] for i in range(plan.micro_batch)]
-        pixels = torch.from_numpy(np.stack([row.pixels for row in rows]))
-        features = self.encoder(self.normalise(self._place(pixels), self.dtype))
+        pixels = gpu.pinned((plan.micro_batch, *rows[0].pixels.shape), torch.uint8, self.device)
+        np.stack([row.pixels for row in rows], out=pixels.numpy())
+        features = self.encoder(self.normalise(pixels.to(self.device, non_blocking=True), self.dtype))
         slots = np.full((plan.texts, plan.micro_batch), plan.slots)
         for i, image in enumerate(images):
             for j, text in enumerate(image.texts):
@@ -188,8 +199,6 @@ class Generator(Generic[Tag]):
         for j in range(plan.texts):
             texts = [row.texts[j] for row in rows]
             self._prefill_texts(texts, slots[j], start, None if plan.shared else features)
-        self.times.fills += 1
-        self.times.images += len(images)
 
     @torch.inference_mode()
     def step(self) -> list[tuple[Tag, list[int]]]:
@@ -198,12 +207,13 @@ class Generator(Generic[Tag]):
         if self.busy():
             self.times.steps += 1
             self.times.busy += self.busy()
-            if self.graphed:
-                self._graph = self._graph or self._capture()
-                self._graph.replay()
-            else:
-                self._advance()
-            self._copies.append(self._copy())
+            with gpu.current(self.device):
+                if self.graphed:
+                    self._graph = self._graph or self._capture()
+                    self._graph.replay()
+                else:
+                    self._advance()
+                self._copies.append(self._copy())
         # On CUDA the host reads the step before the one it has just queued, and never waits for an idle
         # device.
         if len(self._copies) > (1 if self.device.type == "cuda" and self.busy() else 0):
@@ -232,15 +242,7 @@ class Generator(Generic[Tag]):
         """The decode step as one CUDA graph."""
         state = [self.tokens, self.positions, self.counts, self.limits, self.active, self.out]
         saved = [tensor.clone() for tensor in state]
-        stream = torch.cuda.Stream(self.device)
-        stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(stream):
-            for _ in range(2):  # kernels are compiled and workspaces allocated outside of the capture
-                self._advance()
-        torch.cuda.current_stream(self.device).wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._advance()
+        graph = gpu.capture(self.device, self._advance)
         for tensor, value in zip(state, saved):
             tensor.copy_(value)
         return graph
@@ -250,12 +252,9 @@ class Generator(Generic[Tag]):
         slots = self.plan.slots
         if self.device.type != "cuda":
             return _Copy(self.active[:slots], self.counts[:slots], self.out, self.rounds.copy())
-        found = [torch.empty_like(t, device="cpu", pin_memory=True) for t in (self.active, self.counts, self.out)]
-        for target, source in zip(found, (self.active, self.counts, self.out)):
-            target.copy_(source, non_blocking=True)
-        event = torch.cuda.Event()
-        event.record()
-        return _Copy(found[0][:slots], found[1][:slots], found[2], self.rounds.copy(), event)
+        sources = (self.active, self.counts, self.out)
+        found = [gpu.pinned(tuple(t.shape), t.dtype, self.device).copy_(t, non_blocking=True) for t in sources]
+        return _Copy(found[0][:slots], found[1][:slots], found[2], self.rounds.copy(), gpu.mark())
 
     def _finished(self, copy: _Copy) -> list[tuple[Tag, list[int]]]:
         if copy.event is not None:
@@ -272,9 +271,10 @@ class Generator(Generic[Tag]):
 
     def _place(self, tensor: torch.Tensor) -> torch.Tensor:
         """Onto the device without waiting for what it is doing (copies from ordinary memory would)."""
-        if self.device.type != "cuda":
+        if self.device.type == "cpu":
             return tensor
-        return tensor.pin_memory().to(self.device, non_blocking=True)
+        copy = gpu.pinned(tuple(tensor.shape), tensor.dtype, self.device).copy_(tensor)
+        return copy.to(self.device, non_blocking=True)
 
     def _keep_prefix(self) -> None:
         """Write the shared prefix's keys and values into every slot; no caption ever touches them again."""
@@ -288,11 +288,11 @@ class Generator(Generic[Tag]):
 
     def _prefill_shared(self, features: torch.Tensor, slots: np.ndarray) -> None:
         """Run the image once for all captions of it, and copy its keys and values to their slots."""
-        plan, first = self.plan, torch.from_numpy(slots[0]).to(self.device)
+        plan, first = self.plan, self._place(torch.from_numpy(slots[0]))
         start = len(plan.prefix)
         self.decoder.prefill(features, first, start, None)
         for row in slots[1:]:
-            self.decoder.copy(first, torch.from_numpy(row).to(self.device), start, plan.shared)
+            self.decoder.copy(first, self._place(torch.from_numpy(row)), start, plan.shared)
 
     def _prefill_texts(
         self, texts: list[Text[Tag]], slots: np.ndarray, start: int, features: torch.Tensor | None
@@ -306,7 +306,7 @@ class Generator(Generic[Tag]):
         limits = torch.tensor([text.limit for text in texts])
         chances = torch.stack([text.chances for text in texts])
         ids, lengths, limits, chances = (self._place(t) for t in (ids, lengths, limits, chances))
-        at = torch.from_numpy(slots).to(self.device)
+        at = self._place(torch.from_numpy(slots))
         ids = ids[:, start:]
         x = F.embedding(ids, self.decoder.embedding)
         if features is not None:

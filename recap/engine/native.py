@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForImageTextToText
 
+from recap import device as gpu
 from recap.engine.captions import Pending, make_caption
 from recap.engine.checkpoint import Checkpoint, image_tokens, open_checkpoint
 from recap.engine.decode_pool import DecodePool
@@ -178,8 +179,7 @@ class NativeEngine:
             self.pool.release(place)
         self._ready.clear()
         self.generator.reset(replace(self.generator.plan, slots=slots))
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        gpu.release_memory()
         # The pool is started anew as well: what it holds belongs to requests that are put again.
         self.pool.close()
         self.pool = DecodePool.of(self.config, self.checkpoint.geometry, max(self._ring, len(self._pending)))
@@ -191,9 +191,10 @@ class NativeEngine:
 def check_precision(config: CaptionerConfig, device: torch.device) -> None:
     """Raise ValueError where the device has no fp8 matrix products (they run, slowly, on CPUs for tests)."""
     wanted = "fp8" in (config.precision, config.kv_precision)
-    if wanted and device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
-        name = torch.cuda.get_device_name(device)
-        raise ValueError(f"captioner.precision and kv_precision = 'fp8': {name} has no fp8; use bf16 and auto.")
+    if wanted and not gpu.has_fp8(device):
+        raise ValueError(
+            f"captioner.precision and kv_precision = 'fp8': {gpu.name(device)} has no fp8; use bf16 and auto."
+        )
 
 
 def make_plan(checkpoint: Checkpoint, config: CaptionerConfig, device: torch.device) -> Plan:
@@ -236,12 +237,9 @@ def common_prefix(book: PromptBook) -> tuple[int, ...]:
 def fitting_slots(generator: Generator[Any], share: float) -> int:
     """How many slots the free memory of the GPU holds beside a fill and a step, measured by running both."""
     device = generator.device
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    rehearse(generator)
-    passes = torch.cuda.max_memory_allocated(device) - before
-    torch.cuda.empty_cache()
-    free, _ = torch.cuda.mem_get_info(device)
+    passes = gpu.peak_memory(device, lambda: rehearse(generator))
+    gpu.release_memory()
+    free = gpu.free_memory(device)
     keys = generator.decoder.keys
     each = 2 * keys.element_size() * keys[:, 0].numel()
     # The decode step's activations grow with the slots: logits in the widest of its types, twice, dominate.
@@ -272,7 +270,7 @@ def settle(generator: Generator[Any], plan: Plan, config: CaptionerConfig) -> No
             log.warning(
                 "out of memory while warming up: trying %d images, %s slots", plan.micro_batch, slots or "fewer"
             )
-            torch.cuda.empty_cache()
+            gpu.release_memory()
         else:
             log.info("captioning %d images at a time in %d slots", plan.micro_batch, slots)
             return
@@ -306,5 +304,4 @@ def rehearse(generator: Generator[Any]) -> None:
     generator.fill(images)
     while generator.busy():
         generator.step()
-    if generator.device.type == "cuda":
-        torch.cuda.synchronize(generator.device)
+    gpu.synchronise(generator.device)
