@@ -37,6 +37,7 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 import benchmarks.torchvision_shim  # noqa: F401 - before transformers
+from recap import device as gpu
 from recap.clip.objective import Objective
 from recap.clip.settings import OPENAI, ClipConfig, ClipModelConfig, LossConfig, Stage
 from recap.clip.task import ClipTask
@@ -48,7 +49,6 @@ from recap.data.shrink import shrunk
 from recap.text_policy import TextPolicyConfig
 from recap.train.parallel import peak_flops
 from recap.train.settings import TrainSettings
-from recap.worlds.tars import write_tar
 
 SIDE, CONTEXT = 112, 77
 
@@ -91,6 +91,8 @@ def photograph(rng: np.random.Generator, width: int = 640, height: int = 512) ->
 
 def corpus(folder: Path, images: int) -> list[str]:
     """Tars of 512 samples, and the same ones shrunk to 128 px; texts of 50 words."""
+    from recap.worlds.tars import write_tar
+
     rng = np.random.default_rng(0)
     pictures = [photograph(rng) for _ in range(64)]
     vocabulary = "a photo of the red car with blue sky and green trees near old houses where people walk"
@@ -172,17 +174,42 @@ def loader(images: int, repeats: int, batch: int = 128) -> dict[str, Any]:
 # --- the training step ----------------------------------------------------------------------------
 
 
+def inputs(batch: int, image: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """uint8 pixels [N, 3, side, side] and tokens [N, 1, context], in pinned memory for a GPU."""
+    pixels = torch.randint(0, 256, (batch, 3, image, image), dtype=torch.uint8)
+    ids = torch.randint(1, 49000, (batch, 1, CONTEXT))
+    ids[:, :, -1] = 49407
+    return (pixels.pin_memory(), ids.pin_memory()) if device == "cuda" else (pixels, ids)
+
+
+def our_step(vision: str, text: str, image: int, batch: int, device: str) -> tuple[Callable[[], None], Any]:
+    """A training step of ours from pixels on the host, and the model in it."""
+    config = ClipModelConfig(architecture="hf", vision=vision, text=text, context=CONTEXT, vocabulary=49408)
+    torch.manual_seed(0)
+    module = Objective(build(config, image, 49407), LossConfig(), *OPENAI).to(device)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4, fused=device == "cuda")
+    pixels, ids = inputs(batch, image, device)
+
+    def step() -> None:
+        micro = {"images": pixels.to(device, non_blocking=True), "ids": ids.to(device, non_blocking=True)}
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            loss = module(micro) / batch
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step, module.model
+
+
 def step(batch: int, repeats: int, vision: str, text: str, image: int, compiled: str) -> dict[str, Any]:
     """Forward, loss, backward, AdamW: ours on uint8 pixels, theirs as in open_clip_train.train.
 
     compiled: none | ours | both; ours block by block, as `train.compile` does, theirs whole, as `--torchcompile` does.
     """
     peer = open_clip()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = gpu.best()
+    ours, ours_model = our_step(vision, text, image, batch, device)
     config = ClipModelConfig(architecture="hf", vision=vision, text=text, context=CONTEXT, vocabulary=49408)
-    torch.manual_seed(0)
-    module = Objective(build(config, image, 49407), LossConfig(), *OPENAI).to(device)
-    ours_optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4, fused=device == "cuda")
     v, t = config.vision_tower, config.text_tower
     model = peer.model.CLIP(
         config.dimension,
@@ -191,10 +218,11 @@ def step(batch: int, repeats: int, vision: str, text: str, image: int, compiled:
         output_dict=True,
     ).to(device)
     loss_of = peer.loss.ClipLoss(local_loss=True, gather_with_grad=True)
-    their_optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    pixels = torch.randint(0, 256, (batch, 3, image, image), dtype=torch.uint8)
-    ids = torch.randint(1, 49000, (batch, 1, CONTEXT))
-    ids[:, :, -1] = 49407
+    their_optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=device == "cuda")
+    pixels, ids = inputs(batch, image, device)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in OPENAI)
+    floats = (pixels.float() / 255 - mean) / std  # as their loader's workers make them
+    floats = floats.pin_memory() if device == "cuda" else floats
 
     def timed(run: Callable[[], None]) -> Callable[[], float]:
         def once() -> float:
@@ -211,19 +239,9 @@ def step(batch: int, repeats: int, vision: str, text: str, image: int, compiled:
         once()
         return once
 
-    def ours() -> None:
-        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-            loss = module({"images": pixels.to(device), "ids": ids.to(device)}) / batch
-        loss.backward()
-        ours_optimizer.step()
-        ours_optimizer.zero_grad(set_to_none=True)
-
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in OPENAI)
-
     def theirs() -> None:
-        floats = ((pixels.float() / 255 - mean) / std).to(device)
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-            loss = loss_of(**model(floats, ids[:, 0].to(device)))
+            loss = loss_of(**model(floats.to(device, non_blocking=True), ids[:, 0].to(device, non_blocking=True)))
         their_optimizer.zero_grad()
         loss.backward()
         their_optimizer.step()
@@ -233,7 +251,7 @@ def step(batch: int, repeats: int, vision: str, text: str, image: int, compiled:
     with FlopCounterMode(display=False) as counter:  # before anything is compiled: it sees operators only
         ours()
     if compiled != "none":
-        for block in module.model.blocks():
+        for block in ours_model.blocks():
             block.compile()
     if compiled == "both":
         model.compile()

@@ -29,8 +29,6 @@ from typing import Any
 
 import torch
 import transformers
-from diffusers import AutoencoderKL, DDPMScheduler
-from diffusers.training_utils import EMAModel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -47,7 +45,7 @@ TARGETS = {"step, diffusers / latents": (2.0, "least"), "checkpoint stall, ours 
 GPU_TARGETS = {"gpu step, diffusers / latents, B/4": (2.0, "least"), "gpu MFU, B/4": (0.4, "least")}
 
 
-class _Text(nn.Module):
+class Text(nn.Module):
     """CLIP-L's text tower, random, behind the interface of `recap.dit.model.TextEncoder`."""
 
     def __init__(self) -> None:
@@ -61,10 +59,12 @@ class _Text(nn.Module):
         return self.model(input_ids=ids, attention_mask=mask.long())[0]
 
 
-class _Codec:
+class Codec:
     """Stable Diffusion's VAE shape, random, behind the interface of `recap.dit.vae.Vae`."""
 
     def __init__(self, device: str) -> None:
+        from diffusers import AutoencoderKL
+
         blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
         self.model = AutoencoderKL(block_out_channels=(128, 256, 512, 512), layers_per_block=2, **blocks).to(device)
         self.model.requires_grad_(False)
@@ -96,7 +96,7 @@ def micro_batch(count: int, side: int, device: str, live: bool, length: int) -> 
 class Ours:
     """The phases of recap.train.loop on one rank: gradients, fused or foreach AdamW, average; nothing is read back."""
 
-    def __init__(self, model: nn.Module, text: nn.Module, codec: _Codec, batch: dict[str, torch.Tensor]) -> None:
+    def __init__(self, model: nn.Module, text: nn.Module, codec: Codec, batch: dict[str, torch.Tensor]) -> None:
         self.module = Objective(model, text, lambda device: codec, ObjectiveConfig())
         self.device = batch["noise"].device.type
         cuda = self.device == "cuda"
@@ -115,7 +115,10 @@ class Ours:
 class Diffusers:
     """The inner loop of diffusers' examples/text_to_image/train_text_to_image.py, with its defaults, on this model."""
 
-    def __init__(self, model: nn.Module, text: _Text, codec: _Codec, batch: dict[str, torch.Tensor]) -> None:
+    def __init__(self, model: nn.Module, text: Text, codec: Codec, batch: dict[str, torch.Tensor]) -> None:
+        from diffusers import DDPMScheduler
+        from diffusers.training_utils import EMAModel
+
         self.model, self.text, self.vae, self.batch = model, text, codec.model, batch
         self.scheduler = DDPMScheduler()
         self.optimizer = torch.optim.AdamW(model.parameters(), 1e-4)
@@ -166,7 +169,7 @@ def seconds(ways: dict[str, Callable[[], None]], rounds: int, device: str) -> di
 def step(size: str = "B/4", side: int = 128, batch: int = 4, device: str = "cpu", rounds: int = 2) -> dict[str, float]:
     """Seconds of a step. Texts of 40 tokens (the longest of a trimmed batch) for ours, 77 for diffusers' padding."""
     torch.manual_seed(0)
-    text, codec = _Text().to(device), _Codec(device)
+    text, codec = Text().to(device), Codec(device)
     models = [transformer(size, side, device) for _ in range(3)]
     if device == "cuda":
         for model in models[:2]:
@@ -187,6 +190,8 @@ def step(size: str = "B/4", side: int = 128, batch: int = 4, device: str = "cpu"
 
 def average() -> dict[str, float]:
     """Seconds of one update of the moving average of B/4's weights."""
+    from diffusers.training_utils import EMAModel
+
     model = transformer("B/4", 256, "cpu")
     ours, theirs = Ema(model, 1_000_000), EMAModel(model.parameters())
     found = seconds({"ours": lambda: ours.update(1), "EMAModel": lambda: theirs.step(model.parameters())}, 5, "cpu")

@@ -31,7 +31,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 import torch.distributed as dist
 import transformers
@@ -223,6 +222,8 @@ def logits(positions: int = 1280, hidden: int = 1024, words: int = 128_256) -> d
 
 def peak(work: Callable[[], object]) -> float:
     """Growth of this process's memory while it works, GiB, looked at every millisecond."""
+    import psutil
+
     me, most, done = psutil.Process(), [0], threading.Event()
     before = me.memory_info().rss
 
@@ -331,13 +332,13 @@ class Slice:
         return micro_batch(rows, lengths, self.image, self.vision["image_size"], device, self.words)
 
 
-def on_gpu(shape: Slice | None = None, device: str = "cuda") -> dict[str, float]:
-    """An optimizer step of 32 samples: ours (packed, supervised logits) against transformers' Trainer."""
+def on_gpu(shape: Slice | None = None, device: str = "cuda", samples: int = 32) -> dict[str, float]:
+    """An optimizer step of so many samples: ours (packed, supervised logits) against transformers' Trainer."""
     shape = shape or Slice()
     torch.manual_seed(0)
     with torch.device(device):
         model = captioner(shape.layers, shape.hidden, shape.ffn, shape.heads, shape.kv, shape.words, shape.vision)
-    peak_rate, lengths = peak_flops(torch.device(device)), mix_lengths(32, 1)
+    peak_rate, lengths = peak_flops(torch.device(device)), mix_lengths(samples, 1)
     lengths = [max(8, n * shape.image // 576) for n in lengths]
     ways = {"ours": our_step, "transformers": trainer_step}
     found = {}

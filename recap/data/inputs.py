@@ -15,7 +15,6 @@ from fnmatch import fnmatchcase
 from urllib.parse import quote, urlsplit, urlunsplit
 
 import fsspec
-from braceexpand import UnbalancedBracesError, braceexpand  # type: ignore[attr-defined]
 
 from hpc.errors import UserError
 from hpc.operator import MissingShards, Shard
@@ -243,6 +242,9 @@ def _from_list(pattern: str) -> list[str]:
 def _expand(pattern: str) -> Iterable[str]:
     if "://" not in pattern and os.path.lexists(pattern):
         return [pattern]  # braces may be part of a name
+    # Here, so that a machine with torch and transformers alone can run the benchmarks of training steps.
+    from braceexpand import UnbalancedBracesError, braceexpand  # type: ignore[attr-defined]
+
     try:
         return braceexpand(pattern)
     except UnbalancedBracesError as error:
