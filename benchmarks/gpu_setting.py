@@ -67,6 +67,6 @@ REHEARSAL = Setting(
     checked=6,
     sft=Slice(layers=1, hidden=64, ffn=96, heads=2, kv=1, words=256, vision=SMALL_TOWER),
     sft_samples=8,
-    clip={"vision": "Ti", "text": "tiny", "image": 32, "batch": 4},
-    dit={"size": "test", "side": 64, "batch": 2},
+    clip={"vision": "64x1x1", "text": "64x1x1", "image": 32, "batch": 4},
+    dit={"size": "64x1x2/4", "side": 64, "batch": 2},
 )
