@@ -32,20 +32,32 @@ def ctas(kernel: dict[str, Any]) -> int:
     return min(by_registers, SHARED[kernel["capability"]] // (kernel["shared"] + 1024), 64 // kernel["warps"])
 
 
-def test_kernels_compile_for_every_gpu() -> None:
-    """bf16, and fp8 where the device has e4m3: nothing spills, memory is read 16 bytes at a time, and enough CTAs of
-    the attentions fit an SM to hide its latency."""
-    found = compiled("bf16", 80, 90, 100)
-    names = {capability: [k["kernel"] for k in found if k["capability"] == capability] for capability in SHARED}
-    assert names[90] == names[100] and set(names[80]) < set(names[90]) and len(names[90]) == 21
-    assert not any("fp8" in name or "quantise" in name for name in names[80])
+def check(found: list[dict[str, Any]]) -> None:
+    """Nothing spills, memory is read 16 bytes at a time, and enough CTAs of the attentions fit an SM to hide its
+    latency."""
     for kernel in found:
-        where = f"{kernel['kernel']} for sm_{kernel['capability']}"
+        where = f"{kernel['kernel']} for sm_{kernel['capability']}: {kernel}"
+        # ptxas puts 8 bytes of one kernel on Blackwell's stack; nothing has run there.
         assert kernel["stack"] <= (8 if kernel["capability"] == 100 else 0), where
         assert kernel["registers"] <= 192 and kernel["shared"] <= 80 * 1024, where
         assert kernel["loads of 16 bytes"] > 0 and kernel["narrow stores"] == 0, where
         if "attention" in kernel["kernel"]:
             assert kernel["tensor core"] > 0 and ctas(kernel) >= 2, where
+
+
+def test_kernels_compile_for_hopper() -> None:
+    """bf16, fp8 and the fp8 cache."""
+    found = compiled("bf16", 90)
+    assert len(found) == 21 and sum("fp8" in kernel["kernel"] for kernel in found) == 8
+    check(found)
+
+
+@pytest.mark.slow  # a minute and a half
+def test_kernels_compile_for_ampere_and_blackwell() -> None:
+    """A100 has no e4m3: the engine refuses fp8 there (test_precision.py), and no such kernel is compiled."""
+    found = compiled("bf16", 80, 100)
+    assert not any("fp8" in k["kernel"] or "quantise" in k["kernel"] for k in found if k["capability"] == 80)
+    check(found)
 
 
 @pytest.mark.slow  # minutes: products without tensor cores are unrolled

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from benchmarks import caption
-from benchmarks.caption import LLAMA3_8B, Turn, bound, cost, steady_rate
+from benchmarks.caption_work import LLAMA3_8B, Turn, steady_rate
+from benchmarks.gpu import Stage, run_stage
+from benchmarks.gpu_setting import REHEARSAL
+from benchmarks.roofline import bound, cost
+from benchmarks.timing import DeviceMonitor
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,33 +45,67 @@ def test_benchmark_runs(tmp_path: Path) -> None:
     assert "x generate at its best" in done.stdout
 
 
-def test_gpu_benchmark_rehearsed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Every line of the GPU run but CUDA's own (events, graphs, memory, names), on the smallest shape."""
-    smi, report = tmp_path / "nvidia-smi", tmp_path / "report.json"
-    smi.write_text("#!/bin/sh\necho '1755, 2619, 650.50, 61'\necho '1695, 2619, [N/A], 61'\n")
-    smi.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    arguments = "--gpu --rehearse --images 16 --slots 2 --micro-batch 1 --rounds 1 --batches 4 --sustain 0.05"
-    monkeypatch.setattr(sys, "argv", ["caption", *arguments.split(), "--decode-workers", "1", "--json", str(report)])
-    with pytest.raises(SystemExit) as end:
-        caption.main()
-    assert end.value.code == 0
-    found = json.loads(report.read_text())
-    own = found["own"]
-    assert list(own) == ["bf16", "fp8", "fp8+kv"] and set(found["hugging_face"]) == {"dynamic 4", "static 4"}
-    for each in own.values():
-        assert each["images_per_s"] > 0 and each["steady"] > 0 and 0 < each["share"] < 1 and each["slots"] == 2
-        assert each["device_during"]["power.draw"] == {"mean": 650.5, "min": 650.5, "max": 650.5}
-        assert sum(each["ms"].values()) == pytest.approx(1e3 / each["images_per_s"])
-    assert set(found["ladder"]) == {"no graph", "graph", "graph, no refill"}
-    assert 0 < found["end_to_end"]["busy"] <= 1 and found["end_to_end"]["share"] > 0
-    assert "clocks.sm 1755 (1755-1755)" in capsys.readouterr().out
-    # What the report would miss is told from its numbers.
-    own["bf16"] |= {"ratio": 1.5, "share": 0.7, "images_per_s": 10.0}
-    own["fp8"]["images_per_s"], found["end_to_end"]["share"] = 13.0, 0.96
-    assert len(caption.targets(found, gpu=True)) == 4
+SMI = "#!/bin/sh\necho '1755, 2619, 650.50, 61'\necho '1695, 2619, [N/A], 61'\n"
+
+
+def lease(out: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "tests.bare_machine", "benchmarks.gpu", "--rehearse", "--out", str(out), *more]
+
+
+def test_lease_rehearsed_on_a_bare_machine(tmp_path: Path) -> None:
+    """The stages of `python -m benchmarks.gpu` without CUDA and without this project's other packages."""
+    (tmp_path / "nvidia-smi").write_text(SMI)
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    only = "rates,kernels,fp8+kv,generate,clip,dit,vllm"
+    command = lease(tmp_path / "out", "--only", only, "--minutes", "8")
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads((tmp_path / "out/gpu.json").read_text())
+    found = report["stages"]
+    assert list(found) == only.split(",") and report["minutes"] == 8
+    assert found["rates"]["sensors, bf16"]["power.draw"] == {"mean": 650.5, "min": 650.5, "max": 650.5}
+    assert found["kernels"]["decode_attention fp8 cache"]["difference"] == 0 and len(found["kernels"]) == 14
+    assert found["fp8+kv"]["images/s"] > 0 and found["fp8+kv"]["slots"] == 2
+    assert found["generate"]["static cache, batch 4, images/s"] > 0
+    assert found["clip"]["eager, samples/s"] > 0
+    assert "diffusers is not installed" in found["dit"]["left out"] and "vllm" in found["vllm"]["left out"]
+    assert "| slots | 2 |" in (tmp_path / "out/gpu.md").read_text()
+
+
+def test_lease_that_is_killed_keeps_what_it_has(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        lease(tmp_path, "--only", "rates,bf16"), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert process.stdout
+    for line in process.stdout:
+        if line.startswith("bf16: step, ms"):
+            break
+    process.kill()
+    process.wait()
+    found = json.loads((tmp_path / "gpu.json").read_text())["stages"]
+    assert found["rates"]["seconds"] > 0 and "seconds" not in found["bf16"] and found["bf16"]["step, ms"] > 0
+    assert "step, ms" in (tmp_path / "gpu.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "action,name,line",
+    [
+        (lambda: 1 // 0, "failed", "ZeroDivisionError: integer division or modulo by zero"),
+        (lambda: os._exit(7), "failed", "the process ended with 7"),
+        (lambda: time.sleep(600), "failed", "over its 2 s"),
+        (lambda: importlib.import_module("absent"), "left out", "absent is not installed"),
+    ],
+)
+def test_stage_that_fails_is_a_line(action: Callable[[], object], name: str, line: str) -> None:
+    def stage(setting: object, note: Callable[[str, object], None]) -> None:
+        note("before", 1.5)
+        action()
+
+    found: dict[str, object] = {}
+    run_stage(Stage("it", 1, stage), REHEARSAL, 2 if "over" in line else 60, found.__setitem__)
+    assert found.pop("before") == 1.5 and isinstance(found.pop("seconds"), float)
+    assert found == {name: line}
 
 
 def test_steady_rate_leaves_out_start_and_drain() -> None:
@@ -79,6 +119,6 @@ def test_steady_rate_leaves_out_start_and_drain() -> None:
 
 def test_monitor_without_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with caption.DeviceMonitor("0") as monitor:
+    with DeviceMonitor("0") as monitor:
         pass
     assert monitor.found == {} and "none" in str(monitor)

@@ -82,7 +82,7 @@ def test_rope_and_store(heads: int, kv_heads: int, dim: int) -> None:
 
 
 @pytest.mark.parametrize("cache", [torch.float32, FP8], ids=["fp32", "fp8"])
-@pytest.mark.parametrize("heads,kv_heads,dim", [(4, 2, 16), (6, 3, 24), (5, 5, 32), (16, 1, 64)])
+@pytest.mark.parametrize("heads,kv_heads,dim", [(4, 2, 16), (3, 3, 24), (16, 1, 64)])
 def test_decode_attention(heads: int, kv_heads: int, dim: int, cache: torch.dtype) -> None:
     """Lengths on both sides of a tile; what lies behind a length is poison that must not be read into the result."""
     rows, span = 6, 300
@@ -106,7 +106,7 @@ def test_decode_attention(heads: int, kv_heads: int, dim: int, cache: torch.dtyp
 
 
 @pytest.mark.parametrize("cache", [torch.float32, FP8], ids=["fp32", "fp8"])
-@pytest.mark.parametrize("heads,kv_heads,dim,start,width", [(4, 2, 16, 0, 40), (6, 3, 24, 10, 70), (2, 1, 64, 45, 5)])
+@pytest.mark.parametrize("heads,kv_heads,dim,start,width", [(4, 2, 16, 0, 40), (3, 3, 24, 10, 70), (2, 1, 64, 45, 5)])
 def test_prefill_attention(heads: int, kv_heads: int, dim: int, start: int, width: int, cache: torch.dtype) -> None:
     """Blocks of queries that no key tile fits; what lies behind the pass is poison."""
     span, slots = start + width + 9, torch.tensor([3, 0], device=DEVICE)
