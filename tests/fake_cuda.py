@@ -5,7 +5,7 @@
     watch.launches, watch.waits
 
 Tensors are PyTorch's fake ones (shapes and devices, no numbers), so that the 8 B shape costs nothing. torch's CPU build
-has no guard for CUDA devices, which some operators ask for; the one of the `meta` device, which does nothing, stands in.
+has no guard for CUDA devices, which some operators ask for; that of the `meta` device, which does nothing, stands in.
 """
 
 from __future__ import annotations

@@ -37,9 +37,9 @@ def test_step_and_fill_wait_for_nothing(precision: str, monkeypatch: pytest.Monk
             watch.clear()
             generator.fill(images)
     assert watch.launches["triton _prefill_attention_kernel"] == 31
-    assert not [name for name in watch.launches if "attention" in name and "triton" not in name and "flash" not in name]
     assert not watch.waits, watch.waits
-    assert (step, watch.launches.total()) <= MOST[precision], (step, watch.launches)
+    fill, most = watch.launches.total(), MOST[precision]
+    assert step <= most[0] and fill <= most[1], (step, fill, watch.launches)
 
 
 def planted(action: Any) -> Watch:
