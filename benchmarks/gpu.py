@@ -134,8 +134,8 @@ def main() -> None:
 
         def note(name: str, value: Any, found: dict[str, Any] = found, stage: Stage = stage) -> None:
             found[name] = value
-            say(f"{stage.name}: {name} {_short(value)}")
             _write(options.out, report)
+            say(f"{stage.name}: {name} {_short(value)}")
 
         left = end - time.monotonic()
         limit = left * stage.share / sum(s.share for s in stages[number:])  # time that a stage saves is the others'
