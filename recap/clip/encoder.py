@@ -48,15 +48,35 @@ class Features:
         self._preprocessing = preprocessing or ours(tokens.config, size)
         self.device, self.batch, self.prefix, self._between, self._group = device, batch, prefix, between, group
 
-    def images(self, pictures: Sequence[Picture], names: Sequence[str]) -> torch.Tensor:
-        """Features [N, D]. UserError for an image that cannot be read: an evaluation leaves none out."""
+    def readable(self, pictures: Sequence[Picture], names: Sequence[str]) -> tuple[torch.Tensor, dict[int, str]]:
+        """Features [N, D], and the images that cannot be read: number -> why. Their rows mean nothing."""
+        failed: dict[int, str] = {}
+
+        def pixels(number: int) -> np.ndarray:
+            try:
+                return self._preprocessing.pixels(pictures[number]())
+            except (BadImage, OSError) as error:
+                failed[number] = f"{names[number]}: {error}"
+                return np.zeros((3, self.size, self.size), np.uint8)
+
         with ThreadPoolExecutor(4) as pool:
 
             def ready(numbers: Sequence[int]) -> dict[str, torch.Tensor]:
-                pixels = pool.map(lambda n: self._pixels(pictures[n], names[n]), numbers)
-                return {"images": torch.from_numpy(np.stack(list(pixels)))}
+                return {"images": torch.from_numpy(np.stack(list(pool.map(pixels, numbers))))}
 
-            return self._encoded(len(pictures), ready)
+            features = self._encoded(len(pictures), ready)
+        if ranks()[1] > 1:
+            gathered: list[Any] = [None] * ranks()[1]
+            dist.all_gather_object(gathered, failed, group=self._group)
+            failed = {number: why for part in gathered for number, why in part.items()}
+        return features, dict(sorted(failed.items()))
+
+    def images(self, pictures: Sequence[Picture], names: Sequence[str]) -> torch.Tensor:
+        """Features [N, D]. UserError, on every rank, for an image that cannot be read."""
+        features, failed = self.readable(pictures, names)
+        if failed:
+            raise UserError(f"evaluate: {next(iter(failed.values()))}")
+        return features
 
     def texts(self, texts: Sequence[str]) -> tuple[torch.Tensor, float]:
         """Features [M, D], and the share of texts that the token limit cut."""
@@ -72,12 +92,6 @@ class Features:
 
     def _ids(self, texts: Sequence[str]) -> tuple[np.ndarray, int]:
         return self.tokens.encode([Text(text, self.prefix) for text in texts], self.context)
-
-    def _pixels(self, picture: Picture, name: str) -> np.ndarray:
-        try:
-            return self._preprocessing.pixels(picture())
-        except (BadImage, OSError) as error:
-            raise UserError(f"evaluate: {name}: {error}") from error
 
     @torch.no_grad()
     def _encoded(self, count: int, ready: Callable[[Sequence[int]], dict[str, torch.Tensor]]) -> torch.Tensor:

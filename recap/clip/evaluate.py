@@ -9,8 +9,8 @@
 
 MODEL is an export of this toolkit. Started as several tasks of one job (`srun python -m ...`), ranks share the work.
 `cut` is the share of texts that the token limit cut; `n` images and `texts` were scored, `skipped` samples had no image
-or text, `damaged` tars end too early: they belong beside every number. The same evaluations run inside a
-training, see `evaluate` in its config.
+or text or an image that cannot be read, `damaged` tars end too early: they belong beside every number. The same
+evaluations run inside a training, see `evaluate` in its config.
 """
 
 from __future__ import annotations
@@ -62,35 +62,53 @@ class Pairs:
     left_out: int = 0
     damaged: int = 0
 
-    def counts(self) -> dict[str, float]:
-        """What stands beside every metric."""
-        return {"n": len(self.pictures), "texts": len(self.texts), "skipped": self.left_out, "damaged": self.damaged}
+    def counts(self, kept: Sequence[int]) -> dict[str, float]:
+        """What stands beside every metric. kept: numbers of the images that could be read."""
+        known = set(kept)
+        return {
+            "n": len(known), "texts": sum(i in known for i in self.image_of_text),
+            "skipped": self.left_out + len(self.pictures) - len(known), "damaged": self.damaged,
+        }  # fmt: skip
 
 
 def classify(
-    encoder: Features, pictures: list[Picture], names: list[str], labels: list[int], classes: list[str],
-    templates: list[str],
-) -> dict[str, float]:  # fmt: skip
-    """Zero-shot accuracy; a class is the mean of its prompts. Templates hold `{}` for its name."""
+    encoder: Features, pairs: Pairs, labels: list[int], classes: list[str], templates: list[str]
+) -> dict[str, float]:
+    """Zero-shot accuracy; a class is the mean of its prompts, whose templates hold `{}` for its name."""
+    images, kept = _images(encoder, pairs)
     prompts = [template.replace("{}", name) for name in classes for template in templates]
     features, cut = encoder.texts(prompts)
     made = metrics.class_features(features.unflatten(0, (len(classes), len(templates))))
-    return {**metrics.accuracy(encoder.images(pictures, names), made, torch.tensor(labels)), "cut": cut}
+    return {**metrics.accuracy(images, made, torch.tensor(labels)[kept]), "cut": cut, **pairs.counts(kept)}
 
 
 def retrieve(encoder: Features, pairs: Pairs) -> dict[str, float]:
     """Recall at 1, 5 and 10, both ways."""
-    features, cut = encoder.texts(pairs.texts)
-    images = encoder.images(pairs.pictures, pairs.names)
-    return {**metrics.recall(images, features, torch.tensor(pairs.image_of_text)), "cut": cut, **pairs.counts()}
+    images, kept = _images(encoder, pairs)
+    number = {old: new for new, old in enumerate(kept)}
+    found = [(text, number[i]) for text, i in zip(pairs.texts, pairs.image_of_text, strict=True) if i in number]
+    features, cut = encoder.texts([text for text, _ in found])
+    owners = torch.tensor([owner for _, owner in found])
+    return {**metrics.recall(images, features, owners), "cut": cut, **pairs.counts(kept)}
 
 
 def attribute(encoder: Features, pairs: Pairs, false: list[str]) -> dict[str, float]:
-    """Share of images nearer to the true than to the false text."""
-    features, cut = encoder.texts([*pairs.texts, *false])
+    """Share of images nearer to the true than to the false text; an image has one of each."""
+    images, kept = _images(encoder, pairs)
+    features, cut = encoder.texts([texts[i] for texts in (pairs.texts, false) for i in kept])
     true, wrong = features.chunk(2)
-    images = encoder.images(pairs.pictures, pairs.names)[torch.tensor(pairs.image_of_text)]
-    return {**metrics.choice(images, true, wrong), "cut": cut, **pairs.counts()}
+    return {**metrics.choice(images, true, wrong), "cut": cut, **pairs.counts(kept)}
+
+
+def _images(encoder: Features, pairs: Pairs) -> tuple[torch.Tensor, list[int]]:
+    """Features of the images that can be read, and their numbers. UserError where none can."""
+    features, failed = encoder.readable(pairs.pictures, pairs.names)
+    kept = [number for number in range(len(pairs.pictures)) if number not in failed]
+    for why in failed.values() if ranks()[0] == 0 else ():
+        log.warning("evaluate: skipped: %s", why)
+    if not kept:
+        raise UserError(f"evaluate: no image can be read; the first: {failed[0]}")
+    return features[torch.tensor(kept)], kept
 
 
 def measure(encoder: Features, config: EvaluationConfig) -> dict[str, float]:
@@ -106,8 +124,7 @@ def measure(encoder: Features, config: EvaluationConfig) -> dict[str, float]:
         templates = _lines(Path(config.templates)) if config.templates else TEMPLATES
         if odd := [template for template in templates if "{}" not in template]:
             raise UserError(f"evaluate: {config.templates}: {odd[0]!r} has no {{}} for the class's name.")
-        labels = _labels(pairs, config, len(classes))
-        return classify(encoder, pairs.pictures, pairs.names, labels, classes, templates) | pairs.counts()
+        return classify(encoder, pairs, _labels(pairs, config, len(classes)), classes, templates)
     if config.karpathy:
         return retrieve(encoder, karpathy(Path(config.karpathy), images, config.split))
     if config.folder:

@@ -9,6 +9,8 @@ mmmu          DATA holds MMMU's parquet files (validation split, any subjects). 
               names no option is wrong.
 mmvet         DATA holds mm-vet.json and images/. Writes {"v1_0": answer, ...}, which MM-Vet's evaluator (GPT-4) grades.
 mmvet-grades  grades.json is what that evaluator wrote: {"v1_0": {"score": [0.5]}, ...}. Prints the table by capability.
+
+A question whose image cannot be read is skipped: named and counted below the table.
 """
 
 from __future__ import annotations
@@ -88,8 +90,11 @@ def _listed(value: Any) -> list[str]:
     return [str(item) for item in (ast.literal_eval(value) if isinstance(value, str) else value or [])]
 
 
-def mmmu(questions: Iterator[Question], answerer: Any, limit: int | None) -> dict[str, tuple[int, int]]:
-    """(right, asked) by subject."""
+def mmmu(
+    questions: Iterator[Question], answerer: Any, limit: int | None
+) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
+    """(right, asked) by subject, and why questions were skipped: an image of theirs cannot be read."""
+    skipped: dict[str, str] = {}
     counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     for number, question in enumerate(questions):
         if limit is not None and number >= limit:
@@ -97,20 +102,27 @@ def mmmu(questions: Iterator[Question], answerer: Any, limit: int | None) -> dic
         try:
             images = [decode_rgb(data) for data in question.images]
         except BadImage as error:
-            raise UserError(f"mmmu: {question.key}: {error}") from error
+            skipped[question.key] = str(error)
+            continue
         counts[question.subject][0] += question.right(answerer.ask(question.prompt(), images, 32))
         counts[question.subject][1] += 1
-    return {subject: (right, asked) for subject, (right, asked) in counts.items()}
+    return {subject: (right, asked) for subject, (right, asked) in counts.items()}, skipped
 
 
-def as_table(counts: Mapping[str, tuple[int, int]]) -> str:
+def as_table(counts: Mapping[str, tuple[int, int]], skipped: Mapping[str, str]) -> str:
     lines = [f"{'subject':40}{'right':>10}{'share':>8}   95 % interval"]
     total = (sum(right for right, _ in counts.values()), sum(asked for _, asked in counts.values()))
     for subject, (right, asked) in [*sorted(counts.items()), ("all", total)]:
         low, high = wilson(right, asked)
         share = right / asked if asked else 0.0
         lines.append(f"{subject:40}{f'{right}/{asked}':>10}{share:8.1%}   {low:5.1%} - {high:5.1%}")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, _told(total[1], skipped)]) + "\n"
+
+
+def _told(n: int, skipped: Mapping[str, str]) -> str:
+    """What stands below every table: how many questions were asked, and which were not."""
+    why = "".join(f"\n  {key}: {reason}" for key, reason in skipped.items())
+    return f"n {n} · skipped {len(skipped)} (an image cannot be read)" + why
 
 
 def read_mmvet(folder: Path) -> dict[str, dict[str, Any]]:
@@ -121,16 +133,17 @@ def read_mmvet(folder: Path) -> dict[str, dict[str, Any]]:
         raise UserError(f"mmvet: {folder}/mm-vet.json cannot be read: {error}") from error
 
 
-def mmvet(folder: Path, answerer: Any, limit: int | None) -> dict[str, str]:
-    """id -> answer."""
-    answers = {}
+def mmvet(folder: Path, answerer: Any, limit: int | None) -> tuple[dict[str, str], dict[str, str]]:
+    """id -> answer, and id -> why it was skipped: its image cannot be read. MM-Vet's table counts those as 0."""
+    answers, skipped = {}, {}
     for key, row in list(read_mmvet(folder).items())[:limit]:
         try:
             image = decode_rgb((folder / "images" / row["imagename"]).read_bytes())
         except (OSError, BadImage) as error:
-            raise UserError(f"mmvet: {key}: {error}") from error
+            skipped[key] = str(error)
+            continue
         answers[key] = answerer.ask(row["question"], [image], 512)
-    return answers
+    return answers, skipped
 
 
 Grades = Mapping[str, Mapping[str, Sequence[float]]]
@@ -179,8 +192,10 @@ def _run(args: argparse.Namespace) -> str:
     if args.benchmark == "mmvet-grades":
         if args.grades is None:
             raise UserError("mmvet-grades: name the evaluator's JSON file after the data folder")
-        table = grade_table(read_mmvet(args.data), read_grades(args.grades))
-        return "".join(f"{capability:12}{value:6.1f}\n" for capability, value in table.items())
+        rows, grades = read_mmvet(args.data), read_grades(args.grades)
+        table = grade_table(rows, grades)
+        lines = "".join(f"{capability:12}{value:6.1f}\n" for capability, value in table.items())
+        return f"{lines}n {len(rows)} · ungraded {len(rows.keys() - grades.keys())}, which count as 0\n"
     if args.model is None or (args.benchmark == "mmvet" and args.out is None):
         raise UserError(f"{args.benchmark}: --model is missing, or --out for mmvet")
     try:
@@ -191,10 +206,10 @@ def _run(args: argparse.Namespace) -> str:
 
     answerer = Answerer(args.model, args.device)
     if args.benchmark == "mmmu":
-        return as_table(mmmu(read_mmmu(args.data), answerer, args.limit))
-    answers = mmvet(args.data, answerer, args.limit)
+        return as_table(*mmmu(read_mmmu(args.data), answerer, args.limit))
+    answers, skipped = mmvet(args.data, answerer, args.limit)
     args.out.write_text(json.dumps(answers, indent=1, ensure_ascii=False))
-    return f"{len(answers)} answers in {args.out}\n"
+    return f"{len(answers)} answers in {args.out}\n{_told(len(answers), skipped)}\n"
 
 
 if __name__ == "__main__":

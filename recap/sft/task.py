@@ -101,7 +101,7 @@ class SftTask:
         """Mean loss of a supervised token of the held-out conversations, each once."""
         held, ranks, step = self._held_out, occasion.ranks, self.config.train.batch
         assert held is not None, "checked with the config"
-        sums = [0.0, 0.0, 0.0]
+        sums = [0.0, 0.0, 0.0]  # loss, supervised tokens, conversations that cannot be used
         for first in range(0, held.size(), step):
             batch = held.batch(first, min(step, held.size() - first), ranks.rank, ranks.world)
             for micro in batch.micro:
@@ -110,7 +110,10 @@ class SftTask:
             sums[1] += batch.weight
             sums[2] += len(batch.rejected)
         loss, tokens, rejected = ranks.sums(sums)
-        return {"held_out/loss": loss / max(tokens, 1.0), "held_out/tokens": tokens, "held_out/rejected": rejected}
+        return {
+            "held_out/loss": loss / max(tokens, 1.0), "held_out/tokens": tokens,
+            "held_out/n": held.size() - rejected, "held_out/skipped": rejected,
+        }  # fmt: skip
 
     # --- the data ---------------------------------------------------------------------------
 

@@ -162,6 +162,32 @@ def test_a_damaged_tar_is_counted_beside_the_metrics(model, sets, tmp_path, caps
     assert half["damaged"] == 1 and 0 < half["n"] < whole["n"]
 
 
+def test_an_image_that_cannot_be_read_is_counted(model, sets, tmp_path, capsys) -> None:
+    """The numbers are those of the set without it, for every task and on its own pairs."""
+    import shutil
+
+    coco, urban = tmp_path / "coco", tmp_path / "urban"
+    shutil.copytree(sets / "coco", coco)
+    shutil.copytree(sets / "urban", urban)
+    (coco / "val2014/3.png").write_bytes(b"no image")
+    (urban / "image/003.png").write_bytes(b"no image")
+    commands = {
+        "urban": ["retrieve", "--folder", urban],
+        "karpathy": ["retrieve", "--karpathy", coco / "dataset.json", "--images", coco],
+        "attribute": ["attribute", "--json", coco / "pairs.json", "--images", coco],
+    }
+    damaged = {name: run(capsys, model, *command) for name, command in commands.items()}
+    (urban / "caption/003.txt").unlink()
+    for file in ("dataset.json", "pairs.json"):
+        found = json.loads((coco / file).read_text())
+        rows = found["images"] if isinstance(found, dict) else found
+        del rows[3]
+        (coco / file).write_text(json.dumps(found))
+    for name, command in commands.items():
+        without = run(capsys, model, *command)
+        assert damaged[name] == without | {"skipped": 1}, name
+
+
 def test_classes_from_an_image_folder(model, sets, tmp_path, capsys) -> None:
     """The same numbers as from tars with .cls; names from the folders, or from a file."""
     import tarfile

@@ -15,7 +15,9 @@ from benchmarks.random_captioner import photo
 from recap.demo import FLAGS
 from recap.evaluate.captioner import main as score_flags
 from recap.evaluate.captioner import score_shapes
-from recap.evaluate.questions import Question, grade_table, main, read_mmmu
+from recap.evaluate.questions import Question, as_table, grade_table, main, read_mmmu
+from recap.evaluate.questions import mmmu as ask_mmmu
+from recap.evaluate.questions import mmvet as ask_mmvet
 from recap.evaluate.texts import scores
 
 
@@ -136,6 +138,23 @@ def test_mmmu_and_mmvet_with_a_model(
     assert main(["mmmu", str(mmmu), "--model", "/nowhere"]) == 64
     assert main(["mmvet-grades", str(data), str(data / "mm-vet.json")]) == 64
     assert score_flags(["--model", "/nowhere"]) == 64 and score_flags([str(data)]) == 64
+
+
+def test_questions_whose_image_cannot_be_read_are_counted(tmp_path: Path) -> None:
+    class Says:
+        def ask(self, *_: object) -> str:
+            return "B"
+
+    asked = [Question(f"{n}", "Art", "?", ["red", "blue"], ["B"], [image]) for n, image in enumerate([photo(1), b"no"])]
+    counts, skipped = ask_mmmu(iter(asked), Says(), None)
+    assert counts == {"Art": (1, 1)} and list(skipped) == ["1"]
+    assert "n 1 · skipped 1" in as_table(counts, skipped)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/a.jpg").write_bytes(photo(1))
+    rows = {key: {"imagename": f"{key}.jpg", "question": "?", "answer": "B", "capability": ["ocr"]} for key in "ab"}
+    (tmp_path / "mm-vet.json").write_text(json.dumps(rows))
+    answers, skipped = ask_mmvet(tmp_path, Says(), None)
+    assert answers == {"a": "B"} and list(skipped) == ["b"]
 
 
 def test_mmvet_grades() -> None:
