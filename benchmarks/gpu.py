@@ -8,7 +8,7 @@ It needs torch (2.11 or newer, with CUDA), transformers, numpy, Pillow, safetens
 diffusers; vLLM) is left out with a line. Each stage runs in a process of its own within a share of the minutes: one
 that fails or runs over costs its own numbers alone, and gpu.json is written after every number, so that a command that
 is killed keeps what it has. The work is that of benchmarks/caption_work.py at LLaVA-1.5's shape with LLaMA-3-8B and
-random weights; beside each measured number stands what benchmarks/roofline.py expects.
+random weights.
 """
 
 from __future__ import annotations

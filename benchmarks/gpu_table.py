@@ -1,4 +1,4 @@
-"""gpu.json as a table for people, the model's expectation beside what was measured."""
+"""gpu.json as a table for people."""
 
 from __future__ import annotations
 

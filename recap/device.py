@@ -1,4 +1,4 @@
-"""The accelerator: the only module of `hpc` and `recap` that calls `torch.cuda` (tests/test_device.py holds it).
+"""The accelerator, as the captioning engine asks for it; the trainers still call `torch.cuda` themselves.
 
 AMD's GPUs answer to the same names in PyTorch's ROCm builds and take the same paths, Triton's kernels included. fp8 is
 refused there but on gfx950: older ones have another e4m3 (`fnuz`), whose numbers are not the ones the engine makes.

@@ -65,6 +65,7 @@ def test_fp32_kernels_compile() -> None:
     assert all(kernel["shared"] <= 160 * 1024 for kernel in compiled("fp32", 80, 90))
 
 
+@pytest.mark.slow  # half a minute of interpreted kernels
 def test_kernels_equal_their_twins_in_the_interpreter() -> None:
     command = [sys.executable, "-m", "pytest", "-n0", "-q", "-p", "no:cacheprovider", "tests/engine/test_kernels.py"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"TRITON_INTERPRET": "1"})

@@ -18,10 +18,28 @@ from recap.engine.agreement import compare, read_images
 from recap.engine.checkpoint import open_checkpoint
 from recap.engine.decode import decode
 from recap.engine.generator import Generator, Image, Plan, Text
-from recap.engine.native import NativeEngine, common_prefix
+from recap.engine.native import NativeEngine, check_precision, common_prefix
 from recap.engine.sampling import Sampler
 
 DEMO = Path(__file__).parents[2] / "recap" / "demo"
+
+
+@pytest.mark.parametrize("capability,fits", [((8, 0), False), ((8, 9), True), ((9, 0), True)])
+def test_fp8_is_refused_where_the_gpu_has_none(
+    capability: tuple[int, int], fits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An A100 has no e4m3: said before any weight is loaded."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100")
+    gpu = torch.device("cuda", 0)
+    check_precision(CaptionerConfig(model="m", precision="bf16"), gpu)
+    for changes in ({"precision": "fp8"}, {"precision": "bf16", "kv_precision": "fp8"}):
+        config = CaptionerConfig(model="m", **changes)
+        if fits:
+            check_precision(config, gpu)
+        else:
+            with pytest.raises(ValueError, match="NVIDIA A100 has no fp8; use bf16 and auto"):
+                check_precision(config, gpu)
 
 
 def test_agreement_orders_the_precisions(tiny: Callable[..., Path]) -> None:
@@ -38,7 +56,7 @@ def test_agreement_orders_the_precisions(tiny: Callable[..., Path]) -> None:
 
 @pytest.mark.parametrize("changes", [{"precision": "fp8"}, {"kv_precision": "fp8"}, {"precision": "bf16"}])
 def test_lower_precisions_do_not_depend_on_neighbours(changes: dict[str, str], tiny: Callable[..., Path]) -> None:
-    config = replace(CaptionerConfig(model=str(tiny()), max_tokens=10, micro_batch=2, slots=6), **changes)  # type: ignore[arg-type]
+    config = replace(CaptionerConfig(model=str(tiny()), max_tokens=10, micro_batch=2, slots=6), **changes)
     requests = [Request(i, photo(i), key=str(i)) for i in range(14)]
     found = []
     for order in (requests, requests[::-1]):
