@@ -13,6 +13,7 @@ from torch import nn
 
 from hpc.errors import UserError
 from recap.dit.settings import DitModelConfig
+from recap.dit.startable import check_start
 
 _CLIP = ("clip", "clip_text_model")
 
@@ -56,15 +57,7 @@ def _started(config: DitModelConfig, channels: int, side: int, text_width: int) 
     from diffusers import PixArtTransformer2DModel
 
     model = PixArtTransformer2DModel.from_pretrained(config.start, use_safetensors=True)
-    wanted = {
-        "in_channels": channels, "sample_size": side, "caption_channels": text_width, "patch_size": config.shape.patch,
-        "out_channels": channels * (2 if config.learned_sigma else 1), "num_layers": config.shape.layers,
-    }  # fmt: skip
-    for key, value in wanted.items():
-        if model.config[key] != value:
-            raise UserError(
-                f"config: `model.start`: {config.start} has {key} {model.config[key]}, this config makes {value}."
-            )
+    check_start(config, dict(model.config), channels, side, text_width)
     return model
 
 

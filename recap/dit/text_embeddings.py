@@ -123,7 +123,7 @@ class TextEmbeddingsOperator(Batched):
         return made
 
     def describe(self) -> list[tuple[str, str]]:
-        config, width = self.config, _width(self.config.text_encoder)
+        config, width = self.config, encoder_width(self.config.text_encoder)
         size = config.context * width * 2
         total = said_in_total(size, "captions", self._shards)
         return [
@@ -254,7 +254,7 @@ def _said(text: Any) -> bool:
     return isinstance(text, str) and bool(text.strip())
 
 
-def _width(folder: str) -> int:
+def encoder_width(folder: str) -> int:
     """Numbers of a state, from config.json: CLIP's hidden_size, T5's d_model."""
     config = json.loads(next(path for path in _files(folder) if path.name == "config.json").read_text())
     config = config.get("text_config", config)

@@ -10,6 +10,7 @@ from hpc.trainer import Gang
 from recap.data.image_version import VERSION_2
 from recap.data.joined import check_division
 from recap.data.samples import check_columns, column_identities, shared_index
+from recap.dit import startable
 from recap.dit.settings import DitConfig, check
 from recap.dit.vae import vae_digest, vae_facts
 from recap.engine.identity import file_digest
@@ -47,6 +48,7 @@ class DitTrainer:
             )
         names = [*TextPolicy(config.text).columns, *data.embeddings.values(), *([data.latents] if data.latents else [])]
         check_columns(data, names)
+        startable.check(config)
 
     def identity(self) -> dict[str, Any]:
         """Digests of the VAE, of the text encoder and of the weights to start from, identities of the columns."""

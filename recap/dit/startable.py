@@ -1,0 +1,98 @@
+"""Whether a DiT training can start, as far as small files tell: asked at launch, before any weights are read.
+Torch-free; recap.dit.settings checks what the config alone tells.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hpc.errors import UserError
+from hpc.published import Published
+from recap.data.columns import ColumnConfig
+from recap.dit.settings import DitConfig, DitModelConfig
+from recap.dit.text_embeddings import encoder_width, read_states
+from recap.dit.vae import vae_facts
+
+
+def check(config: DitConfig) -> None:
+    """UserError for the first thing that cannot work: what, where, and what to do."""
+    model = config.model
+    width = encoder_width(model.text_encoder)
+    if model.start:
+        facts = vae_facts(model.vae) if model.vae else None
+        channels, factor = (facts.channels, facts.factor) if facts else (3, 1)
+        check_start(model, start_config(model), channels, model.image // factor, width)
+    for name in config.data.embeddings.values():
+        if name in config.data.columns:
+            _check_embeddings(name, config.data.columns[name], model.context, width)
+
+
+def start_config(model: DitModelConfig) -> dict[str, object]:
+    """The content of model.start's config.json. UserError where there is none."""
+    try:
+        return json.loads((Path(model.start) / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"config: `model.start`: {model.start} is not the folder of a PixArtTransformer2DModel: its config.json "
+            f"cannot be read ({error})."
+        ) from error
+
+
+def check_start(model: DitModelConfig, found: dict[str, object], channels: int, side: int, text_width: int) -> None:
+    """UserError unless the weights to go on from have the shape that the config makes.
+
+    Args:
+        found: their config. channels, side: of the latents. text_width: of the text encoder's states.
+    """
+    shape = model.shape
+    wanted = {
+        "in_channels": channels, "sample_size": side, "caption_channels": text_width, "patch_size": shape.patch,
+        "out_channels": channels * (2 if model.learned_sigma else 1), "num_layers": shape.layers,
+        "num_attention_heads": shape.heads, "attention_head_dim": shape.width // shape.heads,
+    }  # fmt: skip
+    for key, value in wanted.items():
+        if found.get(key) != value:
+            raise UserError(
+                f"config: `model.start`: {model.start} has {key} {found.get(key)}, this config makes {value}."
+            )
+
+
+def _check_embeddings(name: str, column: ColumnConfig, context: int, width: int) -> None:
+    """The first stored embedding of a column is as wide as the encoder's, and was cut where this training cuts."""
+    blob = _first(column)
+    if blob is None:
+        return  # the first batch says what is wrong with each sample
+    states, about = read_states(blob)
+    if states.shape[1] != width:
+        raise UserError(
+            f"config: `data.embeddings`: the states of column {name} are {states.shape[1]} wide, those of "
+            f"model.text_encoder {width}. Name the encoder that made the column, or make it again."
+        )
+    made = int(about.get("context", 0)) or None
+    if (made is not None and made != context) or len(states) > context:
+        raise UserError(
+            f"config: `model.context`: {context} tokens, but the texts of column {name} were cut at "
+            f"{made or len(states)}. Write model.context={made or len(states)}, or make the column again with "
+            f"context={context} (configs/data/text_embeddings.yaml)."
+        )
+
+
+def _first(column: ColumnConfig) -> bytes | None:
+    """The first stored embedding; None where the first shard on a disk has none."""
+    if column.run:
+        file = next((shard.file for shard in Published(column.run)), None)
+    else:
+        file = next(iter(sorted(Path(column.folder).glob("*.parquet"))), None) if column.folder else None
+    if file is None:
+        return None
+    field = column.field or "states"
+    stored = pq.ParquetFile(file)
+    names = stored.schema_arrow.names
+    if field not in names or not pa.types.is_binary(stored.schema_arrow.field(field).type):
+        raise UserError(f"config: `data.embeddings`: {file} has no binary field {field!r} (it has {', '.join(names)}).")
+    batch = next(stored.iter_batches(64, columns=[field]), None)
+    return next((value for value in batch.column(0).to_pylist() if value), None) if batch else None

@@ -1,0 +1,74 @@
+"""What is said at launch of a DiT training: of the weights to start from, the text encoder, stored embeddings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from hpc import config as configs
+from hpc.errors import UserError
+from recap.data.columns import ColumnConfig
+from recap.dit.text_embeddings import TextDataConfig, TextEmbeddingsConfig, TextEmbeddingsOperator
+from tests.dit.conftest import rows_of, tree
+
+START = {
+    "in_channels": 3, "sample_size": 16, "caption_channels": 32, "patch_size": 4, "out_channels": 3, "num_layers": 2,
+    "num_attention_heads": 2, "attention_head_dim": 16,
+}  # fmt: skip
+
+
+def check(config: dict[str, Any]) -> None:
+    configs.check(json.loads(json.dumps(config)), "test").trainer().check(1)
+
+
+def start(folder: Path, **changes: int) -> str:
+    (folder / "config.json").write_text(json.dumps(START | changes))
+    return str(folder)
+
+
+@pytest.mark.parametrize("key", START)
+def test_weights_of_another_shape(world: Path, tmp_path: Path, key: str) -> None:
+    check(tree(world, model__start=start(tmp_path)))
+    with pytest.raises(UserError, match=f"`model.start`: .* has {key} 99, this config makes {START[key]}"):
+        check(tree(world, model__start=start(tmp_path, **{key: 99})))
+
+
+def test_a_start_that_is_no_model(world: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"`model.start`: .*config.json cannot be read"):
+        check(tree(world, model__start=str(tmp_path)))
+
+
+def test_a_folder_without_a_text_encoder(world: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not the folder of a text encoder"):
+        check(tree(world, model__text_encoder=str(tmp_path)))
+
+
+def test_a_column_that_is_not_described(world: Path) -> None:
+    with pytest.raises(UserError, match=r"'other' is not among data.columns"):
+        check(tree(world, text__weights={"other": 1.0}))
+
+
+def test_embeddings_cut_elsewhere(world: Path, tmp_path: Path) -> None:
+    data = TextDataConfig(shards=[str(world / "tars")], columns={"org_caption": ColumnConfig(member="txt")})
+    made = TextEmbeddingsOperator(
+        TextEmbeddingsConfig(data=data, text="org_caption", text_encoder=str(world / "encoder"), context=16)
+    )
+    rows = rows_of(made)
+    for shard in {row.shard for row in rows}:
+        found = [row for row in rows if row.shard == shard]
+        table: dict[str, Any] = {"key": [row.key for row in found], "status": [row.status for row in found]}
+        for name, kind in made.column().fields:
+            table[name] = pa.array([row.values.get(name) for row in found], kind)
+        pq.write_table(pa.table(table), tmp_path / f"{shard}.parquet", row_group_size=512)
+    columns = tree(world)["data"]["columns"] | {"states": {"folder": str(tmp_path), "field": "states"}}
+    stored = {"data__columns": columns, "data__embeddings": {"org_caption": "states"}}
+    config = tree(world, text__weights={"org_caption": 1.0}, **stored)
+    check(config)
+    config["model"]["context"] = 12
+    with pytest.raises(UserError, match=r"`model.context`: 12 tokens, but the texts of column states were cut at 16"):
+        check(config)
