@@ -71,6 +71,27 @@ def test_warm_up_in_shares_and_in_samples() -> None:
     assert learning_rate(TrainSettings(warmup=400), 200, 200) == 0.5  # longer than the training
 
 
+def test_profile_and_time_per_phase(single: Any, tmp_path: Path) -> None:
+    """The chosen steps are traced where docs say; every line tells phases, waiting and memory of its steps."""
+    assert single(config(samples=60, save_every=0, log_every=1, profile=[2, 3]))[0] == 0
+    (trace,) = (tmp_path / "profile").iterdir()
+    assert trace.name == "steps-2-3-rank0.json"
+    names = [event.get("name", "") for event in json.loads(trace.read_text())["traceEvents"]]
+    assert sum(name.startswith("Optimizer.step") for name in names) == 2
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
+    for line in lines:
+        phases = [line[name] for name in line if name.startswith("s/")]
+        assert "s/data" in line and len(phases) > 1 and min(phases) >= 0
+        assert 0 <= line["data_wait"] <= 1 and 0.01 < line["peak_memory_gb"] < 100
+
+
+@pytest.mark.parametrize("steps", [[3], [3, 2], [0, 2]])
+def test_steps_to_profile_are_a_first_and_a_last(steps: list[int]) -> None:
+    with pytest.raises(UserError, match="profile"):
+        check(TrainSettings(samples=48, batch=12, profile=steps), 1)
+
+
 def test_a_training_of_one_step_learns(single: Any, tmp_path: Path) -> None:
     assert single(config(samples=12, save_every=0))[0] == 0
     (line,) = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
