@@ -32,7 +32,7 @@ class Terminal:
         self.config = folder / "c.yaml"
         self.config.write_text(
             f"name: r\nruns: {folder}/runs\noperator: tests.instant.InstantOperator\n"
-            f"captioner: {{model: 'instant:0.04'}}\ndata: {{shards: [{folder}/in]}}\n"
+            f"captioner: {{model: 'instant:0.2'}}\ndata: {{shards: [{folder}/in]}}\n"
             "cluster: {kind: local, slots: 2, price: 3.6}\nmap: {lease_s: 3, segment: 8, drain_s: 10, attempts: 1}\n"
         )
 
@@ -84,14 +84,14 @@ def test_a_run_from_its_start_to_its_end(tmp_path: Path) -> None:
     assert "1 have another size" in said
     broken.write_bytes(whole)
     os.utime(broken, (1e9, 1e9))
-    type_("hpc.launch", config, "--supersede")
+    type_("hpc.launch", config, "--supersede", "captioner.model=instant:0.04")
     assert type_.done() == 8
 
     said = type_("hpc.launch", config, "--dry-run", "name=another")
     assert "measured in r, " in said
     assert "samples/s per engine" in said
     rate = float(said.split("forecast  ")[1].split(" ")[0])
-    assert 5 < rate < 25, "40 ms a caption are at most 25 a second"
+    assert 3 < rate < 25, "40 to 200 ms a caption"
     assert "$" in said
     assert "about 32 files in the run directory, 0.0 GiB" in said
     assert not (tmp_path / "runs" / "another").exists()

@@ -159,7 +159,7 @@ Judge(JudgeConfig(sys.argv[1], "judge-1", Path(sys.argv[2]), window=4)).rate(ima
 
 def test_a_killed_run_goes_on(server: Server, tmp_path: Path) -> None:
     made, settings = images(40), config(server, tmp_path)
-    server.delay_s = 0.05
+    server.delay_s = 0.2
     root = Path(__file__).parents[2]
     process = subprocess.Popen([sys.executable, "-c", _PROCESS, server.url, str(settings.cache)], cwd=root)
     while len(server.bodies) < 20:
@@ -167,7 +167,7 @@ def test_a_killed_run_goes_on(server: Server, tmp_path: Path) -> None:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    time.sleep(0.1)
+    time.sleep(0.5)
     before, (file,) = len(server.bodies), settings.cache.iterdir()
     with file.open("ab") as torn:
         torn.write(b'{"request": "abc')  # as a kill in the middle of a write leaves it
