@@ -22,19 +22,18 @@ from hpc import config as configs
 from hpc import heartbeat, launch, relaunch
 from hpc.errors import Exit, Parser, UserError
 from hpc.journal_reader import JournalReader
-from hpc.ledger import DONE, FAILED, State
+from hpc.ledger import CLAIMED, DONE, FAILED, OPEN, State
 from hpc.operator import FAILED as SAMPLE_FAILED
 from hpc.operator import QUARANTINED
 from hpc.plan import Plan
 from hpc.rundir import Run, Submission
 
-OPEN = "open"
-
 
 def choose(run: Run, latest: Submission, wanted: list[str] | None) -> tuple[dict[str, int], Counter[str]]:
     """The generation to open by shard id, for `wanted` or for all shards that failed; and what the shards are now.
 
-    One that is not finished keeps its generation: nobody's result is in the way. Raises UserError for unknown ids.
+    One that nobody works on and that has no result keeps its generation: nothing is in the way. One in work gets its
+    next generation, which waits for the present one. Raises UserError for unknown ids.
     """
     ledger = run.ledger(latest.identity)
     known = set(Plan(run.plans, latest.plan).ids())
@@ -49,8 +48,8 @@ def choose(run: Run, latest: Submission, wanted: list[str] | None) -> tuple[dict
             f"Ids look like {min(known)}."
         )
     states = {shard: survey.get(shard, State()) for shard in wanted}
-    opened = {shard: state.generation + 1 for shard, state in states.items() if state.terminal}
-    return opened, Counter(state.status if state.terminal else OPEN for state in states.values())
+    opened = {shard: state.generation + 1 for shard, state in states.items() if state.status != OPEN}
+    return opened, Counter(state.status for state in states.values())
 
 
 def choose_by_samples(run: Run, latest: Submission) -> dict[str, int]:
@@ -79,6 +78,7 @@ def said(opened: dict[str, int], states: Counter[str]) -> list[str]:
     if opened:
         parts = [f"{states[FAILED]:,} that failed"] if states[FAILED] else []
         parts += [f"{states[DONE]:,} that were done, and are made again"] if states[DONE] else []
+        parts += [f"{states[CLAIMED]:,} in work, which are made again after that"] if states[CLAIMED] else []
         lines.append(f"reopened {len(opened):,} shards (first: {min(opened)})" + ": " * bool(parts) + ", ".join(parts))
     if states[OPEN]:
         lines.append(f"{states[OPEN]:,} shards are not finished yet: nothing to reopen, a launch does them")

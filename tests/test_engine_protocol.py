@@ -333,17 +333,18 @@ def _no_space(*arguments: Any, **options: Any) -> None:
 
 
 def test_rerun_while_running(make: Make) -> None:
-    """Running slots take up a reopened shard; one that is in work right now is finished as it is."""
+    """Running slots take up reopened shards: a finished one, and one that is in work right now."""
     job = make({"a": texts(3), "b": [*texts(10), "wait", *texts(10)]}, batch=2, cluster={"engines_per_node": 2})
     worker = job.worker()
     wait_for(lambda: {i: s.status for i, s in job.states().items()} == {"a": DONE, "b": CLAIMED})
     done = command("hpc.rerun", str(job.run.path), "--shards", "a,b")
     assert done.returncode == 0 and "running slots will take them up" in done.stdout, done.stdout + done.stderr
     wait_for(lambda: job.states()["a"].status == DONE)
+    assert "b.g1.e0" not in job.names()  # b's next generation waits for the present one
     (job.inputs / "go").touch()
     assert worker.wait(60) == 0
     job.check()
-    assert {i: (s.generation, s.status) for i, s in job.states().items()} == {"a": (1, DONE), "b": (0, DONE)}
+    assert {i: (s.generation, s.status) for i, s in job.states().items()} == {"a": (1, DONE), "b": (1, DONE)}
 
 
 def test_two_launches_at_once(make: Make) -> None:

@@ -212,9 +212,10 @@ def test_shards_of_a_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     from hpc import rerun, verify
 
     assert launch.main([str(config_file(tmp_path, steps=1))]) == 0
-    for command in (rerun, verify):
+    says = {rerun: "is a training, which goes on from its checkpoint", verify: "is a training, it has no shards"}
+    for command, said in says.items():
         assert command.main([str(tmp_path / "runs" / "gang")]) == Exit.USAGE
-        assert "is a training, " in " ".join(capsys.readouterr().err.split())
+        assert said in " ".join(capsys.readouterr().err.split())
 
 
 def test_launch_does_not_import_torch(tmp_path: Path) -> None:
