@@ -17,7 +17,7 @@ from hpc import config, launcher, slurm
 from hpc.errors import UserError
 from hpc.launcher import Launcher
 from hpc.rundir import Run, Submission
-from tests.slurm_cluster import Cluster
+from tests.slurm_cluster import ROOT, Cluster
 from tests.test_slurm import EchoJob
 
 ODD = "a b%c%j\\d'e\"f$(g)"  # a directory's name
@@ -61,7 +61,7 @@ def test_what_the_script_states_wins_and_a_directory_may_be_called_anything(
         assert f"job {odd.id} of this run" in again and len(odd.run.submissions()) == 1, "no second job"
         said = odd.slurm.run(sys.executable, "-m", "hpc.cancel", str(odd.run.path), "--now")
         assert launcher.surely_live([odd.id]) == {} and f"jobs {odd.id} (2 pending)" in said
-        odd.launch("slots=2", "cpus_per_node=1")
+        odd.launch("slots=2", "cpus_per_node=1", f"prelude=['export PYTHONPATH={ROOT}']")  # for this test's operator
         unstated = facts(odd.id)
     stated = {"JobName": "echo", "Partition": "debug", "TimeLimit": "00:10:00", "Requeue": "1", "Account": "payer"}
     assert {name: waiting.get(name) for name in stated} == stated

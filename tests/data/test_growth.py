@@ -81,8 +81,11 @@ def test_data_that_moved_as_a_whole_keeps_its_ids(tmp_path: Path) -> None:
     assert [s.id for s in planned([f"{tmp_path}/new/*/0.tar"], before)] == [s.id for s in before] == ["a%2F0", "b%2F0"]
 
 
-def test_a_run_grows_by_launches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_grows_by_launches(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As typed: a folder is added, then --append names a third alone; finished shards are not done again."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))  # for this test's operator
     for name in ("laion", "misc", "cc"):
         tar(tmp_path / name / "00000.tar", name)
         os.utime(tmp_path / name / "00000.tar", (0, len(name)))  # not of one moment
@@ -102,7 +105,8 @@ def test_a_run_grows_by_launches(tmp_path: Path, capsys: pytest.CaptureFixture[s
         return code, " ".join((said.out + said.err).split())
 
     run = Run(tmp_path / "runs/r")
-    assert typed(f"data.shards=[{tmp_path}/laion]")[0] == Exit.COMPLETE
+    code, said = typed(f"data.shards=[{tmp_path}/laion]")
+    assert code == Exit.COMPLETE, said
     first = {p: p.stat().st_mtime_ns for p in run.path.glob("columns/**/*.parquet")}
     assert [p.name for p in first] == ["00000.g0.parquet"]
     code, said = typed(f"data.shards=[{tmp_path}/cc]")
