@@ -39,6 +39,7 @@ from benchmarks import gpu_checks, gpu_engine, gpu_train
 from benchmarks.gpu_setting import REAL, REHEARSAL, Note, Setting
 from benchmarks.gpu_table import table
 from benchmarks.timing import say
+from recap import device
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ def _work(stage: Stage, setting: Setting, reader: int, writer: int) -> None:
     if setting.device.type == "cpu":
         torch.set_num_threads(1)
     try:
+        note("device", device.name(setting.device))  # here: CUDA must not be touched before the fork
         stage.run(setting, note)
     except ImportError as error:
         note("left out", f"{error.name or error} is not installed")

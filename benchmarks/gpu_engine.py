@@ -44,7 +44,6 @@ def work_of(setting: Setting, images: int | None = None) -> Work:
 def rates(setting: Setting, note: Note) -> None:
     """What the device does at most on the model's own shapes."""
     device, shape, spend = setting.device, setting.shape, setting.sustain_s
-    note("device", gpu.name(device))
     note("vector copy, bytes/s", copy_rate(device, spend / 4))
     patches = (shape.image // shape.patch) ** 2
     prompt = setting.micro_batch * (patches + 15)

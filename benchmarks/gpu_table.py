@@ -8,11 +8,12 @@ from typing import Any
 
 def table(report: dict[str, Any]) -> str:
     """Markdown: one section a stage, one row a number."""
-    device = report["stages"].get("rates", {}).get("device", "device not read")
+    devices = {found["device"]: None for found in report["stages"].values() if "device" in found}
+    device = ", ".join(devices) or "device not read"
     lines = [f"# {device}, {report['date']}", "", f"torch {report['torch']}, transformers {report['transformers']}"]
     for stage, found in report["stages"].items():
         lines += ["", f"## {stage}", "", "| | measured |", "|---|---|"]
-        lines += [f"| {name} | {shown(value)} |" for name, value in found.items()]
+        lines += [f"| {name} | {shown(value)} |" for name, value in found.items() if name != "device"]
     return "\n".join(lines) + "\n"
 
 
