@@ -453,8 +453,6 @@ def main(arguments: list[str] | None = None) -> int:
     return 1 if args.check and not all(c.met for c in checks) else 0
 
 
-
-
 if __name__ == "__main__":
     without_pandas()
     sys.exit(main())

@@ -1,6 +1,6 @@
 """Runs a module as a machine would that has a GPU's packages and none of this project's others.
 
-    python -m tests.bare_machine MODULE [ARGUMENTS]
+python -m tests.bare_machine MODULE [ARGUMENTS]
 """
 
 from __future__ import annotations

@@ -101,9 +101,7 @@ class Cluster:
 
     def run(self, *command: str, code: int = 0) -> str:
         """Run a command on the "login node"; its stdout. AssertionError unless it exits with `code`."""
-        done = subprocess.run(
-            command, env=self.env, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False
-        )
+        done = subprocess.run(command, env=self.env, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
         said = f"{' '.join(command)} exited with {done.returncode}:\n{done.stdout}\n{done.stderr}"
         assert done.returncode == code, said
         return done.stdout

@@ -74,9 +74,7 @@ def test_cancelled_as_a_whole_then_a_stage_fails(slurm: Cluster, tmp_path: Path)
     assert set(states(slurm, newest(bench)).values()) == {"CANCELLED"}
 
     slurm.run(sys.executable, "-m", "hpc.launch", str(bench.config))
-    wait(
-        lambda: set(states(slurm, newest(bench)).values()) == {"COMPLETED", "FAILED", "CANCELLED"}, "check failed"
-    )
+    wait(lambda: set(states(slurm, newest(bench)).values()) == {"COMPLETED", "FAILED", "CANCELLED"}, "check failed")
     assert states(slurm, newest(bench)) == {"echo": "COMPLETED", "check": "FAILED", "last": "CANCELLED"}
     said = slurm.run(sys.executable, "-m", "hpc.status", str(bench.run.path), "--json", code=2)
     assert "no flag" in json.loads(said)["stages"]["check"]["why"]

@@ -388,6 +388,8 @@ def root_of(planned: Iterable[Shard]) -> str:
             if _shard_id(uri, folder) == shard.id:
                 return folder
     return ""
+
+
 def _constant_folder(pattern: str, listings: dict[str, _Folder]) -> list[str]:
     """The parts of a pattern's path before its first brace or wildcard, without a file's name."""
     web = _is_web_file(pattern)

@@ -16,6 +16,7 @@ import triton.language as tl
 if TYPE_CHECKING:
     from recap.engine.kernels import Activation
 
+
 def _fp8_outputs(rows: int, columns: int, x: torch.Tensor, fp8: bool) -> tuple[torch.Tensor, torch.Tensor]:
     out = torch.empty(rows, columns, device=x.device, dtype=torch.float8_e4m3fn if fp8 else x.dtype)
     return out, torch.empty(rows, 1, device=x.device, dtype=torch.float32)
@@ -144,6 +145,7 @@ def _quantised(y, scale, row):  # type: ignore[no-untyped-def]  # annotations wo
     tl.store(scale + row, factor)
     return tl.minimum(tl.maximum(y / factor, -448.0), 448.0)
 
+
 @triton.jit
 def _quantise_kernel(x, out, scale, columns, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     """One program a row."""
@@ -152,6 +154,7 @@ def _quantise_kernel(x, out, scale, columns, BLOCK: tl.constexpr):  # type: igno
     at = row * columns + column
     value = tl.load(x + at, column < columns, 0.0).to(tl.float32)
     tl.store(out + at, _quantised(value, scale, row).to(out.dtype.element_ty), column < columns)
+
 
 @triton.jit
 def _add_rms_norm_kernel(  # type: ignore[no-untyped-def]
@@ -177,6 +180,7 @@ def _add_rms_norm_kernel(  # type: ignore[no-untyped-def]
     else:
         tl.store(out + at, normed, inside)
 
+
 @triton.jit
 def _swiglu_kernel(x, out, scale, width, FP8: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     """One program a row and block; with FP8, one a row."""
@@ -193,6 +197,7 @@ def _swiglu_kernel(x, out, scale, width, FP8: tl.constexpr, BLOCK: tl.constexpr)
         tl.store(out + at, _quantised(product.to(tl.float32), scale, row).to(out.dtype.element_ty), inside)
     else:
         tl.store(out + at, product, inside)
+
 
 @triton.jit
 def _rope_and_store_kernel(  # type: ignore[no-untyped-def]
@@ -231,6 +236,7 @@ def _rope_and_store_kernel(  # type: ignore[no-untyped-def]
     second = tl.load(base + K * 2 * HALF + at + HALF, inside, 0.0)
     tl.store(values + place, first.to(values.dtype.element_ty), inside)
     tl.store(values + place + HALF, second.to(values.dtype.element_ty), inside)
+
 
 @triton.jit
 def _operand(q, cache):  # type: ignore[no-untyped-def]
