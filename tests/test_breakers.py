@@ -137,6 +137,7 @@ def test_a_wrong_run_pauses_itself(tmp_path: Path) -> None:
     assert bench.status()["paused"] is None and bench.status()["shards"]["done"] >= 8
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_load_pauses_the_run(tmp_path: Path) -> None:
     """Three deaths, not nine: status and logs have the words; a launch with the right model goes on."""
     bench = Workbench(tmp_path, {"a": lines(3)}, model="bad")
@@ -150,6 +151,7 @@ def test_a_model_that_cannot_load_pauses_the_run(tmp_path: Path) -> None:
     assert bench.status()["paused"] is None
 
 
+@pytest.mark.slow
 def test_deaths_in_set_up_by_a_signal_do_not_pause_the_run(tmp_path: Path) -> None:
     bench = Workbench(tmp_path, {"a": lines(3)}, model="killed")
     bench.record()
@@ -158,6 +160,7 @@ def test_deaths_in_set_up_by_a_signal_do_not_pause_the_run(tmp_path: Path) -> No
     assert bench.run.control_text("pause") is None
 
 
+@pytest.mark.slow
 def test_a_broken_node_is_excluded_while_others_do_well(tmp_path: Path) -> None:
     """The good node's last shard waits for `go`, so that there is work left however slow the bad node's lives are."""
     texts = {f"s{i:02d}": lines(20) for i in range(15)} | {"z": ["wait"]}
@@ -185,6 +188,7 @@ def test_a_broken_node_is_excluded_while_others_do_well(tmp_path: Path) -> None:
     assert list(bench.status()["excluded"]) == ["bad"]
 
 
+@pytest.mark.slow
 def test_an_unfit_node_is_refused_in_words(tmp_path: Path) -> None:
     """Five lives, none with progress: the slot stops and says why."""
     bench = Workbench(tmp_path, {"a": lines(4)})
@@ -195,6 +199,7 @@ def test_an_unfit_node_is_refused_in_words(tmp_path: Path) -> None:
     assert not bench.ends()
 
 
+@pytest.mark.slow
 def test_only_bad_samples_are_done_again(tmp_path: Path) -> None:
     text = [*lines(10), "service", *lines(10), "service", "exit", *lines(5)]
     service, applied = tmp_path / "service", tmp_path / "applied"
@@ -219,6 +224,7 @@ def test_only_bad_samples_are_done_again(tmp_path: Path) -> None:
     assert bench.command("hpc.verify", str(bench.run.path), "--full").returncode == Exit.COMPLETE
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
 @pytest.mark.parametrize("fault", ["full", "read-only"])
 def test_a_full_disk_is_not_the_shards_fault(tmp_path: Path, fault: str) -> None:

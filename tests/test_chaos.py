@@ -11,6 +11,7 @@ from tests.chaos import Chaos
 from tests.slurm_cluster import Cluster, NoSlurm
 
 
+@pytest.mark.slow
 @pytest.mark.slurm
 def test_some_chaos(tmp_path: Path) -> None:
     try:

@@ -49,6 +49,7 @@ class Terminal:
         return sum(state.status == DONE for state in survey.values())
 
 
+@pytest.mark.slow
 def test_a_run_from_its_start_to_its_end(tmp_path: Path) -> None:
     type_ = Terminal(tmp_path)
     run, config = str(type_.run.path), str(type_.config)

@@ -227,6 +227,7 @@ def _launch_matrix(forks: crashes.Forks, folder: Path, full: bool) -> None:
     assert {"plan", "code", "submissions"} <= {p for p, _ in hit}
 
 
+@pytest.mark.slow
 def test_launch_killed(forks: crashes.Forks, folder: Path) -> None:
     _launch_matrix(forks, folder, full=False)
 
@@ -237,6 +238,7 @@ def test_launch_killed_at_every_call(forks: crashes.Forks, folder: Path) -> None
     _launch_matrix(forks, folder, full=True)
 
 
+@pytest.mark.slow
 def test_rerun_killed(forks: crashes.Forks, folder: Path) -> None:
     """A rerun is killed at every call while another is under way: the shard is reopened once."""
     owners = Owners(forks, folder)

@@ -136,6 +136,7 @@ def test_poison_neighbours(make: Make) -> None:
     assert sum(job.status()["engine_deaths"].values()) <= 3 * 4
 
 
+@pytest.mark.slow
 def test_a_hanging_sample_is_dumped_and_quarantined(make: Make) -> None:
     job = make({"a": [*texts(3), "hang", *texts(3)]}, map={"hang_s": 3.0, "segment": 2}, batch=4)
     assert job.work() == 0, job.log()
@@ -207,6 +208,7 @@ def test_damage_and_emptiness(make: Make) -> None:
     assert status["shards"]["damaged"] == 1 and status["damaged"]["text: ends too early"]["example"] == "a"
 
 
+@pytest.mark.slow
 def test_another_segment_size_adopts_what_was_saved(make: Make) -> None:
     job = make({"a": texts(60)}, delay_s=0.02, batch=4, map={"segment": 16})
     worker = job.worker()
@@ -360,6 +362,7 @@ def test_two_launches_at_once(make: Make) -> None:
 # --- how a slot ends --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_slot_gives_up_after_five_lives_without_progress(make: Make) -> None:
     job = make({"a": texts(3)}, setup_fault="exit")
     assert job.work() == 1  # three engines that die alike in set-up pause the run

@@ -247,6 +247,7 @@ class Launches:
         return {shard: (state.status, state.generation) for shard, state in sorted(survey.items())}
 
 
+@pytest.mark.slow
 def test_missing_growing_and_changing_inputs(tmp_path: Path) -> None:
     """One run: a shard is missing and accepted, comes later and another with it, one changes, two go."""
     launch = Launches(tmp_path)

@@ -162,6 +162,7 @@ def test_commands_in_containers(runtime: str, around: list[str]) -> None:
     assert container.command(cluster, run, ["ls", "-l"]) == [*around, "ls", "-l"]
 
 
+@pytest.mark.slow
 def test_cancelled_here(tmp_path: Path) -> None:
     """The stage that works drains, the pipeline ends, and goes on with the next launch."""
     stages = {

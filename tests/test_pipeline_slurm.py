@@ -28,6 +28,7 @@ def newest(bench: Bench) -> dict[str, str]:
     return {s.config["stage"]: s.job_ids[0] for s in bench.run.submissions()}
 
 
+@pytest.mark.slow
 @pytest.mark.slurm
 def test_a_cancelled_slot_does_not_break_the_chain(slurm: Cluster, tmp_path: Path) -> None:
     """Map, gang and command, submitted at once, by two launches at once. The only slot of the map is scancelled at

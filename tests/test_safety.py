@@ -133,6 +133,7 @@ def test_anothers_snapshot_is_not_used(tmp_path: Path, monkeypatch: pytest.Monke
     assert second == f"{first}-12345" and (tmp_path / second).is_dir()
 
 
+@pytest.mark.slow
 def test_modes_are_as_configured(tmp_path: Path) -> None:
     bench = Workbench(tmp_path, {"a": lines(3)}, umask="007")
     assert bench.launch() == Exit.COMPLETE

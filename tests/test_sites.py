@@ -161,6 +161,7 @@ def test_a_run_that_is_submitted_by_hand(job: EchoJob, tmp_path: Path) -> None:
     assert said_logs <= {tmp_path / f"{array}_{element}.log" for array, element in elements}
 
 
+@pytest.mark.slow
 @pytest.mark.slurm
 @pytest.mark.parametrize("job", [{"shards": 32, "lines": 12, "delay_s": 0.05}], indirect=True)
 def test_cancel_drains_and_no_requeue_undoes_it(job: EchoJob) -> None:

@@ -241,6 +241,7 @@ def test_dry_run_prints_what_is_submitted(make: Callable[..., EchoJob], monkeypa
 # --- the work ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.slurm
 def test_three_nodes_with_two_gpus_each(make: Callable[..., EchoJob]) -> None:
     job = make(shards=24, lines=12, delay_s=0.05)
@@ -254,6 +255,7 @@ def test_three_nodes_with_two_gpus_each(make: Callable[..., EchoJob]) -> None:
     assert {e.state for e in job.slurm.elements(job.id).values()} == {"COMPLETED"}
 
 
+@pytest.mark.slow
 @pytest.mark.slurm
 def test_engine_killed(make: Callable[..., EchoJob]) -> None:
     job = make(shards=8, lines=12, delay_s=0.05)
@@ -316,6 +318,7 @@ def test_cancelled_by_scancel_then_launched_again(make: Callable[..., EchoJob]) 
     assert job.slurm.elements(first) == cancelled
 
 
+@pytest.mark.slow
 @pytest.mark.slurm
 def test_cancelled_by_control_file(make: Callable[..., EchoJob]) -> None:
     """Both ways out: an agent that sees the file leaves by itself, and one that dies is not requeued."""
@@ -334,6 +337,7 @@ def test_cancelled_by_control_file(make: Callable[..., EchoJob]) -> None:
     job.check()
 
 
+@pytest.mark.slow
 @pytest.mark.slurm
 def test_failed_shard_rerun_alone(make: Callable[..., EchoJob]) -> None:
     job = make(shards=4, lines=6)

@@ -40,6 +40,7 @@ def _configure(job: EchoJob, **keys: Any) -> None:
     job.config.write_text(yaml.safe_dump(tree))
 
 
+@pytest.mark.slow
 @pytest.mark.slurm
 def test_out_of_memory_and_gate(slurm: Cluster, tmp_path: Path) -> None:
     (tmp_path / "oom").mkdir()

@@ -36,6 +36,7 @@ def evaluations(world: Path) -> dict[str, dict[str, Any]]:
     return {"pairs": tar, "colours": {**tar, "task": "classify", "classes": str(world / "classes.txt")}}
 
 
+@pytest.mark.slow
 def test_equals_one_process_and_leaves_no_trace(world: Path, tmp_path: Path) -> None:
     """Sharded by FSDP2, whose ranks must call the module equally often."""
     config = tree(world, stages=[{"image": 16, "samples": 192, "base_lr": 2e-2, "warmup": 0}])

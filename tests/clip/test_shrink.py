@@ -30,6 +30,7 @@ def picture(rng: random.Random, width: int = 300, height: int = 200) -> bytes:
     return out.getvalue()
 
 
+@pytest.mark.slow
 def test_a_training_reads_the_shrunk_column_and_no_tar(tmp_path) -> None:
     rng = random.Random(0)
     (tmp_path / "tars").mkdir()

@@ -79,6 +79,7 @@ def run(directory: Path, world: int, config: dict[str, Any], **gang: int) -> lis
     return launch(directory, world, config, module="tests.sft.ranks", **gang)
 
 
+@pytest.mark.slow
 def test_a_training_of_two_stages_resumes_exactly_on_other_ranks(world, tmp_path) -> None:
     config = tree(world)
     config["train"]["workers"] = 1
@@ -103,6 +104,7 @@ def test_a_training_of_two_stages_resumes_exactly_on_other_ranks(world, tmp_path
     assert model.encode_text(torch.zeros(1, 12, dtype=torch.long)).shape == (1, 24)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision, near", [("fp32", 1e-4), ("bf16", 0.03)])
 def test_fsdp_trains_as_ddp_does(world, tmp_path, precision, near) -> None:
     config = tree(world, train__precision=precision)

@@ -53,6 +53,7 @@ def usable(slot) -> Joined:
     return next(s for s in slot.candidates() if s.columns["re_caption"] is not None)
 
 
+@pytest.mark.slow
 def test_the_same_samples_for_one_to_four_ranks(corpus, shards) -> None:
     """A batch holds the same samples however many ranks read it, and wherever reading begins."""
     whole = reader_of(corpus, shards)
@@ -201,6 +202,7 @@ def test_the_index_groups_samples_as_the_reader_does(tmp_path, damage) -> None:
 # --- an object store ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_epoch_from_an_object_store_reads_little_more_than_the_data(tmp_path, object_store) -> None:
     """Bytes that the store sent for one epoch, over the bytes of its tars and columns: at most 1.05."""
     counts = [1024] * 24

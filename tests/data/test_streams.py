@@ -128,6 +128,7 @@ print(plan.index.samples, memory("VmHWM") - before, *times)
 """
 
 
+@pytest.mark.slow
 def test_a_plan_of_1_3_billion_samples_takes_less_than_100_mb(tmp_path) -> None:
     """And a position is found in the same time wherever it is."""
     shards, blocks = 130_000, 20

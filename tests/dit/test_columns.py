@@ -171,6 +171,7 @@ def changed(folder: Path, factor: float) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_column_of_latents(tmp_path: Path, vae: Vae) -> None:
     tars = tmp_path / "tars"
     tars.mkdir()

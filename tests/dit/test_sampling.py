@@ -312,6 +312,7 @@ def test_numbers_that_overflow(model, asked) -> None:
     assert "image" not in rows["f.0@1e+38"].values and rows["f.0@1"].status == "ok"
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_alike_and_is_written(model, asked, drawn, tmp_path, capsys) -> None:
     """Killed with all its processes, gone on with two workers: the column has the images of one worker here."""
     overrides = [
@@ -376,6 +377,7 @@ def test_jobs_that_are_refused(model, asked, world) -> None:
 # --- during training ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_pictures_of_a_training(world, tmp_path) -> None:
     """Sharded, told to stop in the midst of a picture: the next life draws it, and the training does not notice."""
     grid = {"grid__prompts": ["a red flag", "a blue star", "a car"], "grid__columns": 3, "grid__steps": 4}

@@ -51,6 +51,7 @@ def transformer(directory: Path) -> dict[str, torch.Tensor]:
     return load_file(next((directory / "exports/final/transformer").glob("*.safetensors")))
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_equals_undisturbed(world, tmp_path) -> None:
     """Bit for bit on the same ranks; on others the same data, noise, times and dropped texts, so the same curve."""
     config = tree(world, train__save_every=96)
@@ -70,6 +71,7 @@ def test_killed_and_resumed_equals_undisturbed(world, tmp_path) -> None:
     np.testing.assert_allclose([loss for _, loss in curve(tmp_path / "other")], losses, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", [{"kind": "flow"}, {"kind": "ddpm"}])
 def test_fsdp_in_bf16_trains_as_ddp_does(world, tmp_path, objective) -> None:
     curves = []

@@ -35,6 +35,7 @@ def test_roofline_counts_what_an_image_costs() -> None:
     assert bound(one, 60, 64, 788e12, 788e12, 4.3e12)[0] == pytest.approx(66.1, rel=0.02)
 
 
+@pytest.mark.slow
 def test_benchmark_runs(tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     command = [sys.executable, "-m", "benchmarks.caption", "--images", "24", "--rounds", "1", "--batches", "24"]
@@ -52,6 +53,7 @@ def lease(out: Path, *more: str) -> list[str]:
     return [sys.executable, "-m", "tests.bare_machine", "benchmarks.gpu", "--rehearse", "--out", str(out), *more]
 
 
+@pytest.mark.slow
 def test_lease_rehearsed_on_a_bare_machine(tmp_path: Path) -> None:
     """The stages of `python -m benchmarks.gpu` without CUDA and without this project's other packages."""
     (tmp_path / "nvidia-smi").write_text(SMI)
@@ -73,6 +75,7 @@ def test_lease_rehearsed_on_a_bare_machine(tmp_path: Path) -> None:
     assert "| slots | 2 |" in (tmp_path / "out/gpu.md").read_text()
 
 
+@pytest.mark.slow
 def test_lease_that_is_killed_keeps_what_it_has(tmp_path: Path) -> None:
     process = subprocess.Popen(
         lease(tmp_path, "--only", "rates,bf16"), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

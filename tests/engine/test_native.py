@@ -81,6 +81,7 @@ def test_tokens_equal_transformers_on_the_shipped_captioner() -> None:
     assert np.quantile(lengths, 0.9) >= 2 * np.quantile(lengths, 0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [Shape(), LLAMA3], ids=["plain", "llama3"])
 def test_tokens_equal_transformers(shape: Shape, ending: Callable[[Shape], Path]) -> None:
     """208 images in 7 slots: many refills, real end tokens, lengths that differ by more than 2x."""

@@ -163,6 +163,7 @@ GPU = pytest.param("cuda", marks=[
 ])  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", ["cpu", GPU])
 def test_teacher_forced_logits_equal_transformers(device: str) -> None:
     """fp32: rounding apart. bf16: as near to fp32 as transformers' own bf16, and the same best token wherever the

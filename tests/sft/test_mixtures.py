@@ -46,7 +46,8 @@ def kinds(captioner: Path, folder: Path, world: int, batch: int, steps: int) -> 
     return found
 
 
-@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [2, 4])
 def test_every_mixture_of_rows(captioner: Path, mixed: Path, world: int) -> None:
     """The losses of one rank, with the towers of other ranks in their way or not; evaluation and export included."""
     batch, steps = 4, 12 if world == 2 else 24

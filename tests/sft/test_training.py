@@ -203,6 +203,7 @@ def test_stages(captioner: Path, conversations: Path, tmp_path: Path, world: int
     _captions(tmp_path / "two/exports/final")
 
 
+@pytest.mark.slow
 def test_bf16_and_recomputation(captioner: Path, conversations: Path, tmp_path: Path) -> None:
     """Recomputing activations changes no bit; bf16 changes the loss by little. FSDP2 on two ranks, with adapters."""
     adapters = {"lora": {"rank": 4, "alpha": 8, "dropout": 0.0}, "trainable": ["multi_modal_projector"], "pack": 256}
@@ -350,6 +351,7 @@ def test_assemble(captioner: Path, tmp_path: Path) -> None:
         assemble(tmp_path / "nothing", tmp_path / "words", "plain", tmp_path / "bad")
 
 
+@pytest.mark.slow
 def test_resume_on_other_ranks(captioner: Path, conversations: Path, tmp_path: Path) -> None:
     """Killed on 2 ranks, finished on 1: the same order, and the loss curve of an undisturbed run up to rounding."""
     base = tree(captioner, conversations, pack=256, train={"samples": 48, "batch": 8, "save_every": 16, "threads": 1})

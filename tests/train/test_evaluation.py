@@ -41,6 +41,7 @@ def held_out(averaged: dict[str, torch.Tensor]) -> float:
     return sum(module(micro).item() for micro in task.batch(0, HELD_OUT, 0, 1).micro) / HELD_OUT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_training_does_not_notice(tmp_path: Path, parallel: str) -> None:
     """Told to stop in the midst of the first evaluation, a rank killed in the second: each is there once, of the

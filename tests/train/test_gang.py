@@ -62,6 +62,7 @@ def test_complete(tmp_path: Path) -> None:
     assert (facts["exit"], facts["state"], facts["ranks"], facts["lives"]) == (0, "exited", 3, 1)
 
 
+@pytest.mark.slow
 def test_gives_up_after_five_lives_without_progress(tmp_path: Path) -> None:
     """A rank that dies at once takes the other with it, is restarted four times, and no more."""
     code, said, run = finish(tmp_path, does="die")
@@ -86,6 +87,7 @@ def test_a_trainer_that_only_the_launcher_can_import(tmp_path: Path, monkeypatch
     assert any("does not import" in reason for reason in facts["failures"])
 
 
+@pytest.mark.slow
 def test_hung_rank_shows_every_stack(tmp_path: Path) -> None:
     """Rank 1 hangs in reading its data, rank 0 waits for it in a collective: both print where, and the life ends."""
     gang = {"nodes": 1, "hang_s": 4.0, "setup_s": 100.0}

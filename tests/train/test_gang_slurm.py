@@ -61,6 +61,7 @@ def job_facts(slurm: Cluster, job: str) -> dict[str, str]:
     return dict(re.findall(r"(\w+)=(\S*)", said))
 
 
+@pytest.mark.slow
 @pytest.mark.slurm
 def test_preempted_and_killed_and_resumed(slurm: Cluster, tmp_path: Path) -> None:
     """USR2 to all processes of the step, data workers too, as before a time limit or a preemption; then kill -9 of one

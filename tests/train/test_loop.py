@@ -157,6 +157,7 @@ def test_killed_ends_bit_for_bit_alike(tmp_path: Path, parallel: str) -> None:
     assert same(broken, whole)
 
 
+@pytest.mark.slow
 def test_data_workers_and_other_ranks(tmp_path: Path) -> None:
     """Data workers change nothing, killed and resumed; begun on 2 ranks and ended on 3, the order is the same."""
     more = {"parallel": "fsdp", "ema": 100, "log_every": 24}

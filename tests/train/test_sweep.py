@@ -41,6 +41,7 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
+@pytest.mark.slow
 @pytest.mark.slurm
 def test_element_killed_and_resumed(slurm: Cluster, tmp_path: Path) -> None:
     """Two arms in one array; kill -9 of the second's rank: its element alone is requeued, and goes on where it was."""
