@@ -41,6 +41,9 @@ def launch(config: configs.Config, *, supersede: bool, dry_run: bool, detach: bo
     """Returns the exit code. Raises UserError for what can be seen before anything runs."""
     job = prepare(settle(config, dry_run), supersede=supersede)
     describe(job)
+    slurm = job.config.run.cluster.kind == "slurm"
+    if dry_run or (slurm and (job.previous is None or job.previous.identity != job.identity)):
+        describe_details(job.trainer, shown=dry_run)  # a queue may hold the job for hours: what is wrong is said first
     if detach and not dry_run and job.config.run.cluster.kind == "local":
         return in_background(job.run, config, supersede=supersede)
     return _dry_run(job) if dry_run else submit(job)
@@ -95,6 +98,13 @@ def describe(job: GangJob) -> None:
     lines.append(("output", f"{short(job.run.path)}/exports/final/ · identity {job.identity}"))
     for label, text in lines:
         say(label, text)
+
+
+def describe_details(trainer: Trainer, *, shown: bool) -> None:
+    """What takes seconds to find; raises UserError for what is found to be wrong."""
+    lines: list[str] = getattr(trainer, "details", list)()
+    for line in ["", *lines] if shown and lines else []:
+        console.print(line, markup=False)
 
 
 def record(job: GangJob, code: str) -> dict[str, object]:

@@ -22,7 +22,7 @@ from hpc import config as configs
 from hpc import snapshot, sweep_status
 from hpc.alone import SUBMITTING_S, alone
 from hpc.errors import Exit, UserError
-from hpc.gang_launch import GangJob, adopt, check_continuation, in_background, prepare, record
+from hpc.gang_launch import GangJob, adopt, check_continuation, describe_details, in_background, prepare, record
 from hpc.gang_launcher import ranks_per_node
 from hpc.launch import check_access, console, keep_config, open_run, settle, short, submit_to_slurm
 from hpc.launcher import live_jobs, surely_live
@@ -193,6 +193,8 @@ def _dry_run(sweep: Sweep) -> int:
         "0" * 12, 0.0, plan="", column="", identity="", code=snapshot.digest(), slots=len(sweep.todo),
         config=sweep.config.resolved, source=sweep.config.source,
     )  # fmt: skip
+    with _named(sweep.todo[0]):
+        describe_details(sweep.jobs[sweep.todo[0]].trainer, shown=True)  # others differ in a few keys
     console.print()
     if run.cluster.kind == "slurm":
         sys.stdout.write(sweep.launcher(submission).script() + "\n")

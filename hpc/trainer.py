@@ -50,6 +50,10 @@ class Trainer(Protocol):
     def describe(self, ranks: int) -> list[tuple[str, str]]:
         """(label, text) lines for a dry run."""
 
+    def details(self) -> list[str]:
+        """Lines that take seconds to find: a dry run prints them, a launch of new work on Slurm looks whether they can
+        be found. Raises UserError. May be left out."""
+
     def samples(self) -> int:
         """Of the whole training, for forecasts; 0 where only the data says. May be left out."""
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,6 +18,7 @@ from recap.data.joined import check_division
 from recap.data.samples import check_columns, column_identities, shared_index
 from recap.engine.identity import file_digest
 from recap.text_policy import TextPolicy
+from recap.train.groups import Layout, table
 from recap.train.settings import check as check_training
 from recap.train.settings import length
 
@@ -69,6 +72,24 @@ class ClipTrainer:
             samples = f"{s.samples:,} samples" if s.samples else f"{s.epochs:g} epochs"
             lines.append(("stage", f"{stage.image} px · {samples}, {s.batch:,} a step · {rate}"))
         return lines
+
+    def details(self) -> list[str]:
+        return table(self)
+
+    def layouts(self) -> Iterator[Layout]:
+        """Each stage's model on the meta device. Loads torch."""
+        import torch
+
+        from recap.clip.objective import Objective
+        from recap.clip.task import stage_name
+        from recap.clip.weights import build
+
+        config, model = self.config, replace(self.config.model, start="")
+        for number, stage in enumerate(config.stages):
+            with torch.device("meta"):
+                module = Objective(build(model, stage.image, eos=1), config.loss, *model.normalisation)
+            title = f"stage {stage_name(number, stage)}" if len(config.stages) > 1 else ""
+            yield Layout(title, module, lambda name: 1.0, config.stage_settings(stage))
 
     def next_steps(self, run: str) -> list[str]:
         shards = shlex.join(self.config.data.shards)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -168,10 +168,20 @@ class TextEncoder(nn.Module):
         return self(**tokens), tokens["mask"]
 
 
-def _encoder(folder: Path, context: int) -> Any:
+def encoder_layout(folder: str | Path, context: int) -> nn.Module:
+    """The frozen encoder without its weights, on torch's default device."""
+
+    def laid_out(kind: Any, where: Path) -> Any:
+        return kind(kind.config_class.from_pretrained(where))
+
+    made: nn.Module = _encoder(Path(folder), context, laid_out)
+    return made.requires_grad_(False)
+
+
+def _encoder(folder: Path, context: int, opened: Callable[[Any, Path], Any] | None = None) -> Any:
     from transformers import CLIPTextModel, T5EncoderModel
 
-    where = _part(folder, "text_encoder")
+    opened, where = opened or _loaded, _part(folder, "text_encoder")
     if not (where / "config.json").exists():
         raise UserError(f"config: `model.text_encoder`: {folder} is not the folder of a model (it has no config.json).")
     settings = json.loads((where / "config.json").read_text())
@@ -182,9 +192,9 @@ def _encoder(folder: Path, context: int) -> Any:
             raise UserError(
                 f"config: `model.context`: {folder} takes {most} tokens, not {context}. Write at most {most}."
             )
-        return _loaded(CLIPTextModel, where)
+        return opened(CLIPTextModel, where)
     if kind in ("t5", "umt5", "mt5"):
-        return _loaded(T5EncoderModel, where)
+        return opened(T5EncoderModel, where)
     raise UserError(f"config: `model.text_encoder`: {folder} is a {kind or 'nameless'} model. Name a CLIP or a T5.")
 
 

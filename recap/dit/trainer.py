@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,9 +14,11 @@ from recap.data.joined import check_division
 from recap.data.samples import check_columns, column_identities, shared_index
 from recap.dit import startable
 from recap.dit.settings import DitConfig, check
+from recap.dit.text_embeddings import encoder_width
 from recap.dit.vae import vae_digest, vae_facts
 from recap.engine.identity import file_digest
 from recap.text_policy import TextPolicy
+from recap.train.groups import Layout, table
 from recap.train.settings import check as check_training
 
 
@@ -78,6 +82,27 @@ class DitTrainer:
             ),
             ("length", f"{t.samples:,} samples, {t.batch:,} a step · lr {t.lr:.3g} {t.schedule}"),
         ]
+
+    def details(self) -> list[str]:
+        return table(self)
+
+    def layouts(self) -> Iterator[Layout]:
+        """The model on the meta device, its text encoder as well where texts are encoded live. Loads torch."""
+        import torch
+
+        from recap.dit.model import build, encoder_layout
+        from recap.dit.objective import Objective
+
+        model, live = self.config.model, not self.config.data.embeddings
+        facts = vae_facts(model.vae) if model.vae else None
+        channels, factor = (facts.channels, facts.factor) if facts else (3, 1)
+        with torch.device("meta"):
+            transformer = build(
+                replace(model, start=""), channels, model.image // factor, encoder_width(model.text_encoder)
+            )
+            encoder = encoder_layout(model.text_encoder, model.context) if live else None
+            module = Objective(transformer, encoder, lambda device: None, self.config.objective)
+        yield Layout("", module, lambda name: 1.0, self.config.train)
 
     def next_steps(self, run: str) -> list[str]:
         return [f"python -m hpc.launch configs/dit/sample.yaml model={run}/exports/final prompts.file=prompts.tsv"]

@@ -160,9 +160,10 @@ def check_rates(llava: nn.Module, rates: Iterable[str]) -> None:
             )
 
 
-def rate_of(name: str, rates: dict[str, float], default: float) -> float:
-    """Learning rate of a parameter relative to the default: the first pattern that matches."""
-    return next((rate / default for pattern, rate in rates.items() if re.search(pattern, name)), 1.0)
+def relative_rate(name: str, config: SftConfig) -> float:
+    """Learning rate of a parameter of `CaptionLoss`, relative to train.lr: the first pattern that matches."""
+    own = name.removeprefix("llava.")
+    return next((rate / config.train.lr for pattern, rate in config.rates.items() if re.search(pattern, own)), 1.0)
 
 
 def blocks(llava: Any) -> list[nn.Module]:

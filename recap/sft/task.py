@@ -83,7 +83,7 @@ class SftTask:
         return models.blocks(module.llava)
 
     def rate(self, name: str) -> float:
-        return models.rate_of(name.removeprefix("llava."), self.config.rates, self.config.train.lr)
+        return models.relative_rate(name, self.config)
 
     def all_used(self) -> bool:
         return False  # of a tower other than CLIP's, layers behind its features may be trained without effect

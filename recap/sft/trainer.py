@@ -6,7 +6,9 @@ import dataclasses
 import importlib
 import os
 import shutil
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,6 +20,7 @@ from recap.engine.identity import model_folder, model_identity
 from recap.sft.settings import SftConfig, check
 from recap.sft.startable import check as check_start
 from recap.sft.tars import data_of
+from recap.train.groups import Layout, table
 from recap.train.settings import check as check_training
 
 _WAIT_S = 600.0
@@ -61,6 +64,18 @@ class SftTrainer:
             ("train", f"{length}, {t.batch:,} a step · lr {t.lr:g} {t.schedule} · {t.precision} · {rows}"),
             ("trainable", trained),
         ]
+
+    def details(self) -> list[str]:
+        return table(self)
+
+    def layouts(self) -> Iterator[Layout]:
+        """The model on the meta device; one to be made (`config.make`) is made, and thrown away. Loads torch."""
+        from recap.sft import model as models
+
+        config = dataclasses.replace(self.config, attention="sdpa")  # a launcher lacks the kernels of GPUs
+        with tempfile.TemporaryDirectory(prefix="sft-") as place:
+            module = models.layout(start_of(config, Path(place), make=True), config)
+        yield Layout("", module, lambda name: models.relative_rate(name, config), config.train)
 
     def next_steps(self, run: str) -> list[str]:
         model = f"captioner.model={run}/exports/final"

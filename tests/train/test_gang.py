@@ -223,12 +223,13 @@ def test_shards_of_a_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 def test_launch_does_not_import_torch(tmp_path: Path) -> None:
     """Login nodes check, describe and dry-run without it."""
     source = (
-        "import sys; from hpc import launch, status; code = launch.main(['configs/sft/demo.yaml', '--dry-run']);"
+        "import sys; from hpc import launch, status; from recap.sft import trainer;"
+        "trainer.table = lambda given: ['the table']; code = launch.main(['configs/sft/demo.yaml', '--dry-run']);"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules; sys.exit(code)"
     )
     done = subprocess.run([sys.executable, "-c", source], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "RANK=0 WORLD_SIZE=2" in done.stdout
+    assert "the table" in done.stdout and "RANK=0 WORLD_SIZE=2" in done.stdout
 
 
 def test_status_shows_a_training(tmp_path: Path) -> None:
