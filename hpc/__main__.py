@@ -6,7 +6,7 @@ from pathlib import Path
 from hpc import commands
 
 _FIRST = tuple(f"hpc.{name}" for name in ("launch", "status", "logs", "cancel", "rerun", "verify", "keys"))
-_HIDDEN = tuple(f"hpc.{name}" for name in ("bootstrap", "engine", "gang", "stage", "local"))
+_HIDDEN = tuple(f"hpc.{name}" for name in ("bootstrap", "engine", "gang", "stage", "local", "trial"))
 
 if __name__ == "__main__":
     sys.exit(commands.main(Path(__file__).parent, "Jobs on Slurm or here, and what becomes of them.", _FIRST, _HIDDEN))

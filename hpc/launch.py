@@ -2,12 +2,17 @@
 
     python -m hpc.launch configs/caption/demo.yaml                         run the demo here
     python -m hpc.launch CONFIG cluster=slurm cluster.partition=gpu --dry-run    print the plan and the batch script
+    python -m hpc.launch CONFIG cluster=slurm cluster.partition=gpu --check      try model and data in a job of one slot
     python -m hpc.launch configs/sft/demo.yaml                             train here (gang: the config names a trainer)
     python -m hpc.launch configs/pipeline/recap_demo.yaml                  a pipeline: the config has `stages:`
     python -m hpc.launch CONFIG captioner.model=/models/llava-llama-3-8b name=first-try
 
 `key=value` changes the config, `--flags` are actions. Launching over a run that exists continues it: finished shards
-are never redone. Exit codes: 0 submitted or complete, 1 incomplete, 2 some shards failed, 64 wrong usage.
+are never redone. --check loads the model as a slot does, here or in a job that it waits for, applies it to a few
+samples of the data, and shows what came of them, before anything is submitted: python -m hpc.launch CONFIG --check
+
+Exit codes: 0 submitted or complete, 1 incomplete (or: --check found that the work does not work), 2 some shards
+failed, 64 wrong usage.
 """
 
 from __future__ import annotations
@@ -511,9 +516,10 @@ def _preflight(run: Run) -> None:
 def _pipeline(args: argparse.Namespace) -> int:
     from hpc import pipeline_launch
 
-    if args.detach or args.no_submit or args.allow_missing or args.rate or args.append:
+    if args.detach or args.no_submit or args.allow_missing or args.rate or args.append or args.check:
         raise UserError(
-            "launch: --detach, --no-submit, --allow-missing, --append and --rate are for one job, not for a pipeline."
+            "launch: --detach, --no-submit, --allow-missing, --append, --rate and --check are for one job, not for a "
+            "pipeline."
         )
     asked = pipeline_launch.Asked(args.supersede, args.only or "", args.begin or "")
     return pipeline_launch.launch(args.config, args.overrides, asked, dry_run=args.dry_run)
@@ -525,7 +531,11 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("config", help="a YAML file, see configs/")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
-    parser.add_argument("--dry-run", action="store_true", help="print plan and batch script, leave nothing behind")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--dry-run", action="store_true", help="print plan and batch script, leave nothing behind")
+    instead.add_argument(
+        "--check", action="store_true", help="load the model, try it on a few samples of the data, submit nothing"
+    )
     parser.add_argument(
         "--supersede", action="store_true", help="continue although the output's identity or input changed"
     )
@@ -550,8 +560,11 @@ def main(arguments: list[str] | None = None) -> int:
         if config.is_gang:
             from hpc import gang_launch, sweep
 
-            if args.no_submit or args.allow_missing or args.append:
-                raise UserError("launch: --no-submit, --allow-missing and --append are for map jobs, not for training.")
+            if args.no_submit or args.allow_missing or args.append or args.check:
+                raise UserError(
+                    "launch: --no-submit, --allow-missing, --append and --check are for map jobs, not for training; "
+                    "what a training can know of its data and weights is said by --dry-run."
+                )
             training = sweep if config.run.sweep else gang_launch
             return training.launch(config, supersede=args.supersede, dry_run=args.dry_run, detach=args.detach)
         job = prepare(
@@ -564,6 +577,10 @@ def main(arguments: list[str] | None = None) -> int:
         if args.dry_run:
             return dry_run(job, args.rate)
         describe(job)
+        if args.check:
+            from hpc import trial_launch
+
+            return trial_launch.launch(job)
         return submit(job, start=not args.no_submit, detach=args.detach)
     except UserError as error:
         warn.print(f"[red]{escape(str(error))}[/]")

@@ -135,11 +135,14 @@ class Launcher(submitit.SlurmExecutor):
         here = shlex.quote(sys.executable)
         return here if self.cluster.container is not None else container.python(self.cluster, self.run.path)
 
-    def worker_command(self) -> str:
+    def on_the_node(self, module: str, arguments: str) -> str:
+        """What starts a module of the run's code, for this run, as one task of the job."""
         srun_args = container.srun_arguments(self.cluster, self.run.path)
         srun = shlex.join(["srun", "--unbuffered", "--kill-on-bad-exit=1", *srun_args])
-        which = f'--submission {self.submission.uuid} --slot "$SLURM_ARRAY_TASK_ID"'
-        return f"{srun} {self.start('hpc.worker')} {self.directory} {which}"
+        return f"{srun} {self.start(module)} {self.directory} {arguments}"
+
+    def worker_command(self) -> str:
+        return self.on_the_node("hpc.worker", f'--submission {self.submission.uuid} --slot "$SLURM_ARRAY_TASK_ID"')
 
     def _tail(self) -> list[str]:
         """Requeue this element on every exit code that a second life can mend (srun makes 137 or 143 of a dead task).

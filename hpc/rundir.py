@@ -13,6 +13,7 @@ runs/<name>/
   columns/<column>/<identity8>/<bucket>/<id>.g<G>.parquet    published once; readers resolve through markers
   tally/<identity8>.arrow      what hpc.status has counted: a cache, see hpc.tally
   generations/<n>.json         shards reopened by a rerun, with the reason, see hpc.generations
+  checks/<id>.json             what `hpc.launch --check` tried under Slurm, and <id>.answer.json: what came of it
   control/                     pause (with its reason), cancelled, excluded/<host>, launching (see hpc.alone)
   logs/
 """
@@ -66,6 +67,7 @@ class Run:
         self.logs = self.path / "logs"
         self.inflight = self.path / "inflight"
         self.control = self.path / "control"
+        self.checks = self.path / "checks"
         self.code = self.path / "code"
         self.config_file = self.path / "config.yaml"
         self.generations = Generations(self.path / "generations")
@@ -131,6 +133,8 @@ class Run:
         found = self.submissions()
         if not found and (self.path / "pipeline.yaml").exists():
             raise UserError(f"run: {self.path} is a pipeline. Give the path of one of its stages: {self.path}/STAGE.")
+        if not found and self.is_run():
+            raise UserError(f"run: nothing was launched in {self.path} yet.")
         if not found:
             raise UserError(
                 f"run: {self.path} is not a run directory (no submissions/ in it). "

@@ -249,7 +249,7 @@ def test_no_torch_on_the_login_node(finished: EchoJob) -> None:
     )
     path = str(finished.run.path)
     for arguments in (
-        ["hpc.launch", str(finished.config_file), "--dry-run"],
+        ["hpc.launch", str(finished.config_file), "--dry-run"], ["hpc.launch", str(finished.config_file), "--check"],
         ["hpc.status", path], ["hpc.rerun", path, "--shards", "nobody"], ["hpc.verify", path],
     ):  # fmt: skip
         done = subprocess.run(
@@ -299,7 +299,7 @@ CLUSTER = {  # submission, claim and status code: the work knows nothing of it
                  "candidates", "heartbeat", "publish", "journal", "status", "rerun", "verify", "snapshot", "breaker",
                  "preflight", "blame", "gate", "gang", "gang_launch", "gang_launcher", "gang_status", "local_gang",
                  "pipeline", "pipeline_launch", "pipeline_outlook", "pipeline_run", "pipeline_status", "stage",
-                 "stage_launcher", "stage_progress")
+                 "stage_launcher", "stage_progress", "trial", "trial_launch", "trial_launcher")
 }  # fmt: skip
 
 
