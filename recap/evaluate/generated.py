@@ -28,6 +28,7 @@ import hashlib
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -43,6 +44,7 @@ from hpc import atomic
 from hpc.errors import Exit, Parser, UserError
 from recap.data.images import BadImage, EncodedImage
 from recap.data.inputs import without_credentials
+from recap.evaluate.arms import Prompts, Source
 from recap.evaluate.clip_score import Clip, ClipScores, open_clip
 from recap.evaluate.fid import (
     ClipFeatures,
@@ -54,24 +56,11 @@ from recap.evaluate.fid import (
     reference_statistics,
 )
 from recap.evaluate.generated_report import PROMPTS, Report, Scores
-from recap.evaluate.image_sets import ImageItem, ImageSet, open_images
+from recap.evaluate.image_sets import ImageItem, Unread, open_images
 from recap.evaluate.judge import Judge, JudgeConfig
 
 Track = Callable[[str, int | None], Callable[[int], None]]
 """Starts a bar of a name and a total; what it returns advances the bar."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """Images of one arm. prompts: raw or recap."""
-
-    arm: str
-    prompts: str
-    images: ImageSet
-
-    @property
-    def name(self) -> str:
-        return f"{self.arm}, {self.prompts} prompts"
 
 
 @dataclass
@@ -97,41 +86,9 @@ class _Set:
     ranked: list[tuple[bytes, str]] = field(default_factory=list)
 
 
-class Prompts:
-    """The prompts of each kind: arms whose prompts differ do not compare."""
-
-    def __init__(self) -> None:
-        self._sets: dict[str, dict[str, set[str]]] = {prompts: {} for prompts in PROMPTS}  # kind -> arm -> texts
-
-    def add(self, source: Source, items: Sequence[ImageItem]) -> None:
-        """UserError for an image without a prompt."""
-        if bare := next((item for item in items if not item.prompt), None):
-            raise UserError(
-                f"evaluate: {bare.name} has no prompt. Give tars a member txt, folders a metadata.jsonl "
-                '({"file_name": ..., "prompt": ...} a line).'
-            )
-        self._sets[source.prompts].setdefault(source.arm, set()).update(item.prompt or "" for item in items)
-
-    def check(self, source: Source) -> list[str]:
-        """What a reader must know about a source's prompts. UserError where they cannot be what was meant."""
-        arms = self._sets[source.prompts]
-        mine, (first, others) = arms[source.arm], next(iter(arms.items()))
-        if not mine & others:
-            raise UserError(
-                f"evaluate: no {source.prompts} prompt of {source.arm} is one of {first} (which has "
-                f"{min(others)[:60]!r}; here: {min(mine)[:60]!r}). Sample all arms from one prompt list."
-            )
-        if self._sets["raw"].get(source.arm) == self._sets["recap"].get(source.arm):
-            raise UserError(
-                f"evaluate: {source.arm} has the same prompts in --raw and --recap. Name images of original captions "
-                "in one and of recaptions in the other."
-            )
-        odd = len(mine ^ others)
-        return [f"{odd:,} {source.prompts} prompts are not both {source.arm}'s and {first}'s"] if odd else []
-
-
 def evaluate(sources: Sequence[Source], measures: Measures, track: Track) -> Report:
-    """Measure all sources. UserError for what cannot be measured: an evaluation leaves no image out silently."""
+    """Measure all sources. UserError for what cannot be measured; an image that cannot be read is counted as skipped, a
+    damaged tar beside the images that it still gives."""
     report, prompts = Report(), Prompts()
     notes: list[str] = []
     if measures.features:
@@ -139,8 +96,8 @@ def evaluate(sources: Sequence[Source], measures: Measures, track: Track) -> Rep
     for source in sources:
         found = _read(source, measures, prompts, track)
         notes += prompts.check(source)
-        if source.images.left_out:
-            report.left_out[source.name] = source.images.left_out.copy()
+        if reasons := source.images.reasons():
+            report.left_out[source.name] = Counter(reasons)
         for guidance, made in sorted(found.items(), key=lambda pair: (pair[0] is not None, pair[0] or 0.0)):
             row = report.rows.setdefault((source.arm, guidance), {})
             if source.prompts in row:
@@ -155,16 +112,22 @@ def evaluate(sources: Sequence[Source], measures: Measures, track: Track) -> Rep
 def _read(source: Source, measures: Measures, prompts: Prompts, track: Track) -> dict[float | None, _Set]:
     """One pass over a source's images: all but the judge, by guidance."""
     found: dict[float | None, _Set] = {}
-    advance = track(source.name, source.images.total)
-    for items in batches(source.images, measures.batch):
+    advance, unread = track(source.name, source.images.total), Unread()
+    for given in batches(source.images, measures.batch):
+        items = unread.readable(given)
         prompts.add(source, items)
         for guidance in dict.fromkeys(item.guidance for item in items):
             part = [item for item in items if item.guidance == guidance]
             if guidance not in found:
                 found[guidance] = _new_set(measures)
             _add(found[guidance], part, measures)
-        advance(len(items))
-    for made in found.values():
+        advance(len(given))
+    if not found:
+        raise UserError(f"evaluate: no image of {source.images.path} can be read; the first: {unread.first}")
+    source.images.left_out += unread.counts
+    for guidance, made in found.items():
+        made.scores.skipped = sum(n for (known, _), n in source.images.left_out.items() if known in (None, guidance))
+        made.scores.damaged = source.images.damaged
         made.scores.distance = made.distance.value() if made.distance else None
         made.distance = None  # tens of megabytes
     return found
@@ -213,6 +176,8 @@ def _about(measures: Measures) -> list[str]:
     if measures.features and measures.reference:
         about = measures.reference.about
         unreadable = f", {int(about['unreadable']):,} more cannot be read" if about["unreadable"] != "0" else ""
+        damaged = int(about.get("damaged", 0))
+        unreadable += f", {damaged:,} damaged tar{'s' * (damaged != 1)}" if damaged else ""
         lines.append(
             f"{measures.features.name}: {measures.features.about}; reference: {measures.reference.count:,} images of "
             f"{about['source']}, cropped and resized to {about['side']} px{unreadable}"
@@ -365,7 +330,7 @@ def _reference(given: argparse.Namespace, features: FeatureModule, sources: list
         return Statistics.load(Path(given.reference), features)
     side = given.side or (_side(sources[0]) if sources else 0)
     if not side:
-        raise UserError("evaluate: --save-reference without images needs --side, the pixels of the images to come.")
+        raise UserError("evaluate: without images that can be read, --side is needed: the pixels that the images to come have.")
     images = open_images(given.reference, partial=given.partial)
     advance = track("reference", images.total)
 
@@ -376,18 +341,21 @@ def _reference(given: argparse.Namespace, features: FeatureModule, sources: list
 
     source = without_credentials(given.reference)
     found = reference_statistics(features, told(), side, source, given.batch)
+    found.about["unreadable"] = str(int(found.about["unreadable"]) + sum(images.left_out.values()))
+    found.about["damaged"] = str(images.damaged)
     if given.save_reference:
         found.save(given.save_reference)
     return found
 
 
 def _side(source: Source) -> int:
-    """The shorter side of a source's first image, in pixels."""
-    item = next(iter(source.images))
-    try:
-        return min(EncodedImage(item.data).size)
-    except BadImage as error:
-        raise UserError(f"evaluate: {item.name}: {error}") from error
+    """The shorter side of a source's first image that can be read, in pixels; 0 where there is none."""
+    for item in source.images:
+        try:
+            return min(EncodedImage(item.data).size)
+        except BadImage:
+            continue  # counted when all are read
+    return 0
 
 
 class _progress:

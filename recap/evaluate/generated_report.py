@@ -17,10 +17,14 @@ PROMPTS = ("raw", "recap")
 class Scores:
     """Figures of one set of images: of one arm, one kind of prompts, one guidance.
 
-    cut: prompts that the model which drew the images did not read whole, None where that is not known.
+    n: images that were measured; skipped: samples without an image that can be read (where a sample's guidance is not
+    known, it counts for each); damaged: tars of the whole set, whose images before the damage count. cut: prompts that the model which drew the images did not read whole, None
+    where that is not known.
     """
 
     n: int = 0
+    skipped: int = 0
+    damaged: int = 0
     cut: int | None = None
     distance: float | None = None
     clip: ClipScores | None = None
@@ -32,8 +36,8 @@ class Scores:
 class Report:
     """All that was measured. rows: (arm, guidance) -> "raw" or "recap" -> scores.
 
-    distance: what the Fréchet distance is called; about: how the figures were made; left_out: planned samples without
-    an image, by set and reason.
+    distance: what the Fréchet distance is called; about: how the figures were made; left_out: samples without an image
+    that can be read, by set and reason.
     """
 
     distance: str = "FID"
@@ -71,10 +75,10 @@ class Report:
         sets = {prompts: [row.get(prompts, Scores()) for row in self.rows.values()] for prompts in PROMPTS}
         raw, recap = sets["raw"], sets["recap"]
         return [
-            ["raw n", *(f"{s.n:,}" * bool(s.n) for s in raw)],
+            ["raw n", *map(_count, raw)],
             [f"raw {self.distance} ↓", *map(_distance, raw)],
             ["raw CLIP ↑", *(_clip(s.clip) for s in raw)],
-            ["recap n", *(f"{s.n:,}" * bool(s.n) for s in recap)],
+            ["recap n", *map(_count, recap)],
             [f"recap {self.distance} ↓", *map(_distance, recap)],
             ["recap CLIP ↑", *(_clip(s.clip) for s in recap)],
             ["recap long CLIP ↑", *(_clip(s.long_clip) for s in recap)],
@@ -99,8 +103,16 @@ class Report:
                     notes.append(f"{arm}{at}: its text encoder cut {found.cut / found.n:.0%} of the {prompts} prompts")
         for name, reasons in self.left_out.items():
             told = ", ".join(f"{count:,} ({reason})" for reason, count in reasons.most_common(3))
-            notes.append(f"{name}: images are missing: {told}")
+            notes.append(f"{name}: skipped: {told}")
         return notes
+
+
+def _count(scores: Scores) -> str:
+    if not scores.n:
+        return ""
+    parts = [f"{scores.n:,}", *[f"{scores.skipped:,} skipped"] * bool(scores.skipped)]
+    parts += [f"{scores.damaged:,} damaged tar{'s' * (scores.damaged != 1)}"] * bool(scores.damaged)
+    return ", ".join(parts)
 
 
 def _distance(scores: Scores) -> str:
@@ -128,7 +140,7 @@ def _judge(judged: Ratings | None) -> str:
 
 
 def _scores(scores: Scores) -> dict[str, Any]:
-    found: dict[str, Any] = {"n": scores.n}
+    found: dict[str, Any] = {"n": scores.n, "skipped": scores.skipped, "damaged": scores.damaged}
     if scores.cut is not None:
         found["cut by the model"] = scores.cut / max(scores.n, 1)
     if scores.distance is not None:

@@ -10,8 +10,10 @@ Prompts may be missing where only images are asked for, as in a reference set.
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,11 +26,14 @@ from hpc.errors import UserError
 from hpc.operator import OK, Damage
 from hpc.published import Published, PublishedShard
 from hpc.rundir import Run
+from recap.data.images import BadImage, decode_rgb
 from recap.data.inputs import DataConfig, list_shards
 from recap.data.remote import open_shard
 from recap.data.tars import read_samples
 
 METADATA = "metadata.jsonl"
+log = logging.getLogger(__name__)
+
 _ROWS = 64  # of a column that are held at a time
 
 
@@ -52,25 +57,60 @@ class ImageItem:
 class ImageSet:
     """Images that can be read again and again. total: how many, None if unknown before the end of a reading.
 
-    left_out: samples without an image, by reason, as far as this set has been read.
+    As far as this set has been read: left_out, samples without an image that can be read, by their guidance and why;
+    damaged: tars, whose images before the damage are there.
     """
 
     path: str
     total: int | None = None
-    left_out: Counter[str] = field(default_factory=Counter)
+    left_out: Counter[tuple[float | None, str]] = field(default_factory=Counter)
+    damaged: int = 0
 
     def __iter__(self) -> Iterator[ImageItem]:
         self.left_out.clear()
+        self.damaged = 0
         empty = True
         for item in self._read():
             empty = False
             yield item
         if empty:
-            why = f" ({self.left_out.most_common(1)[0][0]})" if self.left_out else ""
+            why = f" ({next(iter(self.reasons()))})" if self.left_out else " (the tars are damaged)" * bool(self.damaged)
             raise UserError(f"evaluate: {self.path} holds no image{why}.")
+
+    def reasons(self) -> dict[str, int]:
+        """Why samples are left out, most frequent first."""
+        found: Counter[str] = Counter()
+        for (_, why), count in self.left_out.items():
+            found[why] += count
+        return dict(found.most_common())
 
     def _read(self) -> Iterator[ImageItem]:
         raise NotImplementedError
+
+
+class Unread:
+    """Images that cannot be read: no measure sees them. counts: by guidance and reason; first: its name and reason."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[tuple[float | None, str]] = Counter()
+        self.first = ""
+
+    def readable(self, items: Sequence[ImageItem]) -> list[ImageItem]:
+        with ThreadPoolExecutor(4) as pool:
+            reasons = list(pool.map(_problem, items))
+        for item, why in zip(items, reasons, strict=True):
+            if why:
+                self.counts[item.guidance, why] += 1
+                self.first = self.first or f"{item.name}: {why}"
+        return [item for item, why in zip(items, reasons, strict=True) if not why]
+
+
+def _problem(item: ImageItem) -> str:
+    try:
+        decode_rgb(item.data)
+    except BadImage as error:
+        return error.reason
+    return ""
 
 
 def open_images(path: str, *, partial: bool = False) -> ImageSet:
@@ -122,7 +162,7 @@ class RunImages(ImageSet):
         for batch in file.iter_batches(_ROWS, columns=wanted):
             for row in batch.to_pylist():
                 if row["status"] != OK or row["image"] is None:
-                    self.left_out[row.get("reason") or row["status"]] += 1
+                    self.left_out[row.get("guidance"), row.get("reason") or row["status"]] += 1
                     continue
                 key = f"{shard.shard.id}/{row['key']}"
                 about = {name: row.get(name) for name in ("prompt", "guidance", "cut")}
@@ -130,22 +170,27 @@ class RunImages(ImageSet):
 
 
 class TarImages(ImageSet):
-    """Webdataset tars; a damaged one is an error, since an evaluation must not lose images silently."""
+    """Webdataset tars; of a damaged one the samples before the damage."""
 
     def __init__(self, path: str) -> None:
         super().__init__(path)
         self._config = DataConfig(shards=[path], expected="none")
         self._shards = list_shards(self._config)
+        self._told: set[str] = set()  # damaged ones that the log names
 
     def _read(self) -> Iterator[ImageItem]:
         for shard in self._shards:
             with open_shard(shard) as file:
                 for sample in read_samples(file):
                     if isinstance(sample, Damage):
-                        raise UserError(f"evaluate: {shard.uri} is damaged: {sample.reason}: {sample.detail}.")
+                        self.damaged += 1
+                        if shard.id not in self._told:
+                            log.warning("evaluate: %s is damaged: %s: %s", shard.uri, sample.reason, sample.detail)
+                        self._told.add(shard.id)
+                        continue
                     image = next((sample.members[e] for e in self._config.image if e in sample.members), None)
                     if image is None:
-                        self.left_out["no image"] += 1
+                        self.left_out[_sampling(sample.members).get("guidance"), "no image"] += 1
                         continue
                     text = sample.members.get(self._config.text)
                     prompt = None if text is None else text.decode("utf-8", "replace").strip()

@@ -69,6 +69,7 @@ class Tars:
         blocks = Index.open_or_make(index, shards, self._data.readers)
         if not blocks.samples:
             raise UserError(f"data: the tars of {source.path} hold no sample")
+        self.damaged = len(blocks.damaged())  # tars, of which the samples before the damage are used
         self.plan = Plan(blocks, seed, self._data.streams, self._data.window)
         self._reader: Reader | None = None  # made where batches are: it has threads
 

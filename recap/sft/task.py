@@ -30,6 +30,8 @@ from recap.train.evaluation import Occasion
 from recap.train.parallel import to_device
 from recap.train.task import Batch
 
+WITHOUT = "without a caption"  # samples of tars in whose place others stand
+
 
 @dataclass(frozen=True)
 class Ready:
@@ -98,10 +100,11 @@ class SftTask:
         write(self, weights, folder)
 
     def evaluate(self, module: nn.Module, occasion: Occasion) -> dict[str, float]:
-        """Mean loss of a supervised token of the held-out conversations, each once."""
+        """Mean loss of a supervised token of the held-out conversations, each once. n: of them, those that count; skipped:
+        those that cannot be used; damaged: tars, whose samples before the damage count."""
         held, ranks, step = self._held_out, occasion.ranks, self.config.train.batch
         assert held is not None, "checked with the config"
-        sums = [0.0, 0.0, 0.0]  # loss, supervised tokens, conversations that cannot be used
+        sums = [0.0] * (3 + bool(held.corpus.tars))  # loss, supervised tokens, what cannot be used, captions missing
         for first in range(0, held.size(), step):
             batch = held.batch(first, min(step, held.size() - first), ranks.rank, ranks.world)
             for micro in batch.micro:
@@ -109,10 +112,13 @@ class SftTask:
                 occasion.between()
             sums[1] += batch.weight
             sums[2] += len(batch.rejected)
-        loss, tokens, rejected = ranks.sums(sums)
+            sums[3:] = [sum(pair) for pair in zip(sums[3:], batch.counts.values(), strict=True)]
+        loss, tokens, rejected, *others = ranks.sums(sums)
         return {
             "held_out/loss": loss / max(tokens, 1.0), "held_out/tokens": tokens,
             "held_out/n": held.size() - rejected, "held_out/skipped": rejected,
+            "held_out/damaged": sum(tars.damaged for tars in held.corpus.tars),
+            **{f"held_out/{WITHOUT}": count for count in others},
         }  # fmt: skip
 
     # --- the data ---------------------------------------------------------------------------
@@ -153,7 +159,7 @@ class SftTask:
             texts = [fit[i].rendered for row in held for i in row]
             useful += sum(len(text.ids) for text in texts)
             flops += sum(self.costs.of(len(text.ids), text.images, sum(text.learned)) for text in texts)
-        counts = {"without a caption": float(passed)} if self.corpus.tars else {}
+        counts = {WITHOUT: float(passed)} if self.corpus.tars else {}
         return Batch(micro, float(weight), tokens, useful, keys, rejected, counts, flops)
 
     def collate(self, rows: Sequence[Sequence[Ready]], rejected: list[tuple[str, str]]) -> dict[str, Any]:

@@ -72,7 +72,7 @@ class Paint(Batched):
 
     def _row(self, item: Item, prompt: str, guidance: float) -> Row:
         if item.index == 5:
-            return Row(item.shard, item.index, item.key, FAILED, "sampler: not finite")
+            return Row(item.shard, item.index, item.key, FAILED, "sampler: not finite", values={"guidance": guidance})
         image = paint(prompt, self.config.noise + int(guidance), item.index)
         values = {"image": image, "prompt": prompt, "guidance": guidance, "cut": item.index % 4 < 2}
         return Row(item.shard, item.index, item.key, values=values)

@@ -66,6 +66,8 @@ def test_a_run_and_tars_as_one_table(world: World, server: Server, tmp_path: Pat
     recap = by_row["p0", 2.0]["recap"]
     assert figures(recap) == pytest.approx(measured(world, list(open_images(str(world.recap)))), rel=1e-4)
     assert (recap["clip"]["cut"], recap["long_clip"]["cut"]) == (1.0, 0.0)
+    counts = {g: [by_row["p0", g]["raw"][name] for name in ("n", "skipped", "damaged")] for g in (2.0, 60.0)}
+    assert counts == {2.0: [40, 0, 0], 60.0: [38, 2, 0]}
     cut = {g: by_row["p0", g]["raw"]["cut by the model"] for g in (2.0, 60.0)}
     assert cut == {2.0: 0.5, 60.0: 18 / 38} and "cut by the model" not in recap
     assert report["left_out"] == {"p0, raw prompts": {"sampler: not finite": 2}}
@@ -80,7 +82,7 @@ def test_a_run_and_tars_as_one_table(world: World, server: Server, tmp_path: Pat
         "recap long CLIP ↑", "recap judge ↑", "raw long CLIP ↑", "raw judge ↑",
     ]  # fmt: skip
     notes = [
-        "not FID", "reads 10 tokens", "reads 64 tokens", "100% cut", "differ in size", "2 (sampler: not finite)",
+        "not FID", "reads 10 tokens", "reads 64 tokens", "100% cut", "differ in size", "2 (sampler: not finite)", "| 38, 2 skipped |",
         "guidance 60: its text encoder cut 47%",
     ]  # fmt: skip
     assert [note for note in notes if note not in table] == []
@@ -115,6 +117,37 @@ def test_folders_saved_references_and_unanswered(world: World, server: Server, t
     assert run(capsys, *arguments)[0] == Exit.COMPLETE
 
 
+def test_what_is_skipped_stands_beside_every_figure(world: World, server: Server, tmp_path: Path, capsys) -> None:  # noqa: F811
+    """A damaged tar gives what comes before the damage, an image that cannot be read is left out of every measure, of
+    the reference as well; the judge is not asked about it."""
+    folder = shutil.copytree(world.recap, tmp_path / "x")
+    whole = (folder / "1.tar").read_bytes()
+    (folder / "1.tar").write_bytes(whole[: len(whole) // 2])
+    odd = [("a", {"png": b"no image", "txt": b"red"}), ("b", {"txt": b"red"})]
+    with (folder / "2.tar").open("wb") as file:
+        write_tar(file, odd)
+    made = [item for item in open_images(str(folder)) if item.data != b"no image"]
+    assert 20 < len(made) < 40
+    arguments = ["--features", f"clip:{world.ours}", "--reference", folder, "--clip", world.theirs, "--side", 32,
+                 "--long-clip", world.ours, "--judge", server.url, "--judge-model", "j", "--judge-images", "99",
+                 "--judge-cache", tmp_path / "cache", "--out", tmp_path / "table.md", "--json"]  # fmt: skip
+    code, told, errors = run(capsys, "--raw", folder, *arguments)
+    assert code == Exit.COMPLETE, errors
+    report = json.loads(told)
+    rows = {row["guidance"]: row["raw"] for row in report["rows"]}
+    assert list(rows) == [2.0]
+    assert [rows[2.0][name] for name in ("n", "skipped", "damaged")] == [len(made), 2, 1]
+    assert rows[2.0]["clip"]["n"] == rows[2.0]["judge"]["n"] == len(made) and server.bodies
+    theirs = open_clip(world.theirs)
+    scores = ClipScores(theirs)
+    scores.add(theirs.encoder.images([lambda i=i: i.data for i in made], ["?"] * len(made)), [i.prompt for i in made])
+    assert rows[2.0]["clip"]["value"] == pytest.approx(scores.mean.value, rel=1e-4)
+    assert report["left_out"] == {"x, raw prompts": {"image: not an image": 1, "no image": 1}}
+    assert any(f"{len(made)} images of" in line and "2 more cannot be read, 1 damaged tar" in line
+               for line in report["about"])  # fmt: skip
+    assert f"| {len(made)}, 2 skipped, 1 damaged tar |" in (tmp_path / "table.md").read_text()
+
+
 def _tar(folder: Path, members: list[dict[str, bytes]]) -> Path:
     folder.mkdir()
     with (folder / "0.tar").open("wb") as file:
@@ -139,8 +172,8 @@ def _empty_folder(world: World, tmp: Path) -> list[object]:
 
 
 def _damaged_tar(world: World, tmp: Path) -> list[object]:
-    file = shutil.copytree(world.recap, tmp / "x") / "1.tar"
-    file.write_bytes(file.read_bytes()[:5000])
+    (tmp / "x").mkdir()
+    (tmp / "x/1.tar").write_bytes((world.recap / "1.tar").read_bytes()[:100])
     return ["--raw", tmp / "x", "--clip", world.theirs]
 
 
@@ -214,7 +247,7 @@ def _no_key(world: World, tmp: Path) -> list[object]:
         (_no_prompt, "has no prompt. Give tars a member txt"),
         (_no_images, "holds no image (no image)"),
         (_empty_folder, "holds no .tar"),
-        (_damaged_tar, "1.tar is damaged: tar: "),
+        (_damaged_tar, "x holds no image (the tars are damaged)"),
         (_too_few_lines, "has no line for the file: 1.png (2 such; 1 lines, 3 images)"),
         (_bad_line, "line 1: write"),
         (_other_prompts, "no raw prompt of b is one of a"),

@@ -30,7 +30,8 @@ from recap.sft.task import SftTask
 from recap.train import parallel
 from recap.train.state import optimizer_of
 from tests.sft.conftest import Make, tree
-from tests.train.ranks import curve, launch, lines
+from tests.sft.test_own_data import write_tar
+from tests.train.ranks import curve, launch, lines, log
 
 
 def loss_of(task: SftTask, count: int = 16) -> tuple[float, dict[str, torch.Tensor], float]:
@@ -380,6 +381,35 @@ def test_held_out_loss(captioner: Path, conversations: Path, tmp_path: Path) -> 
     task = SftTask(configs.check(again, "test").work, Path(model))
     assert found[-1]["held_out/loss"] == pytest.approx(loss_of(task, 7)[0], rel=1e-4)
     assert found[0]["held_out/loss"] > found[-1]["held_out/loss"]
+
+
+@pytest.mark.slow
+def test_what_a_held_out_evaluation_leaves_out(captioner: Path, conversations: Path, tmp_path: Path) -> None:
+    """Keys that two tars share, an image that cannot be read, one without a caption and a damaged tar: each counts once,
+    on whichever of two ranks, and the loss is that of the others."""
+    keys = [f"{n:03d}" for n in range(9)]
+    for shard in "ab":
+        members = {f"{key}.{end}": data for n, key in enumerate(keys)
+                   for end, data in (("jpg", photo(n)), ("txt", f"a picture {shard} {n}".encode()))}  # fmt: skip
+        if shard == "a":
+            members["003.jpg"] = b"no image"
+            del members["005.txt"]
+        write_tar(tmp_path / f"t/{shard}.tar", members)
+    with (tmp_path / "t/b.tar").open("r+b") as file:
+        file.truncate(file.seek(0, 2) // 2)
+    train = {"samples": 8, "batch": 8, "threads": 1, "lr": 0.01, "evaluate_every": 8}
+    held = [{"kind": "columns", "path": str(tmp_path / "t/*.tar")}]
+    base = tree(captioner, conversations, train=train, held_out=held, rows=2)
+    assert launch(tmp_path / "run", 2, base, module="tests.sft.ranks") == [0, 0], log(tmp_path / "run")[-2000:]
+    (found,) = [line for line in lines(tmp_path / "run") if line.get("kind") == "evaluation"]
+    model = str(tmp_path / "run/exports/final")
+    again = tree(captioner, conversations, model=model, data=held, train={"seed": ~0})
+    made = SftTask(configs.check(again, "test").work, Path(model))
+    known = {made.ready(position).example.key for position in range(made.size())}
+    assert {"a/000", "b/000"} <= known and "a/005" not in known and 9 < made.size() < 18
+    told = {name: found[f"held_out/{name}"] for name in ("n", "skipped", "damaged", "without a caption")}
+    assert told == {"n": made.size() - 1, "skipped": 1, "damaged": 1, "without a caption": 1}
+    assert found["held_out/loss"] == pytest.approx(loss_of(made, made.size())[0], rel=1e-4)
 
 
 def test_held_out_needs_how_often(task: Make) -> None:
