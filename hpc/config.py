@@ -118,8 +118,12 @@ class RunConfig:
     """The keys of every config, beside its operator's or trainer's own."""
 
     name: str = setting(MISSING, "name of the run: its directory is <runs>/<name>")
-    operator: str = field(default="", metadata={"help": "dotted path of the operator class (a map job)"})
-    trainer: str = field(default="", metadata={"help": "dotted path of the trainer class (a gang job)"})
+    operator: str = field(
+        default="", metadata={"help": "dotted path of the operator class (a map job), installed or on PYTHONPATH"}
+    )
+    trainer: str = field(
+        default="", metadata={"help": "dotted path of the trainer class (a gang job), installed or on PYTHONPATH"}
+    )
     umask: str | None = setting(
         None, "umask of all files of the run, octal, e.g. '002' for a group's run (default: ours)"
     )

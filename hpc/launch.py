@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.markup import escape
 
-from hpc import access, atomic, forecast, pipeline, plan, preflight, snapshot
+from hpc import access, atomic, forecast, importable, pipeline, plan, preflight, snapshot
 from hpc import config as configs
 from hpc.errors import Exit, Parser, Unanswered, UserError
 from hpc.ledger import DONE, FAILED, Claim, State
@@ -120,6 +120,7 @@ def settle(config: configs.Config, dry_run: bool) -> configs.Config:
             "share; inputs may be remote, the run directory may not."
         )
     check_access(config.directory, say=dry_run)
+    check_importable(config)
     if config.run.cluster.kind == "slurm" and not shutil.which("sbatch"):
         warn.print(
             "[yellow]no Slurm here (sbatch is not on PATH): a launch runs on this machine instead, cluster=local[/]"
@@ -135,6 +136,14 @@ def settle(config: configs.Config, dry_run: bool) -> configs.Config:
             warn.print(f"[yellow]{wanted:,} slots are more than this Slurm's MaxArraySize: {most:,} are used[/]")
             return _on(config, {**config.resolved["cluster"], "slots": most})
     return config
+
+
+def check_importable(config: configs.Config) -> None:
+    """Raise UserError for an operator or trainer that slots will not find; say so where a prelude may yet help."""
+    if problem := importable.problem(config):
+        if not config.run.cluster.prelude:
+            raise UserError(problem)
+        warn.print(f"[yellow]{escape(problem)} (unless cluster.prelude does so)[/]")
 
 
 def _on(config: configs.Config, cluster: dict[str, object]) -> configs.Config:

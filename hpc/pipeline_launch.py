@@ -29,7 +29,7 @@ from hpc import config as configs
 from hpc.alone import SUBMITTING_S, alone
 from hpc.effort import duration
 from hpc.errors import Exit, UserError
-from hpc.launch import check_access, console, hand_over, short, warn
+from hpc.launch import check_access, check_importable, console, hand_over, short, warn
 from hpc.pipeline import Pipeline, Stage, load
 from hpc.pipeline_run import PipelineRun
 from hpc.rundir import Run, Submission
@@ -60,6 +60,9 @@ def launch(path: str, overrides: list[str], asked: Asked, *, dry_run: bool) -> i
     run.check()
     check_access(run.path, say=dry_run)
     finished, todo = _stages(pipeline, run, asked)
+    for name in todo:
+        if (config := pipeline.stages[name].config) is not None:
+            check_importable(config)
     if dry_run:
         return pipeline_outlook.dry_run(pipeline, run, finished, todo, asked)
     on_slurm = pipeline.cluster.kind == "slurm"

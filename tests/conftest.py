@@ -13,6 +13,10 @@ import pytest
 
 from tests.slurm_cluster import Cluster, NoSlurm
 
+# Slots find the operators and trainers of these tests as they find a user's own: installed, or by PYTHONPATH.
+ROOT = str(Path(__file__).resolve().parent.parent)
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (ROOT, os.environ.get("PYTHONPATH"))))
+
 NO_SLURM = "Slurm cannot be had: "
 
 

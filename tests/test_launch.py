@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from hpc.ledger import DONE, Claim
 from hpc.plan import Plan
@@ -83,6 +84,43 @@ def test_object_store_as_run_directory(tmp_path: Path) -> None:
 def test_no_shards(tmp_path: Path) -> None:
     done = EchoJob(tmp_path, {}).launch()
     assert done.returncode == 64 and "no shards" in done.stderr
+
+
+MINE = """
+from tests.echo import Echo
+from tests.train.plain import Plain
+"""
+
+
+def test_what_lies_only_in_the_current_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`python -m` finds it there, and no slot would: said at launch, for every kind of job, with what to do."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "work.py").write_text(MINE)  # a namespace package: no __init__.py
+    made = {"runs": "runs", "cluster": "local"}
+    stages = {"one": {"config": "map.yaml"}, "two": {"config": "gang.yaml", "needs": "one"}}
+    for name, tree in {
+        "map": {**made, "name": "map", "operator": "mine.work.Echo", "inputs": str(tmp_path)},
+        "gang": {**made, "name": "gang", "trainer": "mine.work.Plain"},
+        "pipeline": {**made, "name": "both", "stages": stages},
+    }.items():
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(tree))
+    (tmp_path / "a.txt").write_text("one line")
+
+    def typed(path: str) -> subprocess.CompletedProcess[str]:
+        command, env = [sys.executable, "-m", "hpc.launch", "map.yaml"], {**ENVIRONMENT, "PYTHONPATH": path}
+        return subprocess.run(command, cwd=tmp_path, env=env, text=True, capture_output=True, check=False)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)  # as `python -m` does
+    refused = [typed(str(ROOT)), *(inline("hpc.launch", f"{name}.yaml") for name in ("map", "gang", "pipeline"))]
+    for done in refused:
+        for part in ("mine.work.", "no slot will look", f"pip install -e {tmp_path}", f"PYTHONPATH={tmp_path}"):
+            assert done.returncode == 64 and part in done.stderr, done.stdout + done.stderr
+    assert not (tmp_path / "runs").exists()
+    perhaps = inline("hpc.launch", "map.yaml", "cluster.prelude=[module load mine]", "--dry-run")
+    assert perhaps.returncode == 0 and "no slot will look" in perhaps.stderr, perhaps.stdout + perhaps.stderr
+    done = typed(f"{ROOT}{os.pathsep}{tmp_path}")
+    assert done.returncode == 0 and "1 of 1 done" in done.stdout, done.stdout + done.stderr
 
 
 # --- what a launch does -----------------------------------------------------------------------

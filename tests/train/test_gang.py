@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
-from hpc import gang, gang_status, heartbeat, launch
+from hpc import gang, gang_status, heartbeat, importable, launch
 from hpc.errors import Exit
 from hpc.rundir import Run
 from tests.jobs import wait_for
@@ -50,11 +50,6 @@ def finish(folder: Path, **more: Any) -> tuple[int, str, Run]:
     return process.returncode, said + logs, run
 
 
-@pytest.fixture(autouse=True)
-def importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-
-
 def test_complete(tmp_path: Path) -> None:
     code, _, run = finish(tmp_path, ranks=3)
     assert code == 0
@@ -80,8 +75,12 @@ def test_one_rank_knows_better(tmp_path: Path) -> None:
 
 
 def test_a_trainer_that_only_the_launcher_can_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("PYTHONPATH")
-    assert launch.main([str(config_file(tmp_path))]) == Exit.USAGE
+    """What a launch cannot foresee (a prelude, a package that goes away) is said by the first rank that dies of it."""
+    monkeypatch.setattr(importable, "problem", lambda config: "")
+    (tmp_path / "elsewhere.py").write_text("from tests.train.plain import Plain\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    config_file(tmp_path, trainer="elsewhere.Plain")
+    assert launch.main([str(tmp_path / "gang.yaml")]) == Exit.USAGE
     facts = gang_status.gather(Run(tmp_path / "runs" / "gang"))
     assert (facts["exit"], facts["state"]) == (Exit.USAGE, "exited")
     assert any("does not import" in reason for reason in facts["failures"])
