@@ -330,7 +330,9 @@ def _reference(given: argparse.Namespace, features: FeatureModule, sources: list
         return Statistics.load(Path(given.reference), features)
     side = given.side or (_side(sources[0]) if sources else 0)
     if not side:
-        raise UserError("evaluate: without images that can be read, --side is needed: the pixels that the images to come have.")
+        raise UserError(
+            "evaluate: without images that can be read, --side is needed: the pixels that the images to come have."
+        )
     images = open_images(given.reference, partial=given.partial)
     advance = track("reference", images.total)
 

@@ -17,9 +17,9 @@ PROMPTS = ("raw", "recap")
 class Scores:
     """Figures of one set of images: of one arm, one kind of prompts, one guidance.
 
-    n: images that were measured; skipped: samples without an image that can be read (where a sample's guidance is not
-    known, it counts for each); damaged: tars of the whole set, whose images before the damage count. cut: prompts that the model which drew the images did not read whole, None
-    where that is not known.
+    n: images that were measured; skipped: samples without an image that can be read (one whose guidance is not known
+    counts in each set); damaged: tars of all sets, whose images before the damage count. cut: prompts that the model
+    which drew the images did not read whole, None where that is not known.
     """
 
     n: int = 0

@@ -74,7 +74,8 @@ class ImageSet:
             empty = False
             yield item
         if empty:
-            why = f" ({next(iter(self.reasons()))})" if self.left_out else " (the tars are damaged)" * bool(self.damaged)
+            known = [*self.reasons(), *["the tars are damaged"] * bool(self.damaged)]
+            why = f" ({known[0]})" if known else ""
             raise UserError(f"evaluate: {self.path} holds no image{why}.")
 
     def reasons(self) -> dict[str, int]:

@@ -100,8 +100,11 @@ class SftTask:
         write(self, weights, folder)
 
     def evaluate(self, module: nn.Module, occasion: Occasion) -> dict[str, float]:
-        """Mean loss of a supervised token of the held-out conversations, each once. n: of them, those that count; skipped:
-        those that cannot be used; damaged: tars, whose samples before the damage count."""
+        """Mean loss of a supervised token of the held-out conversations, each once.
+
+        n: conversations that count; skipped: those that cannot be used; damaged: tars, whose samples before the damage
+        count.
+        """
         held, ranks, step = self._held_out, occasion.ranks, self.config.train.batch
         assert held is not None, "checked with the config"
         sums = [0.0] * (3 + bool(held.corpus.tars))  # loss, supervised tokens, what cannot be used, captions missing

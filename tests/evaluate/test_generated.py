@@ -82,8 +82,8 @@ def test_a_run_and_tars_as_one_table(world: World, server: Server, tmp_path: Pat
         "recap long CLIP ↑", "recap judge ↑", "raw long CLIP ↑", "raw judge ↑",
     ]  # fmt: skip
     notes = [
-        "not FID", "reads 10 tokens", "reads 64 tokens", "100% cut", "differ in size", "2 (sampler: not finite)", "| 38, 2 skipped |",
-        "guidance 60: its text encoder cut 47%",
+        "not FID", "reads 10 tokens", "reads 64 tokens", "100% cut", "differ in size", "2 (sampler: not finite)",
+        "guidance 60: its text encoder cut 47%", "| 38, 2 skipped |",
     ]  # fmt: skip
     assert [note for note in notes if note not in table] == []
     again = run(capsys, *arguments)
@@ -117,7 +117,7 @@ def test_folders_saved_references_and_unanswered(world: World, server: Server, t
     assert run(capsys, *arguments)[0] == Exit.COMPLETE
 
 
-def test_what_is_skipped_stands_beside_every_figure(world: World, server: Server, tmp_path: Path, capsys) -> None:  # noqa: F811
+def test_what_is_skipped_is_counted(world: World, server: Server, tmp_path: Path, capsys) -> None:  # noqa: F811
     """A damaged tar gives what comes before the damage, an image that cannot be read is left out of every measure, of
     the reference as well; the judge is not asked about it."""
     folder = shutil.copytree(world.recap, tmp_path / "x")

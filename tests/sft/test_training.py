@@ -385,8 +385,8 @@ def test_held_out_loss(captioner: Path, conversations: Path, tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_what_a_held_out_evaluation_leaves_out(captioner: Path, conversations: Path, tmp_path: Path) -> None:
-    """Keys that two tars share, an image that cannot be read, one without a caption and a damaged tar: each counts once,
-    on whichever of two ranks, and the loss is that of the others."""
+    """Keys that two tars share, an image that cannot be read, one without a caption and a damaged tar: each counts
+    once, on whichever of two ranks, and the loss is that of the others."""
     keys = [f"{n:03d}" for n in range(9)]
     for shard in "ab":
         members = {f"{key}.{end}": data for n, key in enumerate(keys)
