@@ -55,7 +55,7 @@ def best_time(action: Callable[[], Any], device: torch.device, spend_s: float) -
         action()
     times, stop = [], time.perf_counter() + spend_s
     calls = 20 if device.type == "cuda" else 1
-    while time.perf_counter() < stop:
+    while not times or time.perf_counter() < stop:
         times.append(seconds(lambda: [action() for _ in range(calls)], device) / calls)
     return float(np.mean(times[len(times) // 2 :])) if device.type == "cuda" else min(times)
 
