@@ -67,12 +67,13 @@ def test_lease_rehearsed_on_a_bare_machine(tmp_path: Path) -> None:
     found = report["stages"]
     assert list(found) == only.split(",") and report["minutes"] == 8
     assert found["rates"]["sensors, bf16"]["power.draw"] == {"mean": 650.5, "min": 650.5, "max": 650.5}
-    assert found["kernels"]["decode_attention fp8 cache"]["difference"] == 0 and len(found["kernels"]) == 14
+    assert found["kernels"]["decode_attention fp8 cache"]["difference"] == 0 and len(found["kernels"]) == 15
     assert found["fp8+kv"]["images/s"] > 0 and found["fp8+kv"]["slots"] == 2
     assert found["generate"]["static cache, batch 4, images/s"] > 0
     assert found["clip"]["eager, samples/s"] > 0
     assert "diffusers is not installed" in found["dit"]["left out"] and "vllm" in found["vllm"]["left out"]
-    assert "| slots | 2 |" in (tmp_path / "out/gpu.md").read_text()
+    table = (tmp_path / "out/gpu.md").read_text()
+    assert table.startswith("# CPU, ") and "| slots | 2 |" in table
 
 
 @pytest.mark.slow
@@ -107,7 +108,7 @@ def test_stage_that_fails_is_a_line(action: Callable[[], object], name: str, lin
 
     found: dict[str, object] = {}
     run_stage(Stage("it", 1, stage), REHEARSAL, 2 if "over" in line else 60, found.__setitem__)
-    assert found.pop("before") == 1.5 and isinstance(found.pop("seconds"), float)
+    assert found.pop("device") == "CPU" and found.pop("before") == 1.5 and isinstance(found.pop("seconds"), float)
     assert found == {name: line}
 
 
