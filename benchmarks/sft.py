@@ -50,7 +50,7 @@ from recap.sft.attention import lengths as bounds_of
 from recap.sft.flops import costs_of
 from recap.sft.model import CaptionLoss, blocks, choose
 from recap.sft.packing import deal, pack
-from recap.train.checkpoints import Checkpoints, Keep
+from recap.train.checkpoints import Began, Checkpoints, Keep
 from recap.train.parallel import gradient_norm, peak_flops, to_device
 from recap.train.state import TrainState
 
@@ -253,7 +253,7 @@ def checkpoint(megabytes: int = 256) -> dict[str, float]:
         os.environ[name] = value
     dist.init_process_group("gloo")
     with tempfile.TemporaryDirectory() as folder:
-        kept = Checkpoints(Path(folder) / "ours", "bench", dist.new_group(backend="gloo"), Keep(1))
+        kept = Checkpoints(Path(folder) / "ours", Began("bench"), dist.new_group(backend="gloo"), Keep(1))
         state = TrainState(module, optimizer, None, 0)
 
         def plain() -> None:

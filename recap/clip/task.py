@@ -23,7 +23,7 @@ from recap.clip.settings import ClipConfig, Stage
 from recap.clip.tokens import Tokens
 from recap.data.images import BadImage
 from recap.data.joined import Joined
-from recap.data.samples import Samples, Taken, image_of
+from recap.data.samples import Samples, Shared, Taken, image_of
 from recap.data.streams import mixed
 from recap.text_policy import Drawn, TextPolicy
 from recap.train.evaluation import Occasion
@@ -44,11 +44,11 @@ class ClipTask:
 
     Args:
         number: of the stage; each has an order of samples of its own.
-        index: file of the block index (made if missing), None to keep it in memory.
+        shared: what rank 0 found out about the tars and columns; None: it is found out here.
         start: weights that this stage begins with; "" for random ones.
     """
 
-    def __init__(self, config: ClipConfig, number: int, index: Path | None, start: str) -> None:
+    def __init__(self, config: ClipConfig, number: int, shared: Shared | None, start: str) -> None:
         self.config, self.stage = config, config.stages[number]
         self.model_config = _with(config, start)
         self.tokens = Tokens(config.model)
@@ -58,7 +58,7 @@ class ClipTask:
         pixels = config.data.pixels
         total = config.stage_settings(self.stage).samples
         names = [*self.policy.columns, *([pixels] if pixels else [])]
-        self.samples: Samples[Pair] = Samples(config.data, names, self._seed, index, pixels, total, self._prepare)
+        self.samples: Samples[Pair] = Samples(config.data, names, self._seed, shared, pixels, total, self._prepare)
 
     # --- the model --------------------------------------------------------------------------
 
@@ -91,6 +91,9 @@ class ClipTask:
         facts = [digest, model, self.stage.image, self.config.loss.kind, self.samples.digest()]
         content = json.dumps(facts, sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    def manifests(self) -> dict[str, str]:
+        return self.samples.manifests
 
     def export(self, weights: dict[str, torch.Tensor], folder: Path) -> None:
         model = self._model()  # what is fixed is its start's

@@ -15,7 +15,7 @@ from recap.clip.settings import ClipConfig, check
 from recap.clip.tokenizer_files import check_tokenizer
 from recap.data.image_version import VERSION_2
 from recap.data.joined import check_division
-from recap.data.samples import check_columns, column_identities, shared_index
+from recap.data.samples import check_columns, column_identities, shared_input
 from recap.engine.identity import file_digest
 from recap.text_policy import TextPolicy
 from recap.train.groups import Layout, table
@@ -107,9 +107,9 @@ class ClipTrainer:
         from recap.train.loop import train
 
         config, directory = self.config, Path(gang.directory)
-        index = shared_index(config.data, gang)
+        shared = shared_input(config.data, gang)
         start, before = config.model.start, 0
-        size = ClipTask(config, 0, index, start).size()
+        size = ClipTask(config, 0, shared, start).size()
         lengths = [length(config.stage_settings(stage), size) for stage in config.stages]
         for number, stage in enumerate(config.stages):  # a finished one is not begun again
             alone = len(config.stages) == 1
@@ -120,7 +120,7 @@ class ClipTrainer:
                 if gang.rank == 0 and not alone:  # where status looks
                     for name in ("metrics.jsonl", "checkpoints"):
                         _link(directory / name, folder / name)
-                code = train(ClipTask(config, number, index, start), config.stage_settings(stage), place)
+                code = train(ClipTask(config, number, shared, start), config.stage_settings(stage), place)
                 if code:
                     return code
             start, before = str(done), before + lengths[number]

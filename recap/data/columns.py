@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from threading import Lock
 from typing import Any, Protocol
@@ -22,8 +23,10 @@ import pyarrow.parquet as pq
 from hpc.errors import UserError
 from hpc.operator import OK, Shard
 from hpc.published import Published
+from hpc.rundir import Run
 from recap.data.headers import plain
 from recap.data.index import BLOCK
+from recap.data.manifest import Located, Manifest
 from recap.data.origin import Origin, Origins, Places, said_once
 from recap.data.same_image import digest_field
 from recap.data.texts import TextMember
@@ -72,8 +75,15 @@ class Column(Protocol):
         """The values of a block's samples."""
 
 
-def open_column(name: str, config: ColumnConfig) -> Column:
-    """The column that a config describes. UserError where the description or the run is wrong."""
+def open_column(name: str, config: ColumnConfig, manifest: Manifest | None = None) -> Column:
+    """The column that a config describes.
+
+    Args:
+        manifest: where the files lie; without it they are looked for in the run or folder as it is now.
+
+    Raises:
+        UserError: the description or the run is wrong.
+    """
     given = [kind for kind in ("run", "folder", "member") if getattr(config, kind)]
     if len(given) != 1:
         raise UserError(f"config: `data.columns.{name}`: write exactly one of run, folder and member.")
@@ -82,8 +92,8 @@ def open_column(name: str, config: ColumnConfig) -> Column:
     if config.member:
         return MemberColumn(name, config.member, config.field)
     if config.run:
-        return RunColumn(name, config)
-    return FolderColumn(name, config)
+        return RunColumn(name, config, manifest)
+    return FolderColumn(name, config, manifest)
 
 
 class MemberColumn:
@@ -104,35 +114,52 @@ class MemberColumn:
         return self.text.value(data)[0] if text is None and self.text.path and data is not None else text
 
 
+@dataclass(slots=True)
+class _Open:
+    """A parquet file, which one thread at a time opens, reads and closes. None inside: there is none."""
+
+    lock: Lock = field(default_factory=Lock)
+    file: pq.ParquetFile | None = None
+    doubt: str = ""
+    ready: bool = False
+
+
 class ParquetColumn:
-    """Rows of parquet files, one file a shard, in the order of the tar."""
+    """Rows of parquet files, one file a shard, in the order of the tar. Files are read side by side by many threads."""
 
-    def __init__(self, name: str, config: ColumnConfig, field: str) -> None:
-        self.name, self.config, self.field = name, config, field
-        self._open: OrderedDict[str, pq.ParquetFile] = OrderedDict()
-        self._doubts: dict[str, str] = {}  # of open files
-        self._lock = Lock()
+    def __init__(self, name: str, config: ColumnConfig, field: str, manifest: Manifest | None) -> None:
+        self.name, self.config, self.field, self._manifest = name, config, field, manifest
+        self._open: OrderedDict[str, _Open] = OrderedDict()
+        self._lock = Lock()  # of the dictionary and the identity, never held while a file is read
 
-    def _opened(self, shard: Shard) -> tuple[pq.ParquetFile, str] | None:
-        """The file of a reader's shard, and why it may be another's (see `Values.doubt`); None where there is none."""
+    def locate(self, shard: Shard) -> Located | None:
+        """Where the rows of a reader's shard lie now; None where there are none."""
+        raise NotImplementedError
+
+    def manifest(self, shards: Sequence[Shard]) -> Iterator[tuple[str, Located]]:
+        """`locate` for all shards that have rows, in threads: each may be a small read."""
+        with ThreadPoolExecutor(16) as pool:
+            for shard, located in zip(shards, pool.map(self.locate, shards)):
+                if located is not None:
+                    yield shard.id, located
+
+    def _opened(self, shard: Shard, located: Located) -> tuple[pq.ParquetFile, str]:
+        """The file, and why it may be another's (see `Values.doubt`)."""
         raise NotImplementedError
 
     def keys(self, shard: Shard, block: int, count: int) -> list[str]:
         """The keys of a block's rows; [] where the shard has no file."""
-        with self._lock:
-            file = self._file(shard)
+        with self._file(shard) as (file, _):
             found = self._rows(file, block * BLOCK, count, ["key"])["key"].to_pylist() if file else []
         return [plain(key) for key in found]
 
     def read(self, shard: Shard, block: int, keys: Sequence[str], members: Sequence[Mapping[str, bytes]]) -> Values:
-        with self._lock:  # a parquet file is read by one thread at a time
-            file = self._file(shard)
+        with self._file(shard) as (file, doubt):
             if file is None:
                 return Values([None] * len(keys), [None] * len(keys))
             field = digest_field(file.schema_arrow)
             fields = ["key", self.field, "status", *([field] if field else [])]
             rows = self._rows(file, block * BLOCK, len(keys), fields)
-            doubt = self._doubts.get(shard.id, "")
         found = [plain(key) for key in rows["key"].to_pylist()]
         values = rows[self.field].to_pylist()
         if "status" in rows.column_names:
@@ -152,21 +179,37 @@ class ParquetColumn:
                 "name its own."
             )
 
-    def _file(self, shard: Shard) -> pq.ParquetFile | None:
-        if shard.id in self._open:
-            self._open.move_to_end(shard.id)
-            return self._open[shard.id]
-        found = self._opened(shard)
-        if found is None:
-            return None
-        file, doubt = found
-        self._check_file(shard.id, file)
-        self._open[shard.id], self._doubts[shard.id] = file, doubt
-        if len(self._open) > _OPEN_FILES:
-            gone, old = self._open.popitem(last=False)
-            old.close()
-            del self._doubts[gone]
-        return file
+    @contextmanager
+    def _file(self, shard: Shard) -> Iterator[tuple[pq.ParquetFile | None, str]]:
+        """The open file of a shard, to oneself, and its doubt."""
+        while True:
+            entry = self._entry(shard.id)
+            with entry.lock:
+                with self._lock:
+                    if self._open.get(shard.id) is not entry:  # closed while we waited for it
+                        continue
+                if not entry.ready:
+                    located = self._manifest.find(shard.id) if self._manifest else self.locate(shard)
+                    if located is not None:
+                        file, entry.doubt = self._opened(shard, located)
+                        self._check_file(shard.id, file)
+                        entry.file = file
+                    entry.ready = True
+                yield entry.file, entry.doubt
+                return
+
+    def _entry(self, shard: str) -> _Open:
+        old = None
+        with self._lock:
+            entry = self._open.setdefault(shard, _Open())
+            self._open.move_to_end(shard)
+            if len(self._open) > _OPEN_FILES:
+                _, old = self._open.popitem(last=False)
+        if old is not None:
+            with old.lock:
+                if old.file is not None:
+                    old.file.close()
+        return entry
 
     def _check_file(self, shard: str, file: pq.ParquetFile) -> None:
         names = file.schema_arrow.names
@@ -177,10 +220,13 @@ class ParquetColumn:
                     f"It has {', '.join(names)}: set `field`."
                 )
         found = (file.schema_arrow.metadata or {}).get(b"identity", b"").decode()
-        identity = self.config.identity
+        with self._lock:
+            if self.config.identity is None:
+                self.config.identity = found or None
+            identity = self.config.identity
         if identity is None:
-            self.config.identity = found or None
-        elif not found.startswith(identity):
+            return
+        if not found.startswith(identity):
             raise UserError(
                 f"data: column {self.name}: shard {shard} is of identity {found or 'unknown'}, not {identity}: another "
                 "prompt, model or "
@@ -206,8 +252,8 @@ class ParquetColumn:
 class FolderColumn(ParquetColumn):
     """`<folder>/<shard id>.parquet`, on a disk or an object store. Files of ours say which tar they were made from."""
 
-    def __init__(self, name: str, config: ColumnConfig) -> None:
-        super().__init__(name, config, config.field or "text")
+    def __init__(self, name: str, config: ColumnConfig, manifest: Manifest | None = None) -> None:
+        super().__init__(name, config, config.field or "text", manifest)
         assert config.folder
         self._system, self._path = fsspec.core.url_to_fs(config.folder)
         self._places = Places()
@@ -245,6 +291,10 @@ class FolderColumn(ParquetColumn):
             return shard.id
         return self._by_uri.get(self._places.normalised(shard.uri))
 
+    def locate(self, shard: Shard) -> Located | None:
+        name = self._name(shard)
+        return Located(name) if name is not None else None
+
     def _parquet(self, name: str) -> pq.ParquetFile:
         source = self._system.open(f"{self._path.rstrip('/')}/{name}.parquet", "rb", cache_type="none")
         return pq.ParquetFile(source, pre_buffer=True)
@@ -254,11 +304,12 @@ class FolderColumn(ParquetColumn):
         _check_missing(self.name, self.config, [s.id for s, name in names if name is None], len(shards))
         return said_once(self.name, [(s, Origin(replace(s, id=name))) for s, name in names if name is not None])
 
-    def _opened(self, shard: Shard) -> tuple[pq.ParquetFile, str] | None:
-        name = self._name(shard)
-        if name is None:
-            return None
-        file, place = self._parquet(name), self._places.normalised(shard.uri)
+    def _opened(self, shard: Shard, located: Located) -> tuple[pq.ParquetFile, str]:
+        name = located.file
+        try:
+            file, place = self._parquet(name), self._places.normalised(shard.uri)
+        except FileNotFoundError:
+            raise _gone(self.name, shard, f"{self.config.folder}/{name}.parquet") from None
         made_of = _made_of(name, file)
         if made_of and self._places.normalised(made_of.uri) != place and (other := self._by_uri.get(place)):
             file.close()
@@ -269,39 +320,60 @@ class FolderColumn(ParquetColumn):
 
 
 class RunColumn(ParquetColumn):
-    """The column that a run of ours published, through its markers."""
+    """The column that a run of ours published, through its markers: in its directory or on an object store."""
 
-    def __init__(self, name: str, config: ColumnConfig) -> None:
-        super().__init__(name, config, config.field or "caption")
+    def __init__(self, name: str, config: ColumnConfig, manifest: Manifest | None = None) -> None:
+        super().__init__(name, config, config.field or "caption", manifest)
         assert config.run
-        self.published = Published(config.run)
-        self._origins = Origins(name, config.run, self.published.shards)
-        identity = self.published.identity
-        if config.identity and not identity.startswith(config.identity):
+        self._run = Run(config.run)
+        if manifest is None:
+            self._check_identity(self.published.identity)
+
+    @cached_property
+    def published(self) -> Published:
+        """What the run has finished: a survey, which no rank makes that has a manifest."""
+        return Published(self._run.path)
+
+    @cached_property
+    def _origins(self) -> Origins:
+        return Origins(self.name, str(self.config.run), self.published.shards)
+
+    def _check_identity(self, identity: str) -> None:
+        if self.config.identity and not identity.startswith(self.config.identity):
             raise UserError(
-                f"data: column {name}: {config.run} is of identity {identity}, not {config.identity}: another prompt, "
-                "model or "
-                "decoding made it. Name the run whose captions you mean."
+                f"data: column {self.name}: {self.config.run} is of identity {identity}, not {self.config.identity}: "
+                "another prompt, model or decoding made it. Name the run whose captions you mean."
             )
 
     def check(self, shards: Sequence[Shard]) -> str:
         found = [(shard, self._origin(shard)) for shard in shards]
         _check_missing(self.name, self.config, [s.id for s, origin in found if origin is None], len(shards))
-        for _, origin in found:
-            if origin and (first := self.published.find(origin.shard.id)):
-                assert first.file  # UserError where it is not on a disk
-                break
         return said_once(self.name, [(s, origin) for s, origin in found if origin])
 
     def _origin(self, shard: Shard) -> Origin | None:
         origin = self._origins.find(shard)
         return origin if origin and origin.shard.id in self.published else None
 
-    def _opened(self, shard: Shard) -> tuple[pq.ParquetFile, str] | None:
-        """From a shard's marker, when it is wanted: every rank opens every column, and a corpus has 140,000 shards."""
+    def locate(self, shard: Shard) -> Located | None:
         origin = self._origin(shard)
         found = self.published.find(origin.shard.id) if origin else None
-        return (pq.ParquetFile(found.file, pre_buffer=True), origin.doubt) if origin and found else None
+        return Located(found.marker["file"], origin.doubt) if origin and found else None
+
+    def _opened(self, shard: Shard, located: Located) -> tuple[pq.ParquetFile, str]:
+        place = self._run.locate(located.file)
+        try:
+            system, path = fsspec.core.url_to_fs(place)
+            source = path if place == path else system.open(path, "rb", cache_type="none")
+            return pq.ParquetFile(source, pre_buffer=True), located.doubt
+        except FileNotFoundError:
+            raise _gone(self.name, shard, place) from None
+
+
+def _gone(name: str, shard: Shard, place: str) -> UserError:
+    return UserError(
+        f"data: column {name}: {place}, which holds shard {shard.id}, is gone: this training began with it. Put it "
+        "back, or start a new training, under another name, on what is there now."
+    )
 
 
 def _made_of(name: str, file: pq.ParquetFile) -> Shard | None:

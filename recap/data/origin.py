@@ -59,8 +59,8 @@ class Origins:
         self._name, self._run = name, run
         self._ids = {shard.id: shard for shard in shards}
         self._uris = {shard.uri: shard for shard in shards}
-        self._places: Places | None = None
-        self._resolved: dict[str, Shard] = {}
+        self._places = Places()
+        self._resolved: dict[str, Shard] | None = None
 
     def find(self, shard: Shard) -> Origin | None:
         """The run's shard that is a reader's one; None where the run has none.
@@ -81,8 +81,7 @@ class Origins:
         return Origin(found)
 
     def _by_place(self, shard: Shard) -> Shard | None:
-        if self._places is None:
-            self._places = Places()
+        if self._resolved is None:  # by several threads, perhaps, each of which finds the same
             self._resolved = {self._places.normalised(s.uri): s for s in self._ids.values()}
         return self._resolved.get(self._places.normalised(shard.uri))
 

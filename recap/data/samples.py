@@ -18,10 +18,11 @@ from hpc.errors import UserError
 from hpc.operator import Shard
 from hpc.published import Published
 from hpc.trainer import Gang
-from recap.data.columns import Column, ColumnConfig, open_column
+from recap.data.columns import Column, ColumnConfig, ParquetColumn, open_column
 from recap.data.index import Index
 from recap.data.inputs import DataConfig, list_shards
 from recap.data.joined import Joined, Reader, Slot
+from recap.data.manifest import Manifest, write
 from recap.data.streams import Plan
 from recap.data.unindexed import StreamedReader, StreamedSlot
 from recap.train.settings import execution, semantic
@@ -101,19 +102,69 @@ def column_identities(data: JoinedDataConfig) -> dict[str, Any]:
     return {"columns": {name: Published(run).identity for name, run in runs.items()}} if runs else {}
 
 
-def shared_index(data: JoinedDataConfig, gang: Gang) -> Path | None:
-    """The block index, made by rank 0 if need be; None where tars are not indexed."""
+@dataclass(frozen=True)
+class Shared:
+    """What rank 0 finds out about a training's input, and all its ranks map into memory.
+
+    index: file of the block index. manifests: of the columns that are parquet files, by name. Both are those of the
+    training's first start.
+    """
+
+    index: Path
+    manifests: dict[str, Path]
+
+    def digests(self) -> dict[str, str]:
+        """Of the manifests: checkpoints hold them, so that a training that goes on reads what it began with."""
+        return {name: Manifest(path).digest for name, path in self.manifests.items()}
+
+
+def shared_input(data: JoinedDataConfig, gang: Gang, folder: str = "columns") -> Shared | None:
+    """Made by rank 0 if need be, while the others wait; None where tars are not indexed.
+
+    Args:
+        folder: of the manifests, in the training's run.
+    """
     if not data.indexed:
         return None
-    path = Path(data.index) if data.index else Path(gang.directory) / "blocks.index"
+    index = Path(data.index) if data.index else Path(gang.directory) / "blocks.index"
+    beside = [name for name, column in data.columns.items() if not column.member]
+    found = Shared(index, {name: Path(gang.directory) / folder / f"{name}.arrow" for name in beside})
     if gang.rank == 0:
-        _tell_damage(Index.open_or_make(path, list_shards(data), data.readers))
+        shards = list_shards(data)
+        _tell_damage(Index.open_or_make(index, shards, data.readers))
+        for name, path in found.manifests.items():
+            _share(name, data.columns[name], shards, path)
     patience = time.monotonic() + _WAIT_S
-    while not path.exists():
-        if time.monotonic() > patience:
-            raise UserError(f"data: rank 0 made no {path} in {_WAIT_S:.0f} s. Make it with configs/data/index.yaml.")
-        time.sleep(0.2)
-    return path
+    for path in (index, *found.manifests.values()):
+        while not path.exists():
+            if time.monotonic() > patience:
+                raise UserError(f"data: rank 0 made no {path} in {_WAIT_S:.0f} s. See its log for what keeps it.")
+            time.sleep(0.2)
+    return found
+
+
+def opened_columns(data: JoinedDataConfig, names: Sequence[str], shared: Shared | None) -> dict[str, Column]:
+    """By name: as they were when the training began, or, without `shared`, as they are now."""
+    paths = shared.manifests if shared else {}
+    found = {name: Manifest(paths[name]) if name in paths else None for name in names}
+    return {name: open_column(name, data.columns[name], manifest) for name, manifest in found.items()}
+
+
+def _share(name: str, config: ColumnConfig, shards: Sequence[Shard], path: Path) -> None:
+    """Make a column's manifest. Where there is one, say how it differs from what is there today."""
+    column = open_column(name, config)
+    assert isinstance(column, ParquetColumn)
+    if not path.exists():
+        if told := column.check(shards):
+            log.warning("data: %s", told)
+        write(path, column.manifest(shards))
+        return
+    moved, first = Manifest(path).same(column.manifest(shards))
+    if moved:
+        log.warning(
+            "data: column %s: %s shards (one is %s) were made again since this training began; it goes on with what it "
+            "began with, by %s.", name, f"{moved:,}", first, path,
+        )  # fmt: skip
 
 
 def _tell_damage(index: Index) -> None:
@@ -141,7 +192,7 @@ class Samples(Generic[T]):
     Args:
         names: the columns that are read.
         seed: of the order.
-        index: file of the block index (made if missing), None to keep it in memory.
+        shared: what rank 0 found out; None: all of it is found out here, and kept in memory.
         instead: a column that holds all that is wanted of the tars, which are then not read where no other column
             is a member of them.
         total: samples of the training, past which nothing is read ahead; 0: no end.
@@ -153,20 +204,22 @@ class Samples(Generic[T]):
         data: JoinedDataConfig,
         names: Sequence[str],
         seed: int,
-        index: Path | None,
+        shared: Shared | None,
         instead: str | None,
         total: int,
         prepare: Callable[[Joined, int], T | str],
     ) -> None:
         self.data, self._seed, self._instead, self._total, self._prepare = data, seed, instead, total, prepare
-        self._shards: list[Shard] = list_shards(data)
+        self._shards: list[Shard] = [] if shared else list_shards(data)
         self._plan: Plan | None = None
         if data.indexed:
-            blocks = Index.open_or_make(index, self._shards, data.readers)
+            blocks = Index.open(shared.index) if shared else Index.open_or_make(None, self._shards, data.readers)
             self._plan = Plan(blocks, seed, data.streams, data.window)
-        self._columns: dict[str, Column] = {name: open_column(name, data.columns[name]) for name in names}
-        for column in self._columns.values():
-            column.check(self._shards)
+        self._columns = opened_columns(data, names, shared)
+        if shared is None:
+            for column in self._columns.values():
+                column.check(self._shards)
+        self.manifests = shared.digests() if shared else {}
         self._reader: Reader | StreamedReader | None = None  # made where batches are: it has threads
         self._decoders: ThreadPoolExecutor | None = None
 

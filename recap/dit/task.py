@@ -17,7 +17,7 @@ from torch import nn
 from hpc.errors import UserError
 from recap.data.images import BadImage
 from recap.data.joined import Joined
-from recap.data.samples import Samples, Taken, image_of
+from recap.data.samples import Samples, Shared, Taken, image_of
 from recap.data.streams import mixed
 from recap.dit.flops import Flops
 from recap.dit.grid import Grid
@@ -54,10 +54,10 @@ class DitTask:
     """Images and texts from tars and columns.
 
     Args:
-        index: file of the block index (made if missing), None to keep it in memory.
+        shared: what rank 0 found out about the tars and columns; None: it is found out here.
     """
 
-    def __init__(self, config: DitConfig, index: Path | None) -> None:
+    def __init__(self, config: DitConfig, shared: Shared | None) -> None:
         self.config = config
         self.space = latent_space(config.model.vae)
         self.text_encoder = TextEncoder(config.model.text_encoder, config.model.context)
@@ -72,7 +72,7 @@ class DitTask:
         names = [*self.policy.columns, *data.embeddings.values()]
         names += [name for name in (data.latents or data.pixels,) if name]
         self.samples: Samples[Prepared] = Samples(
-            data, names, self._seed, index, data.latents or data.pixels, config.train.samples, self._prepare
+            data, names, self._seed, shared, data.latents or data.pixels, config.train.samples, self._prepare
         )
 
     # --- the model --------------------------------------------------------------------------
@@ -105,6 +105,9 @@ class DitTask:
         encoder = text_encoder_digest(self.config.model.text_encoder)
         content = json.dumps([begun, encoder, model, self.config.objective.kind, self.samples.digest()], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    def manifests(self) -> dict[str, str]:
+        return self.samples.manifests
 
     def export(self, weights: dict[str, torch.Tensor], folder: Path) -> None:
         from recap.dit.export import write

@@ -11,7 +11,7 @@ from hpc.errors import UserError
 from hpc.trainer import Gang
 from recap.data.image_version import VERSION_2
 from recap.data.joined import check_division
-from recap.data.samples import check_columns, column_identities, shared_index
+from recap.data.samples import check_columns, column_identities, shared_input
 from recap.dit import startable
 from recap.dit.settings import DitConfig, check
 from recap.dit.text_embeddings import encoder_width
@@ -115,4 +115,4 @@ class DitTrainer:
         from recap.dit.task import DitTask
         from recap.train.loop import train
 
-        return train(DitTask(self.config, shared_index(self.config.data, gang)), self.config.train, gang)
+        return train(DitTask(self.config, shared_input(self.config.data, gang)), self.config.train, gang)

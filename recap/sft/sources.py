@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import bisect
 import importlib
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from PIL import Image
 
 from hpc.errors import UserError
+from recap.data.samples import Shared
 from recap.sft.dialogues import Dialogues
 from recap.sft.example import Conversations, Example
 from recap.sft.settings import Source
@@ -29,17 +29,23 @@ class Corpus:
     order of their own; their samples stand among the others at regular distances.
 
     Args:
-        folder: where block indexes of tars are kept, None to keep them in memory. name: of their files.
+        shared: what rank 0 found out about the sources of tars, by `shared_name`; those that are not there are
+            looked at here. name: of the sources.
     """
 
-    def __init__(self, sources: Sequence[Source], seed: int, folder: Path | None = None, name: str = "data") -> None:
+    def __init__(
+        self, sources: Sequence[Source], seed: int, shared: Mapping[str, Shared] | None = None, name: str = "data"
+    ) -> None:
         self._seed = seed
         self._listed = Listed([source for source in sources if source.kind != "columns"], seed)
         self.tars: list[Tars] = []
+        self._manifests: dict[str, str] = {}
         self._sizes: list[int] = []  # of an epoch: of each of the tars, then of the others
         for number, source in enumerate(sources):
             if source.kind == "columns":
-                self.tars.append(Tars(source, seed + number, index_file(folder, name, number)))
+                made = shared_name(name, number)
+                self.tars.append(Tars(source, seed + number, (shared or {}).get(made)))
+                self._manifests |= {f"{made}/{column}": found for column, found in self.tars[-1].manifests.items()}
                 self._sizes.append(len(self.tars[-1]) * source.repeat)
         self._sizes.append(len(self._listed))
         if not len(self):
@@ -61,6 +67,10 @@ class Corpus:
         """Of the samples of tars and their order."""
         return [tars.plan.digest for tars in self.tars]
 
+    def manifests(self) -> dict[str, str]:
+        """Digests of what says where the tars' columns lie, by the source's name."""
+        return self._manifests
+
     def _part(self, position: int) -> tuple[int, int]:
         """Which part a position belongs to, and the position in that part's own endless stream: of a line of `total`
         samples, those at which the count of a part's share goes up by one are the part's."""
@@ -74,9 +84,9 @@ class Corpus:
         raise AssertionError("the parts make up the whole")
 
 
-def index_file(folder: Path | None, name: str, number: int) -> Path | None:
-    """Of the block index of a source of tars, by its number among the sources."""
-    return folder / f"{name}-{number}.index" if folder else None
+def shared_name(name: str, number: int) -> str:
+    """Of a source of tars, by its number among the sources called `name`."""
+    return f"{name}-{number}"
 
 
 class Listed:

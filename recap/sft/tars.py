@@ -18,7 +18,7 @@ from recap.data.columns import ColumnConfig
 from recap.data.index import Index
 from recap.data.inputs import list_shards
 from recap.data.joined import Joined, Reader
-from recap.data.samples import JoinedDataConfig, check_columns, image_of
+from recap.data.samples import JoinedDataConfig, Shared, check_columns, image_of, opened_columns
 from recap.data.streams import Plan
 from recap.sft.example import Example, decoded
 from recap.sft.settings import Source
@@ -58,15 +58,19 @@ class Tars:
     """Each sample is one question and its caption. Samples come in the order of the plan, epoch by epoch.
 
     Args:
-        index: file of the block index (made if missing), None to keep it in memory.
+        shared: what rank 0 found out about them; None: it is found out here, and kept in memory.
     """
 
-    def __init__(self, source: Source, seed: int, index: Path | None) -> None:
+    def __init__(self, source: Source, seed: int, shared: Shared | None) -> None:
         self._prompts, self._seed, self._limit = source.prompts, seed, source.samples
         self._data = data_of(source)
-        shards = list_shards(self._data)
-        check_columns(self._data, [_TEXT])
-        blocks = Index.open_or_make(index, shards, self._data.readers)
+        self._shared = shared
+        self.manifests = shared.digests() if shared else {}
+        if shared:
+            blocks = Index.open(shared.index)
+        else:
+            check_columns(self._data, [_TEXT])
+            blocks = Index.open_or_make(None, list_shards(self._data), self._data.readers)
         if not blocks.samples:
             raise UserError(f"data: the tars of {source.path} hold no sample")
         self.damaged = len(blocks.damaged())  # tars, of which the samples before the damage are used
@@ -83,7 +87,7 @@ class Tars:
         if self._limit:
             position %= len(self)  # the first so many, again and again
         if self._reader is None:
-            self._reader = open_reader(self.plan, self._data)
+            self._reader = open_reader(self.plan, self._data, self._shared)
         slot = self._reader.place(position)
         passed, found = next((n, c) for n, c in enumerate(slot.candidates()) if c.problem or _said(c))
         if found.problem:
@@ -100,10 +104,8 @@ class Tars:
         return decoded(data, name)
 
 
-def open_reader(plan: Plan, data: JoinedDataConfig) -> Reader:
-    from recap.data.columns import open_column
-
-    columns = {name: open_column(name, config) for name, config in data.columns.items()}
+def open_reader(plan: Plan, data: JoinedDataConfig, shared: Shared | None = None) -> Reader:
+    columns = opened_columns(data, list(data.columns), shared)
     return Reader(plan, columns, data.readers, images=data.image)
 
 

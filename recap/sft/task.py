@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig
 
+from recap.data.samples import Shared
 from recap.engine.identity import model_identity
 from recap.engine.processor import load_processor
 from recap.sft import model as models
@@ -48,15 +49,20 @@ class SftTask:
     Args:
         folder: the checkpoint that training starts from.
         device: what it is trained on, "cpu" or "cuda".
-        indexes: folder of the tars' block indexes, None to keep them in memory.
+        shared: what rank 0 found out about sources of tars, see `Corpus`.
         name: of the data among them.
     """
 
     def __init__(
-        self, config: SftConfig, folder: Path, device: str = "cpu", indexes: Path | None = None, name: str = "data"
+        self,
+        config: SftConfig,
+        folder: Path,
+        device: str = "cpu",
+        shared: Mapping[str, Shared] | None = None,
+        name: str = "data",
     ) -> None:
         self.config, self.folder, self._device = config, folder, device
-        self.corpus = Corpus(config.data, config.train.seed, indexes, name)
+        self.corpus = Corpus(config.data, config.train.seed, shared, name)
         self.processor = load_processor(folder)
         shape = AutoConfig.from_pretrained(folder)
         self.side = shape.vision_config.image_size
@@ -67,7 +73,7 @@ class SftTask:
         )  # fmt: skip
         self._held_out: SftTask | None = None
         if config.held_out:
-            self._held_out = SftTask(_held_out(config), folder, device, indexes, "held_out")
+            self._held_out = SftTask(_held_out(config), folder, device, shared, "held_out")
 
     # --- the model --------------------------------------------------------------------------
 
@@ -95,6 +101,9 @@ class SftTask:
         lora, trainable = vars(self.config.lora), self.config.trainable
         content = json.dumps([digests, lora, trainable, *self.corpus.digest()], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    def manifests(self) -> dict[str, str]:
+        return self.corpus.manifests()
 
     def export(self, weights: dict[str, torch.Tensor], folder: Path) -> None:
         write(self, weights, folder)

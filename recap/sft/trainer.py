@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from hpc.errors import UserError
 from hpc.trainer import Gang
 from recap.data.image_version import VERSION_2
-from recap.data.samples import column_identities, shared_index
+from recap.data.samples import Shared, column_identities, shared_input
 from recap.engine.identity import model_folder, model_identity
 from recap.sft.settings import SftConfig, check
 from recap.sft.startable import check as check_start
@@ -89,18 +89,22 @@ class SftTrainer:
         return self.config.train.samples
 
     def train(self, gang: Gang) -> int:
-        from recap.sft.sources import index_file
+        from recap.sft.sources import shared_name
         from recap.sft.task import SftTask
         from recap.train.loop import train
 
         directory = Path(gang.directory)
         folder = start_of(self.config, directory, make=gang.rank == 0)
+        shared: dict[str, Shared] = {}
         for name in ("data", "held_out"):
             for number, source in enumerate(getattr(self.config, name)):
                 if source.kind == "columns":
-                    index = str(index_file(directory, name, number))
-                    shared_index(dataclasses.replace(data_of(source), index=index), gang)
-        return train(SftTask(self.config, folder, gang.device, directory), self.config.train, gang)
+                    key = shared_name(name, number)
+                    data = dataclasses.replace(data_of(source), index=str(directory / f"{key}.index"))
+                    found = shared_input(data, gang, f"columns/{key}")
+                    assert found is not None, "they are always indexed"
+                    shared[key] = found
+        return train(SftTask(self.config, folder, gang.device, shared), self.config.train, gang)
 
 
 def start_of(config: SftConfig, run: Path, *, make: bool = False) -> Path:

@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,16 +47,43 @@ class Keep:
     every: int = 0
 
 
+@dataclass(frozen=True)
+class Began:
+    """What was there before training: a checkpoint of something else is refused.
+
+    identity: of the weights and the order of samples. columns: digests of what says where the samples' columns lie, by
+    name (checkpoints of before 0.2 hold none).
+    """
+
+    identity: str
+    columns: dict[str, str] = field(default_factory=dict)
+
+    def check(self, path: Path, manifest: dict[str, Any]) -> None:
+        """UserError where a checkpoint is of another beginning."""
+        if manifest["identity"] != self.identity:
+            raise UserError(
+                f"checkpoint: {path} is of another model or of other data (identity {manifest['identity']}, this run "
+                f"has {self.identity}). Choose another `name=`, or restore what training began from: the weights, and "
+                "the shards in data.shards."
+            )
+        for name, digest in manifest.get("columns", {}).items():
+            if self.columns.get(name, digest) != digest:
+                raise UserError(
+                    f"checkpoint: {path} was trained on column {name} as another {name}.arrow in columns/ of this run "
+                    "says (it was deleted or replaced). Put it back, or choose another `name=`."
+                )
+
+
 class Checkpoints:
     """The checkpoints of a run; every method but `saved` is called by all ranks together.
 
     Args:
-        identity: of what was there before training; a checkpoint with another is refused.
+        began: what was there before training.
         group: a gloo group of its own, since a save runs beside the training's collectives.
     """
 
-    def __init__(self, folder: Path, identity: str, group: dist.ProcessGroup, keep: Keep) -> None:
-        self.folder, self.identity, self._group, self._keep = folder, identity, group, keep
+    def __init__(self, folder: Path, began: Began, group: dist.ProcessGroup, keep: Keep) -> None:
+        self.folder, self._began, self._group, self._keep = folder, began, group, keep
         self._rank, self._world = dist.get_rank(group), dist.get_world_size(group)
         self._saving: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -82,7 +109,7 @@ class Checkpoints:
             shutil.rmtree(making, ignore_errors=True)
             making.mkdir()
         dist.barrier(self._group)
-        manifest = {"identity": self.identity, "world": self._world, "progress": asdict(state.progress)}
+        manifest = asdict(self._began) | {"world": self._world, "progress": asdict(state.progress)}
         future = dcp.async_save(
             state.tensors(), checkpoint_id=making, process_group=self._group, async_stager=self._stager
         )
@@ -168,12 +195,7 @@ class Checkpoints:
             manifest = self._verified(found)
             if manifest is None:
                 continue
-            if manifest["identity"] != self.identity:
-                raise UserError(
-                    f"checkpoint: {self._path(found)} is of another model or of other data (identity "
-                    f"{manifest['identity']}, this run has {self.identity}). Choose another `name=`, or restore what "
-                    "training began from: the weights, and the shards in data.shards."
-                )
+            self._began.check(self._path(found), manifest)
             tensors = state.tensors()
             try:
                 dcp.load(tensors, checkpoint_id=self._path(found), process_group=self._group)

@@ -16,7 +16,7 @@ import torch
 from hpc.errors import Exit, UserError
 from hpc.trainer import Gang
 from recap.train import parallel
-from recap.train.checkpoints import Checkpoints, Keep
+from recap.train.checkpoints import Began, Checkpoints, Keep
 from recap.train.evaluation import Interrupted, evaluate
 from recap.train.feed import Feed
 from recap.train.metrics import Metrics
@@ -24,7 +24,7 @@ from recap.train.profile import Profile
 from recap.train.record import Recorder
 from recap.train.settings import TrainSettings, check, learning_rate, length
 from recap.train.state import Ema, TrainState, optimizer_of, seed_step
-from recap.train.task import Batch, Constrains, Evaluates, Task
+from recap.train.task import Batch, Constrains, Evaluates, ReadsColumns, Task
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,8 @@ class Training:
         self.state = TrainState(self.module, optimizer, ema, settings.seed)
         keep = Keep(settings.keep, settings.keep_every)
         folder = Path(gang.directory)
-        self.checkpoints = Checkpoints(folder / "checkpoints", identity, self.ranks.saving, keep)
+        began = Began(identity, task.manifests() if isinstance(task, ReadsColumns) else {})
+        self.checkpoints = Checkpoints(folder / "checkpoints", began, self.ranks.saving, keep)
         self.metrics = Metrics(folder / "metrics.jsonl", settings.trackers) if gang.rank == 0 else None
         self.profile = Profile(settings.profile, folder / "profile", gang.rank)
         self.recorder = Recorder(self.state, self.ranks, self.metrics)

@@ -71,6 +71,14 @@ class Task(Protocol):
 
 
 @runtime_checkable
+class ReadsColumns(Protocol):
+    """A task whose samples have columns beside the tars."""
+
+    def manifests(self) -> dict[str, str]:
+        """Digests of what says where the columns lie, by name; {} where they are looked for anew."""
+
+
+@runtime_checkable
 class LaysOut(Protocol):
     """A task whose module can be made without its weights: where FSDP2 shards it, rank 0 alone reads them."""
 

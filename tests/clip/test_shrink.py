@@ -54,7 +54,7 @@ def test_a_training_reads_the_shrunk_column_and_no_tar(tmp_path) -> None:
     world = tree(
         tmp_path, text__weights={"re_caption": 1.0}, data__columns=columns, data__pixels="small", train__batch=20
     )  # fmt: skip
-    task = ClipTask(trainer(world).config, 0, tmp_path / "blocks.index", "")
+    task = ClipTask(trainer(world).config, 0, None, "")
     (tmp_path / "tars/00000.tar").rename(tmp_path / "away.tar")  # the index is made; the tar is not needed any more
     ready = task.samples.take(0, 60)
     assert {reason for r in ready for _, reason in r.rejected} == {"image: missing", "text: every column is empty"}

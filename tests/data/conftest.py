@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,8 @@ class ObjectStore:
         self._server.start()
         _, self._port = self._server.get_host_and_port()
         self._sent = 0
+        self.latency_s = 0.0
+        """How long each request is under way."""
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
@@ -55,6 +58,8 @@ class ObjectStore:
         try:
             while data := source.recv(1 << 16):
                 self._sent += len(data) * counted
+                if self.latency_s and not counted:
+                    time.sleep(self.latency_s)
                 target.sendall(data)
             target.shutdown(socket.SHUT_WR)
         except OSError:

@@ -19,7 +19,7 @@ from recap.data.index import Index, scan_shard
 from recap.data.index_job import collect
 from recap.data.inputs import DataConfig, list_shards
 from recap.data.joined import Joined, Reader
-from recap.data.samples import JoinedDataConfig, check_columns, shared_index
+from recap.data.samples import JoinedDataConfig, check_columns, shared_input
 from recap.data.streams import Plan
 from recap.data.tars import read_samples
 from recap.worlds.tars import write_tar
@@ -233,7 +233,8 @@ def test_damaged_shards_are_told_when_the_index_is_made(tmp_path: Path, caplog: 
     with tar.open("r+b") as file:
         file.truncate(tar.stat().st_size // 2 + 700)  # in the midst of a member
     gang = SimpleNamespace(rank=0, directory=tmp_path)
-    assert shared_index(JoinedDataConfig(shards=[str(tmp_path / "tars")]), gang) == tmp_path / "blocks.index"  # type: ignore[arg-type]
+    made = shared_input(JoinedDataConfig(shards=[str(tmp_path / "tars")]), gang)  # type: ignore[arg-type]
+    assert made and made.index == tmp_path / "blocks.index"
     assert "1 of 2 shards are damaged" in caplog.text and "First: 00001:" in caplog.text
 
 

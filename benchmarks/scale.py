@@ -1,0 +1,215 @@
+"""What a training costs the file system and each of its ranks, by the number of shards: counted, so that it does not
+depend on the machine.
+
+    python -m benchmarks.scale                         1,000 and 140,000 shards, a minute
+    python -m benchmarks.scale --shards 1000,1000000   10 minutes
+    python -m benchmarks.scale --check                 exit 1 where a target is missed
+    python -m benchmarks.scale --json results.json     the numbers, too
+
+Trees are built in bulk: a run whose shards are all done, with four columns read from it, and an index of the tars.
+Tars, markers and column files are names of one file each. "Operations" are the system calls that name a file (open,
+stat, link, ...) and the listings, as strace counts them in a process of its own, less those of one that imports the
+same modules and does nothing. "Alone" is a rank that finds everything out by itself, as before there were manifests.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.ledger import Target
+from hpc import plan
+from hpc.lean import without_pandas
+from hpc.ledger import bucket_of
+from hpc.rundir import Run
+from recap.data.columns import ColumnConfig
+from recap.data.index import Index, scan
+from recap.data.inputs import DataConfig, list_shards
+from recap.data.joined import Joined
+from recap.data.samples import JoinedDataConfig, Samples, Shared, shared_input
+from recap.worlds.tars import write_tar
+
+ROOT = Path(__file__).resolve().parent.parent
+COLUMNS = 4
+SAMPLES = 8  # of a shard
+LINKS = 60_000  # names of one file (ext4 allows 65,000)
+CALLS = "%file,getdents64"
+BLOCKS = 64  # read by the rank whose operations a block are counted
+
+
+# --- a tree -----------------------------------------------------------------------------------
+
+
+def build(folder: Path, count: int) -> None:
+    """Tars, a finished run over them, the index."""
+    keys = [f"{i:05d}" for i in range(SAMPLES)]
+    tars, run = folder / "tars", Run(folder / "run")
+    tars.mkdir(parents=True)
+    for number in range(count):
+        if number % LINKS == 0:
+            tar = folder / f"{number}.source"
+            with tar.open("wb") as file:
+                write_tar(file, ((key, {"jpg": b"x" * 40, "txt": b"y"}) for key in keys))
+        os.link(tar, tars / f"{number:08d}.tar")
+    shards = list_shards(DataConfig(shards=[str(tars)]))
+    with tar.open("rb") as opened:
+        blocks = scan(opened)
+    Index.of((shard, blocks) for shard in shards).save(folder / "blocks.index")
+
+    run.make()
+    identity, column = "5ca1e000", folder / "run/columns/recap/5ca1e000/all.parquet"
+    column.parent.mkdir(parents=True)
+    schema = pa.schema([("key", pa.string()), ("caption", pa.string())], metadata={"identity": identity * 8})
+    pq.write_table(pa.table({"key": keys, "caption": ["a caption"] * SAMPLES}, schema=schema), column)
+    run.new_submission(
+        plan=plan.write(run.plans, shards), identity=identity, column="recap", code="", slots=1, source="", config={}
+    )
+    ledger = run.ledger(identity)
+    for bucket in {bucket_of(shard.id) for shard in shards}:
+        (ledger.root / bucket).mkdir(parents=True)
+    for number, shard in enumerate(shards):
+        if number % LINKS == 0:
+            marker = folder / f"{number}.marker"
+            marker.write_text(json.dumps({"file": str(column.relative_to(run.path))}))
+        os.link(marker, ledger.directory(shard.id) / f"{shard.id}.g0.done")
+
+
+def data_of(folder: Path) -> JoinedDataConfig:
+    columns = {f"c{number}": ColumnConfig(run=str(folder / "run")) for number in range(COLUMNS)}
+    return JoinedDataConfig(
+        shards=[str(folder / "tars")], columns=columns, streams=1, window=1, index=str(folder / "blocks.index")
+    )
+
+
+# --- one process ------------------------------------------------------------------------------
+
+
+def rank(folder: Path, what: str) -> None:
+    """Be one: prints CPU seconds and MB of anonymous memory that its start took."""
+    data = data_of(folder)
+    gang: Any = SimpleNamespace(rank=0 if what == "survey" else 1, directory=str(folder))
+    memory, cpu = _anonymous_mb(), time.process_time()
+    shared = shared_input(data, gang) if what in ("survey", "rank", "blocks") else None
+    if what in ("rank", "blocks", "alone"):
+        _start(data, shared, BLOCKS * SAMPLES if what == "blocks" else 0)
+    sys.stdout.write(json.dumps({"cpu_s": time.process_time() - cpu, "mb": _anonymous_mb() - memory}) + "\n")
+
+
+def _start(data: JoinedDataConfig, shared: Shared | None, samples: int) -> None:
+    def prepare(sample: Joined, epoch: int) -> str | tuple[Any, ...]:
+        return tuple(sample.columns.values())
+
+    made: Samples[Any] = Samples(data, list(data.columns), 0, shared, None, 0, prepare)
+    assert made.size() and (shared or made.digest())
+    if samples:
+        assert all(taken.value == ("a caption",) * COLUMNS for taken in made.take(0, samples))
+        made.close()
+
+
+def _anonymous_mb() -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1000 for line in lines if line.startswith("RssAnon"))
+
+
+def measured(folder: Path, what: str) -> dict[str, float]:
+    """A process that does `what`: its operations, CPU seconds and memory."""
+    command = [sys.executable, "-m", "benchmarks.scale", "--process", what, "--work", str(folder)]
+    found: dict[str, float] = {}
+    with tempfile.NamedTemporaryFile() as log:
+        strace = ["strace", "-f", "-qq", "-e", f"trace={CALLS}", "-e", "signal=none", "-o", log.name]
+        for before in ([], strace):  # strace slows all calls down: times are from the run without it
+            done = subprocess.run([*before, *command], cwd=ROOT, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr[-3000:]
+            found = found or json.loads(done.stdout.splitlines()[-1])
+        calls = [line for line in Path(log.name).read_text().splitlines() if "resumed>" not in line]
+        found["operations"] = sum("AT_EMPTY_PATH" not in call for call in calls)  # an fstat, of what is open
+    return found
+
+
+def measure(folder: Path, count: int) -> dict[str, float]:
+    build(folder, count)
+    idle = measured(folder, "nothing")
+    made = measured(folder, "survey")
+    start, blocks, alone = (measured(folder, what) for what in ("rank", "blocks", "alone"))
+    return {
+        "rank_operations": start["operations"] - idle["operations"], "rank_cpu_s": start["cpu_s"],
+        "rank_mb": start["mb"], "block_operations": (blocks["operations"] - start["operations"]) / BLOCKS,
+        "alone_operations": alone["operations"] - idle["operations"], "alone_cpu_s": alone["cpu_s"],
+        "alone_mb": alone["mb"], "survey_operations": made["operations"] - idle["operations"],
+        "survey_cpu_s": made["cpu_s"],
+    }  # fmt: skip
+
+
+# --- table ------------------------------------------------------------------------------------
+
+LABELS = {
+    "rank_operations": "a rank's start: operations", "rank_cpu_s": "CPU, s", "rank_mb": "anonymous memory, MB",
+    "block_operations": f"a block with {COLUMNS} columns: operations",
+    "alone_operations": "a rank's start alone: operations", "alone_cpu_s": "CPU, s", "alone_mb": "memory, MB",
+    "survey_operations": "rank 0's survey, once: operations", "survey_cpu_s": "CPU, s",
+}  # fmt: skip
+
+
+def targets(sizes: dict[int, dict[str, float]]) -> list[Target]:
+    least, most = sizes[min(sizes)], sizes[max(sizes)]
+    return [
+        Target(
+            f"a rank's start at {max(sizes):,} shards: operations more than at {min(sizes):,}",
+            most["rank_operations"] - least["rank_operations"], 0, "",
+        ),
+        Target("CPU", most["rank_cpu_s"], 1, "s"),
+        Target("anonymous memory", most["rank_mb"], 50, "MB"),
+        Target(f"a block with {COLUMNS} columns: operations", most["block_operations"], 10, ""),
+    ]  # fmt: skip
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.scale", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shards", default="1000,140000", help="sizes, comma-separated")
+    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()), help="where trees are built")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers")
+    parser.add_argument("--check", action="store_true", help="exit 1 where a target is missed")
+    parser.add_argument("--process", help=argparse.SUPPRESS)
+    args = parser.parse_args(arguments)
+    if args.process:
+        rank(args.work, args.process)
+        return 0
+    sizes: dict[int, dict[str, float]] = {}
+    for count in sorted(int(text) for text in args.shards.split(",")):
+        with tempfile.TemporaryDirectory(dir=args.work) as folder:
+            sizes[count] = measure(Path(folder), count)
+    console = Console(highlight=False)
+    table = Table("", *(f"{count:,}" for count in sizes), title="a training, by shards", box=None)
+    for key, label in LABELS.items():
+        table.add_row(label, *(f"{found[key]:,.2f}".removesuffix(".00") for found in sizes.values()))
+    console.print(table)
+    checks = targets(sizes)
+    for check in checks:
+        verdict = "met" if check.met else "[red]missed[/]"
+        console.print(f"{check.name}: {check.value:,.2f} {check.unit} (at most {check.limit:g}): {verdict}")
+    if args.json:
+        judged = [asdict(check) | {"met": check.met} for check in checks]
+        facts: dict[str, Any] = {"sizes": sizes, "targets": judged, "date": time.strftime("%Y-%m-%d")}
+        args.json.write_text(json.dumps(facts, indent=1) + "\n")
+    return 1 if args.check and not all(c.met for c in checks) else 0
+
+
+if __name__ == "__main__":
+    without_pandas()
+    sys.exit(main())

@@ -1,0 +1,140 @@
+"""Columns as a training found them when it began: ranks look for nothing, and reruns of the column change nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from benchmarks import scale
+from hpc.errors import UserError
+from hpc.published import Published
+from recap.data.columns import ColumnConfig, open_column
+from recap.data.inputs import DataConfig, list_shards
+from recap.data.manifest import Located, Manifest, write
+from recap.data.samples import JoinedDataConfig, shared_input
+from recap.train.checkpoints import Began
+from tests.data.conftest import ObjectStore
+from tests.data.corpus import build, keys, write_column
+
+
+def rank(number: int, folder: Path) -> Any:
+    return SimpleNamespace(rank=number, directory=str(folder))
+
+
+def test_what_is_written_is_found(tmp_path: Path) -> None:
+    """By id, in any order; a file that is there stays."""
+    rows = [(f"a%2F{i:05d}", Located(f"f{i}", "moved" * (i == 7))) for i in range(1000)]
+    write(tmp_path / "c/x.arrow", iter(rows))
+    first = Manifest(tmp_path / "c/x.arrow")
+    assert len(first) == 1000 and all(first.find(shard) == located for shard, located in rows)
+    assert first.find("a%2F01000") is None and first.same(rows) == (0, "")
+    write(tmp_path / "c/x.arrow", [("other", Located("f"))])
+    assert Manifest(tmp_path / "c/x.arrow").find("other") is None
+    write(tmp_path / "again.arrow", rows[::-1])
+    assert Manifest(tmp_path / "again.arrow").digest == first.digest
+    write(tmp_path / "none.arrow", [])
+    assert Manifest(tmp_path / "none.arrow").find("x") is None
+    (tmp_path / "bad.arrow").write_bytes(b"no")
+    with pytest.raises(UserError, match="is no column manifest"):
+        Manifest(tmp_path / "bad.arrow")
+
+
+def test_a_training_reads_the_generations_that_it_began_with(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A rerun publishes another file: ranks go on with the first, rank 0 says so, a new training reads the new one."""
+    scale.build(tmp_path, 3)
+    data = scale.data_of(tmp_path)
+    shared = shared_input(data, rank(0, tmp_path))
+    assert shared is not None
+    found = Published(tmp_path / "run")
+    shard = found.shards[1]
+    ledger = found.run.ledger(found.identity)
+    new = tmp_path / "run/columns/recap/5ca1e000/new.parquet"
+    shutil.copy(tmp_path / "run/columns/recap/5ca1e000/all.parquet", new)
+    marker = ledger.directory(shard.id) / f"{shard.id}.g1.done"
+    marker.write_text(json.dumps({"file": str(new.relative_to(found.run.path))}))
+    old = {name: path.read_bytes() for name, path in shared.manifests.items()}
+    assert shared_input(data, rank(0, tmp_path)) == shared
+    assert {name: path.read_bytes() for name, path in shared.manifests.items()} == old
+    assert f"column c0: 1 shards (one is {shard.id}) were made again since this training began" in caplog.text
+    assert shared_input(data, rank(0, tmp_path / "another"), "columns") is not None
+    assert Manifest(tmp_path / "another/columns/c0.arrow").find(shard.id) == Located(
+        str(new.relative_to(found.run.path))
+    )
+
+    column = open_column("c0", data.columns["c0"], Manifest(shared.manifests["c0"]))
+    assert column.read(shard, 0, [f"{i:05d}" for i in range(scale.SAMPLES)], []).values == ["a caption"] * scale.SAMPLES
+    (tmp_path / "run/columns/recap/5ca1e000/all.parquet").unlink()
+    column = open_column("c0", data.columns["c0"], Manifest(shared.manifests["c0"]))
+    with pytest.raises(UserError, match=rf"all\.parquet, which holds shard {shard.id}, is gone"):
+        column.read(shard, 0, ["00000"], [])
+
+
+def test_a_checkpoint_of_other_columns_is_refused(tmp_path: Path) -> None:
+    began = Began("1d", {"caption": "aa"})
+    began.check(tmp_path, {"identity": "1d"})  # of before there were manifests
+    began.check(tmp_path, {"identity": "1d", "columns": {"caption": "aa", "gone": "bb"}})
+    with pytest.raises(UserError, match=r"on column caption as another caption\.arrow"):
+        began.check(tmp_path, {"identity": "1d", "columns": {"caption": "bb"}})
+
+
+def test_a_folder_s_column_too(tmp_path: Path) -> None:
+    """Shards that it lacks have no rows."""
+    build(tmp_path, (20, 30, 10))
+    folder = write_column(tmp_path, (20, 30))
+    config = ColumnConfig(folder=str(folder), field="caption", missing="null")
+    data = JoinedDataConfig(
+        shards=[str(tmp_path / "tars")], columns={"recap": config, "alt": ColumnConfig(member="txt")}
+    )
+    shared = shared_input(data, rank(0, tmp_path))
+    assert shared and list(shared.manifests) == ["recap"]
+    column = open_column("recap", config, Manifest(shared.manifests["recap"]))
+    shards = list_shards(DataConfig(shards=data.shards))
+    assert column.read(shards[1], 0, keys(1, 30), []).values[:2] == [f"recap {key}" for key in keys(1, 2)]
+    assert column.read(shards[2], 0, keys(2, 10), []).values == [None] * 10
+
+
+def test_many_threads_read_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With fewer open files than shards, so that they are closed beside those who read them."""
+    monkeypatch.setattr("recap.data.columns._OPEN_FILES", 3)
+    shards = build(tmp_path, [5] * 12)
+    folder = write_column(tmp_path, [5] * 12)
+    column = open_column("recap", ColumnConfig(folder=str(folder), field="caption"))
+    with ThreadPoolExecutor(8) as pool:
+        for turn in range(40):
+            found = pool.map(lambda n: column.read(shards[n], 0, keys(n, 5), []).values, range(12))
+            assert [v[0] for v in found] == [f"recap {keys(n, 1)[0]}" for n in range(12)], turn
+
+
+@pytest.mark.slow
+def test_readers_do_not_wait_for_one_another(tmp_path: Path, object_store: ObjectStore) -> None:
+    """On a store whose requests take half a second, so that a busy machine's own time counts little: eight readers of as many
+    shards against one."""
+    count = 25
+    shards = build(tmp_path, [5] * count)
+    write_column(tmp_path, [5] * count)
+    object_store.upload(tmp_path)
+    object_store.latency_s = 0.5
+    taken = []
+    for threads in (1, 8):
+        column = open_column("recap", ColumnConfig(folder="s3://corpus/recap", field="caption"))
+        column.read(shards[0], 0, keys(0, 5), [])  # which lists the folder
+        started = time.perf_counter()
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(lambda n, column=column: column.read(shards[n], 0, keys(n, 5), []), range(1, count)))
+        taken.append(time.perf_counter() - started)
+    assert taken[0] >= 6 * taken[1], taken
+
+
+@pytest.mark.slow  # ten processes, six of them under strace
+def test_a_rank_s_start_does_not_grow(tmp_path: Path) -> None:
+    """Operations on names: as many at 400 shards as at 20; at most ten a block of four columns."""
+    sizes = {count: scale.measure(tmp_path / str(count), count) for count in (20, 400)}
+    assert all(target.met for target in scale.targets(sizes)), sizes
+    assert sizes[400]["alone_operations"] > 10 * sizes[400]["rank_operations"]
