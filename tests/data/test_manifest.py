@@ -114,8 +114,8 @@ def test_many_threads_read_side_by_side(tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.slow
 def test_readers_do_not_wait_for_one_another(tmp_path: Path, object_store: ObjectStore) -> None:
-    """On a store whose requests take half a second, so that a busy machine's own time counts little: eight readers of as many
-    shards against one."""
+    """On a store whose requests take half a second, so that a busy machine's own time counts little: eight readers of
+    as many shards against one."""
     count = 25
     shards = build(tmp_path, [5] * count)
     write_column(tmp_path, [5] * count)
