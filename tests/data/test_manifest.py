@@ -18,7 +18,7 @@ from hpc.published import Published
 from recap.data.columns import ColumnConfig, open_column
 from recap.data.inputs import DataConfig, list_shards
 from recap.data.manifest import Located, Manifest, write
-from recap.data.samples import JoinedDataConfig, shared_input
+from recap.data.samples import JoinedDataConfig, check_columns, shared_input
 from recap.train.checkpoints import Began
 from tests.data.conftest import ObjectStore
 from tests.data.corpus import build, keys, write_column
@@ -74,6 +74,23 @@ def test_a_training_reads_the_generations_that_it_began_with(tmp_path: Path, cap
     column = open_column("c0", data.columns["c0"], Manifest(shared.manifests["c0"]))
     with pytest.raises(UserError, match=rf"all\.parquet, which holds shard {shard.id}, is gone"):
         column.read(shard, 0, ["00000"], [])
+
+
+def test_a_run_whose_output_is_on_an_object_store(tmp_path: Path, object_store: ObjectStore) -> None:
+    scale.build(tmp_path, 2)
+    column = tmp_path / "run/columns/recap/5ca1e000"
+    object_store.upload(column)
+    (column / "all.parquet").unlink()
+    found = Published(tmp_path / "run")
+    for shard in found.shards:
+        marker = found.run.ledger(found.identity).directory(shard.id) / f"{shard.id}.g1.done"
+        marker.write_text(json.dumps({"file": "s3://corpus/all.parquet"}))
+    data = scale.data_of(tmp_path)
+    check_columns(data, ["c0"])
+    shared = shared_input(data, rank(0, tmp_path))
+    assert shared is not None
+    made = open_column("c0", data.columns["c0"], Manifest(shared.manifests["c0"]))
+    assert made.read(found.shards[1], 0, ["00000", "00001"], []).values == ["a caption"] * 2
 
 
 def test_a_checkpoint_of_other_columns_is_refused(tmp_path: Path) -> None:
