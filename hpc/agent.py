@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from hpc import blame, breaker, heartbeat, machine, object_store, preflight
+from hpc import blame, breaker, heartbeat, machine, object_store, preflight, verdict
 from hpc import column as columns
 from hpc import config as configs
 from hpc.candidates import Candidates
@@ -82,6 +82,7 @@ class Agent:
         self.rows = 0  # samples finished in this life
         self.good = 0  # of these, ok or skipped
         self.settled = 0  # shards done or failed in this life
+        self.empty: set[tuple[str, int]] = set()  # (shard, generation) that were damaged, without a readable sample
         self.signal = 0  # the last that arrived; set by a handler, acted on by the loop
         self.fault = ""  # why this slot cannot go on, found by itself (storage, breaker)
         self.drain_reason = ""
@@ -217,12 +218,7 @@ class Agent:
     def _finished(self) -> tuple[Exit, str] | None:
         """How the job ended, if no shard of the plan is left."""
         self.reruns = self.run.generations.count()
-        counts = self.ledger.outcome(self.plan.ids(), self.run.generations.by_bucket())
-        if counts is None:
-            return None
-        if failed := counts[FAILED]:
-            return Exit.SOME_FAILED, f"nothing is left to do; {failed} shards failed"
-        return Exit.COMPLETE, "every shard is done"
+        return verdict.of_run(self.run, self.submission, self.ledger, self.plan, self.empty)
 
     # --- stopping ---------------------------------------------------------------------------
 
@@ -357,6 +353,8 @@ class Agent:
         facts = {k: marker[k] for k in ("counts", "reasons", "rows", "seconds")}
         damage = (marker["damage"] or {}).get("reason")
         detail = (marker["damage"] or {}).get("detail")
+        if damage and not marker["rows"]:
+            self.empty.add((claim.shard.id, claim.generation))
         self.journal.write("done", shard=claim.shard.id, g=claim.generation, **facts, damage=damage, detail=detail)
 
     def _give_back(self, engine: EngineProcess, work: Work, reason: str, detail: str) -> None:

@@ -15,7 +15,7 @@ class Exit(IntEnum):
 
     COMPLETE = 0  # every shard is done
     INCOMPLETE = 1  # shards are left, and this process can do no more for them (or: verify found damage)
-    SOME_FAILED = 2  # no shard is left to do, but some failed
+    SOME_FAILED = 2  # no shard is left to do, but some failed or gave nothing, or no sample is ok, see hpc.verdict
     USAGE = 64  # the command, the config or the run directory is wrong; a second try would not help
     CRASHED = 70  # uncaught exception
     REQUEUE = 75  # stopped early (time limit, preemption): run me again

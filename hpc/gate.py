@@ -9,6 +9,7 @@ which runs after any end of the array:
     complete, with at most N failed shards         exit 0
     not complete, but further than at its last run  launch the run again, and requeue itself behind that
     not complete, and no further                    exit 1, with the names of the shards that are left
+    complete, and no sample is ok                   exit 1, with the reason that most have
 
 Submitted by `hpc.launch` where the config says `cluster.gate: true`. Exit codes: 0, 1 as above, 64 wrong usage.
 """
@@ -25,7 +26,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from hpc import config as configs
-from hpc import slurm
+from hpc import slurm, verdict
 from hpc.errors import Exit, Parser, UserError
 from hpc.launcher import surely_live
 from hpc.ledger import DONE, FAILED
@@ -55,6 +56,9 @@ def decide(run: Run, allow_failed: int) -> int:
     """The gate's exit code; launches the run again where that helps."""
     opened, failed, done = left(run)
     if not opened:
+        if done and (nothing := verdict.of_newest(run)):
+            log.error("%s: what depends on it would have nothing to work with", nothing)
+            return Exit.INCOMPLETE
         if len(failed) <= allow_failed:
             log.info("complete: %d shards done, %d failed (allowed: %d)", done, len(failed), allow_failed)
             return Exit.COMPLETE

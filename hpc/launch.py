@@ -12,7 +12,7 @@ are never redone. --check loads the model as a slot does, here or in a job that 
 samples of the data, and shows what came of them, before anything is submitted: python -m hpc.launch CONFIG --check
 
 Exit codes: 0 submitted or complete, 1 incomplete (or: --check found that the work does not work), 2 some shards
-failed, 64 wrong usage.
+failed or gave nothing, or no sample is ok, 64 wrong usage.
 """
 
 from __future__ import annotations
@@ -338,6 +338,7 @@ def record(job: Job) -> Submission:
         source=job.config.source,
         append=job.append,
         overrides=job.config.overrides,
+        by_rule=sorted(getattr(job.operator, "by_rule", ())),
     )
     _record_inputs(job)
     return submission

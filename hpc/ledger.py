@@ -18,7 +18,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -155,6 +155,14 @@ class Ledger:
                     return None
                 counts[state.status] += 1
         return counts
+
+    def markers(self, ids: Iterable[str], reopened: Mapping[str, Mapping[str, int]]) -> Iterator[dict[str, Any]]:
+        """The markers of those of these shards that are done, one after another; arguments as for `outcome`."""
+        for bucket, shards in itertools.groupby(ids, bucket_of):
+            here = states(self.names(bucket), reopened.get(bucket))
+            for shard in shards:
+                if (state := here.get(shard)) and state.status == DONE:
+                    yield self.read(shard, f"g{state.generation}.done")
 
     def failed(self, reopened: Mapping[str, int] | None = None) -> dict[str, State]:
         """The shards that are failed; quick where few buckets hold any."""

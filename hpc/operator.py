@@ -109,6 +109,7 @@ class Operator(Protocol):
 
     Config: ClassVar[type]  # dataclass; fields with metadata {"execution": True} do not enter the identity
     version: ClassVar[int]  # raised by hand when the code changes what it writes
+    by_rule: ClassVar[frozenset[str]]  # reasons of rows that a rule of the config drops, by design. May be left out
     changes: ClassVar[dict[int, str]]  # by version, what it changed, for who is refused an old run. May be left out
 
     def __init__(self, config: Any) -> None: ...

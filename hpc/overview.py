@@ -65,6 +65,8 @@ def _progress(facts: dict[str, Any]) -> tuple[str, str, float | None]:
     words = f"{done:,} of {total:,} {unit}" if total else f"{done:,} {unit}"
     if kind == "map" and facts["shards"]["failed"]:
         words += f", {facts['shards']['failed']:,} failed"
+    if kind == "map" and facts["nothing"]:
+        words += f" · {facts['nothing'][0]}"
     return kind, words, round(done / total, 4) if total else None
 
 

@@ -54,6 +54,7 @@ class Submission:
     error: str = ""
     append: bool = False  # the plan holds shards that the config does not name, see hpc.launch
     overrides: list[str] = field(default_factory=list)  # of `source`, as typed
+    by_rule: list[str] = field(default_factory=list)  # reasons of rows that a rule of the config drops
 
 
 class Run:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from hpc import verdict
 from hpc.errors import Exit
 from hpc.gate import left, names
 from hpc.rundir import Run
@@ -42,6 +43,8 @@ def _map(run: Run, allowed: int) -> Progress:
         rerun = f"python -m hpc.rerun {run.path}"
         said = f"{len(failed)} shards failed, {allowed} may (map.allow_failed): {names(failed)}. When mended: {rerun}"
         return Progress(False, done, said, hopeless=True)
+    if done and (why := verdict.of_newest(run)):
+        return Progress(False, done, why, hopeless=True)
     return Progress(True, done, "")
 
 

@@ -7,7 +7,8 @@
     python -m hpc.status runs/                  all runs of a folder, a line each (--json, --watch)
 
 Reads directory listings and journals; no stat per shard, no scheduler accounting. Where squeue answers, its view of the
-slots is shown beside. Exit codes: 0 complete, 1 incomplete, 2 nothing left but some shards failed, 64 wrong usage.
+slots is shown beside. Exit codes: 0 complete, 1 incomplete, 2 nothing is left to do, but shards failed or gave nothing,
+or no sample is ok; 64 wrong usage.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from hpc import breakdown, breaker, effort, heartbeat
+from hpc import breakdown, breaker, effort, heartbeat, verdict
 from hpc.breakdown import printable as clean
 from hpc.effort import duration, hours_text
 from hpc.errors import Exit, Parser, UserError
@@ -35,7 +36,7 @@ from hpc.lean import without_pandas
 from hpc.ledger import DONE, FAILED
 from hpc.operator import STATUSES
 from hpc.rundir import Run, Submission
-from hpc.tally import Tally
+from hpc.tally import Settled, Tally
 
 SCHEMA = 1
 WINDOWS = {"5 min": 300.0, "1 h": 3600.0}
@@ -61,7 +62,8 @@ def gather(run: Run, tally: Tally | None = None) -> dict[str, Any]:
     rates = _rates(reader, now)
     speed = rates.get("5 min") or rates.get("1 h") or 0.0
     finished = settled.shards[DONE] + settled.shards[FAILED]
-    ended = Exit.SOME_FAILED if settled.shards[FAILED] else Exit.COMPLETE
+    nothing = _nothing(settled, latest, finished == totals.total)
+    ended = Exit.SOME_FAILED if settled.shards[FAILED] or nothing else Exit.COMPLETE
     code = ended if finished == totals.total else Exit.INCOMPLETE
     lives = effort.lives(run, reader, slots["list"])
     return {
@@ -91,6 +93,7 @@ def gather(run: Run, tally: Tally | None = None) -> dict[str, Any]:
         "slow": effort.slow(lives, now),
         "history": reader.over_time(),
         "slots": slots,
+        "nothing": nothing,
         "damaged": {k: vars(v) for k, v in settled.damaged.items()},
         "failures": {k: vars(v) for k, v in settled.failures.items()},
         "engine_deaths": dict(reader.deaths),
@@ -100,6 +103,16 @@ def gather(run: Run, tally: Tally | None = None) -> dict[str, Any]:
         "cancelled": run.control_text("cancelled"),
         "logs": str(run.logs),
     }
+
+
+def _nothing(settled: Settled, latest: Submission, over: bool) -> list[str]:
+    """What the run has nothing to show for: shards that could not be read at all; all of it, once it is over."""
+    empty = {reason: found for reason, found in settled.damaged.items() if found.empty}
+    most = max(empty, key=lambda reason: empty[reason].empty, default="")
+    said = [verdict.barren(sum(found.empty for found in empty.values()), most)]
+    if over and not settled.shards[FAILED]:
+        said.insert(0, verdict.fruitless(settled.samples, settled.reasons, latest.by_rule))
+    return [line for line in said if line]
 
 
 def _rates(reader: JournalReader, now: float) -> dict[str, float]:
@@ -179,6 +192,7 @@ def render(facts: dict[str, Any]) -> Group:
     if facts["failures"]:
         parts.append(_group_table("failed", "shards", facts["failures"]))
         parts.append(Text(f"rerun them: python -m hpc.rerun {facts['path']}"))
+    parts += [Text(clean(line), style="red") for line in facts["nothing"]]
     return Group(*parts)
 
 

@@ -27,7 +27,7 @@ from hpc.operator import FAILED as SAMPLE_FAILED
 from hpc.plan import Plan
 from hpc.rundir import Run, Submission
 
-FORMAT = 2  # of the cache
+FORMAT = 3  # of the cache
 WORTHWHILE = 5000  # shards from which on the cache is written
 _RACY_S = 2.0  # a directory that changed so shortly before its listing may change again under the same time stamp
 
@@ -42,9 +42,11 @@ class Reason:
     count: int = 0
     example: str = ""
     where: str = ""
+    empty: int = 0  # of these, shards that gave no sample at all
 
-    def add(self, shard: str, where: str) -> None:
+    def add(self, shard: str, where: str, empty: bool = False) -> None:
         self.count += 1
+        self.empty += empty
         if not self.example or shard < self.example:
             self.example, self.where = shard, where
 
@@ -68,7 +70,9 @@ class Settled:
         self.rows += done.get("rows", 0)
         self.reasons.update(done.get("reasons", {}))
         if done.get("damage"):
-            self.damaged.setdefault(done["damage"], Reason()).add(shard, done.get("detail") or "")
+            self.damaged.setdefault(done["damage"], Reason()).add(
+                shard, done.get("detail") or "", empty=not done.get("rows", 0)
+            )
 
     def count_failed(self, shard: str, failed: dict[str, Any], expected: int) -> None:
         """A failed shard publishes no row: as far as their number is known, its samples are failed with it."""

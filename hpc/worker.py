@@ -2,9 +2,9 @@
 
     python -m hpc.worker runs/demo --slot 3 [--submission UUID]
 
-Exit codes: 0 complete, 1 incomplete (others still work, or cancelled), 2 some shards failed, 64 wrong usage, 70
-crashed, 75 requeue me (time limit, preemption), 143 terminated. Signals: USR2 drains and exits 75, TERM drains and
-exits 143.
+Exit codes: 0 complete, 1 incomplete (others still work, or cancelled), 2 some shards failed or gave nothing, or no
+sample is ok, 64 wrong usage, 70 crashed, 75 requeue me (time limit, preemption), 143 terminated. Signals: USR2 drains
+and exits 75, TERM drains and exits 143.
 """
 
 from __future__ import annotations

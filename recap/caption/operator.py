@@ -58,6 +58,7 @@ class CaptionConfig:
 
 
 REMEMBERED = 1 << 15  # captions kept for copies of an image: several shards' worth
+PLACEHOLDER = "image: placeholder"  # of an image that `data.placeholders` names
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,7 @@ class CaptionOperator:
 
     Config: ClassVar[type] = CaptionConfig
     version: ClassVar[int] = 2
+    by_rule: ClassVar[frozenset[str]] = frozenset({PLACEHOLDER})
     changes: ClassVar[dict[int, str]] = {
         2: f"{VERSION_2}; {READING_2}; backend=transformers gives models other than LLaVA no second BOS"
     }
@@ -182,7 +184,7 @@ class CaptionOperator:
 
     def put(self, item: Item) -> None:
         picture: Picture = item.payload
-        reason = "image: placeholder" if picture.sha256 in self._placeholders else picture.reason
+        reason = PLACEHOLDER if picture.sha256 in self._placeholders else picture.reason
         if reason:
             self._finished.append(self._row(item, SKIPPED, reason, picture.detail))
             return
