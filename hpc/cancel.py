@@ -26,11 +26,12 @@ from dataclasses import dataclass, field
 from rich.console import Console
 from rich.markup import escape
 
-from hpc import atomic, heartbeat, processes, relaunch, slurm, status, sweep_status
+from hpc import atomic, damage, heartbeat, processes, relaunch, slurm, status, sweep_status
 from hpc.errors import Exit, Parser, Unanswered, UserError
 from hpc.gang_launch import adopt
-from hpc.launcher import surely_live
+from hpc.launcher import NoAnswer, find_job, surely_live
 from hpc.pipeline_run import PipelineRun
+from hpc.plan import DamagedPlan
 from hpc.rundir import Run
 
 GRACE_S = 20.0  # beyond map.drain_s, before what has not ended by itself is cancelled
@@ -62,7 +63,8 @@ class AtWork:
         by_hand = {str(facts["job"]) for facts in awake if facts.get("job") and facts.get("submission") in own}
         try:
             adopt(run)
-            found.jobs = surely_live(sorted({*_jobs(run), *by_hand}), patience_s=0)
+            lost = [job for name in run.damaged_submissions() if (job := _job_of(name))]
+            found.jobs = surely_live(sorted({*_jobs(run), *by_hand, *lost}), patience_s=0)
         except Unanswered as error:
             found.unknown = str(error)
         if run.latest().config["cluster"]["kind"] == "local":
@@ -93,7 +95,7 @@ class AtWork:
 def cancel(run: Run, *, now: bool) -> AtWork:
     """Returns what still works. Prints what it does."""
     found = AtWork.at(run)
-    if status.look(run)["exit"] in (Exit.COMPLETE, Exit.SOME_FAILED):
+    if _is_over(run):
         if found:  # slots that are left over: they would see that and end
             _scancel(sorted(found.jobs))
             console.print(f"left over, cancelled: {found.said()}", markup=False)
@@ -116,6 +118,15 @@ def cancel(run: Run, *, now: bool) -> AtWork:
         except (ProcessLookupError, PermissionError) as error:
             console.print(f"process {pid}: {error.strerror}", markup=False)
     return _wait(run, _KILL_S if left.jobs or left.here else 0.0)
+
+
+def _is_over(run: Run) -> bool:
+    """Whether a run is finished. One whose plan cannot be read is not known to be."""
+    try:
+        return status.look(run)["exit"] in (Exit.COMPLETE, Exit.SOME_FAILED)
+    except DamagedPlan as error:
+        damage.say(str(error))
+        return False
 
 
 def _wait(run: Run, wait_s: float) -> AtWork:
@@ -141,6 +152,14 @@ def _scancel(names: list[str], *arguments: str) -> None:
 def _jobs(run: Run) -> list[str]:
     job_ids = [job for submission in run.submissions() for job in submission.job_ids]
     return job_ids + [submission.gate for submission in run.submissions() if submission.gate]
+
+
+def _job_of(submission: str) -> str | None:
+    """The job of a launch whose file is damaged, as Slurm knows it; None where there is no Slurm that knows."""
+    try:
+        return find_job(submission)
+    except NoAnswer:
+        return None
 
 
 def _patience(run: Run) -> float:

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from hpc import atomic
+from hpc import atomic, damage
 from hpc.ledger import bucket_of
+
+_NAME = re.compile(r"[0-9]{6,}\.json")
+_LOST = (
+    "Which shards this rerun reopened is not known, but of those that were begun again since. Remove the file, and "
+    "name the others again: python -m hpc.rerun RUN --shards A,B"
+)
 
 
 class Generations:
@@ -17,6 +24,7 @@ class Generations:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._read: set[str] = set()
+        self.damaged: list[str] = []  # files of which nothing is known
         self._by_bucket: dict[str, dict[str, int]] = {}
         self._keep: set[tuple[str, int]] = set()
 
@@ -25,7 +33,7 @@ class Generations:
         are.
         """
         data = atomic.as_json({"reason": reason, "keep": keep, "shards": dict(generations)})
-        number = self.count()
+        number = max((int(name.partition(".")[0]) + 1 for name in self._names()), default=0)
         while not atomic.create(self.folder / f"{number:06d}.json", data):
             number += 1
         return self.folder / f"{number:06d}.json"
@@ -56,15 +64,21 @@ class Generations:
 
     def _names(self) -> list[str]:
         try:
-            return sorted(n for n in os.listdir(self.folder) if n[0] != ".")
+            return sorted(n for n in os.listdir(self.folder) if _NAME.fullmatch(n))
         except FileNotFoundError:
             return []
 
     def _load(self, name: str) -> None:
-        record = json.loads((self.folder / name).read_bytes())
-        for shard, generation in record["shards"].items():
+        self._read.add(name)
+        try:
+            record = json.loads((self.folder / name).read_bytes())
+            opened = {str(shard): int(generation) for shard, generation in record["shards"].items()}
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            self.damaged.append(name)
+            damage.say(damage.text(self.folder / name, f"{type(error).__name__}: {error}", _LOST))
+            return
+        for shard, generation in opened.items():
             bucket = self._by_bucket.setdefault(bucket_of(shard), {})
             bucket[shard] = max(generation, bucket.get(shard, 0))
             if record.get("keep", False):
                 self._keep.add((shard, generation))
-        self._read.add(name)

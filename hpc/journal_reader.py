@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,7 +55,8 @@ class JournalReader:
             events, self.offsets[path.name] = journal.read(path, self.offsets.get(path.name, 0))
             life = self.lives.setdefault(path.stem, Activity())
             for event in events:
-                self._take(event, life)
+                with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError):  # damaged: as good as torn
+                    self._take(event, life)
         oldest = self.last - 2 * WINDOW_S
         for second in [s for s in self.rates if s < oldest]:
             del self.rates[second]

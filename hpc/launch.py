@@ -88,28 +88,50 @@ def prepare(
     preflight.check_waits(config, operator)
     run = Run(config.directory)
     missing: list[Shard] = []
-    if planned := _planned(run):
+    planned, hurt = _planned(run)
+    if planned:
         operator.continues(planned.shards())
     try:
         shards = operator.plan()
     except MissingShards as error:
         shards, missing = error.found + error.missing, error.missing
-        if not allow_missing and not _known_missing(run, missing):
+        if not allow_missing and not _known_missing(planned, missing):
             raise
     if not shards:
         raise UserError("plan: there are no shards. Check the patterns of `data`.")
     if append and planned:
         named = {shard.id for shard in shards}
         shards += [shard for shard in planned.shards() if shard.id not in named]
+    if hurt:
+        planned = _mended(run, shards, hurt, supersede, dry_run)
     job = Job(config, operator, run, shards, configs.identity(config, operator), missing=missing, append=append)
-    _check_continuation(job, supersede, mended)
+    _check_continuation(job, planned, supersede, mended)
     return job
 
 
-def _planned(run: Run) -> plan.Plan | None:
-    """The plan of a run that exists."""
+def _planned(run: Run) -> tuple[plan.Plan | None, plan.DamagedPlan | None]:
+    """The plan of a run that exists; what is wrong with it."""
     known = run.submissions()
-    return plan.Plan(run.plans, known[-1].plan) if known and known[-1].plan else None
+    if not known:
+        return None, None
+    try:
+        found = plan.Plan(run.plans, known[-1].plan)
+        found.table()  # every page, by its checksum
+    except plan.DamagedPlan as error:
+        return None, error
+    return found, None
+
+
+def _mended(run: Run, shards: list[Shard], hurt: UserError, supersede: bool, dry_run: bool) -> plan.Plan | None:
+    """The run's damaged plan, written anew where these shards are what it held; None with --supersede."""
+    name = run.latest().plan
+    if plan.name_of(shards) == name and not dry_run:
+        warn.print(f"[yellow]{escape(str(hurt))} It is written anew.[/]")
+        return plan.Plan(run.plans, plan.write(run.plans, shards))
+    if not supersede:
+        what = "A dry run writes nothing." if dry_run else "These are other shards; --supersede goes on with them."
+        raise UserError(f"launch: {hurt} {what}")
+    return None
 
 
 def settle(config: configs.Config, dry_run: bool) -> configs.Config:
@@ -159,21 +181,18 @@ def check_access(directory: Path, *, say: bool = True) -> None:
             warn.print(f"[yellow]{escape(warning)} (docs/security.md)[/]")
 
 
-def _known_missing(run: Run, missing: list[Shard]) -> bool:
+def _known_missing(planned: plan.Plan | None, missing: list[Shard]) -> bool:
     """Whether an earlier launch has accepted that these shards do not exist."""
-    accepted = _accepted_missing(run)
+    accepted = _accepted_missing(planned) if planned else set()
     return all(s.id in accepted for s in missing)
 
 
-def _accepted_missing(run: Run) -> set[str]:
+def _accepted_missing(planned: plan.Plan) -> set[str]:
     """Ids of shards that were planned although they did not exist."""
-    known = run.submissions()
-    if not known:
-        return set()
-    return {s.id for s in plan.Plan(run.plans, known[-1].plan).shards() if s.etag == MissingShards.ETAG}
+    return {s.id for s in planned.shards() if s.etag == MissingShards.ETAG}
 
 
-def _check_continuation(job: Job, supersede: bool, mended: Collection[str]) -> None:
+def _check_continuation(job: Job, planned: plan.Plan | None, supersede: bool, mended: Collection[str]) -> None:
     """What an existing run directory allows. Sets `job.previous`."""
     if not job.run.path.exists():
         return
@@ -182,12 +201,19 @@ def _check_continuation(job: Job, supersede: bool, mended: Collection[str]) -> N
         if any(job.run.path.iterdir()) and not job.run.is_run():  # ours without submissions: a launch died early
             raise UserError(f"launch: {job.run.path} exists and is not a run directory. Choose another `name=`.")
         return
-    old = job.previous = known[-1]
-    dropped, changed = plan.changes(plan.Plan(job.run.plans, old.plan), job.shards)
+    job.previous = known[-1]
+    if planned:
+        _check_input(job, planned, supersede, mended)
+    _check_identity(job, known[-1], supersede)
+
+
+def _check_input(job: Job, planned: plan.Plan, supersede: bool, mended: Collection[str]) -> None:
+    """Whether the shards are those that the run has planned. Sets `job.changed`."""
+    dropped, changed = plan.changes(planned, job.shards)
     changed = [shard for shard in changed if shard not in mended]
-    arrived = _accepted_missing(job.run) - {s.id for s in job.missing} - set(dropped) - set(mended)
+    arrived = _accepted_missing(planned) - {s.id for s in job.missing} - set(dropped) - set(mended)
     job.changed = changed + sorted(arrived)
-    total = len(plan.Plan(job.run.plans, old.plan))
+    total = len(planned)
     if len(dropped) == total:
         raise UserError(
             f"launch: {job.run.path} belongs to another plan ({total:,} shards, first {dropped[0]}; this one has "
@@ -199,6 +225,9 @@ def _check_continuation(job: Job, supersede: bool, mended: Collection[str]) -> N
             f"another size (first: {(dropped + changed)[0]}). Choose another `name=`, or say --supersede"
             + ("; --append keeps those that are not named." if dropped else ".")
         )
+
+
+def _check_identity(job: Job, old: Submission, supersede: bool) -> None:
     if old.identity != job.identity and not supersede:
         done = sum(s.status == DONE for s in job.run.ledger(old.identity).survey().values())
         what = what_changed(old, job.config) or "the model's files"

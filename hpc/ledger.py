@@ -30,6 +30,7 @@ from hpc.operator import Shard
 BUCKETS = 1024  # about a thousand names in a directory at 300,000 shards
 OPEN, CLAIMED, DONE, FAILED = "open", "claimed", "done", "failed"
 
+_BUCKET = re.compile(r"[0-9a-f]{3}")
 _NAME = re.compile(r"(?P<id>.+)\.g(?P<generation>[0-9]+)\.(?:e(?P<epoch>[0-9]+)(?P<end>\.end)?|(?P<mark>done|failed))")
 
 
@@ -120,12 +121,12 @@ class Ledger:
     def names(self, bucket: str) -> list[str]:
         try:
             return os.listdir(self.root / bucket)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
 
     def buckets(self) -> list[str]:
         try:
-            return sorted(os.listdir(self.root))
+            return sorted(name for name in os.listdir(self.root) if _BUCKET.fullmatch(name))
         except FileNotFoundError:
             return []
 

@@ -21,7 +21,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from hpc import atomic
+from hpc import atomic, damage
 from hpc.errors import UserError
 from hpc.journal import read
 from hpc.pipeline import Pipeline
@@ -93,6 +93,10 @@ class PipelineRun(Run):
             return dict(json.loads((self.path / stage / "stage.json").read_bytes()))
         except FileNotFoundError:
             return {}
+        except (ValueError, TypeError) as error:
+            lost = f"Stage {stage} counts as not finished: launching again does it again."
+            damage.say(damage.text(self.path / stage / "stage.json", error, lost))
+            return {}
 
     def finish(self, record: dict[str, Any], seconds: float) -> None:
         """Mark a stage as finished, from what its needs have come to."""
@@ -115,8 +119,8 @@ class PipelineRun(Run):
     def is_finished(self, record: dict[str, Any]) -> bool:
         """Whether a stage was finished as it is defined now, from what its needs have come to, and is still so."""
         marker = self.marker(record["stage"])
-        same = marker.get("definition") == record["digest"] and marker["needs"] == self.inputs(record)
-        return same and (bool(record["command"]) or marker["outcome"] == outcome(Run(self.path / record["stage"])))
+        same = marker.get("definition") == record["digest"] and marker.get("needs") == self.inputs(record)
+        return same and (bool(record["command"]) or marker.get("outcome") == outcome(Run(self.path / record["stage"])))
 
     def finished(self, pipeline: Pipeline) -> list[str]:
         """The stages that are finished, and whose needs are."""

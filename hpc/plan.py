@@ -7,16 +7,17 @@ the old one.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hpc import atomic
+from hpc import atomic, damage
 from hpc.errors import UserError
 from hpc.ledger import bucket_of
 from hpc.operator import MissingShards, Shard
@@ -34,36 +35,95 @@ _ROW_GROUP = 8192
 
 
 def write(directory: Path, shards: list[Shard]) -> str:
-    """Write the plan unless it exists; returns its hash (12 hex digits). UserError for ids that are not unique."""
-    rows = sorted(shards, key=lambda s: (bucket_of(s.id), s.id))
+    """Write the plan unless it is there, whole; its hash (12 hex digits). UserError for ids that are not unique."""
+    rows = _ordered(shards)
     for a, b in itertools.pairwise(rows):
         if a.id == b.id:
             raise UserError(f"plan: two shards have the id {a.id}: {a.uri} and {b.uri}. Name each file once.")
-    digest = hashlib.sha256()
-    for s in rows:
-        digest.update(f"{s.id}\0{s.uri}\0{s.bytes}\0{s.etag}\0{s.expected}\n".encode())
-    name = digest.hexdigest()[:12]
+    name = _hash(rows)
     target = directory / f"{name}.parquet"
-    if not target.exists():
-        directory.mkdir(parents=True, exist_ok=True)
-        columns = {f: [getattr(s, f) for s in rows] for f in _SCHEMA.names}
-        buffer = io.BytesIO()
-        pq.write_table(pa.table(columns, schema=_SCHEMA), buffer, row_group_size=_ROW_GROUP, compression="zstd")
-        atomic.create(target, buffer.getvalue())
+    table = pa.table({f: [getattr(s, f) for s in rows] for f in _SCHEMA.names}, schema=_SCHEMA)
+    if target.exists() and _holds(target, table):
+        return name
+    directory.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()
+    pq.write_table(
+        table, buffer, row_group_size=_ROW_GROUP, compression="zstd", write_page_checksum=True, version="2.6"
+    )
+    if not atomic.create(target, buffer.getvalue()) and not _holds(target, table):
+        atomic.replace(target, buffer.getvalue(), durable=True)  # damaged since; whoever reads it has its old file open
     return name
 
 
+def name_of(shards: list[Shard]) -> str:
+    """The name of the plan that holds these shards."""
+    return _hash(_ordered(shards))
+
+
+def _ordered(shards: list[Shard]) -> list[Shard]:
+    return sorted(shards, key=lambda s: (bucket_of(s.id), s.id))
+
+
+def _hash(rows: Iterable[Shard]) -> str:
+    digest = hashlib.sha256()
+    for s in rows:
+        digest.update(f"{s.id}\0{s.uri}\0{s.bytes}\0{s.etag}\0{s.expected}\n".encode())
+    return digest.hexdigest()[:12]
+
+
+def _holds(file: Path, table: pa.Table) -> bool:
+    try:
+        return pq.ParquetFile(file, page_checksum_verification=True).read(use_threads=False).equals(table)
+    except (OSError, pa.ArrowException):
+        return False
+
+
+class DamagedPlan(UserError):
+    """The file of a plan cannot be read, or holds another plan than its name says."""
+
+    def __init__(self, file: Path, why: object) -> None:
+        lost = (
+            "Which shards the run is made of is not known; what is published stays. The launch again, with the same "
+            "shards, writes it anew."
+        )
+        super().__init__(damage.text(file, why, lost))
+
+
 class Plan:
-    """A stored plan, read by ranges: an agent's memory does not grow with the number of shards."""
+    """A stored plan, read by ranges: an agent's memory does not grow with the number of shards. Raises DamagedPlan."""
 
     def __init__(self, directory: Path, name: str) -> None:
         if not name:
             raise UserError(f"run: {directory.parent} is a training, it has no shards. Launch it again to go on.")
         self.name = name
-        self._file = pq.ParquetFile(directory / f"{name}.parquet", memory_map=True)
+        self.path = directory / f"{name}.parquet"
         self._starts = [0]
-        for group in range(self._file.num_row_groups):
-            self._starts.append(self._starts[-1] + self._file.metadata.row_group(group).num_rows)
+        with self._reading():
+            self._file = pq.ParquetFile(self.path, memory_map=True, page_checksum_verification=True)
+            if not self._file.schema_arrow.equals(_SCHEMA):
+                raise pa.ArrowInvalid("it has other columns than a plan")
+            for group in range(self._file.num_row_groups):
+                self._starts.append(self._starts[-1] + self._file.metadata.row_group(group).num_rows)
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError:
+            raise DamagedPlan(self.path, "it is not there") from None
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise DamagedPlan(self.path, str(error).splitlines()[0]) from error
+
+    def _group(self, number: int, columns: list[str] | None = None) -> pa.Table:
+        with self._reading():
+            return self._file.read_row_group(number, columns=columns, use_threads=False)
+
+    def check(self) -> None:
+        """Raise DamagedPlan where it does not hold what its name is the hash of."""
+        with self._reading():
+            held = _hash(self.shards())
+        if held != self.name:
+            raise DamagedPlan(self.path, f"it holds another plan ({held}): it was changed after it was written")
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -75,22 +135,23 @@ class Plan:
             last = self._starts[group + 1]
             if last <= start or first >= stop:
                 continue
-            table = self._file.read_row_group(group, use_threads=False)
+            table = self._group(group)
             low, high = max(start, first) - first, min(stop, last) - first
             for row in table.slice(low, high - low).to_pylist():
                 yield Shard(**row)
 
-    def table(self, columns: list[str]) -> pa.Table:
-        return self._file.read(columns=columns)
+    def table(self, columns: list[str] | None = None) -> pa.Table:
+        with self._reading():
+            return self._file.read(columns=columns)
 
     def ids(self) -> Iterator[str]:
         """All shard ids in the order of work, one row group in memory at a time."""
         for group in range(self._file.num_row_groups):
-            yield from self._file.read_row_group(group, columns=["id"], use_threads=False)["id"].to_pylist()
+            yield from self._group(group, ["id"])["id"].to_pylist()
 
     def samples(self) -> tuple[int, int]:
         """(expected samples where known, shards whose count is unknown)."""
-        column = self._file.read(columns=["expected"])["expected"]
+        column = self.table(["expected"])["expected"]
         import pyarrow.compute as pc
 
         return pc.sum(column).as_py() or 0, column.null_count
@@ -98,7 +159,7 @@ class Plan:
     def bytes(self) -> int:
         import pyarrow.compute as pc
 
-        return pc.sum(self._file.read(columns=["bytes"])["bytes"]).as_py() or 0
+        return pc.sum(self.table(["bytes"])["bytes"]).as_py() or 0
 
 
 def changes(old: Plan, new: list[Shard]) -> tuple[list[str], list[str]]:

@@ -83,6 +83,11 @@ class Published:
             return None
         shard, state = self._by_id[shard_id], self._states[shard_id]
         marker = self._ledger.read(shard.id, f"g{state.generation}.done")
+        if not isinstance(marker.get("file"), str):
+            raise UserError(
+                f"{self.run.path}: the marker of shard {shard.id} is damaged. Make it again: python -m hpc.rerun "
+                f"{self.run.path} --shards {shard.id}"
+            )
         return PublishedShard(shard, self.run.locate(marker["file"]), marker)
 
     def __iter__(self) -> Iterator[PublishedShard]:

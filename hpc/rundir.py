@@ -22,14 +22,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import time
 import uuid
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
-from hpc import atomic, object_store
+from hpc import atomic, damage, object_store
+from hpc.commands import version
 from hpc.errors import UserError
 from hpc.generations import Generations
 from hpc.ledger import Ledger, bucket_of
@@ -55,6 +57,38 @@ class Submission:
     append: bool = False  # the plan holds shards that the config does not name, see hpc.launch
     overrides: list[str] = field(default_factory=list)  # of `source`, as typed
     by_rule: list[str] = field(default_factory=list)  # reasons of rows that a rule of the config drops
+    toolkit: str = field(default_factory=version)  # that wrote it
+
+    @classmethod
+    def read(cls, record: Any, name: str) -> Submission:
+        """A stored one. Keys of a later version are left out; ValueError says what is wrong with a damaged one."""
+        if not isinstance(record, dict):
+            raise ValueError(f"it holds no object, but {type(record).__name__}")
+        here = version()
+        by = f" (written by version {record['toolkit']})" if record.get("toolkit", here) != here else ""
+        known = {f.name: record[f.name] for f in fields(cls) if f.name in record}
+        types = get_type_hints(cls)
+        for key, value in known.items():
+            wanted = (int, float) if types[key] is float else get_origin(types[key]) or types[key]
+            if not isinstance(value, wanted):
+                raise ValueError(f"`{key}` is {value!r}"[:100] + by)
+        try:
+            found = cls(**{"toolkit": "", **known})
+        except TypeError as error:
+            raise ValueError(f"{str(error).partition(' ')[2]}{by}") from error
+        if found.uuid != name:
+            raise ValueError(f"`uuid` is {found.uuid}")
+        for part in () if "stage" in found.config else ("cluster", "map"):  # a stage's holds the stage's definition
+            if not isinstance(found.config.get(part), dict):
+                raise ValueError(f"`config` lacks `{part}`{by}")
+        if more := sorted(record.keys() - known.keys()):
+            damage.say(f"submission {name} holds {', '.join(more)}, which this version does not know{by}: left out")
+        return found
+
+
+_SUBMISSION = re.compile(r"[0-9a-f]{12}\.json")
+_AGAIN = "Launching again writes another: python -m hpc.launch with the run's config.yaml, or as before."
+_LOST = f"The config, plan and jobs of this launch are not known; the other launches count. {_AGAIN}"
 
 
 class Run:
@@ -118,20 +152,42 @@ class Run:
         atomic.replace(self._submissions / f"{submission.uuid}.json", data, durable=True)
 
     def submission(self, uuid_: str) -> Submission:
-        return Submission(**json.loads((self._submissions / f"{uuid_}.json").read_bytes()))
+        """One launch. FileNotFoundError where there is none; UserError where its file is damaged."""
+        path = self._submissions / f"{uuid_}.json"
+        try:
+            return Submission.read(json.loads(path.read_bytes()), uuid_)
+        except ValueError as error:
+            raise UserError(damage.text(path, error, _LOST)) from error
 
     def submissions(self) -> list[Submission]:
-        """All submissions, oldest first."""
+        """All submissions whose files are whole, oldest first; says which are not."""
+        found = []
+        for name in self._submission_names():
+            try:
+                found.append(self.submission(name))
+            except FileNotFoundError:  # removed meanwhile
+                continue
+            except UserError as error:
+                damage.say(str(error))
+        return sorted(found, key=lambda s: s.created)
+
+    def damaged_submissions(self) -> list[str]:
+        """Launches whose files are damaged. Their jobs carry these names as comments."""
+        whole = {s.uuid for s in self.submissions()}
+        return [name for name in self._submission_names() if name not in whole]
+
+    def _submission_names(self) -> list[str]:
         try:
-            names = [n for n in os.listdir(self._submissions) if n.endswith(".json") and not n.startswith(".")]
+            names = sorted(os.listdir(self._submissions))
         except FileNotFoundError:
             return []
-        found = [self.submission(n.removesuffix(".json")) for n in names]
-        return sorted(found, key=lambda s: s.created)
+        return [n.removesuffix(".json") for n in names if _SUBMISSION.fullmatch(n)]
 
     def latest(self) -> Submission:
         """The newest submission; UserError where the directory is not a run."""
         found = self.submissions()
+        if not found and (names := self._submission_names()):
+            raise UserError(f"run: every submission of {self.path} is damaged ({', '.join(names[:3])}). {_AGAIN}")
         if not found and (self.path / "pipeline.yaml").exists():
             raise UserError(f"run: {self.path} is a pipeline. Give the path of one of its stages: {self.path}/STAGE.")
         if not found and self.is_run():

@@ -25,8 +25,10 @@ from hpc import column as columns
 from hpc import object_store
 from hpc.errors import Exit, Parser, UserError
 from hpc.ledger import DONE
-from hpc.plan import Plan
-from hpc.rundir import Run
+from hpc.plan import DamagedPlan, Plan
+from hpc.rundir import Run, Submission
+
+_MARKER = {"file": str, "bytes": int, "rows": int, "sha256": str, "counts": dict, "reasons": dict}
 
 
 def check(run: Run, shard_id: str, generation: int, identity: str, column: str, *, full: bool) -> str | None:
@@ -34,6 +36,9 @@ def check(run: Run, shard_id: str, generation: int, identity: str, column: str, 
     marker = run.ledger(identity).read(shard_id, f"g{generation}.done")
     if not marker:
         return "marker is empty or not JSON"
+    for key, kind in _MARKER.items():
+        if not isinstance(marker.get(key), kind):
+            return f"marker is damaged: `{key}` is {marker.get(key)!r}"[:200]
     if object_store.is_url(marker["file"]):
         expected = run.column_file(column, identity, shard_id, generation).stem
         if not marker["file"].rpartition("/")[2].startswith(f"{expected}."):
@@ -67,6 +72,19 @@ def _differs(path: Path, marker: dict, full: bool) -> str | None:
     return None
 
 
+def planned(run: Run, latest: Submission) -> tuple[list[str] | None, list[str]]:
+    """(ids of the plan, None where it cannot be read; what is wrong with the run's other files)"""
+    hurt = [f"submission {name} is damaged" for name in run.damaged_submissions()]
+    run.generations.opened()
+    hurt += [f"rerun {name} is damaged" for name in run.generations.damaged]
+    try:
+        stored = Plan(run.plans, latest.plan)
+        stored.check()
+    except DamagedPlan as error:
+        return None, [str(error), *hurt]
+    return list(stored.ids()), hurt
+
+
 def unmarked(run: Run, column: str, identity: str, marked: set[Path]) -> Iterator[Path]:
     """Column files that no marker speaks for: left by a crash between link and marker; a next epoch adopts them."""
     for path in (run.path / "columns" / column / identity).glob("*/*.parquet"):
@@ -85,12 +103,12 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         run = Run(args.run)
         latest = run.latest()
-        planned = Plan(run.plans, latest.plan)
+        ids, hurt = planned(run, latest)
     except UserError as error:
         errors.print(f"[red]{escape(str(error))}[/]")
         return Exit.USAGE
     survey = run.ledger(latest.identity).survey(run.generations.opened())
-    done = [(i, s) for i in planned.ids() if (s := survey.get(i)) and s.status == DONE]
+    done = [(i, s) for i in (survey if ids is None else ids) if (s := survey.get(i)) and s.status == DONE]
     wrong: list[tuple[str, str]] = []
     marked: set[Path] = set()
     with Progress(console=errors, transient=True, disable=not errors.is_terminal) as progress:
@@ -102,13 +120,17 @@ def main(arguments: list[str] | None = None) -> int:
         generations = {(i, s.generation) for i, s in survey.items()}
         for path in unmarked(run, latest.column, latest.identity, marked):
             shard, _, generation = path.stem.rpartition(".g")
-            if (shard, int(generation)) in generations:
+            if not generation.isdecimal():
+                console.print(f"note: {path} is not a file of this run; nobody reads it", markup=False)
+            elif (shard, int(generation)) in generations:
                 console.print(
                     f"note: {path.name} has no marker (a crash before its marker; it will be adopted)", markup=False
                 )
+    for line in hurt:
+        console.print(f"verify: {line}", markup=False)
     if not wrong:
         console.print(f"verify: {len(done):,} markers hold{' (every byte read)' if args.full else ''}")
-        return Exit.COMPLETE
+        return Exit.INCOMPLETE if hurt else Exit.COMPLETE
     console.print(f"verify: {len(wrong):,} of {len(done):,} markers do not hold:")
     for shard, problem in wrong[:50]:
         console.print(f"        {shard}  {problem}", markup=False)
