@@ -103,7 +103,7 @@ def prepare(
         named = {shard.id for shard in shards}
         shards += [shard for shard in planned.shards() if shard.id not in named]
     if hurt:
-        planned = _mended(run, shards, hurt, supersede, dry_run)
+        planned = _mended(run, shards, hurt, supersede and not append, dry_run)
     job = Job(config, operator, run, shards, configs.identity(config, operator), missing=missing, append=append)
     _check_continuation(job, planned, supersede, mended)
     return job

@@ -38,7 +38,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EchoJob]:
 def job(finished: EchoJob) -> Iterator[EchoJob]:
     """The same, to be damaged: restored afterwards."""
     damage.say.cache_clear()
-    shutil.copytree(finished.run.path, finished.folder / "whole")
+    shutil.copytree(finished.run.path, finished.folder / "whole", symlinks=True)
     yield finished
     shutil.rmtree(finished.run.path)
     (finished.folder / "whole").rename(finished.run.path)
