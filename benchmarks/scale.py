@@ -76,7 +76,13 @@ def build(folder: Path, count: int) -> None:
     schema = pa.schema([("key", pa.string()), ("caption", pa.string())], metadata={"identity": identity * 8})
     pq.write_table(pa.table({"key": keys, "caption": ["a caption"] * SAMPLES}, schema=schema), column)
     run.new_submission(
-        plan=plan.write(run.plans, shards), identity=identity, column="recap", code="", slots=1, source="", config={}
+        plan=plan.write(run.plans, shards),
+        identity=identity,
+        column="recap",
+        code="",
+        slots=1,
+        source="",
+        config={"name": "recap", "cluster": {"kind": "local"}},
     )
     ledger = run.ledger(identity)
     for bucket in {bucket_of(shard.id) for shard in shards}:

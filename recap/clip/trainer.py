@@ -15,7 +15,7 @@ from recap.clip.settings import ClipConfig, check
 from recap.clip.tokenizer_files import check_tokenizer
 from recap.data.image_version import VERSION_2
 from recap.data.joined import check_division
-from recap.data.samples import check_columns, column_identities, shared_input
+from recap.data.samples import check_columns, column_identities, said_of_reading, shared_input
 from recap.engine.identity import file_digest
 from recap.text_policy import TextPolicy
 from recap.train.groups import Layout, table
@@ -71,6 +71,8 @@ class ClipTrainer:
             rate = f"lr {s.lr:.3g} {s.schedule}, warm-up {warmup}"
             samples = f"{s.samples:,} samples" if s.samples else f"{s.epochs:g} epochs"
             lines.append(("stage", f"{stage.image} px · {samples}, {s.batch:,} a step · {rate}"))
+        if told := said_of_reading(c.data, ranks):
+            lines.append(("reading", told))
         return lines
 
     def details(self) -> list[str]:

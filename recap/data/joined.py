@@ -31,6 +31,7 @@ from recap.train.order import draw
 
 _END = b"\0" * 1024  # a range of a tar has no end of its own
 _AHEAD = 0.75  # of a window, after which the next is read
+HELD = 1.3  # windows of a stream that are held on average
 _REPLACEMENTS = 64  # drawn for one place before the data is called useless
 
 

@@ -19,9 +19,9 @@ from hpc.operator import Shard
 from hpc.published import Published
 from hpc.trainer import Gang
 from recap.data.columns import Column, ColumnConfig, ParquetColumn, open_column
-from recap.data.index import Index
+from recap.data.index import BLOCK, Index
 from recap.data.inputs import DataConfig, list_shards
-from recap.data.joined import Joined, Reader, Slot
+from recap.data.joined import HELD, Joined, Reader, Slot
 from recap.data.manifest import Manifest, write
 from recap.data.streams import Plan
 from recap.data.unindexed import StreamedReader, StreamedSlot
@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_IMAGE_BYTES = 100_000  # of an encoded image of the web, at most: what a dry run reckons with
 _LOOKED_AT = 16  # tars whose first bytes are read at launch
 _WAIT_S = 1500.0  # for rank 0's index; below the gang's own limit on setting up
 
@@ -61,6 +62,18 @@ def check_batch(data: JoinedDataConfig, batch: int) -> None:
         raise UserError(
             "config: `data.size`: how many samples an epoch has is not known without an index. Write their number."
         )
+
+
+def said_of_reading(data: JoinedDataConfig, ranks: int) -> str:
+    """What a rank reads before its first step, and holds from then on; "" where tars are streamed."""
+    if not data.indexed:
+        return ""
+    first = data.streams * data.window * BLOCK / max(ranks, 1)
+    size = first * _IMAGE_BYTES / 1e9
+    return (
+        f"{first:,.0f} samples a rank before the first step, {HELD * first:,.0f} held: {size:.2f} and "
+        f"{HELD * size:.2f} GB at {_IMAGE_BYTES // 1000} kB a sample (data.streams x data.window blocks of {BLOCK})"
+    )
 
 
 def check_columns(data: JoinedDataConfig, names: Sequence[str]) -> None:

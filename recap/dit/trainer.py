@@ -11,7 +11,7 @@ from hpc.errors import UserError
 from hpc.trainer import Gang
 from recap.data.image_version import VERSION_2
 from recap.data.joined import check_division
-from recap.data.samples import check_columns, column_identities, shared_input
+from recap.data.samples import check_columns, column_identities, said_of_reading, shared_input
 from recap.dit import startable
 from recap.dit.settings import DitConfig, check
 from recap.dit.text_embeddings import encoder_width
@@ -81,6 +81,7 @@ class DitTrainer:
                 f"{shares} · {c.model.context} tokens · {'precomputed' if c.data.embeddings else 'encoded live'}",
             ),
             ("length", f"{t.samples:,} samples, {t.batch:,} a step · lr {t.lr:.3g} {t.schedule}"),
+            ("reading", said_of_reading(c.data, ranks) or "tars are streamed"),
         ]
 
     def details(self) -> list[str]:
