@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +10,9 @@ import torch
 from torch import nn
 
 from hpc.errors import UserError
+from recap.dit.encoder_files import CLIP, check_encoder, part
 from recap.dit.settings import DitModelConfig
 from recap.dit.startable import check_start
-
-_CLIP = ("clip", "clip_text_model")
 
 
 def build(config: DitModelConfig, channels: int, side: int, text_width: int) -> Any:
@@ -101,7 +98,7 @@ class TextEncoder(nn.Module):
         self.model = _encoder(Path(folder), context)
         self.model.requires_grad_(False).eval()
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(_part(Path(folder), "tokenizer"))
+            self.tokenizer = AutoTokenizer.from_pretrained(part(Path(folder), "tokenizer"))
         except (OSError, ValueError) as error:
             raise UserError(
                 f"config: `model.text_encoder`: {folder} has no tokenizer that transformers loads."
@@ -155,7 +152,7 @@ class TextEncoder(nn.Module):
         A CLIP's text tower is causal, so that the padding behind a text needs no mask; a T5 gets one that adds up.
         transformers would read a mask of 0 and 1 on the host, and wait for it.
         """
-        if self.model.config.model_type in _CLIP:
+        if self.model.config.model_type in CLIP:
             return self.model(input_ids=ids)[0]
         dtype = self.model.dtype
         added = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
@@ -181,21 +178,8 @@ def encoder_layout(folder: str | Path, context: int) -> nn.Module:
 def _encoder(folder: Path, context: int, opened: Callable[[Any, Path], Any] | None = None) -> Any:
     from transformers import CLIPTextModel, T5EncoderModel
 
-    opened, where = opened or _loaded, _part(folder, "text_encoder")
-    if not (where / "config.json").exists():
-        raise UserError(f"config: `model.text_encoder`: {folder} is not the folder of a model (it has no config.json).")
-    settings = json.loads((where / "config.json").read_text())
-    kind = settings.get("model_type", "")
-    if kind in _CLIP:
-        most = settings.get("text_config", settings).get("max_position_embeddings", 77)
-        if context > most:
-            raise UserError(
-                f"config: `model.context`: {folder} takes {most} tokens, not {context}. Write at most {most}."
-            )
-        return opened(CLIPTextModel, where)
-    if kind in ("t5", "umt5", "mt5"):
-        return opened(T5EncoderModel, where)
-    raise UserError(f"config: `model.text_encoder`: {folder} is a {kind or 'nameless'} model. Name a CLIP or a T5.")
+    kind = CLIPTextModel if check_encoder(folder, context) in CLIP else T5EncoderModel
+    return (opened or _loaded)(kind, part(folder, "text_encoder"))
 
 
 def _loaded(kind: Any, folder: Path) -> Any:
@@ -208,31 +192,3 @@ def _loaded(kind: Any, folder: Path) -> Any:
         return kind.from_pretrained(folder, use_safetensors=True)
     finally:
         logging.set_verbosity(before)
-
-
-def _part(folder: Path, name: str) -> Path:
-    """A part of a diffusers pipeline's folder, or the folder itself."""
-    return folder / name if (folder / name).is_dir() else folder
-
-
-def text_encoder_digest(folder: str | Path) -> str:
-    """16 hex digits over config, weights and tokenizer of a text encoder."""
-    made = hashlib.sha256()
-    for part in dict.fromkeys((_part(Path(folder), "text_encoder"), _part(Path(folder), "tokenizer"))):
-        for path in sorted(part.glob("*")):
-            if path.suffix == ".safetensors" or path.name in ("config.json", "tokenizer.json", "spiece.model"):
-                with path.open("rb") as file:
-                    made.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
-    return made.hexdigest()[:16]
-
-
-def tokenizer_digest(folder: str | Path) -> str:
-    """16 hex digits over all files of a tokenizer, those that came without a tokenizer.json too."""
-    made, part = hashlib.sha256(), _part(Path(folder), "tokenizer")
-    for path in sorted(part.glob("*")):
-        if path.name in _TOKENIZER_FILES:
-            made.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
-    return made.hexdigest()[:16]
-
-
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "added_tokens.json")

@@ -13,8 +13,10 @@ import pyarrow.parquet as pq
 from hpc.errors import UserError
 from hpc.published import Published
 from recap.data.columns import ColumnConfig
+from recap.dit.encoder_files import check_encoder
 from recap.dit.settings import DitConfig, DitModelConfig
-from recap.dit.text_embeddings import encoder_width, read_states
+from recap.dit.stored import Stored
+from recap.dit.text_embeddings import encoder_width
 from recap.dit.vae import vae_facts
 
 
@@ -22,13 +24,12 @@ def check(config: DitConfig) -> None:
     """UserError for the first thing that cannot work: what, where, and what to do."""
     model = config.model
     width = encoder_width(model.text_encoder)
+    check_encoder(model.text_encoder, model.context)
     if model.start:
         facts = vae_facts(model.vae) if model.vae else None
         channels, factor = (facts.channels, facts.factor) if facts else (3, 1)
         check_start(model, start_config(model), channels, model.image // factor, width)
-    for name in config.data.embeddings.values():
-        if name in config.data.columns:
-            _check_embeddings(name, config.data.columns[name], model.context, width)
+    _check_stored(config)
 
 
 def start_config(model: DitModelConfig) -> dict[str, object]:
@@ -61,38 +62,27 @@ def check_start(model: DitModelConfig, found: dict[str, object], channels: int, 
             )
 
 
-def _check_embeddings(name: str, column: ColumnConfig, context: int, width: int) -> None:
-    """The first stored embedding of a column is as wide as the encoder's, and was cut where this training cuts."""
-    blob = _first(column)
-    if blob is None:
-        return  # the first batch says what is wrong with each sample
-    states, about = read_states(blob)
-    if states.shape[1] != width:
-        raise UserError(
-            f"config: `data.embeddings`: the states of column {name} are {states.shape[1]} wide, those of "
-            f"model.text_encoder {width}. Name the encoder that made the column, or make it again."
-        )
-    made = int(about.get("context", 0)) or None
-    if (made is not None and made != context) or len(states) > context:
-        raise UserError(
-            f"config: `model.context`: {context} tokens, but the texts of column {name} were cut at "
-            f"{made or len(states)}. Write model.context={made or len(states)}, or make the column again with "
-            f"context={context} (configs/data/text_embeddings.yaml)."
-        )
+def _check_stored(config: DitConfig) -> None:
+    """The first stored latent and embeddings of each column are those that this training would make."""
+    stored, data = Stored(config), config.data
+    if data.latents and (blob := _first("data.latents", data.columns[data.latents], "latent")):
+        stored.latent(blob, f"config: `data.latents`: column {data.latents}")
+    for name in data.embeddings.values():
+        if blob := _first("data.embeddings", data.columns[name], "states"):
+            stored.states(blob, f"config: `data.embeddings`: column {name}")
 
 
-def _first(column: ColumnConfig) -> bytes | None:
-    """The first stored embedding; None where the first shard on a disk has none."""
+def _first(key: str, column: ColumnConfig, field: str) -> bytes | None:
+    """The first stored value; None where the first shard on a disk has none: the first batch says what is wrong."""
     if column.run:
         file = next((shard.file for shard in Published(column.run)), None)
     else:
         file = next(iter(sorted(Path(column.folder).glob("*.parquet"))), None) if column.folder else None
     if file is None:
         return None
-    field = column.field or "states"
     stored = pq.ParquetFile(file)
-    names = stored.schema_arrow.names
+    names, field = stored.schema_arrow.names, column.field or field
     if field not in names or not pa.types.is_binary(stored.schema_arrow.field(field).type):
-        raise UserError(f"config: `data.embeddings`: {file} has no binary field {field!r} (it has {', '.join(names)}).")
+        raise UserError(f"config: `{key}`: {file} has no binary field {field!r} (it has {', '.join(names)}).")
     batch = next(stored.iter_batches(64, columns=[field]), None)
     return next((value for value in batch.column(0).to_pylist() if value), None) if batch else None

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +13,18 @@ import numpy as np
 import torch
 from torch import nn
 
-from hpc.errors import UserError
 from recap.data.images import BadImage
 from recap.data.joined import Joined
 from recap.data.samples import Samples, Shared, Taken, image_of
 from recap.data.streams import mixed
+from recap.dit.encoder_files import text_encoder_digest
 from recap.dit.flops import Flops
 from recap.dit.grid import Grid
 from recap.dit.images import centre_crop, flipped
-from recap.dit.latents import read_latent
-from recap.dit.model import TextEncoder, build, text_encoder_digest, tokenizer_digest
+from recap.dit.model import TextEncoder, build
 from recap.dit.objective import Objective, diffusion
 from recap.dit.settings import DitConfig
-from recap.dit.text_embeddings import read_states
+from recap.dit.stored import Stored
 from recap.dit.vae import latent_space, open_codec
 from recap.text_policy import TextPolicy
 from recap.train.evaluation import Occasion
@@ -64,6 +62,7 @@ class DitTask:
         self.side = config.model.image // self.space.factor
         self.policy = TextPolicy(config.text)
         self._seed = mixed(config.train.seed, 0)
+        self._stored = Stored(config)
         self._process = diffusion(config.objective)
         self._grid = Grid(config, self.text_encoder)
         self._flops = Flops(config, self.space, self.side, self.text_encoder)
@@ -172,25 +171,7 @@ class DitTask:
         blob = sample.columns[str(name)]
         if blob is None:
             raise BadImage("latent: missing")
-        where = f"data: column {name}: sample {sample.name}"
-        found, about = _read(read_latent, blob, where)
-        if about["vae"] != self.space.digest:
-            raise UserError(
-                f"{where}: its latent is of the VAE {about['vae']}, model.vae is {self.space.digest}. Name the VAE "
-                "that made the column, or make the column again."
-            )
-        channels = self.space.channels * (2 if about["kind"] == "moments" else 1)
-        if found.dtype != np.float16 or found.shape[1:] != (channels, self.side, self.side):
-            raise UserError(
-                f"{where}: its latent is {found.dtype} {found.shape[1:]}; model.image={self.config.model.image} asks "
-                f"for float16 {(channels, self.side, self.side)}. Make the column for that size."
-            )
-        if self.config.objective.posterior == "sample" and about["kind"] == "mean":
-            raise UserError(f"{where}: it holds means, not moments. Write objective.posterior=mean.")
-        if mirrored and len(found) < 2:
-            raise UserError(
-                f"{where}: it holds no mirrored images. Make it with flip=true, or write objective.flip=false."
-            )
+        found = self._stored.latent(blob, f"data: column {name}: sample {sample.name}")
         return found[1 if mirrored else 0]
 
     def _states(self, sample: Joined, column: str, dropped: bool) -> np.ndarray:
@@ -203,41 +184,7 @@ class DitTask:
         blob = sample.columns[name]
         if blob is None:
             raise BadImage("embedding: missing")
-        where = f"data: column {name}: sample {sample.name}"
-        states, about = _read(read_states, blob, where)
-        if states.shape[1] != self.text_encoder.width or about["encoder"] != self._encoder_digest:
-            raise UserError(
-                f"{where}: its states are of the encoder {about['encoder']} ({states.shape[1]} wide), "
-                f"model.text_encoder is {self._encoder_digest} "
-                f"({self.text_encoder.width} wide). Name the encoder that made the column, or make it again."
-            )
-        self._check_cut(where, states, about)
-        return states
-
-    def _check_cut(self, where: str, states: np.ndarray, about: dict[str, str]) -> None:
-        """UserError where texts were cut elsewhere than here: a text that is cut ends with the end token, so that a
-        longer text's first states are not those of sampling."""
-        context, made = self.config.model.context, int(about.get("context", 0)) or None
-        if about.get("tokenizer", self._tokenizer_digest) != self._tokenizer_digest:
-            raise UserError(
-                f"{where}: its text was split by another tokenizer than model.text_encoder's. Make the column again."
-            )
-        if (made is not None and made != context) or len(states) > context:
-            raise UserError(
-                f"{where}: its texts were cut at {made or len(states)} tokens, model.context is {context}. "
-                + (f"Write model.context={made}, or make" if made else "Make")
-                + f" the column again with context={context} (configs/data/text_embeddings.yaml)."
-            )
-
-    @cached_property
-    def _tokenizer_digest(self) -> str:
-        return tokenizer_digest(self.config.model.text_encoder)
-
-    @property
-    def _encoder_digest(self) -> str:
-        if not hasattr(self, "_encoder"):
-            self._encoder = text_encoder_digest(self.config.model.text_encoder)
-        return self._encoder
+        return self._stored.states(blob, f"data: column {name}: sample {sample.name}")
 
     def _micro(self, taken: list[Taken[Prepared]]) -> dict[str, torch.Tensor]:
         """What the objective takes; texts are as long as the longest here, to a multiple of 8."""
@@ -254,14 +201,6 @@ class DitTask:
     @property
     def _patches(self) -> int:
         return (self.side // self.config.model.shape.patch) ** 2
-
-
-def _read(reader: Callable[[bytes], tuple[np.ndarray, dict[str, str]]], blob: bytes, where: str) -> Any:
-    """What `reader` makes of a value; its UserError names the place."""
-    try:
-        return reader(blob)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
 
 
 def _padded(states: list[np.ndarray]) -> dict[str, torch.Tensor]:

@@ -33,6 +33,7 @@ from recap.data.inputs import DataConfig, list_shards
 from recap.data.remote import open_shard
 from recap.data.same_image import FIELD, SameImages, digest
 from recap.data.tars import READING_2, read_samples
+from recap.dit.encoder_files import text_encoder_digest, tokenizer_digest
 from recap.dit.storage import said_in_total
 from recap.dit.tensor_blob import fits_fp16, pack, unpack
 from recap.engine.identity import file_digest
@@ -163,7 +164,7 @@ class TextEmbeddingsOperator(Batched):
     def setup(self, device: str) -> None:
         import torch
 
-        from recap.dit.model import TextEncoder, text_encoder_digest, tokenizer_digest
+        from recap.dit.model import TextEncoder
 
         precision = {"fp32": torch.float32, "bf16": torch.bfloat16}[self.config.precision]
         self._encoder = TextEncoder(self.config.text_encoder, self.config.context).to(device, precision)

@@ -30,9 +30,10 @@ from recap.data.images import BadImage
 from recap.data.inputs import DataConfig
 from recap.demo import FLAGS, VAE
 from recap.demo.train_vae import psnr
+from recap.dit.encoder_files import text_encoder_digest
 from recap.dit.images import centre_crop, flipped
 from recap.dit.latents import LatentsConfig, LatentsOperator, read_latent
-from recap.dit.model import TextEncoder, text_encoder_digest
+from recap.dit.model import TextEncoder
 from recap.dit.storage import said_in_total
 from recap.dit.text_embeddings import TextDataConfig, TextEmbeddingsConfig, TextEmbeddingsOperator, read_states
 from recap.dit.vae import Pixels, Vae, vae_digest, vae_facts

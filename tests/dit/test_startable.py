@@ -70,5 +70,5 @@ def test_embeddings_cut_elsewhere(world: Path, tmp_path: Path) -> None:
     config = tree(world, text__weights={"org_caption": 1.0}, **stored)
     check(config)
     config["model"]["context"] = 12
-    with pytest.raises(UserError, match=r"`model.context`: 12 tokens, but the texts of column states were cut at 16"):
+    with pytest.raises(UserError, match=r"`data.embeddings`: column states: its texts were cut at 16 tokens, .* is 12"):
         check(config)

@@ -24,8 +24,9 @@ from recap.demo import VAE
 from recap.dit.latents import LatentsConfig, LatentsOperator
 from recap.dit.objective import Ddpm, Flow
 from recap.dit.settings import ObjectiveConfig
+from recap.dit.stored import Stored
 from recap.dit.task import DitTask
-from recap.dit.text_embeddings import TextDataConfig, TextEmbeddingsConfig, TextEmbeddingsOperator, read_states
+from recap.dit.text_embeddings import TextDataConfig, TextEmbeddingsConfig, TextEmbeddingsOperator
 from recap.dit.trainer import DitTrainer
 from tests.dit.conftest import rows_of, tree
 from tests.train.ranks import curve, launch, log
@@ -306,19 +307,19 @@ def test_the_papers_configs_are_checked() -> None:
 
 def test_states_that_were_cut_elsewhere_are_refused(world: Path) -> None:
     """Their column's context and tokenizer are recorded; a column without them is refused where a text is too long."""
-    from recap.dit.model import TextEncoder, text_encoder_digest, tokenizer_digest
+    from recap.dit.encoder_files import text_encoder_digest, tokenizer_digest
+    from recap.dit.model import TextEncoder
     from recap.dit.tensor_blob import pack
 
     encoder = world / "encoder"
     made = configs.check(tree(world, model__context=8), "test").work
-    task = DitTask(made, None)
+    stored = Stored(made)
     states, mask = TextEncoder(encoder, 16).encode(["a red cross and the blue star of the green flag"])
     long = states[0][mask[0]].half().numpy()
     digests = {"encoder": text_encoder_digest(encoder), "tokenizer": tokenizer_digest(encoder), "precision": "fp32"}
 
     def check(array: Any, **about: str) -> None:
-        stored, said = read_states(pack("states", array, digests | about))
-        task._check_cut("sample 1", stored, said)
+        stored.states(pack("states", array, digests | about), "sample 1")
 
     check(long[:8], context="8")
     with pytest.raises(UserError, match=r"cut at 16 tokens, model.context is 8. Write model.context=16, or make"):
