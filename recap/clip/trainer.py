@@ -35,6 +35,7 @@ class ClipTrainer:
 
     def check(self, ranks: int) -> None:
         check(self.config)
+        check_training(self.config.train)
         for stage in self.config.stages:
             settings = self.config.stage_settings(stage)
             check_training(settings, ranks)

@@ -23,8 +23,8 @@ from recap.dit.vae import vae_facts
 def check(config: DitConfig) -> None:
     """UserError for the first thing that cannot work: what, where, and what to do."""
     model = config.model
-    width = encoder_width(model.text_encoder)
     check_encoder(model.text_encoder, model.context)
+    width = encoder_width(model.text_encoder)
     if model.start:
         facts = vae_facts(model.vae) if model.vae else None
         channels, factor = (facts.channels, facts.factor) if facts else (3, 1)

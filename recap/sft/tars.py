@@ -27,7 +27,6 @@ from recap.train.order import draw
 
 _TEXT = "text"  # the column's name here
 _WINDOW = 8  # blocks of 512 samples among which samples are shuffled, and which a rank holds
-_GZIPPED = (".gz", ".tgz")
 
 
 def data_of(source: Source) -> JoinedDataConfig:
@@ -46,12 +45,9 @@ def check(where: str, source: Source) -> None:
     """UserError where the tars do not exist or have no ranges, or the column does not hold every one of them."""
     data = data_of(source)
     try:
-        shards = list_shards(data)
         check_columns(data, [_TEXT])
     except UserError as error:
         raise UserError(f"config: `{where}`: {error}") from error
-    if packed := [shard.uri for shard in shards if shard.uri.endswith(_GZIPPED)]:
-        raise UserError(f"config: `{where}.path`: {packed[0]} is gzipped: no ranges of it can be read. Unpack it.")
 
 
 class Tars:

@@ -14,7 +14,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hpc import config as configs
-from hpc.errors import UserError
 from recap.clip import weights
 from recap.clip.task import ClipTask
 from recap.clip.trainer import ClipTrainer
@@ -175,37 +174,6 @@ def test_identity_is_of_contents_not_of_places(world, tmp_path) -> None:
 def test_un_indexed_tars_train_too(world) -> None:
     config = tree(world, text__weights={"org_caption": 1.0}, data__indexed=False, data__size=600)
     assert len(task(config).batch(0, 48, 0, 1).micro[0]["images"]) == 48
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"model__patch": 7}, r"stages\[0\].image`: 16 pixels do not divide into patches of 7. Write 14 or 21"),
-        ({"train__batch": 2}, "data.streams`: 4 do not divide the batch of 2. Write a batch of 4"),
-        ({"train__batch": 1, "data__streams": 1}, "train.batch`: 1: smaller than the 2 ranks"),
-        ({"model__vocabulary": 20}, "model.vocabulary.*has 27 tokens, the text tower 20 rows. Write at least 27"),
-        ({"text__prefix": {"org_caption": "[NEW]"}}, r"text.prefix.org_caption.*has no token '\[NEW\]'"),
-        ({"stages": [{"image": 16, "tokens": 13}]}, r"stages\[0\].tokens`: 13 is more than model.context \(12\)"),
-        ({"data__streams": 3}, "3 streams do not divide among 2 ranks"),
-        ({"data__streams": 5}, "5 do not divide the batch of 48. Write a batch of 45"),
-        (
-            {"text__weights": {"caption": 1.0}},
-            r"column 'caption' is not among data.columns \(org_caption, re_caption\)",
-        ),
-        ({"model__architecture": "clip"}, "model.architecture`: 'clip' is unknown. Write recap or hf"),
-        ({"model__vision": "XL"}, "model.vision`: 'XL' is unknown. Write S, B, L, H, or WIDTHxLAYERSxHEADS"),
-        ({"model__tokenizer": "/nowhere"}, "model.tokenizer`: /nowhere: there is no such folder"),
-        ({"loss": {"kind": "hinge"}}, "loss.kind`: 'hinge' is unknown"),
-        ({"text__texts": 3}, "softmax takes one text an image, text.texts is 3"),
-        ({"stages": []}, "stages`: empty"),
-        ({"data__indexed": False}, "data.size`: how many samples"),
-        ({"data__columns": {"org_caption": {"member": "txt"}, "re_caption": {}}}, "write exactly one of run, folder"),
-        ({"data__columns": {"org_caption": {"member": "txt"}, "re_caption": {"folder": "/nowhere"}}}, "does not exist"),
-    ],
-)
-def test_configs_that_cannot_work_are_refused(world, changes, message) -> None:
-    with pytest.raises(UserError, match=message):
-        trainer(tree(world, **changes)).check(2)
 
 
 def test_a_checkpoint_of_other_samples_is_another_one(world, tmp_path) -> None:

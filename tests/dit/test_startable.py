@@ -38,21 +38,6 @@ def test_weights_of_another_shape(world: Path, tmp_path: Path, key: str) -> None
         check(tree(world, model__start=start(tmp_path, **{key: 99})))
 
 
-def test_a_start_that_is_no_model(world: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"`model.start`: .*config.json cannot be read"):
-        check(tree(world, model__start=str(tmp_path)))
-
-
-def test_a_folder_without_a_text_encoder(world: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is not the folder of a text encoder"):
-        check(tree(world, model__text_encoder=str(tmp_path)))
-
-
-def test_a_column_that_is_not_described(world: Path) -> None:
-    with pytest.raises(UserError, match=r"'other' is not among data.columns"):
-        check(tree(world, text__weights={"other": 1.0}))
-
-
 def test_embeddings_cut_elsewhere(world: Path, tmp_path: Path) -> None:
     data = TextDataConfig(shards=[str(world / "tars")], columns={"org_caption": ColumnConfig(member="txt")})
     made = TextEmbeddingsOperator(

@@ -264,31 +264,6 @@ def test_a_gradient_that_is_not_finite_stops_with_its_samples(world, tmp_path) -
     assert "the gradient is" in log(tmp_path) and "000/000" in log(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "changes, says",
-    [
-        ({"model__size": "B"}, "`model.size`: 'B' is unknown. Write S, B, L, XL"),
-        ({"model__size": "30x2x4/4"}, "does not divide among 4 heads"),
-        ({"model__image": 18}, "`model.image`: 18 pixels do not divide by 4 .* Write 16 or 20"),
-        ({"model__text_encoder": ""}, "`model.text_encoder`: missing"),
-        ({"model__text_encoder": "/nowhere"}, "there is no such folder"),
-        ({"objective__kind": "vp"}, "`objective.kind`: 'vp' is unknown. Write flow or ddpm"),
-        ({"objective__min_snr": 5.0}, "belong to ddpm"),
-        ({"objective__text_dropout": 1.0}, "not a share"),
-        ({"data__latents": "latents"}, "`model.vae`: missing"),
-        ({"data__streams": 7}, "7 do not divide the batch of 48"),
-        ({"data__embeddings": {"re_caption": "x"}}, "'org_caption' of text.weights has none"),
-        ({"text__texts": 2}, "`text.texts`: 2"),
-        ({"text__prefix": {"org_caption": "[ALT]"}}, "prefix and block are CLIP's"),
-        ({"text__weights": {"other": 1.0}}, "'other' is not among data.columns"),
-        ({"train__workers": 2}, "Write 1 and raise data.decoders"),
-    ],
-)
-def test_bad_configs(world, changes: dict[str, Any], says: str) -> None:
-    with pytest.raises(UserError, match=says):
-        trainer(tree(world, **changes)).check(1)
-
-
 def test_an_encoder_that_does_not_fit(world) -> None:
     with pytest.raises(UserError, match=r"takes 16 tokens, not 20. Write at most 16"):
         task(tree(world, model__context=20))
