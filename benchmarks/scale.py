@@ -82,7 +82,7 @@ def build(folder: Path, count: int) -> None:
         code="",
         slots=1,
         source="",
-        config={"name": "recap", "cluster": {"kind": "local"}},
+        config={"name": "recap", "cluster": {"kind": "local"}, "map": {}},
     )
     ledger = run.ledger(identity)
     for bucket in {bucket_of(shard.id) for shard in shards}:
