@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Set
+import time
+from collections.abc import Iterable, Iterator, Set
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz")
+
+_TRIED = 64  # small files that are read to learn how far away the file system is
+_SLOW_S = 0.0005  # of a file, from which on many are read at the same time
+_THREADS = 32
 
 
 def expected_samples(how: str, found: Iterable[str], known: Set[str]) -> dict[str, int]:
@@ -43,11 +49,15 @@ def expected_samples(how: str, found: Iterable[str], known: Set[str]) -> dict[st
 
 def _contents(paths: list[str]) -> Iterable[tuple[str, bytes]]:
     """The bytes of many small files; remote ones are asked for together. What cannot be read is left out."""
-    for path in (p for p in paths if "://" not in p):
-        try:
-            yield path, Path(path).read_bytes()
-        except OSError:
-            continue
+    local = [p for p in paths if "://" not in p]
+    started = time.perf_counter()
+    yield from _read(local[:_TRIED])
+    if time.perf_counter() - started > _SLOW_S * _TRIED:  # a file system far away: it answers many at once
+        with ThreadPoolExecutor(_THREADS) as pool:
+            for found in pool.map(lambda at: list(_read(local[at : at + 64])), range(_TRIED, len(local), 64)):
+                yield from found
+    else:
+        yield from _read(local[_TRIED:])
     remote = [p for p in paths if "://" in p]
     for start in range(0, len(remote), 1000):
         part = remote[start : start + 1000]
@@ -55,6 +65,14 @@ def _contents(paths: list[str]) -> Iterable[tuple[str, bytes]]:
         stripped = {system._strip_protocol(p): p for p in part}
         answers: dict[str, Any] = system.cat(list(stripped), on_error="omit")
         yield from ((stripped[name], content) for name, content in answers.items())
+
+
+def _read(paths: list[str]) -> Iterator[tuple[str, bytes]]:
+    for path in paths:
+        try:
+            yield path, Path(path).read_bytes()
+        except OSError:
+            continue
 
 
 def _successes(data: bytes) -> int | None:

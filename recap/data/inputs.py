@@ -343,9 +343,12 @@ def _list_local(folder: str) -> _Folder:
         for entry in entries:
             try:
                 if entry.is_file():
-                    facts = entry.stat()
                     uri = os.path.join(folder, entry.name)
-                    files[entry.name] = _File(uri, facts.st_size, str(facts.st_mtime))
+                    if entry.name.endswith(ARCHIVES):
+                        facts = entry.stat()
+                        files[entry.name] = _File(uri, facts.st_size, str(facts.st_mtime))
+                    else:  # statistics and the like: that they are there is all that is asked
+                        files[entry.name] = _File(uri, 0)
                 elif entry.is_dir():
                     folders.append(entry.name)
             except FileNotFoundError:
