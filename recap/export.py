@@ -6,6 +6,10 @@
     python -m recap.export runs/v1 OUT --add re_caption_condition_diverse_topk=runs/v2:caption
     python -m recap.export runs/demo OUT --partial               although shards are missing
 
+Trainings read such a parquet export as a column of the same tars (OUT/shards.json says which rows are whose):
+
+    python -m hpc.launch configs/clip/recap_b16.yaml data.columns.re_caption.folder=OUT
+
 Without copying any image, webdataset's own reader joins the captions to the tars:
 
     view = CaptionView("runs/demo")
@@ -42,6 +46,7 @@ from hpc.operator import OK, Shard
 from hpc.published import Published, PublishedShard
 from recap.captioned_tars import CaptionView, write_tars
 from recap.data.columns import Values
+from recap.data.exported import ShardRows, file_name, write_contents
 from recap.data.index import BLOCK
 from recap.data.origin import Origins
 from recap.data.same_image import SameImages, digest_field
@@ -165,11 +170,13 @@ def write_parquet(source: Published, making: Path, others: dict[str, Added], row
     target = schema(source)
     (making / "data").mkdir(parents=True)
     total, number, held, reasons = 0, 0, [target.empty_table()], Counter[str]()
+    places: list[ShardRows] = []
     same, downloads, by = SameImages(), Downloads(), dict[str, None]()
     for shard in _progress(source):
         held.append(rows(shard, target, others, same, downloads))
         reasons.update(shard.marker["reasons"])
         by |= dict.fromkeys(writers(source.submission.config.get("captioner", {}), [shard.marker]))
+        places.append(ShardRows(shard.shard.id, shard.shard.uri, shard.shard.bytes, total, len(held[-1])))
         total += len(held[-1])
         while sum(map(len, held)) >= rows_per_file:
             table = pa.concat_tables(held)
@@ -177,12 +184,13 @@ def write_parquet(source: Published, making: Path, others: dict[str, Added], row
             number, held = number + 1, [table.slice(rows_per_file)]
     if sum(map(len, held)) or not number:
         _write(making, number, pa.concat_tables(held))
+    write_contents(making, source.column, source.identity, rows_per_file, places)
     (making / "README.md").write_text(_card(source, total, reasons, downloads, list(by)), encoding="utf-8")
     return total, downloads.told()
 
 
 def _write(making: Path, number: int, table: pa.Table) -> None:
-    pq.write_table(table, making / "data" / f"train-{number:05d}.parquet", compression="zstd", row_group_size=65536)
+    pq.write_table(table, making / "data" / file_name(number), compression="zstd", row_group_size=65536)
 
 
 def _card(source: Published, total: int, reasons: Counter[str], downloads: Downloads, by: list[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -18,8 +19,14 @@ import pytest
 import webdataset
 
 from hpc.errors import Exit, UserError
+from hpc.operator import Shard
 from hpc.published import Published
 from recap import export
+from recap.data.columns import ColumnConfig, open_column
+from recap.data.exported import ExportedColumn
+from recap.data.inputs import DataConfig, list_shards
+from recap.data.manifest import Manifest
+from recap.data.manifest import write as write_manifest
 from recap.worlds.tars import write_tar
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -201,6 +208,58 @@ def test_a_run_that_is_not_complete(runs: Path, tmp_path: Path, capsys: pytest.C
     assert len(pandas.read_parquet(tmp_path / "a" / "data")) == 2 * (SAMPLES - 1)
 
 
+# --- an export as a column --------------------------------------------------------------------
+
+
+def keys_of(shard: Shard) -> list[str]:
+    with tarfile.open(shard.uri) as tar:
+        return [name.removesuffix(".txt") for name in tar.getnames() if name.endswith(".txt")]
+
+
+def test_an_export_opens_again_as_a_column(runs: Path, flat: Path, tmp_path: Path) -> None:
+    """Value for value as the run's own column, whatever files the rows of a shard lie in."""
+    shards = list_shards(DataConfig(shards=[str(runs.parent / "in")]))
+    captions = {shard.shard.id: shard.table()["caption"].to_pylist() for shard in Published(runs / "v1")}
+    exported = open_column("re_caption", ColumnConfig(folder=str(flat)))
+    original = open_column("org_caption", ColumnConfig(folder=str(flat / "data"), field="org_caption"))
+    assert exported.check(shards) == "" == original.check(shards)
+    assert isinstance(exported, ExportedColumn)
+    write_manifest(tmp_path / "manifest", exported.manifest(shards))  # as the ranks of a training read it
+    began = open_column("re_caption", ColumnConfig(folder=str(flat)), Manifest(tmp_path / "manifest"))
+    for shard in reversed(shards):
+        keys = keys_of(shard)
+        found = exported.read(shard, 0, keys, [])
+        assert began.read(shard, 0, keys, []) == found
+        assert (found.values, found.doubt) == (captions[shard.id], "") and len(set(found.values)) == SAMPLES
+        assert found.values[11] is None and found.digests[11] is None
+        assert [d for n, d in enumerate(found.digests) if n != 11] == [
+            hashlib.sha256(image(int(shard.id), n)).hexdigest() for n in range(SAMPLES) if n != 11
+        ]
+        assert original.read(shard, 0, keys[5:7], []).values == [f"café {key}" for key in keys[5:7]]
+
+
+def test_an_export_that_does_not_fit(runs: Path, flat: Path, tmp_path: Path) -> None:
+    """Moved tars are in doubt until their images are compared; others, other fields, other identities are refused."""
+    (tmp_path / "in").mkdir()
+    for tar in (runs.parent / "in").glob("*.tar"):
+        shutil.copy(tar, tmp_path / "in")
+    shards = list_shards(DataConfig(shards=[str(tmp_path / "in")]))
+    column = open_column("re_caption", ColumnConfig(folder=str(flat)))
+    assert column.check(shards).endswith("3 of 3 by id and size, their first images are compared")
+    assert "nothing proves" in column.read(shards[0], 0, keys_of(shards[0]), []).doubt
+    with pytest.raises(UserError, match=r"none of its first 40 keys .* was exported from other tars"):
+        column.read(shards[0], 0, [f"other{n}" for n in range(SAMPLES)], [])
+    more = Shard("00007", str(tmp_path / "in/00007.tar"), 1)
+    with pytest.raises(UserError, match="lacks 1 of 4 shards"):
+        column.check([*shards, more])
+    null = open_column("re_caption", ColumnConfig(folder=str(flat), missing="null"))
+    assert null.read(more, 0, ["a"], []).values == [None]
+    with pytest.raises(UserError, match=r"has no field 'caption'.*set `field`"):
+        open_column("re_caption", ColumnConfig(folder=str(flat), field="caption")).check(shards)
+    with pytest.raises(UserError, match="not deadbeef"):
+        open_column("re_caption", ColumnConfig(folder=str(flat), identity="deadbeef")).check(shards)
+
+
 # --- joins and names that do not fit ----------------------------------------------------------
 
 
@@ -239,3 +298,14 @@ def test_keys_that_the_downloader_spells_otherwise(tmp_path: Path, capsys: pytes
     with tarfile.open(tmp_path / "tars" / "in" / "deep" / "00000.tar") as tar:  # a folder, not a %2F
         names = tar.getnames()
     assert [n for n in names if n.endswith(".jpg")] == ["0001.jpg", "0002.jpg", "%2E%2E/x.jpg", "%2Fy.jpg"]
+    # such folders open again: braces find the tars, and column files may lie in folders alike
+    [shard] = list_shards(DataConfig(shards=[f"{tmp_path}/tars/in/deep/{{00000..00000}}.tar"]))
+    with tarfile.open(shard.uri) as tar:
+        captions = [tar.extractfile(name).read().decode() for name in names if name.endswith(".recap.txt")]  # type: ignore[union-attr]
+    [published] = Published(run)
+    assert captions == published.table()["caption"].to_pylist()
+    (tmp_path / "columns/in/deep").mkdir(parents=True)
+    shutil.copy(published.file, tmp_path / "columns/in/deep/00000.parquet")
+    column = open_column("re_caption", ColumnConfig(folder=str(tmp_path / "columns"), field="caption"))
+    assert column.check([published.shard]) == ""
+    assert column.read(published.shard, 0, ["0001", "0002", "../x", "/y"], []).values == captions

@@ -1,7 +1,7 @@
 """Columns as trainers read them: a block's rows, joined to its samples by key.
 
 A column comes from a run of ours (`run:`, resolved through its markers), from a folder of parquet files named after
-the shards (`folder:`, any fsspec URL), or from the tars themselves (`member:`).
+the shards, or of an export (`folder:`, any fsspec URL), or from the tars themselves (`member:`).
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from recap.data.headers import plain
 from recap.data.index import BLOCK
 from recap.data.manifest import Located, Manifest
 from recap.data.origin import Origin, Origins, Places, said_once
+from recap.data.row_groups import rows_of
 from recap.data.same_image import digest_field
 from recap.data.texts import TextMember
 
@@ -44,9 +45,9 @@ class ColumnConfig:
     """Where one column comes from: exactly one of run, folder and member."""
 
     run: str | None = _place("directory of a run of this toolkit")
-    folder: str | None = _place("folder or URL that holds <shard id>.parquet")
+    folder: str | None = _place("folder or URL that holds <shard id>.parquet, or what recap.export wrote")
     member: str | None = None  # extension of a tar member, e.g. txt
-    # of the parquet file, or key of a JSON member; default: caption for runs, text for folders
+    # of the parquet file, or key of a JSON member; default: caption for runs, re_caption for exports, text for folders
     field: str | None = None
     identity: str | None = None  # what the column's identity must begin with
     missing: str = "error"  # error | null: what a shard without this column means
@@ -93,6 +94,11 @@ def open_column(name: str, config: ColumnConfig, manifest: Manifest | None = Non
         return MemberColumn(name, config.member, config.field)
     if config.run:
         return RunColumn(name, config, manifest)
+    from recap.data import exported
+
+    place = exported.find(str(config.folder))
+    if place is not None:
+        return exported.ExportedColumn(name, config, place, manifest)
     return FolderColumn(name, config, manifest)
 
 
@@ -124,13 +130,11 @@ class _Open:
     ready: bool = False
 
 
-class ParquetColumn:
-    """Rows of parquet files, one file a shard, in the order of the tar. Files are read side by side by many threads."""
+class ColumnOfFiles:
+    """Rows that lie in files beside the tars, where `manifest` says, or else where they are now."""
 
     def __init__(self, name: str, config: ColumnConfig, field: str, manifest: Manifest | None) -> None:
         self.name, self.config, self.field, self._manifest = name, config, field, manifest
-        self._open: OrderedDict[str, _Open] = OrderedDict()
-        self._lock = Lock()  # of the dictionary and the identity, never held while a file is read
 
     def locate(self, shard: Shard) -> Located | None:
         """Where the rows of a reader's shard lie now; None where there are none."""
@@ -143,6 +147,19 @@ class ParquetColumn:
                 if located is not None:
                     yield shard.id, located
 
+    def located(self, shard: Shard) -> Located | None:
+        """Where they lay when the training began, or lie now."""
+        return self._manifest.find(shard.id) if self._manifest else self.locate(shard)
+
+
+class ParquetColumn(ColumnOfFiles):
+    """Rows of parquet files, one file a shard, in the order of the tar. Files are read side by side by many threads."""
+
+    def __init__(self, name: str, config: ColumnConfig, field: str, manifest: Manifest | None) -> None:
+        super().__init__(name, config, field, manifest)
+        self._open: OrderedDict[str, _Open] = OrderedDict()
+        self._lock = Lock()  # of the dictionary and the identity, never held while a file is read
+
     def _opened(self, shard: Shard, located: Located) -> tuple[pq.ParquetFile, str]:
         """The file, and why it may be another's (see `Values.doubt`)."""
         raise NotImplementedError
@@ -150,7 +167,7 @@ class ParquetColumn:
     def keys(self, shard: Shard, block: int, count: int) -> list[str]:
         """The keys of a block's rows; [] where the shard has no file."""
         with self._file(shard) as (file, _):
-            found = self._rows(file, block * BLOCK, count, ["key"])["key"].to_pylist() if file else []
+            found = rows_of(file, block * BLOCK, count, ["key"])["key"].to_pylist() if file else []
         return [plain(key) for key in found]
 
     def read(self, shard: Shard, block: int, keys: Sequence[str], members: Sequence[Mapping[str, bytes]]) -> Values:
@@ -159,7 +176,7 @@ class ParquetColumn:
                 return Values([None] * len(keys), [None] * len(keys))
             field = digest_field(file.schema_arrow)
             fields = ["key", self.field, "status", *([field] if field else [])]
-            rows = self._rows(file, block * BLOCK, len(keys), fields)
+            rows = rows_of(file, block * BLOCK, len(keys), fields)
         found = [plain(key) for key in rows["key"].to_pylist()]
         values = rows[self.field].to_pylist()
         if "status" in rows.column_names:
@@ -189,7 +206,7 @@ class ParquetColumn:
                     if self._open.get(shard.id) is not entry:  # closed while we waited for it
                         continue
                 if not entry.ready:
-                    located = self._manifest.find(shard.id) if self._manifest else self.locate(shard)
+                    located = self.located(shard)
                     if located is not None:
                         file, entry.doubt = self._opened(shard, located)
                         self._check_file(shard.id, file)
@@ -233,21 +250,6 @@ class ParquetColumn:
                 "decoding made it. Name one identity's files."
             )
 
-    def _rows(self, file: pq.ParquetFile, first: int, count: int, fields: list[str]) -> pa.Table:
-        """Rows [first, first + count); where row groups are not ours, those that hold them."""
-        names = [n for n in fields if n in file.schema_arrow.names]
-        groups: list[int] = []
-        skipped = at = 0
-        for group in range(file.metadata.num_row_groups):
-            rows = file.metadata.row_group(group).num_rows
-            if at + rows > first and at < first + count:
-                skipped = at if not groups else skipped
-                groups.append(group)
-            at += rows
-        if not groups:
-            return file.schema_arrow.empty_table().select(names)
-        return file.read_row_groups(groups, columns=names, use_threads=False).slice(first - skipped, count)
-
 
 class FolderColumn(ParquetColumn):
     """`<folder>/<shard id>.parquet`, on a disk or an object store. Files of ours say which tar they were made from."""
@@ -259,14 +261,13 @@ class FolderColumn(ParquetColumn):
         self._places = Places()
 
     @cached_property
-    def _listed(self) -> frozenset[str]:
-        try:
-            entries = self._system.ls(self._path, detail=False)
-        except (FileNotFoundError, NotADirectoryError):
-            raise UserError(
-                f"config: `data.columns.{self.name}.folder`: {self.config.folder} does not exist."
-            ) from None
-        return frozenset(entry.rstrip("/").rpartition("/")[2].removesuffix(".parquet") for entry in entries)
+    def _listed(self) -> dict[str, str]:
+        """Paths below the folder by shard ids, in which a slash is %2F: a/b.parquet and a%2Fb.parquet are the same."""
+        if not self._system.exists(self._path):
+            raise UserError(f"config: `data.columns.{self.name}.folder`: {self.config.folder} does not exist.")
+        above = f"{self._path.rstrip('/')}/"
+        found = (entry.removeprefix(above).removesuffix(".parquet") for entry in self._system.find(self._path))
+        return {relative.replace("/", "%2F"): relative for relative in found}
 
     @cached_property
     def _by_uri(self) -> dict[str, str]:
@@ -280,7 +281,7 @@ class FolderColumn(ParquetColumn):
     def _made_from(self, name: str) -> str:
         """The normalised uri of the tar that a file was made from; "" where it does not say."""
         try:
-            with self._parquet(name) as file:
+            with self._parquet(self._listed[name]) as file:
                 made_of = _made_of(name, file)
         except (OSError, pa.ArrowException):  # it is opened again when it is wanted
             return ""
@@ -293,27 +294,27 @@ class FolderColumn(ParquetColumn):
 
     def locate(self, shard: Shard) -> Located | None:
         name = self._name(shard)
-        return Located(name) if name is not None else None
+        return Located(self._listed[name]) if name is not None else None
 
-    def _parquet(self, name: str) -> pq.ParquetFile:
-        source = self._system.open(f"{self._path.rstrip('/')}/{name}.parquet", "rb", cache_type="none")
+    def _parquet(self, path: str) -> pq.ParquetFile:
+        source = self._system.open(f"{self._path.rstrip('/')}/{path}.parquet", "rb", cache_type="none")
         return pq.ParquetFile(source, pre_buffer=True)
 
     def check(self, shards: Sequence[Shard]) -> str:
         names = [(shard, self._name(shard)) for shard in shards]
-        _check_missing(self.name, self.config, [s.id for s, name in names if name is None], len(shards))
+        check_missing(self.name, self.config, [s.id for s, name in names if name is None], len(shards))
         return said_once(self.name, [(s, Origin(replace(s, id=name))) for s, name in names if name is not None])
 
     def _opened(self, shard: Shard, located: Located) -> tuple[pq.ParquetFile, str]:
-        name = located.file
         try:
-            file, place = self._parquet(name), self._places.normalised(shard.uri)
+            file, place = self._parquet(located.file), self._places.normalised(shard.uri)
         except FileNotFoundError:
-            raise _gone(self.name, shard, f"{self.config.folder}/{name}.parquet") from None
+            raise gone(self.name, shard, f"{self.config.folder}/{located.file}.parquet") from None
+        name = located.file.replace("/", "%2F")
         made_of = _made_of(name, file)
         if made_of and self._places.normalised(made_of.uri) != place and (other := self._by_uri.get(place)):
             file.close()
-            file = self._parquet(other)
+            file = self._parquet(self._listed[other])
             made_of = _made_of(other, file)
         origin = Origins(self.name, str(self.config.folder), [made_of]).find(shard) if made_of else None
         return file, origin.doubt if origin else ""
@@ -347,7 +348,7 @@ class RunColumn(ParquetColumn):
 
     def check(self, shards: Sequence[Shard]) -> str:
         found = [(shard, self._origin(shard)) for shard in shards]
-        _check_missing(self.name, self.config, [s.id for s, origin in found if origin is None], len(shards))
+        check_missing(self.name, self.config, [s.id for s, origin in found if origin is None], len(shards))
         return said_once(self.name, [(s, origin) for s, origin in found if origin])
 
     def _origin(self, shard: Shard) -> Origin | None:
@@ -366,10 +367,10 @@ class RunColumn(ParquetColumn):
             source = path if place == path else system.open(path, "rb", cache_type="none")
             return pq.ParquetFile(source, pre_buffer=True), located.doubt
         except FileNotFoundError:
-            raise _gone(self.name, shard, place) from None
+            raise gone(self.name, shard, place) from None
 
 
-def _gone(name: str, shard: Shard, place: str) -> UserError:
+def gone(name: str, shard: Shard, place: str) -> UserError:
     return UserError(
         f"data: column {name}: {place}, which holds shard {shard.id}, is gone: this training began with it. Put it "
         "back, or start a new training, under another name, on what is there now."
@@ -382,7 +383,7 @@ def _made_of(name: str, file: pq.ParquetFile) -> Shard | None:
     return Shard(name, said[b"uri"].decode(), int(said.get(b"bytes", b"0"))) if b"uri" in said else None
 
 
-def _check_missing(name: str, config: ColumnConfig, missing: list[str], shards: int) -> None:
+def check_missing(name: str, config: ColumnConfig, missing: list[str], shards: int) -> None:
     if missing and config.missing == "error":
         raise UserError(
             f"data: column {name} ({config.run or config.folder}) lacks {len(missing):,} of {shards:,} shards "

@@ -18,7 +18,7 @@ from hpc.errors import UserError
 from hpc.operator import Shard
 from hpc.published import Published
 from hpc.trainer import Gang
-from recap.data.columns import Column, ColumnConfig, ParquetColumn, open_column
+from recap.data.columns import Column, ColumnConfig, ColumnOfFiles, open_column
 from recap.data.index import BLOCK, Index
 from recap.data.inputs import DataConfig, list_shards
 from recap.data.joined import HELD, Joined, Reader, Slot
@@ -166,7 +166,7 @@ def opened_columns(data: JoinedDataConfig, names: Sequence[str], shared: Shared 
 def _share(name: str, config: ColumnConfig, shards: Sequence[Shard], path: Path) -> None:
     """Make a column's manifest. Where there is one, say how it differs from what is there today."""
     column = open_column(name, config)
-    assert isinstance(column, ParquetColumn)
+    assert isinstance(column, ColumnOfFiles)
     if not path.exists():
         if told := column.check(shards):
             log.warning("data: %s", told)

@@ -193,9 +193,11 @@ class TextEmbeddingsOperator(Batched):
                 if isinstance(sample, Damage):
                     yield sample
                     return
-                text = self._texts.read(shard, index // BLOCK, [sample.key], [sample.members]).values[0]
+                read = self._texts.read(shard, index // BLOCK, [sample.key], [sample.members])
+                if read.digests is not None:  # the text is not of the tar itself
+                    self._same.check(shard.id, [sample.key], [sample.members], {self.config.text: read})
                 image = next((sample.members[e] for e in self.config.data.image if e in sample.members), None)
-                yield Item(shard.id, index, sample.key, Text(text, digest(image)))
+                yield Item(shard.id, index, sample.key, Text(read.values[0], digest(image)))
 
     def apply(self, items: list[Item]) -> list[Row]:
         texts = [item for item in items if _said(item.payload.text)]

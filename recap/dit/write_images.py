@@ -8,8 +8,8 @@
     dataset = webdataset.WebDataset("OUT/prompts-{000000..000029}.tar", shardshuffle=False)
     for image, prompt, about in dataset.decode("pil").to_tuple("png", "txt", "json"): ...
 
-The json says key, prompt, guidance, seed and cut. A name in a tar is the key, with dots and slashes as %2E and %2F. OUT
-appears when it is whole.
+The json says key, prompt, guidance, seed and cut. A name in a tar is the key, with dots as %2E, since webdataset ends a
+key at the first. OUT appears when it is whole.
 
 Exit codes: 0 written, 1 the run is not complete, 64 wrong usage.
 """
@@ -37,6 +37,7 @@ from hpc import object_store
 from hpc.errors import Exit, Parser, UserError
 from hpc.operator import OK
 from hpc.published import Published, PublishedShard
+from recap.captioned_tars import safe_name
 from recap.dit.contact_sheet import as_png, contact_sheet
 from recap.dit.sample_job import FIELDS
 
@@ -53,6 +54,15 @@ def rows_of(shard: PublishedShard) -> Iterator[dict[str, Any]]:
             yield from batch.to_pylist()
 
 
+def member_name(key: str) -> str:
+    """A key as a path in a tar, which webdataset reads as one key and which stays below where it is unpacked.
+
+    >>> member_name("people/0001.a@4.5"), member_name("/etc/x")
+    ('people/0001%2Ea@4%2E5', '%2Fetc/x')
+    """
+    return safe_name(quote(key, safe="/@+=, ").replace(".", "%2E"))
+
+
 def write_tars(source: Published, folder: Path) -> int:
     """folder/<shard>.tar; returns the number of images."""
     import webdataset  # imports torch
@@ -63,9 +73,9 @@ def write_tars(source: Published, folder: Path) -> int:
             for row in rows_of(shard):
                 if row["status"] == OK:
                     about = {name: row[name] for name in ("key", "prompt", "guidance", "seed", "cut")}
-                    member = quote(row["key"], safe="@+=, ").replace(".", "%2E")
                     text = json.dumps(about, ensure_ascii=False).encode()
-                    writer.write({"__key__": member, "png": row["image"], "txt": row["prompt"].encode(), "json": text})
+                    name = member_name(row["key"])
+                    writer.write({"__key__": name, "png": row["image"], "txt": row["prompt"].encode(), "json": text})
                     total += 1
     return total
 

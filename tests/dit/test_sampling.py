@@ -29,6 +29,7 @@ from hpc.gang_status import _picture
 from hpc.operator import Row
 from hpc.published import Published
 from recap.dit import export
+from recap.dit import write_images as write_images_module
 from recap.dit.model import build
 from recap.dit.objective import diffusion
 from recap.dit.prompts import Prompts, PromptsConfig
@@ -310,6 +311,19 @@ def test_numbers_that_overflow(model, asked) -> None:
     rows = rows_of(job(model, asked, guidance=[1.0, 1e38]), 1, 4)
     assert rows["f.0@1e+38"].status == "failed" and rows["f.0@1e+38"].reason == "image: not a number"
     assert "image" not in rows["f.0@1e+38"].values and rows["f.0@1"].status == "ok"
+
+
+def test_keys_with_folders_in_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slashes stay folders, and braces find the tars; nothing leads out of the folder."""
+    keys = ["people/0001.a@4.5", "people/0002", "/etc/x", "../y", "a b"]
+    about = {"status": "ok", "image": b"png", "prompt": "p", "guidance": 1.0, "seed": 0, "cut": False}
+    monkeypatch.setattr(write_images_module, "rows_of", lambda shard: [{"key": key, **about} for key in keys])
+    shards: Any = [SimpleNamespace(shard=SimpleNamespace(id=f"prompts-{number:06d}")) for number in range(2)]
+    assert write_images_module.write_tars(shards, tmp_path) == 10
+    read = list(webdataset.WebDataset(f"{tmp_path}/prompts-{{000000..000001}}.tar", shardshuffle=False))
+    names = ["people/0001%2Ea@4%2E5", "people/0002", "%2Fetc/x", "%2E%2E/y", "a b"]
+    assert [sample["__key__"] for sample in read] == 2 * names
+    assert [json.loads(sample["json"])["key"] for sample in read] == 2 * keys
 
 
 @pytest.mark.slow

@@ -1,0 +1,163 @@
+"""A data set that `recap.export` wrote, as a column again: samples of many shards a file, those without a caption left
+out. OUT/shards.json says where each shard's rows are; they are joined by key.
+
+A block costs the row groups of its shard (65,536 rows), so that the run's own column is the faster one to read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from hpc.errors import UserError
+from hpc.operator import Shard
+from recap.data.columns import ColumnConfig, ColumnOfFiles, Values, check_missing, gone
+from recap.data.headers import plain
+from recap.data.index import BLOCK
+from recap.data.manifest import Located, Manifest
+from recap.data.origin import Origins, said_once
+from recap.data.row_groups import rows_of
+from recap.data.same_image import FIELD
+
+CONTENTS = "shards.json"
+FIELD_OF_CAPTIONS = "re_caption"
+_KEPT = 4  # shards whose rows are kept
+
+
+@dataclass(frozen=True)
+class ShardRows:
+    """Where the rows of a shard are, counted over all files; uri and bytes: of the tar that they were made from."""
+
+    id: str
+    uri: str
+    bytes: int
+    first: int
+    rows: int
+
+
+def file_name(number: int) -> str:
+    return f"train-{number:05d}.parquet"
+
+
+def write_contents(folder: Path, column: str, identity: str, rows_per_file: int, shards: Sequence[ShardRows]) -> None:
+    """Write OUT/shards.json. Every file but the last holds rows_per_file rows."""
+    head = {"column": column, "identity": identity, "rows_per_file": rows_per_file}
+    lines = ",\n".join(json.dumps(asdict(shard), ensure_ascii=False) for shard in shards)
+    (folder / CONTENTS).write_text(f'{json.dumps(head)[:-1]}, "shards": [\n{lines}\n]}}\n', encoding="utf-8")
+
+
+def find(folder: str) -> str | None:
+    """Where shards.json lies, if a folder is an export, or the `data` in one."""
+    system, path = fsspec.core.url_to_fs(folder)
+    above, _, last = path.rstrip("/").rpartition("/")
+    for place in (path.rstrip("/"), *([above] if last == "data" else [])):
+        if system.exists(f"{place}/{CONTENTS}"):
+            return place
+    return None
+
+
+class ExportedColumn(ColumnOfFiles):
+    """One field of an export, `re_caption` if none is named (see `recap.data.columns.Column`)."""
+
+    def __init__(self, name: str, config: ColumnConfig, place: str, manifest: Manifest | None = None) -> None:
+        super().__init__(name, config, config.field or FIELD_OF_CAPTIONS, manifest)
+        assert config.folder
+        self._system, self._place = fsspec.core.url_to_fs(config.folder)[0], place
+        self._kept: OrderedDict[str, pa.Table] = OrderedDict()
+        self._lock = Lock()  # of the dictionary, never held while a file is read
+
+    @cached_property
+    def _contents(self) -> dict[str, Any]:
+        """Of shards.json, which no rank reads that has a manifest."""
+        contents: dict[str, Any] = json.loads(self._system.cat_file(f"{self._place}/{CONTENTS}"))
+        if not str(contents["identity"]).startswith(self.config.identity or ""):
+            raise UserError(
+                f"data: column {self.name}: {self.config.folder} is of identity {contents['identity']}, not "
+                f"{self.config.identity}: another prompt, model or decoding made it. Name the export that you mean."
+            )
+        return {**contents, "shards": {shard["id"]: ShardRows(**shard) for shard in contents["shards"]}}
+
+    @cached_property
+    def _origins(self) -> Origins:
+        known = [Shard(found.id, found.uri, found.bytes) for found in self._contents["shards"].values()]
+        return Origins(self.name, str(self.config.folder), known)
+
+    def locate(self, shard: Shard) -> Located | None:
+        origin = self._origins.find(shard)
+        if origin is None:
+            return None
+        rows = self._contents["shards"][origin.shard.id]
+        where = f"{self._contents['identity']}:{self._contents['rows_per_file']}:{rows.first}:{rows.rows}"
+        return Located(where, origin.doubt)
+
+    def check(self, shards: Sequence[Shard]) -> str:
+        found = [(shard, self._origins.find(shard)) for shard in shards]
+        check_missing(self.name, self.config, [shard.id for shard, origin in found if origin is None], len(shards))
+        for shard, _ in found[:1]:
+            self.read(shard, 1, [], [])  # UserError for a field that is not there
+        return said_once(self.name, [(shard, origin) for shard, origin in found if origin])
+
+    def read(self, shard: Shard, block: int, keys: Sequence[str], members: Sequence[Mapping[str, bytes]]) -> Values:
+        located = self.located(shard)
+        if located is None:
+            return Values([None] * len(keys), [None] * len(keys))
+        table = self._table(shard, located)
+        at = pc.index_in(pa.array([plain(key) for key in keys], pa.string()), table["key"])
+        if block == 0 and len(keys) >= min(BLOCK, max(len(table), 2)) and len(table) and at.null_count == len(keys):
+            raise UserError(
+                f"data: column {self.name}: shard {shard.id}: none of its first {len(keys)} keys ({keys[0]}, …) is in "
+                f"{self.config.folder}, where the shard has {table['key'][0]}, …. It was exported from other tars."
+            )
+        taken = table.take(at)
+        return Values(taken[self.field].to_pylist(), taken[FIELD].to_pylist(), located.doubt)
+
+    def _table(self, shard: Shard, located: Located) -> pa.Table:
+        """key, the field and the images' digests of a shard."""
+        with self._lock:
+            kept = self._kept.get(shard.id)
+        if kept is not None:
+            return kept
+        identity, *numbers = located.file.split(":")
+        rows_per_file, begin, count = map(int, numbers)
+        number, first = divmod(begin, rows_per_file)
+        parts = [pa.table({name: pa.array([], pa.string()) for name in ("key", self.field, FIELD)})]
+        while (left := count - sum(map(len, parts))) > 0:
+            parts.append(self._part(shard, identity, number, first, min(left, rows_per_file - first)))
+            number, first = number + 1, 0
+        table = pa.concat_tables(parts[1:] or parts).combine_chunks()
+        table = table.set_column(0, "key", pa.array([plain(key) for key in table["key"].to_pylist()], pa.string()))
+        with self._lock:
+            self._kept[shard.id] = table
+            if len(self._kept) > _KEPT:
+                self._kept.popitem(last=False)
+        return table
+
+    def _part(self, shard: Shard, identity: str, number: int, first: int, count: int) -> pa.Table:
+        name = f"{self._place}/data/{file_name(number)}"
+        try:
+            with self._system.open(name, "rb") as source, pq.ParquetFile(source) as file:
+                if missing := [n for n in ("key", self.field, FIELD) if n not in file.schema_arrow.names]:
+                    raise UserError(
+                        f"config: `data.columns.{self.name}`: {name} has no field {missing[0]!r}. It has "
+                        f"{', '.join(file.schema_arrow.names)}: set `field`."
+                    )
+                found = rows_of(file, first, count, ["key", self.field, FIELD])
+                same = (file.schema_arrow.metadata or {}).get(b"identity", b"").decode() == identity
+        except FileNotFoundError:
+            raise gone(self.name, shard, name) from None
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(f"data: column {self.name}: {name} cannot be read: {error}. Export it again.") from error
+        if not same or len(found) != count:
+            raise gone(self.name, shard, f"{name} as it was")
+        return found
