@@ -3,8 +3,9 @@
 A config file has the keys of `RunConfig` (below) and of its work's `Config`. It names either an `operator:` (a map job:
 slots that claim shards) or a `trainer:` (a gang job: ranks that train together). `cluster:` names a profile
 (`configs/cluster/<name>.yaml`) or is a mapping; `cluster=NAME cluster.time=1:00:00` on the command line picks and
-changes one. `base: FILE` takes over another config, relative to the file: groups of keys are merged, all other values
-(lists, and mappings with names of one's own, such as `text.weights`) replace the base's.
+changes one; `data.0.path=…` changes an entry of a list that the file has. `base: FILE` takes over another config,
+relative to the file: groups of keys are merged, all other values (lists, and mappings with names of one's own, such as
+`text.weights`) replace the base's.
 
 Fields are *semantic* (they make the output, and enter its identity) unless their metadata says {"execution": True}.
 """
@@ -380,14 +381,21 @@ def _parse_value(text: str) -> Any:
 
 
 def assign(tree: dict[str, Any], dotted: str, value: Any) -> None:
-    """Set `a.b` of a tree, in place."""
+    """Set `a.b` of a tree, in place; a number leads into a list: `data.0.path`."""
     *groups, last = dotted.split(".")
-    for key in groups:
-        branch = tree.setdefault(key, {})
-        if not isinstance(branch, dict):
-            raise UserError(f"config: `{dotted}`: `{key}` is not a group of keys")
-        tree = branch
-    tree[last] = value
+    place: Any = tree
+    for depth, key in enumerate(groups):
+        place = place[_index(place, key, dotted)] if isinstance(place, list) else place.setdefault(key, {})
+        if not isinstance(place, dict | list):
+            raise UserError(f"config: `{dotted}`: `{'.'.join(groups[: depth + 1])}` is not a group of keys")
+    place[_index(place, last, dotted) if isinstance(place, list) else last] = value
+
+
+def _index(place: list[Any], key: str, dotted: str) -> int:
+    if not key.isdecimal() or int(key) >= len(place):
+        known = f"0 to {len(place) - 1}" if place else "it is empty"
+        raise UserError(f"config: `{dotted}`: {key!r} is not the number of an entry of this list ({known})")
+    return int(key)
 
 
 def structured(schema: type, values: dict[str, Any], source: str) -> Any:

@@ -7,9 +7,10 @@
     python -m hpc.launch configs/pipeline/recap_demo.yaml                  a pipeline: the config has `stages:`
     python -m hpc.launch CONFIG captioner.model=/models/llava-llama-3-8b name=first-try
 
-`key=value` changes the config, `--flags` are actions. Launching over a run that exists continues it: finished shards
-are never redone. --check loads the model as a slot does, here or in a job that it waits for, applies it to a few
-samples of the data, and shows what came of them, before anything is submitted: python -m hpc.launch CONFIG --check
+`key=value` changes the config (`data.0.path=/data` the first entry of a list), `--flags` are actions. Launching over a
+run that exists continues it: finished shards are never redone. --check loads the model as a slot does, here or in a job
+that it waits for, applies it to a few samples of the data, and shows what came of them, before anything is submitted:
+python -m hpc.launch CONFIG --check
 
 Exit codes: 0 submitted or complete, 1 incomplete (or: --check found that the work does not work), 2 some shards
 failed or gave nothing, or no sample is ok, 64 wrong usage.

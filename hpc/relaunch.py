@@ -7,6 +7,8 @@ from pathlib import Path
 
 import yaml
 
+from hpc import config as configs
+from hpc.errors import UserError
 from hpc.pipeline_run import PipelineRun
 from hpc.rundir import Run, Submission
 
@@ -43,6 +45,18 @@ def _command(run: Run, source: str, overrides: list[str], launched: Path) -> lis
         here = run.config_file
         return [*LAUNCH, str(here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else here)]
     return [*LAUNCH, source, *overrides]
+
+
+def next_steps(run: Run) -> list[str]:
+    """Commands that use what a finished map job or training has made; [] where its work knows none, or is gone."""
+    latest = run.latest()
+    try:
+        config = configs.check(latest.config, latest.source)
+        steps = getattr(config.trainer() if config.is_gang else config.operator(), "next_steps", None)
+    except (UserError, OSError):
+        return []
+    here = run.path.relative_to(Path.cwd()) if run.path.is_relative_to(Path.cwd()) else run.path
+    return list(steps(str(here))) if steps else []
 
 
 def changed(overrides: list[str], later: list[str]) -> list[str]:

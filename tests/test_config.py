@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from hpc import launch
 from hpc.cluster_checks import slurm_seconds
 from hpc.errors import UserError
 from tests.echo import Echo, EchoConfig
-from tests.jobs import EchoJob
+from tests.jobs import ROOT, EchoJob
 
 # Identity of an echo job with all fields at their default. While it stands, what earlier versions made stays valid.
 GOLDEN = "4e052ae1"
@@ -126,6 +127,23 @@ def test_numbers_and_text(tmp_path: Path) -> None:
         "module load a",
         "module load b",
     ]
+
+
+def test_entries_of_lists() -> None:
+    """By their number, in groups and in plain lists."""
+    shipped = str(ROOT / "configs/sft/own_tars.yaml")
+    made = configs.load(shipped, ["data.0.path=/mine/{0..9}.tar", "data.0.prompts.0=Say it.", "trainable.1=lm_head"])
+    assert (made.work.data[0].path, made.work.data[0].prompts) == ("/mine/{0..9}.tar", ["Say it."])
+    assert made.work.data[0].kind == "columns" and made.work.trainable[1] == "lm_head"
+    for override, said in {
+        "data.1.path=x": "`data.1.path`: '1' is not the number of an entry of this list (0 to 0)",
+        "data.path=x": "'path' is not the number of an entry",
+        "trainable.3=x": "(0 to 2)",
+        "data.0.pth=x": "`data[0].pth`: unknown key. Did you mean `data[0].path`",
+        "data.0.path.x=y": "`data.0.path` is not a group of keys",
+    }.items():
+        with pytest.raises(UserError, match=re.escape(said)):
+            configs.load(shipped, [override])
 
 
 def test_overrides_win_and_profiles_are_found(tmp_path: Path) -> None:

@@ -102,6 +102,14 @@ def test_a_failed_stage_stops_what_needs_it_and_nothing_is_done_twice(tmp_path: 
     facts = shown(bench)
     assert facts["exit"] == 0 and all(s["state"] == "finished" and s["seconds"] >= 0 for s in facts["stages"].values())
 
+    kept = str(bench.run.path / "config.yaml")  # what the run itself has kept is the same pipeline
+    bench.config.unlink()
+    assert inline("hpc.launch", kept).returncode == 0
+    assert bench.markers() == after and len(bench.run.submissions()) == 4
+    assert inline("hpc.launch", kept, "--only", "last").returncode == 0
+    assert bench.markers().keys() == after.keys() and bench.markers()["echo"] == after["echo"]
+    assert [s.config["stage"] for s in bench.run.submissions()][4:] == ["last"]
+
 
 def test_what_changed_is_done_again_with_all_that_needs_it(tmp_path: Path) -> None:
     (tmp_path / "flag").touch()

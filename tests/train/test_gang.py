@@ -20,7 +20,8 @@ import yaml
 from hpc import gang, gang_status, heartbeat, importable, launch
 from hpc.errors import Exit
 from hpc.rundir import Run
-from tests.jobs import wait_for
+from tests.jobs import inline, wait_for
+from tests.train.plain import Plain
 
 ROOT = Path(__file__).parents[2]
 
@@ -50,9 +51,12 @@ def finish(folder: Path, **more: Any) -> tuple[int, str, Run]:
     return process.returncode, said + logs, run
 
 
-def test_complete(tmp_path: Path) -> None:
+def test_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code, _, run = finish(tmp_path, ranks=3)
     assert code == 0
+    monkeypatch.setattr(Plain, "next_steps", lambda self, run: [f"python -m look {run}", "and then"], raising=False)
+    said = inline("hpc.status", str(run.path)).stdout
+    assert f"next     python -m look {run.path}\n         and then\nlaunch again: " in said
     facts = gang_status.gather(run)
     assert (facts["exit"], facts["state"], facts["ranks"], facts["lives"]) == (0, "exited", 3, 1)
 
