@@ -141,10 +141,8 @@ class ClipTask:
         texts = self.policy.draw(sample.columns, self._seed, epoch, sample.name)
         if not texts:
             return "text: every column is empty"
-        data = image_of(sample, self.config.data)
-        if data is None:
-            return "image: missing"
         try:
+            data = image_of(sample, self.config.data)
             pixels = training_crop(data, self.stage.image, self._seed, epoch, sample.name, self.config.area)
         except BadImage as error:
             return error.reason

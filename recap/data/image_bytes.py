@@ -26,6 +26,18 @@ _OTHERS = [
     (b"icns", "ICNS"),
     (b"SIMPLE  =", "FITS"),
 ]
+NOT_READ = {
+    "heic": "HEIC", "heif": "HEIC", "hif": "HEIC", "jxl": "JPEG XL", "svg": "SVG", "svgz": "SVG", "eps": "EPS",
+    "pdf": "PDF", "psd": "PSD", "dds": "DDS", "qoi": "QOI", "exr": "OpenEXR", "hdr": "Radiance HDR", "wmf": "WMF",
+    "icns": "ICNS", "fits": "FITS",
+}  # fmt: skip
+"""The same by the extensions of their files."""
+
+COMMON = (b"\xff\xd8\xff", PNG[:4], b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
+"""How files of the formats begin that are read and can be told by it."""
+
+CONVERT = "convert it to JPEG, PNG or WebP"
+
 _HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 # What may follow a scan: other data of its kind, also behind each restart marker that it may wait for. No byte is 0xff.
 _NOISE = [bytes((7 * i * i + 31 * i + 89 * n) % 255 for i in range(96)) for n in range(3)]

@@ -21,15 +21,15 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from recap.data.image_bytes import PNG, jpeg_with_end, kind_of, png_without_extras, sizes_in_icon
+from recap.data.image_bytes import COMMON, CONVERT, PNG, jpeg_with_end, kind_of, png_without_extras, sizes_in_icon
 
 LARGEST = 100_000_000  # pixels
+NOT_AN_IMAGE = "image: not an image"
 
 # Only formats found on the web, and none that runs a program (EPS would start Ghostscript).
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM", "ICO", "TGA", "JPEG2000")
 # How Pillow names a JPEG of several pictures is no other format to us.
 _JPEG = ("JPEG", "MPO")
-_MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
 _BITS, _PHOTOMETRIC, _TILE_WIDTH, _TILE_LENGTH, _SAMPLE_FORMAT = 258, 262, 322, 323, 339  # tags of TIFF
 # Bytes a pixel that a format takes while it is decoded and made 8-bit RGB, the rarer kinds of it included.
 _COST = {"JPEG": 14, "MPO": 14, "PNG": 13, "GIF": 10, "WEBP": 18, "JPEG2000": 21, "AVIF": 13}
@@ -163,10 +163,10 @@ def _opened(data: bytes, max_pixels: int) -> Image.Image:
         raise BadImage(f"image: larger than {max_pixels} pixels", _particulars(error)) from error
     except Exception as error:
         if kind := kind_of(data):
-            raise BadImage("image: not an image", f"{kind}, which is not read") from error
+            raise BadImage(NOT_AN_IMAGE, f"{kind}, which is not read: {CONVERT}") from error
         if isinstance(error, UnidentifiedImageError):
-            known = data.startswith(_MAGIC)
-            raise BadImage("image: damaged" if known else "image: not an image", f"{len(data)} bytes") from error
+            known = data.startswith(COMMON)
+            raise BadImage("image: damaged" if known else NOT_AN_IMAGE, f"{len(data)} bytes") from error
         raise BadImage("image: damaged", _particulars(error)) from error
     _check_size(image.size, max_pixels)
     tags = getattr(image, "tag_v2", {})

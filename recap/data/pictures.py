@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from hpc.operator import Damage, Item, Shard
+from recap.data.image_bytes import COMMON, CONVERT, NOT_READ, kind_of
+from recap.data.images import NOT_AN_IMAGE
 from recap.data.inputs import DataConfig
 from recap.data.remote import open_shard
 from recap.data.tars import Sample, read_samples
@@ -37,7 +39,23 @@ def find_image(sample: Sample, extensions: Sequence[str]) -> FoundImage:
     odd = next((sample.odd[e] for e in extensions if e in sample.odd), None)
     if odd is not None:
         return FoundImage(None, f"image: {odd}")
-    return FoundImage(None, MISSING, _listed("members", [*sample.members, *sample.odd]))
+    return FoundImage(None, *why_missing(sample.members, sample.odd))
+
+
+def why_missing(members: Mapping[str, bytes], odd: Collection[str] = ()) -> tuple[str, str]:
+    """Reason and detail for a sample none of whose members has an extension of `data.image`: is one an image whose
+    format is not read, then that is said as it is of such bytes under another name.
+    """
+    names = [*members, *odd]
+    for name in names:
+        kind = NOT_READ.get(name.rpartition(".")[2])
+        if kind is None:
+            continue
+        data = members.get(name, b"")
+        if data.startswith(COMMON) and not kind_of(data):
+            return MISSING, f"member {name}, which is of a format that is read: name {name} in data.image"
+        return NOT_AN_IMAGE, f"{kind_of(data) or kind}, which is not read: {CONVERT} (member {name})"
+    return MISSING, _listed("members", names)
 
 
 def read_items(shard: Shard, data: DataConfig, payload: Callable[[Sample], tuple[Any, int]]) -> Iterator[Item | Damage]:
@@ -86,7 +104,9 @@ class _Unnamed:
         if 2 * self._samples <= read:
             return None
         told = _listed("their extensions are", [e for e, _ in self._extensions.most_common()])
-        detail = f"{self._samples:,} of {read:,}; {told}. A key ends at the first dot; extensions: data.image"
+        kinds = sorted({NOT_READ[e] for e in (name.rpartition(".")[2] for name in self._extensions) if e in NOT_READ})
+        unread = f" {', '.join(kinds)}: not read, {CONVERT}." if kinds else ""
+        detail = f"{self._samples:,} of {read:,}; {told}.{unread} A key ends at the first dot; extensions: data.image"
         return Damage("image: most samples have none that data.image names", detail)
 
 

@@ -19,10 +19,12 @@ from hpc.operator import Shard
 from hpc.published import Published
 from hpc.trainer import Gang
 from recap.data.columns import Column, ColumnConfig, ColumnOfFiles, open_column
+from recap.data.images import BadImage
 from recap.data.index import BLOCK, Index
 from recap.data.inputs import DataConfig, list_shards
 from recap.data.joined import HELD, Joined, Reader, Slot
 from recap.data.manifest import Manifest, write
+from recap.data.pictures import MISSING, why_missing
 from recap.data.streams import Plan
 from recap.data.unindexed import StreamedReader, StreamedSlot
 from recap.train.settings import execution, semantic
@@ -282,8 +284,15 @@ class Samples(Generic[T]):
         raise AssertionError("candidates end with an error")
 
 
-def image_of(sample: Joined, data: JoinedDataConfig) -> bytes | None:
-    """The bytes of a sample's image: of the column of small ones, or of the first member that is one."""
+def image_of(sample: Joined, data: JoinedDataConfig) -> bytes:
+    """The bytes of a sample's image: of the column of small ones, or of the first member that is one. BadImage where
+    it has none.
+    """
     if data.pixels:
-        return sample.columns[data.pixels]
-    return next((sample.members[e] for e in data.image if e in sample.members), None)
+        image, why = sample.columns[data.pixels], (MISSING, "")
+    else:
+        image = next((sample.members[e] for e in data.image if e in sample.members), None)
+        why = why_missing(sample.members) if image is None else ("", "")
+    if image is None:
+        raise BadImage(*why)
+    return image

@@ -159,10 +159,7 @@ class DitTask:
         )  # fmt: skip
 
     def _pixels(self, sample: Joined, mirrored: bool) -> np.ndarray:
-        data = image_of(sample, self.config.data)
-        if data is None:
-            raise BadImage("image: missing")
-        pixels = centre_crop(data, self.config.model.image)
+        pixels = centre_crop(image_of(sample, self.config.data), self.config.model.image)
         return pixels[:, ::-1].copy() if mirrored else pixels
 
     def _latent(self, sample: Joined, mirrored: bool) -> np.ndarray:

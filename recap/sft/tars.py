@@ -15,6 +15,7 @@ from PIL import Image
 
 from hpc.errors import UserError
 from recap.data.columns import ColumnConfig
+from recap.data.images import BadImage
 from recap.data.index import Index
 from recap.data.inputs import list_shards
 from recap.data.joined import Joined, Reader
@@ -90,14 +91,15 @@ class Tars:
             raise BadSample(found.problem, f"{found.name}: in the tar")
         prompt = self._prompts[draw(self._seed, "prompt", slot.epoch, found.name) % len(self._prompts)]
         turns = [("user", f"{IMAGE}\n{prompt}"), ("assistant", _said(found))]
-        return Example(found.name, turns, [(found.name, image_of(found, self._data))], passed=passed)
+        return Example(found.name, turns, [found], passed=passed)
 
     def image(self, handle: Any) -> Image.Image:
         """RGB. Raises BadSample where it is missing or damaged."""
-        name, data = handle
-        if data is None:
-            raise BadSample("image: missing", name)
-        return decoded(data, name)
+        try:
+            data = image_of(handle, self._data)
+        except BadImage as error:
+            raise BadSample(error.reason, f"{handle.name}: {error.detail}") from error
+        return decoded(data, handle.name)
 
 
 def open_reader(plan: Plan, data: JoinedDataConfig, shared: Shared | None = None) -> Reader:

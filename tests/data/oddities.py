@@ -183,6 +183,11 @@ def garbage(folder: Path) -> bytes:
     return bytes(data)
 
 
+UNREAD = [
+    *(Row(key, None, None, SKIPPED, "image: not an image") for key in "abcd"),
+    Row("e", None, None, SKIPPED, "image: missing"),  # a JPEG by its bytes: data.image may name the extension
+    *(Row(key) for key in "fghijk"),
+]
 TWO = [*sample("a"), *sample("b")]
 PLAIN = [Row("a"), Row("b")]
 
@@ -234,6 +239,13 @@ ODDITIES = [
             Row("c"),
         ],
         "image: most samples have none that data.image names",
+    ),
+    Oddity(
+        "images that nobody reads (HEIC, JPEG XL, SVG)", "the sample is skipped: `image: not an image`",
+        lambda _: pack(("a.heic", b"\0\0\0\x18ftypheic" + bytes(99)), ("b.jxl", b"\xff\x0a" + bytes(9)),
+                       ("c.svg", b"<svg/>"), ("d.svgz", b"\x1f\x8b"), ("e.HEIC", b"\xff\xd8\xff"), *sample("f"),
+                       *sample("g"), *sample("h"), *sample("i"), *sample("j"), *sample("k"), ("k.svg", b"<svg/>")),
+        UNREAD,
     ),
     Oddity(
         "text with a byte order mark", "the mark is no part of the text",

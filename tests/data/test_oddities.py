@@ -17,9 +17,11 @@ from hpc.operator import Shard
 from hpc.published import Published, PublishedShard
 from recap import export
 from recap.data.columns import ColumnConfig, open_column
+from recap.data.images import BadImage
 from recap.data.index import Index
 from recap.data.inputs import DataConfig, list_shards
 from recap.data.joined import Joined, Reader
+from recap.data.samples import JoinedDataConfig, image_of
 from recap.data.streams import Plan
 from recap.data.unindexed import StreamedReader
 from tests.data.oddities import ODDITIES, OK, Oddity
@@ -90,6 +92,18 @@ def test_what_is_missing_is_named(runs: Path) -> None:
         found = published(runs, next(o for o in ODDITIES if o.name == name))
         assert f"members {extension}" in found.table(["detail"])["detail"][0].as_py()
         assert f"extensions are {extension}" in found.marker["damage"]["detail"]
+
+
+def test_formats_that_are_not_read_are_named(runs: Path) -> None:
+    """By their bytes, else by their extension; and what to do."""
+    found = published(runs, next(o for o in ODDITIES if o.name.startswith("images that nobody reads")))
+    told = found.table(["detail"])["detail"].to_pylist()
+    kinds = [("HEIC", "heic"), ("JPEG XL", "jxl"), ("SVG", "svg"), ("SVG", "svgz")]
+    assert told[:4] == [f"{k}, which is not read: convert it to JPEG, PNG or WebP (member {e})" for k, e in kinds]
+    assert told[4] == "member heic, which is of a format that is read: name heic in data.image"
+    only = Joined("s", "a", {"heic": b"\0\0\0\x18ftypheic"}, {})
+    with pytest.raises(BadImage, match="HEIC, which is not read"):
+        image_of(only, JoinedDataConfig())
 
 
 @odd
