@@ -54,7 +54,7 @@ class Echo(Batched):
         return [("echo", f"prefix {self.config.prefix!r}")]
 
     def column(self) -> Column:
-        return Column(self.config.column, [("text", pa.string()), ("sha256", pa.string()), ("gpu", pa.string())])
+        return Column(self.config.column, [("text", pa.string()), ("sha256", pa.string())])
 
     def setup(self, device: str) -> None:
         time.sleep(self.config.setup_s)
@@ -103,6 +103,5 @@ class Echo(Batched):
         values = {
             "text": self.config.prefix + item.payload,
             "sha256": hashlib.sha256(item.payload.encode()).hexdigest(),
-            "gpu": os.environ.get("CUDA_VISIBLE_DEVICES") or None,
         }
         return Row(item.shard, item.index, item.key, values=values)

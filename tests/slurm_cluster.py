@@ -130,6 +130,29 @@ class Cluster:
                 )
         return found
 
+    def daemons(self, *words: str) -> list[psutil.Process]:
+        """This cluster's daemons whose command line begins with these words."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.cmdline()[: len(words)] == list(words):
+                    conf = process.environ().get("SLURM_CONF")
+                    found += [process] if conf == self.env["SLURM_CONF"] and alive(process) else []
+            except psutil.Error:
+                continue
+        return found
+
+    def drained(self) -> dict[str, str]:
+        """Nodes that Slurm has taken out of service by itself, with its reason; {} where it does not answer."""
+        told = ("sinfo", "-h", "-N", "-p", "debug", "-t", "drain", "-o", "%N %E")
+        done = subprocess.run(told, env=self.env, capture_output=True, text=True, timeout=60, check=False)
+        return dict(line.split(" ", 1) for line in done.stdout.splitlines())
+
+    def resume(self, node: str) -> None:
+        """What an administrator does with a drained node that is well; may fail where the controller is away."""
+        command = ("scontrol", "update", f"nodename={node}", "state=resume")
+        subprocess.run(command, env=self.env, capture_output=True, timeout=60, check=False)
+
     def kill_controller(self) -> bool:
         """kill -9 of slurmctld; whether it lived."""
         try:

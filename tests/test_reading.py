@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,9 +17,9 @@ from hpc import blame, breaker, heartbeat
 from hpc.agent import Agent
 from hpc.in_flight import Held, InFlight
 from hpc.ledger import DONE, Claim
-from hpc.operator import Damage, Item, Shard
+from hpc.operator import Damage, Item, Row, Shard
 from hpc.shard_task import Task
-from tests.echo import Echo
+from tests.echo import Echo, EchoConfig
 from tests.jobs import EchoJob, texts
 
 
@@ -32,6 +33,29 @@ class BadReads(Echo):
             if isinstance(item, Item) and item.payload == "read: kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             yield item
+
+
+class Hoarder(Echo):
+    """Says that each sample holds 400 MiB, and applies none while it is given more."""
+
+    def __init__(self, config: EchoConfig) -> None:
+        super().__init__(config)
+        self._given = self._since = 0
+
+    def read(self, shard: Shard) -> Iterator[Item | Damage]:
+        for item in super().read(shard):
+            yield replace(item, size=400 << 20) if isinstance(item, Item) else item
+
+    def poll(self, timeout: float) -> list[Row]:
+        time.sleep(0.01)
+        self._since = self._since + 1 if len(self._waiting) == self._given else 0
+        self._given = len(self._waiting)
+        return super().poll(timeout) if self._since >= 20 else []
+
+    def apply(self, items: list[Item]) -> list[Row]:
+        with open(Path(self.config.inputs) / "batches", "a") as file:
+            file.write(f"{len(items)}\n")
+        return super().apply(items)
 
 
 def job(folder: Path, lines: dict[str, list[str]], **settings: object) -> EchoJob:
@@ -60,6 +84,15 @@ def test_a_shard_that_cannot_be_read_fails_alone(tmp_path: Path, where: int, fau
     status = echo.status()
     assert sum(status["engine_deaths"].values()) == 6 and status["samples"]["quarantined"] == 0
     assert len(echo.heartbeats()) == 1 and status["excluded"] == {}, "neither the slot nor the node was given up"
+
+
+def test_what_is_in_flight_is_bounded_in_bytes(tmp_path: Path) -> None:
+    """An operator that wants 32 samples is given those of one GiB."""
+    echo = EchoJob(tmp_path, {"a": texts(7)}, operator="tests.test_reading.Hoarder", batch=32)
+    echo.submit()
+    assert echo.work() == 0, echo.log()
+    echo.check()
+    assert (echo.inputs / "batches").read_text().split() == ["3", "3", "1"]
 
 
 def test_a_node_is_excluded_only_for_what_others_can_read(tmp_path: Path) -> None:

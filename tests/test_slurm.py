@@ -5,6 +5,7 @@ Each test asserts that its fault hit, and by `check` that each sample is in the 
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import sys
 import tarfile
@@ -258,13 +259,26 @@ def test_check_is_a_job_of_its_own(slurm: Cluster, tmp_path: Path) -> None:
 def test_three_nodes_with_two_gpus_each(make: Callable[..., EchoJob]) -> None:
     job = make(shards=24, lines=12, delay_s=0.05)
     job.launch(f"slots={NODES}", f"gpus_per_node={GPUS}", "device=cpu")
+    each = {(f"n{node}", str(gpu)) for node in range(1, NODES + 1) for gpu in range(GPUS)}
+    seen: set[tuple[str, str]] = set()
+    wait(lambda: seen.update(devices(job.processes("hpc.engine"))) or seen >= each, "every GPU has had its engine")
+    assert seen == each, "an engine sees one GPU"
     job.wait_over()
     job.check()
-    seen: dict[str, set[str]] = {}
-    for shard, marker in job.markers().items():
-        seen.setdefault(marker["by"]["host"], set()).update(job.table(shard)["gpu"].to_pylist())
-    assert seen == {f"n{node}": {"0", "1"} for node in (1, 2, 3)}
+    lives = [facts for slot in range(NODES) for facts in job.lives(slot)]
+    assert {(f["host"], engine["device"]) for f in lives for engine in f["engines"] if engine["done"]} == each
+    assert {marker["by"]["host"] for marker in job.markers().values()} == {host for host, _ in each}
     assert {e.state for e in job.slurm.elements(job.id).values()} == {"COMPLETED"}
+
+
+def devices(engines: list[psutil.Process]) -> set[tuple[str, str]]:
+    """(node, CUDA_VISIBLE_DEVICES) of engine processes."""
+    found = set()
+    for engine in engines:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            environment = engine.environ()
+            found.add((environment["SLURMD_NODENAME"], environment["CUDA_VISIBLE_DEVICES"]))
+    return found
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from recap.data.images import EncodedImage
+from recap.data.memory import to_decode
 from recap.train.order import draw
 
 
@@ -20,7 +21,8 @@ def training_crop(
     """
     encoded = EncodedImage(data)
     left, top, width, height = _box(*encoded.size, area, ratio, seed, epoch, key)
-    return _resize(encoded, size, (left, top, left + width, top + height))
+    with to_decode(encoded.cost):
+        return _resize(encoded, size, (left, top, left + width, top + height))
 
 
 def _box(width: int, height: int, area: float, ratio: float, seed: int, epoch: int, key: str) -> tuple[float, ...]:

@@ -5,9 +5,9 @@
         for sample in slot.candidates():      # the sample of this place, then what may replace it
             ...
 
-A window's blocks are read whole (one range of the tar, one row group of each column) and held until the window is
-through; the next window is read ahead when three quarters are. Memory: about 1.3 windows x streams of this rank, as
-the tar has them.
+A window's blocks are read whole (one range of the tar, in pieces where it is large, and one row group of each column)
+and held until the window is through; the next window is read ahead when three quarters are. Memory: about 1.3 windows x
+streams of this rank, as the tar has them, and a piece for each thread that reads. More than the machine has is refused.
 """
 
 from __future__ import annotations
@@ -16,20 +16,22 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any, cast
 
 from hpc.errors import UserError
 from hpc.operator import Damage, Shard
 from recap.data.archive import LINK, single
 from recap.data.columns import Column, MemberColumn, ParquetColumn
 from recap.data.index import Block
-from recap.data.remote import fetch
+from recap.data.memory import of_machine
+from recap.data.remote import Ranges, fetch
 from recap.data.same_image import SameImages
 from recap.data.streams import Plan, Window
 from recap.data.tars import Sample, read_samples
 from recap.train.order import draw
 
-_END = b"\0" * 1024  # a range of a tar has no end of its own
+PIECE = 64 << 20  # bytes of a block that are asked for at a time: most blocks are smaller, those of large images not
+_END = 1024  # zeros: a range of a tar has no end of its own
 _AHEAD = 0.75  # of a window, after which the next is read
 HELD = 1.3  # windows of a stream that are held on average
 _REPLACEMENTS = 64  # drawn for one place before the data is called useless
@@ -123,9 +125,9 @@ class Reader:
             raise UserError(f"data: training cannot start at sample {first:,}: the {streams} streams do not divide it.")
         mine = range(rank * streams // world, (rank + 1) * streams // world)
         positions = range(first // streams, (first + count) // streams)
-        missing = [self._load(self.plan.window(s, positions[0])) for s in mine if not self._have(s, positions[0])]
-        for held in missing:  # all at once, so that a start reads in parallel
-            self._held[held.window.stream] = held
+        for stream in mine:  # all at once, so that a start reads in parallel
+            if not self._have(stream, positions[0]):
+                self._held[stream] = self._load(self.plan.window(stream, positions[0]))
         return [self._slot(stream, position) for stream in mine for position in positions]
 
     def place(self, position: int) -> Slot:
@@ -153,7 +155,28 @@ class Reader:
         return Slot(held.window, held.samples(), int(held.order[offset]), self.plan.seed)
 
     def _load(self, window: Window) -> _Held:
-        return _Held(window, [self._pool.submit(self._read, p.block, p.first, p.count) for p in window.pieces])
+        held = _Held(window, self._bytes(window))
+        others = [h for place in (self._held, self._ahead) for s, h in place.items() if s != window.stream]
+        self._check_memory(held.bytes + sum(other.bytes for other in others), len(others) + 1)
+        held.reads = [self._pool.submit(self._read, p.block, p.first, p.count) for p in window.pieces]
+        return held
+
+    def _bytes(self, window: Window) -> int:
+        """Of the tars' blocks that a window holds."""
+        if self._instead is not None:
+            return 0
+        blocks = [self.plan.index.block(piece.block) for piece in window.pieces]
+        return sum(block.end - block.start for block in blocks)
+
+    def _check_memory(self, held: int, windows: int) -> None:
+        """UserError before the windows take more than the machine has: the process would be killed without a word."""
+        if held > (most := of_machine()):
+            fits = max(1, int(self.plan.blocks_per_window * most / held / 2))
+            raise UserError(
+                f"config: `data.window`: {windows} windows of {self.plan.blocks_per_window} blocks hold "
+                f"{held / 2**30:,.1f} GiB of tars, this machine has {most / 2**30:,.1f} GiB. Write about {fits}, use "
+                "more ranks, or shrink the images first (configs/data/shrink.yaml) and name the column in data.pixels."
+            )
 
     # --- one block --------------------------------------------------------------------------------
 
@@ -176,8 +199,13 @@ class Reader:
     def _samples(self, shard: Shard, block: Block) -> list[Sample]:
         if self._instead is not None:
             return [Sample(key) for key in self._instead.keys(shard, block.number, block.count)]
-        data = fetch(shard.uri, block.start, block.end)
-        self.bytes_read += len(data)
+
+        def read(start: int, end: int) -> bytes:
+            """Of the block's range, and of the zeros behind it."""
+            first, last = block.start + start, min(block.start + end, block.end)
+            data = fetch(shard.uri, first, last) if first < last else b""
+            self.bytes_read += len(data)
+            return data + bytes(end - start - len(data))
 
         def linked(name: str) -> tuple[bytes | None, str]:
             """A hard link to a member of an earlier block: the index says where that lies."""
@@ -186,15 +214,19 @@ class Reader:
             start, end = block.links[name]
             return single(lambda: fetch(shard.uri, start, end), end - start)
 
-        return [s for s in read_samples(io.BytesIO(data + _END), linked) if not isinstance(s, Damage)]
+        ranges = Ranges(read, block.end - block.start + _END, PIECE)
+        file = cast(IO[bytes], io.BufferedReader(ranges, 1 << 20))
+        return [s for s in read_samples(file, linked) if not isinstance(s, Damage)]
 
 
 class _Held:
     """A window whose blocks are being read, or have been."""
 
-    def __init__(self, window: Window, reads: list[Future[list[Joined]]]) -> None:
+    def __init__(self, window: Window, bytes: int) -> None:
         self.window, self.size, self.order = window, window.size, window.order()
-        self._reads = reads
+        self.bytes = bytes
+        """Of the tars, as the index says."""
+        self.reads: list[Future[list[Joined]]] = []
         self._samples: list[Joined] | None = None
 
     def covers(self, position: int) -> bool:
@@ -202,8 +234,8 @@ class _Held:
 
     def samples(self) -> list[Joined]:
         if self._samples is None:
-            self._samples = [sample for read in self._reads for sample in read.result()]
-            self._reads = []
+            self._samples = [sample for read in self.reads for sample in read.result()]
+            self.reads = []
         return self._samples
 
 

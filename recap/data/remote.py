@@ -14,6 +14,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -58,7 +59,8 @@ def open_shard(shard: Shard) -> IO[bytes]:
     if not said.ranges:
         stream = retry(lambda: http.Stream(system, path, said.size), shard.uri)
         return cast(IO[bytes], io.BufferedReader(stream, 1 << 20))
-    return cast(IO[bytes], io.BufferedReader(_Ranges(system, path, shard), 1 << 20))
+    read = partial(_checked_range, system, path, shard.uri)
+    return cast(IO[bytes], io.BufferedReader(Ranges(read, shard.bytes, RANGE), 1 << 20))
 
 
 def fetch(uri: str, start: int, end: int) -> bytes:
@@ -66,6 +68,10 @@ def fetch(uri: str, start: int, end: int) -> bytes:
     if "://" not in uri:
         return _local(uri, start, end)
     system, path = fsspec.core.url_to_fs(uri)
+    return _checked_range(system, path, uri, start, end)
+
+
+def _checked_range(system: Any, path: str, uri: str, start: int, end: int) -> bytes:
     return retry(lambda: _range(system, path, start, end), uri)
 
 
@@ -94,11 +100,17 @@ def _compare(shard: Shard, size: int, etag: str) -> None:
         raise ShardError("input: changed since the plan", f"{shard.uri} had ETag {shard.etag}, now {etag}")
 
 
-class _Ranges(io.RawIOBase):
-    """An object as a file. Ranges are asked for in order; what is stepped over far enough is not asked for."""
+class Ranges(io.RawIOBase):
+    """Ranges as a file. They are asked for in order; what is stepped over far enough is not asked for.
 
-    def __init__(self, system: Any, path: str, shard: Shard) -> None:
-        self._system, self._path, self._shard = system, path, shard
+    Args:
+        read: bytes [start, end) of the file.
+        size: bytes of the file.
+        piece: bytes that are asked for, and held, at a time.
+    """
+
+    def __init__(self, read: Callable[[int, int], bytes], size: int, piece: int) -> None:
+        self._read, self._size, self._piece = read, size, piece
         self._position = 0
         self._held, self._start = memoryview(b""), 0
 
@@ -109,7 +121,7 @@ class _Ranges(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._shard.bytes}[whence]
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
         self._position = max(base + offset, 0)
         return self._position
 
@@ -118,11 +130,11 @@ class _Ranges(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         if not self._start <= self._position < self._start + len(self._held):
-            start, end = self._position, min(self._position + RANGE, self._shard.bytes)
+            start, end = self._position, min(self._position + self._piece, self._size)
             if start >= end:
                 return 0
-            data = retry(lambda: _range(self._system, self._path, start, end), self._shard.uri)
-            self._held, self._start = memoryview(data), start
+            self._held = memoryview(b"")  # one piece at a time
+            self._held, self._start = memoryview(self._read(start, end)), start
         piece = self._held[self._position - self._start :][: len(buffer)]
         buffer[: len(piece)] = piece
         self._position += len(piece)

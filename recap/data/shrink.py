@@ -22,6 +22,7 @@ from hpc.operator import OK, SKIPPED, Batched, Column, Damage, Item, Row, Shard
 from recap.data.image_version import VERSION_2
 from recap.data.images import BadImage, EncodedImage
 from recap.data.inputs import DataConfig, list_shards
+from recap.data.memory import to_decode
 from recap.data.pictures import FoundImage, find_image, read_items
 from recap.data.same_image import FIELD, digest
 from recap.data.tars import READING_2, Sample
@@ -95,7 +96,8 @@ class ShrinkOperator(Batched):
         made_of: dict[str, Any] = {FIELD: digest(found.image)}
         try:
             encoded = EncodedImage(found.image)
-            image = shrunk(encoded, self.config.side, self.config.quality)
+            with to_decode(encoded.cost):
+                image = shrunk(encoded, self.config.side, self.config.quality)
         except BadImage as error:
             return Row(item.shard, item.index, item.key, SKIPPED, error.reason, error.detail, values=made_of)
         made_of |= {"image": image, "width": encoded.size[0], "height": encoded.size[1]}

@@ -26,8 +26,8 @@ from pathlib import Path
 import numpy as np
 
 from recap.data.images import BadImage, EncodedImage
+from recap.data.memory import Memory
 from recap.engine.decode import Geometry, decode_noted
-from recap.engine.decode_memory import Memory
 from recap.engine.decode_worker import HEADER, NEEDS
 from recap.engine.settings import CaptionerConfig
 
@@ -54,7 +54,7 @@ class DecodePool:
         geometry: the square to make.
         places: places in the ring; no more than this many images are decoded and not yet released.
         timeout_s: an image that takes longer is given up, and its process killed.
-        memory: what images above `decode_worker.FREE` may take together while they are decoded; 2 GiB.
+        memory: what images above `recap.data.memory.FREE` may take together while they are decoded; 2 GiB.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class DecodePool:
         """The pool that a captioner's settings ask for."""
         return cls(
             geometry, places, config.decode_workers, config.max_pixels, config.decode == "fast",
-            config.decode_timeout_s, Memory.of(config),
+            config.decode_timeout_s, Memory(int(config.decode_memory_gb * 2**30)),
         )  # fmt: skip
 
     def room(self) -> int:

@@ -23,7 +23,6 @@ from typing import BinaryIO
 
 HEADER = struct.Struct("<II")
 NEEDS = 0xFFFFFFFF
-FREE = 64 << 20  # bytes that any image may take without asking: about 5 megapixels
 _PR_SET_PDEATHSIG = 1
 
 
@@ -45,6 +44,7 @@ def main() -> None:
     import numpy as np
 
     from recap.data.images import BadImage, EncodedImage
+    from recap.data.memory import FREE
     from recap.engine.decode import Geometry, decode_noted
 
     geometry = Geometry(**{**settings["geometry"], "fill": tuple(settings["geometry"]["fill"])})

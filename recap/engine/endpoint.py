@@ -20,10 +20,10 @@ from typing import Any
 from PIL import Image
 
 from recap.data.images import BadImage, EncodedImage
+from recap.data.memory import Memory
 from recap.engine.asynchronous import AsynchronousEngine
 from recap.engine.captions import trim_to_sentence
 from recap.engine.chat import ChatServer, NoAnswer, read_choice, user_message
-from recap.engine.decode_memory import Memory
 from recap.engine.interface import Caption, Request
 from recap.engine.outage import Outage
 from recap.engine.prompts import choose_format
@@ -36,7 +36,7 @@ class EndpointEngine(AsynchronousEngine):
     def __init__(self, config: CaptionerConfig) -> None:
         self.config = config
         self._server = ChatServer(config.endpoint, config.endpoint_key_env, config.endpoint_timeout_s)
-        self._memory = Memory.of(config)
+        self._memory = Memory(int(config.decode_memory_gb * 2**30))
         self.formats = dict(config.prompts) or {"": PromptFormat(text=config.prompt)}
         # Blocking connections in threads: the work is waiting, and http.client needs no dependency.
         self._outage = Outage(self._probe)

@@ -25,11 +25,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from recap.data.images import BadImage, EncodedImage
+from recap.data.memory import Memory
 from recap.engine.asynchronous import AsynchronousEngine
 from recap.engine.captions import make_caption
 from recap.engine.checkpoint import open_checkpoint
 from recap.engine.decode import decode_noted
-from recap.engine.decode_memory import Memory
 from recap.engine.interface import Caption, Request
 from recap.engine.prompts import Prompt
 from recap.engine.settings import CaptionerConfig
@@ -70,7 +70,7 @@ class VllmEngine(AsynchronousEngine):
             enforce_eager=not config.cuda_graph,
         )
         self._threads = ThreadPoolExecutor(max_workers=max(1, config.decode_workers))
-        self._memory = Memory.of(config)
+        self._memory = Memory(int(config.decode_memory_gb * 2**30))
         self._engine: Any = None
         self._numbers = itertools.count()
         super().__init__(config.window)

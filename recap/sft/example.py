@@ -7,7 +7,8 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from recap.data.images import BadImage, decode_rgb
+from recap.data.images import BadImage, EncodedImage
+from recap.data.memory import to_decode
 from recap.sft.templates import BadSample
 
 
@@ -41,6 +42,8 @@ class Conversations(Protocol):
 def decoded(data: bytes, name: str) -> Image.Image:
     """An image file's picture, RGB. Raises BadSample. name: for the particulars."""
     try:
-        return decode_rgb(data)
+        encoded = EncodedImage(data)
+        with to_decode(encoded.cost):
+            return encoded.rgb()
     except BadImage as error:
         raise BadSample(error.reason, f"{name}: {error.detail}") from error

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import struct
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from hpc.operator import Item
+from recap.clip.images import training_crop
 from recap.clip.preprocessing import ours
 from recap.clip.settings import ClipModelConfig
+from recap.data import memory
 from recap.data.images import BadImage, EncodedImage, decode_rgb
+from recap.data.memory import Memory
 from recap.data.pictures import FoundImage
 from recap.data.shrink import ShrinkConfig, ShrinkOperator, shrunk
 from recap.dit.images import centre_crop
 from recap.engine.decode import Geometry, decode
 from recap.evaluate.fid import _pixels
 from recap.evaluate.image_sets import ImageItem
+from recap.sft.example import decoded
 
 SIDE = 64
 RAMP = np.tile(np.linspace(0, 1, SIDE), (SIDE, 1))
@@ -269,3 +275,41 @@ def test_the_stated_memory_is_enough(tmp_path_factory: pytest.TempPathFactory) -
         command = [sys.executable, "-c", MEASURE, str(folder / kind), str(folder / "small")]
         took = int(subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ}).stdout)
         assert 0 < took <= EncodedImage(data).cost + (16 << 20), kind
+
+
+class Counting(Memory):
+    """Counts how often it lent, and to how many at the same time."""
+
+    def __init__(self, total: int) -> None:
+        super().__init__(total)
+        self.wanted: list[int] = []
+        self.now = self.most = 0
+
+    @contextlib.contextmanager
+    def lent(self, wanted: int) -> Iterator[None]:
+        with super().lent(wanted):
+            self.wanted.append(wanted)
+            self.now += 1
+            self.most = max(self.most, self.now)
+            yield
+            self.now -= 1
+
+
+def test_threads_that_decode_share_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of trainings, fine-tuning, latents and shrinking: large images wait for each other, small ones do not ask."""
+    large = enc(Image.new("RGB", (3000, 2000), (9, 9, 9)), "PNG")
+    cost = EncodedImage(large).cost
+    assert cost > memory.FREE > EncodedImage(enc(Image.new("RGB", (300, 200)), "PNG")).cost
+    shared = Counting(cost)
+    monkeypatch.setattr(memory, "_DECODING", shared)
+    small = enc(Image.new("RGB", (300, 200)), "PNG")
+    shrink = ShrinkOperator(ShrinkConfig())
+    uses: list[Callable[[bytes], object]] = [
+        lambda data: training_crop(data, SIDE, 0, 0, "k"), lambda data: centre_crop(data, SIDE),
+        lambda data: decoded(data, "k"), lambda data: shrink._shrink(Item("s", 0, "k", FoundImage(data))),
+    ]  # fmt: skip
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda use: use(large), uses))
+        assert (shared.wanted, shared.most) == ([cost] * len(uses), 1)
+        list(pool.map(lambda use: use(small), uses))
+    assert len(shared.wanted) == len(uses)

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,11 +16,14 @@ import yaml
 
 from hpc.errors import UserError
 from hpc.operator import Damage, Shard
+from recap.data import joined
 from recap.data.columns import ColumnConfig, open_column
 from recap.data.index import Index, scan_shard
 from recap.data.index_job import collect
 from recap.data.inputs import DataConfig, list_shards
 from recap.data.joined import Joined, Reader
+from recap.data.memory import of_machine
+from recap.data.remote import fetch
 from recap.data.samples import JoinedDataConfig, check_columns, said_of_reading, shared_input
 from recap.data.streams import Plan
 from recap.data.tars import read_samples
@@ -198,6 +202,60 @@ def test_the_index_groups_samples_as_the_reader_does(tmp_path, damage) -> None:
     assert sum(found.count) == len(read)
     assert bool(found.damage) == (damage != "whole") or damage == "cut between"
     Reader(Plan(Index.open_or_make(None, [shard]), 0, 1), {}).batch(0, len(read))
+
+
+# --- memory ------------------------------------------------------------------------------------------
+
+
+def test_a_large_block_is_asked_for_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same samples, hard links across pieces among them; no request is larger than a piece."""
+    build(tmp_path, (600,), image_bytes=3000)
+    tar = tmp_path / "tars" / "00000.tar"
+    with tarfile.open(tar, "a") as file:
+        link = tarfile.TarInfo("zz.jpg")
+        link.type, link.linkname = tarfile.LNKTYPE, file.getnames()[-150]
+        file.addfile(link)
+    index = Index.open_or_make(None, list_shards(DataConfig(shards=[str(tar)])))
+
+    def read() -> dict[str, dict[str, bytes]]:
+        reader = Reader(Plan(index, 0, 1), {})
+        found = {s.key: dict(s.members) for slot in reader.batch(0, index.samples) for s in slot.samples}
+        assert reader.bytes_read >= sum(index.block(i).end - index.block(i).start for i in range(len(index)))
+        reader.close()
+        return found
+
+    whole, sizes = read(), list[int]()
+    assert len(whole) == 601 and whole["zz"]
+
+    def recorded(uri: str, start: int, end: int) -> bytes:
+        sizes.append(end - start)
+        return fetch(uri, start, end)
+
+    monkeypatch.setattr(joined, "fetch", recorded)
+    monkeypatch.setattr(joined, "PIECE", 1 << 16)
+    assert read() == whole
+    assert max(sizes) == 1 << 16 and len(sizes) > 30
+
+
+def test_windows_that_the_machine_cannot_hold_are_refused(
+    corpus: Path, shards: list[Shard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything is read; and no more than what is held at a time counts."""
+    reader = reader_of(corpus, shards, streams=1, window=2)
+    held = [reader._bytes(reader.plan.window(0, p)) for p in range(0, reader.plan.epoch_size, 100)]
+    monkeypatch.setattr(joined, "of_machine", lambda: 2 * max(held))
+    for first in range(0, reader.plan.epoch_size, 100):
+        reader.batch(first, 100)
+    monkeypatch.setattr(joined, "of_machine", lambda: min(held) - 1)
+    with pytest.raises(UserError, match=r"`data.window`: 1 windows of 2 blocks hold .* Write about 1, use more ranks"):
+        reader_of(corpus, shards, streams=1, window=2).batch(0, 100)
+
+
+def test_of_machine_is_what_slurm_grants(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_MEM_PER_NODE", raising=False)
+    assert of_machine() > 1 << 28
+    monkeypatch.setenv("SLURM_MEM_PER_NODE", "100")
+    assert of_machine() == 100 << 20
 
 
 # --- an object store ----------------------------------------------------------------------------------

@@ -22,9 +22,9 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 
 from benchmarks.random_captioner import photo
 from recap.data.images import BadImage, decode_rgb
+from recap.data.memory import Memory
 from recap.engine.checkpoint import Normalisation
 from recap.engine.decode import Geometry, decode
-from recap.engine.decode_memory import Memory
 from recap.engine.decode_pool import Decoded, DecodePool
 
 SIZE = 56
