@@ -98,6 +98,7 @@ def gather(run: Run, tally: Tally | None = None) -> dict[str, Any]:
         "failures": {k: vars(v) for k, v in settled.failures.items()},
         "engine_deaths": dict(reader.deaths),
         "attempts": dict(sum((life.failures for life in reader.lives.values()), Counter())),
+        "waiting": _waiting(slots["list"]),
         "excluded": breaker.excluded(run),
         "paused": run.control_text("pause"),
         "cancelled": run.control_text("cancelled"),
@@ -148,6 +149,12 @@ def _slots(run: Run, submissions: list[Submission]) -> dict[str, Any]:
     return {"list": rows, "states": dict(Counter(r["state"] for r in rows)), "squeue": dict(Counter(jobs.values()))}
 
 
+def _waiting(slots: list[dict[str, Any]]) -> dict[str, int]:
+    """Engines that wait for a service that is away, by what they say of it."""
+    awake = [row for row in slots if row["state"] not in ("exited", "silent")]
+    return dict(Counter(e["waiting"] for row in awake for e in row.get("engines", []) if e.get("waiting")))
+
+
 def _squeue(job_ids: list[str]) -> dict[str, str]:
     from hpc.launcher import live_jobs  # and submitit with it: a quarter of a second
 
@@ -178,6 +185,9 @@ def render(facts: dict[str, Any]) -> Group:
     for title, group in (("paused", facts["paused"]), ("cancelled", facts["cancelled"])):
         if group is not None:
             parts.append(Text(clean(f"{title}: {group}"), style="yellow"))
+    for service, engines in facts["waiting"].items():
+        said = f"waiting: {engines} engines: {service} (a slot is requeued after map.away_s)"
+        parts.append(Text(clean(said), style="yellow"))
     for node, reason in facts["excluded"].items():
         parts.append(Text(clean(f"excluded: {node}: {reason}"), style="yellow"))
     notes = {r.removeprefix("ok: "): n for r, n in facts["reasons"].items() if r.startswith("ok: ")}

@@ -15,11 +15,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hpc import config as configs
-from hpc import launch
+from hpc import gang_launch, launch
 from hpc.cluster_checks import slurm_seconds
 from hpc.errors import UserError
 from tests.echo import Echo, EchoConfig
 from tests.jobs import ROOT, EchoJob
+from tests.train.tiny import TinyTrainer
 
 # Identity of an echo job with all fields at their default. While it stands, what earlier versions made stays valid.
 GOLDEN = "4e052ae1"
@@ -224,6 +225,27 @@ def test_the_refusal_of_an_old_run_says_why(tmp_path: Path, monkeypatch: pytest.
         prepare()
     with pytest.raises(UserError, match=r"changed \(prefix, version 1 → 3: louder; in colour;"):
         prepare("prefix=y")
+
+
+def test_the_refusal_of_an_old_training_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a gang's trainer too, whose identity it enters."""
+    (tmp_path / "c.yaml").write_text(
+        f"name: r\nruns: {tmp_path}\ntrainer: tests.train.tiny.TinyTrainer\ncluster: {{kind: local, device: cpu}}\n"
+    )
+
+    def prepare(*overrides: str) -> gang_launch.GangJob:
+        return gang_launch.prepare(configs.load(tmp_path / "c.yaml", list(overrides)), supersede=False)
+
+    job = prepare()
+    job.run.make()
+    job.run.new_submission(**gang_launch.record(job, "code"))
+    assert prepare().previous is not None
+    monkeypatch.setattr(TinyTrainer, "version", 2)
+    monkeypatch.setattr(TinyTrainer, "changes", {2: "another optimizer"}, raising=False)
+    with pytest.raises(UserError, match=r"version 1 → 2: another optimizer"):
+        prepare()
+    with pytest.raises(UserError, match=r"width, version 1 → 2: another optimizer"):
+        prepare("width=8")
 
 
 @dataclass

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import json
 import re
+import subprocess
+import sys
+import tarfile
 import threading
 import time
 from collections import Counter
@@ -16,15 +20,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from conftest import drive
+from PIL import Image
 
 from benchmarks.random_captioner import photo
 from hpc import config as configs
-from hpc import launch
-from hpc.errors import UserError
+from hpc import heartbeat, launch, status
+from hpc.errors import Exit, UserError
+from hpc.rundir import Run
 from recap.engine import Caption, CaptionerConfig, PromptFormat, Request, load_engine
 from recap.engine.chat import ChatServer, NoAnswer
 from recap.engine.endpoint import EndpointEngine
+from tests.jobs import ENVIRONMENT, command, wait_for
 
 
 def says(image: bytes, prompt: str) -> str:
@@ -247,3 +255,40 @@ def test_waiting_that_looks_like_a_hang_is_refused_at_launch(tmp_path: Path) -> 
 def test_a_bad_url_is_named() -> None:
     with pytest.raises(ValueError, match="no http URL"):
         load_engine(CaptionerConfig(backend="openai", endpoint="node7:8000", served_model="x"))
+
+
+@pytest.mark.slow
+def test_a_job_outlasts_a_server_that_is_away(server: Server, tmp_path: Path) -> None:
+    """Status says what it waits for; after map.away_s the slot is requeued, and its next life does the work."""
+    image = io.BytesIO()
+    Image.new("RGB", (40, 30), (9, 99, 9)).save(image, "PNG")
+    with tarfile.open(tmp_path / "00000.tar", "w") as tar:
+        for key in "abc":
+            for name, data in ((f"{key}.png", image.getvalue()), (f"{key}.txt", key.encode())):
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    tree = {
+        "name": "r", "runs": str(tmp_path), "operator": "recap.caption.operator.CaptionOperator",
+        "captioner": {"backend": "openai", "endpoint": server.url, "served_model": "llava"},
+        "data": {"shards": [str(tmp_path / "00000.tar")]}, "cluster": {"kind": "local", "device": "cpu"},
+        "map": {"away_s": 3.0, "lease_s": 2.0, "min_free_gb": 0.0},
+    }  # fmt: skip
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(tree))
+    server.away = "failing"
+    launched = subprocess.Popen([sys.executable, "-m", "hpc.launch", str(tmp_path / "c.yaml")], env=ENVIRONMENT)
+    run = Run(tmp_path / "r")
+    try:
+        wait_for(lambda: run.is_run() and run.submissions() and status.gather(run)["waiting"])
+        said = command("hpc.status", str(run.path))
+        lives = wait_for(lambda: [f for f in heartbeat.read_all(run.slots) if f["life"] == 1])
+        server.away = ""
+        assert launched.wait(240) == Exit.COMPLETE
+    finally:
+        launched.kill()
+    assert "waiting: 1 engines: " in said.stdout and "503" in said.stdout and "map.away_s" in said.stdout
+    first = heartbeat.read(run.slots, lives[0]["instance"].removesuffix("1") + "0")
+    assert first["code"] == Exit.REQUEUE and re.match("away for 3 s: .*503", first["why"])
+    facts = status.gather(run)
+    assert facts["samples"]["ok"] == 3 and facts["waiting"] == {} and facts["engine_deaths"] == {}
+    assert not facts["attempts"], "neither shard nor sample was charged"
