@@ -88,15 +88,14 @@ class Chaos:
             self.expected.append((kind, effect))
 
     def settle(self, timeout: float = 240.0) -> None:
-        """No more faults: launch until the run is complete."""
+        """No more faults: launch until the run is complete, and its last slot has ended."""
         end = time.monotonic() + timeout
-        while self._unfinished():
-            assert time.monotonic() < end, f"not complete after {timeout:.0f} s:\n{self.standing()}"
-            if not self.faults.live():
+        while (unfinished := self._unfinished()) or self.faults.live():
+            assert time.monotonic() < end, f"stands still after {timeout:.0f} s:\n{self.standing()}"
+            if unfinished and not self.faults.live():
                 self.faults.launch()
             self._observe()
             time.sleep(0.5)
-        wait(lambda: not self.faults.live(), "the last slot has ended")
         self._observe()
 
     # --- what is observed -------------------------------------------------------------------
