@@ -22,11 +22,12 @@ from hpc import column as columns
 from hpc import config as configs
 from hpc.candidates import Candidates
 from hpc.engine_process import EngineProcess
-from hpc.errors import Exit, ShardError, fingerprint, storage_full
+from hpc.errors import Exit, ShardError, UserError, fingerprint, storage_full
 from hpc.in_flight import Held
 from hpc.journal import Journal
 from hpc.ledger import FAILED, Claim
 from hpc.operator import OK, SKIPPED
+from hpc.patience import patiently
 from hpc.plan import Plan
 from hpc.publish import Publisher
 from hpc.rundir import Run, Submission
@@ -56,7 +57,9 @@ class Agent:
         self.config.apply_umask()
         self.settings = self.config.run.map
         self.facts = machine.describe() | {"submission": submission.uuid}
-        self.instance, self.life = heartbeat.register(run.slots, submission.uuid, slot, self.facts)
+        self.instance, self.life = patiently(
+            lambda: heartbeat.register(run.slots, submission.uuid, slot, self.facts), self.settings.lease_s
+        )
         self.ledger = run.ledger(submission.identity)
         observer = heartbeat.Observer(run.slots, self.instance, self.settings.lease_s)
         self.plan = Plan(run.plans, submission.plan)
@@ -67,7 +70,7 @@ class Agent:
             run, self.plan, self.ledger, observer, self.instance, slot, submission.slots, self.look_s
         )
         self.heartbeat = heartbeat.Heartbeat(run.slots, self.instance, self.settings.lease_s)
-        self.journal = Journal(run.journals / f"{self.instance}.jsonl")
+        self.journal: Journal | None = None  # from `main` on
         self.operator = self.config.operator()  # never set up here: engines do that
         schema = columns.schema(self.operator.column(), submission.identity)
         self.publisher = Publisher(
@@ -98,9 +101,14 @@ class Agent:
     def main(self) -> Exit:
         if hopeless := breaker.hopeless(self.run, self.instance, self.life):
             return self._leave(Exit.INCOMPLETE, hopeless)
+        try:
+            file = self.run.journals / f"{self.instance}.jsonl"
+            self.journal = patiently(lambda: Journal(file), self.settings.lease_s)
+        except UserError as error:
+            return self._leave(Exit.USAGE, str(error))
         for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
             signal.signal(number, self._on_signal)
-        self.journal.write("start", instance=self.instance, **self.facts)
+        self._note("start", instance=self.instance, **self.facts)
         log.info("slot %d, life %d, instance %s on %s", self.slot, self.life, self.instance, self.facts["host"])
         if ended := self._finished():  # a slot that starts late need not load its model
             return self._leave(*ended)
@@ -133,15 +141,20 @@ class Agent:
 
     def _leave(self, code: Exit, why: str) -> Exit:
         log.info("leaving with exit code %d: %s", code, why)
-        self.journal.write("stop", code=int(code), reason=why, rows=self.rows)
+        self._note("stop", code=int(code), reason=why, rows=self.rows)
         self.heartbeat.advance({**self._status(), "state": "exited", "code": int(code), "why": why}, force=True)
         if code in (Exit.COMPLETE, Exit.SOME_FAILED) and self.run.generations.count() != self.reruns:
             # A rerun reads heartbeats after it has written: one of the two sees the other, and the shards are not
             # left alone.
             code, why = Exit.REQUEUE, "a rerun has just reopened shards"
             log.info("leaving with exit code %d: %s", code, why)
-        self.journal.close()
+        if self.journal:
+            self.journal.close()
         return code
+
+    def _note(self, event: str, **facts: Any) -> None:
+        if self.journal:
+            self.journal.write(event, **facts)
 
     def _on_signal(self, number: int, frame: object) -> None:
         self.signal = number
@@ -174,8 +187,6 @@ class Agent:
                 try:
                     claim = self.candidates.acquire(min(30.0, self.settings.lease_s / 4), held)
                 except OSError as error:
-                    if not storage_full(error):
-                        raise
                     self.fault = f"storage: {error}"
                     return None
                 if claim is None:
@@ -242,6 +253,8 @@ class Agent:
                 engine.drain()
 
     def _told_to_stop(self) -> str:
+        if (silent := self.heartbeat.silent_s()) > self.settings.lease_s:  # the others took it for dead long ago
+            return f"storage: no heartbeat could be written for {silent:.0f} s"
         if heartbeat.succeeded(self.run.slots, self.instance):
             return SUCCEEDED
         if (text := self.run.control_text("cancelled")) is not None:
@@ -297,7 +310,7 @@ class Agent:
             log.warning("%s: %d agents died over it: it gets this node for itself", claim.shard.id, blame.UNEXPLAINED)
             return False
         self.work[engine.index, claim.shard.id] = Work(claim, time.time())
-        self.journal.write("claim", shard=claim.shard.id, g=claim.generation, e=claim.epoch, engine=engine.index)
+        self._note("claim", shard=claim.shard.id, g=claim.generation, e=claim.epoch, engine=engine.index)
         engine.send(
             {
                 "do": "shard", "shard": asdict(claim.shard), "generation": claim.generation,
@@ -322,7 +335,7 @@ class Agent:
                 self.rows += event["rows"]
                 self.good += event["counts"].get(OK, 0) + event["counts"].get(SKIPPED, 0)
             facts = {k: event[k] for k in ("start", "counts", "adopted")}
-            self.journal.write("segment", shard=event["shard"], g=event["generation"], engine=engine.index, **facts)
+            self._note("segment", shard=event["shard"], g=event["generation"], engine=engine.index, **facts)
         elif event["event"] == "finished":
             self._finish(engine, work, event)
         elif event["event"] == "failed":
@@ -355,7 +368,7 @@ class Agent:
         detail = (marker["damage"] or {}).get("detail")
         if damage and not marker["rows"]:
             self.empty.add((claim.shard.id, claim.generation))
-        self.journal.write("done", shard=claim.shard.id, g=claim.generation, **facts, damage=damage, detail=detail)
+        self._note("done", shard=claim.shard.id, g=claim.generation, **facts, damage=damage, detail=detail)
 
     def _give_back(self, engine: EngineProcess, work: Work, reason: str, detail: str) -> None:
         """An application failure: charged to the shard; the last one allowed marks it failed."""
@@ -388,9 +401,7 @@ class Agent:
         if self.ledger.mark(claim, FAILED, record):
             self.settled += 1
             log.error("%s: failed for good: %s (%s)", claim.shard.id, reason, detail)
-            self.journal.write(
-                "failed", shard=claim.shard.id, g=claim.generation, reason=reason, detail=detail[:500], **where
-            )
+            self._note("failed", shard=claim.shard.id, g=claim.generation, reason=reason, detail=detail[:500], **where)
 
     def on_death(self, engine: EngineProcess, why: str, held: Held) -> bool:
         """An engine died: its shards go back with what was in its hands, and are not charged.
@@ -412,7 +423,7 @@ class Agent:
             del self.work[engine.index, claim.shard.id]
         self.candidates.look_again()
         facts = {"in_flight": len(held.samples), "reading": [shard for shard, _ in held.reading]}
-        self.journal.write("engine", engine=engine.index, died=why, **facts, log=machine.log_name())
+        self._note("engine", engine=engine.index, died=why, **facts, log=machine.log_name())
         return known
 
     def _end(self, claim: Claim, how: str, **facts: Any) -> None:
@@ -421,7 +432,7 @@ class Agent:
                 return  # it had ended already
         except OSError as error:  # without an end the epoch is unexplained: less is known, nothing is lost
             log.error("%s: cannot write the end of epoch %d: %s", claim.shard.id, claim.epoch, error)
-        self.journal.write("ended", shard=claim.shard.id, g=claim.generation, e=claim.epoch, how=how, **facts)
+        self._note("ended", shard=claim.shard.id, g=claim.generation, e=claim.epoch, how=how, **facts)
 
     def _of(self, engine: EngineProcess) -> list[Work]:
         return [w for (index, _), w in self.work.items() if index == engine.index]

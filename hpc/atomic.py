@@ -92,6 +92,14 @@ def replace(target: Path, data: bytes, *, durable: bool = False) -> None:
         sync_directory(target.parent)
 
 
+def make_below(folder: Path, levels: int) -> None:
+    """Make a directory and at most the `levels` - 1 above it. FileNotFoundError where what is further up is not there:
+    a run that was deleted or unmounted under its workers does not come back as an empty one.
+    """
+    for parent in reversed([folder, *folder.parents][:levels]):
+        parent.mkdir(exist_ok=True)
+
+
 def as_json(record: Any, **options: Any) -> bytes:
     """JSON in UTF-8. Text that is not Unicode (undecodable bytes of a file name) becomes JSON's own \\udcXX escapes."""
     return json.dumps(record, ensure_ascii=False, **options).encode(errors="backslashreplace")

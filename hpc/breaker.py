@@ -17,6 +17,7 @@ from hpc import atomic, heartbeat
 from hpc.rundir import Run
 
 SETUP_DEATHS = 3  # with one fingerprint
+GAVE_UP = "gave up: "
 LIVES = 5  # of a slot in a row without a finished sample or shard, after which it is not requeued
 
 
@@ -74,7 +75,7 @@ def hopeless(run: Run, instance: str, life: int) -> str:
     last = [heartbeat.read(run.slots, f"{prefix}-{i}") for i in range(life - LIVES, life)]
     if any(facts.get("rows") or facts.get("settled") for facts in last):
         return ""
-    return f"gave up: {LIVES} lives without progress, the last: {last[-1].get('why') or 'it was killed'}"
+    return f"{GAVE_UP}{LIVES} lives without progress, the last: {last[-1].get('why') or 'it was killed'}"
 
 
 def pause(run: Run, reason: str) -> None:

@@ -61,7 +61,7 @@ def write_segment(folder: Path, start: int, table: pa.Table) -> None:
     The range is in the name: owners with another segment size (a zombie and its successor) cannot take each other's
     place.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    atomic.make_below(folder, 3)  # of <run>/segments
     target = folder / f"{start:08d}-{start + table.num_rows:08d}.parquet"
     source = atomic.temporary(target)
     try:
@@ -163,7 +163,7 @@ def write(path: Path, segments: Iterable[pa.Table], target: pa.Schema) -> None:
 
     Row groups are 512 whatever the segments.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic.make_below(path.parent, 3)  # of <run>/columns
     with _writer(path, target) as writer:
         for group in _regroup(segments, target):
             writer.write_table(group, row_group_size=ROW_GROUP)

@@ -105,9 +105,13 @@ class Heartbeat:
         self._written = time.monotonic()
         self._due = now + self._interval
 
+    def silent_s(self) -> float:
+        """Seconds since the heartbeat was written."""
+        return time.monotonic() - self._written
+
     def fenced(self) -> bool:
         """True when others may soon take this slot for dead: then it must neither claim nor publish."""
-        return time.monotonic() - self._written > FENCE_SHARE * self._lease_s
+        return self.silent_s() > FENCE_SHARE * self._lease_s
 
 
 class Observer:

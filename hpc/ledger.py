@@ -185,7 +185,7 @@ class Ledger:
     def claim(self, claim: Claim, owner: str) -> bool:
         """Try to own a shard. False if that epoch exists already: somebody was faster."""
         directory = self.directory(claim.shard.id)
-        directory.mkdir(parents=True, exist_ok=True)
+        atomic.make_below(directory, 2)
         return atomic.create(directory / claim.stem, _json({"owner": owner}))
 
     def owner(self, shard_id: str, generation: int, epoch: int) -> str:

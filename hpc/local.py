@@ -21,6 +21,7 @@ from hpc.errors import Exit, Parser
 from hpc.rundir import Run, Submission
 
 _FINAL = (Exit.COMPLETE, Exit.INCOMPLETE, Exit.SOME_FAILED, Exit.USAGE)
+_PAUSE_S, _LONGEST_S = 0.5, 60.0  # before a life is followed by another: doubled for each that was short
 
 
 def command(run: Run, submission: Submission, slot: int) -> list[str]:
@@ -40,9 +41,13 @@ class _Slot:
     def __init__(self, run: Run, submission: Submission, number: int) -> None:
         self._run, self._submission, self._number = run, submission, number
         self.code: int | None = None
+        self._again = 0.0  # when it is restarted
+        self._pause_s = 0.0
         self._start()
 
     def _start(self) -> None:
+        self._begun = time.monotonic()
+        self._again = 0.0
         log = self._run.logs / f"local-{self._submission.uuid}_{self._number}.log"
         environment = {**os.environ, "HPC_LOG": str(log)}
         with open(log, "ab") as out:
@@ -62,7 +67,12 @@ class _Slot:
         if code in _FINAL or stopping:
             self.code = code
             return True
-        self._start()
+        now = time.monotonic()
+        if not self._again:
+            self._pause_s = min(_LONGEST_S, max(_PAUSE_S, 2 * self._pause_s)) if now - self._begun < _LONGEST_S else 0.0
+            self._again = now + self._pause_s
+        if now >= self._again:
+            self._start()
         return False
 
     def signal(self, number: int) -> None:

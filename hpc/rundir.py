@@ -130,7 +130,8 @@ class Run:
         self._submissions.mkdir(
             parents=True, exist_ok=True
         )  # first: it tells a launch that died here from others' files
-        for folder in (self.plans, self.slots, self.journals, self.logs, self.inflight, self.control, self.code):
+        made = [self.path / name for name in ("ledger", "segments", "columns")]  # workers make what is below
+        for folder in (self.plans, self.slots, self.journals, self.logs, self.inflight, self.control, self.code, *made):
             folder.mkdir(parents=True, exist_ok=True)
         self.generations.folder.mkdir(exist_ok=True)
         if self.code.stat().st_uid == os.geteuid():  # a group may add its snapshots, not replace another's

@@ -99,6 +99,7 @@ def gather(run: Run, tally: Tally | None = None) -> dict[str, Any]:
         "engine_deaths": dict(reader.deaths),
         "attempts": dict(sum((life.failures for life in reader.lives.values()), Counter())),
         "waiting": _waiting(slots["list"]),
+        "hurt": _hurt(run, slots["list"]),
         "excluded": breaker.excluded(run),
         "paused": run.control_text("pause"),
         "cancelled": run.control_text("cancelled"),
@@ -114,6 +115,15 @@ def _nothing(settled: Settled, latest: Submission, over: bool) -> list[str]:
     if over and not settled.shards[FAILED]:
         said.insert(0, verdict.fruitless(settled.samples, settled.reasons, latest.by_rule))
     return [line for line in said if line]
+
+
+def _hurt(run: Run, slots: list[dict[str, Any]]) -> list[str]:
+    """Why workers cannot work in the run directory, or have given up."""
+    missing = [folder.name for folder in (run.slots, run.journals, run.inflight) if not folder.is_dir()]
+    said = [f"{name}/ is missing in {run.path}: no slot can work. Launching again makes it" for name in missing]
+    whys = ((s.get("code"), str(s.get("why", ""))) for s in slots)
+    left = Counter(why for code, why in whys if code == Exit.USAGE or why.startswith(breaker.GAVE_UP))
+    return said + [f"{count:,} {'slot' if count == 1 else 'slots'} left: {why}" for why, count in left.items()]
 
 
 def _rates(reader: JournalReader, now: float) -> dict[str, float]:
@@ -188,6 +198,7 @@ def render(facts: dict[str, Any]) -> Group:
     for service, engines in facts["waiting"].items():
         said = f"waiting: {engines} engines: {service} (a slot is requeued after map.away_s)"
         parts.append(Text(clean(said), style="yellow"))
+    parts += [Text(clean(line), style="red") for line in facts["hurt"]]
     for node, reason in facts["excluded"].items():
         parts.append(Text(clean(f"excluded: {node}: {reason}"), style="yellow"))
     notes = {r.removeprefix("ok: "): n for r, n in facts["reasons"].items() if r.startswith("ok: ")}
