@@ -1,0 +1,151 @@
+"""Remove what nobody will read again: saved parts of shards that are done or were begun afresh, temporary files.
+
+    python -m hpc.clean runs/demo             say what would be removed, and how much that is
+    python -m hpc.clean runs/demo --delete    remove it; slots may go on working meanwhile
+
+Finished parts (segments) are left behind by a slot that stalled and came back after its successor had published, and by
+generations that a rerun ended. Those that a rerun of bad samples still needs stay, as do those of shards that are not
+done. Temporary files (.tmp-*) are left by processes that were killed: they count from an hour of age on, by the clock
+of the file server. Published columns, markers and claims are never removed. Exit codes: 0, 64 wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from hpc import atomic
+from hpc import column as columns
+from hpc.errors import Exit, Parser, UserError
+from hpc.ledger import DONE, State
+from hpc.rundir import Run
+
+TEMPORARY_S = 3600.0  # of age, from which on a temporary file has no writer any more
+
+_FOLDER = re.compile(r"(?P<shard>.+)\.g(?P<generation>[0-9]+)")
+
+
+@dataclass
+class Litter:
+    """What can be removed. bytes: as the files' sizes add up."""
+
+    segments: list[Path] = field(default_factory=list)  # folders
+    temporary: list[Path] = field(default_factory=list)
+    bytes: int = 0
+
+    def said(self) -> str:
+        return (
+            f"{len(self.segments):,} folders of parts that nobody reads, {len(self.temporary):,} temporary files: "
+            f"{self.bytes / 2**20:,.1f} MiB"
+        )
+
+
+def find(run: Run) -> Litter:
+    """Look through the run directory. Removes nothing."""
+    found = Litter()
+    for folder in _superseded(run):
+        found.segments.append(folder)
+        found.bytes += sum(size for _, size, _ in _files(folder))
+    now, gone = _server_time(run), set(found.segments)
+    for path, size, changed in _files(run.path):
+        if path.name.startswith(atomic.TEMPORARY) and now - changed > TEMPORARY_S and path.parent not in gone:
+            found.temporary.append(path)
+            found.bytes += size
+    return found
+
+
+def remove(found: Litter) -> None:
+    for folder in found.segments:
+        columns.remove_segments(folder)
+    for path in found.temporary:
+        path.unlink(missing_ok=True)
+
+
+def _superseded(run: Run) -> Iterator[Path]:
+    """Folders of segments, of all identities, that no slot and no rerun will read again."""
+    opened = run.generations.opened()
+    for identity in _folders(run.path / "segments"):
+        ledger = run.ledger(identity.name)
+        survey = ledger.survey(opened)
+        for folder in (folder for bucket in _folders(identity) for folder in _folders(bucket)):
+            if match := _FOLDER.fullmatch(folder.name):
+                shard, generation = match["shard"], int(match["generation"])
+                state = survey.get(shard, State())
+                if generation == state.generation:
+                    needed = state.status != DONE
+                else:  # a rerun of bad samples takes over what the generation before it saved, unless that published
+                    inherits = run.generations.keeps(shard, state.generation) and not state.terminal
+                    published = bool(ledger.read(shard, f"g{generation}.done"))
+                    needed = generation > state.generation or (
+                        generation == state.generation - 1 and inherits and not published
+                    )
+                if not needed:
+                    yield folder
+
+
+def _folders(path: Path) -> list[Path]:
+    try:
+        return sorted(Path(entry.path) for entry in os.scandir(path) if entry.is_dir(follow_symlinks=False))
+    except FileNotFoundError:
+        return []
+
+
+def _files(path: Path) -> Iterator[tuple[Path, int, float]]:
+    """(path, bytes, time of the last change) of all files below a directory. Those that vanish are left out."""
+    for folder, _, names in os.walk(path):
+        for name in names:
+            try:
+                facts = os.lstat(os.path.join(folder, name))
+            except FileNotFoundError:
+                continue
+            yield Path(folder, name), facts.st_size, facts.st_mtime
+
+
+def _server_time(run: Run) -> float:
+    """What time it is for those who stamp the files: a file that is made now tells."""
+    probe = atomic.temporary(run.path / "clock")
+    try:
+        probe.write_bytes(b"")
+        return probe.stat().st_mtime
+    except OSError as error:
+        raise UserError(f"clean: {run.path} cannot be written: {error}") from error
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = Parser(
+        prog="python -m hpc.clean", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", help="the run directory")
+    parser.add_argument("--delete", action="store_true", help="remove it (default: only say what would be removed)")
+    args = parser.parse_args(arguments)
+    console, errors = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)
+    try:
+        run = Run(args.run)
+        if not run.is_run():
+            run.latest()  # says what it is instead
+        found = find(run)
+    except UserError as error:
+        errors.print(f"[red]{escape(str(error))}[/]")
+        return Exit.USAGE
+    for path in [*found.segments, *found.temporary][:20]:
+        console.print(f"  {path.relative_to(run.path)}", markup=False)
+    if args.delete:
+        remove(found)
+    console.print(f"{'removed' if args.delete else 'can be removed'}: {found.said()}", markup=False)
+    if not args.delete and (found.segments or found.temporary):
+        console.print(f"nothing was removed. To do so: python -m hpc.clean {args.run} --delete", markup=False)
+    return Exit.COMPLETE
+
+
+if __name__ == "__main__":
+    sys.exit(main())
