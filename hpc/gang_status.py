@@ -16,7 +16,7 @@ from rich.text import Text
 from hpc import heartbeat, journal
 from hpc.errors import Exit
 from hpc.gang import final_code, newest_life
-from hpc.launcher import live_jobs
+from hpc.launcher import live_jobs, why_pending
 from hpc.rundir import Run
 from hpc.status import SCHEMA, STALE_S, clean, duration
 
@@ -59,6 +59,7 @@ def gather(run: Run) -> dict[str, Any]:
         "picture": _picture(run.path / "samples"),
         "failures": _failures(run, latest.uuid),
         "squeue": dict(Counter(live_jobs(latest.job_ids).values())),
+        "waits_for": why_pending(latest.job_ids),
         "paused": run.control_text("pause"),
         "cancelled": run.control_text("cancelled"),
         "logs": str(run.logs),
@@ -203,4 +204,6 @@ def _gang(facts: dict[str, Any]) -> str:
         said += f" · life {facts['lives']}"
     if facts["squeue"]:
         said += " · squeue: " + ", ".join(f"{n} {state}" for state, n in sorted(facts["squeue"].items()))
+    if facts["waits_for"]:
+        said += f" ({', '.join(facts['waits_for'])})"
     return said

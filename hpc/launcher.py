@@ -298,6 +298,11 @@ def pending(job_ids: list[str]) -> dict[str, tuple[int, str]]:
     return found
 
 
+def why_pending(job_ids: list[str]) -> list[str]:
+    """Slurm's reasons why elements of jobs wait: Priority, Resources, PartitionConfig, ..."""
+    return sorted({reason for _, reason in pending(job_ids).values()})
+
+
 def surely_live(job_ids: list[str], patience_s: float | None = None) -> dict[str, str]:
     """`live_jobs`, for those who would start a second job where there is none: waits for squeue's answer, by default
     PATIENCE_S. Raises Unanswered without one.

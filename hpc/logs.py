@@ -6,12 +6,16 @@
     python -m hpc.logs runs/demo --slot 3 --follow     one slot, as it writes
     python -m hpc.logs runs/recap-demo                 a pipeline: the last lines of each stage that is not finished
 
+Where there is nothing to show it says why: no such shard or slot, none has started, nothing failed. A sweep shows each
+of its arms; a training that no slot speaks for the newest log in its folder.
+
 Exit codes: 0, 64 wrong usage.
 """
 
 from __future__ import annotations
 
 import argparse
+import difflib
 import signal
 import sys
 import time
@@ -22,11 +26,11 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from hpc import heartbeat, journal, pipeline_status
+from hpc import heartbeat, journal, pipeline_status, sweep_status
 from hpc.errors import Exit, Parser, UserError
-from hpc.ledger import FAILED
 from hpc.pipeline_run import PipelineRun
-from hpc.rundir import Run
+from hpc.plan import Plan
+from hpc.rundir import Run, Submission
 from hpc.status import clean
 
 TAIL = 10
@@ -66,12 +70,11 @@ def tails(run: Run, chosen: list[tuple[dict[str, Any], Path]], count: int) -> It
 def failed(run: Run) -> Iterator[str]:
     """Why the run paused, engines that could not start, then each failed shard with the place where it was given up."""
     latest = run.latest()
-    yield from _not_started(run, latest.uuid)
+    told = list(_not_started(run, latest.uuid))
+    yield from told
     ledger = run.ledger(latest.identity)
-    survey = ledger.survey(run.generations.opened())
+    survey = ledger.failed(run.generations.opened())
     for shard, state in sorted(survey.items()):
-        if state.status != FAILED:
-            continue
         record = ledger.read(shard, f"g{state.generation}.failed")
         yield clean(f"{shard}: {record.get('reason', 'unknown')}")
         if record.get("detail"):
@@ -85,6 +88,8 @@ def failed(run: Run) -> Iterator[str]:
                 start = max(0, at[-1] - AROUND)
                 yield from (f"    | {clean(line)}" for line in lines[start : at[-1] + 1])
         yield ""
+    if not (survey or told):
+        yield f"no shard of {run.path} failed, and no engine died in set-up"
 
 
 def _not_started(run: Run, submission: str) -> Iterator[str]:
@@ -115,6 +120,8 @@ def of_shard(run: Run, shard: str) -> Iterator[str]:
         said = " ".join(f"{k}={v}" for k, v in facts.items())
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(t))
         yield clean(f"{when} {host} {instance} {event['event']} {said}")
+    if not events:
+        yield f"nothing has happened to shard {shard} yet"
     for _, path in logs(run):
         for number, line in enumerate(_lines(path), 1):
             if shard in line:
@@ -139,6 +146,69 @@ def follow(run: Run, chosen: list[tuple[dict[str, Any], Path]]) -> Iterator[str]
         time.sleep(0.5)
 
 
+def _asked(run: Run, args: argparse.Namespace) -> Iterator[str]:
+    """The lines that were asked for. UserError where there are none, and cannot be."""
+    latest = run.latest()
+    if arms := sweep_status.runs(run):
+        return _of_arms(arms, args)
+    is_training = bool(latest.config.get("trainer"))
+    if is_training and args.shard:
+        raise UserError(f"logs: {run.path} is a training, it has no shards: python -m hpc.logs {run.path}")
+    if args.shard:
+        _check_shard(run, args.shard)
+        return of_shard(run, args.shard)
+    if args.failed and not is_training:
+        return failed(run)
+    chosen = logs(run, args.slot, args.node)
+    if not chosen:
+        return iter(_nothing_chosen(run, latest, args))
+    if not (args.slot is not None or args.node or args.follow):
+        chosen = [c for c in chosen if c[0].get("state") != "exited"] or chosen
+    return follow(run, chosen) if args.follow else tails(run, chosen, args.lines)
+
+
+def _of_arms(arms: dict[str, Run], args: argparse.Namespace) -> Iterator[str]:
+    for name, arm in arms.items():
+        yield f"arm {name}"
+        yield from _asked(arm, args) if arm.submissions() else ["it was not launched yet", ""]
+
+
+def _check_shard(run: Run, shard: str) -> None:
+    known = list(Plan(run.plans, run.latest().plan).ids())
+    if shard not in known:
+        near = difflib.get_close_matches(shard, known, n=1, cutoff=0.5) if len(known) < 10000 else []
+        raise UserError(
+            f"logs: {shard} is no shard of {run.path}. "
+            + (f"The nearest is {near[0]}." if near else f"Ids look like {min(known)}.")
+        )
+
+
+def _nothing_chosen(run: Run, latest: Submission, args: argparse.Namespace) -> list[str]:
+    """Why no slot has a log, and what else there is to read. UserError where a slot was named that is not there."""
+    lives = heartbeat.read_all(run.slots)
+    if lives and (args.slot is not None or args.node):
+        slots = sorted({str(facts.get("slot")) for facts in lives}, key=lambda s: (len(s), s))
+        nodes = sorted({str(facts.get("host")) for facts in lives})
+        raise UserError(
+            f"logs: {run.path} has no log of such a slot. Slots that have started: {', '.join(slots[:20])}; on nodes: "
+            f"{', '.join(nodes[:20])}."
+        )
+    said = f"no slot of {run.path} has started yet" if not lives else "the slots have no logs that can be read here"
+    from hpc.launcher import why_pending  # and submitit with it
+
+    reasons = why_pending([job for s in run.submissions() for job in s.job_ids])
+    if reasons:
+        said += f": Slurm has it waiting ({', '.join(reasons)})"
+    elif latest.error:
+        said += f": {latest.error}"
+    files = sorted((p for p in run.logs.glob("*") if p.is_file()), key=lambda p: p.stat().st_mtime)
+    if not files:
+        return [clean(said)]
+    lines = _lines(files[-1])
+    shown = [f"{number}: {clean(line)}" for number, line in list(enumerate(lines, 1))[-args.lines :]]
+    return [clean(said), f"the newest of {run.logs}: {files[-1].name}", *shown]
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser(
         prog="python -m hpc.logs", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -157,17 +227,7 @@ def main(arguments: list[str] | None = None) -> int:
             for line in pipeline_status.logs(pipeline, args.lines):
                 sys.stdout.write(line + "\n")
             return Exit.COMPLETE
-        run = Run(args.run)
-        run.latest()
-        chosen = logs(run, args.slot, args.node)
-        if not (args.slot is not None or args.node or args.follow):
-            chosen = [c for c in chosen if c[0].get("state") != "exited"] or chosen
-        if args.failed:
-            lines = failed(run)
-        elif args.shard:
-            lines = of_shard(run, args.shard)
-        else:
-            lines = follow(run, chosen) if args.follow else tails(run, chosen, args.lines)
+        lines = _asked(Run(args.run), args)
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` may close the pipe
         for line in lines:
             sys.stdout.write(line + "\n")

@@ -127,6 +127,16 @@ def _words(stage: dict[str, Any]) -> str:
 
 
 def logs(run: PipelineRun, lines: int) -> Iterator[str]:
+    """What `hpc.logs` prints of a pipeline; one line where no stage has anything to say."""
+    said = False
+    for line in _stage_logs(run, lines):
+        said = True
+        yield line
+    if not said:
+        yield f"no stage of {run.path} is at work or failed; python -m hpc.status {run.path} shows where each is"
+
+
+def _stage_logs(run: PipelineRun, lines: int) -> Iterator[str]:
     """The last lines of what is not finished: of stage jobs, of commands; and where to look for a job's."""
     for name, stage in gather(run)["stages"].items():
         if stage["state"] in (FINISHED, WAITING, QUEUED):

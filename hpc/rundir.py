@@ -78,9 +78,8 @@ class Submission:
             raise ValueError(f"{str(error).partition(' ')[2]}{by}") from error
         if found.uuid != name:
             raise ValueError(f"`uuid` is {found.uuid}")
-        for part in () if "stage" in found.config else ("cluster", "map"):  # a stage's holds the stage's definition
-            if not isinstance(found.config.get(part), dict):
-                raise ValueError(f"`config` lacks `{part}`{by}")
+        if lacking := _lacking(found.config):
+            raise ValueError(f"`config` lacks `{lacking}`{by}")
         if more := sorted(record.keys() - known.keys()):
             damage.say(f"submission {name} holds {', '.join(more)}, which this version does not know{by}: left out")
         return found
@@ -89,6 +88,17 @@ class Submission:
 _SUBMISSION = re.compile(r"[0-9a-f]{12}\.json")
 _AGAIN = "Launching again writes another: python -m hpc.launch with the run's config.yaml, or as before."
 _LOST = f"The config, plan and jobs of this launch are not known; the other launches count. {_AGAIN}"
+
+
+def _lacking(config: dict[str, Any]) -> str:
+    """The first key that those who look at a run need, and that its config has not, "" where it has all."""
+    if "stage" in config:  # it holds the definition of a pipeline's stage
+        return ""
+    for part, name in (("cluster", "kind"), ("map", "drain_s"), ("map", "allow_failed")):
+        needed = part == "cluster" or "name" in config
+        if needed and (not isinstance(config.get(part), dict) or name not in config[part]):
+            return f"{part}.{name}"
+    return ""
 
 
 class Run:

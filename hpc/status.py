@@ -3,6 +3,7 @@
     python -m hpc.status runs/demo              one picture
     python -m hpc.status runs/demo --watch      until the run ends
     python -m hpc.status runs/demo --by node    a row for each node (or error, or slot)
+    python -m hpc.status runs/demo --damaged    shards whose input is damaged: id, reason, detail, input, tab-separated
     python -m hpc.status runs/demo --json       for scripts (`schema` counts the format's versions)
     python -m hpc.status runs/                  all runs of a folder, a line each (--json, --watch)
 
@@ -35,6 +36,7 @@ from hpc.journal_reader import JournalReader
 from hpc.lean import without_pandas
 from hpc.ledger import DONE, FAILED
 from hpc.operator import STATUSES
+from hpc.published import Published
 from hpc.rundir import Run, Submission
 from hpc.tally import Settled, Tally
 
@@ -63,7 +65,8 @@ def gather(run: Run, tally: Tally | None = None) -> dict[str, Any]:
     speed = rates.get("5 min") or rates.get("1 h") or 0.0
     finished = settled.shards[DONE] + settled.shards[FAILED]
     nothing = _nothing(settled, latest, finished == totals.total)
-    ended = Exit.SOME_FAILED if settled.shards[FAILED] or nothing else Exit.COMPLETE
+    lost = tally.lost.look()
+    ended = Exit.SOME_FAILED if settled.shards[FAILED] or nothing or lost else Exit.COMPLETE
     code = ended if finished == totals.total else Exit.INCOMPLETE
     lives = effort.lives(run, reader, slots["list"])
     return {
@@ -84,7 +87,11 @@ def gather(run: Run, tally: Tally | None = None) -> dict[str, Any]:
             "open": totals.total - finished - totals.claimed,
             "failed": settled.shards[FAILED],
         },
-        "samples": {**{s: totals.samples[s] for s in STATUSES}, "left": totals.left},
+        "samples": {
+            **{s: totals.samples[s] for s in STATUSES},
+            "left": totals.left,
+            "left_known": 2 * totals.unknown <= totals.total - finished,
+        },
         "reasons": dict(settled.reasons.most_common()),
         "rate": rates,
         "eta_s": round(totals.left / speed, 1) if speed and totals.left and live else None,
@@ -94,6 +101,7 @@ def gather(run: Run, tally: Tally | None = None) -> dict[str, Any]:
         "history": reader.over_time(),
         "slots": slots,
         "nothing": nothing,
+        "lost": lost,
         "damaged": {k: vars(v) for k, v in settled.damaged.items()},
         "failures": {k: vars(v) for k, v in settled.failures.items()},
         "engine_deaths": dict(reader.deaths),
@@ -155,8 +163,11 @@ def _slots(run: Run, submissions: list[Submission]) -> dict[str, Any]:
             state = "silent"
         rows.append({**facts, "state": state, "silent_s": round(silent, 1)})
     job_ids = [j for s in submissions for j in s.job_ids]
-    jobs = _squeue(job_ids) if job_ids else {}
-    return {"list": rows, "states": dict(Counter(r["state"] for r in rows)), "squeue": dict(Counter(jobs.values()))}
+    jobs, reasons = _squeue(job_ids) if job_ids else ({}, [])
+    return {
+        "list": rows, "states": dict(Counter(r["state"] for r in rows)), "squeue": dict(Counter(jobs.values())),
+        "waits_for": reasons,
+    }  # fmt: skip
 
 
 def _waiting(slots: list[dict[str, Any]]) -> dict[str, int]:
@@ -165,10 +176,11 @@ def _waiting(slots: list[dict[str, Any]]) -> dict[str, int]:
     return dict(Counter(e["waiting"] for row in awake for e in row.get("engines", []) if e.get("waiting")))
 
 
-def _squeue(job_ids: list[str]) -> dict[str, str]:
-    from hpc.launcher import live_jobs  # and submitit with it: a quarter of a second
+def _squeue(job_ids: list[str]) -> tuple[dict[str, str], list[str]]:
+    from hpc.launcher import live_jobs, why_pending  # and submitit with it: a quarter of a second
 
-    return live_jobs(job_ids)
+    jobs = live_jobs(job_ids)
+    return jobs, why_pending(job_ids) if "PENDING" in jobs.values() else []
 
 
 # --- the picture ------------------------------------------------------------------------------
@@ -213,6 +225,9 @@ def render(facts: dict[str, Any]) -> Group:
     if facts["failures"]:
         parts.append(_group_table("failed", "shards", facts["failures"]))
         parts.append(Text(f"rerun them: python -m hpc.rerun {facts['path']}"))
+    if lost := facts["lost"]:
+        parts.append(Text(f"{len(lost):,} published files are gone (first: {clean(lost[0])}). Make them again:", "red"))
+        parts.append(Text(f"python -m hpc.rerun {facts['path']} --shards {clean(','.join(lost))}"))
     parts += [Text(clean(line), style="red") for line in facts["nothing"]]
     return Group(*parts)
 
@@ -236,7 +251,7 @@ def _samples(samples: dict[str, int]) -> str:
     finished = sum(samples[s] for s in STATUSES)
     if finished:
         line += f" · {100 * (1 - samples['ok'] / finished):.2f} % not ok"
-    return line + (f" · {samples['left']:,} left" if samples["left"] else "")
+    return line + (f" · {samples['left']:,} left" if samples["left"] and samples["left_known"] else "")
 
 
 def _rate_line(facts: dict[str, Any]) -> str:
@@ -268,6 +283,8 @@ def _slot_line(slots: dict[str, Any]) -> str:
     said = " · ".join(f"{n} {state}" for state, n in sorted(slots["states"].items())) or "none has started"
     if slots["squeue"]:
         said += " · squeue: " + ", ".join(f"{n} {state}" for state, n in sorted(slots["squeue"].items()))
+    if slots["waits_for"]:
+        said += f" ({', '.join(slots['waits_for'])})"
     return said
 
 
@@ -334,6 +351,15 @@ def _view(run: Run, by: str | None) -> tuple[Callable[[], dict[str, Any]], Calla
     return count, render
 
 
+def _print_damaged(run: Run) -> int:
+    """A line for each damaged shard, for `cut` and `sort`."""
+    for shard in Published(run.path):
+        if damage := shard.marker.get("damage"):
+            fields = (shard.shard.id, damage["reason"], damage["detail"], shard.shard.uri)
+            sys.stdout.write("\t".join(map(clean, fields)) + "\n")
+    return Exit.COMPLETE
+
+
 def _print_again(run: Run, facts: dict[str, Any]) -> None:
     """How a run that is over, or was cancelled, goes on; what can be done with one that is complete."""
     from hpc import relaunch
@@ -355,10 +381,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("run", help="the run directory, or a folder of runs")
     parser.add_argument("--watch", action="store_true", help="redraw every 2 s until no shard is left")
     parser.add_argument("--json", action="store_true", help="print the facts as JSON")
+    parser.add_argument("--damaged", action="store_true", help="list the damaged shards instead, tab-separated")
     parser.add_argument("--by", choices=breakdown.KINDS, help="a table of nodes, errors or slots below")
     args = parser.parse_args(arguments)
     console = Console(highlight=False)
     try:
+        if args.damaged:
+            return _print_damaged(Run(args.run))
         count, draw = _view(Run(args.run), args.by)
         facts = count()
         if args.json:

@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 from hpc import atomic
 from hpc.journal_reader import JournalReader
 from hpc.ledger import CLAIMED, DONE, FAILED, Ledger, State, bucket_of, states
+from hpc.lost import LostFiles
 from hpc.operator import FAILED as SAMPLE_FAILED
 from hpc.plan import Plan
 from hpc.rundir import Run, Submission
@@ -90,6 +91,7 @@ class Totals:
     claimed: int
     samples: Counter[str]  # of unfinished shards too
     left: int  # samples; where a shard's count is not known, the mean of the finished ones stands for it
+    unknown: int = 0  # unfinished shards whose count is not known
 
 
 class Tally:
@@ -100,6 +102,7 @@ class Tally:
         self._ledger = run.ledger(latest.identity)
         self._file = run.path / "tally" / f"{latest.identity}.arrow"
         self._plan = Plan(run.plans, latest.plan).table(["id", "bytes", "expected"])
+        self.lost = LostFiles(run, latest)
         self._forget()
         self._load()
 
@@ -209,6 +212,7 @@ class Tally:
             pc.sum(pc.is_in(claimed, self._plan["id"].combine_chunks())).as_py() or 0 if len(claimed) else 0,
             samples,
             max(0, expected_left) + round(max(0.0, mean * unknown_left - guessed)),
+            unknown_left,
         )
 
     def _begun(self) -> dict[str, Counter[str]]:

@@ -1,0 +1,110 @@
+"""What status and logs say where something is missing: published files, logs, slots, counts, a place in the queue."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hpc import lost, status, tally
+from hpc.errors import Exit
+from hpc.launcher import NoAnswer
+from tests.jobs import EchoJob, inline, texts
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EchoJob]:
+    """A run with a failed shard and a damaged one."""
+    lines = {"a": texts(9), "b": ["unreadable"], "c": [*texts(2), "damaged"], "d": texts(3)}
+    job = EchoJob(tmp_path_factory.mktemp("said"), lines, map={"attempts": 1})
+    job.submit()
+    assert job.work() == Exit.SOME_FAILED, job.log()
+    yield job
+    job.close()
+
+
+def test_a_published_file_that_is_deleted(finished: EchoJob) -> None:
+    run = finished.run
+    file = finished.file("a")
+    data = file.read_bytes()
+    watching = status.current(run)
+    assert status.gather(run, watching)["lost"] == []
+    file.unlink()
+    try:
+        shown = inline("hpc.status", str(run.path), "--json")
+        assert json.loads(shown.stdout)["lost"] == ["a"]
+        said = inline("hpc.status", str(run.path)).stdout
+        assert "1 published files are gone (first: a)" in said and "--shards a" in said.replace("\n", "")
+        assert status.gather(run, watching)["lost"] == [], "a watch looks once a minute"
+        watching.lost._next = 0.0
+        assert status.gather(run, watching)["lost"] == ["a"]
+        assert "column file is gone" in inline("hpc.verify", str(run.path)).stdout
+        assert inline("hpc.rerun", str(run.path), "--shards", "a", "--no-submit").returncode == Exit.COMPLETE
+        assert json.loads(inline("hpc.status", str(run.path), "--json").stdout)["lost"] == [], "it is open again"
+    finally:
+        for name in run.generations.folder.iterdir():
+            name.unlink()
+        file.write_bytes(data)
+
+
+def test_a_look_has_its_time(finished: EchoJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lost, "_LOOK_S", 0.0)
+    looker = tally.Tally(finished.run, finished.run.latest()).lost
+    looker.look()
+    buckets = finished.ledger.buckets()
+    assert sorted(looker._left) == buckets
+    monkeypatch.setattr(lost, "_LOOK_S", 60.0)
+    looker.look()
+    assert looker._left == [] and sorted(looker._found) == buckets
+
+
+def test_damaged_shards_are_listed(finished: EchoJob) -> None:
+    said = inline("hpc.status", str(finished.run.path), "--damaged")
+    uri = str(finished.inputs / "c.txt")
+    assert said.stdout == f"c\ttext: ends too early\tas the test wanted\t{uri}\n" and said.returncode == Exit.COMPLETE
+
+
+def test_logs_always_say_something(finished: EchoJob, tmp_path: Path) -> None:
+    path = str(finished.run.path)
+    unknown = inline("hpc.logs", path, "--shard", "aa")
+    assert unknown.returncode == Exit.USAGE and "aa is no shard" in unknown.stderr and "nearest is a." in unknown.stderr
+    assert "claim" in inline("hpc.logs", path, "--shard", "a").stdout
+    assert inline("hpc.logs", path, "--failed").stdout.startswith("b: input: unreadable")
+    slot = inline("hpc.logs", path, "--slot", "77")
+    assert slot.returncode == Exit.USAGE and "Slots that have started: 0;" in slot.stderr
+    fresh = EchoJob(tmp_path, {"a": texts(1)})
+    fresh.submit()
+    path = str(fresh.run.path)
+    assert "no slot of" in inline("hpc.logs", path).stdout
+    assert "nothing has happened to shard a yet" in inline("hpc.logs", path, "--shard", "a").stdout
+    assert "no shard of" in inline("hpc.logs", path, "--failed").stdout
+
+
+def test_slurms_reason_is_told(finished: EchoJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    def squeue(*arguments: str, timeout: float = 30) -> str:
+        if "%F %r" in arguments:
+            return "7 PartitionConfig\n7 PartitionConfig\n"
+        if "%F_%K %T" in arguments:
+            return "7_0 PENDING\n7_1 PENDING\n"
+        raise NoAnswer("not asked here")
+
+    latest = finished.run.latest()
+    latest.job_ids = ["7"]
+    finished.run.save(latest)
+    monkeypatch.setattr("hpc.launcher._squeue", squeue)
+    try:
+        said = " ".join(inline("hpc.status", str(finished.run.path)).stdout.split())
+        assert "squeue: 2 PENDING (PartitionConfig)" in said
+    finally:
+        latest.job_ids = []
+        finished.run.save(latest)
+
+
+def test_what_is_left_is_not_said_where_it_is_not_known(finished: EchoJob) -> None:
+    samples = {name: 0 for name in ("ok", "skipped", "failed", "quarantined")}
+    assert "400 left" in status._samples({**samples, "left": 400, "left_known": True})
+    assert "left" not in status._samples({**samples, "left": 400, "left_known": False})
+    facts = status.gather(finished.run)
+    assert facts["samples"]["left_known"], "nothing is left"
