@@ -1,4 +1,4 @@
-"""The accelerator, as the captioning engine asks for it; the trainers still call `torch.cuda` themselves.
+"""The accelerator, as all of hpc and recap ask for it: `torch.cuda` stands in no other module.
 
 AMD's GPUs answer to the same names in PyTorch's ROCm builds and take the same paths, Triton's kernels included. fp8 is
 refused there but on gfx950: older ones have another e4m3 (`fnuz`), whose numbers are not the ones the engine makes.
@@ -86,9 +86,9 @@ def mark(timing: bool = False) -> Any:
     return event
 
 
-def event() -> Any:
+def event(timing: bool = False) -> Any:
     """An event to be recorded later."""
-    return torch.cuda.Event()
+    return torch.cuda.Event(enable_timing=timing)
 
 
 def capture(device: torch.device, action: Callable[[], object]) -> Any:
@@ -115,6 +115,16 @@ def release_memory() -> None:
 def free_memory(device: torch.device) -> int:
     """Bytes that nobody holds."""
     return torch.cuda.mem_get_info(device)[0]
+
+
+def restart_peak() -> None:
+    """Begin to measure anew what `peak` says."""
+    torch.cuda.reset_peak_memory_stats()
+
+
+def peak() -> int:
+    """Bytes that the current GPU held at most since `restart_peak`."""
+    return torch.cuda.max_memory_allocated()
 
 
 def peak_memory(device: torch.device, action: Callable[[], object]) -> int:

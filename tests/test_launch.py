@@ -349,6 +349,17 @@ def test_layers() -> None:
         assert not wrong, f"{file} imports {wrong}: hpc knows of the work by dotted path alone"
 
 
+def test_one_module_knows_the_accelerator() -> None:
+    """`torch.cuda` stands in recap/device.py alone: another accelerator is one file away."""
+    for file in [*(ROOT / "hpc").rglob("*.py"), *(ROOT / "recap").rglob("*.py")]:
+        if file == ROOT / "recap/device.py":
+            continue
+        assert "torch.cuda" not in imports(file), file
+        for node in ast.walk(ast.parse(file.read_text())):
+            named = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "torch"
+            assert not (named and node.attr == "cuda"), f"{file}:{node.lineno}: use recap.device"
+
+
 def test_the_code_snapshot_is_what_ran(finished: EchoJob) -> None:
     code = finished.run.code / finished.run.latest().code
     assert sorted(os.listdir(code)) == ["hpc", "recap"]

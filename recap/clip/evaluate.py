@@ -31,6 +31,7 @@ import torch
 
 from hpc.errors import Parser, UserError
 from hpc.operator import Damage
+from recap import device as gpu
 from recap.clip import metrics
 from recap.clip.encoder import Encoder, Features, Picture
 from recap.clip.losses import ranks
@@ -311,7 +312,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", default="")
     parser.add_argument("--images", default="")
     parser.add_argument("--prefix", default=None, help="source token that texts are read with")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default=gpu.best())
     parser.add_argument("--batch", type=int, default=256)
     try:
         result = _evaluate(parser.parse_args(arguments))

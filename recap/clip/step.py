@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 
-import torch
 import torch.distributed as dist
+
+from recap import device as gpu
 
 
 def join_step() -> None:
@@ -18,9 +19,7 @@ def join_step() -> None:
         rank, world = int(environment.get("SLURM_PROCID", 0)), int(environment.get("SLURM_STEP_NUM_TASKS") or 1)
     if world == 1 or dist.is_initialized():
         return
-    if torch.cuda.is_available():
-        local = int(environment.get("LOCAL_RANK") or environment.get("SLURM_LOCALID") or 0)
-        torch.cuda.set_device(local % torch.cuda.device_count())
+    gpu.claim(int(environment.get("LOCAL_RANK") or environment.get("SLURM_LOCALID") or 0))
     environment.setdefault("MASTER_ADDR", _first_host())
     environment.setdefault("MASTER_PORT", str(_port()))
     dist.init_process_group("gloo", rank=rank, world_size=world)

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from recap import device as gpu
 from recap.engine.decode import decode
 from recap.engine.generator import Image, Text
 from recap.engine.interface import Caption, Engine, Request
@@ -140,7 +141,7 @@ def main() -> None:
     parser.add_argument("images", nargs="+", type=Path)
     parser.add_argument("--precision", default="fp8", choices=["fp8", "bf16", "fp16"])
     parser.add_argument("--kv-precision", default="auto", choices=["auto", "fp8"])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default=gpu.best())
     parser.add_argument("--count", type=int, default=256)
     options = parser.parse_args()
     base = CaptionerConfig(model=options.model, slots=64, micro_batch=16)

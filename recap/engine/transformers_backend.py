@@ -21,6 +21,7 @@ from transformers import (
     LogitsProcessorList,
 )
 
+from recap import device as gpu
 from recap.data.images import BadImage, EncodedImage
 from recap.engine.captions import Pending, make_caption
 from recap.engine.checkpoint import end_tokens, is_llava, open_checkpoint
@@ -40,7 +41,7 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
         return names[precision]
     if device.type == "cpu":
         return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.bfloat16 if gpu.has_bf16() else torch.float16
 
 
 @dataclass

@@ -42,6 +42,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from hpc import atomic
 from hpc.errors import Exit, Parser, UserError
+from recap import device as gpu
 from recap.data.images import BadImage, EncodedImage
 from recap.data.inputs import without_credentials
 from recap.evaluate.arms import Prompts, Source
@@ -229,7 +230,7 @@ def _parser() -> Parser:
     parser.add_argument("--judge-window", type=int, default=8, help="requests at a time")
     parser.add_argument("--judge-cache", type=Path, default=Path("runs/judge-cache"), metavar="FOLDER")
     parser.add_argument("--batch", type=int, default=64, help="images at a time")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default=gpu.best())
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     parser.add_argument("--out", type=Path, metavar="FILE.md", help="also write the table")
     return parser

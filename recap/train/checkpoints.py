@@ -32,6 +32,7 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from hpc import atomic
 from hpc.errors import UserError
+from recap import device as gpu
 from recap.train.state import Progress, TrainState
 
 log = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ class Checkpoints:
         self._error: BaseException | None = None
         self.last: int | None = None  # samples of the newest complete one that this process knows of
         self.stall_s = 0.0  # how long the last save held up the loop
-        cuda = torch.cuda.is_available()  # page-locked: copies at the bus's full speed, made once and kept
+        cuda = gpu.available()  # page-locked: copies at the bus's full speed, made once and kept
         self._stager = DefaultStager(
             StagingOptions(
                 use_pinned_memory=cuda, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=cuda

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from recap import device as gpu
 from recap.train.settings import TrainSettings
 from recap.train.task import Batch, Task
 
@@ -56,7 +57,7 @@ class Feed:
             worker_init_fn=_quiet, prefetch_factor=settings.prefetch if workers else None,
             multiprocessing_context="fork" if workers else None,  # the corpus is shared, not copied
         )  # fmt: skip
-        self._pin = torch.cuda.is_available()  # copies from pageable memory would wait for what the device computes
+        self._pin = gpu.available()  # copies from pageable memory would wait for what the device computes
         self._queue: queue.Queue[Any] = queue.Queue(maxsize=settings.prefetch)
         self._closed = threading.Event()
         # the iterator is made here: workers are forked by the main thread, before any step

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from hpc.errors import UserError
+from recap import device as gpu
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +121,7 @@ class Meter:
         self._flops = 0.0
         self._phases: dict[str, list[Span]] = {}
         if self._cuda:
-            torch.cuda.reset_peak_memory_stats()
+            gpu.restart_peak()
 
     @contextmanager
     def phase(self, name: str, *, host: bool = False, left_out: bool = False) -> Iterator[None]:
@@ -163,11 +164,10 @@ class Span:
     """From its making to `end()`: on the device's clock (events in its stream), or on the host's."""
 
     def __init__(self, device: bool) -> None:
-        self._events: tuple[torch.cuda.Event, ...] = ()
+        self._events: tuple[Any, ...] = ()
         self._start, self._seconds = time.monotonic(), 0.0
         if device:
-            self._events = (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
-            self._events[0].record()
+            self._events = (gpu.mark(timing=True), gpu.event(timing=True))
 
     def end(self) -> None:
         self._seconds = time.monotonic() - self._start
@@ -201,5 +201,5 @@ class Measured:
 def _peak_memory(cuda: bool) -> int:
     """Bytes: of the device since the last reset, or of the process since its start."""
     if cuda:
-        return torch.cuda.max_memory_allocated()
+        return gpu.peak()
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -22,6 +22,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
+from recap import device as gpu
 from recap.train.settings import TrainSettings
 from recap.train.task import LaysOut, Task
 
@@ -71,12 +72,11 @@ class Ranks:
 
 def join(device: str, local_rank: int, timeout_s: float) -> Ranks:
     """Meet the other ranks (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT are set) and take a device."""
-    if device == "cuda":
-        torch.cuda.set_device(local_rank % torch.cuda.device_count())
-        place = torch.device("cuda", torch.cuda.current_device())
-        backend = "cpu:gloo,cuda:nccl"
-    else:
-        place, backend = torch.device("cpu"), "gloo"
+    place, backend = torch.device("cpu"), "gloo"
+    if device == gpu.GPU:
+        place, backend = gpu.claim(local_rank), "cpu:gloo,cuda:nccl"
+        if place.type != gpu.GPU:
+            raise RuntimeError("this rank is to work on a GPU, and sees none")
     timeout = timedelta(seconds=timeout_s)
     if not dist.is_initialized():  # a later stage of one life meets in the same group
         dist.init_process_group(backend, timeout=timeout)
@@ -217,13 +217,12 @@ class Later:
     after. float [] or [N]."""
 
     def __init__(self, value: torch.Tensor) -> None:
-        self._event: torch.cuda.Event | None = None
+        self._event: Any = None
         self._value = value.detach()
         if value.is_cuda:
             place = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
             self._value = place.copy_(self._value, non_blocking=True)
-            self._event = torch.cuda.Event()
-            self._event.record()
+            self._event = gpu.mark()
 
     def values(self) -> list[float]:
         if self._event is not None:
@@ -244,5 +243,5 @@ def peak_flops(device: torch.device) -> float | None:
     """What the device can do at most, None where that is not known (CPUs)."""
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
+    name = gpu.name(device)
     return next((flops for known, flops in PEAKS.items() if known in name), None)

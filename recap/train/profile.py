@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity
 
+from recap import device as gpu
+
 log = logging.getLogger(__name__)
 
 
@@ -28,7 +30,7 @@ class Profile:
     def begin(self, step: int) -> None:
         """Before a step."""
         if step == self._first:
-            activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
+            activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * gpu.available()
             self._profiler = torch.profiler.profile(activities=activities, record_shapes=True)
             self._profiler.start()
 
