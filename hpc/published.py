@@ -77,6 +77,10 @@ class Published:
         """Whether a shard is finished; its marker is not read."""
         return shard_id in self._by_id and shard_id in self._states and self._states[shard_id].status == DONE
 
+    def generation(self, shard_id: str) -> int:
+        """Of a finished shard; no marker is read."""
+        return self._states[shard_id].generation
+
     def find(self, shard_id: str) -> PublishedShard | None:
         """One finished shard."""
         if shard_id not in self:

@@ -140,6 +140,10 @@ class ColumnOfFiles:
         """Where the rows of a reader's shard lie now; None where there are none."""
         raise NotImplementedError
 
+    def generation(self, shard: Shard) -> int:
+        """Which of a run's generations `locate` would find; 0 where there are none. No marker is read."""
+        return 0
+
     def manifest(self, shards: Sequence[Shard]) -> Iterator[tuple[str, Located]]:
         """`locate` for all shards that have rows, in threads: each may be a small read."""
         with ThreadPoolExecutor(16) as pool:
@@ -358,7 +362,11 @@ class RunColumn(ParquetColumn):
     def locate(self, shard: Shard) -> Located | None:
         origin = self._origin(shard)
         found = self.published.find(origin.shard.id) if origin else None
-        return Located(found.marker["file"], origin.doubt) if origin and found else None
+        return Located(found.marker["file"], origin.doubt, self.generation(shard)) if origin and found else None
+
+    def generation(self, shard: Shard) -> int:
+        origin = self._origin(shard)
+        return self.published.generation(origin.shard.id) if origin else 0
 
     def _opened(self, shard: Shard, located: Located) -> tuple[pq.ParquetFile, str]:
         place = self._run.locate(located.file)

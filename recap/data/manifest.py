@@ -25,6 +25,7 @@ _SCHEMA = pa.schema(
         ("id", pa.string()),
         ("file", pa.string()),
         ("doubt", pa.string()),
+        ("generation", pa.int32()),
     ]
 )
 _VERSION = b"1"
@@ -32,10 +33,14 @@ _VERSION = b"1"
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """The file of a shard's rows: its name in a folder, its path in a run, or a URL. doubt: see `columns.Values`."""
+    """The file of a shard's rows: its name in a folder, its path in a run, or a URL.
+
+    doubt: see `columns.Values`. generation: of a run's shard; a rerun makes the next.
+    """
 
     file: str
     doubt: str = ""
+    generation: int = 0
 
 
 class Manifest:
@@ -66,14 +71,12 @@ class Manifest:
         at = int(np.searchsorted(self._keys, np.uint64(_key(shard))))
         while at < len(self._keys) and self._keys[at] == _key(shard):
             if self._table["id"][at].as_py() == shard:
-                return Located(self._table["file"][at].as_py(), self._table["doubt"][at].as_py())
+                return Located(*(self._table[name][at].as_py() for name in ("file", "doubt", "generation")))
             at += 1
         return None
 
-    def same(self, found: Iterable[tuple[str, Located]]) -> tuple[int, str]:
-        """How many shards lie elsewhere today, and the id of one of them."""
-        moved = [shard for shard, located in found if self.find(shard) != located]
-        return len(moved), moved[0] if moved else ""
+    def generations(self) -> dict[str, int]:
+        return dict(zip(self._table["id"].to_pylist(), self._table["generation"].to_pylist()))
 
 
 def write(path: Path, found: Iterable[tuple[str, Located]]) -> None:
@@ -82,10 +85,10 @@ def write(path: Path, found: Iterable[tuple[str, Located]]) -> None:
     Args:
         found: the reader's shard ids and their files.
     """
-    rows = sorted((_key(shard), shard, located.file, located.doubt) for shard, located in found)
+    rows = sorted((_key(shard), shard, at.file, at.doubt, at.generation) for shard, at in found)
     made = hashlib.sha256()
-    for _, *texts in rows:
-        made.update("\0".join(texts).encode() + b"\n")
+    for _, *facts in rows:
+        made.update("\0".join(map(str, facts)).encode() + b"\n")
     metadata = {b"version": _VERSION, b"digest": made.hexdigest()[:16].encode()}
     columns = list(zip(*rows)) or [()] * len(_SCHEMA)
     arrays = [pa.array(values, field.type) for values, field in zip(columns, _SCHEMA)]

@@ -174,11 +174,11 @@ def _share(name: str, config: ColumnConfig, shards: Sequence[Shard], path: Path)
             log.warning("data: %s", told)
         write(path, column.manifest(shards))
         return
-    moved, first = Manifest(path).same(column.manifest(shards))
-    if moved:
+    known = Manifest(path).generations()
+    if newer := [shard.id for shard in shards if column.generation(shard) > known.get(shard.id, 0)]:
         log.warning(
             "data: column %s: %s shards (one is %s) were made again since this training began; it goes on with what it "
-            "began with, by %s.", name, f"{moved:,}", first, path,
+            "began with, by %s.", name, f"{len(newer):,}", newer[0], path,
         )  # fmt: skip
 
 
