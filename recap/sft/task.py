@@ -94,7 +94,11 @@ class SftTask:
         return models.relative_rate(name, self.config)
 
     def all_used(self) -> bool:
-        return False  # of a tower other than CLIP's, layers behind its features may be trained without effect
+        """Tried on the meta device, with the row that uses least: of some towers, layers behind the features that are
+        used could be trained without effect."""
+        module = models.layout(self.folder, replace(self.config, attention="sdpa"))
+        module(to_device(self.collate([], []), torch.device("meta"))).backward()
+        return all(p.grad is not None for p in module.parameters() if p.requires_grad)
 
     def identity(self) -> str:
         digests = {name: digest for name, digest in model_identity(self.folder).items() if name.endswith("safetensors")}

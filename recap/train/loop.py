@@ -76,6 +76,7 @@ class Training:
         self.lr = 0.0
         self.stop = 0  # the exit code that the ranks agreed to stop with
         self.rehearsed = not parallel.rearranges(self.module)
+        self.sums_once = parallel.sums_once(self.module, self.ranks.device)
 
     # --- the story --------------------------------------------------------------------------
 
@@ -199,7 +200,7 @@ class Training:
         total = torch.zeros((), device=self.ranks.device)
         for number, micro in enumerate(batch.micro):
             last = number == len(batch.micro) - 1
-            with parallel.gradient_sync(self.module, last):
+            with parallel.gradient_sync(self.module, last or not self.sums_once):
                 with parallel.precision(self.settings, self.ranks.device):
                     loss = self.module(parallel.to_device(micro, self.ranks.device))
                 (loss * scale).backward()

@@ -29,6 +29,7 @@ from recap.train.task import LaysOut, Task
 log = logging.getLogger(__name__)
 
 FSDP_FROM = 1.5e9  # parameters; AdamW's fp32 states of fewer fit one GPU of 80 GB several times over
+WHOLE = 0.25  # of a GPU's memory, that whole gradients may take between the micro-batches of a step
 
 
 @dataclass
@@ -179,9 +180,25 @@ def precision(settings: TrainSettings, device: torch.device) -> Iterator[None]:
         yield
 
 
+def sums_once(module: nn.Module, device: torch.device) -> bool:
+    """Whether gradients are added over ranks once a step, in its last micro-batch, and not in each.
+
+    Until they are added, FSDP2 holds them whole: 4 bytes (fp32) a trained parameter on every GPU, beside the 16 bytes
+    a parameter that weights, gradients and moments take of all GPUs together. Stage 2 of the 8 B captioner takes 29
+    GiB of each of 8 GPUs (benchmarks/results/sft.md); whole gradients are 30 GiB more, which 80 GB hold barely and 48
+    GB do not. Added in each micro-batch they take nothing more, but 30 GiB are sent while it computes, for about a
+    second. So they are held where they take at most a quarter of the memory: up to 5 B parameters at 80 GB, 8.8 B at
+    141 GB.
+    """
+    if not isinstance(module, FSDPModule) or device.type != "cuda":
+        return True
+    trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    return 4 * trained <= WHOLE * torch.cuda.get_device_properties(device).total_memory
+
+
 @contextmanager
 def gradient_sync(module: nn.Module, last: bool) -> Iterator[None]:
-    """Gradients are added over ranks once a step, in the last micro-batch; until there, FSDP2 holds them whole."""
+    """A micro-batch whose gradients are added over ranks, with those before it, if `last`."""
     if isinstance(module, FSDPModule):
         module.set_requires_gradient_sync(last)
     if isinstance(module, DistributedDataParallel) and not last:

@@ -57,7 +57,7 @@ def test_every_mixture_of_rows(captioner: Path, mixed: Path, world: int) -> None
     assert world == 4 or {("text", "text"), ("image", "image")} <= seen
     held = [{"kind": "llava", "path": str(mixed / "data.json"), "images": str(mixed / "images"), "samples": 9}]
     found = {}
-    for name, ranks, way in (("one", 1, "ddp"), ("several", world, "fsdp")):
+    for name, ranks, way in (("one", 1, "ddp"), ("several", world, "fsdp"), ("spread", world, "ddp")):
         train = {
             "samples": batch * steps, "batch": batch, "lr": 1e-3, "threads": 1, "parallel": way, "max_rejected": 1.0,
             "evaluate_every": batch * steps, "checkpointing": world == 4,
@@ -69,3 +69,4 @@ def test_every_mixture_of_rows(captioner: Path, mixed: Path, world: int) -> None
         found[name] += [line["held_out/loss"] for line in lines(mixed / name) if line.get("kind") == "evaluation"]
         assert (mixed / name / "exports/final/model.safetensors").exists()
     assert len(found["one"]) == steps + 1 and found["several"] == pytest.approx(found["one"], rel=1e-5)
+    assert found["spread"] == pytest.approx(found["one"], rel=1e-5)  # none is looked for: all are used in every row
