@@ -173,6 +173,7 @@ def test_gradients_are_added_once_where_memory_holds_them(
     alone: Any, monkeypatch: pytest.MonkeyPatch, memory: int,
 ) -> None:  # fmt: skip
     """Under FSDP2, in the last micro-batch or in each: the same gradients."""
+
     class Gpu:
         type = "cuda"
 
