@@ -87,11 +87,8 @@ def gather(run: Run, tally: Tally | None = None) -> dict[str, Any]:
             "open": totals.total - finished - totals.claimed,
             "failed": settled.shards[FAILED],
         },
-        "samples": {
-            **{s: totals.samples[s] for s in STATUSES},
-            "left": totals.left,
-            "left_known": 2 * totals.unknown <= totals.total - finished,
-        },
+        "samples": {**{s: totals.samples[s] for s in STATUSES}, "left": totals.left},
+        "left_known": 2 * totals.unknown <= totals.total - finished,
         "reasons": dict(settled.reasons.most_common()),
         "rate": rates,
         "eta_s": round(totals.left / speed, 1) if speed and totals.left and live else None,
@@ -196,7 +193,7 @@ def render(facts: dict[str, Any]) -> Group:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     table.add_row("shards", _bar(facts["shards"]))
-    table.add_row("samples", _samples(facts["samples"]))
+    table.add_row("samples", _samples(facts["samples"], facts["left_known"]))
     table.add_row("rate", _rate_line(facts))
     if facts["effort"]["hours"]:
         table.add_row("spent", _effort_line(facts["effort"]))
@@ -246,12 +243,12 @@ def _bar(shards: dict[str, int], width: int = 28) -> Text:
     return bar
 
 
-def _samples(samples: dict[str, int]) -> str:
+def _samples(samples: dict[str, int], left_known: bool) -> str:
     line = " · ".join(f"{samples[s]:,} {s}" for s in STATUSES if samples[s] or s == "ok")
     finished = sum(samples[s] for s in STATUSES)
     if finished:
         line += f" · {100 * (1 - samples['ok'] / finished):.2f} % not ok"
-    return line + (f" · {samples['left']:,} left" if samples["left"] and samples["left_known"] else "")
+    return line + (f" · {samples['left']:,} left" if samples["left"] and left_known else "")
 
 
 def _rate_line(facts: dict[str, Any]) -> str:

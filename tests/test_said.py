@@ -104,7 +104,7 @@ def test_slurms_reason_is_told(finished: EchoJob, monkeypatch: pytest.MonkeyPatc
 
 def test_what_is_left_is_not_said_where_it_is_not_known(finished: EchoJob) -> None:
     samples = {name: 0 for name in ("ok", "skipped", "failed", "quarantined")}
-    assert "400 left" in status._samples({**samples, "left": 400, "left_known": True})
-    assert "left" not in status._samples({**samples, "left": 400, "left_known": False})
+    assert "400 left" in status._samples({**samples, "left": 400}, True)
+    assert "left" not in status._samples({**samples, "left": 400}, False)
     facts = status.gather(finished.run)
-    assert facts["samples"]["left_known"], "nothing is left"
+    assert facts["left_known"], "nothing is left"
