@@ -253,8 +253,8 @@ class Agent:
                 engine.drain()
 
     def _told_to_stop(self) -> str:
-        if (silent := self.heartbeat.silent_s()) > self.settings.lease_s:  # the others took it for dead long ago
-            return f"storage: no heartbeat could be written for {silent:.0f} s"
+        if (failing := self.heartbeat.failing_s()) > self.settings.lease_s:  # the others took it for dead long ago
+            return f"storage: no heartbeat could be written for {failing:.0f} s"
         if heartbeat.succeeded(self.run.slots, self.instance):
             return SUCCEEDED
         if (text := self.run.control_text("cancelled")) is not None:

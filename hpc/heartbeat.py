@@ -87,6 +87,7 @@ class Heartbeat:
         self._lease_s = lease_s
         self._interval = min(30.0, lease_s / 6)
         self._written = time.monotonic()
+        self._failing: float | None = None  # since when no write succeeds
         self._due = 0.0
         self._beat = 0
 
@@ -101,17 +102,19 @@ class Heartbeat:
         except OSError as error:
             log.warning("heartbeat: cannot write %s: %s", self._path, error)
             self._due = now + self._interval / 10
+            self._failing = self._failing or now
             return
+        self._failing = None
         self._written = time.monotonic()
         self._due = now + self._interval
 
-    def silent_s(self) -> float:
-        """Seconds since the heartbeat was written."""
-        return time.monotonic() - self._written
+    def failing_s(self) -> float:
+        """Seconds for which no write has succeeded. A process that was stopped has not tried: it may go on."""
+        return time.monotonic() - self._failing if self._failing is not None else 0.0
 
     def fenced(self) -> bool:
         """True when others may soon take this slot for dead: then it must neither claim nor publish."""
-        return self.silent_s() > FENCE_SHARE * self._lease_s
+        return time.monotonic() - self._written > FENCE_SHARE * self._lease_s
 
 
 class Observer:

@@ -93,7 +93,7 @@ def _wait(number: str, answered: Callable[[], bool]) -> str:
     said, gone = "", 0.0
     while not answered():
         waits = pending([number]).get(number, (0, ""))[1]
-        if waits not in ("", said):
+        if waits not in ("", "None", said):
             console.print(f"waiting to start ({waits})", markup=False)
         said = waits or said
         if waits or surely_live([number]):

@@ -117,6 +117,11 @@ def free_memory(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0]
 
 
+def memory(device: torch.device) -> int:
+    """Bytes that the device has."""
+    return torch.cuda.get_device_properties(device).total_memory
+
+
 def restart_peak() -> None:
     """Begin to measure anew what `peak` says."""
     torch.cuda.reset_peak_memory_stats()

@@ -263,7 +263,12 @@ def test_exit_codes(finished: EchoJob, tmp_path: Path) -> None:
     assert inline("hpc.status", str(job.run.path)).returncode == 1
     ledger = run.ledger(run.latest().identity)
     [shard] = [s for s in _plan(run) if s.id == "broken"]
-    assert ledger.mark(Claim(shard, 1, 0), DONE, {"counts": {}, "rows": 0})
+    identity = run.latest().identity
+    again = run.column_file("echo", identity, "broken", 1)
+    again.parent.mkdir(parents=True, exist_ok=True)
+    again.write_bytes(run.column_file("echo", identity, "a", 0).read_bytes())
+    record = {"counts": {}, "rows": 0, "file": str(again.relative_to(run.path))}
+    assert ledger.mark(Claim(shard, 1, 0), DONE, record)
     assert inline("hpc.status", str(job.run.path)).returncode == 0
     assert inline("hpc.worker", str(tmp_path / "nothing"), "--slot", "0").returncode == 64
     assert inline("hpc.worker", str(job.run.path), "--slot", "0", "--submission", "unknown").returncode == 64

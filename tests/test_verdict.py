@@ -41,7 +41,7 @@ def launched(folder: Path, tars: dict[str, Tar], **data: object) -> tuple[Run, s
 
 def test_a_run_of_skipped_samples_fails_everywhere(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
-    samples = {f"{n:03d}": {"heic": b"not asked for"} for n in range(5)} | {"900": {"jpg": PICTURE}}
+    samples = {f"{n:03d}": {"cls": b"not asked for"} for n in range(5)} | {"900": {"jpg": PICTURE}}
     placeholder = hashlib.sha256(PICTURE).hexdigest()
     run, said, code = launched(tmp_path, {"00000": samples}, placeholders=[placeholder])
     why = "no sample is ok; of 6, 5 are skipped: image: missing"

@@ -190,10 +190,10 @@ def sums_once(module: nn.Module, device: torch.device) -> bool:
     second. So they are held where they take at most a quarter of the memory: up to 5 B parameters at 80 GB, 8.8 B at
     141 GB.
     """
-    if not isinstance(module, FSDPModule) or device.type != "cuda":
+    if not isinstance(module, FSDPModule) or device.type != gpu.GPU:
         return True
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    return 4 * trained <= WHOLE * torch.cuda.get_device_properties(device).total_memory
+    return 4 * trained <= WHOLE * gpu.memory(device)
 
 
 @contextmanager

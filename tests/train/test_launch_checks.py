@@ -32,7 +32,7 @@ CHECKED = [
 NOT_OF_LAUNCHES = {
     "check_pooling": "of CLIPs of others, which evaluations open",
     "__init__": "of tars without a sample, counted later",
-    "shared_index": "of ranks that wait", "_fill": "of batches",
+    "shared_input": "of ranks that wait", "_fill": "of batches",
 }  # fmt: skip
 
 
