@@ -70,7 +70,7 @@ class Agent:
             run, self.plan, self.ledger, observer, self.instance, slot, submission.slots, self.look_s
         )
         self.heartbeat = heartbeat.Heartbeat(run.slots, self.instance, self.settings.lease_s)
-        self.journal: Journal | None = None  # from `main` on
+        self.journal: Journal | None = None  # from `open_journal` on
         self.operator = self.config.operator()  # never set up here: engines do that
         schema = columns.schema(self.operator.column(), submission.identity)
         self.publisher = Publisher(
@@ -102,8 +102,7 @@ class Agent:
         if hopeless := breaker.hopeless(self.run, self.instance, self.life):
             return self._leave(Exit.INCOMPLETE, hopeless)
         try:
-            file = self.run.journals / f"{self.instance}.jsonl"
-            self.journal = patiently(lambda: Journal(file), self.settings.lease_s)
+            self.open_journal()
         except UserError as error:
             return self._leave(Exit.USAGE, str(error))
         for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
@@ -151,6 +150,11 @@ class Agent:
         if self.journal:
             self.journal.close()
         return code
+
+    def open_journal(self) -> None:
+        """UserError where it cannot be made."""
+        file = self.run.journals / f"{self.instance}.jsonl"
+        self.journal = patiently(lambda: Journal(file), self.settings.lease_s)
 
     def _note(self, event: str, **facts: Any) -> None:
         if self.journal:

@@ -69,6 +69,7 @@ def own(path: str, slot: int) -> list[str]:
         return marker
 
     object.__setattr__(agent.publisher, "publish", noting)  # a frozen dataclass
+    agent.open_journal()
     engine = InlineEngine(agent)
     while True:
         agent.heartbeat.advance({**agent.facts, "state": "running"})
