@@ -124,6 +124,7 @@ def lines(count: int) -> list[str]:
     return [f"line {i}" for i in range(count)]
 
 
+@pytest.mark.slow
 def test_a_wrong_run_pauses_itself(tmp_path: Path) -> None:
     bench = Workbench(tmp_path, {f"s{i:02d}": ["unreadable"] for i in range(12)}, map={"breaker": 4})
     assert bench.launch() == Exit.INCOMPLETE
@@ -253,6 +254,7 @@ def test_a_full_disk_is_not_the_shards_fault(tmp_path: Path, fault: str) -> None
         subprocess.run(["umount", "-l", str(small)], check=False)
 
 
+@pytest.mark.slow
 def test_output_on_an_object_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
@@ -310,6 +312,7 @@ def test_samples_of_a_changed_input_are_not_kept(tmp_path: Path) -> None:
     assert refused.returncode == Exit.USAGE and "changed" in refused.stderr
 
 
+@pytest.mark.slow
 def test_a_file_that_is_gone_costs_a_rerun_no_engine(tmp_path: Path) -> None:
     bench = Workbench(tmp_path, {"a": [*lines(4), "bad"]}, map={"max_failed": 0.5})
     assert bench.launch() == Exit.COMPLETE

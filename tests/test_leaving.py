@@ -50,6 +50,7 @@ def test_a_slot_that_is_given_up_needs_no_journal(job: EchoJob) -> None:
     assert hurt == [f"1 slot left: gave up: {LIVES} lives without progress, the last: it was killed"]
 
 
+@pytest.mark.slow
 def test_a_run_directory_that_is_deleted_under_a_worker(job: EchoJob) -> None:
     job.submit()
     worker = job.worker()

@@ -140,6 +140,7 @@ def test_more_slots_than_an_array_may_have(job: EchoJob, monkeypatch: pytest.Mon
     assert f"#SBATCH --array=0-{most - 1}%{most}" in (job.run.logs / f"{job.id}_submission.sh").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.slurm
 @pytest.mark.parametrize("job", [{"shards": 16, "lines": 10, "delay_s": 0.05}], indirect=True)
 def test_a_run_that_is_submitted_by_hand(job: EchoJob, tmp_path: Path) -> None:

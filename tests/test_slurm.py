@@ -323,6 +323,7 @@ def test_agent_killed(make: Callable[..., EchoJob]) -> None:
     assert [(e.state, e.restarts) for e in job.slurm.elements(job.id).values()] == [("COMPLETED", 1)]
 
 
+@pytest.mark.slow
 @pytest.mark.slurm
 def test_cancelled_by_scancel_then_launched_again(make: Callable[..., EchoJob]) -> None:
     job = make(shards=24, lines=12, delay_s=0.05)

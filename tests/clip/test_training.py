@@ -199,6 +199,7 @@ def test_what_a_stage_writes_keeps_what_it_did_not_train(world, tmp_path) -> Non
     assert out.keys() == tensors.keys() and all(torch.equal(out[name], tensors[name]) for name in out)
 
 
+@pytest.mark.slow
 def test_what_the_objective_learned_is_carried_on(world, tmp_path) -> None:
     """SigLIP's bias from stage to stage and into the export, as open_clip has it; a temperature within its bounds."""
     config = tree(world, loss={"kind": "sigmoid", "temperature": 0.005, "bias": -8.0})

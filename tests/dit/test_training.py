@@ -83,6 +83,7 @@ def test_fsdp_in_bf16_trains_as_ddp_does(world, tmp_path, objective) -> None:
     np.testing.assert_allclose(curves[1], curves[0], rtol=0.02)
 
 
+@pytest.mark.slow
 def test_the_export_is_of_the_averaged_weights(world, tmp_path) -> None:
     """Without an average the export differs from the one with it, at the same curve."""
     runs = {}
