@@ -23,6 +23,9 @@ class ObjectStore:
         self._sent = 0
         self.latency_s = 0.0
         """How long each request is under way."""
+        self.under_way = self.most = 0
+        """Requests that are, and at most were, under way at the same time."""
+        self._lock = threading.Lock()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
@@ -59,11 +62,19 @@ class ObjectStore:
             while data := source.recv(1 << 16):
                 self._sent += len(data) * counted
                 if self.latency_s and not counted:
-                    time.sleep(self.latency_s)
+                    self._delay()
                 target.sendall(data)
             target.shutdown(socket.SHUT_WR)
         except OSError:
             pass
+
+    def _delay(self) -> None:
+        with self._lock:
+            self.under_way += 1
+            self.most = max(self.most, self.under_way)
+        time.sleep(self.latency_s)
+        with self._lock:
+            self.under_way -= 1
 
 
 @pytest.fixture
