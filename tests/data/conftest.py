@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,11 +20,11 @@ class ObjectStore:
         self._server.start()
         _, self._port = self._server.get_host_and_port()
         self._sent = 0
-        self.latency_s = 0.0
-        """How long each request is under way."""
+        self.together = 0
+        """Requests are held back until as many have been under way at the same time, or 20 s have passed."""
         self.under_way = self.most = 0
-        """Requests that are, and at most were, under way at the same time."""
-        self._lock = threading.Lock()
+        """Requests that are, and at most were, held back at the same time."""
+        self._held = threading.Condition()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
@@ -61,19 +60,19 @@ class ObjectStore:
         try:
             while data := source.recv(1 << 16):
                 self._sent += len(data) * counted
-                if self.latency_s and not counted:
-                    self._delay()
+                if self.together and not counted:
+                    self._hold()
                 target.sendall(data)
             target.shutdown(socket.SHUT_WR)
         except OSError:
             pass
 
-    def _delay(self) -> None:
-        with self._lock:
+    def _hold(self) -> None:
+        with self._held:
             self.under_way += 1
             self.most = max(self.most, self.under_way)
-        time.sleep(self.latency_s)
-        with self._lock:
+            self._held.notify_all()
+            self._held.wait_for(lambda: self.most >= self.together, timeout=20)
             self.under_way -= 1
 
 

@@ -136,7 +136,7 @@ def test_readers_do_not_wait_for_one_another(tmp_path: Path, object_store: Objec
     object_store.upload(tmp_path)
     column = open_column("recap", ColumnConfig(folder="s3://corpus/recap", field="caption"))
     column.read(shards[8], 0, keys(8, 5), [])  # which lists the folder
-    object_store.latency_s = 0.5
+    object_store.together = 6
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda n: column.read(shards[n], 0, keys(n, 5), []).values[0], range(8)))
     assert found == [f"recap {keys(n, 1)[0]}" for n in range(8)] and object_store.most >= 6
