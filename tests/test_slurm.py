@@ -458,6 +458,7 @@ def test_preempted(make: Callable[..., EchoJob]) -> None:
     assert [(e.state, e.restarts) for e in job.slurm.elements(job.id).values()] == [("COMPLETED", 1)]
 
 
+@pytest.mark.slow
 @pytest.mark.slurm
 def test_time_limit(early: EchoJob) -> None:
     """Slurm warns with USR2, the agent drains and exits with 75, the batch script requeues it, the work goes on."""
