@@ -37,7 +37,7 @@ class ObjectStore:
         import fsspec
 
         store = fsspec.filesystem("s3", endpoint_url=f"http://127.0.0.1:{self._port}", skip_instance_cache=True)
-        store.mkdir("corpus")
+        store.makedirs("corpus", exist_ok=True)  # of a test before this one in the same process
         for file in sorted(folder.rglob("*")):
             if file.is_file():
                 store.pipe_file(f"corpus/{file.relative_to(folder)}", file.read_bytes())
