@@ -159,7 +159,7 @@ def still_there(run: Run) -> str:
 
     adopt(run)
     ids = [job_id for submission in run.submissions() for job_id in submission.job_ids]
-    return next((name.removesuffix("_N/A") for name in surely_live(ids)), "")
+    return next(iter(surely_live(ids)), "")
 
 
 def adopt(run: Run) -> list[Submission]:

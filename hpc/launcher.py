@@ -327,7 +327,8 @@ def _listed(job_ids: list[str], timeout: float) -> dict[str, str]:
         if "Invalid job id" in str(error):  # the only one, and it has left Slurm's memory
             return {}
         raise
-    return dict(line.split() for line in answer.splitlines())
+    rows = (line.split() for line in answer.splitlines())
+    return {name.removesuffix("_N/A"): state for name, state in rows}  # N/A: of a job that is no array
 
 
 def _squeue(*arguments: str, timeout: float = 30) -> str:

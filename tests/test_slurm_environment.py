@@ -73,6 +73,16 @@ def test_what_the_script_states_wins_and_a_directory_may_be_called_anything(
     assert sorted(p.name for p in (odd.run.path.parents[1]).iterdir()) == ["echo.yaml", "inputs", "runs"]
 
 
+@pytest.mark.slurm
+def test_a_job_that_is_no_array_has_its_bare_number(slurm: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """squeue calls its index N/A, and scancel does not take that back: it is what cancel hands on."""
+    monkeypatch.setenv("SLURM_CONF", slurm.env["SLURM_CONF"])
+    said = slurm.run("sbatch", "--parsable", "--begin=now+1hour", "--mem=1", "--wrap", "true", "-o", "/dev/null")
+    assert launcher.surely_live([said.strip()]) == {said.strip(): "PENDING"}
+    slurm.run("scancel", *launcher.surely_live([said.strip()]))
+    assert launcher.surely_live([said.strip()]) == {}
+
+
 # --- without Slurm ----------------------------------------------------------------------------
 
 

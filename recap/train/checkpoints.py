@@ -53,7 +53,7 @@ class Began:
     """What was there before training: a checkpoint of something else is refused.
 
     identity: of the weights and the order of samples. columns: digests of what says where the samples' columns lie, by
-    name (checkpoints of before 0.2 hold none).
+    name (checkpoints written before there were manifests hold none).
     """
 
     identity: str
