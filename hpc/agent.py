@@ -339,7 +339,8 @@ class Agent:
                 self.rows += event["rows"]
                 self.good += event["counts"].get(OK, 0) + event["counts"].get(SKIPPED, 0)
             facts = {k: event[k] for k in ("start", "counts", "adopted")}
-            self._note("segment", shard=event["shard"], g=event["generation"], engine=engine.index, **facts)
+            at = {"shard": event["shard"], "g": event["generation"], "e": event["epoch"]}
+            self._note("segment", **at, engine=engine.index, **facts)
         elif event["event"] == "finished":
             self._finish(engine, work, event)
         elif event["event"] == "failed":

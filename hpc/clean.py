@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -23,27 +24,27 @@ from rich.console import Console
 from rich.markup import escape
 
 from hpc import atomic
-from hpc import column as columns
 from hpc.errors import Exit, Parser, UserError
-from hpc.ledger import DONE, State
+from hpc.ledger import DONE, Ledger, State
 from hpc.rundir import Run
+from hpc.segments import SUFFIX
 
 TEMPORARY_S = 3600.0  # of age, from which on a temporary file has no writer any more
 
-_FOLDER = re.compile(r"(?P<shard>.+)\.g(?P<generation>[0-9]+)")
+_SAVED = re.compile(rf"(?P<shard>.+)\.g(?P<generation>[0-9]+)(\.e[0-9]+{re.escape(SUFFIX)})?")
 
 
 @dataclass
 class Litter:
     """What can be removed. bytes: as the files' sizes add up."""
 
-    segments: list[Path] = field(default_factory=list)  # folders
+    segments: list[Path] = field(default_factory=list)  # one file a claim; of an earlier version, folders
     temporary: list[Path] = field(default_factory=list)
     bytes: int = 0
 
     def said(self) -> str:
         return (
-            f"{len(self.segments):,} folders of parts that nobody reads, {len(self.temporary):,} temporary files: "
+            f"{len(self.segments):,} saved parts that nobody reads, {len(self.temporary):,} temporary files: "
             f"{self.bytes / 2**20:,.1f} MiB"
         )
 
@@ -51,9 +52,9 @@ class Litter:
 def find(run: Run) -> Litter:
     """Look through the run directory. Removes nothing."""
     found = Litter()
-    for folder in _superseded(run):
-        found.segments.append(folder)
-        found.bytes += sum(size for _, size, _ in _files(folder))
+    for part in _superseded(run):
+        found.segments.append(part)
+        found.bytes += sum(size for _, size, _ in _files(part)) if part.is_dir() else _size(part)
     now, gone = _server_time(run), set(found.segments)
     for path, size, changed in _files(run.path):
         if path.name.startswith(atomic.TEMPORARY) and now - changed > TEMPORARY_S and path.parent not in gone:
@@ -63,32 +64,37 @@ def find(run: Run) -> Litter:
 
 
 def remove(found: Litter) -> None:
-    for folder in found.segments:
-        columns.remove_segments(folder)
+    for part in found.segments:
+        if part.is_dir():
+            shutil.rmtree(part, ignore_errors=True)  # a slot of an earlier version may still write there
+        else:
+            part.unlink(missing_ok=True)
     for path in found.temporary:
         path.unlink(missing_ok=True)
 
 
 def _superseded(run: Run) -> Iterator[Path]:
-    """Folders of segments, of all identities, that no slot and no rerun will read again."""
+    """What claims have saved, of all identities, that no slot and no rerun will read again."""
     opened = run.generations.opened()
     for identity in _folders(run.path / "segments"):
         ledger = run.ledger(identity.name)
         survey = ledger.survey(opened)
-        for folder in (folder for bucket in _folders(identity) for folder in _folders(bucket)):
-            if match := _FOLDER.fullmatch(folder.name):
-                shard, generation = match["shard"], int(match["generation"])
-                state = survey.get(shard, State())
-                if generation == state.generation:
-                    needed = state.status != DONE
-                else:  # a rerun of bad samples takes over what the generation before it saved, unless that published
-                    inherits = run.generations.keeps(shard, state.generation) and not state.terminal
-                    published = bool(ledger.read(shard, f"g{generation}.done"))
-                    needed = generation > state.generation or (
-                        generation == state.generation - 1 and inherits and not published
-                    )
-                if not needed:
-                    yield folder
+        for bucket in _folders(identity):
+            for name in sorted(os.listdir(bucket)):
+                if match := _SAVED.fullmatch(name):
+                    shard, generation = match["shard"], int(match["generation"])
+                    if not _needed(run, ledger, shard, generation, survey.get(shard, State())):
+                        yield bucket / name
+
+
+def _needed(run: Run, ledger: Ledger, shard: str, generation: int, state: State) -> bool:
+    if generation == state.generation:
+        return state.status != DONE
+    if generation != state.generation - 1:
+        return generation > state.generation
+    # A rerun of bad samples takes over what the generation before it saved, unless that published.
+    inherits = run.generations.keeps(shard, state.generation) and not state.terminal
+    return inherits and not ledger.read(shard, f"g{generation}.done")
 
 
 def _folders(path: Path) -> list[Path]:
@@ -107,6 +113,13 @@ def _files(path: Path) -> Iterator[tuple[Path, int, float]]:
             except FileNotFoundError:
                 continue
             yield Path(folder, name), facts.st_size, facts.st_mtime
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.lstat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _server_time(run: Run) -> float:

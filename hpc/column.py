@@ -8,9 +8,7 @@ Rows are in the shard's order, one per sample, failed ones too; row groups of 51
 from __future__ import annotations
 
 import hashlib
-import itertools
 import os
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -20,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hpc import atomic
-from hpc.operator import OK, SKIPPED, Column, Row, Shard
+from hpc.operator import Column, Row, Shard
 
 ROW_GROUP = 512
 
@@ -50,101 +48,6 @@ def _writer(path: Path, target: pa.Schema) -> pq.ParquetWriter:
 def read(path: Path) -> pa.Table:
     """A whole column file, every page with its checksum."""
     return pq.ParquetFile(path, page_checksum_verification=True).read()
-
-
-# --- segments ---------------------------------------------------------------------------------
-
-
-def write_segment(folder: Path, start: int, table: pa.Table) -> None:
-    """Save samples [start, start + rows) of an unfinished shard. Whole or not at all; never over another's.
-
-    The range is in the name: owners with another segment size (a zombie and its successor) cannot take each other's
-    place.
-    """
-    atomic.make_below(folder, 3)  # of <run>/segments
-    target = folder / f"{start:08d}-{start + table.num_rows:08d}.parquet"
-    source = atomic.temporary(target)
-    try:
-        with _writer(source, table.schema) as writer:
-            writer.write_table(table)
-        _sync_file(source)
-        try:
-            atomic.link_new(source, target)
-        except FileExistsError:
-            return
-    finally:
-        source.unlink(missing_ok=True)
-    atomic.sync_directory(folder)
-
-
-def read_segments(folder: Path, target: pa.Schema) -> dict[int, pa.Table]:
-    """Segments by first sample, in order, no sample twice. One that cannot be used is removed (it is made again)."""
-    found: dict[int, pa.Table] = {}
-    try:
-        names = sorted(os.listdir(folder))
-    except FileNotFoundError:
-        return found
-    end = 0  # samples before this are found
-    for name in names:
-        if not (match := re.fullmatch(r"(\d+)-(\d+)\.parquet", name)):
-            continue
-        start, stop = int(match[1]), int(match[2])
-        if stop <= end:
-            continue
-        try:
-            table = read(folder / name)
-        except FileNotFoundError:  # another owner finished the shard meanwhile
-            continue
-        except (OSError, pa.ArrowException):
-            table = None
-        table = _conformed(table, target) if table is not None and table.num_rows == stop - start else None
-        if table is None:
-            (folder / name).unlink(missing_ok=True)
-            continue
-        begin = max(start, end)
-        found[begin] = table.slice(begin - start)
-        end = stop
-    return found
-
-
-def _conformed(table: pa.Table, target: pa.Schema) -> pa.Table | None:
-    """Rows of an earlier version of the code, whose files lacked fields that are null then; None where more differs."""
-    if table.schema.equals(target):
-        return table
-    missing = [field for field in target if field.name not in table.column_names]
-    for field in missing:
-        table = table.append_column(field, pa.nulls(len(table), field.type))
-    same = len(table.column_names) == len(target)
-    table = table.select(target.names) if same else table
-    return table.cast(target) if same and table.schema.equals(target) else None
-
-
-def keep_good(tables: dict[int, pa.Table], folder: Path) -> None:
-    """Save what an earlier generation did well (ok and skipped rows) as segments of a new one; the rest is done again.
-
-    Args:
-        tables: the earlier rows, by index of the first.
-    """
-    for first, table in tables.items():
-        good = [status in (OK, SKIPPED) for status in table["status"].to_pylist()]
-        start = 0
-        for is_good, run in itertools.groupby(good):
-            length = len(list(run))
-            if is_good:
-                write_segment(folder, first + start, table.slice(start, length).combine_chunks())
-            start += length
-
-
-def remove_segments(folder: Path) -> None:
-    try:
-        for name in os.listdir(folder):
-            (folder / name).unlink(missing_ok=True)
-        folder.rmdir()
-    except OSError:
-        pass  # a superseded owner may still write there; what it leaves is never read
-
-
-# --- the finished file ------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

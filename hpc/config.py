@@ -92,7 +92,8 @@ class MapConfig:
     """How an elastic map job claims, checks and retries shards."""
 
     lease_s: float = setting(300.0, "seconds without a heartbeat after which a slot's claims may be taken over")
-    segment: int = setting(512, "samples that are saved together inside an unfinished shard")
+    segment: int = setting(512, "samples that are saved together inside an unfinished shard: a block")
+    save_s: float = setting(30.0, "seconds between saves of an unfinished shard's finished blocks: what a kill costs")
     max_failed: float = setting(0.05, "share of a shard's samples that may fail before the shard fails")
     allow_failed: int = setting(0, "failed shards with which a gate job still ends well")
     attempts: int = setting(3, "application failures of a shard before it is marked failed")
@@ -509,6 +510,8 @@ def _check_values(run: RunConfig, source: str) -> None:
             refuse(f"gang.{key}", f"{getattr(run.gang, key)} is not a positive number of seconds")
     if run.map.segment < 1:
         refuse("map.segment", f"{run.map.segment} is less than 1")
+    if run.map.save_s < 0:
+        refuse("map.save_s", f"{run.map.save_s} is not a number of seconds")
     if run.map.lease_s <= 0:
         refuse("map.lease_s", f"{run.map.lease_s} is not a positive number of seconds")
     if not 0 <= run.map.max_failed <= 1:

@@ -13,6 +13,7 @@ the agent is dead and the engine stops. It never claims, publishes or decides an
 from __future__ import annotations
 
 import argparse
+import contextlib
 import faulthandler
 import json
 import logging
@@ -36,7 +37,8 @@ from hpc.in_flight import InFlight
 from hpc.operator import FAILED, QUARANTINED, Damage, Item, Operator, Row, Shard
 from hpc.reader import Reader
 from hpc.rundir import Run
-from hpc.shard_task import Saved, Task
+from hpc.segments import Segments
+from hpc.shard_task import Saved, Task, good_of
 
 log = logging.getLogger("engine")
 
@@ -81,11 +83,10 @@ class Engine:
             if not self.commands(0.5 if idle else 0.0):
                 return  # the agent is gone
             if self.draining and not self.inflight.items:
-                for task in self.tasks:
-                    for saved in task.save_all_but_transient():
-                        self.saved(task, saved)
+                self.save_finished()
                 self.emit("drained")
                 return
+            self.save_due()
             self.feed()
             for row in self.operator.poll(0.2):
                 self.take(row)
@@ -103,6 +104,7 @@ class Engine:
             command = json.loads(line)
             if command["do"] == "drain":
                 self.draining = True
+                self.save_finished()  # at once: what is in flight may take longer than we are given
             else:
                 self.begin(command)
         return True
@@ -117,18 +119,11 @@ class Engine:
             set(command["quarantine"]),
             command["apart"],
             self.config.run.map.segment,
-            self.run.segments(self.identity, shard.id, command["generation"]),
+            self.config.run.map.save_s,
+            Segments(self.run.segments(self.identity, shard.id, command["generation"])),
             self.schema,
         )
-        if command["keep"]:
-            try:
-                self.inherit(task)
-            except (OSError, pa.ArrowException) as error:
-                if storage_full(error):
-                    raise
-                log.warning("%s: what it had cannot be read, all of it is done again: %s", shard.id, error)
-        for adopted in task.adopt():
-            self.saved(task, adopted, adopted=True)
+        self.tell_saved(task, task.adopt(self.good_before(task) if command["keep"] else []), adopted=True)
         self.tasks.append(task)
         self.to_read = task
         if task.apart:
@@ -137,16 +132,24 @@ class Engine:
             self.inflight.begin_reading(task)
         self.reader.add(task)
 
-    def inherit(self, task: Task) -> None:
-        """A rerun of bad samples alone: the good ones come from the generation before, published or not."""
+    def good_before(self, task: Task) -> list[tuple[int, pa.Table]]:
+        """For a rerun of bad samples alone: the good ones of the generation before, published or not."""
         before = task.generation - 1
         marker = self.run.ledger(self.identity).read(task.shard.id, f"g{before}.done")
-        if not marker:
-            folder = self.run.segments(self.identity, task.shard.id, before)
-            columns.keep_good(columns.read_segments(folder, self.schema), task.folder)
-            return
-        with object_store.fetched(self.run.locate(marker["file"])) as path:
-            columns.keep_good({0: columns.read(path)}, task.folder)
+        try:
+            if marker:
+                with object_store.fetched(self.run.locate(marker["file"])) as path:
+                    return list(good_of([(0, columns.read(path))]))
+            segments = Segments(self.run.segments(self.identity, task.shard.id, before))
+            rows, _ = segments.read(self.schema)
+            for first, table in segments.of_earlier_version(self.schema):
+                rows.add(first, table)
+            return list(good_of(rows.tables().items()))
+        except (OSError, pa.ArrowException) as error:
+            if storage_full(error):
+                raise
+            log.warning("%s: what it had cannot be read, all of it is done again: %s", task.shard.id, error)
+            return []
 
     def feed(self) -> None:
         """Hand the operator what it wants; suspects go alone."""
@@ -234,8 +237,7 @@ class Engine:
         if item.index in task.saved:
             self.done += 1
             if task.saved[item.index] != item.key:
-                columns.remove_segments(task.folder)
-                self.fail(task, ShardError("input: changed while the shard was worked on", f"sample {item.key}"))
+                self.fail_for_change(task, f"sample {item.key}")
             return
         if item.index in task.quarantine:
             self.settle(task, self.operator.refuse(item, QUARANTINED, KILLED))
@@ -254,6 +256,7 @@ class Engine:
         task.held -= 1
         self.done += 1
         if task.error:
+            task.add(row)  # it is as good as the others
             self.tell_failure(task)
         elif row.transient and tries + 1 < TRIES:
             waiting = self.isolated if item.index in task.suspects else self.again
@@ -262,8 +265,7 @@ class Engine:
             self.settle(task, row)
 
     def settle(self, task: Task, row: Row) -> None:
-        for saved in task.add(row):
-            self.saved(task, saved)
+        task.add(row)
         if task.finished():
             self.close(task)
 
@@ -271,33 +273,55 @@ class Engine:
         """The reader has come to the shard's end: now the number of samples is known."""
         task.total = task.seen
         if any(index >= task.total for index in task.saved):
-            columns.remove_segments(task.folder)
-            self.fail(task, ShardError("input: changed while the shard was worked on"))
+            self.fail_for_change(task, f"it has {task.total} samples now")
             return
         for block in range(-(-task.total // task.segment)):
-            for saved in task.save(block):
-                self.saved(task, saved)
+            task.complete(block)
         if task.finished():
             self.close(task)
 
-    def saved(self, task: Task, saved: Saved, adopted: bool = False) -> None:
-        start, counts = saved
-        facts = {"start": start, "rows": sum(counts.values()), "counts": counts, "adopted": adopted}
-        self.emit("segment", **task.name(), **facts)
+    # --- saving -----------------------------------------------------------------------------
+
+    def save_due(self) -> None:
+        for task in self.tasks:
+            if task.due() and not task.error:
+                self.tell_saved(task, task.save())
+
+    def save_finished(self) -> None:
+        """Everything that is finished, whether it is time or not."""
+        for task in self.tasks:
+            if not task.changed:
+                self.tell_saved(task, task.save(all_finished=True))
+
+    def tell_saved(self, task: Task, blocks: list[Saved], adopted: bool = False) -> None:
+        for start, counts in blocks:
+            facts = {"start": start, "rows": sum(counts.values()), "counts": counts, "adopted": adopted}
+            self.emit("segment", **task.name(), **facts)
+
+    # --- the end of a shard -----------------------------------------------------------------
 
     def close(self, task: Task) -> None:
         if task not in self.tasks:
             return
-        self.tasks.remove(task)
+        # What the column file is made of at once need not be forced to storage before.
+        self.tell_saved(task, task.save(all_finished=True, sync=bool(task.transient)))
+        self.forget(task)
         if task.transient:
-            for saved in task.save_all_but_transient():
-                self.saved(task, saved)
             reason, count = task.transient.most_common(1)[0]
             detail = f"{count} samples failed {TRIES} times in a row"
             self.emit("failed", **task.name(), reason=f"samples: {reason}", detail=detail, counts={FAILED: count})
         else:
             damage = asdict(task.damage) if task.damage else None
             self.emit("finished", **task.name(), rows=task.total, damage=damage)
+
+    def forget(self, task: Task) -> None:
+        self.tasks.remove(task)
+        task.close()
+
+    def fail_for_change(self, task: Task, how: str) -> None:
+        """The samples that were saved are not those of this input: the next epoch begins afresh."""
+        task.discard()
+        self.fail(task, ShardError("input: changed while the shard was worked on", how))
 
     def fail(self, task: Task, error: BaseException) -> None:
         task.error = task.error or error
@@ -307,7 +331,9 @@ class Engine:
         """Only when the operator has given all of the shard back: its next epoch may come to this same engine."""
         if task in self.tasks and not task.held:
             assert task.error is not None
-            self.tasks.remove(task)
+            if not task.changed:
+                self.tell_saved(task, task.save(all_finished=True))
+            self.forget(task)
             log.error("%s: cannot be processed: %s", task.shard.id, task.error, exc_info=task.error)
             self.emit("failed", **task.name(), reason=fingerprint(task.error), detail=str(task.error)[:500])
 
@@ -345,6 +371,10 @@ def main() -> int:
             raise
         log.error("the run directory cannot be written: %s", error)
         engine.emit("storage", reason=f"storage: {error}")
+    except Exception:  # of the operator: what it has finished is not lost with it
+        with contextlib.suppress(OSError):
+            engine.save_finished()
+        raise
     finally:
         operator.close()
     # The reader may be inside a blocking read of a dead file system: do not wait for it.

@@ -15,6 +15,22 @@ WINDOW_S = 3600.0  # the longest that rates are asked over
 
 
 @dataclass
+class Saved:
+    """What the latest owner of an unfinished shard has saved, taken over or done itself.
+
+    epoch: that owner's; -1 where only slots of an earlier version wrote, who did not say.
+    blocks: samples by status, by the first sample of their block.
+    """
+
+    epoch: int
+    blocks: dict[int, dict[str, int]] = field(default_factory=dict)
+
+    def add(self, start: int, counts: dict[str, int]) -> None:
+        known = self.blocks.get(start, {}) if self.epoch >= 0 else {}  # earlier versions named segments again
+        self.blocks[start] = {s: counts.get(s, 0) + known.get(s, 0) for s in {**known, **counts}}
+
+
+@dataclass
 class Activity:
     """What one life of a slot did, by its journal. Times are its own clock's."""
 
@@ -42,7 +58,7 @@ class JournalReader:
         self.offsets: dict[str, int] = {}
         self.done: dict[tuple[str, int], dict[str, Any]] = {}
         self.failed: dict[tuple[str, int], dict[str, Any]] = {}
-        self.partial: dict[tuple[str, int], dict[int, dict[str, int]]] = {}  # by first sample of the segment
+        self.partial: dict[tuple[str, int], Saved] = {}
         self.rates: Counter[int] = Counter()  # samples by second, over the last hour
         self.lives: dict[str, Activity] = {}  # by instance
         self.history: Counter[int] = Counter()  # samples by ten minutes, of the whole run
@@ -88,9 +104,12 @@ class JournalReader:
             life.host = str(event.get("host", ""))
 
     def _segment(self, event: dict[str, Any], at: tuple[str, int], life: Activity, t: float) -> None:
-        # Adopted segments are named again, and a zombie may save what its successor saved: each counts once.
-        if at not in self.done:
-            self.partial.setdefault(at, {})[event["start"]] = event["counts"]
+        # Who takes a shard over names what it adopts; what a zombie saves beside it counts no more.
+        epoch = event.get("e", -1)
+        if at not in self.done and (at not in self.partial or self.partial[at].epoch < epoch):
+            self.partial[at] = Saved(epoch)
+        if at in self.partial and self.partial[at].epoch == epoch:
+            self.partial[at].add(event["start"], event["counts"])
         if not event["adopted"]:
             count = sum(event["counts"].values())
             life.samples += count
@@ -122,7 +141,7 @@ class JournalReader:
 
     def dump(self) -> dict[str, Any]:
         """Everything but `done` and `failed`, which have been counted."""
-        partial = [[*at, start, counts] for at, found in self.partial.items() for start, counts in found.items()]
+        partial = [[*at, found.epoch, list(found.blocks.items())] for at, found in self.partial.items()]
         lives = {name: vars(life) for name, life in self.lives.items()}
         return {
             "offsets": self.offsets, "partial": partial, "rates": self.rates, "lives": lives,
@@ -131,8 +150,8 @@ class JournalReader:
 
     def restore(self, saved: dict[str, Any]) -> None:
         self.offsets, self.first, self.last = saved["offsets"], saved["first"], saved["last"]
-        for shard, generation, start, counts in saved["partial"]:
-            self.partial.setdefault((shard, generation), {})[start] = counts
+        for shard, generation, epoch, blocks in saved["partial"]:
+            self.partial[shard, generation] = Saved(epoch, dict(blocks))
         self.rates = Counter({int(second): n for second, n in saved["rates"].items()})
         self.history = Counter({int(bin): n for bin, n in saved["history"].items()})
         for name, life in saved["lives"].items():

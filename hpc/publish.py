@@ -23,6 +23,7 @@ from hpc.errors import ShardError
 from hpc.ledger import DONE, Claim, Ledger
 from hpc.operator import FAILED, Shard
 from hpc.rundir import Run
+from hpc.segments import Rows, Segments
 
 
 @dataclass(frozen=True)
@@ -54,14 +55,17 @@ class Publisher:
             ShardError: what the segments hold must not count as done.
             OSError: the file system failed (no space, read-only); nothing half-written counts.
         """
-        folder = self.run.segments(self.identity, claim.shard.id, claim.generation)
+        segments = Segments(self.run.segments(self.identity, claim.shard.id, claim.generation))
         state = self.ledger.state(claim.shard.id)
         if (state.generation, state.epoch) != (claim.generation, claim.epoch) or state.terminal:
             if state.generation == claim.generation and state.status == DONE:
-                columns.remove_segments(folder)  # what this owner saved after its successor had cleaned up
+                segments.remove()  # what this owner saved after its successor had cleaned up
             return None
         target = self.run.column_file(self.column, self.identity, claim.shard.id, claim.generation)
-        content, location = self._place(columns.read_segments(folder, self.schema), target, rows, claim.shard)
+        saved, _ = segments.read(self.schema, claim.epoch)
+        if not saved.complete(rows):
+            raise ShardError("output: saved samples are missing", f"{claim.stem}: not all of its {rows} are there")
+        content, location = self._place(saved, target, rows, claim.shard)
         marker = {
             "shard": claim.shard.id,
             "file": location,
@@ -74,31 +78,28 @@ class Publisher:
             "by": self.owner,
             "made_by": self.made_by,
         }
-        if not self.ledger.mark(claim, DONE, marker):
-            return None
-        columns.remove_segments(folder)
-        return marker
+        first = self.ledger.mark(claim, DONE, marker)
+        segments.remove()
+        return marker if first else None
 
-    def _place(
-        self, segments: dict[int, pa.Table], target: Path, rows: int, shard: Shard
-    ) -> tuple[columns.Content, str]:
+    def _place(self, saved: Rows, target: Path, rows: int, shard: Shard) -> tuple[columns.Content, str]:
         """Make sure that a verified file stands at `target`: ours, or one that a dead owner linked there.
 
         Returns:
             What it holds, and where it is: a path relative to the run directory, or a URL.
         """
         name = str(target.relative_to(self.run.path))
-        source = atomic.temporary(target)
+        source, keys = atomic.temporary(target), saved.keys()
         try:
-            columns.write(source, segments.values(), columns.made_from(self.schema, shard))
-            content = _verified(source, rows, _keys(segments))
+            columns.write(source, saved.tables().values(), columns.made_from(self.schema, shard))
+            content = _verified(source, rows, keys)
             self._check_failed(content)  # before the file has its name: a failed shard leaves none
             if self.output:
                 return content, object_store.put(source, f"{self.output.rstrip('/')}/{self.run.name}/{name}")
             try:
                 atomic.link_new(source, target)
             except FileExistsError:
-                return self._adopt(target, rows, _keys(segments)), name
+                return self._adopt(target, rows, keys), name
         finally:
             source.unlink(missing_ok=True)
         atomic.sync_directory(target.parent)
@@ -120,10 +121,6 @@ class Publisher:
             # Linked by an earlier owner, damaged since, and no marker speaks for it: put it aside and say so.
             target.rename(atomic.temporary(target))
             raise ShardError("output: an unmarked column file was damaged", f"{target}: {error}") from error
-
-
-def _keys(segments: dict[int, pa.Table]) -> list[str]:
-    return [key for table in segments.values() for key in table["key"].to_pylist()]
 
 
 def _verified(path: Path, rows: int, keys: list[str]) -> columns.Content:

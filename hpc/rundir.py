@@ -9,7 +9,7 @@ runs/<name>/
   inflight/<instance>.<engine> samples that an engine has in flight, readable after its death
   journal/<instance>.jsonl     append-only, one writer each: the fast path for status
   ledger/<identity8>/<bucket>/ claims and markers, see hpc.ledger
-  segments/<identity8>/<bucket>/<id>.g<G>/   finished parts of unfinished shards
+  segments/<identity8>/<bucket>/<id>.g<G>.e<k>.rows   finished parts of unfinished shards, see hpc.segments
   columns/<column>/<identity8>/<bucket>/<id>.g<G>.parquet    published once; readers resolve through markers
   tally/<identity8>.arrow      what hpc.status has counted: a cache, see hpc.tally
   generations/<n>.json         shards reopened by a rerun, with the reason, see hpc.generations
@@ -134,6 +134,7 @@ class Run:
         return file if object_store.is_url(file) else str(self.path / file)
 
     def segments(self, identity: str, shard_id: str, generation: int) -> Path:
+        """What `hpc.segments.Segments` takes."""
         return self.path / "segments" / identity / bucket_of(shard_id) / f"{shard_id}.g{generation}"
 
     def make(self) -> None:

@@ -28,7 +28,7 @@ from hpc.operator import FAILED as SAMPLE_FAILED
 from hpc.plan import Plan
 from hpc.rundir import Run, Submission
 
-FORMAT = 3  # of the cache
+FORMAT = 4  # of the cache
 WORTHWHILE = 5000  # shards from which on the cache is written
 _RACY_S = 2.0  # a directory that changed so shortly before its listing may change again under the same time stamp
 
@@ -223,7 +223,7 @@ class Tally:
         for shard, generation in list(self.reader.partial):
             if generation < newest[shard] or self._is_settled(shard):
                 del self.reader.partial[shard, generation]
-        return {shard: _without_overlap(segments) for (shard, _), segments in self.reader.partial.items()}
+        return {shard: _without_overlap(saved.blocks) for (shard, _), saved in self.reader.partial.items()}
 
     def _is_settled(self, shard: str) -> bool:
         """Whether a shard is done or failed, and counted so: a zombie may save segments of it all the same."""
@@ -284,11 +284,13 @@ class Tally:
             self._forget()  # none, or not ours
 
 
-def _without_overlap(segments: dict[int, dict[str, int]]) -> Counter[str]:
-    """Samples by status in segments (by first sample), none twice: owners with another segment size may overlap."""
+def _without_overlap(blocks: dict[int, dict[str, int]]) -> Counter[str]:
+    """Samples by status in blocks (by first sample), none twice: owners of an earlier version with another segment size
+    may overlap.
+    """
     counts: Counter[str] = Counter()
     end = 0
-    for start, saved in sorted(segments.items()):
+    for start, saved in sorted(blocks.items()):
         if start >= end:
             counts.update(saved)
             end = start + sum(saved.values())

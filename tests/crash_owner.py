@@ -48,6 +48,7 @@ class InlineEngine:
             self._engine.receive(task, item)
             for row in self._operator.poll(0.0):
                 self._engine.take(row)
+            self._engine.save_due()
             self._agent.heartbeat.advance({**self._agent.facts, "state": "running"})
 
     def _tell(self, event: str, **facts: Any) -> None:

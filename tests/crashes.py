@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-CALLS = ("link", "rename", "fsync", "openat", "write", "unlink", "mkdir", "rmdir")
+CALLS = ("link", "rename", "fsync", "openat", "write", "pwrite64", "fdatasync", "unlink", "mkdir", "rmdir")
 HAVE_STRACE = shutil.which("strace") is not None
 
 
@@ -85,13 +85,13 @@ class Trace:
 
 
 class Traced:
-    """A fork under strace, killed at the `when`-th `call` (never, if `call` is empty)."""
+    """A fork under strace, killed at the `when`-th `call` (never, if `call` is empty), or what else `fault` says."""
 
-    def __init__(self, fork: Fork, log: Path, call: str = "", when: int = 0) -> None:
+    def __init__(self, fork: Fork, log: Path, call: str = "", when: int = 0, fault: str = "signal=KILL") -> None:
         self.fork, self._log = fork, log
         which = ["-e", f"trace={','.join(CALLS)}"]
         if call:
-            which += ["-e", f"inject={call}:signal=KILL:when={when}"]
+            which += ["-e", f"inject={call}:{fault}:when={when}"]
         self._strace = subprocess.Popen(
             ["strace", "-qq", "-s", "200", "-y", "-p", str(fork.pid), "-o", str(log), *which],
             stderr=subprocess.PIPE,
@@ -106,6 +106,9 @@ class Traced:
         """It stands still, so it makes no call before strace has seen it."""
         found = re.search(r"^TracerPid:\s+(\d+)", Path(f"/proc/{self.fork.pid}/status").read_text(), re.M)
         return found is not None and int(found[1]) == self._strace.pid
+
+    def so_far(self) -> str:
+        return self._log.read_text(errors="replace")
 
     def finish(self) -> Trace:
         self._strace.wait(60)

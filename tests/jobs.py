@@ -17,11 +17,14 @@ from typing import Any
 import pyarrow.parquet as pq
 import yaml
 
+from hpc import column as columns
 from hpc import config as configs
 from hpc import launch, plan, snapshot, verify
 from hpc import status as statuses
 from hpc.ledger import DONE, State
 from hpc.rundir import Run, Submission
+from hpc.segments import Segments
+from tests.echo import Echo, EchoConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "80"}
@@ -51,7 +54,7 @@ class EchoJob:
         }  # fmt: skip
         for key, value in settings.items():
             tree[key] = {**tree[key], **value} if isinstance(tree.get(key), dict) else value
-        tree["map"] = {"lease_s": 2.0, "segment": 8, "drain_s": 10.0, "min_free_gb": 0.0} | tree["map"]
+        tree["map"] = {"lease_s": 2.0, "segment": 8, "save_s": 0.0, "drain_s": 10.0, "min_free_gb": 0.0} | tree["map"]
         self.config_file = folder / "config.yaml"
         self.config_file.write_text(yaml.safe_dump(tree))
         self.run = Run(folder / "runs" / "job")
@@ -132,6 +135,13 @@ class EchoJob:
         """sha256 of every finished shard's file, as its marker has it."""
         found = {i: s for i, s in self.states().items() if s.status == DONE}
         return {i: self.ledger.read(i, f"g{s.generation}.done")["sha256"] for i, s in found.items()}
+
+    def saved(self, shard: str) -> int:
+        """Samples of an unfinished shard that its next owner would find."""
+        latest = self.run.latest()
+        schema = columns.schema(Echo(EchoConfig()).column(), latest.identity)
+        folder = self.run.segments(latest.identity, shard, self.states()[shard].generation)
+        return len(Segments(folder).read(schema)[0].keys())
 
     def status(self) -> dict[str, Any]:
         return statuses.gather(self.run)

@@ -9,11 +9,12 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from hpc import clean, column
+from hpc import clean
 from hpc.errors import Exit
 from hpc.ledger import DONE, FAILED, Claim
 from hpc.operator import Shard
 from hpc.rundir import Run
+from hpc.segments import Segments, Writer
 from tests.jobs import inline
 
 IDENTITY = "12345678"
@@ -28,8 +29,15 @@ def run(tmp_path: Path) -> Run:
 
 def saved(run: Run, shard: str, generation: int) -> Path:
     """Segments of a shard, as an engine saves them."""
+    segments = Segments(run.segments(IDENTITY, shard, generation))
+    Writer(segments.path(0), []).append([(0, pa.table({"key": ["a", "b"]}))])
+    return segments.path(0)
+
+
+def saved_by_an_earlier_version(run: Run, shard: str, generation: int) -> Path:
     folder = run.segments(IDENTITY, shard, generation)
-    column.write_segment(folder, 0, pa.table({"key": ["a", "b"]}))
+    folder.mkdir(parents=True)
+    (folder / "00000000-00000002.parquet").write_bytes(b"x")
     return folder
 
 
@@ -45,14 +53,14 @@ def test_segments_that_nobody_needs(run: Run) -> None:
     for shard, ended in (("done", DONE), ("failed", FAILED), ("open", "")):
         for keep in (None, False, True):
             name = f"{shard}-{keep}"
-            folder = saved(run, name, 0)
+            both = [saved(run, name, 0), saved_by_an_earlier_version(run, name, 0)]
             if ended:
                 mark(run, name, 0, ended)
             if keep is not None:
                 run.generations.open({name: 1}, "rerun", keep=keep)
                 stays.append(saved(run, name, 1))
             needed = (ended != DONE) if keep is None else (keep and ended != DONE)
-            (stays if needed else goes).append(folder)
+            (stays if needed else goes).extend(both)
     late = saved(run, "again", 0)
     mark(run, "again", 0, FAILED)
     run.generations.open({"again": 1}, "rerun", keep=True)
@@ -61,11 +69,11 @@ def test_segments_that_nobody_needs(run: Run) -> None:
     said = inline("hpc.clean", str(run.path))
     assert said.returncode == Exit.COMPLETE and "nothing was removed" in said.stdout
     assert clean.find(run).segments == sorted(goes, key=lambda p: (p.parent.name, p.name))
-    assert all(folder.exists() for folder in goes)
+    assert all(part.exists() for part in goes)
     said = inline("hpc.clean", str(run.path), "--delete")
-    assert f"removed: {len(goes)} folders" in said.stdout
-    assert not any(folder.exists() for folder in goes) and all(any(folder.iterdir()) for folder in stays)
-    assert "can be removed: 0 folders" in inline("hpc.clean", str(run.path)).stdout
+    assert f"removed: {len(goes)} saved parts" in said.stdout
+    assert not any(part.exists() for part in goes) and all(part.exists() for part in stays)
+    assert "can be removed: 0 saved parts" in inline("hpc.clean", str(run.path)).stdout
 
 
 def test_old_temporary_files_by_the_servers_clock(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

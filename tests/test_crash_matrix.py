@@ -1,7 +1,7 @@
 """SIGKILL at real system calls, with a competitor and a successor: one winner, nothing lost, nothing twice.
 
-The default run takes every link and rename (the calls that decide) and, of the others, the first and last of each phase
-of the protocol; `-m slow` takes every call, each alone and against a competitor.
+The default run takes every link, rename and save of samples (the calls that decide) and, of the others, the first and
+last of each phase of the protocol; `-m slow` takes every call, each alone and against a competitor.
 """
 
 from __future__ import annotations
@@ -13,19 +13,23 @@ import shutil
 import signal
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from hpc.ledger import DONE
 from hpc.operator import STATUSES
 from hpc.rundir import Run
 from tests import crashes
-from tests.jobs import EchoJob, texts
+from tests.jobs import EchoJob, texts, wait_for
 
 pytestmark = pytest.mark.skipif(not crashes.HAVE_STRACE, reason="strace is not installed")
-DECISIVE = ("link", "rename")  # taken in full in the default run
+SAVES = ("pwrite64", "fdatasync")  # alone and against a competitor, in every run
+DECISIVE = ("link", "rename", *SAVES)  # taken in full in the default run
 
 
 def points(trace: crashes.Trace, full: bool) -> list[tuple[str, int]]:
@@ -98,11 +102,28 @@ class Owners:
         self.job = EchoJob(folder / "template", lines, cluster={"slots": 2}, map={"lease_s": 1.0})
         self.job.submit()
         self.forks, self.folder, self.number = forks, folder, 0
+        self._undisturbed()
+
+    def _undisturbed(self) -> None:
         undisturbed = self.fresh()
         assert len(self.life(undisturbed, 0)) == 3
         undisturbed.check()
         self.digests = undisturbed.digests()
         assert len(self.digests) == 3
+
+    def reopen_samples(self) -> None:
+        """From now on a life begins with a rerun of bad samples: of each shard's, all but every third are kept."""
+        worked = self.fresh()
+        self.life(worked, 0)
+        for shard in self.job.lines:
+            file = worked.file(shard)
+            table = pq.read_table(file)
+            status = pa.array(["failed" if i % 3 == 0 else "ok" for i in range(len(table))], pa.string())
+            at = table.schema.get_field_index("status")
+            pq.write_table(table.set_column(at, table.schema.field(at), status), file)
+        worked.run.generations.open(dict.fromkeys(self.job.lines, 1), "a rerun", keep=True)
+        self.job = worked
+        self._undisturbed()
 
     def fresh(self) -> EchoJob:
         self.number += 1
@@ -128,8 +149,14 @@ class Owners:
         assert fork.code() == 0 and len(fork.result()) == 3
         return traced.finish()
 
-    def kill_at(self, call: str, when: int, compete: bool) -> tuple[str, str] | None:
-        """One point of the matrix; (phase, call) that was hit, None if the owner did not come so far."""
+    def kill_at(
+        self, call: str, when: int, compete: bool, between: Callable[[EchoJob], object] = lambda job: None
+    ) -> tuple[str, str] | None:
+        """One point of the matrix; (phase, call) that was hit, None if the owner did not come so far.
+
+        Args:
+            between: done to the run after the death, before the successor begins.
+        """
         job = self.fresh()
         victim = self.owner(job, 0)
         competitor = self.owner(job, 1) if compete else None
@@ -142,20 +169,39 @@ class Owners:
             assert competitor.code() == 0
             published += competitor.result()
         else:
+            between(job)
             published += self.life(job, 0)  # the successor: the same slot's next life
+        self.check(job, published)
+        shutil.rmtree(job.folder)
+        if code == 0:
+            return None
+        assert code == -signal.SIGKILL and trace.last[0] == call
+        return phase(trace.last[1]), call
+
+    def stall_at(self, call: str, when: int) -> list[dict[str, Any]]:
+        """An owner stands still in one call, longer than its lease, and goes on beside its successor; all events."""
+        job = self.fresh()
+        zombie, successor = self.owner(job, 0), self.owner(job, 1)
+        traced = crashes.Traced(zombie, job.folder / "trace", call, when, fault="delay_enter=3s")
+        wait_for(lambda: f"{call}(" in traced.so_far() and traced.so_far().count(f"{call}(") >= when)
+        successor.go()
+        assert successor.code() == 0 and zombie.code() == 0
+        traced.finish()
+        self.check(job, zombie.result() + successor.result())
+        events = _events(job)
+        shutil.rmtree(job.folder)
+        return events
+
+    def check(self, job: EchoJob, published: list[str]) -> None:
+        """Nothing is lost, nothing is there twice."""
         assert len({p.split()[0] for p in published}) == len(published), f"a shard was published twice: {published}"
-        finished = Counter(e["shard"] for e in _events(job) if e["event"] == DONE)
+        finished = Counter((e["shard"], e["g"]) for e in _events(job) if e["event"] == DONE)
         assert set(finished.values()) <= {1}, finished
         job.check()
         assert job.digests() == self.digests
         status = job.status()
         assert sum(status["samples"][s] for s in STATUSES) == 23, "planned = ok + skipped + failed + quarantined"
         assert status["samples"]["ok"] == 23 and status["samples"]["left"] == 0 and status["exit"] == 0
-        shutil.rmtree(job.folder)
-        if code == 0:
-            return None
-        assert code == -signal.SIGKILL and trace.last[0] == call
-        return phase(trace.last[1]), call
 
 
 def _events(job: EchoJob) -> list[dict]:
@@ -163,14 +209,16 @@ def _events(job: EchoJob) -> list[dict]:
     return [json.loads(line) for line in lines if line.endswith(b"}")]
 
 
-def _owner_matrix(forks: crashes.Forks, folder: Path, full: bool) -> None:
+def _owner_matrix(forks: crashes.Forks, folder: Path, full: bool, rerun: bool = False) -> None:
     owners = Owners(forks, folder)
+    if rerun:
+        owners.reopen_samples()
     hit: Counter[tuple[str, str]] = Counter()
     missed, alone = 0, 0
     # heartbeats follow a clock, so a life that the machine slowed makes more calls: the shortest of three is the plan
     trace = min((owners.trace() for _ in range(3)), key=lambda trace: len(trace.calls))
     for number, (call, when) in enumerate(points(trace, full)):
-        for compete in (False, True) if full else (number % 4 == 3,):
+        for compete in (False, True) if full or call in SAVES else (number % 4 == 3,):
             found = owners.kill_at(call, when, compete) or owners.kill_at(call, when, compete)
             if found:
                 hit[found] += 1
@@ -190,6 +238,38 @@ def test_owner_killed(forks: crashes.Forks, folder: Path) -> None:
 @pytest.mark.timeout(1800)
 def test_owner_killed_at_every_call(forks: crashes.Forks, folder: Path) -> None:
     _owner_matrix(forks, folder, full=True)
+
+
+def _torn_and_cut_otherwise(job: EchoJob) -> None:
+    """The last frame of each claim's file is torn, and the successor saves blocks of another size."""
+    for file in job.run.path.glob("segments/*/*/*.rows"):
+        os.truncate(file, max(0, file.stat().st_size - 7))
+    job.submit("map.segment=5")
+
+
+@pytest.mark.parametrize("rerun", [pytest.param(False, marks=pytest.mark.slow), True])
+def test_frames_torn_and_of_another_size(forks: crashes.Forks, folder: Path, rerun: bool) -> None:
+    """The owner dies at each of its saves; in a rerun of bad samples too, which begins with what it keeps."""
+    owners = Owners(forks, folder)
+    if rerun:
+        owners.reopen_samples()
+    saves = [point for point in points(owners.trace(), full=True) if point[0] in SAVES]
+    hit = Counter(owners.kill_at(call, when, False, _torn_and_cut_otherwise) for call, when in saves)
+    assert hit == Counter(("segment", call) for call, _ in saves) and len(saves) >= 5
+
+
+def test_a_zombie_appends_beside_its_successor(forks: crashes.Forks, folder: Path) -> None:
+    """It stands still in its second save of a shard, and writes that frame when its successor has begun."""
+    events = Owners(forks, folder).stall_at("pwrite64", 2)
+    taken_over = min(e["t"] for e in events if e["event"] == "claim" and e.get("e") == 1)
+    late = [e for e in events if e["event"] == "segment" and e["e"] == 0 and e["shard"] == "a" and e["t"] > taken_over]
+    assert late, "the zombie saved nothing beside its successor"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_rerun_of_samples_killed_at_every_call(forks: crashes.Forks, folder: Path) -> None:
+    _owner_matrix(forks, folder, full=True, rerun=True)
 
 
 # --- plan and generation ----------------------------------------------------------------------
@@ -306,12 +386,13 @@ def _whole_jobs(folder: Path, which: list[tuple[str, int]]) -> None:
 
 
 def test_whole_job_killed(folder: Path) -> None:
-    _whole_jobs(folder, [("link", 8), ("fsync", 9)])
+    _whole_jobs(folder, [("link", 8), ("pwrite64", 3)])
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_whole_job_killed_at_many_calls(folder: Path) -> None:
     links = [("link", n) for n in range(1, 12)]
+    saves = [*(("pwrite64", n) for n in range(3, 8)), *(("fdatasync", n) for n in range(2, 6))]
     others = [*(("fsync", n) for n in range(1, 22, 3)), ("rename", 1), *(("write", n) for n in range(5, 120, 9))]
-    _whole_jobs(folder, links + others)
+    _whole_jobs(folder, links + saves + others)
