@@ -7,11 +7,11 @@
     python3 -m venv /tmp/dt && /tmp/dt/bin/pip install datatrove
     python -m benchmarks.ledger --datatrove /tmp/dt/bin/python  with datatrove, in its own environment
 
-Trees are built in bulk, without fsync: every shard but 200 has its claim, its marker and its journal lines (one
-segment, one done). Claims and publishing are then measured one by one inside that tree, by the functions that agents
-call, fsync and read-back included; status is measured as its users start it, and inside one process. datatrove's side:
+Trees are built in bulk, without fsync: every shard but 200 has its claim, its marker and its journal lines (its claim,
+20 saved blocks, its end). Claims and publishing are then measured one by one inside that tree, by the functions that
+agents call, fsync and read-back included; status is measured as its users start it, and inside one process. datatrove's side:
 as many empty `completions/` files; `get_incomplete_ranks()` tells what is left, `mark_rank_as_completed()` marks (it
-neither syncs nor checks).
+neither syncs nor checks). What one shard costs is counted, see benchmarks.shard_operations.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import argparse
 import gc
 import json
 import os
-import resource
 import shutil
 import statistics
 import subprocess
@@ -28,153 +27,21 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 
-from hpc import column as columns
-from hpc import config as configs
-from hpc import plan, rerun
+from benchmarks import shard_operations
+from benchmarks.commands import ROOT, command
+from benchmarks.ledger_tree import OPEN, ROWS, Tree
+from benchmarks.overhead import overhead
+from benchmarks.targets import Target, show
+from hpc import rerun
 from hpc.lean import without_pandas
-from hpc.ledger import Claim
-from hpc.operator import Row
-from hpc.publish import Publisher
-from hpc.rundir import Run
 from hpc.tally import Tally
-from recap.data.inputs import DataConfig, list_shards
-from recap.worlds.tars import write_tar
-from tests.instant import InstantEngine, InstantOperator
-
-ROOT = Path(__file__).resolve().parent.parent
-OPEN = 200  # shards left open in a tree: claimed and published one by one
-ROWS = 512  # of a published shard
-LINKS = 60_000  # names of one file (ext4 allows 65,000)
-
-
-@dataclass
-class Target:
-    """A claim and its limit."""
-
-    name: str
-    value: float
-    limit: float
-    unit: str
-    most: bool = True  # the limit is the largest allowed value
-
-    @property
-    def met(self) -> bool:
-        return self.value <= self.limit if self.most else self.value >= self.limit
-
-
-# --- one tree ---------------------------------------------------------------------------------
-
-
-class Tree:
-    """A run directory with `count` shards, all but OPEN of them done."""
-
-    def __init__(self, folder: Path, count: int) -> None:
-        self.count = count
-        self.folder = folder
-        self.inputs = folder / "in"
-        self.config_file = folder / "c.yaml"
-        _write_config(self.config_file, "run", self.inputs, 0.0)
-        self.config = configs.load(self.config_file, [])
-        self.run = Run(folder / "run")
-
-    def make_inputs(self) -> None:
-        """Empty tars with img2dataset's statistics: hard links, so that there are as many names and few inodes."""
-        self.inputs.mkdir()
-        for number in range(self.count):
-            if number % LINKS == 0:
-                sources = [self.folder / f"tar-{number}", self.folder / f"stats-{number}"]
-                sources[0].write_bytes(b"x")
-                sources[1].write_bytes(b'{"successes": 10000}')
-            for source, suffix in zip(sources, (".tar", "_stats.json"), strict=True):
-                os.link(source, self.inputs / f"{number:08d}{suffix}")
-
-    def plan(self) -> float:
-        started = time.perf_counter()
-        shards = list_shards(DataConfig(shards=[str(self.inputs)]))
-        self.run.make()
-        self.name = plan.write(self.run.plans, shards)
-        seconds = time.perf_counter() - started
-        self.shards = shards
-        return seconds
-
-    def build(self) -> None:
-        """Claims, markers and journals of all shards but OPEN, in bulk."""
-        identity = configs.identity(self.config, self.config.operator())
-        self.submission = self.run.new_submission(
-            plan=self.name, identity=identity, column="recap", code="", slots=256, source="",
-            config=self.config.resolved,
-        )  # fmt: skip
-        self.ledger = self.run.ledger(identity)
-        self.left = self.shards[:: max(1, self.count // OPEN)][:OPEN]
-        left = {s.id for s in self.left}
-        made: set[Path] = set()
-        now = time.time()
-        journals = [[_line(now - 7200, "start", host="n1")] for _ in range(256)]
-        for number, shard in enumerate(s for s in self.shards if s.id not in left):
-            folder = self.ledger.directory(shard.id)
-            if folder not in made:
-                folder.mkdir(parents=True)
-                made.add(folder)
-            if number % LINKS == 0:
-                claim, marker = self.folder / f"claim-{number}", self.folder / f"marker-{number}"
-                claim.write_text('{"owner": "x"}')
-                marker.write_text("{}")
-            os.link(claim, folder / f"{shard.id}.g0.e0")
-            os.link(marker, folder / f"{shard.id}.g0.done")
-            journal = journals[number % 256]
-            counts = {"ok": 9950, "skipped": 50}
-            facts = {"shard": shard.id, "g": 0, "counts": counts}
-            journal.append(_line(now - 3000, "segment", engine=0, start=9728, adopted=False, **facts))
-            facts |= {"reasons": {"skipped: image: truncated": 50}, "rows": 10000, "seconds": 161.8}
-            journal.append(_line(now - 3000, "done", damage=None, detail=None, **facts))
-        for number, journal in enumerate(journals):
-            name = f"{self.submission.uuid}-{number:04d}-0.jsonl"
-            (self.run.journals / name).write_text("".join(journal))
-        os.sync()
-
-    def claim(self, number: int) -> float:
-        """Seconds of one claim: link, fsync of file and directory."""
-        started = time.perf_counter()
-        assert self.ledger.claim(Claim(self.left[number], 0, 0), "me")
-        return time.perf_counter() - started
-
-    def publish(self, number: int) -> float:
-        """Seconds of publishing one shard of ROWS samples: write, fsync, read back, verify, link, marker."""
-        shard, identity = self.left[number], self.submission.identity
-        schema = columns.schema(self.config.operator().column(), identity)
-        publisher = Publisher(self.run, self.ledger, "recap", identity, schema, 0.05, output=None, owner={"slot": 0})
-        values = {"caption": "A picture of a flag.", "sha256": "f" * 64, "text": "flag", "finish": "stop"}
-        table = columns.to_table([Row(shard.id, i, f"{i:05d}", values=values) for i in range(ROWS)], schema)
-        columns.write_segment(self.run.segments(identity, shard.id, 0), 0, table)
-        started = time.perf_counter()
-        assert publisher.publish(Claim(shard, 0, 0), ROWS, None, time.time())
-        return time.perf_counter() - started
-
-
-def _write_config(path: Path, name: str, inputs: Path, delay: float) -> None:
-    tree = {
-        "name": name, "runs": str(path.parent), "operator": "tests.instant.InstantOperator",
-        "captioner": {"model": f"instant:{delay}"}, "data": {"shards": [str(inputs)]}, "cluster": {"kind": "local"},
-    }  # fmt: skip
-    path.write_text(yaml.safe_dump(tree))
-
-
-def _write_tar(path: Path, image: bytes, count: int) -> None:
-    with open(path, "wb") as file:
-        write_tar(file, ((f"{i:06d}", {"jpg": image + b" %d" % i, "txt": b"text"}) for i in range(count)))
-
-
-def _line(t: float, event: str, **facts: Any) -> str:
-    return json.dumps({"t": round(t, 3), "event": event, **facts}) + "\n"
-
 
 # --- measuring --------------------------------------------------------------------------------
 
@@ -188,14 +55,6 @@ def seconds(call: Callable[[], object], rounds: int = 3) -> float:
         call()
         times.append(time.perf_counter() - started)
     return min(times)
-
-
-def command(*arguments: str) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-m", *arguments], capture_output=True, text=True, cwd=ROOT, env=environment, check=False
-    )
-    assert done.returncode in (0, 1, 2), done.stderr
 
 
 AGENT = """
@@ -306,77 +165,6 @@ def _look(tree: Tree, found: dict[str, float]) -> None:
     found["agent_mb"] = agent_memory(tree)
 
 
-# --- overhead per image -----------------------------------------------------------------------
-
-
-def overhead(work: Path, images: int, delay_ms: float) -> dict[str, float]:
-    """The worker against a bare loop over the same tars with the same engine: CPU an image, and wall time A-B-B-A.
-
-    CPU: of all processes, from the difference of a long and a short run, so that start-up cancels out.
-    """
-    folder = Path(tempfile.mkdtemp(prefix="overhead-", dir=work))
-    try:
-        jpeg = os.urandom(20_000)
-        for name, count in (("short", 5), ("long", 25)):
-            (folder / name).mkdir()
-            for shard in range(count):
-                _write_tar(folder / name / f"{shard:05d}.tar", jpeg + b"%d" % shard, 400)
-        short, long = (_worker(folder, name, 0.0)[0] for name in ("short", "long"))
-        bare_short, bare_long = (_bare(folder / name, 0.0, 10**9)[0] for name in ("short", "long"))
-        per_image = 20 * 400
-        ours, bare = (long - short) / per_image, (bare_long - bare_short) / per_image
-        (folder / "wall").mkdir()
-        _write_tar(folder / "wall" / "0.tar", jpeg, images)
-        walls: dict[str, list[float]] = {"A": [], "B": []}
-        for which in "ABBA":
-            delay = delay_ms / 1e3
-            taken = _bare(folder / "wall", delay, images) if which == "A" else _worker(folder, "wall", delay)
-            walls[which].append(taken[1])
-        share = sum(walls["B"]) / sum(walls["A"]) - 1
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    return {"cpu_us": 1e6 * (ours - bare), "cpu_bare_us": 1e6 * bare, "wall_share": share, "delay_ms": delay_ms}
-
-
-def _worker(folder: Path, name: str, delay: float) -> tuple[float, float]:
-    """(CPU seconds of all processes, seconds from the first claim to the last saved segment) of a real launch."""
-    config = folder / f"{name}.yaml"
-    _write_config(config, f"run-{name}-{time.monotonic_ns()}", folder / name, delay)
-    made = configs.load(config, [])
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    command("hpc.launch", str(config))
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    run = Run(made.directory)
-    tally = Tally(run, run.latest())
-    tally.reader.refresh()
-    [life] = tally.reader.lives.values()
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return cpu, life.worked - life.begun
-
-
-def _bare(folder: Path, delay: float, images: int) -> tuple[float, float]:
-    """(CPU seconds, seconds) of reading the tars and captioning, with nothing saved."""
-    operator = InstantOperator(configs.load(ROOT / "configs/caption/demo.yaml", [f"data.shards=[{folder}]"]).work)
-    engine = InstantEngine(delay)
-    cpu, started, count = time.process_time(), time.perf_counter(), 0
-    for shard in operator.plan():
-        for item in operator.read(shard):
-            if count < images and hasattr(item, "payload"):
-                engine.put(_request(count, item.payload))
-                count += 1
-            if not engine.want():
-                engine.poll(0.0)
-    while engine._waiting:
-        engine.poll(0.0)
-    return time.process_time() - cpu, time.perf_counter() - started
-
-
-def _request(number: int, picture: Any) -> Any:
-    from recap.engine import Request
-
-    return Request(number, picture.image, picture.text or "")
-
-
 # --- table ------------------------------------------------------------------------------------
 
 
@@ -420,6 +208,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--shards", default="1300,130000", help="sizes, comma-separated")
     parser.add_argument("--datatrove", metavar="PYTHON", help="a python that has datatrove")
     parser.add_argument("--images", type=int, default=600, help="of the A-B-B-A comparison; 0 leaves overhead out")
+    parser.add_argument("--no-operations", dest="operations", action="store_false", help="do not count a shard's calls")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()), help="where trees are built")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers")
     parser.add_argument("--check", action="store_true", help="exit 1 where a target is missed")
@@ -437,14 +226,11 @@ def main(arguments: list[str] | None = None) -> int:
             table.add_row(label, *(f"{found[key]:,.2f} {unit}" for found in sizes.values()))
     console.print(table)
     checks = targets(sizes, cost)
-    table = Table(title="targets", box=None)
-    for name in ("", "measured", "limit", ""):
-        table.add_column(name, justify="right" if name in ("measured", "limit") else "left")
-    for check in checks:
-        sign = "≤" if check.most else "≥"
-        verdict = "met" if check.met else "[red]missed[/]"
-        table.add_row(check.name, f"{check.value:,.2f} {check.unit}", f"{sign} {check.limit:g} {check.unit}", verdict)
-    console.print(table)
+    if args.operations:
+        counted = shard_operations.measure(args.work)
+        checks += shard_operations.targets(counted)
+        console.print(counted.said())
+    show(console, checks)
     if args.json:
         judged = [asdict(check) | {"met": check.met} for check in checks]
         facts: dict[str, Any] = {"sizes": sizes, "overhead": cost, "targets": judged}

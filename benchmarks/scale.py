@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.ledger import Target
+from benchmarks.targets import Target, show
 from hpc import plan
 from hpc.lean import without_pandas
 from hpc.ledger import bucket_of
@@ -215,9 +215,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
     console.print(table)
     checks = targets(sizes)
-    for check in checks:
-        verdict = "met" if check.met else "[red]missed[/]"
-        console.print(f"{check.name}: {check.value:,.2f} {check.unit} (at most {check.limit:g}): {verdict}")
+    show(console, checks)
     if args.json:
         judged = [asdict(check) | {"met": check.met} for check in checks]
         facts: dict[str, Any] = {"sizes": sizes, "targets": judged, "date": time.strftime("%Y-%m-%d")}

@@ -96,8 +96,13 @@ def make_below(folder: Path, levels: int) -> None:
     """Make a directory and at most the `levels` - 1 above it. FileNotFoundError where what is further up is not there:
     a run that was deleted or unmounted under its workers does not come back as an empty one.
     """
-    for parent in reversed([folder, *folder.parents][:levels]):
-        parent.mkdir(exist_ok=True)
+    try:
+        folder.mkdir(exist_ok=True)  # from below: where it exists, nothing else is asked
+    except FileNotFoundError:
+        if levels == 1:
+            raise
+        make_below(folder.parent, levels - 1)
+        folder.mkdir(exist_ok=True)
 
 
 def as_json(record: Any, **options: Any) -> bytes:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import logging
 import os
 import re
 import struct
@@ -32,6 +33,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hpc import atomic
+
+log = logging.getLogger(__name__)
 
 SUFFIX = ".rows"
 
@@ -128,8 +131,7 @@ class Segments:
         for at, start, stop in stretches:
             for frame in files[at].frames if at in files else []:
                 if frame.rows and start <= frame.start and frame.stop <= stop:
-                    table = _conformed(pa.ipc.open_stream(frame.payload).read_all(), target)
-                    if table is not None and table.num_rows == frame.rows:
+                    if (table := _table(frame, target)) is not None:
                         rows.add(frame.first, table)
         return rows, stretches
 
@@ -250,6 +252,9 @@ def _read(path: Path) -> _File:
         data = memoryview(path.read_bytes())
     except FileNotFoundError:  # the shard was finished meanwhile
         return found
+    except OSError as error:
+        log.warning("%s cannot be read, what it holds is made again: %s", path, error)
+        return found
     while len(data) - found.size >= _HEAD.size:
         length, first, rows, digest = _HEAD.unpack_from(data, found.size)
         start = found.size + _HEAD.size
@@ -274,7 +279,9 @@ def _frame(first: int, rows: int, payload: bytes) -> bytes:
 
 
 def _digest(first: int, rows: int, payload: bytes | memoryview) -> bytes:
-    return hashlib.sha256(_NUMBERS.pack(len(payload), first, rows) + payload).digest()
+    digest = hashlib.sha256(_NUMBERS.pack(len(payload), first, rows))
+    digest.update(payload)
+    return digest.digest()
 
 
 def _packed(table: pa.Table) -> bytes:
@@ -282,6 +289,15 @@ def _packed(table: pa.Table) -> bytes:
     with pa.ipc.new_stream(sink, table.schema, options=_PACKED) as writer:
         writer.write_table(table.combine_chunks())
     return sink.getvalue().to_pybytes()
+
+
+def _table(frame: _Frame, target: pa.Schema) -> pa.Table | None:
+    try:
+        table = _conformed(pa.ipc.open_stream(frame.payload).read_all(), target)
+    except pa.ArrowException as error:  # of a later version
+        log.warning("saved samples from %d on cannot be read, they are made again: %s", frame.first, error)
+        return None
+    return table if table is not None and table.num_rows == frame.rows else None
 
 
 def _conformed(table: pa.Table, target: pa.Schema) -> pa.Table | None:
