@@ -9,9 +9,9 @@
 
 Trees are built in bulk, without fsync: every shard but 200 has its claim, its marker and its journal lines (its claim,
 20 saved blocks, its end). Claims and publishing are then measured one by one inside that tree, by the functions that
-agents call, fsync and read-back included; status is measured as its users start it, and inside one process. datatrove's side:
-as many empty `completions/` files; `get_incomplete_ranks()` tells what is left, `mark_rank_as_completed()` marks (it
-neither syncs nor checks). What one shard costs is counted, see benchmarks.shard_operations.
+agents call, fsync and read-back included; status is measured as its users start it, and inside one process. What one
+shard costs is counted, see benchmarks.shard_operations. datatrove's side: as many empty `completions/` files;
+`get_incomplete_ranks()` tells what is left, `mark_rank_as_completed()` marks (it neither syncs nor checks).
 """
 
 from __future__ import annotations

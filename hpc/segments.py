@@ -130,9 +130,9 @@ class Segments:
         rows = Rows()
         for at, start, stop in stretches:
             for frame in files[at].frames if at in files else []:
-                if frame.rows and start <= frame.start and frame.stop <= stop:
-                    if (table := _table(frame, target)) is not None:
-                        rows.add(frame.first, table)
+                inside = frame.rows and start <= frame.start and frame.stop <= stop
+                if inside and (table := _table(frame, target)) is not None:
+                    rows.add(frame.first, table)
         return rows, stretches
 
     def of_earlier_version(self, target: pa.Schema) -> Iterator[tuple[int, pa.Table]]:

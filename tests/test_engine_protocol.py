@@ -224,7 +224,7 @@ def test_another_segment_size_adopts_what_was_saved(make: Make) -> None:
 
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGUSR2, 75), (signal.SIGINT, 1)])
 def test_drain(make: Make, number: int, code: int) -> None:
-    job = make({"a": texts(200)}, delay_s=0.01, batch=4, map={"segment": 16})
+    job = make({"a": texts(200)}, delay_s=0.01, batch=4, map={"segment": 16, "save_s": 3600.0})
     worker = job.worker()
     wait_for(lambda: len(applied(job)) > 40)
     engine = engine_of(job, worker.pid)
@@ -236,6 +236,7 @@ def test_drain(make: Make, number: int, code: int) -> None:
     [facts] = job.heartbeats()
     assert facts["state"] == "exited" and facts["code"] == code
     first = len(applied(job))
+    assert job.saved("a") == first, "finished, and not saved at the drain"
     other = job.worker(slot=1)  # another slot takes it up without waiting for a lease
     wait_for(lambda: len(applied(job)) > first)
     assert job.states()["a"].epoch == 1
