@@ -19,7 +19,6 @@ import pyarrow as pa
 
 from hpc import blame, breaker, heartbeat, machine, object_store, preflight, verdict
 from hpc import column as columns
-from hpc import config as configs
 from hpc.candidates import Candidates
 from hpc.engine_process import EngineProcess
 from hpc.errors import Exit, ShardError, UserError, fingerprint, storage_full
@@ -53,7 +52,7 @@ class Agent:
 
     def __init__(self, run: Run, submission: Submission, slot: int) -> None:
         self.run, self.submission, self.slot = run, submission, slot
-        self.config = configs.check(submission.config, submission.source)
+        self.config = submission.checked()
         self.config.apply_umask()
         self.settings = self.config.run.map
         self.facts = machine.describe() | {"submission": submission.uuid}
@@ -62,7 +61,7 @@ class Agent:
         )
         self.ledger = run.ledger(submission.identity)
         observer = heartbeat.Observer(run.slots, self.instance, self.settings.lease_s)
-        self.plan = Plan(run.plans, submission.plan)
+        self.plan = patiently(lambda: Plan(run.plans, submission.plan), self.settings.lease_s)
         # How often shared files that rarely change are looked at: hundreds of slots do so.
         self.look_s = min(10.0, max(0.2, self.settings.lease_s / 30))
         self.next_look = 0.0

@@ -171,7 +171,7 @@ def _cancel_pipeline(run: PipelineRun, *, now: bool) -> Iterator[AtWork]:
 
     A pipeline that runs on this machine sees the control file, and stops its stage by itself.
     """
-    if status.look(run)["exit"] == Exit.COMPLETE:
+    if _is_finished(run):
         console.print(f"{run.name} is finished: nothing to cancel, nothing was changed", markup=False)
         return
     atomic.create(run.control / "cancelled", f"by {getpass.getuser()} on {socket.gethostname()}".encode())
@@ -189,6 +189,15 @@ def _cancel_pipeline(run: PipelineRun, *, now: bool) -> Iterator[AtWork]:
         if one.submissions() and status.look(one)["exit"] == Exit.INCOMPLETE:
             yield cancel(one, now=now)
     yield AtWork(unknown=chain.unknown)
+
+
+def _is_finished(run: PipelineRun) -> bool:
+    """Whether a pipeline is finished. One whose record is damaged is not known to be."""
+    try:
+        return status.look(run)["exit"] == Exit.COMPLETE
+    except UserError as error:
+        damage.say(str(error))
+        return False
 
 
 def _report(left: list[AtWork], again: list[str], path: str) -> int:

@@ -356,7 +356,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     run = Run(args.run)
     submission = run.submission(args.submission)
-    config = configs.check(submission.config, submission.source)
+    config = submission.checked()
     operator = config.operator()
     engine = Engine(run, config, submission.identity, operator, args.inflight)
     try:

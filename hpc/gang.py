@@ -28,6 +28,7 @@ from typing import Any
 from hpc import config as configs
 from hpc import heartbeat
 from hpc.errors import Exit, Parser, ShardError, UserError, fingerprint
+from hpc.gang_launcher import ranks_per_node
 from hpc.journal import Journal, read
 from hpc.rundir import Run, Submission
 
@@ -45,7 +46,7 @@ class Rank:
     def __init__(self, run: Run, submission: Submission, config: configs.Config) -> None:
         self.directory: Path = run.path
         self._run, self._config = run, config
-        self.rank, self.world, self.local_rank = _place(config.run.cluster.kind)
+        self.rank, self.world, self.local_rank = _place(config.run.cluster)
         self.device = config.run.cluster.device or ("cuda" if config.run.cluster.gpus_per_node else "cpu")
         self.instance = newest_life(run, submission)[0]
         self._facts: dict[str, Any] = {"submission": submission.uuid, "slot": 0, "host": socket.gethostname()}
@@ -146,12 +147,14 @@ class Rank:
         faulthandler.dump_traceback_later(self._limit, exit=False, file=self._stacks)
 
 
-def _place(kind: str) -> tuple[int, int, int]:
-    """(rank, world, local rank); sets RANK and WORLD_SIZE for torch.distributed where Slurm says them."""
+def _place(cluster: configs.ClusterConfig) -> tuple[int, int, int]:
+    """(rank, world, local rank); sets RANK, ... for torch.distributed where Slurm says them, and LOCAL_WORLD_SIZE."""
     names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
-    if kind == "slurm":
+    if cluster.kind == "slurm":
         for name, source in zip(("RANK", "WORLD_SIZE", "LOCAL_RANK"), names, strict=True):
             os.environ[name] = os.environ[source]
+    here = ranks_per_node(cluster) if cluster.kind == "slurm" else os.environ["WORLD_SIZE"]
+    os.environ["LOCAL_WORLD_SIZE"] = str(here)
     return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
 
 
@@ -192,7 +195,7 @@ def begin(run: Run, submission: Submission) -> int:
 def work(run: Run, submission: Submission) -> int:
     """Be one rank. Whatever ends it is noted, also what srun will not tell."""
     try:
-        config = configs.check(submission.config, submission.source)
+        config = submission.checked()
     except UserError as error:  # a trainer that imports where it was launched, and not here
         number = os.environ.get("SLURM_PROCID", os.environ.get("RANK", "0"))
         journal = Journal(run.journals / f"{newest_life(run, submission)[0]}-r{number}.jsonl")

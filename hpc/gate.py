@@ -30,6 +30,7 @@ from hpc import slurm, verdict
 from hpc.errors import Exit, Parser, UserError
 from hpc.launcher import surely_live
 from hpc.ledger import DONE, FAILED
+from hpc.patience import MOST_S, patiently
 from hpc.plan import Plan
 from hpc.rundir import Run
 
@@ -43,7 +44,8 @@ def left(run: Run) -> tuple[list[str], list[str], int]:
     opened: list[str] = []
     failed: list[str] = []
     done = 0
-    for shard in Plan(run.plans, latest.plan).ids():
+    stored = patiently(lambda: Plan(run.plans, latest.plan), MOST_S)
+    for shard in stored.ids():
         status = survey[shard].status if shard in survey else ""
         if status == DONE:
             done += 1
@@ -85,7 +87,7 @@ def decide(run: Run, allow_failed: int) -> int:
     latest = run.latest()
     here = {"runs": str(run.path.parent), "name": run.path.name}  # whatever folder the prelude went to
     tree = configs.with_overrides(latest.config, ["cluster.gate=false"])
-    config = replace(configs.check({**tree, **here}, latest.source), overrides=latest.overrides)
+    config = replace(latest.checked({**tree, **here}), overrides=latest.overrides)
     code = launch.submit(launch.prepare(config, append=latest.append))
     jobs = run.latest().job_ids
     return wait_for(jobs) if jobs else code

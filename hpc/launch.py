@@ -241,7 +241,7 @@ def _check_identity(job: Job, old: Submission, supersede: bool) -> None:
 def what_changed(old: Submission, config: configs.Config) -> str:
     """In what a config differs from that of an older submission: semantic keys, and what new versions of the work have
     changed. "" where it is neither."""
-    before = configs.check(old.config, old.source)
+    before = old.checked()
     said = differences(old, config)
     try:
         work = before.trainer() if before.is_gang else before.operator()
@@ -263,7 +263,7 @@ def differences(old: Submission, config: configs.Config) -> list[str]:
             return {prefix: tree}
         return {k: v for key, sub in tree.items() for k, v in flat(sub, f"{prefix}.{key}".strip(".")).items()}
 
-    before = flat(configs.check(old.config, old.source).semantic())
+    before = flat(old.checked().semantic())
     after = flat(config.semantic())
     return sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k))
 

@@ -21,6 +21,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from hpc import atomic, damage
 from hpc.errors import UserError
 from hpc.journal import read
@@ -52,7 +54,30 @@ class PipelineRun(Run):
         if self.path.exists() and any(self.path.iterdir()) and not self._submissions.is_dir():
             raise UserError(f"launch: {self.path} exists and is not a pipeline's directory. Choose another `name=`.")
 
+    def launched(self) -> dict[str, Any]:
+        """What pipeline.yaml holds. UserError where it is damaged."""
+        try:
+            found = yaml.safe_load(self.record.read_bytes())
+            if isinstance(found, dict):  # earlier versions did not write these
+                found = {"overrides": [], "directory": str(self.path), **found}
+            if why := _wrong(found):
+                raise ValueError(why)
+        except (ValueError, yaml.YAMLError) as error:
+            lost = (
+                "What the stages are is not known; their own directories stay. Launching again writes it anew: "
+                f"python -m hpc.launch {self.config_file}, or as before."
+            )
+            raise UserError(damage.text(self.record, str(error).splitlines()[0], lost)) from error
+        return found
+
     # --- attempts -----------------------------------------------------------------------------
+
+    def submission(self, uuid_: str) -> Submission:
+        found = super().submission(uuid_)
+        if wrong := _wrong_stage(found.config):
+            lost = "This attempt at a stage does not count. Launching the pipeline again makes another."
+            raise UserError(damage.text(self._submissions / f"{uuid_}.json", f"`config`: {wrong}", lost))
+        return found
 
     def attempts(self, stage: str) -> list[Submission]:
         """Submissions of a stage, oldest first."""
@@ -90,7 +115,10 @@ class PipelineRun(Run):
     def marker(self, stage: str) -> dict[str, Any]:
         """What stands in a stage's stage.json, {} where it is not finished."""
         try:
-            return dict(json.loads((self.path / stage / "stage.json").read_bytes()))
+            found = dict(json.loads((self.path / stage / "stage.json").read_bytes()))
+            if not isinstance(found.get("seconds"), int | float):
+                raise ValueError("it has no `seconds`")
+            return found
         except FileNotFoundError:
             return {}
         except (ValueError, TypeError) as error:
@@ -129,6 +157,34 @@ class PipelineRun(Run):
             if set(stage.needs) <= set(found) and self.is_finished(stage.record()):
                 found.append(stage.name)
         return found
+
+
+def _wrong(record: Any) -> str:
+    """What is wrong with the content of a pipeline.yaml, "" where nothing is."""
+    if not isinstance(record, dict):
+        return "it holds no keys"
+    kinds = {"source": str, "cluster": str, "overrides": list, "directory": str, "stages": dict}
+    for key, kind in kinds.items():
+        if not isinstance(record.get(key), kind):
+            return f"`{key}` is {record.get(key)!r}"[:100]
+    before: list[str] = []
+    for name, stage in record["stages"].items():
+        if why := _wrong_stage(stage):
+            return f"stage {name!r}: {why}"
+        if stage["stage"] != name or not set(stage["needs"]) <= set(before) or not isinstance(stage.get("kind"), str):
+            return f"stage {name!r} is not itself, or needs stages that do not come before it"
+        before.append(name)
+    return "" if all(isinstance(word, str) for word in record["overrides"]) else "`overrides` are not texts"
+
+
+def _wrong_stage(record: Any) -> str:
+    """What is wrong with the record of a stage (`Stage.record`), "" where nothing is."""
+    if not isinstance(record, dict):
+        return "it holds no keys"
+    for key, kind in (("stage", str), ("needs", list), ("command", list), ("digest", str)):
+        if not isinstance(record.get(key), kind):
+            return f"`{key}` is {record.get(key)!r}"[:100]
+    return "" if all(isinstance(need, str) for need in record["needs"]) else "`needs` are not names"
 
 
 def outcome(run: Run) -> str:

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -25,7 +24,7 @@ FINISHED, RUNNING, QUEUED, FAILED, STOPPED, WAITING = "finished", "running", "qu
 
 def gather(run: PipelineRun) -> dict[str, Any]:
     """The facts, as --json prints them."""
-    launched = yaml.safe_load(run.record.read_text(encoding="utf-8"))
+    launched = run.launched()
     newest = {name: run.attempts(name)[-1:] for name in launched["stages"]}
     squeue = live_jobs([i for attempts in newest.values() for a in attempts for i in a.job_ids])
     states = {name.split("_")[0]: state for name, state in squeue.items()}

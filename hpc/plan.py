@@ -89,8 +89,16 @@ class DamagedPlan(UserError):
         super().__init__(damage.text(file, why, lost))
 
 
+class UnreadPlan(DamagedPlan, OSError):
+    """The file of a plan is not there, or its file system does not give it. Being an OSError, too, it is tried again
+    where that may help (hpc.patience); commands show it to their user.
+    """
+
+
 class Plan:
-    """A stored plan, read by ranges: an agent's memory does not grow with the number of shards. Raises DamagedPlan."""
+    """A stored plan, read by ranges: an agent's memory does not grow with the number of shards. Raises DamagedPlan;
+    UnreadPlan where that may pass.
+    """
 
     def __init__(self, directory: Path, name: str) -> None:
         if not name:
@@ -110,9 +118,11 @@ class Plan:
         try:
             yield
         except FileNotFoundError:
-            raise DamagedPlan(self.path, "it is not there") from None
+            raise UnreadPlan(self.path, "it is not there") from None
         except (pa.ArrowException, OSError, ValueError) as error:
-            raise DamagedPlan(self.path, str(error).splitlines()[0]) from error
+            # pyarrow also raises OSErrors for what is wrong with the content: those have no number
+            kind = UnreadPlan if isinstance(error, OSError) and error.errno else DamagedPlan
+            raise kind(self.path, str(error).splitlines()[0]) from error
 
     def _group(self, number: int, columns: list[str] | None = None) -> pa.Table:
         with self._reading():

@@ -41,9 +41,21 @@ class PublishedShard:
         return Path(self.location)
 
     def table(self, columns: list[str] | None = None) -> pa.Table:
-        """The rows, in the shard's order."""
+        """The rows, in the shard's order. UserError where the file is gone or damaged, or has not all these columns."""
         with object_store.fetched(self.location) as path:
-            return pq.read_table(path, columns=columns)
+            try:
+                file = pq.ParquetFile(path)
+                names = file.schema_arrow.names
+                if not (absent := sorted(set(columns or ()) - set(names))):
+                    return file.read(columns)
+            except (OSError, pa.ArrowException) as error:
+                why = str(error).splitlines()[0]
+                raise UserError(
+                    f"{self.location} cannot be read: {why}. python -m hpc.verify RUN says what is gone, and "
+                    f"python -m hpc.rerun RUN --shards {self.shard.id} makes it again."
+                ) from error
+        has = f"{self.location} has no {', '.join(absent)} (it has {', '.join(names)})"
+        raise UserError(f"{has}. Is its run a job of the right kind?")
 
 
 class Published:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-import yaml
-
-from hpc import config as configs
+from hpc import damage
 from hpc.errors import UserError
 from hpc.pipeline_run import PipelineRun
 from hpc.rundir import Run, Submission
@@ -34,9 +32,12 @@ def launched_at(submission: Submission) -> Path:
 
 
 def of_pipeline(run: PipelineRun) -> list[str]:
-    launched = yaml.safe_load(run.record.read_text(encoding="utf-8"))
-    where = Path(launched.get("directory", run.path))
-    return _command(run, launched["source"], launched.get("overrides", []), where)
+    try:
+        launched = run.launched()
+    except UserError as error:
+        damage.say(str(error))
+        return _command(run, "", [], run.path)
+    return _command(run, launched["source"], launched["overrides"], Path(launched["directory"]))
 
 
 def _command(run: Run, source: str, overrides: list[str], launched: Path) -> list[str]:
@@ -51,7 +52,7 @@ def next_steps(run: Run) -> list[str]:
     """Commands that use what a finished map job or training has made; [] where its work knows none, or is gone."""
     latest = run.latest()
     try:
-        config = configs.check(latest.config, latest.source)
+        config = latest.checked()
         steps = getattr(config.trainer() if config.is_gang else config.operator(), "next_steps", None)
     except (UserError, OSError):
         return []

@@ -92,7 +92,7 @@ def here(run: Run, latest: Submission, overrides: list[str]) -> configs.Config:
     typed = relaunch.changed(latest.overrides, overrides)
     if relaunch.launched_at(latest) != run.path:
         typed = relaunch.changed(typed, [f"{key}={value}" for key, value in place.items()])
-    return replace(configs.check(tree, latest.source), overrides=typed)
+    return replace(latest.checked(tree), overrides=typed)
 
 
 def anyone_running(run: Run, latest: Submission) -> bool:

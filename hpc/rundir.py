@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
 from hpc import atomic, damage, object_store
+from hpc import config as configs
 from hpc.commands import version
 from hpc.errors import UserError
 from hpc.generations import Generations
@@ -83,6 +84,15 @@ class Submission:
         if more := sorted(record.keys() - known.keys()):
             damage.say(f"submission {name} holds {', '.join(more)}, which this version does not know{by}: left out")
         return found
+
+    def checked(self, tree: dict[str, Any] | None = None) -> configs.Config:
+        """The config, or what a caller has changed it to. Raises UserError that says which version wrote it."""
+        try:
+            return configs.check(tree or self.config, self.source)
+        except UserError as error:
+            if self.toolkit in ("", version()):
+                raise
+            raise UserError(f"{error} (launch {self.uuid} was written by version {self.toolkit})") from error
 
 
 _SUBMISSION = re.compile(r"[0-9a-f]{12}\.json")

@@ -25,7 +25,6 @@ from typing import Any
 
 from hpc import atomic, machine, preflight
 from hpc import column as columns
-from hpc import config as configs
 from hpc.errors import Exit, Parser, ShardError, UserError
 from hpc.operator import FAILED, OK, Damage, Item, Operator, Row, Shard
 from hpc.rundir import Run, Submission
@@ -73,7 +72,7 @@ def write(run: Run, submission: Submission, shards: list[Shard]) -> None:
 
 def attempt(run: Run, submission: Submission, shards: list[Shard]) -> Answer:
     """Load the work's models and apply them to a few samples."""
-    config = configs.check(submission.config, submission.source)
+    config = submission.checked()
     device = next(iter(machine.devices(config.run.cluster)))
     os.environ["CUDA_VISIBLE_DEVICES"] = device["CUDA_VISIBLE_DEVICES"]
     answer = Answer(machine.describe()["host"], device["device"])

@@ -31,6 +31,9 @@ def main(arguments: list[str] | None = None) -> int:
         from hpc.agent import Agent
 
         return Agent(*_task(Run(args.run), args.submission), args.slot).main()
+    except OSError:  # a file system that is away for a moment, in the middle of the work: a later life may fare better
+        logging.exception("the agent crashed")
+        return Exit.CRASHED
     except UserError as error:
         logging.error("%s", error)
         return Exit.USAGE

@@ -74,6 +74,9 @@ class Look:
     examples: dict[str, str] = field(default_factory=dict)  # key by reason
 
 
+_FIELDS = ["key", "text", "caption", "sha256", "status", "reason", "tokens", "finish", "lint"]
+
+
 def look(source: Published, shards: int, samples: int) -> Look:
     """Read the columns of up to `shards` shards and choose `samples` samples to show, the same ones every time."""
     done = list(source)
@@ -85,7 +88,7 @@ def look(source: Published, shards: int, samples: int) -> Look:
     first_with: dict[str, Sampled] = {}
     candidates: list[Sampled] = []
     for shard in chosen:
-        for number, row in enumerate(shard.table().to_pylist()):
+        for number, row in enumerate(shard.table(_FIELDS).to_pylist()):
             seen.rows += 1
             if row["sha256"]:
                 seen.images[row["sha256"]] += 1

@@ -80,14 +80,16 @@ class ClipTrainer:
         return table(self)
 
     def layouts(self) -> Iterator[Layout]:
-        """Each stage's model on the meta device. Loads torch."""
+        """Each stage's model on the meta device. Loads torch. UserError where the weights to start from do not fit."""
         import torch
 
         from recap.clip.objective import Objective
         from recap.clip.task import stage_name
-        from recap.clip.weights import build
+        from recap.clip.weights import build, check_start
 
         config, model = self.config, replace(self.config.model, start="")
+        if config.model.start:
+            check_start(config.model, config.stages[0].image)
         for number, stage in enumerate(config.stages):
             with torch.device("meta"):
                 module = Objective(build(model, stage.image, eos=1), config.loss, *model.normalisation)

@@ -10,10 +10,12 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig
 
@@ -48,11 +50,32 @@ def build(config: ClipModelConfig, image: int, eos: int, temperature: float = 0.
 
 def read(folder: str | Path) -> dict[str, torch.Tensor]:
     """The tensors of a folder, or of one safetensors file, whoever wrote them. UserError where there are none."""
+    return load_file(_file(folder))
+
+
+def check_start(config: ClipModelConfig, image: int) -> None:
+    """UserError unless the weights of `model.start` fit the model of this config. Their names and shapes are looked
+    at, no weight is read: they are laid out on the meta device.
+    """
+    file = _file(config.start)
+    try:
+        with safe_open(file, "numpy") as stored:
+            shapes = {name: stored.get_slice(name).get_shape() for name in stored.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"config: `model.start`: {file} cannot be read: {error}.") from error
+    with torch.device("meta"):
+        model: Any = build(replace(config, start=""), image, eos=1)
+        target = model.model if config.architecture == "hf" else model
+        _fitted(target, config, {name: torch.empty(shape) for name, shape in shapes.items()}, image, config.start)
+
+
+def _file(folder: str | Path) -> Path:
+    """The safetensors file that is meant."""
     path = Path(folder)
     files = [path] if path.suffix == ".safetensors" else [path / OPEN_CLIP_WEIGHTS, path / _HF_WEIGHTS]
     for file in files:
         if file.is_file():
-            return load_file(file)
+            return file
     pickles = sorted(p.name for p in path.glob("*") if p.suffix in (".bin", ".pt", ".pth"))
     raise UserError(
         f"config: `model.start`: {folder} holds neither {OPEN_CLIP_WEIGHTS} nor {_HF_WEIGHTS}."
@@ -62,16 +85,24 @@ def read(folder: str | Path) -> dict[str, torch.Tensor]:
 
 def load(model: Any, config: ClipModelConfig, tensors: dict[str, torch.Tensor], image: int, source: str) -> None:
     """Put weights of any layout into a model, positions resampled to its resolution. UserError where they differ."""
+    target = model.model if config.architecture == "hf" else model
+    target.load_state_dict(_fitted(target, config, tensors, image, source))
+
+
+def _fitted(
+    target: Any, config: ClipModelConfig, tensors: dict[str, torch.Tensor], image: int, source: str
+) -> dict[str, torch.Tensor]:
+    """Weights of any layout in the names and shapes of a model. UserError where they differ."""
     tensors = {name: t.float() for name, t in tensors.items() if not name.endswith(_NO_WEIGHTS)}
     tensors.pop(BIAS, None)  # is the objective's
     hf_layout = any(name.startswith("vision_model.") for name in tensors)
     if config.architecture == "hf":
         tensors = tensors if hf_layout else from_open_clip(tensors)
-        target, grid_name = model.model, "vision_model.embeddings.position_embedding.weight"
+        grid_name = "vision_model.embeddings.position_embedding.weight"
     else:
         tensors = to_open_clip(tensors) if hf_layout else tensors
         tensors = _with_text_prefix(tensors)
-        target, grid_name = model, "visual.positional_embedding"
+        grid_name = "visual.positional_embedding"
     if grid_name in tensors:
         tensors[grid_name] = _positions(tensors[grid_name], image // config.patch)
     ours = target.state_dict()
@@ -91,7 +122,7 @@ def load(model: Any, config: ClipModelConfig, tensors: dict[str, torch.Tensor], 
             "here. "
             "Set model.vision, model.text, model.context and model.vocabulary as they are there."
         )
-    target.load_state_dict(tensors)
+    return tensors
 
 
 def learned_bias(folder: str | Path) -> float | None:
@@ -106,6 +137,8 @@ def _positions(found: torch.Tensor, grid: int) -> torch.Tensor:
     Sin-cos positions of ours are made anew, all others (learned, or sin-cos of other frequencies) are resampled.
     """
     old, width = math.isqrt(len(found) - 1), found.shape[1]
+    if found.is_meta:
+        return found.new_empty(grid**2 + 1, width)
     if old != grid and width % 4 == 0 and torch.allclose(found, sincos_2d(width, old), atol=1e-3):
         return sincos_2d(width, grid)
     return resample_positions(found, grid)

@@ -7,7 +7,8 @@
 
 A window's blocks are read whole (one range of the tar, in pieces where it is large, and one row group of each column)
 and held until the window is through; the next window is read ahead when three quarters are. Memory: about 1.3 windows x
-streams of this rank, as the tar has them, and a piece for each thread that reads. More than the machine has is refused.
+streams of this rank, as the tar has them, and a piece for each thread that reads. What is read ahead is left until it is
+needed where all of it would be more than a share of the memory of this rank; what is needed and more than that is refused.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from hpc.operator import Damage, Shard
 from recap.data.archive import LINK, single
 from recap.data.columns import Column, MemberColumn, ParquetColumn
 from recap.data.index import Block
-from recap.data.memory import of_machine
+from recap.data.memory import of_rank
 from recap.data.remote import Ranges, fetch
 from recap.data.same_image import SameImages
 from recap.data.streams import Plan, Window
@@ -34,6 +35,7 @@ PIECE = 64 << 20  # bytes of a block that are asked for at a time: most blocks a
 _END = 1024  # zeros: a range of a tar has no end of its own
 _AHEAD = 0.75  # of a window, after which the next is read
 HELD = 1.3  # windows of a stream that are held on average
+_MEMORY = 0.75  # of what a rank may use, for windows: the rest is the model's and the decoded images'
 _REPLACEMENTS = 64  # drawn for one place before the data is called useless
 
 
@@ -127,6 +129,8 @@ class Reader:
         positions = range(first // streams, (first + count) // streams)
         for stream in mine:  # all at once, so that a start reads in parallel
             if not self._have(stream, positions[0]):
+                self._held.pop(stream, None)
+                self._ahead.pop(stream, None)
                 self._held[stream] = self._load(self.plan.window(stream, positions[0]))
         return [self._slot(stream, position) for stream in mine for position in positions]
 
@@ -143,6 +147,7 @@ class Reader:
     def _slot(self, stream: int, position: int) -> Slot:
         held = self._held.get(stream)
         if held is None or not held.covers(position):
+            self._held.pop(stream, None)
             held = self._ahead.pop(stream, None)
             if held is None or not held.covers(position):
                 held = self._load(self.plan.window(stream, position))
@@ -151,13 +156,15 @@ class Reader:
         following = held.window.start + held.size
         needed = self._end is None or following < self._end
         if needed and stream not in self._ahead and offset >= _AHEAD * held.size:
-            self._ahead[stream] = self._load(self.plan.window(stream, following))
+            ahead = self.plan.window(stream, following)
+            if self._fits(self._bytes(ahead)):
+                self._ahead[stream] = self._load(ahead)
         return Slot(held.window, held.samples(), int(held.order[offset]), self.plan.seed)
 
     def _load(self, window: Window) -> _Held:
         held = _Held(window, self._bytes(window))
-        others = [h for place in (self._held, self._ahead) for s, h in place.items() if s != window.stream]
-        self._check_memory(held.bytes + sum(other.bytes for other in others), len(others) + 1)
+        if not self._fits(held.bytes):
+            raise self._refused(held.bytes)
         held.reads = [self._pool.submit(self._read, p.block, p.first, p.count) for p in window.pieces]
         return held
 
@@ -168,15 +175,23 @@ class Reader:
         blocks = [self.plan.index.block(piece.block) for piece in window.pieces]
         return sum(block.end - block.start for block in blocks)
 
-    def _check_memory(self, held: int, windows: int) -> None:
-        """UserError before the windows take more than the machine has: the process would be killed without a word."""
-        if held > (most := of_machine()):
-            fits = max(1, int(self.plan.blocks_per_window * most / held / 2))
-            raise UserError(
-                f"config: `data.window`: {windows} windows of {self.plan.blocks_per_window} blocks hold "
-                f"{held / 2**30:,.1f} GiB of tars, this machine has {most / 2**30:,.1f} GiB. Write about {fits}, use "
-                "more ranks, or shrink the images first (configs/data/shrink.yaml) and name the column in data.pixels."
-            )
+    def _in_memory(self) -> list[_Held]:
+        return [*self._held.values(), *self._ahead.values()]
+
+    def _fits(self, size: int) -> bool:
+        """Whether a window of so many bytes, beside those that are held, leaves enough of this rank's memory."""
+        return size + sum(held.bytes for held in self._in_memory()) <= _MEMORY * of_rank()
+
+    def _refused(self, size: int) -> UserError:
+        """The process would be killed without a word."""
+        whole, count = size + sum(held.bytes for held in self._in_memory()), len(self._in_memory()) + 1
+        most = _MEMORY * of_rank()
+        fits = max(1, int(self.plan.blocks_per_window * most / whole / 2))
+        return UserError(
+            f"config: `data.window`: {count} windows of {self.plan.blocks_per_window} blocks hold "
+            f"{whole / 2**30:,.1f} GiB of tars, this rank has {most / 2**30:,.1f} GiB for them. Write about {fits}, use "
+            "more nodes, or shrink the images first (configs/data/shrink.yaml) and name the column in data.pixels."
+        )
 
     # --- one block --------------------------------------------------------------------------------
 

@@ -21,7 +21,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import LlavaForConditionalGeneration
 
-from hpc import config as configs
 from hpc.errors import Exit, Parser, UserError
 from hpc.rundir import Run
 from recap.sft import model as models
@@ -124,7 +123,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         run = Run(args.run)
         submission = run.latest()
-        config = configs.check(submission.config, submission.source)
+        config = submission.checked()
         from recap.sft.task import SftTask
 
         task = SftTask(config.work, start_of(config.work, run.path))

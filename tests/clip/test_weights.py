@@ -210,6 +210,40 @@ def test_weights_that_do_not_fit_are_named(tmp_path) -> None:
         opened(tmp_path)
 
 
+@pytest.mark.parametrize("architecture", ["recap", "hf"])
+def test_a_start_that_does_not_fit_is_refused_at_launch(tmp_path, architecture) -> None:
+    """With the words that the rank would say, from names and shapes alone; what fits passes, at any resolution."""
+    made(tmp_path, architecture)
+    start = tmp_path / architecture
+    bytes_ = (start / weights.OPEN_CLIP_WEIGHTS).read_bytes()
+    with open(start / weights.OPEN_CLIP_WEIGHTS, "r+b") as file:  # the weights themselves are not looked at
+        file.seek(len(bytes_) // 2)
+        file.write(b"\xff" * (len(bytes_) // 2))
+    for image in (16, 32, 64):
+        weights.check_start(tiny(tmp_path, architecture, start=str(start)), image)
+    if architecture == "hf":
+        weights.check_start(tiny(tmp_path, "hf", start=str(start / "model.safetensors")), 48)
+    other = {"recap": "hf", "hf": "recap"}[architecture]
+    for changes, said in (
+        ({"vocabulary": 51}, r"here. Set model.vision, model.text, model.context and model.vocabulary"),
+        ({"context": 77}, r"\(77, 48\)|\(77, \d+\) here"),
+        ({"vision": "64x3x4"}, r"of other depth: .*resblocks|of other depth: .*layers"),
+        ({"patch": 4}, r"16, 16\) there|4, 4\) here"),
+    ):
+        config = tiny(tmp_path, architecture, start=str(start), **changes)
+        with pytest.raises(UserError, match=said) as at_launch:
+            weights.check_start(config, 32)
+        (start / weights.OPEN_CLIP_WEIGHTS).write_bytes(bytes_)
+        with pytest.raises(UserError) as in_the_rank:
+            build(config, 32, 1)
+        assert str(at_launch.value) == str(in_the_rank.value)
+    with pytest.raises(UserError, match=f"not of model.architecture={other}"):
+        weights.check_start(tiny(tmp_path, other, start=str(start)), 32)
+    (start / weights.OPEN_CLIP_WEIGHTS).write_bytes(bytes_[:100])
+    with pytest.raises(UserError, match="cannot be read"):
+        weights.check_start(tiny(tmp_path, architecture, start=str(start)), 32)
+
+
 def test_tokenizers_that_do_not_fit_are_refused(tmp_path) -> None:
     with pytest.raises(UserError, match=r"model.vocabulary.*has 27 tokens, the text tower 20 rows. Write at least 27"):
         Tokens(tiny(tmp_path, vocabulary=20))

@@ -14,6 +14,8 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
+from hpc import gang
+from hpc.config import ClusterConfig
 from hpc.errors import UserError
 from hpc.operator import Damage, Shard
 from recap.data import joined
@@ -22,7 +24,7 @@ from recap.data.index import Index, scan_shard
 from recap.data.index_job import collect
 from recap.data.inputs import DataConfig, list_shards
 from recap.data.joined import Joined, Reader
-from recap.data.memory import of_machine
+from recap.data.memory import of_rank
 from recap.data.remote import fetch
 from recap.data.samples import JoinedDataConfig, check_columns, said_of_reading, shared_input
 from recap.data.streams import Plan
@@ -240,22 +242,44 @@ def test_a_large_block_is_asked_for_in_pieces(tmp_path: Path, monkeypatch: pytes
 def test_windows_that_the_machine_cannot_hold_are_refused(
     corpus: Path, shards: list[Shard], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before anything is read; and no more than what is held at a time counts."""
-    reader = reader_of(corpus, shards, streams=1, window=2)
-    held = [reader._bytes(reader.plan.window(0, p)) for p in range(0, reader.plan.epoch_size, 100)]
-    monkeypatch.setattr(joined, "of_machine", lambda: 2 * max(held))
-    for first in range(0, reader.plan.epoch_size, 100):
-        reader.batch(first, 100)
-    monkeypatch.setattr(joined, "of_machine", lambda: min(held) - 1)
-    with pytest.raises(UserError, match=r"`data.window`: 1 windows of 2 blocks hold .* Write about 1, use more ranks"):
+    """Before anything is read; and where there is room for no more than one window, none is read ahead."""
+    free = reader_of(corpus, shards, streams=1, window=2)
+    held = [free._bytes(free.plan.window(0, p)) for p in range(0, free.plan.epoch_size, 100)]
+    monkeypatch.setattr(joined, "of_rank", lambda: max(held) / joined._MEMORY)
+    tight = reader_of(corpus, shards, streams=1, window=2)
+    most, ahead = {free: 0, tight: 0}, {free: 0, tight: 0}
+    for first in range(0, free.plan.epoch_size, 100):
+        names = []
+        for reader in (free, tight):
+            if reader is free:
+                monkeypatch.setattr(joined, "of_rank", lambda: 1 << 40)
+            else:
+                monkeypatch.setattr(joined, "of_rank", lambda: max(held) / joined._MEMORY)
+            names.append([usable(slot).name for slot in reader.batch(first, 100)])
+            most[reader] = max(most[reader], sum(h.bytes for h in reader._in_memory()))
+            ahead[reader] += len(reader._ahead)
+        assert names[0] == names[1]
+    assert most[tight] == max(held) < most[free] and ahead[tight] == 0 < ahead[free]
+    monkeypatch.setattr(joined, "of_rank", lambda: min(held) / joined._MEMORY - 1)
+    with pytest.raises(UserError, match=r"`data.window`: 1 windows of 2 blocks hold .* Write about 1, use more nodes"):
         reader_of(corpus, shards, streams=1, window=2).batch(0, 100)
 
 
-def test_of_machine_is_what_slurm_grants(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_rank_is_its_part_of_what_slurm_grants(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_MEM_PER_NODE", raising=False)
-    assert of_machine() > 1 << 28
+    assert of_rank() > 1 << 28
     monkeypatch.setenv("SLURM_MEM_PER_NODE", "100")
-    assert of_machine() == 100 << 20
+    assert of_rank() == 100 << 20
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert of_rank() == (100 << 20) // 8
+    cluster = ClusterConfig(kind="slurm", gpus_per_node=4)
+    for name, value in {"PROCID": "5", "NTASKS": "8", "LOCALID": "1"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "0")  # so that they are restored
+    assert gang._place(cluster) == (5, 8, 1) and of_rank() == (100 << 20) // 4
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert gang._place(ClusterConfig(kind="local")) and of_rank() == (100 << 20) // 2
 
 
 # --- an object store ----------------------------------------------------------------------------------
