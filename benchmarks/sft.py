@@ -10,6 +10,7 @@ padding     share of computed or waited-for tokens that are none, on lengths lik
 step        tokens/s of forward and backward on one tiny captioner (CPU): packed against padded and grouped.
 logits      loss of 1,280 positions, 10 % supervised, 128,256 words: all logits against supervised ones.
 checkpoint  how long a save holds up the loop: torch.save + fsync against ours (staged, written beside the loop).
+gradients   of several micro-batches under FSDP2, two ranks: held whole until the last, or summed over ranks in each.
 memory      bytes a GPU of the 8 B captioner's training states, from the model's own parameters (not run).
 gpu         tokens/s and MFU of optimizer steps: ours against transformers' Trainer on padded batches.
 """
@@ -45,6 +46,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from benchmarks.held_gradients import gradients
 from recap.sft.attention import choose as choose_attention
 from recap.sft.attention import lengths as bounds_of
 from recap.sft.flops import costs_of
@@ -432,7 +434,7 @@ def main() -> None:
     say(f"torch {torch.__version__}, transformers {transformers.__version__}, {platform.machine()}, 1 thread of "
         f"{os.cpu_count()} cores, {time.strftime('%Y-%m-%d')}")  # fmt: skip
     report: dict[str, float] = {}
-    for part in [padding, step, logits, checkpoint, memory, *([on_gpu] if options.gpu else [])]:
+    for part in [padding, step, logits, checkpoint, gradients, memory, *([on_gpu] if options.gpu else [])]:
         found = part()
         for name, value in found.items():
             say(f"  {name:52}{value:14,.4g}" if value < 1e6 else f"  {name:52}{value:14,.0f}")

@@ -7,8 +7,8 @@
 
 A window's blocks are read whole (one range of the tar, in pieces where it is large, and one row group of each column)
 and held until the window is through; the next window is read ahead when three quarters are. Memory: about 1.3 windows x
-streams of this rank, as the tar has them, and a piece for each thread that reads. What is read ahead is left until it is
-needed where all of it would be more than a share of the memory of this rank; what is needed and more than that is refused.
+streams of this rank, as the tar has them, and a piece for each thread that reads. Where that would be more than three
+quarters of this rank's memory, windows are read when they are needed; what is needed and more than that is refused.
 """
 
 from __future__ import annotations
@@ -189,8 +189,8 @@ class Reader:
         fits = max(1, int(self.plan.blocks_per_window * most / whole / 2))
         return UserError(
             f"config: `data.window`: {count} windows of {self.plan.blocks_per_window} blocks hold "
-            f"{whole / 2**30:,.1f} GiB of tars, this rank has {most / 2**30:,.1f} GiB for them. Write about {fits}, use "
-            "more nodes, or shrink the images first (configs/data/shrink.yaml) and name the column in data.pixels."
+            f"{whole / 2**30:,.1f} GiB of tars, this rank has {most / 2**30:,.1f} GiB for them. Write about {fits}, "
+            "use more nodes, or shrink the images first (configs/data/shrink.yaml) and name the column in data.pixels."
         )
 
     # --- one block --------------------------------------------------------------------------------

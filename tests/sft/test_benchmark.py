@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import sft
+from benchmarks import held_gradients, sft
 
 TABLE = Path(__file__).parents[2] / "benchmarks/results/sft.md"
 
@@ -19,6 +19,16 @@ def test_both_training_steps_run(monkeypatch: pytest.MonkeyPatch) -> None:
     shape = sft.Slice(layers=1, hidden=64, ffn=128, heads=2, kv=1, words=256, vision=tower)
     found = sft.on_gpu(shape, "cpu")
     assert found.keys() == {"gpu tokens/s, ours", "gpu tokens/s, transformers"} and min(found.values()) > 0
+
+
+@pytest.mark.slow
+def test_gradients_are_held_or_sent() -> None:
+    """What `recap.train.parallel.sums_once` reckons with: 4 bytes a trained parameter, or that in each micro-batch."""
+    found, whole = held_gradients.gradients(), 4 * held_gradients.LAYERS * held_gradients.WIDTH**2 / 2**20
+    held, sent = (
+        [found[f"gradients {what}, {way}"] for way in held_gradients.WAYS] for what in ("held MiB", "sent MiB a step")
+    )
+    assert held == [whole, 0] and sent == [whole, held_gradients.MICRO_BATCHES * whole]
 
 
 def test_table_of_bytes() -> None:
