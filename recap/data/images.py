@@ -134,7 +134,7 @@ class EncodedImage:
     def _flat(self, image: Image.Image) -> Image.Image:
         """8-bit RGB without transparency."""
         if image.mode.startswith("I") or image.mode == "F":
-            image, note = (_float_grey(image), "") if image.mode == "F" else _deep_grey(image)
+            image, note = _float_grey(image) if image.mode == "F" else _deep_grey(image)
             self.note = self.note or note
             return image.convert("RGB")
         if ";16" in self._layout and image.mode.startswith(("LA", "RGB")):
@@ -249,8 +249,10 @@ def _deep_grey(image: Image.Image) -> tuple[Image.Image, str]:
     return grey, _dark(top, used, bits)
 
 
-def _float_grey(image: Image.Image) -> Image.Image:
-    """8-bit grey of floats: of 0-1, 0-255 or 0-65535, whichever holds them all, else 0 to the largest; NaN is black."""
+def _float_grey(image: Image.Image) -> tuple[Image.Image, str]:
+    """8-bit grey of floats, and what is odd about them: of 0-1, 0-255 or 0-65535, whichever holds them all, else 0 to
+    the largest; NaN is black.
+    """
     finite = (values[np.isfinite(values)] for values in (_numbers(band) for _, band in _bands(image)))
     top = max(float(values.max(initial=0.0)) for values in finite)
     full = next((limit for limit in (1.0, 255.0, 65535.0) if top <= limit), top)
@@ -258,7 +260,7 @@ def _float_grey(image: Image.Image) -> Image.Image:
     for place, band in _bands(image):
         shares = np.nan_to_num(_numbers(band) / full, posinf=1.0, neginf=0.0).clip(0.0, 1.0)
         grey.paste(Image.fromarray(np.rint(shares * 255).astype(np.uint8)), place)
-    return grey
+    return grey, _dark(int(top), 16, 32) if full == 65535.0 else ""
 
 
 def _numbers(image: Image.Image, kind: Any = None) -> np.ndarray:

@@ -14,6 +14,7 @@ READ = [
     ("__Rating__: 4", 4), ("Rating: 4.", 4), ("Rating: 4.0", 4), ("Rating: 4/5", 4), ("Rating: 4 out of 5", 4),
     ("Rating: 4 - fluent and right", 4), ("Rating: 4 (good)", 4), ("Rating: four", 4), ("Rating:\n\n4", 4),
     ("### Rating: 4", 4), ("Final rating: 4", 4), ("Overall score: 4", 4), ("Score: 4/5", 4),
+    ("Overall: 4 / 5", 4), ("The caption gets **2**/5, I would say.", 2), ("4/5 of the objects are named. Rating: 2", 2),
     ("Rating (1-5): 4", 4), ("**Rating (1-5):** 2", 2), ("Rating [1-5]: 3", 3), ("Rating 1-5: 5", 5),
     ("Rating (1 to 5): 4", 4), ("Rating: 1-5: 4", 4), ("Rating (out of 5): 4", 4), ("Rating (1–5): 4", 4),
     ("Rating (on a scale of 1 to 5): 1", 1), ("On a scale from 1 to 5, I would rate this a 3.", 3),
