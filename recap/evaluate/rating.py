@@ -22,16 +22,16 @@ _SAID = re.compile(
     rf"|\b(?:rate|give)\b[^.\d\n]{{0,60}}?{_NUMBER}",
     re.I,
 )
-_SCALED = re.compile(rf"{_NUMBER}\s*(?:/|out\s+of)\s*(?:5|five)\b(?!\.\d|\s+of\b)", re.I)
+_SCALED = re.compile(rf"{_NUMBER}[\s*_`]*(?:/|out\s+of)\s*(?:5|five)\b(?!\.\d|\s+of\b)", re.I)
 _BARE = re.compile(rf"[^\w-]*{_NUMBER}(?:\s*(?:stars?|points?))?[\W_]*", re.I)
 
 
 def parse_rating(answer: str) -> int | None:
     """The rating from 1 to 5 that an answer gives; None without one, or with one that is not clear.
 
-    In this order: JSON with a "rating"; the last "Rating: 3"; "I rate it a 3", where no other number is said so; "3/5" or
-    "3 out of 5", likewise; a bare 3, alone or on the first or the last line. A scale ("1-5", "out of 5") is no rating; a range ("3 - 4"), 3.5 and 7
-    are none either. What stands before </think> is not read.
+    In this order: JSON with a "rating"; the last "Rating: 3"; "I rate it a 3", where no other number is said so; "3/5"
+    or "3 out of 5", likewise; a bare 3, alone or on the first or the last line. A scale ("1-5", "out of 5") is no
+    rating; a range ("3 - 4"), 3.5 and 7 are none either. What stands before </think> is not read.
 
     >>> [parse_rating(a) for a in ('{"rating": 4}', "Rating (1-5): 3.", "**Rating:** 5/5", "2", "Rating: 7", "3 - 4")]
     [4, 3, 5, 2, None, None]
