@@ -22,7 +22,7 @@ import re
 import shutil
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import MISSING, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -253,10 +253,23 @@ def merged(below: dict[str, Any], above: dict[str, Any], schemas: list[type]) ->
 
 def changed(config: Config, changes: dict[str, Any], source: str) -> Config:
     """A config with other values, by dotted keys (as a sweep's arm gives them)."""
-    nested: dict[str, Any] = {}
+    tree = copy.deepcopy(config.resolved)
+    for key, value in _leaves(changes, _schemas(config.resolved)):
+        assign(tree, key, value)
+    return check(tree, source)
+
+
+def _leaves(changes: dict[str, Any], schemas: list[type], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values, groups of keys (as in `merged`) taken apart."""
+    hints = {name: hint for schema in schemas for name, hint in typing.get_type_hints(schema).items()}
     for key, value in changes.items():
-        assign(nested, str(key), value)
-    return check(merged(config.resolved, nested, _schemas(config.resolved)), source)
+        first, _, rest = str(key).partition(".")
+        group = _dataclass_in(hints.get(first))
+        inner = {rest: value} if rest else value
+        if group and isinstance(inner, dict):
+            yield from _leaves(inner, [group], f"{above}{first}.")
+        else:
+            yield f"{above}{key}", value
 
 
 def with_overrides(tree: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
@@ -386,7 +399,10 @@ def assign(tree: dict[str, Any], dotted: str, value: Any) -> None:
     *groups, last = dotted.split(".")
     place: Any = tree
     for depth, key in enumerate(groups):
-        place = place[_index(place, key, dotted)] if isinstance(place, list) else place.setdefault(key, {})
+        at: Any = _index(place, key, dotted) if isinstance(place, list) else key
+        if not isinstance(place, list) and place.get(key) is None:  # not there, or `key: null`
+            place[key] = {}
+        place = place[at]
         if not isinstance(place, dict | list):
             raise UserError(f"config: `{dotted}`: `{'.'.join(groups[: depth + 1])}` is not a group of keys")
     place[_index(place, last, dotted) if isinstance(place, list) else last] = value

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from hpc import config as configs
-from hpc import heartbeat
+from hpc import heartbeat, machine
 from hpc.errors import Exit, Parser, ShardError, UserError, fingerprint
 from hpc.gang_launcher import ranks_per_node
 from hpc.journal import Journal, read
@@ -51,6 +51,7 @@ class Rank:
         self.instance = newest_life(run, submission)[0]
         self._facts: dict[str, Any] = {"submission": submission.uuid, "slot": 0, "host": socket.gethostname()}
         self._facts |= {"instance": self.instance, "state": "starting", "ranks": self.world, "rows": 0}
+        self._facts["log"] = machine.log_name()
         self._facts["life"] = int(self.instance.rsplit("-", 1)[1])
         self._first: int | None = None
         self._stop = 0

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.markup import escape
 
-from hpc import access, atomic, forecast, importable, pipeline, plan, preflight, snapshot
+from hpc import access, atomic, forecast, importable, lost, pipeline, plan, preflight, snapshot
 from hpc import config as configs
 from hpc.errors import Exit, Parser, Unanswered, UserError
 from hpc.ledger import DONE, FAILED, Claim, State
@@ -302,6 +302,9 @@ def describe(job: Job, forecasts: list[str] | None = None) -> None:
         if counts[FAILED]:
             text += f"; {counts[FAILED]:,} failed (rerun: python -m hpc.rerun {short(job.run.path)})"
         console.print(f"[bold]{'continues':<10}[/]{text}")
+        if gone := lost.LostFiles(job.run, job.previous).all():
+            for line in lost.said(gone, short(job.run.path)):
+                warn.print(line, style="red", markup=False)
 
 
 def say(label: str, text: str) -> None:

@@ -32,9 +32,9 @@ class _Life:
 
     def __init__(self, run: Run, submission: Submission, ranks: int) -> None:
         self._environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
-        self._environment |= {"WORLD_SIZE": str(ranks)}
         self._run, self._submission = run, submission
         self.log = run.logs / f"local-{submission.uuid}.log"
+        self._environment |= {"WORLD_SIZE": str(ranks), "HPC_LOG": str(self.log)}
         self.ranks: list[subprocess.Popen[bytes]] = []
         self.code: int | None = self._start([*command(run, submission), "--begin"], 0).wait() or None
         if self.code is None:

@@ -7,7 +7,8 @@
     python -m hpc.logs runs/recap-demo                 a pipeline: the last lines of each stage that is not finished
 
 Where there is nothing to show it says why: no such shard or slot, none has started, nothing failed. A sweep shows each
-of its arms; a training that no slot speaks for the newest log in its folder.
+of its arms, a pipeline with --failed also what its jobs' logs say; a training that no slot speaks for the newest log in
+its folder.
 
 Exit codes: 0, 64 wrong usage.
 """
@@ -20,6 +21,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -128,29 +130,33 @@ def of_shard(run: Run, shard: str) -> Iterator[str]:
                 yield f"{_short(run, path)}:{number}: {clean(line)}"
 
 
-def follow(run: Run, chosen: list[tuple[dict[str, Any], Path]]) -> Iterator[str]:
-    """Lines as they are written; logs of slots that start later are taken up. Ends with Ctrl-C."""
-    offsets = {path: path.stat().st_size for _, path in chosen}
-    slots = {facts.get("slot") for facts, _ in chosen}
+def follow(runs: dict[str, Run], slot: int | None, node: str | None) -> Iterator[str]:
+    """Lines as they are written, with the slot, or the arm that `runs` names; logs of slots that start later are taken
+    up. Ends with Ctrl-C.
+    """
+    offsets = {path: path.stat().st_size for run in runs.values() for _, path in logs(run, slot, node)}
     while True:
-        for facts, path in logs(run):
-            if facts.get("slot") not in slots:
-                continue
+        for name, (facts, path) in [(name, log) for name, run in runs.items() for log in logs(run, slot, node)]:
             with open(path, "rb") as file:
                 file.seek(offsets.get(path, 0))
                 data = file.read()
             whole = data[: data.rfind(b"\n") + 1]
             offsets[path] = offsets.get(path, 0) + len(whole)
             for line in whole.decode("utf-8", "replace").splitlines():
-                yield f"{facts.get('slot')}: {clean(line)}"
+                yield f"{name or facts.get('slot')}: {clean(line)}"
         time.sleep(0.5)
 
 
 def _asked(run: Run, args: argparse.Namespace) -> Iterator[str]:
     """The lines that were asked for. UserError where there are none, and cannot be."""
+    arms = sweep_status.runs(run)
+    lines = _of_arms(arms, args) if arms else _of_run(run, args)
+    launched = {name: arm for name, arm in arms.items() if arm.submissions()} or {"": run}
+    return chain(lines, follow(launched, args.slot, args.node)) if args.follow else iter(lines)
+
+
+def _of_run(run: Run, args: argparse.Namespace) -> Iterator[str]:
     latest = run.latest()
-    if arms := sweep_status.runs(run):
-        return _of_arms(arms, args)
     is_training = bool(latest.config.get("trainer"))
     if is_training and args.shard:
         raise UserError(f"logs: {run.path} is a training, it has no shards: python -m hpc.logs {run.path}")
@@ -164,13 +170,35 @@ def _asked(run: Run, args: argparse.Namespace) -> Iterator[str]:
         return iter(_nothing_chosen(run, latest, args))
     if not (args.slot is not None or args.node or args.follow):
         chosen = [c for c in chosen if c[0].get("state") != "exited"] or chosen
-    return follow(run, chosen) if args.follow else tails(run, chosen, args.lines)
+    return tails(run, chosen, args.lines)
 
 
-def _of_arms(arms: dict[str, Run], args: argparse.Namespace) -> Iterator[str]:
+def _of_arms(arms: dict[str, Run], args: argparse.Namespace) -> list[str]:
+    """Of each arm that has what was asked for. UserError where none has."""
+    found, refused = [], None
     for name, arm in arms.items():
-        yield f"arm {name}"
-        yield from _asked(arm, args) if arm.submissions() else ["it was not launched yet", ""]
+        try:
+            lines = list(_of_run(arm, args)) if arm.submissions() else ["it was not launched yet", ""]
+            found += [f"arm {name}", *lines]
+        except UserError as error:
+            refused = error
+    if refused and not found:
+        raise refused
+    return found
+
+
+def _of_pipeline(pipeline: PipelineRun, args: argparse.Namespace) -> Iterator[str]:
+    jobs = [s for s in pipeline_status.gather(pipeline)["stages"].values() if s["kind"] != "command"]
+    if args.shard or args.slot is not None or args.node or args.follow:
+        raise UserError(
+            f"logs: {pipeline.path} is a pipeline; shards, slots and nodes are its jobs'. Name one of them: "
+            f"{', '.join(stage['path'] for stage in jobs) or 'it has none'}."
+        )
+    yield from pipeline_status.logs(pipeline, args.lines)
+    for stage in jobs if args.failed else []:
+        run = Run(stage["path"])
+        if stage["state"] != pipeline_status.FINISHED and run.submissions():
+            yield from _asked(run, args)
 
 
 def _check_shard(run: Run, shard: str) -> None:
@@ -223,11 +251,8 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
-        if pipeline := PipelineRun.at(args.run):
-            for line in pipeline_status.logs(pipeline, args.lines):
-                sys.stdout.write(line + "\n")
-            return Exit.COMPLETE
-        lines = _asked(Run(args.run), args)
+        pipeline = PipelineRun.at(args.run)
+        lines = _of_pipeline(pipeline, args) if pipeline else _asked(Run(args.run), args)
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` may close the pipe
         for line in lines:
             sys.stdout.write(line + "\n")

@@ -13,6 +13,12 @@ EVERY_S = 60.0  # between two looks at all of them
 _LOOK_S = 0.5  # that one look may take: of very large runs it sees a part, later ones see the others
 
 
+def said(shards: list[str], run: str) -> tuple[str, str]:
+    """What is to be told of them, and the command that makes them again."""
+    what = f"{len(shards):,} published files are gone (first: {shards[0]}). Make them again:"
+    return what, f"python -m hpc.rerun {run} --shards {','.join(shards)}"
+
+
 class LostFiles:
     """Looks for them again and again, each time for a moment."""
 
@@ -37,6 +43,10 @@ class LostFiles:
             bucket = self._left.pop()
             self._found[bucket] = self._of_bucket(bucket)
         return sorted(shard for found in self._found.values() for shard in found)
+
+    def all(self) -> list[str]:
+        """The same of the whole run, however long it takes."""
+        return sorted(shard for bucket in self._ledger.buckets() for shard in self._of_bucket(bucket))
 
     def _of_bucket(self, bucket: str) -> list[str]:
         folder = self._run.path / "columns" / self._latest.column / self._latest.identity / bucket

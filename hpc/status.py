@@ -28,7 +28,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from hpc import breakdown, breaker, effort, heartbeat, verdict
+from hpc import breakdown, breaker, effort, heartbeat, lost, verdict
 from hpc.breakdown import printable as clean
 from hpc.effort import duration, hours_text
 from hpc.errors import Exit, Parser, UserError
@@ -65,8 +65,8 @@ def gather(run: Run, tally: Tally | None = None) -> dict[str, Any]:
     speed = rates.get("5 min") or rates.get("1 h") or 0.0
     finished = settled.shards[DONE] + settled.shards[FAILED]
     nothing = _nothing(settled, latest, finished == totals.total)
-    lost = tally.lost.look()
-    ended = Exit.SOME_FAILED if settled.shards[FAILED] or nothing or lost else Exit.COMPLETE
+    gone = tally.lost.look()
+    ended = Exit.SOME_FAILED if settled.shards[FAILED] or nothing or gone else Exit.COMPLETE
     code = ended if finished == totals.total else Exit.INCOMPLETE
     lives = effort.lives(run, reader, slots["list"])
     return {
@@ -98,7 +98,7 @@ def gather(run: Run, tally: Tally | None = None) -> dict[str, Any]:
         "history": reader.over_time(),
         "slots": slots,
         "nothing": nothing,
-        "lost": lost,
+        "lost": gone,
         "damaged": {k: vars(v) for k, v in settled.damaged.items()},
         "failures": {k: vars(v) for k, v in settled.failures.items()},
         "engine_deaths": dict(reader.deaths),
@@ -222,9 +222,9 @@ def render(facts: dict[str, Any]) -> Group:
     if facts["failures"]:
         parts.append(_group_table("failed", "shards", facts["failures"]))
         parts.append(Text(f"rerun them: python -m hpc.rerun {facts['path']}"))
-    if lost := facts["lost"]:
-        parts.append(Text(f"{len(lost):,} published files are gone (first: {clean(lost[0])}). Make them again:", "red"))
-        parts.append(Text(f"python -m hpc.rerun {facts['path']} --shards {clean(','.join(lost))}"))
+    if facts["lost"]:
+        what, command = lost.said(facts["lost"], facts["path"])
+        parts += [Text(clean(what), "red"), Text(clean(command))]
     parts += [Text(clean(line), style="red") for line in facts["nothing"]]
     return Group(*parts)
 

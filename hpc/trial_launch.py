@@ -75,15 +75,26 @@ def _on_slurm(job: Job) -> int:
     submission = _write(run, job)
     check_access(run.path)
     launcher = TrialLauncher(run, submission, job.config.run.cluster, job.config.run.map)
-    number = launcher.submit_script()
-    log = run.logs / launcher.log_pattern.replace("%j", number)
-    console.print(f"\nthe check is job {number} · log: {short(log)} · Ctrl-C cancels it")
     try:
+        number = launcher.submit_script()
+        log = run.logs / launcher.log_pattern.replace("%j", number)
+        console.print(f"\nthe check is job {number} · log: {short(log)} · Ctrl-C cancels it")
         died = _wait(number, trial.answer_file(run, submission.uuid).exists)
     except BaseException:
-        slurm.run(["scancel", number], timeout=60)
+        _cancel(submission.uuid)
         raise
     return _tell(run, submission, log, died)
+
+
+def _cancel(comment: str) -> None:
+    """scancel the job that carries this comment, where Slurm has one: sbatch may have been cut off."""
+    from hpc.launcher import NoAnswer, find_job
+
+    try:
+        if number := find_job(comment):
+            slurm.run(["scancel", number], timeout=60)
+    except (NoAnswer, OSError, subprocess.SubprocessError) as error:
+        warn.print(f"[yellow]the job of the check could not be cancelled: {escape(str(error))}[/]")
 
 
 def _wait(number: str, answered: Callable[[], bool]) -> str:

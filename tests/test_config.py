@@ -147,6 +147,25 @@ def test_entries_of_lists() -> None:
             configs.load(shipped, [override])
 
 
+def test_a_sweep_s_arms_change_entries_of_lists_and_of_mappings() -> None:
+    """As the command line does; a mapping for a group of keys changes those that it names."""
+    shipped = configs.load(ROOT / "configs/sft/own_tars.yaml", [])
+    arm = configs.changed(shipped, {"data.0.path": "/mine/*.tar", "train": {"lr": 0.5}}, "here").work
+    assert (arm.data[0].path, arm.data[0].kind) == ("/mine/*.tar", "columns")
+    assert (arm.train.lr, arm.train.batch) == (0.5, shipped.work.train.batch)
+    assert shipped.work.data[0].path == "recap/demo/flags/*.tar" == shipped.resolved["data"][0]["path"]
+    with pytest.raises(
+        UserError, match=re.escape("`data.1.path`: '1' is not the number of an entry of this list (0 to 0)")
+    ):
+        configs.changed(shipped, {"data.1.path": "x"}, "here")
+    clip = configs.load(ROOT / "configs/clip/demo.yaml", [])
+    arm = configs.changed(
+        clip, {"data.columns.re_caption.folder": "made", "text": {"weights": {"a": 1.0}}}, "here"
+    ).work
+    assert set(arm.data.columns) == set(clip.work.data.columns) and arm.data.columns["re_caption"].folder == "made"
+    assert arm.text.weights == {"a": 1.0}, "names of one's own are replaced"
+
+
 def test_overrides_win_and_profiles_are_found(tmp_path: Path) -> None:
     (tmp_path / "cluster").mkdir()
     (tmp_path / "cluster" / "site.yaml").write_text("kind: slurm\npartition: gpu\ntime: 2:00:00\n")

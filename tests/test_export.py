@@ -27,6 +27,7 @@ from recap.data.exported import ExportedColumn
 from recap.data.inputs import DataConfig, list_shards
 from recap.data.manifest import Manifest
 from recap.data.manifest import write as write_manifest
+from recap.evaluate import text_sets
 from recap.worlds.tars import write_tar
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -220,6 +221,8 @@ def test_an_export_opens_again_as_a_column(runs: Path, flat: Path, tmp_path: Pat
     """Value for value as the run's own column, whatever files the rows of a shard lie in."""
     shards = list_shards(DataConfig(shards=[str(runs.parent / "in")]))
     captions = {shard.shard.id: shard.table()["caption"].to_pylist() for shard in Published(runs / "v1")}
+    sets = [text_sets.read(place, text_sets.CAPTIONS) for place in (flat, flat / "data", runs / "v1")]
+    assert len(sets[0].digests) == ROWS and all((s.texts, s.digests) == (sets[0].texts, sets[0].digests) for s in sets)
     exported = open_column("re_caption", ColumnConfig(folder=str(flat)))
     original = open_column("org_caption", ColumnConfig(folder=str(flat / "data"), field="org_caption"))
     assert exported.check(shards) == "" == original.check(shards)

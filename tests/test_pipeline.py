@@ -87,6 +87,8 @@ def test_a_failed_stage_stops_what_needs_it_and_nothing_is_done_twice(tmp_path: 
         ("last", "waiting"),
     ]
     assert "no flag" in stages["check"]["why"] and "no flag" in inline("hpc.logs", str(bench.run.path)).stdout
+    shard = inline("hpc.logs", str(bench.run.path), "--shard", "shard-0")
+    assert shard.returncode == 64 and f"Name one of them: {bench.run.path}/echo." in shard.stderr.replace("\n", " ")
 
     before = bench.markers()
     flag.touch()

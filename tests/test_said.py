@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hpc import lost, status, tally
+from hpc import logs, lost, status, tally
 from hpc.errors import Exit
 from hpc.launcher import NoAnswer
 from tests.jobs import EchoJob, inline, texts
@@ -37,12 +37,15 @@ def test_a_published_file_that_is_deleted(finished: EchoJob) -> None:
         assert json.loads(shown.stdout)["lost"] == ["a"]
         said = inline("hpc.status", str(run.path)).stdout
         assert "1 published files are gone (first: a)" in said and "--shards a" in said.replace("\n", "")
+        again = inline("hpc.launch", str(finished.config_file), "--dry-run").stderr
+        assert f"are gone (first: a). Make them again:\npython -m hpc.rerun {run.path} --shards a\n" in again
         assert status.gather(run, watching)["lost"] == [], "a watch looks once a minute"
         watching.lost._next = 0.0
         assert status.gather(run, watching)["lost"] == ["a"]
         assert "column file is gone" in inline("hpc.verify", str(run.path)).stdout
         assert inline("hpc.rerun", str(run.path), "--shards", "a", "--no-submit").returncode == Exit.COMPLETE
         assert json.loads(inline("hpc.status", str(run.path), "--json").stdout)["lost"] == [], "it is open again"
+        assert "are gone" not in inline("hpc.launch", str(finished.config_file), "--dry-run").stderr
     finally:
         for name in run.generations.folder.iterdir():
             name.unlink()
@@ -80,6 +83,21 @@ def test_logs_always_say_something(finished: EchoJob, tmp_path: Path) -> None:
     assert "no slot of" in inline("hpc.logs", path).stdout
     assert "nothing has happened to shard a yet" in inline("hpc.logs", path, "--shard", "a").stdout
     assert "no shard of" in inline("hpc.logs", path, "--failed").stdout
+
+
+def test_logs_are_followed(finished: EchoJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a slot writes from now on; half a line waits for its end."""
+    (beat,) = finished.heartbeats()
+    log = finished.folder / "slot-0.log"
+    monkeypatch.setattr(logs.heartbeat, "read_all", lambda folder: [{**beat, "log": str(log)}])
+    parts = iter(["new ", "line\n"])
+
+    def sleep(seconds: float) -> None:
+        with log.open("a") as file:
+            file.write(next(parts))
+
+    monkeypatch.setattr(logs.time, "sleep", sleep)
+    assert next(logs.follow({"": finished.run}, None, None)) == "0: new line"
 
 
 def test_slurms_reason_is_told(finished: EchoJob, monkeypatch: pytest.MonkeyPatch) -> None:

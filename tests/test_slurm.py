@@ -6,7 +6,10 @@ Each test asserts that its fault hit, and by `check` that each sample is in the 
 from __future__ import annotations
 
 import contextlib
+import re
 import shlex
+import signal
+import subprocess
 import sys
 import tarfile
 from collections.abc import Callable, Iterator
@@ -175,20 +178,8 @@ class EchoJob(Job):
         self.verify(len(shards))
 
 
-@pytest.fixture(scope="module")
-def early(slurm: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EchoJob]:
-    """A job with Slurm's shortest time limit, submitted before the first test: it works while they do.
-
-    Slurm looks at time limits every 30 s, so that the warning comes 10 to 40 s after the start; it is work for 46 s.
-    """
-    job = EchoJob(slurm, tmp_path_factory.mktemp("limit"), shards=20, lines=23, delay_s=0.1)
-    job.launch("time='1'", "signal_delay_s=50", "nodelist=n3")
-    yield job
-    job.cancel()
-
-
 @pytest.fixture
-def make(slurm: Cluster, early: EchoJob, tmp_path: Path) -> Iterator[Callable[..., EchoJob]]:
+def make(slurm: Cluster, tmp_path: Path) -> Iterator[Callable[..., EchoJob]]:
     """Makes a job; what still runs of it at the end is cancelled, so that the next test finds free nodes."""
     made: list[EchoJob] = []
 
@@ -407,7 +398,7 @@ def test_node_dies(make: Callable[..., EchoJob]) -> None:
 
 
 @pytest.mark.slurm
-def test_captioner(slurm: Cluster, early: EchoJob, tmp_path: Path) -> None:
+def test_captioner(slurm: Cluster, tmp_path: Path) -> None:
     """The demo's model and pictures, on two nodes."""
     tars = [ROOT / f"recap/demo/flags/0000{number}.tar" for number in range(2)]
     shards = "data.shards=[" + ",".join(map(str, tars)) + "]"
@@ -460,14 +451,40 @@ def test_preempted(make: Callable[..., EchoJob]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.slurm
-def test_time_limit(early: EchoJob) -> None:
-    """Slurm warns with USR2, the agent drains and exits with 75, the batch script requeues it, the work goes on."""
-    early.wait_over(timeout=240)
-    early.check()
-    log = early.log()
+def test_time_limit(make: Callable[..., EchoJob]) -> None:
+    """Slurm warns with USR2, the agent drains and exits with 75, the batch script requeues it, the work goes on.
+
+    Slurm looks at time limits every 30 s: one sample waits until the second life of the slot is there.
+    """
+    job = make(shards=4, lines=4)
+    (job.inputs / "shard-99.txt").write_text("wait\n")
+    job.launch("time='1'", "signal_delay_s=50", "nodelist=n3")
+    wait(lambda: len(job.lives()) > 1, "the slot has a second life")
+    (job.inputs / "go").touch()
+    job.wait_over()
+    job.check()
+    log = job.log()
     assert "draining: SIGUSR2" in log and "slot 0: exit code 75: requeue" in log and "life 1" in log
-    first, *others = early.lives()
+    first, *others = job.lives()
     assert first["code"] == 75 and first["rows"] > 0 and others
-    (element,) = early.slurm.elements(early.id).values()
+    (element,) = job.slurm.elements(job.id).values()
     assert (element.state, element.restarts) == ("COMPLETED", len(others))
-    assert len({marker["by"]["instance"] for marker in early.markers().values()}) > 1, "the second life went on"
+    assert len({marker["by"]["instance"] for marker in job.markers().values()}) > 1, "the second life went on"
+
+
+@pytest.mark.slurm
+def test_ctrl_c_of_a_check_cancels_its_job(slurm: Cluster, tmp_path: Path) -> None:
+    job = EchoJob(slurm, tmp_path, shards=1, lines=1)
+    (job.inputs / "shard-00.txt").write_text("wait\n")  # for a file that never comes
+    command = job.command("--check")
+    check = subprocess.Popen(command, env=job.slurm.env, cwd=ROOT, text=True, stdout=-1, stderr=-1)
+    try:
+        wait(lambda: job.slurm.run("squeue", "-h", "-o", "%j %T") == "echo-check RUNNING\n", "the check runs")
+        check.send_signal(signal.SIGINT)
+        out, err = check.communicate(timeout=240)
+    finally:
+        check.kill()
+    assert check.returncode == 1 and "the check was stopped" in err and "nothing was submitted (--check)" in out
+    (number,) = re.findall(r"the check is job (\d+)", out)
+    wait(lambda: "JobState=CANCELLED" in job.slurm.run("scontrol", "show", "job", number), "its job is cancelled")
+    assert not job.run.submissions()

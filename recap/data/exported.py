@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -65,6 +65,26 @@ def find(folder: str) -> str | None:
         if system.exists(f"{place}/{CONTENTS}"):
             return place
     return None
+
+
+def tables(place: str) -> Iterator[tuple[str, pa.Table]]:
+    """(shard, its rows) of an export, whose shards.json lies at `place`. UserError where files have fewer rows."""
+    system, _ = fsspec.core.url_to_fs(place)
+    contents = json.loads(system.cat_file(f"{place}/{CONTENTS}"))
+    opened, held = -1, pa.table({})
+    for shard in (ShardRows(**found) for found in contents["shards"]):
+        parts, at, end = [], shard.first, shard.first + shard.rows
+        while at < end:
+            number, first = divmod(at, contents["rows_per_file"])
+            if number != opened:
+                with system.open(f"{place}/data/{file_name(number)}", "rb") as file:
+                    opened, held = number, pq.read_table(file)
+            parts.append(held.slice(first, end - at))
+            if not len(parts[-1]):
+                raise UserError(f"data: {place}/data/{file_name(number)} has fewer rows than {CONTENTS} says.")
+            at += len(parts[-1])
+        if parts:
+            yield shard.id, pa.concat_tables(parts)
 
 
 class ExportedColumn(ColumnOfFiles):

@@ -7,8 +7,9 @@
 
 CAPTIONS is a run directory, an export, or a folder of column parquet files (key, status, caption); --model captions
 the shipped flags with a checkpoint instead. A flag without a caption counts as wrong everywhere. COLUMN is of the same
-kinds, with human texts (one, or a list a sample); samples are joined by shard and key, in exports by key. A reference
-without a caption counts as an empty caption (missing), a caption without a reference as nothing (extra).
+kinds, with human texts (one, or a list a sample); samples are joined by shard and key, without shards in common by key
+(where keys repeat: by key and image). Captions of other images are refused where both sides carry image_sha256. A
+reference without a caption counts as an empty caption (missing), a caption without a reference as nothing (extra).
 
 colours      exact set, shades forgiven: every colour over 8 % of the area is named, none under 1 % is.
 layout       the layout class is right ("other" in the truth can not be got right).
@@ -23,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import json
 import math
 import sys
@@ -333,7 +335,10 @@ def _report(arguments: argparse.Namespace) -> str:
         wrong += "" if not truth.bands or truth.bands == claim.bands else "B"
         sys.stdout.write(f"{truth.key} {wrong:3} {captions.get(truth.key, '')}\n")
     if arguments.references:
-        said = text_sets.TextSet(arguments.model, {("", key): [text] for key, text in captions.items()})
+        from recap.demo.build_truth import pictures
+
+        digests = {("", iso): hashlib.sha256(png).hexdigest() for iso, _, png in pictures(FLAGS) if iso in captions}
+        said = text_sets.TextSet(arguments.model, {("", key): [text] for key, text in captions.items()}, digests)
         asked = {truth.key for truth in truths}
         return json.dumps(compare(said, arguments.references, arguments.reference_field, asked)) + "\n"
     report = score(truths, captions)

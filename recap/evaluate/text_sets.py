@@ -1,12 +1,17 @@
 """Captions and reference texts of any data set: of a run, of its export, or of a folder of column files.
 
-A sample is a shard and a key. Exports know no shards: they are joined by key, where keys do not repeat.
+A sample is a shard and a key. Where the two sides have no shards in common they are joined by key, or where keys repeat
+by key and image.
+Where both sides carry the digests of their images these have to agree, as in every other join (recap.data.same_image).
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,6 +20,10 @@ import pyarrow.parquet as pq
 from hpc.errors import UserError
 from hpc.operator import OK
 from hpc.published import Published
+from recap.data import exported
+from recap.data.columns import Values
+from recap.data.headers import plain
+from recap.data.same_image import SameImages, digest_field
 
 CAPTIONS = ("caption", "re_caption", "text")
 """Fields that hold a caption: of caption runs, of their exports, of other columns. The first that is there counts."""
@@ -26,28 +35,45 @@ Sample = tuple[str, str]
 
 @dataclass
 class TextSet:
-    """texts: by (shard, key), one or several a sample. left_out: rows that are not ok, or have no text."""
+    """texts: by (shard, key), one or several a sample. digests: sha256 of the image, of the samples where it is known.
+    left_out: rows that are not ok, or have no text.
+    """
 
     place: Path
     texts: dict[Sample, list[str]] = field(default_factory=dict)
+    digests: dict[Sample, str] = field(default_factory=dict)
     left_out: int = 0
 
     @property
     def shards(self) -> set[str]:
         return {shard for shard, _ in self.texts}
 
-    def by_key(self) -> dict[Sample, list[str]]:
+    @property
+    def keys_repeat(self) -> bool:
+        return len({key for _, key in self.texts}) < len(self.texts)
+
+    def by_key(self) -> TextSet:
         """As if all lay in one shard. UserError where keys repeat."""
-        found: dict[Sample, list[str]] = {}
-        for (shard, key), texts in self.texts.items():
-            if ("", key) in found:
-                raise UserError(
-                    f"evaluate: key {key} stands in several shards of {self.place} (one is {shard}), and captions and "
-                    "references have no shards in common: they cannot be joined by key. Name run directories or "
-                    "folders of <shard>.parquet on both sides."
-                )
-            found["", key] = texts
-        return found
+        if self.keys_repeat:
+            seen = Counter(key for _, key in self.texts)
+            shard, key = next(sample for sample in self.texts if seen[sample[1]] > 1)
+            raise UserError(
+                f"evaluate: key {key} stands in several shards of {self.place} (one is {shard}), and captions and "
+                "references have no shards in common: they cannot be joined by key. Name run directories or "
+                "folders of <shard>.parquet on both sides."
+            )
+        return self._renamed({sample: ("", sample[1]) for sample in self.texts})
+
+    def by_image(self) -> TextSet:
+        """With the digest of a sample's image in the place of its shard."""
+        return self._renamed({sample: (self.digests[sample], sample[1]) for sample in self.texts})
+
+    def _renamed(self, names: dict[Sample, Sample]) -> TextSet:
+        texts: dict[Sample, list[str]] = {}
+        for sample, name in names.items():
+            texts.setdefault(name, []).extend(self.texts[sample])
+        digests = {names[sample]: digest for sample, digest in self.digests.items()}
+        return TextSet(self.place, texts, digests, self.left_out)
 
 
 def read(place: Path, fields: Sequence[str]) -> TextSet:
@@ -65,42 +91,71 @@ def read(place: Path, fields: Sequence[str]) -> TextSet:
                 f"{', '.join(table.column_names)}."
             )
         states = table["status"].to_pylist() if "status" in table.column_names else [OK] * len(table)
-        for key, value, state in zip(table["key"].to_pylist(), table[name].to_pylist(), states, strict=True):
+        carried = digest_field(table.schema)
+        digests = table[carried].to_pylist() if carried else [None] * len(table)
+        rows = zip(table["key"].to_pylist(), table[name].to_pylist(), states, digests, strict=True)
+        for key, value, state, digest in rows:
             texts = [value] if isinstance(value, str) else list(value or [])
             if state != OK or not any(texts):
                 found.left_out += 1
                 continue
-            found.texts.setdefault((shard, str(key)), []).extend(text for text in texts if text)
+            sample = (shard, plain(str(key)))
+            if digest and found.digests.setdefault(sample, digest) != digest:
+                raise UserError(f"evaluate: {place}: key {key} stands for two images, and no shards tell them apart.")
+            found.texts.setdefault(sample, []).extend(text for text in texts if text)
     if not found.texts:
         raise UserError(f"evaluate: {place} holds no text: {found.left_out:,} rows are empty or not ok.")
     return found
 
 
 def joined(captions: TextSet, references: TextSet) -> tuple[dict[Sample, str], dict[Sample, list[str]]]:
-    """Captions and references by the same names of samples. UserError where no sample is on both sides."""
-    said, wanted = captions.texts, references.texts
+    """Captions and references by the same names of samples. UserError where no sample is on both sides, or one was
+    made from another image on each.
+    """
     if not captions.shards & references.shards:
-        said, wanted = captions.by_key(), references.by_key()
-    if not said.keys() & wanted.keys():
-        examples = " and ".join("/".join(filter(None, next(iter(side)))) for side in (said, wanted))
+        sides = (captions, references)
+        whole = all(side.digests.keys() >= side.texts.keys() for side in sides)
+        if whole and any(side.keys_repeat for side in sides):
+            captions, references = captions.by_image(), references.by_image()
+        else:
+            captions, references = captions.by_key(), references.by_key()
+    both = captions.texts.keys() & references.texts.keys()
+    if not both:
+        examples = " and ".join("/".join(filter(None, next(iter(side.texts)))) for side in (captions, references))
         raise UserError(
             f"evaluate: no sample of {captions.place} has a reference in {references.place} (samples look like "
             f"{examples}). Are they of the same data set?"
         )
-    return {sample: texts[0] for sample, texts in said.items()}, wanted
+    _check_images(captions, references, sorted(both))
+    return {sample: texts[0] for sample, texts in captions.texts.items()}, references.texts
+
+
+def _check_images(captions: TextSet, references: TextSet, both: list[Sample]) -> None:
+    same = SameImages()
+    for shard, samples in groupby(both, key=itemgetter(0)):
+        group = list(samples)
+        columns = {
+            str(side.place): Values([], [side.digests.get(sample) for sample in group] if side.digests else None)
+            for side in (captions, references)
+        }
+        same.check(shard or "of the export", [key for _, key in group], [{}] * len(group), columns)
 
 
 def _tables(place: Path) -> Iterator[tuple[str, pa.Table]]:
-    """(shard, rows); the shard is "" in exports."""
+    """(shard, rows); the shard is "" in exports that do not tell theirs."""
     if (place / "submissions").is_dir():
         yield from ((shard.shard.id, shard.table()) for shard in Published(place))
         return
     files = sorted(place.rglob("*.parquet")) if place.is_dir() else [place] if place.is_file() else []
     if not files:
         raise UserError(f"evaluate: {place} is no run directory, and there are no parquet files in it")
-    for path in files:
-        try:
+    path = files[0]
+    try:
+        if export := exported.find(str(place)):
+            yield from exported.tables(export)
+            return
+        for path in files:
             table = pq.read_table(path)
-        except (OSError, pa.ArrowInvalid) as error:
-            raise UserError(f"evaluate: {path} cannot be read: {error}") from error
-        yield "" if "re_caption" in table.column_names else path.stem, table
+            yield "" if "re_caption" in table.column_names else path.stem, table
+    except (OSError, pa.ArrowInvalid) as error:
+        raise UserError(f"evaluate: {path} cannot be read: {error}") from error

@@ -74,6 +74,29 @@ def test_references_of_any_data_set(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "no sample of" in capsys.readouterr().err
 
 
+def test_references_of_the_same_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where both sides carry digests they have to agree; where no shards are in common, and keys repeat, they join."""
+    pytest.importorskip("pycocoevalcap")
+
+    def write(name: str, **shards: str) -> str:
+        """A folder of columns: each shard's images, whose keys are 0, 1, ..."""
+        (tmp_path / name).mkdir()
+        for shard, images in shards.items():
+            rows = [
+                {"key": str(n), "caption": f"a picture of {image} here", "image_sha256": image}
+                for n, image in enumerate(images)
+            ]
+            pq.write_table(pa.Table.from_pylist(rows), tmp_path / name / f"{shard}.parquet")
+        return str(tmp_path / name)
+
+    found = references_of(write("made", a="st", b="u"), "--references", write("packed", x="u", y="st"))
+    assert (found["n"], found["missing"], found["extra"], found["ROUGE-L"]) == (3, 0, 0, pytest.approx(1))
+    one, other = write("one", a="st"), write("other", a="sx")
+    assert score_flags([one, "--references", other]) == 64
+    said = capsys.readouterr().err
+    assert all(word in said for word in ("shard a, sample 1:", f"column {one}", f"column {other}", "sha256 x", "has t"))
+
+
 @pytest.fixture
 def mmmu(tmp_path: Path) -> Path:
     """Two questions in MMMU's columns."""

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from hpc import cancel, launch, status, sweep_status
+from hpc import cancel, launch, logs, status, sweep_status
 from hpc.errors import Exit
 from hpc.rundir import Run
 from tests.slurm_cluster import Cluster, wait
@@ -80,6 +80,14 @@ def test_only_what_is_left_is_launched(tmp_path: Path, capsys: pytest.CaptureFix
     capsys.readouterr()
     assert status.main([str(run.path)]) == Exit.SOME_FAILED
     assert re.search(r"bad .* failed\b.*good +\d+.* complete", " ".join(capsys.readouterr().out.split()))
+    assert logs.main([str(run.path)]) == Exit.COMPLETE
+    bad, good = capsys.readouterr().out.split("arm good")
+    assert bad.startswith("arm bad\nslot 0") and "only this rank sees that it is wrong" in bad and "slot 0" in good
+    for arguments, word in {
+        ("--shard", "0"): "a training, it has no shards",
+        ("--slot", "7"): "no log of such a slot",
+    }.items():
+        assert logs.main([str(run.path), *arguments]) == Exit.USAGE and word in capsys.readouterr().err
     arms["bad"] = {"steps": 300}
     assert launch.main([str(config_file(tmp_path, arms))]) == Exit.COMPLETE
     assert [len(Run(run.path / name).submissions()) for name in arms] == [2, 1]
