@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpc.errors import UserError
+from recap.text_policy import TextPolicy
 
 if TYPE_CHECKING:
     from recap.clip.settings import ClipConfig
@@ -49,6 +51,26 @@ def check_tokenizer(config: ClipConfig) -> None:
                 f"config: `text.prefix.{column}`: the tokenizer {folder} has no token {token!r}. Add it there, or name "
                 "another."
             )
+
+
+def make_of_texts(config: ClipConfig) -> str:
+    """The command that makes the tokenizer which a training names, of the texts that it reads."""
+    model = config.model
+    words = ["python", "-m", "recap.clip.make_tokenizer", model.tokenizer or "words"]
+    words += [
+        "--architecture",
+        model.architecture,
+        "--vocabulary",
+        str(model.vocabulary),
+        "--shards",
+        *config.data.shards,
+    ]
+    found = (config.data.columns[name] for name in TextPolicy(config.text).columns if name in config.data.columns)
+    if column := next(found, None):
+        places = {"member": column.member, "run": column.run, "column": column.folder, "field": column.field}
+        words += [word for option, value in places.items() if value for word in (f"--{option}", value)]
+    words += [word for token in config.text.prefix.values() for word in ("--token", token)]
+    return shlex.join(words)
 
 
 def lacks(folder: str | Path, kind: str) -> str:

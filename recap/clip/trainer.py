@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from hpc.errors import UserError
 from hpc.trainer import Gang
 from recap.clip.settings import ClipConfig, check
-from recap.clip.tokenizer_files import check_tokenizer
+from recap.clip.tokenizer_files import check_tokenizer, make_of_texts
 from recap.data.image_version import VERSION_2
 from recap.data.joined import check_division
 from recap.data.samples import check_columns, column_identities, said_of_reading, shared_input
@@ -41,10 +41,14 @@ class ClipTrainer:
             check_training(settings, ranks)
             if self.config.data.indexed:
                 check_division(settings.batch, self.config.data.streams, ranks)
-        for key in ("tokenizer", "start"):
-            path = getattr(self.config.model, key)
-            if (path or key == "tokenizer") and not Path(path).exists():
-                raise UserError(f"config: `model.{key}`: {path or 'empty'}: there is no such folder.")
+        model = self.config.model
+        if not (model.tokenizer and Path(model.tokenizer).exists()):
+            raise UserError(
+                f"config: `model.tokenizer`: {model.tokenizer or 'empty'}: there is no such folder. Name another, "
+                f"or make a tokenizer of this training's texts:\n{make_of_texts(self.config)}"
+            )
+        if model.start and not Path(model.start).exists():
+            raise UserError(f"config: `model.start`: {model.start}: there is no such folder.")
         check_tokenizer(self.config)
         check_columns(self.config.data, TextPolicy(self.config.text).columns)
 

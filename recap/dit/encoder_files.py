@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from hpc.errors import UserError
@@ -17,6 +19,15 @@ _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "
 def part(folder: Path, name: str) -> Path:
     """A part of a diffusers pipeline's folder, or the folder itself."""
     return folder / name if (folder / name).is_dir() else folder
+
+
+def make_encoder(shards: Sequence[str]) -> str:
+    """What to do where there is no text encoder, for a training on these tars."""
+    launch = ["python", "-m", "hpc.launch", "configs/clip/own_tars.yaml", f"data.shards=[{', '.join(shards)}]"]
+    return (
+        "Name that of a CLIP or a T5, or the exports/final of a CLIP that you train on the same tars:\n"
+        + shlex.join(launch)
+    )
 
 
 def check_encoder(folder: str | Path, context: int) -> str:

@@ -106,7 +106,9 @@ def check(config: DitConfig) -> None:
     if shape.width % shape.heads or shape.width // shape.heads % 2:
         refuse("model.size", f"width {shape.width} does not divide among {shape.heads} heads of even size")
     if not model.text_encoder:
-        refuse("model.text_encoder", "missing. Name the folder of a CLIP or a T5")
+        refuse(
+            "model.text_encoder", "missing. Name the folder of a CLIP or a T5 (configs/clip/own_tars.yaml makes one)"
+        )
     if model.context < 3:
         refuse("model.context", f"{model.context} tokens leave no place for words. CLIP has 77")
     if objective.kind not in ("flow", "ddpm"):

@@ -13,6 +13,7 @@ from recap.data.image_version import VERSION_2
 from recap.data.joined import check_division
 from recap.data.samples import check_columns, column_identities, said_of_reading, shared_input
 from recap.dit import startable
+from recap.dit.encoder_files import make_encoder
 from recap.dit.settings import DitConfig, check
 from recap.dit.text_embeddings import encoder_width
 from recap.dit.vae import vae_digest, vae_facts
@@ -41,7 +42,8 @@ class DitTrainer:
         for key in ("vae", "text_encoder", "start"):
             path = getattr(model, key)
             if path and not Path(path).is_dir():
-                raise UserError(f"config: `model.{key}`: {path}: there is no such folder.")
+                what = f" {make_encoder(data.shards)}" if key == "text_encoder" else ""
+                raise UserError(f"config: `model.{key}`: {path}: there is no such folder.{what}")
         factor = vae_facts(model.vae).factor if model.vae else 1
         if model.image % (factor * model.shape.patch):
             step = factor * model.shape.patch
