@@ -200,7 +200,7 @@ def _is_finished(run: PipelineRun) -> bool:
         return False
 
 
-def _report(left: list[AtWork], again: list[str], path: str) -> int:
+def _report(left: list[AtWork], again: list[str], path: str, *, over: bool) -> int:
     """Say what could not be stopped, or how to go on; the exit code."""
     for one in left:
         if one.unknown:
@@ -212,7 +212,7 @@ def _report(left: list[AtWork], again: list[str], path: str) -> int:
             console.print(f"not ended yet: {still}. Look at: python -m hpc.status {path}", markup=False)
     if any(left):
         return Exit.INCOMPLETE
-    console.print(f"stopped. To go on:\n{relaunch.text(again)}", markup=False)
+    console.print(f"{'To launch it again' if over else 'stopped. To go on'}:\n{relaunch.text(again)}", markup=False)
     return Exit.COMPLETE
 
 
@@ -226,12 +226,14 @@ def main(arguments: list[str] | None = None) -> int:
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
         if pipeline := PipelineRun.at(args.run):
+            over = _is_finished(pipeline)
             left = list(_cancel_pipeline(pipeline, now=args.now))
         else:
             run = Run(args.run)
             run.latest()
+            over = _is_over(run)
             left = [cancel(run, now=args.now)]
-        return _report(left, relaunch.of(Run(args.run)), args.run)
+        return _report(left, relaunch.of(Run(args.run)), args.run, over=over)
     except UserError as error:
         errors.print(f"[red]{escape(str(error))}[/]")
         return Exit.USAGE

@@ -188,6 +188,7 @@ def begin(run: Run, submission: Submission) -> int:
         log.error("gave up: %d lives without a new checkpoint", LIVES)
         return Exit.INCOMPLETE
     facts = {"submission": submission.uuid, "host": socket.gethostname(), "state": "starting", "t": time.time()}
+    facts["log"] = machine.log_name()
     instance, _ = heartbeat.register(run.slots, submission.uuid, 0, facts)
     log.info("gang %s begins on %s", instance, socket.gethostname())
     return Exit.COMPLETE

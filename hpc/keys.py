@@ -109,12 +109,15 @@ def groups() -> dict[str, list[Key]]:
 
 
 def chosen(found: dict[str, list[Key]], prefix: str) -> dict[str, list[Key]]:
-    """The keys that begin with whole words of `prefix`. Raises UserError, with the nearest, where none does."""
+    """The keys that begin with whole words of `prefix`, or else with its letters. Raises UserError, with the nearest,
+    where none does."""
     start = prefix.rstrip(".")
     some = {
         whose: [key for key in known if f"{key.name}.".startswith(f"{start}.") or key.name.startswith(f"{start}[")]
         for whose, known in found.items()
     }
+    if not any(some.values()):
+        some = {whose: [key for key in known if key.name.startswith(start)] for whose, known in found.items()}
     if not any(some.values()):
         names = {key.name for known in found.values() for key in known}
         near = difflib.get_close_matches(start, names, n=3, cutoff=0.5)

@@ -25,13 +25,14 @@ from hpc.rundir import Run
 
 @dataclass(frozen=True)
 class PublishedShard:
-    """A finished shard: its input, where its column file is (a path or a URL), and its marker (rows, counts, sha256,
-    ...).
+    """A finished shard: its input, where its column file is (a path or a URL), its marker (rows, counts, sha256, ...),
+    and the run directory.
     """
 
     shard: Shard
     location: str
     marker: dict[str, Any]
+    run: Path
 
     @property
     def file(self) -> Path:
@@ -49,10 +50,11 @@ class PublishedShard:
                 if not (absent := sorted(set(columns or ()) - set(names))):
                     return file.read(columns)
             except (OSError, pa.ArrowException) as error:
-                why = str(error).splitlines()[0]
+                gone = isinstance(error, FileNotFoundError)
+                why = "is gone" if gone else f"cannot be read: {str(error).splitlines()[0]}"
                 raise UserError(
-                    f"{self.location} cannot be read: {why}. python -m hpc.verify RUN says what is gone, and "
-                    f"python -m hpc.rerun RUN --shards {self.shard.id} makes it again."
+                    f"{self.location}, which holds shard {self.shard.id}, {why}. Make it again: python -m hpc.rerun "
+                    f"{self.run} --shards {self.shard.id} (python -m hpc.verify {self.run} looks at all of them)."
                 ) from error
         has = f"{self.location} has no {', '.join(absent)} (it has {', '.join(names)})"
         raise UserError(f"{has}. Is its run a job of the right kind?")
@@ -104,7 +106,7 @@ class Published:
                 f"{self.run.path}: the marker of shard {shard.id} is damaged. Make it again: python -m hpc.rerun "
                 f"{self.run.path} --shards {shard.id}"
             )
-        return PublishedShard(shard, self.run.locate(marker["file"]), marker)
+        return PublishedShard(shard, self.run.locate(marker["file"]), marker, self.run.path)
 
     def __iter__(self) -> Iterator[PublishedShard]:
         for shard in self.shards:

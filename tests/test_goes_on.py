@@ -158,6 +158,7 @@ def test_every_key_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out
     assert "captioner.max_tokens: int = 128 · semantic" in said and "captioner.prompt:" not in said
     assert keys.main(["cluster.slots"]) == 0 and "· semantic" not in capsys.readouterr().out
+    assert keys.main(["map.lea"]) == 0 and "map.lease_s: float" in capsys.readouterr().out
     assert keys.main(["cluster.slotz"]) == Exit.USAGE and "cluster.slots" in capsys.readouterr().err
 
 

@@ -71,6 +71,7 @@ def test_list_files_are_relative_to_themselves(tmp_path: Path) -> None:
         ("{x}/b", "holds no .tar, .tar.gz or .tgz itself; its folders may: {x}/b/*/*.tar"),
         ("{x}/nowhere", "{x}/nowhere is no folder, and no .tar"),
         ("{x}/a/z*.tar", "no tar matches"),
+        ("{x}/*", "no tar matches. It matches folders; their tars: {x}/*/*.tar."),
         ("@{x}/nolist", "this list cannot be read"),
         ("nosuchscheme://bucket/0.tar", "cannot be listed"),
     ],

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from hpc import logs, lost, status, tally
-from hpc.errors import Exit
+from hpc.errors import Exit, UserError
 from hpc.launcher import NoAnswer
+from hpc.published import Published
 from tests.jobs import EchoJob, inline, texts
 
 
@@ -43,6 +44,9 @@ def test_a_published_file_that_is_deleted(finished: EchoJob) -> None:
         watching.lost._next = 0.0
         assert status.gather(run, watching)["lost"] == ["a"]
         assert "column file is gone" in inline("hpc.verify", str(run.path)).stdout
+        gone = next(shard for shard in Published(run.path) if shard.shard.id == "a")
+        with pytest.raises(UserError, match=f"is gone. Make it again: python -m hpc.rerun {run.path} --shards a "):
+            gone.table()
         assert inline("hpc.rerun", str(run.path), "--shards", "a", "--no-submit").returncode == Exit.COMPLETE
         assert json.loads(inline("hpc.status", str(run.path), "--json").stdout)["lost"] == [], "it is open again"
         assert "are gone" not in inline("hpc.launch", str(finished.config_file), "--dry-run").stderr

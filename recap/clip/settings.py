@@ -133,6 +133,21 @@ class ClipConfig:
         return replace(self.train, batch=batch, samples=samples, lr=lr, warmup=warmup)
 
 
+_IN_STAGES = {"epochs": "samples", "lr": "base_lr"}  # what takes the place of a key of `train`
+
+
+def without_effect(config: ClipConfig) -> list[str]:
+    """Keys of `train` that differ from their defaults although every stage has its own."""
+    stages = config.stages
+    lengths, rates = all(s.samples for s in stages), bool(config.base_lr) or all(s.base_lr for s in stages)
+    own = {
+        "samples": lengths, "epochs": lengths, "lr": rates, "batch": all(s.batch for s in stages),
+        "warmup": all(s.warmup >= 0 for s in stages),
+    }  # fmt: skip
+    plain = TrainSettings()
+    return [key for key, is_own in own.items() if is_own and getattr(config.train, key) != getattr(plain, key)]
+
+
 def check(config: ClipConfig) -> None:
     """UserError for the first thing that cannot work: what, where, and what to do."""
 
@@ -163,6 +178,12 @@ def check(config: ClipConfig) -> None:
             refuse(f"stages[{number}].tokens", f"{stage.tokens} is more than model.context ({model.context})")
         batch = stage.batch or config.train.batch
         check_batch(config.data, batch)
+    for key in without_effect(config):
+        refuse(
+            f"train.{key}",
+            f"{getattr(config.train, key)} has no effect: the stages say their own. Change those (as in "
+            f"stages.0.{_IN_STAGES.get(key, key)}=…), or leave it out",
+        )
     if config.loss.kind not in ("softmax", "sigmoid", "multi_positive"):
         refuse("loss.kind", f"{config.loss.kind!r} is unknown. Write softmax, sigmoid or multi_positive")
     if config.text.texts > 1 and config.loss.kind != "multi_positive":

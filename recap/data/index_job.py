@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from hpc.errors import Parser, UserError
 from hpc.operator import Batched, Column, Damage, Item, Row, Shard
@@ -95,7 +94,7 @@ def collect(run: str | Path) -> Index:
 
 
 def _blocks(found: PublishedShard) -> ShardBlocks:
-    table = pq.read_table(found.file, columns=["key", *(name for name, _ in FIELDS)]).to_pydict()
+    table = found.table(["key", *(name for name, _ in FIELDS)]).to_pydict()
     problems = [(p["sample"], p["problem"]) for block in table["problems"] for p in block]
     links = [Link(number, **link) for number, block in enumerate(table["links"]) for link in block]
     start, damage = table["start"] + table["end"][-1:], found.marker.get("damage")

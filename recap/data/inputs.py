@@ -265,7 +265,9 @@ def _match(name: str, listings: dict[str, _Folder]) -> list[_File]:
             if _fits(base, last) and (base.endswith(ARCHIVES) or last.endswith(ARCHIVES))
         ]
         if not files:
-            raise UserError(f"plan: {without_credentials(name)}: no tar matches. Correct data.shards.")
+            folders = f" It matches folders; their tars: {without_credentials(name).rstrip('/')}/*.tar."
+            more = folders if _folders(name.rstrip("/"), listings) else ""
+            raise UserError(f"plan: {without_credentials(name)}: no tar matches.{more} Correct data.shards.")
         return files
     if name.endswith(ARCHIVES):
         exact = _list(folder, listings).files.get(last)

@@ -73,9 +73,9 @@ def _check_stored(config: DitConfig) -> None:
 
 
 def _first(key: str, column: ColumnConfig, field: str) -> bytes | None:
-    """The first stored value; None where the first shard on a disk has none: the first batch says what is wrong."""
+    """The first stored value; None where the first file on a disk has none: the first batch says what is wrong."""
     if column.run:
-        file = next((shard.file for shard in Published(column.run)), None)
+        file = next((shard.file for shard in Published(column.run) if shard.file.exists()), None)
     else:
         file = next(iter(sorted(Path(column.folder).glob("*.parquet"))), None) if column.folder else None
     if file is None:

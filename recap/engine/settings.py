@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from recap.data.inputs import without_credentials
+
 # Recap-DataComp-1B, arXiv 2406.08478, section 3.2, verbatim.
 PAPER_PROMPT = "Please generate a detailed caption of this image. Please be as descriptive as possible."
 
@@ -117,7 +119,7 @@ def check(config: CaptionerConfig) -> None:
         if not config.endpoint or not config.served_model:
             raise _problem(
                 "endpoint",
-                config.endpoint,
+                config.endpoint and without_credentials(config.endpoint),
                 "the openai backend needs `endpoint` and `served_model`; set both",
             )
     elif not config.model:

@@ -14,7 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hpc import config as configs
+from hpc.errors import UserError
 from recap.clip import weights
+from recap.clip.settings import ClipConfig, check, without_effect
 from recap.clip.task import ClipTask
 from recap.clip.trainer import ClipTrainer
 from tests.clip.models import tiny
@@ -237,6 +239,20 @@ def test_what_a_dry_run_says(world) -> None:
                               model__patch=16, data__streams=64)).describe(8))  # fmt: skip
     assert lines["texts"] == "org_caption 0.5 · re_caption 0.5 · 1 an image · 12 tokens"
     assert "lr 0.00102 cosine" in lines["stage"]
+
+
+def test_keys_that_every_stage_takes_the_place_of_are_refused() -> None:
+    def work(stages: str, *typed: str) -> ClipConfig:
+        return configs.load(
+            CONFIGS / "demo.yaml", [f"stages={stages}", "train.samples=16", "train.epochs=2", *typed]
+        ).work
+
+    whole = work("[{image: 32, samples: 64, batch: 8, base_lr: 1e-4, warmup: 0}]")
+    assert without_effect(whole) == ["samples", "epochs", "lr", "batch", "warmup"]
+    with pytest.raises(UserError, match=r"`train.samples`: 16 has no effect: .* \(as in stages.0.samples=…\)"):
+        check(whole)
+    assert without_effect(work("[{image: 32, samples: 64}, {image: 32}]")) == []
+    assert without_effect(work("[{image: 32}]", "base_lr=1e-4")) == ["lr"]
 
 
 CONFIGS = Path(__file__).parents[2] / "configs/clip"
