@@ -256,7 +256,7 @@ def test_stray_files_in_ledger_and_columns(job: EchoJob) -> None:
     assert said.returncode == Exit.USAGE and "has no caption, finish, lint" in said.stderr, said
     job.file("a").write_bytes(b"PAR1")
     said = inline("recap.export", str(job.run.path), str(job.folder / "out"), "--partial")
-    assert said.returncode == Exit.USAGE and "hpc.rerun RUN --shards a" in said.stderr, said
+    assert said.returncode == Exit.USAGE and f"hpc.rerun {job.run.path} --shards a " in said.stderr, said
     truth(job.run, "marker").write_text("{}")
     with pytest.raises(UserError, match=r"marker of shard a is damaged.*hpc.rerun"):
         list(Published(job.run.path))
