@@ -42,7 +42,7 @@ from recap.clip.objective import Objective
 from recap.clip.settings import OPENAI, ClipConfig, ClipModelConfig, LossConfig, Stage
 from recap.clip.task import ClipTask
 from recap.clip.weights import build
-from recap.data.columns import ColumnConfig
+from recap.data.column import ColumnConfig
 from recap.data.images import EncodedImage
 from recap.data.samples import JoinedDataConfig
 from recap.data.shrink import shrunk

@@ -32,7 +32,8 @@ import transformers
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from benchmarks.sft import checkpoint, say
+from benchmarks.sft import checkpoint
+from benchmarks.sft_model import say
 from recap.dit.model import build
 from recap.dit.objective import Objective
 from recap.dit.settings import DitModelConfig, ObjectiveConfig
@@ -46,7 +47,7 @@ GPU_TARGETS = {"gpu step, diffusers / latents, B/4": (2.0, "least"), "gpu MFU, B
 
 
 class Text(nn.Module):
-    """CLIP-L's text tower, random, behind the interface of `recap.dit.model.TextEncoder`."""
+    """CLIP-L's text tower, random, behind the interface of `recap.dit.text_encoder.TextEncoder`."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -14,6 +14,7 @@ from benchmarks.gpu_setting import Note, Setting
 from benchmarks.timing import milliseconds
 from recap import device as gpu
 from recap.engine import kernels as K
+from recap.engine import precision
 
 
 @contextlib.contextmanager
@@ -54,7 +55,7 @@ def cases(setting: Setting) -> dict[str, tuple[Callable[[], Any], int]]:
         "add_layer_norm": (lambda: K.add_layer_norm(seen, seen2, scale, scale, 1e-5), 4 * 2 * seen.numel()),
         "quick_gelu": (lambda: K.quick_gelu(inner), 4 * inner.numel()),
     }
-    for name, of in (("", dtype), (" fp8 cache", K.FP8)):
+    for name, of in (("", dtype), (" fp8 cache", precision.FP8)):
         keys, values = (some(slots, kv, span, dim, of=of) for _ in range(2))
         size = keys.element_size()
 
@@ -80,7 +81,7 @@ def difference(found: Any, expected: Any) -> float:
     def flat(each: Any) -> torch.Tensor:
         if isinstance(each, torch.Tensor):
             return each.float().flatten()
-        if isinstance(each[0], torch.Tensor) and each[0].dtype == K.FP8:
+        if isinstance(each[0], torch.Tensor) and each[0].dtype == precision.FP8:
             return (each[0].float() * each[1]).flatten()
         return torch.cat([flat(part) for part in each])
 

@@ -29,8 +29,8 @@ from benchmarks.timing import DeviceMonitor, milliseconds, seconds
 from recap import device as gpu
 from recap.engine import CaptionerConfig
 from recap.engine.generator import Generator
-from recap.engine.kernels import FP8
-from recap.engine.native import fitting_slots, rehearse
+from recap.engine.native import fitting_slots, warm_up
+from recap.engine.precision import FP8
 
 
 def monitor(setting: Setting) -> DeviceMonitor:
@@ -73,7 +73,7 @@ def precision(name: str) -> Callable[[Setting, Note], None]:
         generator = make_generator(work, n, n, name)
         slots = setting.slots or fitting_slots(generator, 0.8)
         generator.reset(replace(generator.plan, slots=slots))
-        rehearse(generator)
+        warm_up(generator)
         note("slots", slots)
         note("seconds to be ready", time.perf_counter() - start)
         for stage, each in stage_milliseconds(work, generator).items():
@@ -116,7 +116,7 @@ def stage_milliseconds(work: Work, generator: Generator[int]) -> dict[str, float
         found = {name: milliseconds(action, generator.device) for name, action in actions.items()}
     generator.reset(generator.plan)
     if generator.graphed:
-        rehearse(generator)
+        warm_up(generator)
     return found
 
 

@@ -10,7 +10,8 @@ import torch
 
 from benchmarks.caption_work import LLAMA3_8B, SMALLEST
 from benchmarks.random_captioner import Shape
-from benchmarks.sft import SMALL_TOWER, Slice
+from benchmarks.sft_gpu import Slice
+from benchmarks.sft_model import SMALL_TOWER
 
 Note = Callable[[str, Any], None]
 """Takes a name and a value (JSON's types), which are in gpu.json from then on."""

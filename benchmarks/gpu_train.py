@@ -31,7 +31,7 @@ def timed(setting: Setting, note: Note, step: Callable[[], None], samples: int, 
 
 def sft(setting: Setting, note: Note) -> None:
     """An optimizer step of 8 layers of the 8 B shape: ours (packed) against transformers' Trainer."""
-    from benchmarks.sft import on_gpu
+    from benchmarks.sft_gpu import on_gpu
 
     for name, value in on_gpu(setting.sft, str(setting.device), setting.sft_samples).items():
         note(name.removeprefix("gpu "), value)

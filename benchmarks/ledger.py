@@ -40,8 +40,8 @@ from benchmarks.ledger_tree import OPEN, ROWS, Tree
 from benchmarks.overhead import overhead
 from benchmarks.targets import Target, show
 from hpc import rerun
-from hpc.lean import without_pandas
-from hpc.tally import Tally
+from hpc.base.no_pandas import without_pandas
+from hpc.map.tally import Tally
 
 # --- measuring --------------------------------------------------------------------------------
 
@@ -59,14 +59,14 @@ def seconds(call: Callable[[], object], rounds: int = 3) -> float:
 
 AGENT = """
 import sys
-from hpc.lean import without_pandas
+from hpc.base.no_pandas import without_pandas
 without_pandas()
-from hpc.candidates import Candidates
-from hpc.heartbeat import Observer
-from hpc.ledger import Ledger
-from hpc.plan import Plan
-from hpc.rundir import Run
-import hpc.agent
+from hpc.map.claiming import Candidates
+from hpc.base.heartbeat import Observer
+from hpc.run.ledger import Ledger
+from hpc.run.plan import Plan
+from hpc.run.directory import Run
+import hpc.map.agent
 run = Run(sys.argv[1]); latest = run.latest()
 plan = Plan(run.plans, latest.plan)
 ledger = run.ledger(latest.identity)

@@ -11,14 +11,14 @@ from typing import Any
 
 import yaml
 
-from hpc import column as columns
 from hpc import config as configs
-from hpc import plan
-from hpc.ledger import Claim
+from hpc.map.publish import Publisher
+from hpc.map.segments import Segments, Writer
 from hpc.operator import Row, Shard
-from hpc.publish import Publisher
-from hpc.rundir import Run
-from hpc.segments import Segments, Writer
+from hpc.run import column as columns
+from hpc.run import plan
+from hpc.run.directory import Run
+from hpc.run.ledger import Claim
 from recap.data.inputs import DataConfig, list_shards
 from recap.worlds.tars import write_tar
 
@@ -127,7 +127,7 @@ def _journal(shards: list[Shard], now: float) -> Iterator[str]:
 
 def write_config(path: Path, name: str, inputs: Path, delay: float) -> None:
     tree = {
-        "name": name, "runs": str(path.parent), "operator": "tests.instant.InstantOperator",
+        "name": name, "runs": str(path.parent), "operator": "tests.support.instant.InstantOperator",
         "captioner": {"model": f"instant:{delay}"}, "data": {"shards": [str(inputs)]}, "cluster": {"kind": "local"},
     }  # fmt: skip
     path.write_text(yaml.safe_dump(tree))

@@ -13,9 +13,9 @@ from typing import Any
 from benchmarks.commands import ROOT, command
 from benchmarks.ledger_tree import write_config, write_tar_of
 from hpc import config as configs
-from hpc.rundir import Run
-from hpc.tally import Tally
-from tests.instant import InstantEngine, InstantOperator
+from hpc.map.tally import Tally
+from hpc.run.directory import Run
+from tests.support.instant import InstantEngine, InstantOperator
 
 
 def overhead(work: Path, images: int, delay_ms: float) -> dict[str, float]:

@@ -9,8 +9,9 @@ import torch
 
 from benchmarks.random_captioner import Shape
 from benchmarks.timing import best_time
-from recap.engine.kernels import FP8, quantise
+from recap.engine.kernels import quantise
 from recap.engine.llama import Matrix
+from recap.engine.precision import FP8
 
 
 def matrix_sizes(shape: Shape) -> list[tuple[int, int]]:

@@ -24,7 +24,8 @@ import pyarrow.parquet as pq
 
 from benchmarks.clip import photograph
 from recap.clip.images import training_crop
-from recap.data.columns import ColumnConfig, open_column
+from recap.data.column import ColumnConfig
+from recap.data.columns import open_column
 from recap.data.index import BLOCK, Index
 from recap.data.inputs import DataConfig, list_shards
 from recap.data.joined import Reader

@@ -33,11 +33,11 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.targets import Target, show
-from hpc import plan
-from hpc.lean import without_pandas
-from hpc.ledger import bucket_of
-from hpc.rundir import Run
-from recap.data.columns import ColumnConfig
+from hpc.base.no_pandas import without_pandas
+from hpc.run import plan
+from hpc.run.directory import Run
+from hpc.run.ledger import bucket_of
+from recap.data.column import ColumnConfig
 from recap.data.index import Index, scan
 from recap.data.inputs import DataConfig, list_shards
 from recap.data.joined import Joined

@@ -26,52 +26,25 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 import transformers
 from torch import nn
-from transformers import (
-    CLIPVisionConfig,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-)
 
 from benchmarks.held_gradients import gradients
-from recap.sft.attention import choose as choose_attention
-from recap.sft.attention import lengths as bounds_of
-from recap.sft.flops import costs_of
-from recap.sft.model import CaptionLoss, blocks, choose
+from benchmarks.sft_gpu import on_gpu
+from benchmarks.sft_model import CLIP_L, SMALL_TOWER, best, captioner, micro_batch, mix_lengths, say
+from recap.sft.model import CaptionLoss, blocks
 from recap.sft.packing import deal, pack
 from recap.train.checkpoints import Began, Checkpoints, Keep
-from recap.train.parallel import gradient_norm, peak_flops, to_device
 from recap.train.state import TrainState
 
 BATCH, RANKS, ROW = 128, 8, 4096
 STEPS = 3  # that are timed, after one that is not
 TARGETS = {"padding share, packed": (0.03, "most"), "checkpoint stall, ours / torch.save": (0.5, "most")}
-
-
-def say(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
-
-
-def mix_lengths(count: int, seed: int = 0) -> list[int]:
-    """Tokens a sample, like LLaVA-1.5's 665k mix: mean about 870 (the mix itself is not here)."""
-    noise = np.random.default_rng(seed)
-    text = np.exp(noise.normal(np.log(220), 0.8, count)).clip(20, 1400).astype(int)
-    image = np.where(noise.random(count) < 0.06, 0, 576)
-    return [int(n) for n in text + image]
 
 
 # --- padding ----------------------------------------------------------------------------------
@@ -106,73 +79,6 @@ def padding(batches: int = 50) -> dict[str, float]:
 
 
 # --- a training step --------------------------------------------------------------------------
-
-
-def captioner(layers: int, hidden: int, ffn: int, heads: int, kv: int, words: int, vision: dict[str, int]) -> Any:
-    """A random LLaVA model on the current default device."""
-    text = LlamaConfig(
-        vocab_size=words, hidden_size=hidden, intermediate_size=ffn, num_hidden_layers=layers,
-        num_attention_heads=heads, num_key_value_heads=kv, max_position_embeddings=8192, tie_word_embeddings=False,
-    )  # fmt: skip
-    tower = CLIPVisionConfig(projection_dim=vision["hidden_size"], **vision)
-    shape = LlavaConfig(vision_config=tower, text_config=text, image_token_id=1, vision_feature_layer=-2)
-    made = LlavaForConditionalGeneration(shape)
-    choose(made, ["multi_modal_projector", "language_model", "lm_head"])
-    return made
-
-
-SMALL_TOWER = {
-    "hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "image_size": 112, "patch_size": 14,
-}  # fmt: skip
-CLIP_L = {
-    "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
-    "image_size": 336, "patch_size": 14,
-}  # fmt: skip
-
-
-def micro_batch(
-    rows: list[list[int]], lengths: list[int], image: int, side: int, device: str, words: int
-) -> dict[str, Any]:
-    """Random samples in rows, as SftTask.collate makes them: an image, then text whose second half is learned."""
-    longest = max(sum(lengths[i] for i in row) for row in rows)
-    ids = torch.full((len(rows), longest), 2)
-    positions = torch.arange(longest).repeat(len(rows), 1)
-    at, pictures = [], 0
-    for number, row in enumerate(rows):
-        start = 0
-        for i in row:
-            end = start + lengths[i]
-            ids[number, start:end] = torch.randint(3, words, (lengths[i],))
-            shown = image if lengths[i] > image else 0
-            ids[number, start : start + shown] = 1
-            pictures += shown > 0
-            positions[number, start:end] = torch.arange(lengths[i])
-            middle = start + shown + (lengths[i] - shown) // 2
-            at += [number * longest + place - 1 for place in range(middle, end)]
-            start = end
-        positions[number, start:] = torch.arange(longest - start)
-    where = torch.tensor(at)
-    pixels = torch.randn(max(pictures, 1), 3, side, side)
-    found = {
-        "input_ids": ids, "position_ids": positions, "at": where, "labels": ids.flatten()[where + 1],
-        "pixel_values": pixels, "image_at": (ids == 1).flatten().nonzero()[:, 0], **bounds_of(positions),
-    }  # fmt: skip
-    return to_device(found, torch.device(device))
-
-
-def best(work: Callable[[], object], rounds: int, device: str = "cpu") -> float:
-    """Least seconds of a few runs, after one that does not count. On the CPU: of this process's time, since other work
-    of the machine is not to count."""
-    clock = time.process_time if device == "cpu" else time.perf_counter
-    found = []
-    for number in range(rounds + 1):
-        start = clock()
-        work()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        found += [clock() - start] if number else []
-    return min(found)
 
 
 def step() -> dict[str, float]:
@@ -312,103 +218,6 @@ def memory() -> dict[str, float]:
 
 
 # --- a GPU ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Slice:
-    """A captioner to time a training step of. Default: 8 layers of the 8 B shape."""
-
-    layers: int = 8
-    hidden: int = 4096
-    ffn: int = 14336
-    heads: int = 32
-    kv: int = 8
-    words: int = 128_256
-    vision: dict[str, int] = field(default_factory=lambda: CLIP_L)
-
-    @property
-    def image(self) -> int:
-        return (self.vision["image_size"] // self.vision["patch_size"]) ** 2
-
-    def micro(self, rows: list[list[int]], lengths: list[int], device: str) -> dict[str, Any]:
-        return micro_batch(rows, lengths, self.image, self.vision["image_size"], device, self.words)
-
-
-def on_gpu(shape: Slice | None = None, device: str = "cuda", samples: int = 32) -> dict[str, float]:
-    """An optimizer step of so many samples: ours (packed, supervised logits) against transformers' Trainer."""
-    shape = shape or Slice()
-    torch.manual_seed(0)
-    with torch.device(device):
-        model = captioner(shape.layers, shape.hidden, shape.ffn, shape.heads, shape.kv, shape.words, shape.vision)
-    peak_rate, lengths = peak_flops(torch.device(device)), mix_lengths(samples, 1)
-    lengths = [max(8, n * shape.image // 576) for n in lengths]
-    ways = {"ours": our_step, "transformers": trainer_step}
-    found = {}
-    for name, way in ways.items():
-        seconds = way(model, shape, lengths, device)
-        found[f"gpu tokens/s, {name}"] = sum(lengths) / seconds
-        if peak_rate:
-            shown = [n > shape.image for n in lengths]  # the second half of a sample's words is learned
-            costs = costs_of(model)
-            done = sum(costs.of(n, s, (n - shape.image * s) // 2) for n, s in zip(lengths, shown, strict=True))
-            found[f"gpu MFU, {name}"] = done / seconds / peak_rate
-    return found
-
-
-def our_step(model: Any, shape: Slice, lengths: list[int], device: str) -> float:
-    """Seconds of a step as `recap.train.loop` makes it."""
-    model.model.language_model.set_attn_implementation(choose_attention("auto", device))
-    module = CaptionLoss(model, 1024)
-    batches = [shape.micro([row], lengths, device) for row in pack(lengths, ROW)]
-    weight = sum(len(batch["labels"]) for batch in batches)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=2e-5, fused=device == "cuda")
-
-    def work() -> None:
-        for batch in batches:
-            with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-                loss = module(batch)
-            (loss / weight).backward()
-        gradient_norm(module, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return best(work, STEPS, device)
-
-
-def trainer_step(model: Any, shape: Slice, lengths: list[int], device: str) -> float:
-    """Seconds of a step of transformers' Trainer: samples padded, four a pass, all logits."""
-    model.model.language_model.set_attn_implementation("sdpa")
-    ends: list[float] = []
-
-    class Clock(TrainerCallback):
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            if device == "cuda":
-                torch.cuda.synchronize()
-            ends.append(time.process_time() if device == "cpu" else time.perf_counter())
-
-    def padded(numbers: list[int]) -> dict[str, torch.Tensor]:
-        batch = shape.micro([[i] for i in numbers], lengths, "cpu")
-        labels = torch.full_like(batch["input_ids"], -100)
-        labels.view(-1)[batch["at"] + 1] = batch["labels"]
-        shown = {"pixel_values": batch["pixel_values"]} if len(batch["image_at"]) else {}
-        return {
-            "input_ids": batch["input_ids"],
-            "attention_mask": (batch["input_ids"] != 2).long(),
-            "labels": labels,
-        } | shown
-
-    with tempfile.TemporaryDirectory() as folder:
-        settings = TrainingArguments(
-            output_dir=folder, per_device_train_batch_size=4, gradient_accumulation_steps=len(lengths) // 4,
-            max_steps=STEPS + 1, learning_rate=2e-5, bf16=device == "cuda", use_cpu=device == "cpu",
-            optim="adamw_torch_fused" if device == "cuda" else "adamw_torch", report_to="none", save_strategy="no",
-            logging_strategy="no", remove_unused_columns=False, disable_tqdm=True,
-            dataloader_num_workers=4 if device == "cuda" else 0,
-        )  # fmt: skip
-        data: Any = list(range(len(lengths)))
-        Trainer(model=model, args=settings, train_dataset=data, data_collator=padded, callbacks=[Clock()]).train()
-    return min(after - before for before, after in pairwise(ends))
 
 
 def missed(report: dict[str, float]) -> list[str]:

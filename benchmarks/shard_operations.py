@@ -21,8 +21,9 @@ from benchmarks.commands import ROOT
 from benchmarks.ledger_tree import SHARD_S, write_config, write_tar_of
 from benchmarks.targets import Target
 from hpc import config as configs
-from hpc import launch, local
-from hpc.rundir import Run
+from hpc.map import launch as map_launch
+from hpc.map import local
+from hpc.run.directory import Run
 
 RATE = 65.0  # images a second and GPU
 ENGINES = 8  # a node: they share their slot's heartbeats and looks at control files
@@ -72,7 +73,7 @@ def measure(work: Path) -> Cost:
         supervise = local.supervise
         local.supervise = lambda run, submission: 0  # the worker is started here, under strace
         try:
-            launch.submit(launch.prepare(config))
+            map_launch.submit(map_launch.prepare(config))
         finally:
             local.supervise = supervise
         return _counted(folder)

@@ -26,13 +26,16 @@ from dataclasses import dataclass, field
 from rich.console import Console
 from rich.markup import escape
 
-from hpc import atomic, damage, heartbeat, processes, relaunch, slurm, status, sweep_status
-from hpc.errors import Exit, Parser, Unanswered, UserError
-from hpc.gang_launch import adopt
-from hpc.launcher import NoAnswer, find_job, surely_live
-from hpc.pipeline_run import PipelineRun
-from hpc.plan import DamagedPlan
-from hpc.rundir import Run
+from hpc import relaunch, status
+from hpc.base import atomic, damage, heartbeat, processes
+from hpc.base.errors import Exit, Parser, Unanswered, UserError
+from hpc.gang import sweep_status
+from hpc.launching import recover_lost_submissions
+from hpc.pipeline.directory import PipelineRun
+from hpc.run.directory import Run
+from hpc.run.plan import DamagedPlan
+from hpc.slurm import commands as slurm
+from hpc.slurm.queue import NoSqueueAnswer, find_job, surely_live
 
 GRACE_S = 20.0  # beyond map.drain_s, before what has not ended by itself is cancelled
 _KILL_S = 40.0  # that Slurm may take to end what was scancelled: its KillWait is 30 s
@@ -62,7 +65,7 @@ class AtWork:
         own = {s.uuid for s in run.submissions() if s.state == "by hand"}
         by_hand = {str(facts["job"]) for facts in awake if facts.get("job") and facts.get("submission") in own}
         try:
-            adopt(run)
+            recover_lost_submissions(run)
             lost = [job for name in run.damaged_submissions() if (job := _job_of(name))]
             found.jobs = surely_live(sorted({*_jobs(run), *by_hand, *lost}), patience_s=0)
         except Unanswered as error:
@@ -74,7 +77,7 @@ class AtWork:
         for facts in awake:
             if not facts.get("job") and facts.get("host") != socket.gethostname():
                 silent = max(0.0, time.time() - facts.get("t", 0.0))
-                if silent < 10 * status.STALE_S:
+                if silent < 10 * heartbeat.STALE_S:
                     found.elsewhere.append(
                         f"slot {facts.get('slot')} on {facts.get('host')} (heard of {silent:.0f} s ago)"
                     )
@@ -123,7 +126,7 @@ def cancel(run: Run, *, now: bool) -> AtWork:
 def _is_over(run: Run) -> bool:
     """Whether a run is finished. One whose plan cannot be read is not known to be."""
     try:
-        return status.look(run)["exit"] in (Exit.COMPLETE, Exit.SOME_FAILED)
+        return status.read_any_status(run)["exit"] in (Exit.COMPLETE, Exit.SOME_FAILED)
     except DamagedPlan as error:
         damage.say(str(error))
         return False
@@ -158,7 +161,7 @@ def _job_of(submission: str) -> str | None:
     """The job of a launch whose file is damaged, as Slurm knows it; None where there is no Slurm that knows."""
     try:
         return find_job(submission)
-    except NoAnswer:
+    except NoSqueueAnswer:
         return None
 
 
@@ -186,7 +189,7 @@ def _cancel_pipeline(run: PipelineRun, *, now: bool) -> Iterator[AtWork]:
         _scancel(sorted(chain.jobs))
     for stage in {s.config["stage"]: None for s in run.submissions()}:
         one = Run(run.path / stage)
-        if one.submissions() and status.look(one)["exit"] == Exit.INCOMPLETE:
+        if one.submissions() and status.read_any_status(one)["exit"] == Exit.INCOMPLETE:
             yield cancel(one, now=now)
     yield AtWork(unknown=chain.unknown)
 
@@ -194,7 +197,7 @@ def _cancel_pipeline(run: PipelineRun, *, now: bool) -> Iterator[AtWork]:
 def _is_finished(run: PipelineRun) -> bool:
     """Whether a pipeline is finished. One whose record is damaged is not known to be."""
     try:
-        return status.look(run)["exit"] == Exit.COMPLETE
+        return status.read_any_status(run)["exit"] == Exit.COMPLETE
     except UserError as error:
         damage.say(str(error))
         return False

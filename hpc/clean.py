@@ -23,11 +23,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from hpc import atomic
-from hpc.errors import Exit, Parser, UserError
-from hpc.ledger import DONE, Ledger, State
-from hpc.rundir import Run
-from hpc.segments import SUFFIX
+from hpc.base import atomic
+from hpc.base.errors import Exit, Parser, UserError
+from hpc.map.segments import SUFFIX
+from hpc.run.directory import Run
+from hpc.run.ledger import DONE, Ledger, State
 
 TEMPORARY_S = 3600.0  # of age, from which on a temporary file has no writer any more
 

@@ -26,37 +26,19 @@ from dataclasses import replace
 from pathlib import Path
 
 from hpc import config as configs
-from hpc import slurm, verdict
-from hpc.errors import Exit, Parser, UserError
-from hpc.launcher import surely_live
-from hpc.ledger import DONE, FAILED
-from hpc.patience import MOST_S, patiently
-from hpc.plan import Plan
-from hpc.rundir import Run
+from hpc.base.errors import Exit, Parser, UserError
+from hpc.map import verdict
+from hpc.map.progress import first_names, unfinished_shards
+from hpc.run.directory import Run
+from hpc.slurm import commands as slurm
+from hpc.slurm.queue import surely_live
 
 log = logging.getLogger("gate")
 
 
-def left(run: Run) -> tuple[list[str], list[str], int]:
-    """(ids without a terminal marker, ids that failed, shards that are done), of the newest plan."""
-    latest = run.latest()
-    survey = run.ledger(latest.identity).survey(run.generations.opened())
-    opened: list[str] = []
-    failed: list[str] = []
-    done = 0
-    stored = patiently(lambda: Plan(run.plans, latest.plan), MOST_S)
-    for shard in stored.ids():
-        status = survey[shard].status if shard in survey else ""
-        if status == DONE:
-            done += 1
-        else:
-            (failed if status == FAILED else opened).append(shard)
-    return opened, failed, done
-
-
 def decide(run: Run, allow_failed: int) -> int:
     """The gate's exit code; launches the run again where that helps."""
-    opened, failed, done = left(run)
+    opened, failed, done = unfinished_shards(run)
     if not opened:
         if done and (nothing := verdict.of_newest(run)):
             log.error("%s: what depends on it would have nothing to work with", nothing)
@@ -64,31 +46,31 @@ def decide(run: Run, allow_failed: int) -> int:
         if len(failed) <= allow_failed:
             log.info("complete: %d shards done, %d failed (allowed: %d)", done, len(failed), allow_failed)
             return Exit.COMPLETE
-        log.error("%d shards failed, %d are allowed: %s", len(failed), allow_failed, names(failed))
+        log.error("%d shards failed, %d are allowed: %s", len(failed), allow_failed, first_names(failed))
         return Exit.INCOMPLETE
     running = list(surely_live([j for s in run.submissions() for j in s.job_ids]))
     if running:
         return wait_for(sorted({name.split("_")[0] for name in running}))
     for name in ("cancelled", "pause"):
         if (why := run.control_text(name)) is not None:
-            log.error("%s: %s; %d shards are left: %s", name, why, len(opened), names(opened))
+            log.error("%s: %s; %d shards are left: %s", name, why, len(opened), first_names(opened))
             return Exit.INCOMPLETE
     if not shutil.which("sbatch"):
         raise UserError(f"gate: {len(opened)} shards are left, and there is no sbatch here to launch again with")
     seen = run.control / f"gate-{os.environ.get('SLURM_JOB_ID', 'local')}"
     before = int(seen.read_text()) if seen.exists() else -1
     if done <= before:
-        log.error("no further than before (%d done); %d shards are left: %s", done, len(opened), names(opened))
+        log.error("no further than before (%d done); %d shards are left: %s", done, len(opened), first_names(opened))
         return Exit.INCOMPLETE
     seen.write_text(str(done))
     log.info("%d shards are left, %d done: launching again", len(opened), done)
-    from hpc import launch
+    from hpc.map import launch as map_launch
 
     latest = run.latest()
     here = {"runs": str(run.path.parent), "name": run.path.name}  # whatever folder the prelude went to
     tree = configs.with_overrides(latest.config, ["cluster.gate=false"])
     config = replace(latest.checked({**tree, **here}), overrides=latest.overrides)
-    code = launch.submit(launch.prepare(config, append=latest.append))
+    code = map_launch.submit(map_launch.prepare(config, append=latest.append))
     jobs = run.latest().job_ids
     return wait_for(jobs) if jobs else code
 
@@ -123,10 +105,6 @@ def _patiently(command: list[str], env: dict[str, str]) -> None:
 
 
 _SAME_PLACE = {"partition": "SLURM_JOB_PARTITION", "account": "SLURM_JOB_ACCOUNT", "qos": "SLURM_JOB_QOS"}
-
-
-def names(shards: list[str]) -> str:
-    return ", ".join(shards[:10]) + (f" and {len(shards) - 10} more" if len(shards) > 10 else "")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -22,10 +22,10 @@ from dataclasses import MISSING, dataclass
 from typing import Any
 
 from hpc import config as configs
-from hpc.errors import Exit, Parser, UserError
+from hpc.base.errors import Exit, Parser, UserError
+from hpc.base.snapshot import ROOT
 from hpc.operator import load_operator
-from hpc.pipeline import PipelineConfig, StageConfig
-from hpc.snapshot import ROOT
+from hpc.pipeline.definition import PipelineConfig, StageConfig
 
 _EVERY, _PIPELINE = "every config", "pipelines"
 

@@ -28,12 +28,14 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from hpc import heartbeat, journal, pipeline_status, sweep_status
-from hpc.errors import Exit, Parser, UserError
-from hpc.pipeline_run import PipelineRun
-from hpc.plan import Plan
-from hpc.rundir import Run, Submission
-from hpc.status import clean
+from hpc.base import heartbeat, journal
+from hpc.base.errors import Exit, Parser, UserError
+from hpc.base.text import printable as clean
+from hpc.gang import sweep_status
+from hpc.pipeline import status as pipeline_status
+from hpc.pipeline.directory import PipelineRun
+from hpc.run.directory import Run, Submission
+from hpc.run.plan import Plan
 
 TAIL = 10
 AROUND = 4  # lines before the one that is sought
@@ -188,7 +190,7 @@ def _of_arms(arms: dict[str, Run], args: argparse.Namespace) -> list[str]:
 
 
 def _of_pipeline(pipeline: PipelineRun, args: argparse.Namespace) -> Iterator[str]:
-    jobs = [s for s in pipeline_status.gather(pipeline)["stages"].values() if s["kind"] != "command"]
+    jobs = [s for s in pipeline_status.read_status(pipeline)["stages"].values() if s["kind"] != "command"]
     if args.shard or args.slot is not None or args.node or args.follow:
         raise UserError(
             f"logs: {pipeline.path} is a pipeline; shards, slots and nodes are its jobs'. Name one of them: "
@@ -222,7 +224,7 @@ def _nothing_chosen(run: Run, latest: Submission, args: argparse.Namespace) -> l
             f"{', '.join(nodes[:20])}."
         )
     said = f"no slot of {run.path} has started yet" if not lives else "the slots have no logs that can be read here"
-    from hpc.launcher import why_pending  # and submitit with it
+    from hpc.slurm.queue import why_pending  # and submitit with it
 
     reasons = why_pending([job for s in run.submissions() for job in s.job_ids])
     if reasons:

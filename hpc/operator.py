@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from hpc.errors import UserError
+from hpc.base.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -11,11 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 from hpc import status
-from hpc.breakdown import printable
-from hpc.effort import duration
-from hpc.errors import Exit, UserError
-from hpc.pipeline_run import PipelineRun
-from hpc.rundir import Run
+from hpc.base import text
+from hpc.base.errors import Exit, UserError
+from hpc.base.text import duration, printable
+from hpc.pipeline.directory import PipelineRun
+from hpc.run.directory import Run
 
 
 def runs(folder: Path) -> list[Run]:
@@ -29,19 +29,19 @@ def _is_run(path: Path) -> bool:
     return Run(path).is_run() or PipelineRun(path).record.exists()
 
 
-def gather(folder: Path) -> dict[str, Any]:
+def read_status(folder: Path) -> dict[str, Any]:
     """The facts, as --json prints them."""
     found = [_one(run) for run in runs(folder)]
     codes = {one["exit"] for one in found}
     exit_code = next((code for code in (Exit.INCOMPLETE, Exit.SOME_FAILED) if code in codes), Exit.COMPLETE)
-    return {"schema": status.SCHEMA, "folder": str(folder), "exit": int(exit_code), "runs": found}
+    return {"schema": text.SCHEMA, "folder": str(folder), "exit": int(exit_code), "runs": found}
 
 
 def _one(run: Run) -> dict[str, Any]:
     """A run in a few facts. One that cannot be read says why, and hides no other."""
     about: dict[str, Any] = {"run": run.name, "path": str(run.path), "kind": "", "share": None}
     try:
-        facts = status.look(run)
+        facts = status.read_any_status(run)
     except (UserError, OSError, ValueError, KeyError, TypeError) as error:
         why = f"cannot be read: {type(error).__name__}: {error}".splitlines()[0]
         return {**about, "state": "?", "doing": why, "eta_s": None, "exit": int(Exit.INCOMPLETE)}

@@ -5,10 +5,10 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from hpc import damage
-from hpc.errors import UserError
-from hpc.pipeline_run import PipelineRun
-from hpc.rundir import Run, Submission
+from hpc.base import damage
+from hpc.base.errors import UserError
+from hpc.pipeline.directory import PipelineRun
+from hpc.run.directory import Run, Submission
 
 LAUNCH = ("python", "-m", "hpc.launch")
 

@@ -19,14 +19,16 @@ from rich.console import Console
 from rich.markup import escape
 
 from hpc import config as configs
-from hpc import heartbeat, launch, relaunch
-from hpc.errors import Exit, Parser, UserError
-from hpc.journal_reader import JournalReader
-from hpc.ledger import CLAIMED, DONE, FAILED, OPEN, State
+from hpc import relaunch
+from hpc.base import heartbeat
+from hpc.base.errors import Exit, Parser, UserError
+from hpc.map import launch as map_launch
 from hpc.operator import FAILED as SAMPLE_FAILED
 from hpc.operator import QUARANTINED
-from hpc.plan import Plan
-from hpc.rundir import Run, Submission
+from hpc.run.directory import Run, Submission
+from hpc.run.journal_reader import JournalReader
+from hpc.run.ledger import CLAIMED, DONE, FAILED, OPEN, State
+from hpc.run.plan import Plan
 
 
 def choose(run: Run, latest: Submission, wanted: list[str] | None) -> tuple[dict[str, int], Counter[str]]:
@@ -97,7 +99,7 @@ def here(run: Run, latest: Submission, overrides: list[str]) -> configs.Config:
 
 def anyone_running(run: Run, latest: Submission) -> bool:
     """Whether slots of this run are known to live: by squeue, or as processes of this machine."""
-    from hpc.launcher import live_jobs
+    from hpc.slurm.queue import live_jobs
 
     if live_jobs(latest.job_ids):
         return True
@@ -134,7 +136,7 @@ def main(arguments: list[str] | None = None) -> int:
             console.print(f"nothing to rerun: no {'sample' if args.samples else 'shard'} failed")
             return Exit.COMPLETE
         config = here(run, latest, args.overrides)
-        job = launch.prepare(config, append=latest.append, mended=() if args.samples else opened)
+        job = map_launch.prepare(config, append=latest.append, mended=() if args.samples else opened)
         if opened:
             run.generations.open(opened, "rerun", keep=args.samples)
         for line in said(opened, states):
@@ -143,7 +145,7 @@ def main(arguments: list[str] | None = None) -> int:
             console.print("running slots will take them up; nothing was submitted")
             return Exit.COMPLETE
         job.limit = states.total()
-        return launch.submit(job)
+        return map_launch.submit(job)
     except UserError as error:
         errors.print(f"[red]{escape(str(error))}[/]")
         return Exit.USAGE

@@ -18,301 +18,26 @@ import argparse
 import json
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
-from hpc import breakdown, breaker, effort, heartbeat, lost, verdict
-from hpc.breakdown import printable as clean
-from hpc.effort import duration, hours_text
-from hpc.errors import Exit, Parser, UserError
-from hpc.journal_reader import JournalReader
-from hpc.lean import without_pandas
-from hpc.ledger import DONE, FAILED
-from hpc.operator import STATUSES
-from hpc.published import Published
-from hpc.rundir import Run, Submission
-from hpc.tally import Settled, Tally
-
-SCHEMA = 1
-WINDOWS = {"5 min": 300.0, "1 h": 3600.0}
-STALE_S = 90.0  # without a heartbeat, for display only; takeover never looks at clocks
-
-
-def current(run: Run, tally: Tally | None = None) -> Tally:
-    """The counter of a run's newest submission: `tally` where it still is that."""
-    latest = run.latest()
-    return tally if tally is not None and tally.fits(latest) else Tally(run, latest)
-
-
-def gather(run: Run, tally: Tally | None = None) -> dict[str, Any]:
-    """The facts, as --json prints them."""
-    latest = run.latest()
-    tally = current(run, tally)
-    totals = tally.count()
-    settled, reader = totals.settled, tally.reader
-    slots = _slots(run, run.submissions())
-    live = any(s["state"] != "exited" for s in slots["list"])
-    # of a run that is over: up to its last sample, not to a launch that found nothing to do
-    now = time.time() if live else max(reader.rates, default=0) + 1.0
-    rates = _rates(reader, now)
-    speed = rates.get("5 min") or rates.get("1 h") or 0.0
-    finished = settled.shards[DONE] + settled.shards[FAILED]
-    nothing = _nothing(settled, latest, finished == totals.total)
-    gone = tally.lost.look()
-    ended = Exit.SOME_FAILED if settled.shards[FAILED] or nothing or gone else Exit.COMPLETE
-    code = ended if finished == totals.total else Exit.INCOMPLETE
-    lives = effort.lives(run, reader, slots["list"])
-    return {
-        "schema": SCHEMA,
-        "run": run.name,
-        "path": str(run.path),
-        "identity": latest.identity,
-        "column": latest.column,
-        "kind": latest.config["cluster"]["kind"],
-        "jobs": [j for s in run.submissions() for j in s.job_ids],
-        "submission": {"uuid": latest.uuid, "state": latest.state, "error": latest.error},
-        "exit": int(code),
-        "shards": {
-            "total": totals.total,
-            "done": settled.shards[DONE],
-            "damaged": sum(r.count for r in settled.damaged.values()),
-            "running": totals.claimed,
-            "open": totals.total - finished - totals.claimed,
-            "failed": settled.shards[FAILED],
-        },
-        "samples": {**{s: totals.samples[s] for s in STATUSES}, "left": totals.left},
-        "left_known": 2 * totals.unknown <= totals.total - finished,
-        "reasons": dict(settled.reasons.most_common()),
-        "rate": rates,
-        "eta_s": round(totals.left / speed, 1) if speed and totals.left and live else None,
-        "effort": effort.spent(lives, latest, totals, speed if live else 0.0),
-        "nodes": effort.nodes(lives, now),
-        "slow": effort.slow(lives, now),
-        "history": reader.over_time(),
-        "slots": slots,
-        "nothing": nothing,
-        "lost": gone,
-        "damaged": {k: vars(v) for k, v in settled.damaged.items()},
-        "failures": {k: vars(v) for k, v in settled.failures.items()},
-        "engine_deaths": dict(reader.deaths),
-        "attempts": dict(sum((life.failures for life in reader.lives.values()), Counter())),
-        "waiting": _waiting(slots["list"]),
-        "hurt": _hurt(run, slots["list"]),
-        "excluded": breaker.excluded(run),
-        "paused": run.control_text("pause"),
-        "cancelled": run.control_text("cancelled"),
-        "logs": str(run.logs),
-    }
-
-
-def _nothing(settled: Settled, latest: Submission, over: bool) -> list[str]:
-    """What the run has nothing to show for: shards that could not be read at all; all of it, once it is over."""
-    empty = {reason: found for reason, found in settled.damaged.items() if found.empty}
-    most = max(empty, key=lambda reason: empty[reason].empty, default="")
-    said = [verdict.barren(sum(found.empty for found in empty.values()), most)]
-    if over and not settled.shards[FAILED]:
-        said.insert(0, verdict.fruitless(settled.samples, settled.reasons, latest.by_rule))
-    return [line for line in said if line]
-
-
-def _hurt(run: Run, slots: list[dict[str, Any]]) -> list[str]:
-    """Why workers cannot work in the run directory, or have given up."""
-    missing = [folder.name for folder in (run.slots, run.journals, run.inflight) if not folder.is_dir()]
-    said = [f"{name}/ is missing in {run.path}: no slot can work. Launching again makes it" for name in missing]
-    whys = ((s.get("code"), str(s.get("why", ""))) for s in slots)
-    left = Counter(why for code, why in whys if code == Exit.USAGE or why.startswith(breaker.GAVE_UP))
-    return said + [f"{count:,} {'slot' if count == 1 else 'slots'} left: {why}" for why, count in left.items()]
-
-
-def _rates(reader: JournalReader, now: float) -> dict[str, float]:
-    """Samples a second over each window, not counting time before the first event."""
-    rates = {}
-    for name, window in WINDOWS.items():
-        samples = sum(n for second, n in reader.rates.items() if second > now - window)
-        span = min(window, now - reader.first) if reader.first else 0.0
-        if samples and span > 0:
-            rates[name] = round(samples / span, 2)
-    return rates
-
-
-def _slots(run: Run, submissions: list[Submission]) -> dict[str, Any]:
-    """The newest life of every slot, as its heartbeat says; and what squeue says where it answers."""
-    newest: dict[tuple[str, int], dict[str, Any]] = {}
-    for facts in heartbeat.read_all(run.slots):
-        at = (facts.get("submission", ""), facts.get("slot", 0))
-        if facts.get("life", 0) >= newest.get(at, {}).get("life", -1):
-            newest[at] = facts
-    wanted = {s.uuid for s in submissions[-1:]}
-    rows = []
-    for facts in newest.values():
-        if facts.get("submission") not in wanted and facts.get("state") == "exited":
-            continue
-        silent = time.time() - facts.get("t", time.time())
-        state = facts.get("state", "starting")
-        if state != "exited" and silent > STALE_S:
-            state = "silent"
-        rows.append({**facts, "state": state, "silent_s": round(silent, 1)})
-    job_ids = [j for s in submissions for j in s.job_ids]
-    jobs, reasons = _squeue(job_ids) if job_ids else ({}, [])
-    return {
-        "list": rows, "states": dict(Counter(r["state"] for r in rows)), "squeue": dict(Counter(jobs.values())),
-        "waits_for": reasons,
-    }  # fmt: skip
-
-
-def _waiting(slots: list[dict[str, Any]]) -> dict[str, int]:
-    """Engines that wait for a service that is away, by what they say of it."""
-    awake = [row for row in slots if row["state"] not in ("exited", "silent")]
-    return dict(Counter(e["waiting"] for row in awake for e in row.get("engines", []) if e.get("waiting")))
-
-
-def _squeue(job_ids: list[str]) -> tuple[dict[str, str], list[str]]:
-    from hpc.launcher import live_jobs, why_pending  # and submitit with it: a quarter of a second
-
-    jobs = live_jobs(job_ids)
-    return jobs, why_pending(job_ids) if "PENDING" in jobs.values() else []
-
+from hpc.base.errors import Exit, Parser, UserError
+from hpc.base.no_pandas import without_pandas
+from hpc.base.text import printable as clean
+from hpc.map import breakdown
+from hpc.map.status import current, read_status, render
+from hpc.run.directory import Run
+from hpc.run.published import Published
 
 # --- the picture ------------------------------------------------------------------------------
 
 
-def render(facts: dict[str, Any]) -> Group:
-    """The facts for people, 80 columns wide."""
-    about = f" · {facts['column']} · identity {facts['identity']} · {facts['kind']}"
-    head = Text.assemble((facts["run"], "bold"), about)
-    if facts["jobs"]:
-        head.append(f" {' '.join(facts['jobs'][-3:])}")
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    table.add_row("shards", _bar(facts["shards"]))
-    table.add_row("samples", _samples(facts["samples"], facts["left_known"]))
-    table.add_row("rate", _rate_line(facts))
-    if facts["effort"]["hours"]:
-        table.add_row("spent", _effort_line(facts["effort"]))
-    table.add_row("slots", _slot_line(facts["slots"]))
-    for number, row in enumerate(facts["slow"][:4]):
-        table.add_row("slow" if number == 0 else "", _slow_line(row, facts["effort"]["unit"]))
-    parts: list[Any] = [head, table]
-    for title, group in (("paused", facts["paused"]), ("cancelled", facts["cancelled"])):
-        if group is not None:
-            parts.append(Text(clean(f"{title}: {group}"), style="yellow"))
-    for service, engines in facts["waiting"].items():
-        said = f"waiting: {engines} engines: {service} (a slot is requeued after map.away_s)"
-        parts.append(Text(clean(said), style="yellow"))
-    parts += [Text(clean(line), style="red") for line in facts["hurt"]]
-    for node, reason in facts["excluded"].items():
-        parts.append(Text(clean(f"excluded: {node}: {reason}"), style="yellow"))
-    notes = {r.removeprefix("ok: "): n for r, n in facts["reasons"].items() if r.startswith("ok: ")}
-    if without := {r: n for r, n in facts["reasons"].items() if not r.startswith("ok: ")}:
-        parts.append(_reason_table("no result", without))
-    if notes:
-        parts.append(_reason_table("noted", notes))
-    if facts["damaged"]:
-        parts.append(_group_table("damaged", "shards", facts["damaged"]))
-    if facts["engine_deaths"]:
-        parts.append(_reason_table("engine deaths", facts["engine_deaths"]))
-    if facts["failures"]:
-        parts.append(_group_table("failed", "shards", facts["failures"]))
-        parts.append(Text(f"rerun them: python -m hpc.rerun {facts['path']}"))
-    if facts["lost"]:
-        what, command = lost.said(facts["lost"], facts["path"])
-        parts += [Text(clean(what), "red"), Text(clean(command))]
-    parts += [Text(clean(line), style="red") for line in facts["nothing"]]
-    return Group(*parts)
-
-
-def _bar(shards: dict[str, int], width: int = 28) -> Text:
-    total = max(shards["total"], 1)
-    filled = round(width * shards["done"] / total)
-    damaged = f" ({shards['damaged']:,} damaged)" if shards["damaged"] else ""
-    bar = Text.assemble(("█" * filled, "green"), ("░" * (width - filled), "dim"))
-    bar.append(f" {100 * shards['done'] / total:.1f} %\n{shards['done']:,} of {shards['total']:,} done{damaged}")
-    for name in ("running", "open"):
-        if shards[name]:
-            bar.append(f" · {shards[name]:,} {name}")
-    if shards["failed"]:
-        bar.append(f" · {shards['failed']:,} failed", style="red")
-    return bar
-
-
-def _samples(samples: dict[str, int], left_known: bool) -> str:
-    line = " · ".join(f"{samples[s]:,} {s}" for s in STATUSES if samples[s] or s == "ok")
-    finished = sum(samples[s] for s in STATUSES)
-    if finished:
-        line += f" · {100 * (1 - samples['ok'] / finished):.2f} % not ok"
-    return line + (f" · {samples['left']:,} left" if samples["left"] and left_known else "")
-
-
-def _rate_line(facts: dict[str, Any]) -> str:
-    if not facts["rate"]:
-        return "nothing finished yet"
-    line = " · ".join(f"{rate:,.1f} samples/s ({window})" for window, rate in facts["rate"].items())
-    return line + (f" · {duration(facts['eta_s'])} left at this rate" if facts["eta_s"] else "")
-
-
-def _effort_line(effort: dict[str, Any]) -> str:
-    def said(hours: float, cost: float | None) -> str:
-        money = "" if cost is None else f" · {effort['currency']}{cost:,.2f}"
-        return hours_text(hours, effort["unit"]) + money
-
-    line = said(effort["hours"], effort["cost"])
-    if effort["hours_left"] is not None:
-        line += f" · left: {said(effort['hours_left'], effort['cost_left'])}"
-    return line
-
-
-def _slow_line(row: dict[str, Any], unit: str) -> str:
-    where = clean(row["node"]) + (f" {unit} {row['engine']}" if row["engine"] else "")
-    if "deaths" in row:
-        return f"{where}: its engine died {row['deaths']} times ({clean(row['reason'])})"
-    return f"{where}: {row['rate']:,.1f} samples/s a {unit} ({100 * row['of_median']:+.0f} % of the median)"
-
-
-def _slot_line(slots: dict[str, Any]) -> str:
-    said = " · ".join(f"{n} {state}" for state, n in sorted(slots["states"].items())) or "none has started"
-    if slots["squeue"]:
-        said += " · squeue: " + ", ".join(f"{n} {state}" for state, n in sorted(slots["squeue"].items()))
-    if slots["waits_for"]:
-        said += f" ({', '.join(slots['waits_for'])})"
-    return said
-
-
-def _reason_table(title: str, reasons: dict[str, int], limit: int = 8) -> Table:
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(justify="right", no_wrap=True)
-    table.add_column(overflow="fold")
-    for number, (reason, count) in enumerate(list(reasons.items())[:limit]):
-        table.add_row(title if number == 0 else "", f"{count:,}", Text(clean(reason)))
-    if len(reasons) > limit:
-        table.add_row("", "", f"and {len(reasons) - limit} more reasons (--by error)")
-    return table
-
-
-def _group_table(title: str, unit: str, groups: dict[str, dict[str, Any]], limit: int = 8) -> Table:
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(justify="right", no_wrap=True)
-    table.add_column(overflow="fold")
-    table.add_column(overflow="fold", style="dim")
-    ordered = sorted(groups.items(), key=lambda g: -g[1]["count"])
-    for number, (reason, group) in enumerate(ordered[:limit]):
-        example = f"{group['example']} · {group['where']}" if group["where"] else group["example"]
-        table.add_row(title if number == 0 else "", f"{group['count']:,}", Text(clean(reason)), Text(clean(example)))
-    if len(ordered) > limit:
-        table.add_row("", "", f"and {len(ordered) - limit} more reasons (--by error)", "")
-    return table
-
-
-def look(run: Run) -> dict[str, Any]:
+def read_any_status(run: Run) -> dict[str, Any]:
     """The facts of a run, whatever its kind."""
     return _view(run, None)[0]()
 
@@ -322,26 +47,26 @@ def _view(run: Run, by: str | None) -> tuple[Callable[[], dict[str, Any]], Calla
     from hpc import overview
 
     if overview.runs(run.path):
-        return lambda: overview.gather(run.path), overview.render
+        return lambda: overview.read_status(run.path), overview.render
     if (run.path / "pipeline.yaml").exists():
-        from hpc import pipeline_status
-        from hpc.pipeline_run import PipelineRun
+        from hpc.pipeline import status as pipeline_status
+        from hpc.pipeline.directory import PipelineRun
 
         whole = PipelineRun(run.path)
-        return lambda: pipeline_status.gather(whole), pipeline_status.render
+        return lambda: pipeline_status.read_status(whole), pipeline_status.render
     if run.latest().config.get("sweep"):
-        from hpc import sweep_status
+        from hpc.gang import sweep_status
 
-        return lambda: sweep_status.gather(run), sweep_status.render
+        return lambda: sweep_status.read_status(run), sweep_status.render
     if run.latest().config.get("trainer"):
-        from hpc import gang_status
+        from hpc.gang import status as gang_status
 
-        return lambda: gang_status.gather(run), gang_status.render
+        return lambda: gang_status.read_status(run), gang_status.render
     tally = [current(run)]
 
     def count() -> dict[str, Any]:
         tally[0] = current(run, tally[0])
-        return gather(run, tally[0])
+        return read_status(run, tally[0])
 
     if by:
         return count, lambda facts: Group(render(facts), Text(), breakdown.table(facts, by))

@@ -10,11 +10,11 @@ import importlib
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from hpc.errors import UserError
+from hpc.base.errors import UserError
 
 
 class Gang(Protocol):
-    """One rank's place among the others, as a trainer sees it (the real one is `hpc.gang.Rank`)."""
+    """One rank's place among the others, as a trainer sees it (the real one is `hpc.gang.rank.Rank`)."""
 
     rank: int
     world: int

@@ -21,12 +21,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
-from hpc import column as columns
-from hpc import object_store
-from hpc.errors import Exit, Parser, UserError
-from hpc.ledger import DONE
-from hpc.plan import DamagedPlan, Plan
-from hpc.rundir import Run, Submission
+from hpc.base import object_store
+from hpc.base.errors import Exit, Parser, UserError
+from hpc.run import column as columns
+from hpc.run.directory import Run, Submission
+from hpc.run.ledger import DONE
+from hpc.run.plan import DamagedPlan, Plan
 
 _MARKER = {"file": str, "bytes": int, "rows": int, "sha256": str, "counts": dict, "reasons": dict}
 

@@ -13,9 +13,9 @@ import argparse
 import logging
 import sys
 
-from hpc.errors import Exit, Parser, UserError
-from hpc.lean import without_pandas
-from hpc.rundir import Run, Submission
+from hpc.base.errors import Exit, Parser, UserError
+from hpc.base.no_pandas import without_pandas
+from hpc.run.directory import Run, Submission
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     try:
-        from hpc.agent import Agent
+        from hpc.map.agent import Agent
 
         return Agent(*_task(Run(args.run), args.submission), args.slot).main()
     except OSError:  # a file system that is away for a moment, in the middle of the work: a later life may fare better

@@ -3,7 +3,9 @@
 import sys
 from pathlib import Path
 
-from hpc import commands
+from hpc.base import command_list
 
 if __name__ == "__main__":
-    sys.exit(commands.main(Path(__file__).parent, "Captions, and what is trained on them. Jobs: python -m hpc.launch"))
+    sys.exit(
+        command_list.main(Path(__file__).parent, "Captions, and what is trained on them. Jobs: python -m hpc.launch")
+    )

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpc.errors import ShardError
+from hpc.base.errors import ShardError
 from hpc.operator import OK, Damage
-from hpc.published import Published, PublishedShard
-from recap.data.columns import Values
+from hpc.run.published import Published, PublishedShard
+from recap.data.column import Values
 from recap.data.headers import plain
 from recap.data.index import BLOCK
 from recap.data.remote import open_shard

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from hpc.errors import UserError
-from hpc.published import PublishedShard
+from hpc.base.errors import UserError
+from hpc.run.published import PublishedShard
 from recap.data.expected import stem_of
 from recap.data.headers import plain
 

@@ -41,11 +41,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
-from hpc.errors import Exit, Parser, UserError
+from hpc.base.errors import Exit, Parser, UserError
 from hpc.operator import OK, Shard
-from hpc.published import Published, PublishedShard
+from hpc.run.published import Published, PublishedShard
 from recap.captioned_tars import CaptionView, write_tars
-from recap.data.columns import Values
+from recap.data.column import Values
 from recap.data.exported import ShardRows, file_name, write_contents
 from recap.data.index import BLOCK
 from recap.data.origin import Origins

@@ -31,9 +31,9 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from hpc.errors import Exit, Parser, ShardError, UserError
+from hpc.base.errors import Exit, Parser, ShardError, UserError
 from hpc.operator import OK, Damage
-from hpc.published import Published, PublishedShard
+from hpc.run.published import Published, PublishedShard
 from recap.data.images import BadImage, decode_rgb
 from recap.data.remote import open_shard
 from recap.data.tars import read_samples

@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hpc.errors import UserError
-from recap.train.order import draw
+from hpc.base.errors import UserError
+from recap.randomness import draw
 
 JOIN = "+"
 """`org_caption+re_caption` as a weight's name is the two texts, joined by `separator`."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.slurm_cluster import Cluster, NoSlurm
+from tests.support.slurm_cluster import Cluster, NoSlurm
 
 # Slots find the operators and trainers of these tests as they find a user's own: installed, or by PYTHONPATH.
 ROOT = str(Path(__file__).resolve().parent.parent)
@@ -38,7 +38,7 @@ def slurm() -> Iterator[Cluster]:
 
 @functools.cache
 def _on_slurm(file: Path) -> bool:
-    return re.search(r"^from tests.slurm_cluster import .*\bCluster\b", file.read_text(), re.M) is not None
+    return re.search(r"^from tests.support.slurm_cluster import .*\bCluster\b", file.read_text(), re.M) is not None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

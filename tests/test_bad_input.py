@@ -20,9 +20,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from hpc import status, verify
-from hpc.errors import Exit
-from hpc.published import Published
+from hpc import verify
+from hpc.base.errors import Exit
+from hpc.map import status as map_status
+from hpc.run.published import Published
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -272,7 +273,7 @@ def test_garbage_costs_the_members_it_hid(run: tuple[Published, Path, str]) -> N
 def test_every_sample_is_accounted_for(run: tuple[Published, Path, str], capsys: pytest.CaptureFixture[str]) -> None:
     published, path, screen = run
     assert published.missing() == []
-    facts = status.gather(published.run)
+    facts = map_status.read_status(published.run)
     total: Counter[str] = Counter()
     for shard in published:
         total.update(shard.marker["counts"])

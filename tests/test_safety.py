@@ -16,9 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from hpc import access, bootstrap, snapshot, status
-from hpc.errors import Exit, UserError
-from tests.test_breakers import ROOT, Workbench, lines
+from hpc import status
+from hpc.base import access, bootstrap, snapshot
+from hpc.base.errors import Exit, UserError
+from tests.map.test_breakers import ROOT, Workbench, lines
 
 
 def _snapshot(bench: Workbench) -> Path:

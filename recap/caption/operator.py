@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from hpc.errors import UserError
+from hpc.base.errors import UserError
 from hpc.operator import FAILED, OK, SKIPPED, Column, Damage, Item, Row, Shard
 from recap.data.image_version import VERSION_2
 from recap.data.inputs import DataConfig, list_shards, placeholder_digests
@@ -22,9 +22,10 @@ from recap.data.tars import READING_2, Sample
 from recap.data.texts import LONGEST_TEXT, TextMember, check_key
 from recap.engine import Caption, CaptionerConfig, Engine, Request, check, load_engine, loadable
 from recap.engine.chat import TRIES
-from recap.engine.identity import captioner_identity, model_folder
+from recap.engine.identity import captioner_identity
 from recap.engine.lint import lint
 from recap.engine.provenance import check_served, in_words, made_by
+from recap.model_files import model_folder
 
 _ALTERNATIVE = pa.struct(
     [("format", pa.string()), ("caption", pa.string()), ("tokens", pa.int32()), ("finish", pa.string())]

@@ -13,7 +13,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-from hpc.errors import UserError
+from hpc.base.errors import UserError
 from recap.clip.losses import ranks
 from recap.clip.objective import Objective
 from recap.clip.preprocessing import Preprocessing, of_folder, ours

@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 
-from hpc.errors import Parser, UserError
+from hpc.base.errors import Parser, UserError
 from hpc.operator import Damage
 from recap import device as gpu
 from recap.clip import metrics
@@ -37,7 +37,8 @@ from recap.clip.encoder import Encoder, Features, Picture
 from recap.clip.losses import ranks
 from recap.clip.settings import EvaluationConfig, check_evaluation
 from recap.clip.step import join_step
-from recap.data.columns import ColumnConfig, open_column
+from recap.data.column import ColumnConfig
+from recap.data.columns import open_column
 from recap.data.index import BLOCK
 from recap.data.inputs import DataConfig, list_shards
 from recap.data.remote import open_shard

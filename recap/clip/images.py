@@ -9,7 +9,7 @@ from PIL import Image
 
 from recap.data.images import EncodedImage
 from recap.data.memory import to_decode
-from recap.train.order import draw
+from recap.randomness import draw
 
 
 def training_crop(

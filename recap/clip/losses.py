@@ -44,7 +44,7 @@ class _Gather(torch.autograd.Function):
         return total.chunk(world)[rank]
 
 
-def gather(local: torch.Tensor) -> torch.Tensor:
+def all_gather_features(local: torch.Tensor) -> torch.Tensor:
     """The features of all ranks, in rank order."""
     return local if ranks()[1] == 1 else _Gather.apply(local)
 
@@ -98,8 +98,8 @@ class _Streamed(torch.autograd.Function):
 def softmax_loss(images_bD: torch.Tensor, texts_bD: torch.Tensor, scale: torch.Tensor, stream: int = 0) -> torch.Tensor:
     """InfoNCE over the global batch, both directions. Features of length 1."""
     targets = _targets(len(images_bD), images_bD.device)
-    to_text = cross_entropy(images_bD, gather(texts_bD), scale, targets, stream)
-    to_image = cross_entropy(texts_bD, gather(images_bD), scale, targets, stream)
+    to_text = cross_entropy(images_bD, all_gather_features(texts_bD), scale, targets, stream)
+    to_image = cross_entropy(texts_bD, all_gather_features(images_bD), scale, targets, stream)
     return (to_text + to_image) / 2
 
 
@@ -107,7 +107,7 @@ def sigmoid_loss(
     images_bD: torch.Tensor, texts_bD: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor
 ) -> torch.Tensor:
     """SigLIP: every pair is a yes or a no of its own."""
-    logits = scale * images_bD @ gather(texts_bD).T + bias
+    logits = scale * images_bD @ all_gather_features(texts_bD).T + bias
     signs = torch.full_like(logits, -1.0)
     signs.scatter_(1, _targets(len(images_bD), logits.device)[:, None], 1.0)
     return -F.logsigmoid(signs * logits).sum()
@@ -119,7 +119,7 @@ def multi_positive_loss(
     """K texts an image. An image's other texts are no negatives of it; a text's positive is its image."""
     count, texts = texts_bKD.shape[:2]
     targets = _targets(count, images_bD.device)
-    all_texts, all_images = gather(texts_bKD), gather(images_bD)
+    all_texts, all_images = all_gather_features(texts_bKD), all_gather_features(images_bD)
     total = images_bD.new_zeros(())
     for k in range(texts):
         total = total + cross_entropy(images_bD, all_texts[:, k], scale, targets, stream)

@@ -20,9 +20,10 @@ from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from hpc.errors import Exit, Parser, UserError
+from hpc.base.errors import Exit, Parser, UserError
 from hpc.operator import Damage
-from recap.data.columns import ColumnConfig, open_column
+from recap.data.column import ColumnConfig
+from recap.data.columns import open_column
 from recap.data.index import BLOCK
 from recap.data.inputs import DataConfig, list_shards
 from recap.data.remote import open_shard

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from hpc.errors import UserError
+from hpc.base.errors import UserError
 from recap.clip.settings import OPENAI, ClipModelConfig
 from recap.engine.decode import Geometry, decode
 

@@ -7,8 +7,8 @@ import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from hpc.errors import UserError
-from recap.data.columns import ColumnConfig
+from hpc.base.errors import UserError
+from recap.data.column import ColumnConfig
 from recap.data.samples import JoinedDataConfig, check_batch
 from recap.text_policy import TextPolicyConfig
 from recap.train.settings import TrainSettings, execution, semantic

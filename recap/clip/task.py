@@ -25,10 +25,9 @@ from recap.data.images import BadImage
 from recap.data.joined import Joined
 from recap.data.samples import Samples, Shared, Taken, image_of
 from recap.data.streams import mixed
+from recap.randomness import draw
 from recap.text_policy import Drawn, TextPolicy
-from recap.train.evaluation import Occasion
-from recap.train.order import draw
-from recap.train.task import Batch
+from recap.train.task import Batch, EvaluationContext
 
 
 @dataclass
@@ -105,7 +104,7 @@ class ClipTask:
         assert not missing and not found.unexpected_keys, (missing, found.unexpected_keys)
         formats.save(model, self.model_config, self.tokens, self.stage.image, folder, bias)
 
-    def evaluate(self, module: nn.Module, occasion: Occasion) -> dict[str, float]:
+    def evaluate(self, module: nn.Module, occasion: EvaluationContext) -> dict[str, float]:
         """Every evaluation of the config, at this stage's resolution and context."""
         found: dict[str, float] = {}
         for name, config in self.config.evaluate.items():

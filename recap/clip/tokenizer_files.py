@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hpc.errors import UserError
+from hpc.base.errors import UserError
 from recap.text_policy import TextPolicy
 
 if TYPE_CHECKING:

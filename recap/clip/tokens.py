@@ -15,7 +15,7 @@ import numpy as np
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from hpc.errors import UserError
+from hpc.base.errors import UserError
 from recap.clip.settings import ClipModelConfig
 from recap.clip.tokenizer_files import check_end, lacks
 

@@ -9,14 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from hpc.errors import UserError
+from hpc.base.errors import UserError
 from hpc.trainer import Gang
 from recap.clip.settings import ClipConfig, check
 from recap.clip.tokenizer_files import check_tokenizer, make_of_texts
 from recap.data.image_version import VERSION_2
 from recap.data.joined import check_division
 from recap.data.samples import check_columns, column_identities, said_of_reading, shared_input
-from recap.engine.identity import file_digest
+from recap.model_files import file_digest
 from recap.text_policy import TextPolicy
 from recap.train.groups import Layout, table
 from recap.train.settings import check as check_training

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig
 
-from hpc.errors import UserError
+from hpc.base.errors import UserError
 from recap.clip.hf import HfClip, clip_config
 from recap.clip.preprocessing import ours as preprocessing_of
 from recap.clip.settings import LARGEST_LOGIT_SCALE, ClipModelConfig

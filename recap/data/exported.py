@@ -20,9 +20,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from hpc.errors import UserError
+from hpc.base.errors import UserError
 from hpc.operator import Shard
-from recap.data.columns import ColumnConfig, ColumnOfFiles, Values, check_missing, gone
+from recap.data.column import ColumnConfig, ColumnOfFiles, Values, check_missing, gone
 from recap.data.headers import plain
 from recap.data.index import BLOCK
 from recap.data.manifest import Located, Manifest
@@ -88,7 +88,7 @@ def tables(place: str) -> Iterator[tuple[str, pa.Table]]:
 
 
 class ExportedColumn(ColumnOfFiles):
-    """One field of an export, `re_caption` if none is named (see `recap.data.columns.Column`)."""
+    """One field of an export, `re_caption` if none is named (see `recap.data.column.Column`)."""
 
     def __init__(self, name: str, config: ColumnConfig, place: str, manifest: Manifest | None = None) -> None:
         super().__init__(name, config, config.field or FIELD_OF_CAPTIONS, manifest)

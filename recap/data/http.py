@@ -9,7 +9,7 @@ from typing import Any
 
 from fsspec.asyn import sync
 
-from hpc.errors import ShardError
+from hpc.base.errors import ShardError
 
 _WAIT_S = 60.0  # for a connection, and between two pieces of an answer
 

@@ -19,7 +19,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from hpc.errors import ShardError, UserError
+from hpc.base.errors import ShardError, UserError
 from hpc.operator import Damage, Shard
 from recap.data.archive import Archive, Place
 from recap.data.remote import open_shard

@@ -14,9 +14,9 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from hpc.errors import Parser, UserError
+from hpc.base.errors import Parser, UserError
 from hpc.operator import Batched, Column, Damage, Item, Row, Shard
-from hpc.published import Published, PublishedShard
+from hpc.run.published import Published, PublishedShard
 from recap.data.index import BLOCK, LINK, PROBLEM, Index, Link, ShardBlocks, scan_shard
 from recap.data.inputs import DataConfig, list_shards
 from recap.data.tars import READING_2

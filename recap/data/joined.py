@@ -19,17 +19,18 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import IO, Any, cast
 
-from hpc.errors import UserError
+from hpc.base.errors import UserError
 from hpc.operator import Damage, Shard
 from recap.data.archive import LINK, single
-from recap.data.columns import Column, MemberColumn, ParquetColumn
+from recap.data.column import Column
+from recap.data.columns import MemberColumn, ParquetColumn
 from recap.data.index import Block
 from recap.data.memory import of_rank
 from recap.data.remote import Ranges, fetch
 from recap.data.same_image import SameImages
 from recap.data.streams import Plan, Window
 from recap.data.tars import Sample, read_samples
-from recap.train.order import draw
+from recap.randomness import draw
 
 PIECE = 64 << 20  # bytes of a block that are asked for at a time: most blocks are smaller, those of large images not
 _END = 1024  # zeros: a range of a tar has no end of its own

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from hpc import atomic
-from hpc.errors import UserError
+from hpc.base import atomic
+from hpc.base.errors import UserError
 
 _SCHEMA = pa.schema(
     [

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 
-from hpc.errors import UserError
+from hpc.base.errors import UserError
 from hpc.operator import MissingShards, Shard
-from recap.data.inputs import without_credentials
+from recap.data.addresses import without_credentials
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from typing import IO, Any, cast
 import fsspec
 from fsspec.implementations.http import HTTPFileSystem
 
-from hpc.errors import ShardError
+from hpc.base.errors import ShardError
 from hpc.operator import Shard
 from recap.data import http
 

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from hpc.errors import UserError
-from recap.train.order import draw
+from hpc.base.errors import UserError
+from recap.randomness import draw
 
 if TYPE_CHECKING:
-    from recap.data.columns import Values
+    from recap.data.column import Values
 
 log = logging.getLogger(__name__)
 

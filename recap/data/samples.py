@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from hpc.errors import UserError
+from hpc.base.errors import UserError
 from hpc.operator import Shard
-from hpc.published import Published
+from hpc.run.published import Published
 from hpc.trainer import Gang
-from recap.data.columns import Column, ColumnConfig, ColumnOfFiles, open_column
+from recap.data.column import Column, ColumnConfig, ColumnOfFiles
+from recap.data.columns import open_column
 from recap.data.images import BadImage
 from recap.data.index import BLOCK, Index
 from recap.data.inputs import DataConfig, list_shards

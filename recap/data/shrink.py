@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 from PIL import Image
 
-from hpc.errors import UserError
+from hpc.base.errors import UserError
 from hpc.operator import OK, SKIPPED, Batched, Column, Damage, Item, Row, Shard
 from recap.data.image_version import VERSION_2
 from recap.data.images import BadImage, EncodedImage

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hpc.errors import UserError
+from hpc.base.errors import UserError
 from recap.data.index import Index
 
 _ROUNDS = 4

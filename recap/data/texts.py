@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from hpc.errors import ShardError, UserError
+from hpc.base.errors import ShardError, UserError
 from hpc.operator import Damage, MissingShards, Shard
 from recap.data.remote import open_shard
 from recap.data.tars import read_samples

@@ -14,9 +14,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from threading import Lock
 
-from hpc.errors import ShardError, UserError
+from hpc.base.errors import ShardError, UserError
 from hpc.operator import Damage, Shard
-from recap.data.columns import Column, MemberColumn
+from recap.data.column import Column
+from recap.data.columns import MemberColumn
 from recap.data.joined import Joined
 from recap.data.remote import open_shard
 from recap.data.streams import mixed

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from hpc.errors import Parser
+from hpc.base.errors import Parser
 from recap.demo import DESCRIPTIONS, FLAGS
 from recap.worlds.tars import write_tar
 

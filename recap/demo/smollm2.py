@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from hpc.errors import Exit, Parser, UserError
+from hpc.base.errors import Exit, Parser, UserError
 from recap.demo import CAPTIONER, DESCRIPTIONS, FLAGS_TRUTH
 from recap.engine.settings import PAPER_PROMPT
 from recap.sft.assemble import assemble

@@ -37,7 +37,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from hpc.errors import Parser
+from hpc.base.errors import Parser
 from recap.worlds.flags import sample
 
 PROMPT = "Please generate a detailed caption of this image. Please be as descriptive as possible."

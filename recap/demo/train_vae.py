@@ -22,11 +22,11 @@ import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 
-from hpc.errors import Parser
+from hpc.base.errors import Parser
 from recap.demo import FLAGS, FLAGS_TRUTH
 from recap.dit.images import centre_crop, cropped
 from recap.dit.vae import Vae
-from recap.train.order import draw
+from recap.randomness import draw
 from recap.worlds import flags, shapes
 
 SIDE = 64

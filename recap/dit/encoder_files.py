@@ -8,8 +8,8 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from hpc.errors import UserError
-from recap.engine.identity import file_digest
+from hpc.base.errors import UserError
+from recap.model_files import file_digest
 
 CLIP, T5 = ("clip", "clip_text_model"), ("t5", "umt5", "mt5")
 

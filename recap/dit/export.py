@@ -21,11 +21,11 @@ from typing import Any
 
 import torch
 
-from hpc import atomic
+from hpc.base import atomic
 from recap.dit.exported import ABOUT, facts
-from recap.dit.model import TextEncoder
 from recap.dit.sampling import scheduler_of
 from recap.dit.settings import DitConfig
+from recap.dit.text_encoder import TextEncoder
 from recap.dit.vae import load_vae, vae_facts
 
 

@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hpc.errors import UserError
-from recap.engine.identity import file_digest
+from hpc.base.errors import UserError
+from recap.model_files import file_digest
 
 ABOUT = "recap_dit.json"
 

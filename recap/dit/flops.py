@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from functools import cached_property
 
-from recap.dit.model import TextEncoder
 from recap.dit.settings import DitConfig
+from recap.dit.text_encoder import TextEncoder
 from recap.dit.vae import Space, encoding_flops
 
 

@@ -11,14 +11,14 @@ import torch.distributed as dist
 from PIL import Image
 from torch.distributed.fsdp import register_fsdp_forward_method
 
-from hpc import atomic
+from hpc.base import atomic
 from recap.dit.contact_sheet import as_png, contact_sheet
-from recap.dit.model import TextEncoder
 from recap.dit.objective import Objective
 from recap.dit.sampling import Sampler, Wanted, scheduler_of
 from recap.dit.settings import DitConfig
-from recap.train.evaluation import Occasion
-from recap.train.order import draw
+from recap.dit.text_encoder import TextEncoder
+from recap.randomness import draw
+from recap.train.task import EvaluationContext
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class Grid:
         self._scheduler = scheduler_of("dpm", config.objective.kind, config.model.learned_sigma)
         self._known: set[int] = set()  # modules that were made ready
 
-    def draw(self, module: Objective, occasion: Occasion) -> dict[str, Any]:
+    def draw(self, module: Objective, occasion: EvaluationContext) -> dict[str, Any]:
         """samples/<samples>.png in the run directory, named as `grid`. The ranks share the images; rank 0 writes."""
         ranks, config = occasion.ranks, self._config
         if not config.prompts:

@@ -7,7 +7,7 @@ from PIL import Image
 
 from recap.data.images import LARGEST, BadImage, EncodedImage
 from recap.data.memory import to_decode
-from recap.train.order import draw
+from recap.randomness import draw
 
 
 def centre_crop(data: bytes, side: int) -> np.ndarray:

@@ -22,9 +22,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hpc.errors import ShardError, UserError
+from hpc.base.errors import ShardError, UserError
 from hpc.operator import OK, Shard
-from hpc.published import Published
+from hpc.run.published import Published
 
 _ID = "prompts-"
 

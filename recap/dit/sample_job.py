@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pyarrow as pa
 from PIL import Image
 
-from hpc.errors import UserError
+from hpc.base.errors import UserError
 from hpc.operator import FAILED, SKIPPED, Batched, Column, Damage, Item, Row, Shard
 from recap.dit import exported
 from recap.dit.contact_sheet import as_png
 from recap.dit.prompts import Prompts, PromptsConfig
-from recap.train.order import draw
+from recap.randomness import draw
 
 if TYPE_CHECKING:
     import numpy as np

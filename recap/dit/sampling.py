@@ -54,7 +54,7 @@ class Sampler:
 
     Args:
         transformer: called as a PixArtTransformer2DModel, and has its config and parameters.
-        text_encoder: has `encode` and `context` of a recap.dit.model.TextEncoder.
+        text_encoder: has `encode` and `context` of a recap.dit.text_encoder.TextEncoder.
         codec: decodes latents (recap.dit.vae).
         scheduler: see `scheduler_of`; steps: how many it takes.
         batch: images of a forward pass; decides the rounding, so it belongs to what is made.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from hpc.errors import UserError
+from hpc.base.errors import UserError
 from recap.data.samples import JoinedDataConfig, check_batch
 from recap.text_policy import TextPolicyConfig
 from recap.train.settings import TrainSettings, execution, semantic

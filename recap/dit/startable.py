@@ -10,9 +10,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hpc.errors import UserError
-from hpc.published import Published
-from recap.data.columns import ColumnConfig
+from hpc.base.errors import UserError
+from hpc.run.published import Published
+from recap.data.column import ColumnConfig
 from recap.dit.encoder_files import check_encoder
 from recap.dit.settings import DitConfig, DitModelConfig
 from recap.dit.stored import Stored

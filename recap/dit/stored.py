@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from hpc.errors import UserError
+from hpc.base.errors import UserError
 from recap.dit.encoder_files import text_encoder_digest, tokenizer_digest
 from recap.dit.latents import read_latent
 from recap.dit.settings import DitConfig

@@ -21,15 +21,15 @@ from recap.dit.encoder_files import text_encoder_digest
 from recap.dit.flops import Flops
 from recap.dit.grid import Grid
 from recap.dit.images import centre_crop, flipped
-from recap.dit.model import TextEncoder, build
+from recap.dit.model import build
 from recap.dit.objective import Objective, diffusion
 from recap.dit.settings import DitConfig
 from recap.dit.stored import Stored
+from recap.dit.text_encoder import TextEncoder
 from recap.dit.vae import latent_space, open_codec
+from recap.randomness import draw
 from recap.text_policy import TextPolicy
-from recap.train.evaluation import Occasion
-from recap.train.order import draw
-from recap.train.task import Batch
+from recap.train.task import Batch, EvaluationContext
 
 
 @dataclass
@@ -115,7 +115,7 @@ class DitTask:
         model.load_state_dict({name.removeprefix("transformer."): tensor.cpu() for name, tensor in weights.items()})
         write(self.config, model, folder)
 
-    def evaluate(self, module: nn.Module, occasion: Occasion) -> dict[str, Any]:
+    def evaluate(self, module: nn.Module, occasion: EvaluationContext) -> dict[str, Any]:
         assert isinstance(module, Objective)
         return self._grid.draw(module, occasion)
 

@@ -9,7 +9,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from hpc.errors import UserError
+from hpc.base.errors import UserError
 
 
 def pack(name: str, array: np.ndarray, metadata: Mapping[str, str]) -> bytes:

@@ -24,10 +24,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from hpc.errors import UserError
+from hpc.base.errors import UserError
 from hpc.operator import SKIPPED, Batched, Damage, Item, Row, Shard
 from hpc.operator import Column as MadeColumn
-from recap.data.columns import Column, ColumnConfig, ParquetColumn, RunColumn, open_column
+from recap.data.column import Column, ColumnConfig
+from recap.data.columns import ParquetColumn, RunColumn, open_column
 from recap.data.index import BLOCK
 from recap.data.inputs import DataConfig, list_shards
 from recap.data.remote import open_shard
@@ -36,10 +37,10 @@ from recap.data.tars import READING_2, read_samples
 from recap.dit.encoder_files import text_encoder_digest, tokenizer_digest
 from recap.dit.storage import said_in_total
 from recap.dit.tensor_blob import fits_fp16, pack, unpack
-from recap.engine.identity import file_digest
+from recap.model_files import file_digest
 
 if TYPE_CHECKING:
-    from recap.dit.model import TextEncoder
+    from recap.dit.text_encoder import TextEncoder
 
 log = logging.getLogger(__name__)
 
@@ -164,7 +165,7 @@ class TextEmbeddingsOperator(Batched):
     def setup(self, device: str) -> None:
         import torch
 
-        from recap.dit.model import TextEncoder
+        from recap.dit.text_encoder import TextEncoder
 
         precision = {"fp32": torch.float32, "bf16": torch.bfloat16}[self.config.precision]
         self._encoder = TextEncoder(self.config.text_encoder, self.config.context).to(device, precision)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from hpc.errors import UserError
+from hpc.base.errors import UserError
 from hpc.trainer import Gang
 from recap.data.image_version import VERSION_2
 from recap.data.joined import check_division
@@ -17,7 +17,7 @@ from recap.dit.encoder_files import make_encoder
 from recap.dit.settings import DitConfig, check
 from recap.dit.text_embeddings import encoder_width
 from recap.dit.vae import vae_digest, vae_facts
-from recap.engine.identity import file_digest
+from recap.model_files import file_digest
 from recap.text_policy import TextPolicy
 from recap.train.groups import Layout, table
 from recap.train.settings import check as check_training
@@ -93,8 +93,9 @@ class DitTrainer:
         """The model on the meta device, its text encoder as well where texts are encoded live. Loads torch."""
         import torch
 
-        from recap.dit.model import build, encoder_layout
+        from recap.dit.model import build
         from recap.dit.objective import Objective
+        from recap.dit.text_encoder import encoder_layout
 
         model, live = self.config.model, not self.config.data.embeddings
         facts = vae_facts(model.vae) if model.vae else None

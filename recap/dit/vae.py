@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hpc.errors import UserError
-from recap.engine.identity import file_digest, model_folder
+from hpc.base.errors import UserError
+from recap.model_files import file_digest, model_folder
 
 if TYPE_CHECKING:
     import torch

@@ -33,10 +33,10 @@ from PIL import Image
 from rich.console import Console
 from rich.markup import escape
 
-from hpc import object_store
-from hpc.errors import Exit, Parser, UserError
+from hpc.base import object_store
+from hpc.base.errors import Exit, Parser, UserError
 from hpc.operator import OK
-from hpc.published import Published, PublishedShard
+from hpc.run.published import Published, PublishedShard
 from recap.captioned_tars import safe_name
 from recap.dit.contact_sheet import as_png, contact_sheet
 from recap.dit.sample_job import FIELDS

@@ -13,10 +13,10 @@ import torch
 from transformers import AutoConfig, GenerationConfig
 
 from recap.engine.decode import Geometry
-from recap.engine.identity import model_folder
 from recap.engine.processor import load_processor
 from recap.engine.prompts import PromptBook
 from recap.engine.settings import CaptionerConfig
+from recap.model_files import model_folder
 
 
 @dataclass

@@ -14,16 +14,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-FP8 = torch.float8_e4m3fn
-FP8_MAX = 448.0  # largest number of e4m3
+from recap.engine.precision import FP8, FP8_MAX, Activation
+
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 fused: Any = None
 if importlib.util.find_spec("triton"):  # CPU builds of torch come without it
     from recap.engine import triton_kernels as fused
-
-# An activation as matrix products take it: a plain tensor, or its fp8 numbers with float32 [M, 1] scales.
-Activation = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
 
 
 def uses_triton(x: torch.Tensor) -> bool:

@@ -15,8 +15,6 @@ import torch
 import torch.nn.functional as F
 
 from recap.engine.kernels import (
-    FP8,
-    Activation,
     add_rms_norm,
     bits,
     decode_attention,
@@ -25,6 +23,7 @@ from recap.engine.kernels import (
     rope_and_store,
     swiglu,
 )
+from recap.engine.precision import FP8, Activation
 
 FAMILIES = ("llama", "mistral", "qwen2")
 

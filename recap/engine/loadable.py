@@ -10,8 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from recap.engine.identity import model_folder
 from recap.engine.settings import CaptionerConfig
+from recap.model_files import model_folder
 
 # Types that see images and write nothing, and those that write and see nothing: the likeliest wrong folders.
 _SILENT = ("clip", "clip_vision_model", "siglip", "siglip2", "siglip_vision_model", "vit", "dinov2")

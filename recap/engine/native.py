@@ -168,7 +168,7 @@ class NativeEngine:
         generator: Generator[_Job] = Generator(
             model, trial, self.sampler, normalise, size, self.device, self.dtype, **options
         )
-        settle(generator, plan, self.config)
+        fit_slots_to_memory(generator, plan, self.config)
         return generator
 
     def _shrink(self, error: Exception) -> None:
@@ -237,7 +237,7 @@ def common_prefix(book: PromptBook) -> tuple[int, ...]:
 def fitting_slots(generator: Generator[Any], share: float) -> int:
     """How many slots the free memory of the GPU holds beside a fill and a step, measured by running both."""
     device = generator.device
-    passes = gpu.peak_memory(device, lambda: rehearse(generator))
+    passes = gpu.peak_memory(device, lambda: warm_up(generator))
     gpu.release_memory()
     free = gpu.free_memory(device)
     keys = generator.decoder.keys
@@ -249,7 +249,7 @@ def fitting_slots(generator: Generator[Any], share: float) -> int:
     return max(slots, generator.plan.micro_batch * generator.plan.texts)
 
 
-def settle(generator: Generator[Any], plan: Plan, config: CaptionerConfig) -> None:
+def fit_slots_to_memory(generator: Generator[Any], plan: Plan, config: CaptionerConfig) -> None:
     """Give the generator as many slots as fit. Where memory runs out: fewer slots, then, unless the settings name
     one, half the micro-batch. MemoryError where nothing fits."""
     slots = plan.slots if config.slots else None
@@ -259,7 +259,7 @@ def settle(generator: Generator[Any], plan: Plan, config: CaptionerConfig) -> No
                 generator.reset(replace(plan, slots=plan.micro_batch * plan.texts))
                 slots = fitting_slots(generator, config.memory_share)
             generator.reset(replace(plan, slots=slots))
-            rehearse(generator)
+            warm_up(generator)
         except torch.OutOfMemoryError:
             try:
                 slots = fewer_slots(generator.plan)
@@ -288,7 +288,7 @@ def fewer_slots(plan: Plan) -> int:
     return slots
 
 
-def rehearse(generator: Generator[Any]) -> None:
+def warm_up(generator: Generator[Any]) -> None:
     """A full fill and two steps on grey images: compiles kernels, captures the graph, touches all memory."""
     import numpy as np
 

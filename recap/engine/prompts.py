@@ -9,24 +9,18 @@ budget of tokens; the lengths of all prompts are then bounded, as engines with f
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from recap.engine.settings import CaptionerConfig, PromptFormat
+from recap.randomness import uniform
 
 # The original text is tokenised on its own to be cut, then within the prompt: seams may cost a few tokens.
 _SEAM_TOKENS = 8
 _IMAGE_MARK = "\ue000"  # a private-use character that stands for the image while templates are filled in
 _ALT_MARK = "\ue001"
-
-
-def uniform(seed: int, key: str, purpose: str, count: int = 1) -> np.ndarray:
-    """`count` numbers in [0, 1), float64, from the arguments alone: the engines' only source of chance."""
-    digest = hashlib.blake2b(f"{seed}\0{purpose}\0{key}".encode("utf-8", "surrogatepass"), digest_size=16).digest()
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little"))).random(count)
 
 
 def choose_format(formats: dict[str, PromptFormat], seed: int, key: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from recap.data.inputs import without_credentials
+from recap.data.addresses import without_credentials
 from recap.engine.chat import ChatServer
 from recap.engine.settings import CaptionerConfig
 

@@ -1,7 +1,7 @@
 """Choosing the next token: greedy, or temperature, top-k and top-p with one number in [0, 1) per sample and
 step.
 
-The number comes from the sample's key (`recap.engine.prompts.uniform`), so a text depends on its own request
+The number comes from the sample's key (`recap.randomness.uniform`), so a text depends on its own request
 alone. Works on any device, with fixed shapes and without synchronising: it is part of the captured decode
 step.
 """
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
-from recap.engine.prompts import uniform
 from recap.engine.settings import CaptionerConfig
+from recap.randomness import uniform
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from recap.data.inputs import without_credentials
+from recap.data.addresses import without_credentials
 
 # Recap-DataComp-1B, arXiv 2406.08478, section 3.2, verbatim.
 PAPER_PROMPT = "Please generate a detailed caption of this image. Please be as descriptive as possible."

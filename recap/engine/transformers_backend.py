@@ -26,12 +26,12 @@ from recap.data.images import BadImage, EncodedImage
 from recap.engine.captions import Pending, make_caption
 from recap.engine.checkpoint import end_tokens, is_llava, open_checkpoint
 from recap.engine.decode_pool import DecodePool
-from recap.engine.identity import model_folder
 from recap.engine.interface import Caption, Request
 from recap.engine.processor import load_processor
 from recap.engine.prompts import Prompt, PromptBook
 from recap.engine.sampling import Sampler
 from recap.engine.settings import CaptionerConfig
+from recap.model_files import model_folder
 
 
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:

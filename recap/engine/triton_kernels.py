@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 if TYPE_CHECKING:
-    from recap.engine.kernels import Activation
+    from recap.engine.precision import Activation
 
 
 def _fp8_outputs(rows: int, columns: int, x: torch.Tensor, fp8: bool) -> tuple[torch.Tensor, torch.Tensor]:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from transformers import LlavaForConditionalGeneration
 
-from hpc.errors import UserError
+from hpc.base.errors import UserError
 from recap.engine.captions import make_caption
 from recap.engine.checkpoint import end_tokens, image_tokens
 from recap.engine.processor import load_processor

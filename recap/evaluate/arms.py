@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hpc.errors import UserError
+from hpc.base.errors import UserError
 from recap.evaluate.generated_report import PROMPTS
 from recap.evaluate.image_sets import ImageItem, ImageSet
 

@@ -34,11 +34,11 @@ from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
 
-from hpc.errors import Exit, Parser, UserError
+from hpc.base.errors import Exit, Parser, UserError
 from recap.demo import FLAGS, FLAGS_TRUTH
-from recap.engine.identity import model_folder
 from recap.engine.settings import PAPER_PROMPT
 from recap.evaluate import text_sets
+from recap.model_files import model_folder
 from recap.worlds.flag_captions import parse
 from recap.worlds.flag_scenes import COLOURS
 
@@ -140,12 +140,12 @@ def score_shapes(model: Path, count: int) -> dict[str, Share]:
     """Of `count` generated shapes that no training saw (seed -1): captions without a wrong fact, and those that leave
     nothing out either. The majority is what the commonest single caption of such pictures reaches."""
     from recap.evaluate.answers import Answerer
-    from recap.worlds import shapes
+    from recap.worlds import shape_claims, shapes
 
     answerer = Answerer(model)
     made = [shapes.sample(-1, index) for index in range(count)]
-    found = [shapes.judge(answerer.ask(PAPER_PROMPT, [sample.image]), sample.scene) for sample in made]
-    constant = [[shapes.judge(text, sample.scene) for sample in made] for text in {s.caption for s in made[:50]}]
+    found = [shape_claims.judge(answerer.ask(PAPER_PROMPT, [sample.image]), sample.scene) for sample in made]
+    constant = [[shape_claims.judge(text, sample.scene) for sample in made] for text in {s.caption for s in made[:50]}]
     correct = max(sum(j.correct for j in row) for row in constant) / count
     complete = max(sum(j.complete for j in row) for row in constant) / count
     return {

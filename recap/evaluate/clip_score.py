@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, CLIPModel
 
-from hpc.errors import UserError
+from hpc.base.errors import UserError
 from recap.clip.encoder import Encoder, Picture
 from recap.clip.tokenizer_files import check_pooling
 from recap.clip.weights import OPEN_CLIP_CONFIG

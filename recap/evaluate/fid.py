@@ -22,13 +22,13 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from hpc.errors import UserError
+from hpc.base.errors import UserError
 from recap.data.images import BadImage, decode_rgb
 from recap.dit.images import centre_crop
-from recap.engine.identity import file_digest
 from recap.evaluate.clip_score import Clip
 from recap.evaluate.image_sets import ImageItem
 from recap.evaluate.inception import Inception, load_inception
+from recap.model_files import file_digest
 
 
 class FeatureModule(Protocol):

@@ -40,11 +40,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from hpc import atomic
-from hpc.errors import Exit, Parser, UserError
+from hpc.base import atomic
+from hpc.base.errors import Exit, Parser, UserError
 from recap import device as gpu
+from recap.data.addresses import without_credentials
 from recap.data.images import BadImage, EncodedImage
-from recap.data.inputs import without_credentials
 from recap.evaluate.arms import Prompts, Source
 from recap.evaluate.clip_score import Clip, ClipScores, open_clip
 from recap.evaluate.fid import (

@@ -21,11 +21,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hpc import object_store
-from hpc.errors import UserError
+from hpc.base import object_store
+from hpc.base.errors import UserError
 from hpc.operator import OK, Damage
-from hpc.published import Published, PublishedShard
-from hpc.rundir import Run
+from hpc.run.directory import Run
+from hpc.run.published import Published, PublishedShard
 from recap.data.images import BadImage, decode_rgb
 from recap.data.inputs import DataConfig, list_shards
 from recap.data.remote import open_shard

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hpc.errors import UserError
+from hpc.base.errors import UserError
 from recap.data.images import BadImage, EncodedImage
 from recap.engine.chat import ChatServer, NoAnswer, read_choice, user_message
 from recap.evaluate.image_sets import ImageItem

@@ -30,11 +30,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hpc.errors import Exit, Parser, UserError
+from hpc.base.errors import Exit, Parser, UserError
 from recap.data.images import BadImage, decode_rgb
-from recap.engine.identity import model_folder
 from recap.evaluate.captioner import wilson
 from recap.evaluate.mmmu_rules import LETTERS, open_answer, option
+from recap.model_files import model_folder
 
 
 @dataclass(frozen=True)

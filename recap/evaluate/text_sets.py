@@ -17,11 +17,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hpc.errors import UserError
+from hpc.base.errors import UserError
 from hpc.operator import OK
-from hpc.published import Published
+from hpc.run.published import Published
 from recap.data import exported
-from recap.data.columns import Values
+from recap.data.column import Values
 from recap.data.headers import plain
 from recap.data.same_image import SameImages, digest_field
 

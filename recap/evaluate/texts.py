@@ -10,7 +10,7 @@ import importlib
 import re
 from collections.abc import Mapping, Sequence
 
-from hpc.errors import UserError
+from hpc.base.errors import UserError
 
 
 def plain(text: str) -> str:

@@ -32,8 +32,8 @@ from transformers import (
 )
 from transformers.utils import is_gguf_available
 
-from hpc.errors import Exit, Parser, UserError
-from recap.sft.export import end_captions, save
+from hpc.base.errors import Exit, Parser, UserError
+from recap.sft.saving import end_captions, save
 from recap.sft.task import features
 from recap.sft.templates import IMAGE, TEMPLATES, Renderer
 

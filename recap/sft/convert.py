@@ -23,9 +23,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from hpc.errors import Exit, Parser, UserError
+from hpc.base.errors import Exit, Parser, UserError
 from recap.sft.assemble import image_tokenizer, processor_of, tower_of
-from recap.sft.export import end_captions, save
+from recap.sft.saving import end_captions, save
 from recap.sft.task import features
 from recap.sft.templates import IMAGE, TEMPLATES, Renderer
 

@@ -20,10 +20,10 @@ from typing import Any
 
 from PIL import Image
 
-from hpc.errors import UserError
+from hpc.base.errors import UserError
 from recap.sft.example import Example, decoded
 from recap.sft.image_store import ImageStore
-from recap.sft.settings import Source
+from recap.sft.source import Source
 from recap.sft.templates import IMAGE, BadSample
 
 _FORMS = {"llava": "LLaVA's", "sharegpt": "ShareGPT's", "messages": "messages'"}

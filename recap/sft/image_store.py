@@ -10,7 +10,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from hpc.errors import UserError
+from hpc.base.errors import UserError
 from recap.sft.templates import BadSample
 
 

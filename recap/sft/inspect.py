@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.text import Text
 
 from hpc import config as configs
-from hpc.errors import Exit, Parser, UserError
+from hpc.base.errors import Exit, Parser, UserError
 from recap.sft.packing import pack
 from recap.sft.task import Ready, SftTask
 from recap.sft.templates import BadSample, Rendered

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForImageTextToText, LlavaForConditionalGeneration
 
-from hpc.errors import UserError
+from hpc.base.errors import UserError
 from recap.sft.attention import boundaries
 from recap.sft.attention import choose as choose_attention
 from recap.sft.settings import LoraSettings, SftConfig

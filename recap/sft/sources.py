@@ -12,14 +12,14 @@ from typing import Any
 
 from PIL import Image
 
-from hpc.errors import UserError
+from hpc.base.errors import UserError
 from recap.data.samples import Shared
+from recap.randomness import draw, place
 from recap.sft.dialogues import Dialogues
 from recap.sft.example import Conversations, Example
-from recap.sft.settings import Source
+from recap.sft.source import Source
 from recap.sft.tars import Tars
 from recap.sft.templates import IMAGE
-from recap.train.order import draw, place
 
 
 class Corpus:

@@ -10,10 +10,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hpc.errors import UserError
+from hpc.base.errors import UserError
 from recap.engine import loadable
-from recap.engine.identity import model_folder
 from recap.engine.settings import CaptionerConfig
+from recap.model_files import model_folder
 from recap.sft.settings import SftConfig
 from recap.sft.templates import IMAGE, TEMPLATES
 

@@ -13,18 +13,18 @@ from typing import Any
 
 from PIL import Image
 
-from hpc.errors import UserError
-from recap.data.columns import ColumnConfig
+from hpc.base.errors import UserError
+from recap.data.column import ColumnConfig
 from recap.data.images import BadImage
 from recap.data.index import Index
 from recap.data.inputs import list_shards
 from recap.data.joined import Joined, Reader
 from recap.data.samples import JoinedDataConfig, Shared, check_columns, image_of, opened_columns
 from recap.data.streams import Plan
+from recap.randomness import draw
 from recap.sft.example import Example, decoded
-from recap.sft.settings import Source
+from recap.sft.source import Source
 from recap.sft.templates import IMAGE, BadSample
-from recap.train.order import draw
 
 _TEXT = "text"  # the column's name here
 _WINDOW = 8  # blocks of 512 samples among which samples are shuffled, and which a rank holds

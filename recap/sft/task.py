@@ -15,21 +15,20 @@ from torch import nn
 from transformers import AutoConfig
 
 from recap.data.samples import Shared
-from recap.engine.identity import model_identity
 from recap.engine.processor import load_processor
+from recap.model_files import model_identity
 from recap.sft import model as models
 from recap.sft.attention import lengths
 from recap.sft.example import Conversations, Example
-from recap.sft.export import write
 from recap.sft.flops import Costs, costs_of
 from recap.sft.packing import deal, pack
+from recap.sft.saving import write
 from recap.sft.settings import SftConfig
 from recap.sft.sources import Corpus
 from recap.sft.tars import Tars
 from recap.sft.templates import BadSample, Rendered, Renderer
-from recap.train.evaluation import Occasion
 from recap.train.parallel import to_device
-from recap.train.task import Batch
+from recap.train.task import Batch, EvaluationContext
 
 WITHOUT = "without a caption"  # samples of tars in whose place others stand
 
@@ -112,7 +111,7 @@ class SftTask:
     def export(self, weights: dict[str, torch.Tensor], folder: Path) -> None:
         write(self, weights, folder)
 
-    def evaluate(self, module: nn.Module, occasion: Occasion) -> dict[str, float]:
+    def evaluate(self, module: nn.Module, occasion: EvaluationContext) -> dict[str, float]:
         """Mean loss of a supervised token of the held-out conversations, each once.
 
         n: conversations that count; skipped: those that cannot be used; damaged: tars, whose samples before the damage

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hpc.errors import UserError
+from hpc.base.errors import UserError
 from recap.engine.prompts import Encoder
 
 IMAGE = "<image>"  # stands for an image in texts, as in LLaVA's JSON

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
-from hpc.errors import UserError
+from hpc.base.errors import UserError
 from hpc.trainer import Gang
 from recap.data.image_version import VERSION_2
 from recap.data.samples import Shared, column_identities, shared_input
-from recap.engine.identity import model_folder, model_identity
+from recap.model_files import model_folder, model_identity
 from recap.sft.settings import SftConfig, check
 from recap.sft.startable import check as check_start
 from recap.sft.tars import data_of

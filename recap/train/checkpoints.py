@@ -30,8 +30,8 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
-from hpc import atomic
-from hpc.errors import UserError
+from hpc.base import atomic
+from hpc.base.errors import UserError
 from recap import device as gpu
 from recap.train.state import Progress, TrainState
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +9,13 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from hpc.errors import Exit
+from hpc.base.errors import Exit
 from hpc.trainer import Gang
-from recap.train.parallel import Ranks, precision
+from recap.train.parallel import precision
+from recap.train.ranks import Ranks
 from recap.train.settings import TrainSettings
 from recap.train.state import TrainState, seed_step
-from recap.train.task import Evaluates
+from recap.train.task import Evaluates, EvaluationContext
 
 
 class Interrupted(Exception):
@@ -25,21 +24,6 @@ class Interrupted(Exception):
     def __init__(self, code: int) -> None:
         super().__init__(f"stopped with {code}")
         self.code = code
-
-
-@dataclass(frozen=True)
-class Occasion:
-    """When and where a task evaluates (`Evaluates.evaluate`).
-
-    samples: that the weights have seen. directory: of the run, where pictures may go (rank 0 writes).
-    between: to be called between batches, equally often on every rank: a sign of life; leaves (by an exception) as
-        soon as one rank is told to stop.
-    """
-
-    samples: int
-    directory: Path
-    ranks: Ranks
-    between: Callable[[], None]
 
 
 def evaluate(task: Evaluates, state: TrainState, settings: TrainSettings, ranks: Ranks, gang: Gang) -> dict[str, Any]:
@@ -52,14 +36,16 @@ def evaluate(task: Evaluates, state: TrainState, settings: TrainSettings, ranks:
         if requeue or leave:
             raise Interrupted(Exit.REQUEUE if requeue else Exit.INCOMPLETE)
 
-    occasion = Occasion(state.progress.samples, Path(gang.directory), ranks, between)
+    occasion = EvaluationContext(state.progress.samples, Path(gang.directory), ranks, between)
     if state.ema is None:
         return _measured(task, state.module, settings, occasion)
     with state.ema.swapped():
         return _measured(task, state.module, settings, occasion)
 
 
-def _measured(task: Evaluates, module: nn.Module, settings: TrainSettings, occasion: Occasion) -> dict[str, Any]:
+def _measured(
+    task: Evaluates, module: nn.Module, settings: TrainSettings, occasion: EvaluationContext
+) -> dict[str, Any]:
     seed_step(settings.seed, 0, occasion.ranks.rank)  # the same noise each time; the next step seeds its own
     module.eval()
     try:

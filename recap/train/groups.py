@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from hpc.errors import UserError
+from hpc.base.errors import UserError
 
 if TYPE_CHECKING:
     from torch import nn

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from hpc.errors import Exit, UserError
+from hpc.base.errors import Exit, UserError
 from hpc.trainer import Gang
-from recap.train import parallel
+from recap.train import parallel, ranks
 from recap.train.checkpoints import Began, Checkpoints, Keep
 from recap.train.evaluation import Interrupted, evaluate
 from recap.train.feed import Feed
@@ -54,7 +54,7 @@ class Training:
         if settings.evaluate_every and not isinstance(task, Evaluates):
             raise UserError("config: `train.evaluate_every`: this trainer has nothing to evaluate. Leave it out.")
         self.task, self.settings, self.gang = task, settings, gang
-        self.ranks = parallel.join(gang.device, gang.local_rank, TIMEOUT_S)
+        self.ranks = ranks.join(gang.device, gang.local_rank, TIMEOUT_S)
         self.total = length(settings, task.size())
         if not self.total:
             raise UserError("config: `train.samples`: there is nothing to train on")
@@ -72,7 +72,7 @@ class Training:
         self.metrics = Metrics(folder / "metrics.jsonl", settings.trackers) if gang.rank == 0 else None
         self.profile = Profile(settings.profile, folder / "profile", gang.rank)
         self.recorder = Recorder(self.state, self.ranks, self.metrics)
-        self.unchecked: tuple[parallel.Later, list[str], int] | None = None
+        self.unchecked: tuple[parallel.AsyncScalar, list[str], int] | None = None
         self.lr = 0.0
         self.stop = 0  # the exit code that the ranks agreed to stop with
         self.rehearsed = not parallel.rearranges(self.module)
@@ -218,7 +218,7 @@ class Training:
         progress.step += 1
         progress.samples += self.settings.batch
         self.check_finite()
-        self.unchecked = (parallel.Later(norm), batch.keys, progress.step)
+        self.unchecked = (parallel.AsyncScalar(norm), batch.keys, progress.step)
         self.recorder.add(loss, weight, batch.counts)
         self.gang.beat()
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from hpc.errors import UserError
+from hpc.base.errors import UserError
 from recap import device as gpu
 
 log = logging.getLogger(__name__)

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import logging
-import math
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 import torch
@@ -23,67 +19,14 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from recap import device as gpu
+from recap.train.ranks import Ranks
 from recap.train.settings import TrainSettings
-from recap.train.task import LaysOut, Task
+from recap.train.task import HasMetaLayout, Task
 
 log = logging.getLogger(__name__)
 
 FSDP_FROM = 1.5e9  # parameters; AdamW's fp32 states of fewer fit one GPU of 80 GB several times over
 WHOLE = 0.25  # of a GPU's memory, that whole gradients may take between the micro-batches of a step
-
-
-@dataclass
-class Ranks:
-    """The process groups. control: gloo, small agreements between hosts; saving: gloo, of the checkpoint thread."""
-
-    rank: int
-    world: int
-    device: torch.device
-    control: dist.ProcessGroup
-    saving: dist.ProcessGroup
-
-    def sums(self, values: list[float]) -> list[float]:
-        """Sums over all ranks, without waiting for the device; rounded once, so that no order of adding shows."""
-        mine = torch.tensor(values, dtype=torch.float64)
-        found = [torch.empty_like(mine) for _ in range(self.world)]
-        dist.all_gather(found, mine, group=self.control)
-        return [math.fsum(column) for column in zip(*(part.tolist() for part in found), strict=True)]
-
-    def largest(self, value: float) -> float:
-        """Of all ranks."""
-        found: list[Any] = [None] * self.world
-        dist.all_gather_object(found, value, group=self.control)
-        return max(found)
-
-    def told(self, ask: Callable[[], str]) -> str:
-        """What rank 0 finds; the others do not look: it may read all weights."""
-        found = [ask() if self.rank == 0 else None]
-        dist.broadcast_object_list(found, src=0, group=self.control)
-        return str(found[0])
-
-    def tally(self, before: Mapping[str, int], mine: Mapping[str, int]) -> dict[str, int]:
-        """What was counted before, and what each rank adds, by name."""
-        found: list[Any] = [None] * self.world
-        dist.all_gather_object(found, dict(mine), group=self.control)
-        total = Counter(before)
-        for part in found:
-            total.update(part)
-        return dict(sorted(total.items()))
-
-
-def join(device: str, local_rank: int, timeout_s: float) -> Ranks:
-    """Meet the other ranks (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT are set) and take a device."""
-    place, backend = torch.device("cpu"), "gloo"
-    if device == gpu.GPU:
-        place, backend = gpu.claim(local_rank), "cpu:gloo,cuda:nccl"
-        if place.type != gpu.GPU:
-            raise RuntimeError("this rank is to work on a GPU, and sees none")
-    timeout = timedelta(seconds=timeout_s)
-    if not dist.is_initialized():  # a later stage of one life meets in the same group
-        dist.init_process_group(backend, timeout=timeout)
-    control = dist.new_group(backend="gloo", timeout=timeout)
-    saving = dist.new_group(backend="gloo", timeout=timeout)
-    return Ranks(dist.get_rank(), dist.get_world_size(), place, control, saving)
 
 
 def build(task: Task, settings: TrainSettings, ranks: Ranks) -> nn.Module:
@@ -93,7 +36,7 @@ def build(task: Task, settings: TrainSettings, ranks: Ranks) -> nn.Module:
     part: the file system has one reader, and host memory one copy.
     """
     several = ranks.world > 1 and settings.parallel != "ddp"
-    layout = task.layout() if several and isinstance(task, LaysOut) else None
+    layout = task.layout() if several and isinstance(task, HasMetaLayout) else None
     module = task.module() if layout is None else layout
     parameters = sum(p.numel() for p in module.parameters())
     kind = settings.parallel
@@ -229,7 +172,7 @@ def to_device(value: Any, device: torch.device) -> Any:
     return value
 
 
-class Later:
+class AsyncScalar:
     """Numbers on their way from the device; reading them waits for their own computation, not for what was queued
     after. float [] or [N]."""
 

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from recap.train.metrics import Measured, Meter, Metrics
-from recap.train.parallel import Later, Ranks, peak_flops
+from recap.train.parallel import AsyncScalar, peak_flops
+from recap.train.ranks import Ranks
 from recap.train.state import TrainState
 
 log = logging.getLogger(__name__)
@@ -38,8 +39,8 @@ class Line:
     """A line whose numbers are still on their way from the device. facts: those that are known."""
 
     window: Window
-    sums: Later
-    norm: Later
+    sums: AsyncScalar
+    norm: AsyncScalar
     measured: Measured
     facts: dict[str, Any]
 
@@ -69,10 +70,10 @@ class Recorder:
         window.weights.append(weight)
         window.counts = {name: window.counts.get(name, 0.0) + count for name, count in counts.items()}
 
-    def take(self, norm: Later, **facts: Any) -> None:
+    def take(self, norm: AsyncScalar, **facts: Any) -> None:
         """A line is due of the steps so far."""
         measured = self.meter.take(self._peak, self._ranks.world)
-        self._line = Line(self._window, Later(torch.stack(self._window.sums)), norm, measured, facts)
+        self._line = Line(self._window, AsyncScalar(torch.stack(self._window.sums)), norm, measured, facts)
         self._window = Window()
 
     def write(self) -> bool:
@@ -104,10 +105,10 @@ class Recorder:
     def settle(self) -> None:
         """Add the steps without a line to the progress, for a checkpoint."""
         if self._window.sums:
-            self._reduce(self._window, Later(torch.stack(self._window.sums)))
+            self._reduce(self._window, AsyncScalar(torch.stack(self._window.sums)))
             self._window = Window()
 
-    def _reduce(self, window: Window, sums: Later) -> None:
+    def _reduce(self, window: Window, sums: AsyncScalar) -> None:
         """Add steps, summed over ranks, to the progress. Step by step, so that where a checkpoint falls changes no bit
         of the curve."""
         progress, names = self._state.progress, list(window.counts)

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from hpc.errors import UserError
+from hpc.base.errors import UserError
 
 
 def semantic(default: Any, text: str) -> Any:

@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
-from recap.train.order import draw
+from recap.randomness import draw
 from recap.train.settings import TrainSettings
 from recap.train.task import Task
 

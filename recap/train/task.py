@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import torch
 from torch import nn
 
+from recap.train.ranks import Ranks
+
 if TYPE_CHECKING:
-    from recap.train.evaluation import Occasion
+    pass
 
 
 @dataclass
@@ -79,7 +81,7 @@ class ReadsColumns(Protocol):
 
 
 @runtime_checkable
-class LaysOut(Protocol):
+class HasMetaLayout(Protocol):
     """A task whose module can be made without its weights: where FSDP2 shards it, rank 0 alone reads them."""
 
     def layout(self) -> nn.Module:
@@ -99,7 +101,7 @@ class Constrains(Protocol):
 class Evaluates(Protocol):
     """A task that can be evaluated while it is trained (`train.evaluate_every`)."""
 
-    def evaluate(self, module: nn.Module, occasion: Occasion) -> dict[str, Any]:
+    def evaluate(self, module: nn.Module, occasion: EvaluationContext) -> dict[str, Any]:
         """What metrics.jsonl is to say, by name: numbers, or the path of a picture. The same on every rank.
 
         Called by all ranks together, without gradients, in evaluation mode, with the averaged weights where there are
@@ -107,3 +109,18 @@ class Evaluates(Protocol):
         `module(...)` itself, equally often on every rank, since FSDP2 gathers parameters there; calls
         `occasion.between()` between batches.
         """
+
+
+@dataclass(frozen=True)
+class EvaluationContext:
+    """When and where a task evaluates (`Evaluates.evaluate`).
+
+    samples: that the weights have seen. directory: of the run, where pictures may go (rank 0 writes).
+    between: to be called between batches, equally often on every rank: a sign of life; leaves (by an exception) as
+        soon as one rank is told to stop.
+    """
+
+    samples: int
+    directory: Path
+    ranks: Ranks
+    between: Callable[[], None]

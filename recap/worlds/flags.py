@@ -20,7 +20,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from hpc.errors import Parser
+from hpc.base.errors import Parser
 from recap.worlds.flag_captions import describe, parse
 from recap.worlds.flag_drawing import draw
 from recap.worlds.flag_scenes import COLOURS, Scene, new_scene

@@ -15,7 +15,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from hpc.errors import Parser
+from hpc.base.errors import Parser
 from recap.worlds.flags import alt_text, sample
 
 SPECIAL = ["<pad>", "<unk>", "<bos>", "<eos>"]

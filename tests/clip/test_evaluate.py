@@ -14,11 +14,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hpc.errors import UserError
+from hpc.base.errors import UserError
 from recap.clip import evaluate, metrics, weights
 from recap.clip.settings import EvaluationConfig
 from recap.clip.tokens import Tokens
-from recap.data.columns import ColumnConfig
+from recap.data.column import ColumnConfig
 from recap.worlds.tars import write_tar
 from tests.clip.models import tiny
 from tests.clip.ranks import on_ranks

@@ -14,7 +14,7 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import CLIPImageProcessor, CLIPModel, CLIPProcessor, PreTrainedTokenizerFast, pipeline
 
-from hpc.errors import UserError
+from hpc.base.errors import UserError
 from recap.clip import preprocessing, weights
 from recap.clip.encoder import Encoder
 from recap.clip.hf import clip_config

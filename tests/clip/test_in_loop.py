@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hpc.errors import UserError
+from hpc.base.errors import UserError
 from recap.clip.encoder import Encoder
 from recap.clip.evaluate import measure
 from recap.clip.settings import EvaluationConfig

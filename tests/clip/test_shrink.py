@@ -13,8 +13,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from hpc.errors import UserError
-from hpc.published import Published
+from hpc.base.errors import UserError
+from hpc.run.published import Published
 from recap.clip.task import ClipTask
 from recap.data.images import BadImage, EncodedImage
 from recap.data.shrink import ShrinkConfig, ShrinkOperator, shrunk

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from benchmarks import recap_clip as study
+from benchmarks.studies import recap_clip as study
 
 FLAGS, SCENES = (
     yaml.safe_load((Path(study.__file__).parent / name).read_text())

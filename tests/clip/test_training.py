@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hpc import config as configs
-from hpc.errors import UserError
+from hpc.base.errors import UserError
 from recap.clip import weights
 from recap.clip.settings import ClipConfig, check, without_effect
 from recap.clip.task import ClipTask

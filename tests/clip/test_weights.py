@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPModel
 
-from hpc.errors import UserError
+from hpc.base.errors import UserError
 from recap.clip import weights
 from recap.clip.hf import clip_config
 from recap.clip.settings import VISION, ClipModelConfig

@@ -11,12 +11,12 @@ import pytest
 import yaml
 
 from hpc import launch
-from hpc.errors import Exit, UserError
-from hpc.ledger import bucket_of
+from hpc.base.errors import Exit, UserError
 from hpc.operator import Shard
-from hpc.plan import Plan
-from hpc.published import Published
-from hpc.rundir import Run
+from hpc.run.directory import Run
+from hpc.run.ledger import bucket_of
+from hpc.run.plan import Plan
+from hpc.run.published import Published
 from recap.data.inputs import DataConfig, list_shards, root_of
 from recap.worlds.tars import write_tar
 

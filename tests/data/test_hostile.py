@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from hpc import reader
+from hpc.map import reader
 from hpc.operator import Damage, Item
 from recap.data import archive, tars, unindexed
 from recap.data.joined import Joined

@@ -14,12 +14,13 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from hpc import gang
+from hpc.base.errors import UserError
 from hpc.config import ClusterConfig
-from hpc.errors import UserError
+from hpc.gang import rank as gang
 from hpc.operator import Damage, Shard
 from recap.data import joined
-from recap.data.columns import ColumnConfig, open_column
+from recap.data.column import ColumnConfig
+from recap.data.columns import open_column
 from recap.data.index import Index, scan_shard
 from recap.data.index_job import collect
 from recap.data.inputs import DataConfig, list_shards

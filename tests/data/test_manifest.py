@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from benchmarks import scale
-from hpc.errors import UserError
-from hpc.published import Published
-from recap.data.columns import ColumnConfig, open_column
+from hpc.base.errors import UserError
+from hpc.run.published import Published
+from recap.data.column import ColumnConfig
+from recap.data.columns import open_column
 from recap.data.inputs import DataConfig, list_shards
 from recap.data.manifest import Located, Manifest, write
 from recap.data.samples import JoinedDataConfig, check_columns, shared_input

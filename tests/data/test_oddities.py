@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 import webdataset
 
-from hpc.errors import Exit, ShardError
+from hpc.base.errors import Exit, ShardError
 from hpc.operator import Shard
-from hpc.published import Published, PublishedShard
+from hpc.run.published import Published, PublishedShard
 from recap import export
-from recap.data.columns import ColumnConfig, open_column
+from recap.data.column import ColumnConfig
+from recap.data.columns import open_column
 from recap.data.images import BadImage
 from recap.data.index import Index
 from recap.data.inputs import DataConfig, list_shards
@@ -42,7 +43,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         sources.mkdir()
         (folder / "in" / f"{number:02d}.tar").write_bytes(oddity.make(sources))
     (folder / "c.yaml").write_text(
-        f"name: r\nruns: {folder}\noperator: tests.instant.InstantOperator\ncaptioner: {{model: instant}}\n"
+        f"name: r\nruns: {folder}\noperator: tests.support.instant.InstantOperator\ncaptioner: {{model: instant}}\n"
         f"data: {{shards: [{folder}/in]}}\ncluster: {{kind: local}}\nmap: {{lease_s: 3}}\n"
     )
     command = [sys.executable, "-m", "hpc.launch", str(folder / "c.yaml")]

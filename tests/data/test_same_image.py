@@ -15,11 +15,12 @@ import yaml
 from PIL import Image
 
 from hpc import launch
-from hpc.errors import UserError
+from hpc.base.errors import UserError
 from hpc.operator import Shard
-from hpc.published import Published
+from hpc.run.published import Published
 from recap.data import same_image
-from recap.data.columns import ColumnConfig, Values, open_column
+from recap.data.column import ColumnConfig, Values
+from recap.data.columns import open_column
 from recap.data.index import Index
 from recap.data.inputs import DataConfig, list_shards
 from recap.data.joined import Reader

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpc.errors import UserError
+from hpc.base.errors import UserError
 from hpc.operator import Shard
 from recap.data.index import Index, ShardBlocks
 from recap.data.streams import Plan, permute

@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 
-from hpc.errors import UserError
+from hpc.base.errors import UserError
 from recap.caption.operator import CaptionConfig
-from recap.data.columns import ColumnConfig, open_column
+from recap.data.column import ColumnConfig
+from recap.data.columns import open_column
 from recap.data.inputs import DataConfig
 from recap.data.texts import TextMember, decoded
 from recap.engine import CaptionerConfig
 from recap.worlds.tars import write_tar
-from tests.instant import InstantOperator
+from tests.support.instant import InstantOperator
 
 UTF16, NOT_UTF8 = "text: UTF-16 (converted)", "text: not UTF-8 (kept as replaced)"
 

@@ -7,8 +7,9 @@ import logging
 
 import pytest
 
-from hpc.errors import UserError
-from recap.data.columns import ColumnConfig, open_column
+from hpc.base.errors import UserError
+from recap.data.column import ColumnConfig
+from recap.data.columns import open_column
 from recap.data.inputs import DataConfig, list_shards
 from recap.data.unindexed import StreamedReader
 from tests.data.corpus import build, write_column

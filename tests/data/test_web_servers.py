@@ -9,7 +9,7 @@ from threading import Thread
 
 import pytest
 
-from hpc.errors import ShardError, UserError
+from hpc.base.errors import ShardError, UserError
 from hpc.operator import Shard
 from recap.data import remote
 from recap.data.index import scan_shard

@@ -22,10 +22,10 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from hpc.errors import UserError
+from hpc.base.errors import UserError
 from hpc.operator import Shard
-from hpc.published import Published
-from recap.data.columns import ColumnConfig
+from hpc.run.published import Published
+from recap.data.column import ColumnConfig
 from recap.data.images import BadImage
 from recap.data.inputs import DataConfig
 from recap.demo import FLAGS, VAE
@@ -33,9 +33,9 @@ from recap.demo.train_vae import psnr
 from recap.dit.encoder_files import text_encoder_digest
 from recap.dit.images import centre_crop, flipped
 from recap.dit.latents import LatentsConfig, LatentsOperator, read_latent
-from recap.dit.model import TextEncoder
 from recap.dit.storage import said_in_total
 from recap.dit.text_embeddings import TextDataConfig, TextEmbeddingsConfig, TextEmbeddingsOperator, read_states
+from recap.dit.text_encoder import TextEncoder
 from recap.dit.vae import Pixels, Vae, vae_digest, vae_facts
 from recap.worlds.tars import write_tar
 from tests.dit.conftest import items, rows_of

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from hpc import config as configs
-from hpc.errors import UserError
-from recap.data.columns import ColumnConfig
+from hpc.base.errors import UserError
+from recap.data.column import ColumnConfig
 from recap.dit.text_embeddings import TextDataConfig, TextEmbeddingsConfig, TextEmbeddingsOperator
 from tests.dit.conftest import rows_of, tree
 

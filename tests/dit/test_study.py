@@ -1,4 +1,4 @@
-"""The checker and the report of benchmarks.recap_dit."""
+"""The checker and the report of benchmarks.studies.recap_dit."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from benchmarks.recap_dit import HERE, difference, plan, report
-from benchmarks.recap_dit_world import ATTRIBUTES, SIDE, STYLES, judge, truth_of
+from benchmarks.studies.recap_dit import HERE, difference, plan, report
+from benchmarks.studies.recap_dit_world import ATTRIBUTES, SIDE, STYLES, judge, truth_of
 
 
 def picture(left: str, right: str, dot: str = "") -> Image.Image:

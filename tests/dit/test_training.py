@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import load_file
 
 from hpc import config as configs
-from hpc.errors import UserError
-from recap.data.columns import ColumnConfig
+from hpc.base.errors import UserError
+from recap.data.column import ColumnConfig
 from recap.data.inputs import DataConfig
 from recap.demo import VAE
 from recap.dit.latents import LatentsConfig, LatentsOperator
@@ -284,8 +284,8 @@ def test_the_papers_configs_are_checked() -> None:
 def test_states_that_were_cut_elsewhere_are_refused(world: Path) -> None:
     """Their column's context and tokenizer are recorded; a column without them is refused where a text is too long."""
     from recap.dit.encoder_files import text_encoder_digest, tokenizer_digest
-    from recap.dit.model import TextEncoder
     from recap.dit.tensor_blob import pack
+    from recap.dit.text_encoder import TextEncoder
 
     encoder = world / "encoder"
     made = configs.check(tree(world, model__context=8), "test").work

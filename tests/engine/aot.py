@@ -23,6 +23,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from recap.engine import kernels as K
+from recap.engine import precision
 
 warnings.filterwarnings("ignore", message="TRITON_DEFAULT_FP_FUSION")
 H, F, A, KV, D, T, M, V = 4096, 14336, 32, 8, 128, 729, 64, 1024
@@ -74,7 +75,7 @@ def calls(dtype: torch.dtype, fp8: bool) -> dict[str, Callable[[], Any]]:
             "quantise": lambda: K.quantise(x),
             "quantise wide": lambda: K.quantise(some(M, F)),
         }
-    for label, of in (("", dtype), *([(", fp8 cache", K.FP8)] if fp8 else [])):
+    for label, of in (("", dtype), *([(", fp8 cache", precision.FP8)] if fp8 else [])):
         found |= {name + label: call for name, call in _with_cache(dtype, some(8, KV, T, D, of=of)).items()}
     return found
 

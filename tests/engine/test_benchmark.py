@@ -50,7 +50,16 @@ SMI = "#!/bin/sh\necho '1755, 2619, 650.50, 61'\necho '1695, 2619, [N/A], 61'\n"
 
 
 def lease(out: Path, *more: str) -> list[str]:
-    return [sys.executable, "-m", "tests.bare_machine", "benchmarks.gpu", "--rehearse", "--out", str(out), *more]
+    return [
+        sys.executable,
+        "-m",
+        "tests.support.bare_machine",
+        "benchmarks.gpu",
+        "--rehearse",
+        "--out",
+        str(out),
+        *more,
+    ]
 
 
 @pytest.mark.slow

@@ -26,13 +26,15 @@ from PIL import Image
 
 from benchmarks.random_captioner import photo
 from hpc import config as configs
-from hpc import heartbeat, launch, status
-from hpc.errors import Exit, UserError
-from hpc.rundir import Run
+from hpc import status
+from hpc.base import heartbeat
+from hpc.base.errors import Exit, UserError
+from hpc.map import launch as map_launch
+from hpc.run.directory import Run
 from recap.engine import Caption, CaptionerConfig, PromptFormat, Request, load_engine
 from recap.engine.chat import ChatServer, NoAnswer
 from recap.engine.endpoint import EndpointEngine
-from tests.jobs import ENVIRONMENT, command, wait_for
+from tests.support.jobs import ENVIRONMENT, command, wait_for
 
 
 def says(image: bytes, prompt: str) -> str:
@@ -244,12 +246,12 @@ def test_an_engine_that_fails_says_so_in_poll(server: Server, monkeypatch: pytes
 
 def test_waiting_that_looks_like_a_hang_is_refused_at_launch(tmp_path: Path) -> None:
     tree = {
-        "name": "x", "operator": "tests.instant.InstantOperator", "data": {"shards": ["x.tar"]}, "runs": str(tmp_path),
+        "name": "x", "operator": "tests.support.instant.InstantOperator", "data": {"shards": ["x.tar"]}, "runs": str(tmp_path),
         "captioner": {"backend": "openai", "endpoint": "http://n:1/v1", "served_model": "m", "endpoint_timeout_s": 120},
         "cluster": {"kind": "local"},
     }  # fmt: skip
     with pytest.raises(UserError, match=r"captioner.endpoint_timeout_s.* 600 s.*map.hang_s=600"):
-        launch.prepare(configs.check(tree, ""))
+        map_launch.prepare(configs.check(tree, ""))
 
 
 def test_a_bad_url_is_named() -> None:

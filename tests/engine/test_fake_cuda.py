@@ -11,7 +11,7 @@ import transformers
 
 from benchmarks.caption_work import LLAMA3_8B, MAX_TOKENS, make_generator, make_work
 from recap.engine.generator import Image, Text
-from tests.fake_cuda import Watch, fake_cuda
+from tests.support.fake_cuda import Watch, fake_cuda
 
 pytest.importorskip("triton")
 CUDA = torch.device("cuda", 0)

@@ -14,7 +14,6 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_
 
 from recap.engine import kernels
 from recap.engine.kernels import (
-    FP8,
     add_layer_norm,
     add_rms_norm,
     causal_attention,
@@ -27,6 +26,7 @@ from recap.engine.kernels import (
     swiglu,
 )
 from recap.engine.llama import Matrix
+from recap.engine.precision import FP8
 
 INTERPRETED = kernels.uses_triton(torch.zeros(1))
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from hpc import launch
-from hpc.errors import Exit
+from hpc.base.errors import Exit
 from recap.engine import CaptionerConfig, loadable
 
 DEMO = Path(__file__).resolve().parents[2] / "recap/demo/captioner"

@@ -262,11 +262,11 @@ def test_shapes_settle_on_what_the_memory_holds(
     monkeypatch.setattr(native, "rehearse", tight)
     monkeypatch.setattr(native, "fitting_slots", lambda generator, share: 40)
     plan = replace(generator.plan, slots=named.get("slots", 8))
-    native.settle(generator, plan, replace(engine.config, micro_batch=None, slots=named.get("slots")))
+    native.fit_slots_to_memory(generator, plan, replace(engine.config, micro_batch=None, slots=named.get("slots")))
     assert sizes[-1] == expected
     if room < 24:
         with pytest.raises(MemoryError, match="micro_batch"):  # a number that the settings name is kept
-            native.settle(generator, plan, replace(engine.config, micro_batch=8, slots=named.get("slots")))
+            native.fit_slots_to_memory(generator, plan, replace(engine.config, micro_batch=8, slots=named.get("slots")))
     engine.close()
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from hpc import launch
-from hpc.errors import Exit
-from hpc.published import Published
+from hpc.base.errors import Exit
+from hpc.run.published import Published
 from recap import export
 from recap.engine import CaptionerConfig
 from recap.engine.provenance import check_served, in_words, made_by, writers

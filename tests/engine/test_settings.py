@@ -14,8 +14,9 @@ from omegaconf import OmegaConf
 
 from recap.engine import CaptionerConfig, PromptFormat, check
 from recap.engine.checkpoint import open_checkpoint
-from recap.engine.identity import captioner_identity, file_digest, model_identity
-from recap.engine.prompts import uniform
+from recap.engine.identity import captioner_identity
+from recap.model_files import file_digest, model_identity
+from recap.randomness import uniform
 
 
 def test_every_field_has_help_and_omegaconf_reads_them() -> None:

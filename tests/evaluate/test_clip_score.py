@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
-from hpc.errors import UserError
+from hpc.base.errors import UserError
 from recap.clip import weights
 from recap.clip.tokens import Tokens
 from recap.evaluate.clip_score import ClipScores, open_clip

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from hpc.errors import UserError
+from hpc.base.errors import UserError
 from recap.evaluate.clip_score import open_clip
 from recap.evaluate.fid import (
     ClipFeatures,

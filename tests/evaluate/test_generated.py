@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from hpc.errors import Exit
+from hpc.base.errors import Exit
 from recap.evaluate import generated
 from recap.evaluate.clip_score import ClipScores, open_clip
 from recap.evaluate.fid import ClipFeatures, FrechetDistance, reference_statistics

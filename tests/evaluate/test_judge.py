@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from hpc.errors import UserError
+from hpc.base.errors import UserError
 from recap.evaluate import judge as judging
 from recap.evaluate.image_sets import ImageItem
 from recap.evaluate.judge import Judge, JudgeConfig

@@ -9,7 +9,7 @@ from typing import Any
 
 import benchmarks.torchvision_shim  # noqa: F401 - before transformers
 from hpc import config as configs
-from hpc.errors import UserError
+from hpc.base.errors import UserError
 from recap.sft import model as models
 from recap.sft import task
 from tests.train.ranks import Alone

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from hpc.errors import UserError
+from hpc.base.errors import UserError
 from recap.demo import FLAGS
 from recap.sft.inspect import report
-from recap.sft.settings import Source
+from recap.sft.source import Source
 from recap.sft.sources import Listed
 from recap.sft.task import SftTask
 from recap.sft.templates import BadSample

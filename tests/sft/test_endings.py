@@ -18,11 +18,11 @@ from recap.engine.interface import Caption, Request
 from recap.engine.native import NativeEngine
 from recap.engine.settings import CaptionerConfig
 from recap.sft.convert import convert
-from recap.sft.export import end_captions
+from recap.sft.saving import end_captions
 from recap.sft.task import SftTask
 from recap.sft.templates import TEMPLATES
 from tests.sft.conftest import tree
-from tests.sft.test_training import original_of
+from tests.sft.test_convert import original_of
 
 
 def caption(folder: Path, prompt: str, image: bytes) -> Caption:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from benchmarks.random_captioner import photo
 from hpc import config as configs
-from hpc.errors import UserError
+from hpc.base.errors import UserError
 from recap.sft.task import SftTask
 from tests.sft.conftest import Make, tree
 from tests.train.ranks import curve, launch, log

@@ -15,7 +15,7 @@ from transformers import AddedToken, AutoProcessor, LlavaForConditionalGeneratio
 
 from benchmarks.random_captioner import photo
 from hpc import config as configs
-from hpc.errors import UserError
+from hpc.base.errors import UserError
 from recap.engine.checkpoint import open_checkpoint
 from recap.engine.interface import Request
 from recap.engine.native import NativeEngine
@@ -23,7 +23,7 @@ from recap.engine.prompts import Encoder
 from recap.engine.settings import CaptionerConfig
 from recap.engine.transformers_backend import OneAtATimeEngine
 from recap.evaluate.answers import Answerer
-from recap.sft.export import end_captions, save
+from recap.sft.saving import end_captions, save
 from recap.sft.task import SftTask
 from recap.sft.templates import IMAGE, TEMPLATES, Renderer
 from tests.sft.conftest import tree

@@ -15,7 +15,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from recap.train import loop, parallel, record
+from recap.train import loop, parallel, ranks, record
 from recap.train.settings import TrainSettings
 from recap.train.task import Task
 
@@ -59,9 +59,9 @@ class Arrived:
 
 def waits(task: Task, settings: TrainSettings, gang: Any, monkeypatch: Any, steps: int = 3) -> list[str]:
     """The blocking copies of the steps after the first. Raises what reading a number of the device raises."""
-    joined = parallel.join
+    joined = ranks.join
 
-    def join(*given: Any) -> parallel.Ranks:
+    def join(*given: Any) -> ranks.Ranks:
         ranks = joined(*given)
         ranks.device = torch.device("meta")
         return ranks

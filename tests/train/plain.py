@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from hpc.errors import Exit, UserError
+from hpc.base.errors import Exit, UserError
 
 
 @dataclass

@@ -109,8 +109,8 @@ def work(directory: str, values: dict[str, Any], gang: dict[str, Any]) -> int:
     """Train the tiny task as one rank; the exit code."""
     import logging
 
+    from hpc.base.errors import UserError
     from hpc.config import structured
-    from hpc.errors import UserError
     from recap.train.loop import train
     from tests.train.tiny import TinyConfig, make_task
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from hpc.errors import UserError
-from recap.train.order import place
+from hpc.base.errors import UserError
+from recap.randomness import place
 from recap.train.settings import TrainSettings
 from tests.train.ranks import curve, launch, lines, log
 

@@ -11,7 +11,7 @@ import pytest
 
 from hpc import config as configs
 from hpc import launch
-from hpc.errors import Exit, UserError
+from hpc.base.errors import Exit, UserError
 from recap.train.groups import Group, groups, lines
 from recap.train.state import optimizer_of
 from tests.clip.models import tiny

@@ -15,7 +15,7 @@ from typing import Any, get_type_hints
 import pytest
 
 from hpc import config as configs
-from hpc.errors import UserError
+from hpc.base.errors import UserError
 from tests.clip.test_training import tree as clip_tree
 from tests.dit.conftest import tree as dit_tree
 from tests.dit.conftest import world as made_world  # noqa: F401 - a fixture

@@ -15,8 +15,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpc.errors import UserError
-from recap.train.order import permute, place
+from hpc.base.errors import UserError
+from recap.randomness import permute, place
 from recap.train.settings import TrainSettings, check, learning_rate
 from tests.train.ranks import curve, launch, log
 

@@ -9,8 +9,8 @@ import pytest
 from transformers import CLIPModel
 
 from benchmarks.random_captioner import photo
-from tests.jobs import ROOT, command, inline
 from tests.sft.test_own_data import write_tar
+from tests.support.jobs import ROOT, command, inline
 from tests.train.ranks import curve
 
 

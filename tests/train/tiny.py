@@ -55,7 +55,7 @@ def make_task(config: TinyConfig, rank: int = 0) -> Any:
     import torch
     from torch import nn
 
-    from recap.train.order import draw, place
+    from recap.randomness import draw, place
     from recap.train.task import Batch
 
     class Module(nn.Module):

@@ -1,0 +1,1 @@
+"""What everything stands on: files, errors, logs, heartbeats, code snapshots. Knows no job."""

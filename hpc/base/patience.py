@@ -1,0 +1,36 @@
+"""Trying again, for a while: a file system may be away; a worker must neither crash nor wait for ever."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from hpc.base.errors import UserError
+
+log = logging.getLogger(__name__)
+
+MOST_S = 60.0
+Result = TypeVar("Result")
+
+
+def patiently(do: Callable[[], Result], lease_s: float) -> Result:
+    """What `do` returns; tried again after an OSError, in pauses that double, for a lease (at most a minute).
+
+    Raises UserError after that: a second life of the slot would fare no better.
+    """
+    patience = min(lease_s, MOST_S)
+    end, pause = time.monotonic() + patience, patience / 32
+    while True:
+        try:
+            return do()
+        except OSError as error:
+            if time.monotonic() + pause > end:
+                raise UserError(
+                    f"slot: it cannot work in the run directory: {error}. Is it mounted here, whole and writable? "
+                    "Launching the run again makes folders that are missing."
+                ) from error
+            log.warning("%s: trying again in %.1f s", error, pause)
+            time.sleep(pause)
+            pause *= 2

@@ -1,0 +1,1 @@
+"""Gang jobs: ranks that train together, and sweeps of them."""

@@ -1,0 +1,78 @@
+"""How far the job of a stage is, whatever its kind: from its run directory alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from hpc.base.errors import Exit
+from hpc.map import verdict
+from hpc.map.progress import first_names, unfinished_shards
+from hpc.run.directory import Run
+
+
+@dataclass(frozen=True)
+class StageProgress:
+    """done: shards, or samples that a checkpoint holds; it grows. left: what is missing, for people.
+
+    hopeless: not complete, and another launch would change nothing.
+    """
+
+    complete: bool
+    done: int
+    left: str
+    hopeless: bool = False
+
+
+def progress(run: Run) -> StageProgress:
+    """Of the newest launch."""
+    submissions = run.submissions()
+    if not submissions:
+        return StageProgress(False, 0, "it was never launched")
+    config = submissions[-1].config
+    if config.get("sweep"):
+        return _sweep(run)
+    return _gang(run) if config.get("trainer") else _map(run, int(config["map"]["allow_failed"]))
+
+
+def _map(run: Run, allowed: int) -> StageProgress:
+    opened, failed, done = unfinished_shards(run)
+    if opened:
+        return StageProgress(False, done, f"{len(opened)} shards are left: {first_names(opened)}")
+    if len(failed) > allowed:
+        rerun = f"python -m hpc.rerun {run.path}"
+        said = f"{len(failed)} shards failed, {allowed} may (map.allow_failed): {first_names(failed)}. When mended: {rerun}"
+        return StageProgress(False, done, said, hopeless=True)
+    if done and (why := verdict.of_newest(run)):
+        return StageProgress(False, done, why, hopeless=True)
+    return StageProgress(True, done, "")
+
+
+def _gang(run: Run) -> StageProgress:
+    from hpc.gang import status as gang_status
+
+    return _training(gang_status.read_status(run), run)
+
+
+def _training(facts: dict[str, Any], run: Run) -> StageProgress:
+    done = int((facts["checkpoint"] or {}).get("samples", 0))
+    if facts["exit"] == Exit.COMPLETE and (run.path / "exports" / "final").is_dir():
+        return StageProgress(True, done, "")
+    why = next(iter(facts["failures"]), "") or f"its ranks' own words: {run.logs}"
+    final = facts["code"] in (Exit.INCOMPLETE, Exit.USAGE)
+    return StageProgress(False, done, f"{done:,} samples are safe of {facts['total'] or '?'}; {why}", hopeless=final)
+
+
+def _sweep(run: Run) -> StageProgress:
+    from hpc.gang import sweep_status
+
+    arms = {
+        name: _training(sweep_status.arm(one), one) for name, one in sweep_status.runs(run).items() if one.submissions()
+    }
+    missing = [name for name in sweep_status.runs(run) if name not in arms or not arms[name].complete]
+    done = sum(arm.done for arm in arms.values())
+    if not missing:
+        return StageProgress(True, done, "")
+    hopeless = all(name in arms and arms[name].hopeless for name in missing)
+    why = "; ".join(f"{name}: {arms[name].left}" for name in missing[:3] if name in arms)
+    return StageProgress(False, done, f"arms {first_names(missing)} are left; {why}", hopeless)

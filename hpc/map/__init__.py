@@ -1,0 +1,1 @@
+"""Map jobs: slots that claim shards, their engines, and what becomes of the shards."""

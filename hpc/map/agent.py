@@ -1,0 +1,455 @@
+"""A node's agent: claims shards, starts and watches one engine process per GPU, publishes what they finish.
+
+Single-threaded and torch-free. Signals only set a flag: USR2 (Slurm's warning) and TERM make it drain; engines
+ignore them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import selectors
+import signal
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from hpc.base import heartbeat, object_store
+from hpc.base.errors import Exit, ShardError, UserError, fingerprint, storage_full
+from hpc.base.journal import Journal
+from hpc.base.patience import patiently
+from hpc.map import breaker, machine, preflight, suspects, verdict
+from hpc.map.claiming import Candidates
+from hpc.map.engine_process import EngineProcess
+from hpc.map.in_flight import Held
+from hpc.map.publish import Publisher
+from hpc.operator import OK, SKIPPED
+from hpc.run import column as columns
+from hpc.run.directory import Run, Submission
+from hpc.run.ledger import FAILED, Claim
+from hpc.run.plan import Plan
+
+log = logging.getLogger("agent")
+
+DEATHS = 10  # of engines over one shard in one generation, after which it is marked failed
+SUCCEEDED = "a later life of this slot has started"
+TERM_S = 20.0  # to drain after SIGTERM: Slurm's KillWait is 30 s by default
+
+
+@dataclass
+class Work:
+    """A claimed shard in an engine's hands."""
+
+    claim: Claim
+    started: float
+    counts: Counter[str] = field(default_factory=Counter)
+
+
+class Agent:
+    """One life of one slot."""
+
+    def __init__(self, run: Run, submission: Submission, slot: int) -> None:
+        self.run, self.submission, self.slot = run, submission, slot
+        self.config = submission.checked()
+        self.config.apply_umask()
+        self.settings = self.config.run.map
+        self.facts = machine.describe() | {"submission": submission.uuid}
+        self.instance, self.life = patiently(
+            lambda: heartbeat.register(run.slots, submission.uuid, slot, self.facts), self.settings.lease_s
+        )
+        self.ledger = run.ledger(submission.identity)
+        observer = heartbeat.Observer(run.slots, self.instance, self.settings.lease_s)
+        self.plan = patiently(lambda: Plan(run.plans, submission.plan), self.settings.lease_s)
+        # How often shared files that rarely change are looked at: hundreds of slots do so.
+        self.look_s = min(10.0, max(0.2, self.settings.lease_s / 30))
+        self.next_look = 0.0
+        self.candidates = Candidates(
+            run, self.plan, self.ledger, observer, self.instance, slot, submission.slots, self.look_s
+        )
+        self.heartbeat = heartbeat.Heartbeat(run.slots, self.instance, self.settings.lease_s)
+        self.journal: Journal | None = None  # from `open_journal` on
+        self.operator = self.config.operator()  # never set up here: engines do that
+        schema = columns.schema(self.operator.column(), submission.identity)
+        self.publisher = Publisher(
+            run, self.ledger, submission.column, submission.identity, schema, self.settings.max_failed,
+            self.config.run.output, {"instance": self.instance, "code": submission.code, **self.facts},
+            self.operator.made_by(),
+        )  # fmt: skip
+        self.breaker = breaker.Breaker(self.settings.breaker)
+        self.selector = selectors.DefaultSelector()
+        self.engines: list[EngineProcess] = []
+        self.work: dict[tuple[int, str], Work] = {}  # (engine, shard id)
+        self.rows = 0  # samples finished in this life
+        self.good = 0  # of these, ok or skipped
+        self.settled = 0  # shards done or failed in this life
+        self.empty: set[tuple[str, int]] = set()  # (shard, generation) that were damaged, without a readable sample
+        self.signal = 0  # the last that arrived; set by a handler, acted on by the loop
+        self.fault = ""  # why this slot cannot go on, found by itself (storage, breaker)
+        self.drain_reason = ""
+        self.drain_until = 0.0
+        self.terminated = False
+        self.reruns = 0  # generation files that the last answer of `_finished` knew of
+        self.idle_since = 0.0
+        self.alone: Claim | None = None  # a shard that gets all of the node for itself
+        self.alone_runs = False
+
+    # --- life -------------------------------------------------------------------------------
+
+    def main(self) -> Exit:
+        if hopeless := breaker.hopeless(self.run, self.instance, self.life):
+            return self._leave(Exit.INCOMPLETE, hopeless)
+        try:
+            self.open_journal()
+        except UserError as error:
+            return self._leave(Exit.USAGE, str(error))
+        for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        self._note("start", instance=self.instance, **self.facts)
+        log.info("slot %d, life %d, instance %s on %s", self.slot, self.life, self.instance, self.facts["host"])
+        if ended := self._finished():  # a slot that starts late need not load its model
+            return self._leave(*ended)
+        if unfit := self._unfit():
+            return self._leave(Exit.REQUEUE, unfit)
+        try:
+            for index, device in enumerate(machine.devices(self.config.run.cluster)):
+                self.engines.append(EngineProcess(index, device, self))
+                self.engines[-1].start()
+            code, why = self._loop()
+        finally:
+            for engine in self.engines:
+                engine.kill()
+        return self._leave(code, why)
+
+    def _unfit(self) -> str:
+        """Why this node must not work for the run, "" if it may."""
+        host = self.facts["host"]
+        if host in (known := breaker.excluded(self.run)):
+            return f"node {host} is excluded: {known[host]} (control/excluded/{host})"
+        if shared := preflight.full(self.run, self.config):
+            return "preflight: " + "; ".join(shared)
+        problems = preflight.problems(self.run, self.submission, self.config, self.operator)
+        for problem in problems:
+            log.error("preflight: %s", problem)
+        return self._blame_node("preflight: " + "; ".join(problems)) if problems else ""
+
+    def _blame_node(self, reason: str) -> str:
+        return breaker.blame_node(self.run, self.submission.uuid, self.facts["host"], reason)
+
+    def _leave(self, code: Exit, why: str) -> Exit:
+        log.info("leaving with exit code %d: %s", code, why)
+        self._note("stop", code=int(code), reason=why, rows=self.rows)
+        self.heartbeat.advance({**self._status(), "state": "exited", "code": int(code), "why": why}, force=True)
+        if code in (Exit.COMPLETE, Exit.SOME_FAILED) and self.run.generations.count() != self.reruns:
+            # A rerun reads heartbeats after it has written: one of the two sees the other, and the shards are not
+            # left alone.
+            code, why = Exit.REQUEUE, "a rerun has just reopened shards"
+            log.info("leaving with exit code %d: %s", code, why)
+        if self.journal:
+            self.journal.close()
+        return code
+
+    def open_journal(self) -> None:
+        """UserError where it cannot be made."""
+        file = self.run.journals / f"{self.instance}.jsonl"
+        self.journal = patiently(lambda: Journal(file), self.settings.lease_s)
+
+    def _note(self, event: str, **facts: Any) -> None:
+        if self.journal:
+            self.journal.write(event, **facts)
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        self.signal = number
+
+    def _loop(self) -> tuple[Exit, str]:
+        tick = min(0.5, self.settings.lease_s / 10)
+        while True:
+            self.heartbeat.advance(self._status())
+            for key, _ in self.selector.select(tick):
+                key.data.receive()
+            for engine in self.engines:
+                engine.watch()
+            self._check_drain()
+            if self.drain_reason:
+                if not any(e.alive for e in self.engines) or time.monotonic() > self.drain_until:
+                    return self._drained()
+                continue
+            if ended := self._feed():
+                return ended
+
+    def _feed(self) -> tuple[Exit, str] | None:
+        """Give hungry engines a shard each. Returns how the job ended, when it did."""
+        if all(e.given_up for e in self.engines):
+            return Exit.REQUEUE, self._given_up()
+        if self.heartbeat.fenced() or self._needs_node_alone():
+            return None
+        for engine in self.engines:
+            while engine.hungry and not self.alone:
+                held = {shard for _, shard in self.work}
+                try:
+                    claim = self.candidates.acquire(min(30.0, self.settings.lease_s / 4), held)
+                except OSError as error:
+                    self.fault = f"storage: {error}"
+                    return None
+                if claim is None:
+                    return None if self.work else self._idle()
+                self.idle_since = 0.0
+                if self._begin(engine, claim):
+                    engine.hungry = False
+        return None
+
+    def _given_up(self) -> str:
+        """Why no engine is left. Where they died in reading alone, the node is to blame if others could read that."""
+        reason = "every engine was given up: " + self.engines[0].last_words
+        unread = [at for engine in self.engines for at in engine.unread]
+        if unread and not any(self.ledger.read(shard, f"g{generation}.done") for shard, generation in unread):
+            return reason
+        return self._blame_node(reason)
+
+    def _needs_node_alone(self) -> bool:
+        """Whether a shard under suspicion of killing the whole node waits for the other engines to finish, or runs."""
+        if self.alone is None:
+            return False
+        ready = [e for e in self.engines if e.hungry]
+        if not self.work and self.alone_runs:
+            self.alone, self.alone_runs = None, False
+        elif not self.work and ready:
+            self.alone_runs = ready[0].hungry = True
+            if self._begin(ready[0], self.alone):
+                ready[0].hungry = False
+        return self.alone is not None
+
+    def _idle(self) -> tuple[Exit, str] | None:
+        if self.candidates.complete() and (ended := self._finished()):
+            return ended
+        now = time.monotonic()
+        self.idle_since = self.idle_since or now
+        if now - self.idle_since > self.settings.idle_exit_s:
+            return Exit.INCOMPLETE, f"{self.candidates.busy} shards are left, all claimed by other slots"
+        return None
+
+    def _finished(self) -> tuple[Exit, str] | None:
+        """How the job ended, if no shard of the plan is left."""
+        self.reruns = self.run.generations.count()
+        return verdict.of_run(self.run, self.submission, self.ledger, self.plan, self.empty)
+
+    # --- stopping ---------------------------------------------------------------------------
+
+    def _check_drain(self) -> None:
+        if self.drain_reason:
+            if self.signal == signal.SIGTERM and not self.terminated:  # after USR2: now KILL is near
+                self.terminated, self.drain_until = True, min(self.drain_until, time.monotonic() + TERM_S)
+            return
+        reason, limit = self.fault, self.settings.drain_s
+        if self.signal == signal.SIGTERM:
+            reason, limit = "SIGTERM", min(limit, TERM_S)
+        elif self.signal:
+            reason = signal.Signals(self.signal).name
+        elif time.monotonic() > self.next_look:
+            self.next_look = time.monotonic() + self.look_s
+            reason = reason or self._told_to_stop()
+        if reason:
+            log.info("draining: %s", reason)
+            self.drain_reason, self.drain_until = reason, time.monotonic() + limit
+            for engine in self.engines:
+                engine.drain()
+
+    def _told_to_stop(self) -> str:
+        if (failing := self.heartbeat.failing_s()) > self.settings.lease_s:  # the others took it for dead long ago
+            return f"storage: no heartbeat could be written for {failing:.0f} s"
+        if heartbeat.succeeded(self.run.slots, self.instance):
+            return SUCCEEDED
+        if (text := self.run.control_text("cancelled")) is not None:
+            return f"cancelled {text}".strip()
+        if (text := self.run.control_text("pause")) is not None:
+            return f"paused: {text}"
+        return "time limit" if time.time() > self._deadline() else ""
+
+    def _deadline(self) -> float:
+        """When to drain by our own clock, for sites whose Slurm sends no signal. Same machine's clock on both sides."""
+        end = float(os.environ.get("SLURM_JOB_END_TIME") or "inf")
+        return end - self.config.run.cluster.signal_delay_s
+
+    def _drained(self) -> tuple[Exit, str]:
+        for engine in self.engines:
+            engine.kill()
+            self.release(engine)
+        if self.alone and not self.alone_runs:
+            self._end(self.alone, "released", reason=self.drain_reason)
+        if self.signal == signal.SIGTERM:
+            return Exit.TERMINATED, self.drain_reason
+        if self.drain_reason.startswith(("cancelled", "paused", "SIGINT", SUCCEEDED)):
+            return Exit.INCOMPLETE, self.drain_reason
+        return Exit.REQUEUE, self.drain_reason
+
+    def release(self, engine: EngineProcess) -> None:
+        for work in self._of(engine):
+            self._end(work.claim, "released", reason=self.drain_reason or self.fault)
+            del self.work[engine.index, work.claim.shard.id]
+
+    # --- shards -----------------------------------------------------------------------------
+
+    def _begin(self, engine: EngineProcess, claim: Claim) -> bool:
+        """Look at how earlier epochs ended, then hand the shard to the engine.
+
+        False if it was marked failed instead.
+        """
+        ends = self.ledger.ends(claim)
+        verdict = suspects.judge(self.run, claim, ends)
+        failures = [e for e in ends if e["how"] == "failed"]
+        deaths = sum(e["how"] == "died" and suspects.only_this_shard(e) for e in ends)
+        if len(failures) >= self.settings.attempts:
+            self._fail(claim, failures[-1]["reason"], failures[-1].get("detail", ""), ends)
+            return False
+        if verdict.unreadable or deaths > DEATHS:
+            last: dict[str, Any] = next((e for e in reversed(ends) if e["how"] == "died"), {})
+            detail = f"{deaths} engines died over it, the last: {last.get('reason', 'the whole agent')}"
+            self._fail(claim, verdict.unreadable or f"engine: died {deaths} times", detail, ends)
+            self._trip(self.breaker.failure(claim.shard.id, verdict.unreadable or "engine: died"))
+            return False
+        if self.alone is None and len(self.engines) > 1 and suspects.kills_nodes(ends):
+            self.alone = claim
+            log.warning(
+                "%s: %d agents died over it: it gets this node for itself", claim.shard.id, suspects.UNEXPLAINED
+            )
+            return False
+        self.work[engine.index, claim.shard.id] = Work(claim, time.time())
+        self._note("claim", shard=claim.shard.id, g=claim.generation, e=claim.epoch, engine=engine.index)
+        engine.send(
+            {
+                "do": "shard", "shard": asdict(claim.shard), "generation": claim.generation,
+                "epoch": claim.epoch, "suspects": verdict.suspects, "quarantine": verdict.quarantine,
+                "apart": verdict.apart,
+                "keep": self.run.generations.keeps(claim.shard.id, claim.generation),
+            }
+        )  # fmt: skip
+        return True
+
+    def on_event(self, engine: EngineProcess, event: dict[str, Any]) -> None:
+        """segment, finished and failed events of an engine."""
+        if event["event"] == "storage":
+            self.fault = event["reason"]
+            return
+        work = self.work.get((engine.index, event["shard"]))
+        if work is None or (work.claim.generation, work.claim.epoch) != (event["generation"], event["epoch"]):
+            return
+        if event["event"] == "segment":
+            work.counts.update(event["counts"])
+            if not event["adopted"]:
+                self.rows += event["rows"]
+                self.good += event["counts"].get(OK, 0) + event["counts"].get(SKIPPED, 0)
+            facts = {k: event[k] for k in ("start", "counts", "adopted")}
+            at = {"shard": event["shard"], "g": event["generation"], "e": event["epoch"]}
+            self._note("segment", **at, engine=engine.index, **facts)
+        elif event["event"] == "finished":
+            self._finish(engine, work, event)
+        elif event["event"] == "failed":
+            self._give_back(engine, work, event["reason"], event["detail"])
+
+    def _finish(self, engine: EngineProcess, work: Work, event: dict[str, Any]) -> None:
+        claim = work.claim
+        if self.heartbeat.fenced():
+            log.warning("%s: not published: this slot could not write its heartbeat", claim.shard.id)
+            self._end(claim, "released", reason="slot: could not write its heartbeat")  # not the shard's fault
+            del self.work[engine.index, claim.shard.id]
+            return
+        try:
+            marker = self.publisher.publish(claim, event["rows"], event["damage"], work.started)
+        except (OSError, ShardError, pa.ArrowException) as error:
+            log.error("%s: not published: %s", claim.shard.id, error)
+            if storage_full(error) or isinstance(error, object_store.Unavailable):
+                self.fault = f"storage: {error}"  # the slot's trouble, not the shard's: its claim is released
+                return
+            self._give_back(engine, work, fingerprint(error), str(error))
+            return
+        del self.work[engine.index, claim.shard.id]
+        self.breaker.success()
+        self.settled += 1
+        if marker is None:
+            log.warning("%s: epoch %d was superseded", claim.shard.id, claim.epoch)
+            return
+        facts = {k: marker[k] for k in ("counts", "reasons", "rows", "seconds")}
+        damage = (marker["damage"] or {}).get("reason")
+        detail = (marker["damage"] or {}).get("detail")
+        if damage and not marker["rows"]:
+            self.empty.add((claim.shard.id, claim.generation))
+        self._note("done", shard=claim.shard.id, g=claim.generation, **facts, damage=damage, detail=detail)
+
+    def _give_back(self, engine: EngineProcess, work: Work, reason: str, detail: str) -> None:
+        """An application failure: charged to the shard; the last one allowed marks it failed."""
+        claim = work.claim
+        self._end(claim, "failed", reason=reason, detail=detail[:500], host=self.facts["host"], log=machine.log_name())
+        self.work.pop((engine.index, claim.shard.id), None)
+        ends = self.ledger.ends(Claim(claim.shard, claim.generation, claim.epoch + 1))
+        if sum(e["how"] == "failed" for e in ends) >= self.settings.attempts:
+            self._fail(claim, reason, detail, ends)
+        self._trip(self.breaker.failure(claim.shard.id, reason))
+
+    def on_broken(self, reason: str, words: str) -> None:
+        """An engine ended its own set-up with an error: a model that cannot load is told once, not for hours."""
+        if not self.good:
+            self._trip(self.breaker.death(reason, words))
+
+    def _trip(self, stop: str) -> None:
+        """Stop for a reason of the breaker's, if there is one: the node where others do well, else the run."""
+        if not stop:
+            return
+        self.fault = self._blame_node(stop)
+        if self.fault == stop and not breaker.successful(self.run, self.submission.uuid):
+            breaker.pause(self.run, stop)
+            self.fault = f"paused: {stop}"
+
+    def _fail(self, claim: Claim, reason: str, detail: str, ends: list[dict[str, Any]]) -> None:
+        where = {"host": self.facts["host"], "log": machine.log_name()}
+        record = {"reason": reason, "detail": detail[:500], "epochs": ends, "by": self.publisher.owner, **where}
+        self._end(claim, "failed", reason=reason, detail=detail[:500])
+        if self.ledger.mark(claim, FAILED, record):
+            self.settled += 1
+            log.error("%s: failed for good: %s (%s)", claim.shard.id, reason, detail)
+            self._note("failed", shard=claim.shard.id, g=claim.generation, reason=reason, detail=detail[:500], **where)
+
+    def on_death(self, engine: EngineProcess, why: str, held: Held) -> bool:
+        """An engine died: its shards go back with what was in its hands, and are not charged.
+
+        Returns:
+            Whether it died as others have before: while it read a shard whose reading had killed one, and nothing else.
+        """
+        known = False
+        for work in self._of(engine):
+            claim = work.claim
+            at = (claim.shard.id, claim.generation)
+            mine = [i for (s, g, i) in held.samples if (s, g) == at]
+            if at in held.reading:
+                self.candidates.leave_to_others(claim.shard.id)
+                known = not held.samples and any(e.get("reading") for e in self.ledger.ends(claim))
+            facts = {"in_flight": mine, "together": len(held.samples)}
+            reading = {"reading": at in held.reading, "reads": len(held.reading)}
+            self._end(claim, "died", reason=why, **facts, **reading, host=self.facts["host"])
+            del self.work[engine.index, claim.shard.id]
+        self.candidates.look_again()
+        facts = {"in_flight": len(held.samples), "reading": [shard for shard, _ in held.reading]}
+        self._note("engine", engine=engine.index, died=why, **facts, log=machine.log_name())
+        return known
+
+    def _end(self, claim: Claim, how: str, **facts: Any) -> None:
+        try:
+            if not self.ledger.end(claim, how, **facts):
+                return  # it had ended already
+        except OSError as error:  # without an end the epoch is unexplained: less is known, nothing is lost
+            log.error("%s: cannot write the end of epoch %d: %s", claim.shard.id, claim.epoch, error)
+        self._note("ended", shard=claim.shard.id, g=claim.generation, e=claim.epoch, how=how, **facts)
+
+    def _of(self, engine: EngineProcess) -> list[Work]:
+        return [w for (index, _), w in self.work.items() if index == engine.index]
+
+    def _status(self) -> dict[str, Any]:
+        state = "draining" if self.drain_reason else "running" if self.work else "idle"
+        if not any(e.ready for e in self.engines) and not self.drain_reason:
+            state = "starting"
+        return {
+            **self.facts, "instance": self.instance, "slot": self.slot, "life": self.life, "state": state,
+            "rows": self.rows, "good": self.good, "settled": self.settled, "shards": sorted(s for (_, s) in self.work),
+            "engines": [e.describe() for e in self.engines],
+        }  # fmt: skip

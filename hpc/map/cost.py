@@ -1,0 +1,148 @@
+"""What a run costs and where it is slow: hours, money, rates by node and engine. From journals and heartbeats.
+
+Spans and rates are taken within one machine's clock; machines are compared by rates only.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from hpc.map.tally import Totals
+from hpc.run.directory import Run, Submission
+from hpc.run.journal_reader import Activity, JournalReader
+
+SLOW = 0.85  # of the median rate of an engine, under which a node or an engine is called slow
+LEAST_MINUTES = 5  # of work that a rate needs before it is compared
+WINDOW = 15  # minutes
+
+
+@dataclass
+class Life:
+    """One life of a slot: what its journal and its heartbeat say together."""
+
+    instance: str
+    slot: int
+    host: str
+    state: str
+    engines: int
+    seconds: float
+    activity: Activity
+    beat: dict[str, Any] = field(default_factory=dict)
+
+
+def engines_of(submission: Submission) -> int:
+    cluster = submission.config["cluster"]
+    return int(cluster["gpus_per_node"] or cluster["engines_per_node"])
+
+
+def lives(run: Run, reader: JournalReader, newest: list[dict[str, Any]]) -> list[Life]:
+    """All lives that the journals know, with the newest heartbeats of those that live."""
+    submissions = {s.uuid: s for s in run.submissions()}
+    beats = {facts.get("instance", ""): facts for facts in newest}
+    found = []
+    for instance, activity in reader.lives.items():
+        uuid, _, rest = instance.partition("-")
+        submission = submissions.get(uuid)
+        if submission is None or not activity.first:
+            continue
+        beat = beats.get(instance, {})
+        last = max(activity.last, float(beat.get("t") or 0.0))
+        slot = int(rest.partition("-")[0]) if rest.partition("-")[0].isdigit() else 0
+        found.append(
+            Life(
+                instance, slot, activity.host, str(beat.get("state", "exited")), engines_of(submission),
+                max(0.0, last - activity.first), activity, beat,
+            )
+        )  # fmt: skip
+    return found
+
+
+def spent(found: list[Life], latest: Submission, totals: Totals, speed: float) -> dict[str, Any]:
+    """Hours of engines (GPUs, where there are any) so far and to come, and money where the profile has a price."""
+    hours = sum(life.seconds * life.engines for life in found) / 3600
+    busy = [life for life in found if life.activity.samples]
+    samples = sum(life.activity.samples for life in busy)
+    per_hour = samples / hours if hours else 0.0
+    running = sum(life.engines for life in found if life.state not in ("exited", "silent"))
+    left = None
+    if totals.left and per_hour:
+        left = totals.left / speed * running / 3600 if speed and running else totals.left / per_hour
+    cluster = latest.config["cluster"]
+    price = cluster.get("price")
+    return {
+        "unit": "GPU" if cluster["gpus_per_node"] else "engine",
+        "hours": round(hours, 3),
+        "hours_left": None if left is None else round(left, 3),
+        "samples_per_s": round(per_hour / 3600, 3),  # of one engine, loading of models included
+        "cost": None if price is None else round(hours * price, 2),
+        "cost_left": None if price is None or left is None else round(left * price, 2),
+        "currency": cluster.get("currency", "$"),
+    }
+
+
+def _recent(activity: Activity, now: float) -> dict[str, float]:
+    """Samples a second by engine, over the whole minutes of the window in which it worked. {} where these are few."""
+    end = min(int(now), int(activity.last)) // 60  # the minute under way is not over
+    rates = {}
+    for engine, minutes in activity.minutes.items():
+        seen = [m for m in minutes if end - WINDOW <= m < end]
+        if seen and end - min(seen) >= LEAST_MINUTES:
+            rates[engine] = sum(minutes[m] for m in seen) / (60.0 * (end - min(seen)))
+    return rates
+
+
+def nodes(found: list[Life], now: float) -> list[dict[str, Any]]:
+    """By node: slots, engines, samples, rate of an engine, deaths of engines, failed attempts, hours."""
+    by_host: dict[str, list[Life]] = {}
+    for life in found:
+        by_host.setdefault(life.host, []).append(life)
+    rows = []
+    for host, there in sorted(by_host.items()):
+        living = [life for life in there if life.state not in ("exited", "silent")]
+        rates = [rate for life in living for rate in _recent(life.activity, now).values()]
+        rows.append(
+            {
+                "node": host,
+                "slots": len(living),
+                "lives": len(there),
+                "samples": sum(life.activity.samples for life in there),
+                "rate_per_engine": round(statistics.fmean(rates), 3) if rates else None,
+                "deaths": sum(sum(life.activity.deaths.values()) for life in there),
+                "failures": sum(sum(life.activity.failures.values()) for life in there),
+                "hours": round(sum(life.seconds * life.engines for life in there) / 3600, 3),
+            }
+        )
+    return rows
+
+
+def slow(found: list[Life], now: float) -> list[dict[str, Any]]:
+    """Engines well under the median of all, worst first, then engines that died. One row for a node slow as a whole."""
+    rates: dict[tuple[str, str], float] = {}
+    deaths: Counter[tuple[str, str]] = Counter()
+    why: dict[tuple[str, str], str] = {}
+    for life in found:
+        if life.state in ("exited", "silent"):
+            continue
+        for engine, rate in _recent(life.activity, now).items():
+            rates[life.host, engine] = rate
+        for death, count in life.activity.deaths.items():
+            engine, _, reason = death.partition(": ")
+            deaths[life.host, engine] += count
+            why[life.host, engine] = reason
+    rows: list[dict[str, Any]] = []
+    middle = statistics.median(rates.values()) if len(rates) > 2 else math.inf
+    under = {at: rate for at, rate in rates.items() if middle < math.inf and rate < SLOW * middle}
+    for host in sorted({host for host, _ in under}):
+        engines = {engine: rate for (h, engine), rate in under.items() if h == host}
+        whole = len(engines) == sum(h == host for h, _ in rates) and len(engines) > 1
+        for engine, rate in {"": statistics.fmean(engines.values())}.items() if whole else engines.items():
+            row = {"node": host, "engine": engine, "rate": round(rate, 3), "of_median": round(rate / middle - 1, 3)}
+            rows.append(row)
+    rows.sort(key=lambda row: row["rate"])
+    for (host, engine), count in deaths.most_common():
+        rows.append({"node": host, "engine": engine, "deaths": count, "reason": why[host, engine]})
+    return rows

@@ -1,0 +1,387 @@
+"""The engine process: reads shards, applies the operator, saves segments. One per GPU, started and obeyed by its
+node's agent alone.
+
+It speaks JSON lines: tasks come on stdin, events go out on what was stdout (prints go to the log). When stdin ends,
+the agent is dead and the engine stops. It never claims, publishes or decides anything about other shards.
+
+    in   {"do": "shard", "shard": {...}, "generation": 0, "epoch": 1, "suspects": [7], "quarantine": [],
+          "apart": false, "keep": false}
+         {"do": "drain"}
+    out  ready | progress | hungry | segment | finished | failed | storage | drained
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import faulthandler
+import json
+import logging
+import os
+import queue
+import select
+import sys
+import time
+from collections import deque
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from hpc import config as configs
+from hpc.base import object_store
+from hpc.base.errors import Exit, Parser, ShardError, fingerprint, storage_full
+from hpc.map.in_flight import InFlight
+from hpc.map.reader import Reader
+from hpc.map.segments import Segments
+from hpc.map.shard_task import Saved, ShardTask, good_of
+from hpc.operator import FAILED, QUARANTINED, Damage, Item, Operator, Row, Shard
+from hpc.run import column as columns
+from hpc.run.directory import Run
+
+log = logging.getLogger("engine")
+
+TRIES = 3  # of an item whose failure is transient, inside one engine
+IN_FLIGHT_BYTES = 1 << 30  # of the payloads that the operator holds; then it gets no more
+KILLED = "engine: killed the worker twice"
+
+
+class ShardWorker:
+    """Feeds the operator from the reader and saves what comes out."""
+
+    def __init__(self, run: Run, config: configs.Config, identity: str, operator: Operator, inflight: Path) -> None:
+        self.run, self.config, self.identity, self.operator = run, config, identity, operator
+        self.schema = columns.schema(operator.column(), identity)
+        columns.to_table([], self.schema)  # pyarrow's first table imports pandas: now, before the hang clock runs
+        self.inflight = InFlight(inflight)
+        self.reader = Reader(operator)
+        self.tasks: list[ShardTask] = []
+        self.isolated: deque[tuple[ShardTask, Item, int]] = deque()  # each is applied alone: it may kill the process
+        self.again: deque[tuple[ShardTask, Item, int]] = deque()  # transient failures to try again
+        self.to_read: ShardTask | None = None  # in the reader's hands
+        self.still = False  # the reader was made to stand still
+        self.draining = False
+        self.done = 0
+        self._events = os.fdopen(os.dup(1), "w", buffering=1)
+        os.dup2(2, 1)
+        self._input = b""
+        self._last_progress = 0.0
+
+    def emit(self, event: str, **facts: Any) -> None:
+        self._events.write(json.dumps({"event": event, **facts}) + "\n")
+        self._events.flush()
+
+    # --- the loop ---------------------------------------------------------------------------
+
+    def loop(self) -> None:
+        self.reader.start()
+        self.emit("ready")
+        self.emit("hungry")
+        while True:
+            idle = not (self.inflight.items or self.isolated or self.again or self.reader.open)
+            if not self.commands(0.5 if idle else 0.0):
+                return  # the agent is gone
+            if self.draining and not self.inflight.items:
+                self.save_finished()
+                self.emit("drained")
+                return
+            self.save_due()
+            self.feed()
+            for row in self.operator.poll(0.2):
+                self.take(row)
+            self.progress()
+
+    def commands(self, timeout: float) -> bool:
+        ready, _, _ = select.select([0], [], [], timeout)
+        if not ready:
+            return True
+        data = os.read(0, 1 << 16)
+        if not data:
+            return False
+        *lines, self._input = (self._input + data).split(b"\n")
+        for line in lines:
+            command = json.loads(line)
+            if command["do"] == "drain":
+                self.draining = True
+                self.save_finished()  # at once: what is in flight may take longer than we are given
+            else:
+                self.begin(command)
+        return True
+
+    def begin(self, command: dict[str, Any]) -> None:
+        shard = Shard(**command["shard"])
+        task = ShardTask(
+            shard,
+            command["generation"],
+            command["epoch"],
+            set(command["suspects"]),
+            set(command["quarantine"]),
+            command["apart"],
+            self.config.run.map.segment,
+            self.config.run.map.save_s,
+            Segments(self.run.segments(self.identity, shard.id, command["generation"])),
+            self.schema,
+        )
+        self.tell_saved(task, task.adopt(self.good_before(task) if command["keep"] else []), adopted=True)
+        self.tasks.append(task)
+        self.to_read = task
+        if task.apart:
+            self.stand_still()  # until nothing is in flight any more
+        elif not self.still:
+            self.inflight.begin_reading(task)
+        self.reader.add(task)
+
+    def good_before(self, task: ShardTask) -> list[tuple[int, pa.Table]]:
+        """For a rerun of bad samples alone: the good ones of the generation before, published or not."""
+        before = task.generation - 1
+        marker = self.run.ledger(self.identity).read(task.shard.id, f"g{before}.done")
+        try:
+            if marker:
+                with object_store.fetched(self.run.locate(marker["file"])) as path:
+                    return list(good_of([(0, columns.read(path))]))
+            segments = Segments(self.run.segments(self.identity, task.shard.id, before))
+            rows, _ = segments.read(self.schema)
+            for first, table in segments.of_earlier_version(self.schema):
+                rows.add(first, table)
+            return list(good_of(rows.tables().items()))
+        except (OSError, pa.ArrowException) as error:
+            if storage_full(error):
+                raise
+            log.warning("%s: what it had cannot be read, all of it is done again: %s", task.shard.id, error)
+            return []
+
+    def feed(self) -> None:
+        """Hand the operator what it wants; suspects go alone."""
+        while not self.draining and self.operator.want() > 0 and self.inflight.bytes < IN_FLIGHT_BYTES:
+            if self.suspect_in_flight():
+                return  # it is applied alone: whatever dies now, it was this sample
+            if self.isolated:
+                if self.isolated[0][0].error:
+                    self.isolated.popleft()
+                    continue
+                if not self.inflight.items and self.stand_still():
+                    task, item, tries = self.isolated.popleft()
+                    log.warning("%s: sample %s was in flight at a death; applying it alone", item.shard, item.key)
+                    self.put(task, item, tries)
+                return
+            if not self.may_take():
+                return
+            if self.again:
+                task, item, tries = self.again.popleft()
+                if not task.error:
+                    self.put(task, item, tries)
+                continue
+            try:
+                # With nothing in flight there is nothing to poll: wait for the reader instead of spinning.
+                wait = 0.2 if self.reader.open and not (self.inflight.items or self.still) else 0.0
+                delivered = self.reader.out.get(block=wait > 0, timeout=wait or None)
+            except queue.Empty:
+                return
+            self.receive(*delivered)
+
+    def may_take(self) -> bool:
+        """Whether what was read may be applied now. A shard whose reading may have killed an engine is read while
+        nothing is in flight, and stands still meanwhile: what dies then is the one or the other.
+        """
+        if self.to_read is None or not self.to_read.apart:
+            self.go_on()
+            return True
+        if not self.still:
+            return (self.reader.ahead.wait(0.05) or self.reader.out.full()) and self.stand_still()
+        if self.reader.out.empty() and not (self.inflight.items or self.again):
+            self.go_on()
+        return self.still
+
+    def stand_still(self) -> bool:
+        """Stop the reader and take it off the record. False while it is inside a read."""
+        if not self.still and self.reader.stand_still(0.2):
+            self.inflight.end_reading()
+            self.still = True
+        return self.still
+
+    def go_on(self) -> None:
+        if self.still:
+            if self.to_read is not None:
+                self.inflight.begin_reading(self.to_read)
+            self.reader.go_on()
+            self.still = False
+
+    def suspect_in_flight(self) -> bool:
+        """Whether a suspect is applied now; it always is the only one."""
+        if len(self.inflight.items) != 1:
+            return False
+        task, item, _ = next(iter(self.inflight.items.values()))
+        return item.index in task.suspects
+
+    def receive(self, task: ShardTask, item: Item | Damage | BaseException | None) -> None:
+        if isinstance(item, Item):
+            task.seen = item.index + 1
+            self.consider(task, item)
+        elif isinstance(item, Damage):
+            task.damage = item
+        else:
+            self.reader.open -= 1
+            self.to_read = None
+            self.inflight.end_reading()
+            if isinstance(item, BaseException):
+                self.fail(task, item)
+            elif not task.error:
+                self.end(task)
+            if not self.reader.open:
+                self.emit("hungry")
+
+    def consider(self, task: ShardTask, item: Item) -> None:
+        if task.error:
+            return
+        if item.index in task.saved:
+            self.done += 1
+            if task.saved[item.index] != item.key:
+                self.fail_for_change(task, f"sample {item.key}")
+            return
+        if item.index in task.quarantine:
+            self.settle(task, self.operator.refuse(item, QUARANTINED, KILLED))
+        elif item.index in task.suspects:
+            self.isolated.append((task, item, 0))
+        else:
+            self.put(task, item, 0)
+
+    def put(self, task: ShardTask, item: Item, tries: int) -> None:
+        task.held += 1
+        self.inflight.add(task, item, tries)
+        self.operator.put(item)
+
+    def take(self, row: Row) -> None:
+        task, item, tries = self.inflight.remove(row)
+        task.held -= 1
+        self.done += 1
+        if task.error:
+            task.add(row)  # it is as good as the others
+            self.tell_failure(task)
+        elif row.transient and tries + 1 < TRIES:
+            waiting = self.isolated if item.index in task.suspects else self.again
+            waiting.append((task, item, tries + 1))
+        else:
+            self.settle(task, row)
+
+    def settle(self, task: ShardTask, row: Row) -> None:
+        task.add(row)
+        if task.finished():
+            self.close(task)
+
+    def end(self, task: ShardTask) -> None:
+        """The reader has come to the shard's end: now the number of samples is known."""
+        task.total = task.seen
+        if any(index >= task.total for index in task.saved):
+            self.fail_for_change(task, f"it has {task.total} samples now")
+            return
+        for block in range(-(-task.total // task.segment)):
+            task.complete(block)
+        if task.finished():
+            self.close(task)
+
+    # --- saving -----------------------------------------------------------------------------
+
+    def save_due(self) -> None:
+        for task in self.tasks:
+            if task.due() and not task.error:
+                self.tell_saved(task, task.save())
+
+    def save_finished(self) -> None:
+        """Everything that is finished, whether it is time or not."""
+        for task in self.tasks:
+            if not task.changed:
+                self.tell_saved(task, task.save(all_finished=True))
+
+    def tell_saved(self, task: ShardTask, blocks: list[Saved], adopted: bool = False) -> None:
+        for start, counts in blocks:
+            facts = {"start": start, "rows": sum(counts.values()), "counts": counts, "adopted": adopted}
+            self.emit("segment", **task.name(), **facts)
+
+    # --- the end of a shard -----------------------------------------------------------------
+
+    def close(self, task: ShardTask) -> None:
+        if task not in self.tasks:
+            return
+        # What the column file is made of at once need not be forced to storage before.
+        self.tell_saved(task, task.save(all_finished=True, sync=bool(task.transient)))
+        self.forget(task)
+        if task.transient:
+            reason, count = task.transient.most_common(1)[0]
+            detail = f"{count} samples failed {TRIES} times in a row"
+            self.emit("failed", **task.name(), reason=f"samples: {reason}", detail=detail, counts={FAILED: count})
+        else:
+            damage = asdict(task.damage) if task.damage else None
+            self.emit("finished", **task.name(), rows=task.total, damage=damage)
+
+    def forget(self, task: ShardTask) -> None:
+        self.tasks.remove(task)
+        task.close()
+
+    def fail_for_change(self, task: ShardTask, how: str) -> None:
+        """The samples that were saved are not those of this input: the next epoch begins afresh."""
+        task.discard()
+        self.fail(task, ShardError("input: changed while the shard was worked on", how))
+
+    def fail(self, task: ShardTask, error: BaseException) -> None:
+        task.error = task.error or error
+        self.tell_failure(task)
+
+    def tell_failure(self, task: ShardTask) -> None:
+        """Only when the operator has given all of the shard back: its next epoch may come to this same engine."""
+        if task in self.tasks and not task.held:
+            assert task.error is not None
+            if not task.changed:
+                self.tell_saved(task, task.save(all_finished=True))
+            self.forget(task)
+            log.error("%s: cannot be processed: %s", task.shard.id, task.error, exc_info=task.error)
+            self.emit("failed", **task.name(), reason=fingerprint(task.error), detail=str(task.error)[:500])
+
+    def progress(self) -> None:
+        now = time.monotonic()
+        if now - self._last_progress > 0.5:
+            self._last_progress = now
+            waiting = getattr(self.operator, "waiting", str)()
+            self.emit("progress", done=self.done, in_flight=len(self.inflight.items), waiting=waiting)
+
+
+def main() -> int:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run")
+    parser.add_argument("--submission", required=True)
+    parser.add_argument("--device", required=True, help="cpu or cuda")
+    parser.add_argument("--inflight", required=True, type=Path)
+    args = parser.parse_args()
+    faulthandler.enable()  # the agent's SIGABRT to a hung engine leaves every thread's stack in the log
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    run = Run(args.run)
+    submission = run.submission(args.submission)
+    config = submission.checked()
+    operator = config.operator()
+    engine = ShardWorker(run, config, submission.identity, operator, args.inflight)
+    try:
+        operator.setup(args.device)
+    except Exception as error:  # told, so that deaths alike are known as such; the traceback is for the log
+        engine.emit("broken", reason=fingerprint(error), detail=str(error)[:1000])
+        raise
+    try:
+        engine.loop()
+    except OSError as error:
+        if not storage_full(error):
+            raise
+        log.error("the run directory cannot be written: %s", error)
+        engine.emit("storage", reason=f"storage: {error}")
+    except Exception:  # of the operator: what it has finished is not lost with it
+        with contextlib.suppress(OSError):
+            engine.save_finished()
+        raise
+    finally:
+        operator.close()
+    # The reader may be inside a blocking read of a dead file system: do not wait for it.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(Exit.COMPLETE)
+
+
+if __name__ == "__main__":
+    main()

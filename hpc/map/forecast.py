@@ -1,0 +1,125 @@
+"""How long a job will take and what it will cost, from rates that were measured: in this run, in another with the same
+identity, or given with --rate. There is no built-in rate."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from hpc.base.text import duration, hours_text
+from hpc.config import Config
+from hpc.map.cost import engines_of
+from hpc.map.tally import Tally
+from hpc.operator import Shard
+from hpc.run.directory import Run, Submission
+from hpc.run.ledger import DONE
+
+MARKERS = 50  # read for the size of the output
+FILES_A_SHARD = 4  # claim, its end, marker, column file
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What an earlier run did. rate: samples a second of one engine; the others a shard or a sample."""
+
+    rate: float
+    where: str
+    samples_a_shard: float = 0.0
+    bytes_a_sample: float = 0.0
+
+
+def measure(run: Run, submission: Submission) -> Measured | None:
+    """The rate of one engine between a life's first claim and its last segment; None where nothing was finished."""
+    tally = Tally(run, submission, keep=False)
+    totals = tally.count()
+    engine_seconds, samples, last, hosts = 0.0, 0, 0.0, set()
+    for life in tally.reader.lives.values():
+        if life.samples and life.worked > life.begun:
+            engine_seconds += (life.worked - life.begun) * engines_of(submission)
+            samples += life.samples
+            last = max(last, life.worked)
+            hosts.add(life.host)
+    if not samples or not engine_seconds:
+        return None
+    survey = run.ledger(submission.identity).survey()
+    done = islice(((i, s.generation) for i, s in survey.items() if s.status == DONE), MARKERS)
+    markers = [run.ledger(submission.identity).read(i, f"g{g}.done") for i, g in done]
+    rows = sum(m.get("rows", 0) for m in markers)
+    day = time.strftime("%Y-%m-%d", time.localtime(last))
+    on = min(hosts) if len(hosts) == 1 else f"{len(hosts)} nodes"
+    finished = totals.settled.shards[DONE]
+    return Measured(
+        samples / engine_seconds,
+        f"measured in {run.name}, {day}, on {on}",
+        totals.settled.rows / finished if finished else 0.0,
+        sum(m.get("bytes", 0) for m in markers) / rows if rows else 0.0,
+    )
+
+
+def find(config: Config, identity: str) -> Measured | None:
+    """The newest measurement with this identity and the same kind of engine, in the run itself or beside it."""
+    gpus = bool(config.run.cluster.gpus_per_node)
+    folder = Path(config.directory).parent
+    here = [config.directory] if config.directory.is_dir() else []
+    beside = sorted(p for p in folder.iterdir() if p != config.directory) if folder.is_dir() else []
+    for path in [*here, *beside]:
+        if not (path / "ledger" / identity).is_dir():
+            continue
+        run = Run(path)
+        for submission in reversed(run.submissions()):
+            same = submission.identity == identity and bool(submission.config["cluster"]["gpus_per_node"]) == gpus
+            if same and (found := measure(run, submission)):
+                return found
+    return None
+
+
+def lines(config: Config, identity: str, shards: list[Shard], slots: int, rate: float | None) -> list[str]:
+    """What a dry run says of time, money and space."""
+    files = FILES_A_SHARD * len(shards)
+    measured = find(config, identity)
+    said = [_effort(config, measured, shards, slots, rate), f"about {files:,} files in the run directory"]
+    if measured is not None and measured.bytes_a_sample and (count := samples(shards, measured)):
+        said[1] += f", {count * measured.bytes_a_sample / 2**30:,.1f} GiB"
+    free = _free_inodes(config.directory)
+    if free is not None and free < files:
+        said[1] += f". Its file system has room for {free:,}: choose another `runs=`"
+    return said
+
+
+def _free_inodes(path: Path) -> int | None:
+    """Of the file system that will hold the run; None where it does not say (or has no limit)."""
+    while not path.exists():
+        path = path.parent
+    facts = os.statvfs(path)
+    return facts.f_favail if facts.f_files else None
+
+
+def samples(shards: list[Shard], measured: Measured | None) -> float:
+    """Of all shards; where a count is not known the mean of the others, or of an earlier run, stands for it."""
+    known = [s.expected for s in shards if s.expected is not None]
+    a_shard = sum(known) / len(known) if known else measured.samples_a_shard if measured else 0.0
+    return sum(known) + a_shard * (len(shards) - len(known))
+
+
+def _effort(config: Config, measured: Measured | None, shards: list[Shard], slots: int, rate: float | None) -> str:
+    """Hours and money."""
+    cluster = config.run.cluster
+    unit = "GPU" if cluster.gpus_per_node else "engine"
+    if rate is None and measured is None:
+        return f"unknown: no run with this identity beside this one. Say --rate SAMPLES_PER_SECOND_PER_{unit.upper()}"
+    count = samples(shards, measured)
+    if not count:
+        return "unknown: the shards' numbers of samples are not known (data.expected), nor is there a finished run"
+    speed = rate if rate is not None else measured.rate if measured else 0.0
+    where = "--rate" if rate is not None else measured.where if measured else ""
+    engines = cluster.gpus_per_node or cluster.engines_per_node
+    at_once = min(slots, cluster.parallel or slots)
+    hours = count / speed / 3600
+    text = f"{speed:,.1f} samples/s per {unit} ({where}) → {hours_text(hours, unit)}"
+    text += f" ≈ {duration(3600 * hours / engines / at_once)} on {at_once} {'node' if at_once == 1 else 'nodes'}"
+    if cluster.price is not None:
+        text += f" · {cluster.currency}{hours * cluster.price:,.2f} at {cluster.price:.2f}/h"
+    return text

@@ -1,0 +1,109 @@
+"""What an engine has in its hands, in a file that outlives it: so that a death can be blamed on what caused it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hpc.base import atomic
+from hpc.map.shard_task import ShardTask
+from hpc.operator import Item, Row
+
+
+@dataclass(frozen=True)
+class Held:
+    """What was in an engine's hands when it died.
+
+    samples: (shard, generation, index) that the operator held; reading: (shard, generation) that its reader was in;
+    finished: samples and shards that it had done with before.
+    """
+
+    samples: list[tuple[str, int, int]] = field(default_factory=list)
+    reading: list[tuple[str, int]] = field(default_factory=list)
+    finished: int = 0
+
+
+class InFlight:
+    """Samples that the operator holds (`+id<TAB>generation<TAB>index`, `-…`), and the shard that is read (`<…`, `>…`).
+
+    Written before the operator or the reader gets to work. Not fsynced: the kernel keeps it when the process dies, and
+    when the machine dies no sample is to blame.
+    """
+
+    ROTATE = 1 << 20
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._size = 0
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o666)
+        self.items: dict[tuple[str, int], tuple[ShardTask, Item, int]] = {}  # (shard, index) -> task, item, tries
+        self.bytes = 0  # of their payloads
+        self.reading: ShardTask | None = None
+
+    def add(self, task: ShardTask, item: Item, tries: int) -> None:
+        self.items[item.shard, item.index] = (task, item, tries)
+        self.bytes += item.size
+        self._log(_line("+", task, item.index))
+
+    def remove(self, row: Row) -> tuple[ShardTask, Item, int]:
+        found = self.items.pop((row.shard, row.index))
+        self.bytes -= found[1].size
+        self._log(_line("-", found[0], row.index))
+        return found
+
+    def begin_reading(self, task: ShardTask) -> None:
+        self.reading = task
+        self._log(_line("<", task, 0))
+
+    def end_reading(self) -> None:
+        if self.reading is not None:
+            self._log(_line(">", self.reading, 0))
+            self.reading = None
+
+    def _log(self, line: bytes) -> None:
+        os.write(self._fd, line)
+        self._size += len(line)
+        if self._size > self.ROTATE:
+            self._compact()
+
+    def _compact(self) -> None:
+        """Write what is held into a new file, so that weeks of samples do not pile up."""
+        held = b"-\t0\t0\n"  # something was finished: this is no engine that dies without progress
+        held += b"".join(_line("+", task, item.index) for task, item, _ in self.items.values())
+        if self.reading is not None:
+            held += _line("<", self.reading, 0)
+        atomic.replace(self._path, held)
+        os.close(self._fd)
+        self._fd = os.open(self._path, os.O_WRONLY | os.O_APPEND)
+        self._size = len(held)
+
+    @staticmethod
+    def read(path: Path) -> Held:
+        """What the writer of this file had in its hands when it died."""
+        samples: dict[tuple[str, int, int], None] = {}
+        reading: dict[tuple[str, int], None] = {}
+        finished = 0
+        try:
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        except FileNotFoundError:
+            return Held()
+        for line in lines:
+            parts = line[1:].split("\t")
+            if len(parts) != 3 or not (parts[1].isdigit() and parts[2].isdigit()):
+                continue  # torn last line: its sample had not reached the operator
+            shard, generation, index = parts[0], int(parts[1]), int(parts[2])
+            if line[0] == "+":
+                samples[shard, generation, index] = None
+            elif line[0] == "<":
+                reading[shard, generation] = None
+            elif line[0] == ">":
+                reading.pop((shard, generation), None)
+            else:
+                samples.pop((shard, generation, index), None)
+                finished += 1
+        return Held(list(samples), list(reading), finished)
+
+
+def _line(sign: str, task: ShardTask, index: int) -> bytes:
+    return f"{sign}{task.shard.id}\t{task.generation}\t{index}\n".encode()

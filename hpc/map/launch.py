@@ -1,0 +1,375 @@
+"""The launch of a map job: its checks, its record, and its submission as one array of node slots."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from rich.markup import escape
+
+from hpc import config as configs
+from hpc.base import snapshot
+from hpc.base.errors import Exit, Unanswered, UserError
+from hpc.map import forecast, preflight
+from hpc.operator import MissingShards, Operator, Shard
+from hpc.run import lost, plan
+from hpc.run.directory import Run, Submission
+from hpc.run.ledger import DONE, FAILED, Claim, State
+
+if TYPE_CHECKING:
+    pass
+from hpc.base.text import short
+from hpc.launching import (
+    check_access,
+    console,
+    open_run,
+    resolve_cluster,
+    say,
+    say_next,
+    submit_to_slurm,
+    warn,
+    what_changed,
+)
+
+
+@dataclass
+class Job:
+    """A checked launch, before anything is written."""
+
+    config: configs.Config
+    operator: Operator
+    run: Run
+    shards: list[Shard]
+    identity: str
+    previous: Submission | None = None
+    limit: int | None = None  # shards that are to be done, where not all of the plan
+    missing: list[Shard] = field(default_factory=list)  # of `shards`: those that do not exist, to be recorded as failed
+    changed: list[str] = field(default_factory=list)  # ids whose input is another than in the run's plan
+    append: bool = False  # the plan holds shards that this launch does not name
+
+    @property
+    def slots(self) -> int:
+        """No more slots than there are shards for their engines."""
+        cluster = self.config.run.cluster
+        engines = cluster.gpus_per_node or cluster.engines_per_node
+        return max(1, min(cluster.slots, -(-(self.limit or len(self.shards)) // engines)))
+
+
+def prepare(
+    config: configs.Config,
+    *,
+    supersede: bool = False,
+    dry_run: bool = False,
+    allow_missing: bool = False,
+    append: bool = False,
+    mended: Collection[str] = (),
+) -> Job:
+    """Check everything that can be checked without a cluster. Writes nothing; raises UserError.
+
+    Shards in `mended` may have another size or etag than in the run's plan: they are done afresh anyway. With `append`,
+    shards of the run's plan that this launch does not name stay in it.
+    """
+    config = resolve_cluster(config, dry_run)
+    operator = config.operator()
+    preflight.check_waits(config, operator)
+    run = Run(config.directory)
+    missing: list[Shard] = []
+    planned, hurt = _planned(run)
+    if planned:
+        operator.continues(planned.shards())
+    try:
+        shards = operator.plan()
+    except MissingShards as error:
+        shards, missing = error.found + error.missing, error.missing
+        if not allow_missing and not _known_missing(planned, missing):
+            raise
+    if not shards:
+        raise UserError("plan: there are no shards. Check the patterns of `data`.")
+    if append and planned:
+        named = {shard.id for shard in shards}
+        shards += [shard for shard in planned.shards() if shard.id not in named]
+    if hurt:
+        planned = _mended(run, shards, hurt, supersede and not append, dry_run)
+    job = Job(config, operator, run, shards, configs.identity(config, operator), missing=missing, append=append)
+    _check_continuation(job, planned, supersede, mended)
+    return job
+
+
+def _planned(run: Run) -> tuple[plan.Plan | None, plan.DamagedPlan | None]:
+    """The plan of a run that exists; what is wrong with it."""
+    known = run.submissions()
+    if not known:
+        return None, None
+    try:
+        found = plan.Plan(run.plans, known[-1].plan)
+        found.table()  # every page, by its checksum
+    except plan.DamagedPlan as error:
+        return None, error
+    return found, None
+
+
+def _mended(run: Run, shards: list[Shard], hurt: UserError, supersede: bool, dry_run: bool) -> plan.Plan | None:
+    """The run's damaged plan, written anew where these shards are what it held; None with --supersede."""
+    name = run.latest().plan
+    if plan.name_of(shards) == name and not dry_run:
+        warn.print(f"[yellow]{escape(str(hurt))} It is written anew.[/]")
+        return plan.Plan(run.plans, plan.write(run.plans, shards))
+    if not supersede:
+        what = "A dry run writes nothing." if dry_run else "These are other shards; --supersede goes on with them."
+        raise UserError(f"launch: {hurt} {what}")
+    return None
+
+
+def _known_missing(planned: plan.Plan | None, missing: list[Shard]) -> bool:
+    """Whether an earlier launch has accepted that these shards do not exist."""
+    accepted = _accepted_missing(planned) if planned else set()
+    return all(s.id in accepted for s in missing)
+
+
+def _accepted_missing(planned: plan.Plan) -> set[str]:
+    """Ids of shards that were planned although they did not exist."""
+    return {s.id for s in planned.shards() if s.etag == MissingShards.ETAG}
+
+
+def _check_continuation(job: Job, planned: plan.Plan | None, supersede: bool, mended: Collection[str]) -> None:
+    """What an existing run directory allows. Sets `job.previous`."""
+    if not job.run.path.exists():
+        return
+    known = job.run.submissions()
+    if not known:
+        if any(job.run.path.iterdir()) and not job.run.is_run():  # ours without submissions: a launch died early
+            raise UserError(f"launch: {job.run.path} exists and is not a run directory. Choose another `name=`.")
+        return
+    job.previous = known[-1]
+    if planned:
+        _check_input(job, planned, supersede, mended)
+    _check_identity(job, known[-1], supersede)
+
+
+def _check_input(job: Job, planned: plan.Plan, supersede: bool, mended: Collection[str]) -> None:
+    """Whether the shards are those that the run has planned. Sets `job.changed`."""
+    dropped, changed = plan.changes(planned, job.shards)
+    changed = [shard for shard in changed if shard not in mended]
+    arrived = _accepted_missing(planned) - {s.id for s in job.missing} - set(dropped) - set(mended)
+    job.changed = changed + sorted(arrived)
+    total = len(planned)
+    if len(dropped) == total:
+        raise UserError(
+            f"launch: {job.run.path} belongs to another plan ({total:,} shards, first {dropped[0]}; this one has "
+            f"{len(job.shards):,}, first {job.shards[0].id}). Choose another `name=`, or say --append to do both."
+        )
+    if (dropped or changed) and not supersede:
+        raise UserError(
+            f"launch: the input of {job.run.path} changed: {len(dropped):,} shards are gone, {len(changed):,} have "
+            f"another size (first: {(dropped + changed)[0]}). Choose another `name=`, or say --supersede"
+            + ("; --append keeps those that are not named." if dropped else ".")
+        )
+
+
+def _check_identity(job: Job, old: Submission, supersede: bool) -> None:
+    if old.identity != job.identity and not supersede:
+        done = sum(s.status == DONE for s in job.run.ledger(old.identity).survey().values())
+        what = what_changed(old, job.config) or "the model's files"
+        raise UserError(
+            f"launch: what makes the output changed ({what}; identity {old.identity} → {job.identity}): {done:,} "
+            "finished shards would be stale. Choose another `name=`, or say --supersede."
+        )
+
+
+def describe(job: Job, forecasts: list[str] | None = None) -> None:
+    """The lines that a dry run and a launch both print; a dry run says its forecast, too."""
+    known = [s.expected for s in job.shards if s.expected is not None]
+    unknown = len(job.shards) - len(known)
+    samples = f"{sum(known):,} samples expected" if known else "samples are counted on the way"
+    if known and unknown:
+        samples += f" in {len(known):,} of them"
+    size = sum(s.bytes for s in job.shards)
+    lines = [("plan", f"{len(job.shards):,} shards · {samples} · {_bytes(size)}")]
+    lines += job.operator.describe()
+    cluster = job.config.run.cluster
+    engines = cluster.gpus_per_node or cluster.engines_per_node
+    device = "GPUs" if cluster.gpus_per_node else "CPU engines"
+    home = -(-len(job.shards) // job.slots)
+    if cluster.kind == "slurm":
+        limited = cluster.parallel and cluster.parallel < job.slots
+        at_once = f", at most {cluster.parallel} at a time" if limited else ""
+        shape = f"{job.slots} slots × {engines} {device}{at_once}"
+        lines.append(("array", f"{shape} · {cluster.time} each, requeued · home range ≈ {home:,}"))
+    else:
+        lines.append(("local", f"{job.slots} slots × {engines} {device} · home range ≈ {home:,} shards a slot"))
+    lines += [("" if number else "forecast", text) for number, text in enumerate(forecasts or [])]
+    lines.append(("output", f"{short(job.run.path)}/columns/{job.operator.column().name}/{job.identity}/"))
+    for label, text in lines:
+        say(label, text)
+    if job.previous and job.previous.identity == job.identity:
+        counts = Counter(s.status for s in job.run.ledger(job.identity).survey(job.run.generations.opened()).values())
+        text = f"{counts[DONE]:,} of {len(job.shards):,} shards are done with this identity"
+        if counts[FAILED]:
+            text += f"; {counts[FAILED]:,} failed (rerun: python -m hpc.rerun {short(job.run.path)})"
+        console.print(f"[bold]{'continues':<10}[/]{text}")
+        if gone := lost.LostFiles(job.run, job.previous).all():
+            for line in lost.said(gone, short(job.run.path)):
+                warn.print(line, style="red", markup=False)
+
+
+def _bytes(size: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if size < 1024 or unit == "TiB":
+            return f"{size:,.1f} {unit}" if unit != "B" else f"{size:,.0f} B"
+        size /= 1024
+    raise AssertionError
+
+
+def dry_run(job: Job, rate: float | None = None) -> int:
+    """Print the plan, a forecast and the exact batch script; leave nothing behind."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` may close the pipe
+    describe(job, forecast.lines(job.config, job.identity, job.shards, job.slots, rate))
+    submission = Submission(
+        "0" * 12, 0.0, plan="", identity=job.identity, column=job.operator.column().name, code=snapshot.digest(),
+        slots=job.slots, config=job.config.resolved, source=job.config.source,
+    )  # fmt: skip
+    console.print()
+    if job.config.run.cluster.kind == "slurm":
+        from hpc.slurm.submission import Launcher
+
+        sys.stdout.write(Launcher(job.run, submission, job.config.run.cluster).script() + "\n")
+    else:
+        from hpc.map.local import command
+
+        for slot in range(job.slots):
+            sys.stdout.write(" ".join(command(job.run, submission, slot)) + "\n")
+    console.print("\nnothing was submitted (--dry-run)")
+    return Exit.COMPLETE
+
+
+def record(job: Job) -> Submission:
+    """Write the run directory: config, plan, code, and the intent to submit. Starts nothing."""
+    run = job.run
+    open_run(run, job.config, job.identity, job.previous)
+    check_access(run.path)
+    submission = run.new_submission(
+        plan=plan.write(run.plans, job.shards),
+        identity=job.identity,
+        column=job.operator.column().name,
+        code=snapshot.take(run.code),
+        slots=job.slots,
+        config=job.config.resolved,
+        source=job.config.source,
+        append=job.append,
+        overrides=job.config.overrides,
+        by_rule=sorted(getattr(job.operator, "by_rule", ())),
+    )
+    _record_inputs(job)
+    return submission
+
+
+def submit(job: Job, *, start: bool = True, detach: bool = False) -> int:
+    """Record the launch, then start the work: the intent is on disk before sbatch is called."""
+    if start and job.config.run.cluster.kind == "slurm" and (_recover_lost_array(job) or _waits_already(job)):
+        return Exit.COMPLETE
+    submission = record(job)
+    if not start:
+        submission.state = "by hand"
+        job.run.save(submission)
+        console.print(f"\nrecorded, nothing was submitted. By hand, with Slurm or without:\n{_by_hand(job)}")
+        return Exit.COMPLETE
+    if job.config.run.cluster.kind == "slurm":
+        return _submit_array(job, submission)
+    from hpc.map import local
+
+    if detach:
+        console.print(f"\nstarted in the background · log: {short(local.detach(job.run, submission))}")
+        console.print(f"watch: python -m hpc.status {short(job.run.path)} --watch")
+        return Exit.COMPLETE
+    code = local.supervise(job.run, submission)
+    if code == Exit.COMPLETE:
+        say_next(job.operator.next_steps, short(job.run.path))
+    return code
+
+
+def _by_hand(job: Job) -> str:
+    run, cluster = short(job.run.path), job.config.run.cluster
+    gpus = f" --gpus-per-node={cluster.gpus_per_node}" if cluster.gpus_per_node else ""
+    sbatch = f"sbatch --array=0-{job.slots - 1}{gpus} sbatch/caption.sbatch {run}"
+    return f"    {sbatch}\n    python -m hpc.worker {run} --slot 0"
+
+
+def _record_inputs(job: Job) -> None:
+    """Shards that do not exist are failed from the start; those whose input changed (--supersede) are done anew."""
+    ledger = job.run.ledger(job.identity)
+    survey = ledger.survey(job.run.generations.opened()) if job.missing or job.changed else {}
+    for shard in job.missing:
+        state = survey.get(shard.id, State())
+        if not state.terminal:
+            claim = Claim(shard, state.generation, state.epoch + 1)
+            ledger.directory(shard.id).mkdir(parents=True, exist_ok=True)
+            ledger.mark(claim, FAILED, {"reason": "input: missing", "detail": shard.uri, "epochs": []})
+    if stale := {i: survey[i].generation + 1 for i in job.changed if i in survey}:
+        job.run.generations.open(stale, "the input changed")
+
+
+def _submit_array(job: Job, submission: Submission) -> int:
+    from hpc.slurm.submission import Launcher
+
+    cluster = job.config.run.cluster
+    code = submit_to_slurm(Launcher(job.run, submission, cluster), "{slots} slots")
+    _submit_gate(job, submission)
+    return code
+
+
+def _submit_gate(job: Job, submission: Submission) -> None:
+    """The gate behind an array, where the config wants one and it has none yet."""
+    from hpc.slurm.jobs import GateLauncher
+
+    cluster = job.config.run.cluster
+    if not cluster.gate or submission.gate:
+        return
+    array, allowed = submission.job_ids[0], job.config.run.map.allow_failed
+    submission.gate = GateLauncher(job.run, submission, cluster, array, allowed).submit_script()
+    job.run.save(submission)
+    console.print(f"gate {submission.gate}: later jobs depend on it, cluster.dependency=afterok:{submission.gate}")
+
+
+def _recover_lost_array(job: Job) -> bool:
+    """Look for earlier submissions whose sbatch got no answer, or was never seen to answer. True if one of them lives:
+    then it does this launch's work."""
+    from hpc.slurm.queue import NoSqueueAnswer, find_job, live_jobs
+
+    run, found = job.run, False
+    for submission in run.submissions():
+        if submission.state in ("intent", "unanswered") and submission.config["cluster"]["kind"] == "slurm":
+            try:
+                job_id = find_job(submission.uuid)
+            except NoSqueueAnswer as error:
+                raise Unanswered(str(error)) from error
+            if (
+                job_id is None
+            ):  # never taken; or another launch is between its intent and its sbatch: not ours to change
+                continue
+            submission.state, submission.job_ids = "submitted", [job_id]
+            run.save(submission)
+            same = submission.identity == job.identity and submission.plan == plan.write(run.plans, job.shards)
+            if same and live_jobs([job_id]):
+                console.print(f"an earlier launch was submitted after all, as job {job_id}; nothing more was submitted")
+                _submit_gate(job, submission)
+                found = True
+    return found
+
+
+def _waits_already(job: Job) -> bool:
+    """Whether slots that would do this launch's work wait in Slurm's queue: more of them would not start earlier."""
+    from hpc.slurm.queue import pending
+
+    shards = plan.write(job.run.plans, job.shards) if job.previous else ""
+    same = [s for s in job.run.submissions() if s.identity == job.identity and s.plan == shards]
+    waiting = pending([i for s in same for i in s.job_ids])
+    for job_id, (count, reason) in waiting.items():
+        console.print(
+            f"\njob {job_id} of this run waits to start, {count} slots ({reason}); nothing was submitted. To submit "
+            f"it otherwise, cancel first: python -m hpc.cancel {short(job.run.path)}", markup=False
+        )  # fmt: skip
+    return bool(waiting)

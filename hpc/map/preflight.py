@@ -1,0 +1,90 @@
+"""Is this node fit for the job? Asked by each slot before it loads a model; every answer says what is wrong and what
+to do.
+
+No clock is compared. A node that is refused leaves its work to others, and is not used again (see hpc.map.breaker).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from hpc.base import atomic
+from hpc.base.errors import UserError
+from hpc.config import Config
+from hpc.operator import Operator
+from hpc.run.directory import Run, Submission
+
+BUSY_SHARE = 0.5  # of a GPU's memory in use before we start: somebody else's process lives there
+
+
+def problems(run: Run, submission: Submission, config: Config, operator: Operator) -> list[str]:
+    """What makes this node unfit; empty if nothing does."""
+    found = _run_directory(run, submission)
+    if config.run.cluster.gpus_per_node and config.run.cluster.device != "cpu":
+        found += _gpus(config.run.cluster.gpus_per_node)
+    return found + operator.preflight()
+
+
+def check_waits(config: Config, operator: Operator) -> None:
+    """Raise UserError where waiting for a service would look like a hang: a good sample would be blamed for it."""
+    seconds, key = getattr(operator, "longest_wait", lambda: (0.0, ""))()
+    if seconds >= config.run.map.hang_s:
+        raise UserError(
+            f"config: `{key}`: with all its tries a request may take {seconds:g} s, and an engine without a finished "
+            f"sample is killed after map.hang_s={config.run.map.hang_s:g} s. Lower the one or raise the other."
+        )
+
+
+def _run_directory(run: Run, submission: Submission) -> list[str]:
+    """What the launch wrote is visible, and link() excludes."""
+    probe = run.control / f"probe-{submission.uuid}-{os.getpid()}-{os.urandom(4).hex()}"
+    try:
+        if atomic.create(probe, b"", durable=False) and not atomic.create(probe, b"", durable=False):
+            return []
+        return [f"run directory: link() does not exclude on {run.path}: mount it with POSIX semantics"]
+    except OSError as error:
+        return [f"run directory: {run.path} cannot be written from this node: {error}"]
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def full(run: Run, config: Config) -> list[str]:
+    """Whether the file system that all nodes share is full: no node is to blame for that."""
+    return _disk(run.path, config.run.map.min_free_gb)
+
+
+def _disk(path: Path, least_gb: float) -> list[str]:
+    stat = os.statvfs(path)
+    free_gb = stat.f_bavail * stat.f_frsize / 1e9
+    if free_gb < least_gb:
+        return [f"disk: {free_gb:.1f} GB free on {path}, at least {least_gb:g} GB are needed (map.min_free_gb)"]
+    if stat.f_files and stat.f_favail < 1000:
+        return [f"disk: {stat.f_favail} inodes free on {path}, at least 1000 are needed"]
+    return []
+
+
+def _gpus(wanted: int) -> list[str]:
+    """GPUs are there and nobody else's processes fill them (nvidia-smi; where there is none, setup will tell)."""
+    if not shutil.which("nvidia-smi"):
+        return []
+    query = ["nvidia-smi", "--query-gpu=index,memory.used,memory.total", "--format=csv,noheader,nounits"]
+    visible = [d for d in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if d]
+    if visible:
+        query.insert(1, f"--id={','.join(visible)}")
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=60, check=False)
+    except subprocess.TimeoutExpired:
+        return ["GPU: nvidia-smi hangs: the driver of this node is broken"]
+    if done.returncode:
+        return [f"GPU: nvidia-smi fails: {(done.stderr or done.stdout).strip()[:200]}"]
+    rows = [[field.strip() for field in line.split(",")] for line in done.stdout.splitlines() if line.strip()]
+    if len(rows) < wanted:
+        return [f"GPU: {len(rows)} visible, the job wants {wanted}"]
+    return [
+        f"GPU {index}: {used} of {total} MiB are in use before the job starts: another process lives there"
+        for index, used, total in rows
+        if used.isdigit() and total.isdigit() and int(used) > BUSY_SHARE * int(total)
+    ]

@@ -1,0 +1,94 @@
+"""The thread of an engine that reads shards ahead of the operator, and can be made to stand still.
+
+It stands still while a suspect is applied alone, and while anything is in flight of a shard whose reading may have
+killed an engine before: then a death says whether it was the reading or the sample.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from hpc.map.shard_task import ShardTask
+from hpc.operator import Damage, Item, Operator
+
+READ_AHEAD = 64  # items the reader thread may be ahead
+READ_AHEAD_BYTES = 1 << 28  # of their payloads; one item may be larger
+
+Delivered = tuple[ShardTask, Item | Damage | BaseException | None]  # None: the shard's end
+
+
+class ReadAhead(queue.Queue[Delivered]):
+    """What was read and not yet applied: full at READ_AHEAD items, or as soon as they hold READ_AHEAD_BYTES."""
+
+    def _init(self, maxsize: int) -> None:
+        super()._init(maxsize)
+        self._bytes = 0
+
+    def _qsize(self) -> int:
+        return self.maxsize if self._bytes >= READ_AHEAD_BYTES else super()._qsize()
+
+    def _put(self, item: Delivered) -> None:
+        super()._put(item)
+        self._bytes += item[1].size if isinstance(item[1], Item) else 0
+
+    def _get(self) -> Delivered:
+        item = super()._get()
+        self._bytes -= item[1].size if isinstance(item[1], Item) else 0
+        return item
+
+
+class Reader(threading.Thread):
+    """Reads shards in the order in which they were added. Errors travel through the queue as values, in order."""
+
+    def __init__(self, operator: Operator) -> None:
+        super().__init__(daemon=True, name="reader")
+        self._operator = operator
+        self._tasks: queue.SimpleQueue[ShardTask] = queue.SimpleQueue()
+        self.out = ReadAhead(READ_AHEAD)
+        self.open = 0  # tasks not yet read to their end; changed by the main thread only
+        self._may_read = threading.Event()
+        self._may_read.set()
+        self._reading = threading.Lock()  # held while the operator's code reads
+        self.ahead = threading.Event()  # the shard is read to its end; what is left of it is in `out`
+
+    def add(self, task: ShardTask) -> None:
+        self.open += 1
+        self.ahead.clear()
+        self._tasks.put(task)
+
+    def run(self) -> None:
+        while True:
+            task = self._tasks.get()
+            try:
+                items = iter(self._step(partial(self._operator.read, task.shard)))
+                while (found := self._step(partial(next, items, None))) is not None:
+                    self.out.put((task, found))
+                self.out.put((task, None))
+            except Exception as error:  # noqa: BLE001 - whatever an operator raises is this shard's failure
+                self.out.put((task, error))
+            self.ahead.set()
+
+    def _step(self, read: Callable[[], Any]) -> Any:
+        """Run the operator's code, once it may."""
+        while True:
+            self._may_read.wait()
+            with self._reading:
+                if self._may_read.is_set():
+                    return read()
+
+    # --- for the main thread ------------------------------------------------------------------
+
+    def stand_still(self, timeout: float) -> bool:
+        """Read nothing more until `go_on`. False where it is still inside a read after `timeout` seconds."""
+        self._may_read.clear()
+        if not self._reading.acquire(timeout=timeout):
+            return False
+        self._reading.release()
+        return True
+
+    def go_on(self) -> None:
+        self._may_read.set()

@@ -1,0 +1,318 @@
+"""Counting a run's shards and samples: what is settled is counted once, so that a look at a million shards stays quick.
+
+Ledger names tell the states, journals the counts; markers are opened only where a journal lacks its line. What was
+counted is kept in `<run>/tally/<identity>.arrow`: a cache, made again whenever it does not fit. A bucket of the ledger
+is listed again only when its directory has changed.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from hpc.base import atomic
+from hpc.operator import FAILED as SAMPLE_FAILED
+from hpc.run.directory import Run, Submission
+from hpc.run.journal_reader import JournalReader
+from hpc.run.ledger import CLAIMED, DONE, FAILED, Ledger, State, bucket_of, states
+from hpc.run.lost import LostFiles
+from hpc.run.plan import Plan
+
+FORMAT = 4  # of the cache
+WORTHWHILE = 5000  # shards from which on the cache is written
+_RACY_S = 2.0  # a directory that changed so shortly before its listing may change again under the same time stamp
+
+_TERMINAL = re.compile(r"^(.+)\.g0\.(done|failed)$", re.MULTILINE)
+_LATER = re.compile(r"\.g[1-9]\d*\.(?:e|done|failed)")
+
+
+@dataclass
+class Reason:
+    """How often, and the first shard (by name) that has it."""
+
+    count: int = 0
+    example: str = ""
+    where: str = ""
+    empty: int = 0  # of these, shards that gave no sample at all
+
+    def add(self, shard: str, where: str, empty: bool = False) -> None:
+        self.count += 1
+        self.empty += empty
+        if not self.example or shard < self.example:
+            self.example, self.where = shard, where
+
+
+@dataclass
+class Settled:
+    """Sums over the shards that are done or failed."""
+
+    shards: Counter[str] = field(default_factory=Counter)
+    samples: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
+    damaged: dict[str, Reason] = field(default_factory=dict)
+    failures: dict[str, Reason] = field(default_factory=dict)
+    rows: int = 0
+    bytes: int = 0  # of their inputs
+    expected: int = 0
+    unknown: int = 0  # shards without an expected count
+
+    def count_done(self, shard: str, done: dict[str, Any]) -> None:
+        self.samples.update(done.get("counts", {}))
+        self.rows += done.get("rows", 0)
+        self.reasons.update(done.get("reasons", {}))
+        if done.get("damage"):
+            self.damaged.setdefault(done["damage"], Reason()).add(
+                shard, done.get("detail") or "", empty=not done.get("rows", 0)
+            )
+
+    def count_failed(self, shard: str, failed: dict[str, Any], expected: int) -> None:
+        """A failed shard publishes no row: as far as their number is known, its samples are failed with it."""
+        self.samples[SAMPLE_FAILED] += expected
+        where = failed.get("log") or failed.get("host") or ""
+        self.failures.setdefault(failed.get("reason") or "unknown", Reason()).add(shard, where)
+
+
+@dataclass
+class Totals:
+    """The whole picture at one moment."""
+
+    settled: Settled
+    total: int  # shards
+    claimed: int
+    samples: Counter[str]  # of unfinished shards too
+    left: int  # samples; where a shard's count is not known, the mean of the finished ones stands for it
+    unknown: int = 0  # unfinished shards whose count is not known
+
+
+class Tally:
+    """Counts one run, again and again. keep: write the cache."""
+
+    def __init__(self, run: Run, latest: Submission, *, keep: bool = True) -> None:
+        self._run, self._latest, self._keep = run, latest, keep
+        self._ledger = run.ledger(latest.identity)
+        self._file = run.path / "tally" / f"{latest.identity}.arrow"
+        self._plan = Plan(run.plans, latest.plan).table(["id", "bytes", "expected"])
+        self.lost = LostFiles(run, latest)
+        self._forget()
+        self._load()
+
+    def _mine(self) -> set[str]:
+        """The submissions that write this identity's journals; a launch adds one."""
+        return {s.uuid for s in self._run.submissions() if s.identity == self._latest.identity}
+
+    def _forget(self) -> None:
+        self.reader = JournalReader(self._run.journals, self._mine())
+        self.settled = Settled()
+        self._times: dict[str, int] = {}  # bucket -> its directory's mtime when it was listed
+        self._done: dict[str, pa.Array | set[str]] = {}  # bucket -> ids that have been counted
+        self._claimed: dict[str, list[str]] = {}  # bucket -> ids
+        self._failed: set[str] = set()
+        self._generations = self._run.generations.count()
+
+    def fits(self, latest: Submission) -> bool:
+        return (latest.plan, latest.identity) == (self._latest.plan, self._latest.identity)
+
+    def count(self) -> Totals:
+        collecting = gc.isenabled()
+        gc.disable()  # a first look makes millions of small objects, and no cycles
+        try:
+            return self._count()
+        finally:
+            if collecting:
+                gc.enable()
+
+    def _count(self) -> Totals:
+        if self._generations != self._run.generations.count():
+            self._forget()  # shards were reopened: what was settled is not
+        self.reader.submissions = self._mine()
+        self.reader.refresh()
+        reopened = self._run.generations.by_bucket()
+        found: dict[str, State] = {}
+        changed = False
+        for bucket in self._ledger.buckets():
+            changed |= self._list(bucket, reopened.get(bucket), found)
+        if self._failed.intersection(shard for shard, state in found.items() if state.status == DONE):
+            self._forget()  # a shard was done after all: its failure must not count
+            return self._count()
+        self._settle(found)
+        self.reader.done.clear()
+        self.reader.failed.clear()
+        if changed and self._keep and len(self._plan) >= WORTHWHILE:
+            self._save()
+        return self._totals()
+
+    def _list(self, bucket: str, reopened: Mapping[str, int] | None, found: dict[str, State]) -> bool:
+        """List one bucket if it has changed; adds shards that were not settled before to `found`."""
+        try:
+            now, changed_at = time.time(), os.stat(self._ledger.root / bucket).st_mtime_ns
+        except FileNotFoundError:
+            return False
+        if self._times.get(bucket) == changed_at:
+            return False
+        known = self._done.get(bucket, set())
+        if isinstance(known, pa.Array):
+            known = set(known.to_pylist())
+        names = self._ledger.names(bucket)
+        settled, claimed = _states(names, reopened)
+        for shard, state in settled.items():
+            if shard not in known or (shard in self._failed and state.status == DONE):
+                found[shard] = state
+                known.add(shard)
+        self._done[bucket], self._claimed[bucket] = known, claimed
+        # Our clock against the file server's: where they disagree the bucket is only listed once more than needed.
+        self._times[bucket] = changed_at if now - changed_at / 1e9 > _RACY_S else -1
+        return True
+
+    def _settle(self, found: dict[str, State]) -> None:
+        """Add shards that are newly settled. Those that the plan has dropped are not counted."""
+        if not found:
+            return
+        rows = self._plan.filter(pc.is_in(self._plan["id"], pa.array(list(found), pa.string())))
+        self.settled.bytes += pc.sum(rows["bytes"]).as_py() or 0
+        self.settled.expected += pc.sum(rows["expected"]).as_py() or 0
+        self.settled.unknown += rows["expected"].null_count
+        for shard, expected in zip(rows["id"].to_pylist(), rows["expected"].to_pylist(), strict=True):
+            state = found[shard]
+            self.settled.shards[state.status] += 1
+            at = (shard, state.generation)
+            if state.status == DONE:
+                self.settled.count_done(shard, self.reader.done.get(at) or _marker(self._ledger, *at))
+            else:
+                failed = self.reader.failed.get(at) or self._ledger.read(shard, f"g{state.generation}.failed")
+                self.settled.count_failed(shard, failed, expected or 0)
+                self._failed.add(shard)
+
+    def _totals(self) -> Totals:
+        settled = self.settled
+        claimed = pa.array([shard for found in self._claimed.values() for shard in found], pa.string())
+        samples = Counter(settled.samples)
+        begun = self._begun()
+        rows = self._plan.filter(pc.is_in(self._plan["id"], pa.array(list(begun), pa.string())))
+        counted = list(zip(rows["id"].to_pylist(), rows["expected"].to_pylist(), strict=True))
+        for shard, _ in counted:  # those that the plan has dropped are not counted
+            samples.update(begun[shard])
+        taken = sum(min(begun[shard].total(), e) for shard, e in counted if e is not None)
+        expected_left = (pc.sum(self._plan["expected"]).as_py() or 0) - settled.expected - taken
+        unknown_left = self._plan["expected"].null_count - settled.unknown
+        mean = settled.rows / settled.shards[DONE] if settled.shards[DONE] else 0.0
+        guessed = sum(min(begun[shard].total(), mean) for shard, e in counted if e is None)
+        return Totals(
+            settled,
+            len(self._plan),
+            pc.sum(pc.is_in(claimed, self._plan["id"].combine_chunks())).as_py() or 0 if len(claimed) else 0,
+            samples,
+            max(0, expected_left) + round(max(0.0, mean * unknown_left - guessed)),
+            unknown_left,
+        )
+
+    def _begun(self) -> dict[str, Counter[str]]:
+        """Saved samples, by status, of each unfinished shard: of its present generation alone. Forgets all others."""
+        newest = self._run.generations.opened()
+        for shard, generation in self.reader.partial:
+            newest[shard] = max(generation, newest.get(shard, 0))
+        for shard, generation in list(self.reader.partial):
+            if generation < newest[shard] or self._is_settled(shard):
+                del self.reader.partial[shard, generation]
+        return {shard: _without_overlap(saved.blocks) for (shard, _), saved in self.reader.partial.items()}
+
+    def _is_settled(self, shard: str) -> bool:
+        """Whether a shard is done or failed, and counted so: a zombie may save segments of it all the same."""
+        bucket = bucket_of(shard)
+        known = self._done.get(bucket, set())
+        if isinstance(known, pa.Array):
+            known = self._done[bucket] = set(known.to_pylist())
+        return shard in known
+
+    # --- the cache --------------------------------------------------------------------------
+
+    def _key(self) -> list[Any]:
+        return [FORMAT, self._latest.plan, self._latest.identity, self._generations]
+
+    def _save(self) -> None:
+        """Best effort: a reader without the right to write counts again."""
+        names = sorted(self._done)
+        sets = [self._done[name] for name in names]
+        arrays = [a if isinstance(a, pa.Array) else pa.array(sorted(a), pa.string()) for a in sets]
+        groups = {k: {r: vars(found) for r, found in getattr(self.settled, k).items()} for k in ("damaged", "failures")}
+        settled = {**vars(self.settled), **groups}
+        state = {
+            "key": self._key(), "reader": self.reader.dump(), "settled": settled, "times": self._times,
+            "claimed": self._claimed, "failed": sorted(self._failed),
+            "buckets": [[name, len(ids)] for name, ids in zip(names, arrays, strict=True)],
+        }  # fmt: skip
+        table = pa.table({"id": pa.chunked_array(arrays, pa.string())})
+        table = table.replace_schema_metadata({"state": json.dumps(state)})
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table.combine_chunks())
+        try:
+            self._file.parent.mkdir(exist_ok=True)
+            atomic.replace(self._file, sink.getvalue().to_pybytes())
+        except OSError:
+            return
+
+    def _load(self) -> None:
+        try:
+            with pa.memory_map(str(self._file)) as file:
+                table = pa.ipc.open_file(file).read_all()
+            state = json.loads(table.schema.metadata[b"state"])
+            if state["key"] != self._key():
+                return
+            settled = state["settled"]
+            for group in ("damaged", "failures"):
+                settled[group] = {reason: Reason(**found) for reason, found in settled[group].items()}
+            for counter in ("shards", "samples", "reasons"):
+                settled[counter] = Counter(settled[counter])
+            self.reader.restore(state["reader"])
+            self.settled = Settled(**settled)
+            self._times, self._claimed, self._failed = state["times"], state["claimed"], set(state["failed"])
+            ids, start = table["id"].combine_chunks(), 0
+            for bucket, count in state["buckets"]:
+                self._done[bucket] = ids.slice(start, count)
+                start += count
+        except (OSError, pa.ArrowException, KeyError, ValueError, TypeError):
+            self._forget()  # none, or not ours
+
+
+def _without_overlap(blocks: dict[int, dict[str, int]]) -> Counter[str]:
+    """Samples by status in blocks (by first sample), none twice: owners of an earlier version with another segment size
+    may overlap.
+    """
+    counts: Counter[str] = Counter()
+    end = 0
+    for start, saved in sorted(blocks.items()):
+        if start >= end:
+            counts.update(saved)
+            end = start + sum(saved.values())
+    return counts
+
+
+def _states(names: list[str], reopened: Mapping[str, int] | None) -> tuple[dict[str, State], list[str]]:
+    """(settled shards, ids of claimed ones): at C speed where nothing was reopened, else by the function of names."""
+    text = "\n".join(names)
+    if reopened or _LATER.search(text):
+        found = states(names, reopened)
+        settled = {i: s for i, s in found.items() if s.terminal}
+        return settled, [i for i, s in found.items() if s.status == CLAIMED]
+    marks = _TERMINAL.findall(text)
+    settled = {shard: State(FAILED) for shard, mark in marks if mark == "failed"}
+    settled.update((shard, State(DONE)) for shard, mark in marks if mark == "done")
+    left = states(n for n in names if n.rpartition(".g0.")[0] not in settled)
+    return settled, [shard for shard, state in left.items() if state.status == CLAIMED]
+
+
+def _marker(ledger: Ledger, shard_id: str, generation: int) -> dict[str, Any]:
+    """A marker whose journal line is missing (its writer died between the two)."""
+    marker = ledger.read(shard_id, f"g{generation}.done")
+    damage = marker.get("damage") or {}
+    return {**marker, "damage": damage.get("reason"), "detail": damage.get("detail")}

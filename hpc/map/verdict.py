@@ -1,0 +1,80 @@
+"""How a map job has ended whose shards are all done or failed: well, or with nothing to show for it.
+
+A run in which no sample is ok has failed, whatever its markers say: a wrong pattern of images, a wrong decoder. Rows
+that a rule of the config dropped (`by_rule` of an operator) do not count as failed: a run of those alone ends well.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+from hpc.base.errors import Exit
+from hpc.operator import OK
+from hpc.run.directory import Run, Submission
+from hpc.run.ledger import FAILED as SHARD_FAILED
+from hpc.run.ledger import Ledger
+from hpc.run.plan import Plan
+
+
+def fruitless(samples: Mapping[str, int], reasons: Mapping[str, int], by_rule: Iterable[str]) -> str:
+    """Why a finished run has made nothing, "" where it has, or where a rule dropped all that it had.
+
+    Args:
+        samples: number by status; reasons: number by "status: reason", as in markers.
+        by_rule: reasons of rows that a rule of the config dropped.
+    """
+    total = sum(samples.values())
+    if samples.get(OK, 0):
+        return ""
+    if not total:
+        return "no shard holds a sample"
+    dropped = set(by_rule)
+    left = {r: n for r, n in reasons.items() if n and r.partition(": ")[2] not in dropped}
+    if total == sum(reasons.values()) and not left:
+        return ""
+    said = max(left, key=lambda reason: left[reason]) if left else "no reason given"
+    return f"no sample is ok; of {total:,}, {left.get(said, total):,} are {said}"
+
+
+def barren(shards: int, example: str) -> str:
+    """What is said of shards that are not readable at all, "" where there is none."""
+    return f"{shards:,} unreadable {'shard' if shards == 1 else 'shards'} gave nothing ({example})" if shards else ""
+
+
+def of_markers(run: Run, ledger: Ledger, plan: Plan, by_rule: Iterable[str]) -> str:
+    """`fruitless` of a finished run. Reads markers until one has a good sample: nearly always the first."""
+    samples: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
+    for marker in ledger.markers(plan.ids(), run.generations.by_bucket()):
+        samples.update(marker.get("counts", {}))
+        reasons.update(marker.get("reasons", {}))
+        if samples[OK]:
+            return ""
+    return fruitless(samples, reasons, by_rule)
+
+
+def of_newest(run: Run) -> str:
+    """The same, of a run's newest launch."""
+    latest = run.latest()
+    return of_markers(run, run.ledger(latest.identity), Plan(run.plans, latest.plan), latest.by_rule)
+
+
+def of_run(
+    run: Run, submission: Submission, ledger: Ledger, plan: Plan, empty: Iterable[tuple[str, int]] = ()
+) -> tuple[Exit, str] | None:
+    """Exit code of a job and why, None while shards are left.
+
+    empty: (shard, generation) of damaged shards without a row, as far as this process has met them.
+    """
+    counts = ledger.outcome(plan.ids(), run.generations.by_bucket())
+    if counts is None:
+        return None
+    if failed := counts[SHARD_FAILED]:
+        return Exit.SOME_FAILED, f"nothing is left to do; {failed} shards failed"
+    if why := of_markers(run, ledger, plan, submission.by_rule):
+        return Exit.SOME_FAILED, f"nothing is left to do; {why}"
+    reopened = run.generations.opened() if empty else {}
+    if still := [shard for shard, generation in empty if reopened.get(shard, 0) <= generation]:
+        return Exit.SOME_FAILED, f"nothing is left to do; {barren(len(still), min(still))}"
+    return Exit.COMPLETE, "every shard is done"

@@ -1,0 +1,1 @@
+"""Pipelines: stages that need one another, each a run of its own."""

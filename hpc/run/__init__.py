@@ -1,0 +1,1 @@
+"""A run directory: plan, ledger, published columns, launches."""

@@ -1,0 +1,115 @@
+"""Column files: one parquet file per shard, whose bytes depend on the identity and the input alone.
+
+A file says what it was made from (`uri` and `bytes` in its schema's metadata): folders of such files have no plan.
+Rows are in the shard's order, one per sample, failed ones too; row groups of 512; page checksums on. The fields are
+`key`, the operator's own, then `status`, `reason`, `detail`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hpc.base import atomic
+from hpc.operator import Column, Row, Shard
+
+ROW_GROUP = 512
+
+
+def schema(column: Column, identity: str) -> pa.Schema:
+    fields = [("key", pa.string()), *column.fields, ("status", pa.string()), ("reason", pa.string())]
+    made = pa.schema([*fields, ("detail", pa.string())])
+    return made.with_metadata({"column": column.name, "identity": identity})
+
+
+def made_from(target: pa.Schema, shard: Shard) -> pa.Schema:
+    """The schema of one shard's file, which says what it was made from: folders of such files have no plan."""
+    return target.with_metadata({**(target.metadata or {}), "uri": shard.uri, "bytes": str(shard.bytes)})
+
+
+def to_table(rows: list[Row], target: pa.Schema) -> pa.Table:
+    """Rows (one shard's, in order) as a table of `target`; fields that a row does not have are null."""
+    fixed = {"key", "status", "reason", "detail"}
+    data = {f.name: [getattr(r, f.name) if f.name in fixed else r.values.get(f.name) for r in rows] for f in target}
+    return pa.table(data, schema=target)
+
+
+def _writer(path: Path, target: pa.Schema) -> pq.ParquetWriter:
+    return pq.ParquetWriter(path, target, compression="zstd", version="2.6", write_page_checksum=True)
+
+
+def read(path: Path) -> pa.Table:
+    """A whole column file, every page with its checksum."""
+    return pq.ParquetFile(path, page_checksum_verification=True).read()
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a column file holds. counts: {status: n}; reasons: {"skipped: image: truncated": n}."""
+
+    rows: int
+    bytes: int
+    sha256: str
+    counts: dict[str, int]
+    reasons: dict[str, int]
+
+
+def write(path: Path, segments: Iterable[pa.Table], target: pa.Schema) -> None:
+    """Write the whole column file at a private name and force it to storage.
+
+    Row groups are 512 whatever the segments.
+    """
+    atomic.make_below(path.parent, 3)  # of <run>/columns
+    with _writer(path, target) as writer:
+        for group in _regroup(segments, target):
+            writer.write_table(group, row_group_size=ROW_GROUP)
+    _sync_file(path)
+
+
+def _regroup(tables: Iterable[pa.Table], target: pa.Schema) -> Iterator[pa.Table]:
+    held = target.empty_table()
+    for table in tables:
+        held = pa.concat_tables([held, table])
+        while held.num_rows >= ROW_GROUP:
+            yield held.slice(0, ROW_GROUP).combine_chunks()
+            held = held.slice(ROW_GROUP)
+    if held.num_rows:
+        yield held.combine_chunks()
+
+
+def _sync_file(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def inspect(path: Path) -> Content:
+    """Read a finished file back, every page with its checksum. Raises OSError or ArrowException where it is damaged."""
+    file = pq.ParquetFile(path, page_checksum_verification=True)
+    counts: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
+    for batch in file.iter_batches(batch_size=8192):
+        statuses = batch.column("status").to_pylist()
+        counts.update(statuses)
+        for status, reason in zip(statuses, batch.column("reason").to_pylist(), strict=True):
+            if reason:
+                reasons[f"{status}: {reason}"] += 1
+    return Content(file.metadata.num_rows, path.stat().st_size, sha256(path), dict(counts), dict(reasons))
+
+
+def keys(path: Path) -> list[str]:
+    return pq.read_table(path, columns=["key"])["key"].to_pylist()

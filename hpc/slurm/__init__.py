@@ -1,0 +1,1 @@
+"""All that Slurm is asked or told: batch scripts, submission, the queue."""

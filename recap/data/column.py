@@ -1,0 +1,100 @@
+"""One column of a corpus: what is asked of it, and what all columns that lie in files share."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from hpc.base.errors import UserError
+from hpc.operator import Shard
+from recap.data.manifest import Located, Manifest
+
+
+def _place(text: str) -> Any:
+    """Where a column lies does not say what is in it; its identity does."""
+    return dataclasses.field(default=None, metadata={"help": text, "execution": True})
+
+
+@dataclass
+class ColumnConfig:
+    """Where one column comes from: exactly one of run, folder and member."""
+
+    run: str | None = _place("directory of a run of this toolkit")
+    folder: str | None = _place("folder or URL that holds <shard id>.parquet, or what recap.export wrote")
+    member: str | None = None  # extension of a tar member, e.g. txt
+    # of the parquet file, or key of a JSON member; default: caption for runs, re_caption for exports, text for folders
+    field: str | None = None
+    identity: str | None = None  # what the column's identity must begin with
+    missing: str = "error"  # error | null: what a shard without this column means
+
+
+@dataclass(frozen=True, slots=True)
+class Values:
+    """A column's values of some samples; None where there is none.
+
+    digests: of the images that they were made from, None where the column carries none; see recap.data.same_image.
+    doubt: what to say where these digests prove nothing: the shard was found by its name alone.
+    """
+
+    values: list[Any]
+    digests: list[str | None] | None = None
+    doubt: str = ""
+
+
+class Column(Protocol):
+    """One column of a corpus."""
+
+    def check(self, shards: Sequence[Shard]) -> str:
+        """How the shards are found, where that is worth a line. UserError unless every one of them can be read."""
+
+    def read(self, shard: Shard, block: int, keys: Sequence[str], members: Sequence[Mapping[str, bytes]]) -> Values:
+        """The values of a block's samples."""
+
+
+class ColumnOfFiles:
+    """Rows that lie in files beside the tars, where `manifest` says, or else where they are now."""
+
+    def __init__(self, name: str, config: ColumnConfig, field: str, manifest: Manifest | None) -> None:
+        self.name, self.config, self.field, self._manifest = name, config, field, manifest
+
+    def locate(self, shard: Shard) -> Located | None:
+        """Where the rows of a reader's shard lie now; None where there are none."""
+        raise NotImplementedError
+
+    def generation(self, shard: Shard) -> int:
+        """Which of a run's generations `locate` would find; 0 where there are none. No marker is read."""
+        return 0
+
+    def manifest(self, shards: Sequence[Shard]) -> Iterator[tuple[str, Located]]:
+        """`locate` for all shards that have rows, in threads: each may be a small read."""
+        with ThreadPoolExecutor(16) as pool:
+            for shard, located in zip(shards, pool.map(self.locate, shards)):
+                if located is not None:
+                    yield shard.id, located
+
+    def located(self, shard: Shard) -> Located | None:
+        """Where they lay when the training began, or lie now."""
+        return self._manifest.find(shard.id) if self._manifest else self.locate(shard)
+
+
+def gone(name: str, shard: Shard, place: str) -> UserError:
+    return UserError(
+        f"data: column {name}: {place}, which holds shard {shard.id}, is gone: this training began with it. Put it "
+        "back, or start a new training, under another name, on what is there now."
+    )
+
+
+def check_missing(name: str, config: ColumnConfig, missing: list[str], shards: int) -> None:
+    if missing and config.missing == "error":
+        raise UserError(
+            f"data: column {name} ({config.run or config.folder}) lacks {len(missing):,} of {shards:,} shards "
+            f"(first: {missing[0]}), by uri and by id. {_mend(config)}, or set data.columns.{name}.missing=null to "
+            "train those on other columns."
+        )
+
+
+def _mend(config: ColumnConfig) -> str:
+    return f"Finish it (python -m hpc.status {config.run})" if config.run else "Add their files"

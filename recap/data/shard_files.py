@@ -1,0 +1,179 @@
+"""The files that patterns name, in folders, in stores and on the web; each folder is listed once."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from urllib.parse import urlsplit
+
+import fsspec
+
+from hpc.base.errors import UserError
+from recap.data.addresses import without_credentials
+from recap.data.expected import ARCHIVES
+
+
+@dataclass(frozen=True, slots=True)
+class ShardFile:
+    uri: str
+    size: int
+    etag: str = ""
+
+
+@dataclass(frozen=True)
+class Folder:
+    """What one listing said, by base name."""
+
+    files: dict[str, ShardFile]
+    folders: list[str]
+    exists: bool = True
+
+
+def read_list(pattern: str) -> list[str]:
+    """`@file` stands for the entries of a text file, one a line, paths relative to it; # starts a comment."""
+    if not pattern.startswith("@"):
+        return [pattern]
+    try:
+        with fsspec.open(pattern[1:], "r", encoding="utf-8") as file:
+            lines = [line.strip() for line in file.read().splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"config: {without_credentials(pattern)}: this list cannot be read ({error}).") from error
+    folder = pattern[1:].rpartition("/")[0]
+    entries = [line for line in lines if line and not line.startswith("#")]
+    relative = re.compile(r"(?!/|[\w+.:-]+://|[0-9a-fA-F]{64}$)")
+    return [f"{folder}/{entry}" if relative.match(entry) else entry for entry in entries]
+
+
+def expand(pattern: str) -> Iterable[str]:
+    if "://" not in pattern and os.path.lexists(pattern):
+        return [pattern]  # braces may be part of a name
+    # Here, so that a machine with torch and transformers alone can run the benchmarks of training steps.
+    from braceexpand import UnbalancedBracesError, braceexpand  # type: ignore[attr-defined]
+
+    try:
+        return braceexpand(pattern)
+    except UnbalancedBracesError as error:
+        raise UserError(f"config: `data.shards`: {without_credentials(pattern)}: braces do not match.") from error
+
+
+def match(name: str, listings: dict[str, Folder]) -> list[ShardFile]:
+    """The files that one brace-free pattern names: a file, a glob, or a folder's tars. [] if a tar does not exist."""
+    if is_web_file(name):
+        return [ShardFile(name, 0)]  # servers need not list, and asking for each would be a request a shard
+    folder, _, last = name.rstrip("/").rpartition("/")
+    folder = folder or "/"
+    if is_glob(name) and not is_there(name, listings):
+        files = [
+            f
+            for parent in matching_folders(folder, listings)
+            for base, f in list_folder(parent, listings).files.items()
+            if _fits(base, last) and (base.endswith(ARCHIVES) or last.endswith(ARCHIVES))
+        ]
+        if not files:
+            folders = f" It matches folders; their tars: {without_credentials(name).rstrip('/')}/*.tar."
+            more = folders if matching_folders(name.rstrip("/"), listings) else ""
+            raise UserError(f"plan: {without_credentials(name)}: no tar matches.{more} Correct data.shards.")
+        return files
+    if name.endswith(ARCHIVES):
+        exact = list_folder(folder, listings).files.get(last)
+        return [exact] if exact else []
+    inside = list_folder(name.rstrip("/"), listings)
+    files = [f for base, f in inside.files.items() if base.endswith(ARCHIVES) and not base.startswith(".")]
+    if not files:
+        what = "holds no .tar, .tar.gz or .tgz" if inside.exists else "is no folder, and no .tar, .tar.gz or .tgz"
+        more = f" itself; its folders may: {without_credentials(name).rstrip('/')}/*/*.tar" if inside.folders else ""
+        raise UserError(f"plan: {without_credentials(name)} {what}{more}. Correct data.shards.")
+    return files
+
+
+def is_web_file(name: str) -> bool:
+    if not name.startswith(("http://", "https://")):
+        return False
+    parts = urlsplit(name)
+    return parts.path.endswith(ARCHIVES) or "=" in parts.query
+
+
+def is_glob(name: str) -> bool:
+    return re.search(r"[*?\[]", name) is not None
+
+
+def is_there(name: str, listings: dict[str, Folder]) -> bool:
+    """Whether what looks like wildcards are letters of names that exist: a folder may be called `set [v2]`."""
+    parts = name.rstrip("/").split("/")
+    return all(
+        has_file("/".join(parts[:at]) or "/", part, listings) for at, part in enumerate(parts) if at and is_glob(part)
+    )
+
+
+def has_file(folder: str, base: str, listings: dict[str, Folder]) -> bool:
+    listing = list_folder(folder, listings)
+    return base in listing.files or base in listing.folders
+
+
+def _fits(base: str, pattern: str) -> bool:
+    """As in a shell, wildcards do not find hidden files (macOS leaves `._00000.tar` beside `00000.tar`)."""
+    return fnmatchcase(base, pattern) and (not base.startswith(".") or pattern.startswith("."))
+
+
+def matching_folders(pattern: str, listings: dict[str, Folder]) -> list[str]:
+    """The folders that a pattern with wildcards in any part names."""
+    if not is_glob(pattern):
+        return [pattern]
+    parent, _, last = pattern.rpartition("/")
+    parents = matching_folders(parent or "/", listings)
+    return [
+        f"{found}/{base}"
+        for found in parents
+        for base in list_folder(found, listings).folders
+        if base == last or (_fits(base, last) and last not in list_folder(found, listings).folders)
+    ]
+
+
+def list_folder(folder: str, listings: dict[str, Folder]) -> Folder:
+    """A folder's listing, asked for once."""
+    if folder not in listings:
+        try:
+            listings[folder] = _list_remote(folder) if "://" in folder else _list_local(folder)
+        except (FileNotFoundError, NotADirectoryError):
+            listings[folder] = Folder({}, [], exists=False)
+        except (OSError, ImportError, ValueError) as error:
+            raise UserError(
+                f"plan: {without_credentials(folder)} cannot be listed ({type(error).__name__}: {str(error)[:200]}). "
+                "Credentials come from the environment or from fsspec's own configuration."
+            ) from error
+    return listings[folder]
+
+
+def _list_local(folder: str) -> Folder:
+    files, folders = {}, []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            try:
+                if entry.is_file():
+                    uri = os.path.join(folder, entry.name)
+                    if entry.name.endswith(ARCHIVES):
+                        facts = entry.stat()
+                        files[entry.name] = ShardFile(uri, facts.st_size, str(facts.st_mtime))
+                    else:  # statistics and the like: that they are there is all that is asked
+                        files[entry.name] = ShardFile(uri, 0)
+                elif entry.is_dir():
+                    folders.append(entry.name)
+            except FileNotFoundError:
+                continue  # a dangling link, or gone since the listing
+    return Folder(files, sorted(folders))
+
+
+def _list_remote(folder: str) -> Folder:
+    system, path = fsspec.core.url_to_fs(folder)
+    files, folders = {}, []
+    for entry in system.ls(path, detail=True):
+        base = entry["name"].rstrip("/").rpartition("/")[2]
+        if entry["type"] == "file":
+            etag = str(entry.get("ETag") or entry.get("etag") or entry.get("mtime") or entry.get("LastModified") or "")
+            files[base] = ShardFile(f"{folder.rstrip('/')}/{base}", int(entry.get("size") or 0), etag.strip('"'))
+        else:
+            folders.append(base)
+    return Folder(files, sorted(folders))
