@@ -41,7 +41,8 @@ def _map(run: Run, allowed: int) -> StageProgress:
         return StageProgress(False, done, f"{len(opened)} shards are left: {first_names(opened)}")
     if len(failed) > allowed:
         rerun = f"python -m hpc.rerun {run.path}"
-        said = f"{len(failed)} shards failed, {allowed} may (map.allow_failed): {first_names(failed)}. When mended: {rerun}"
+        said = f"{len(failed)} shards failed, {allowed} may (map.allow_failed): {first_names(failed)}."
+        said += f" When mended: {rerun}"
         return StageProgress(False, done, said, hopeless=True)
     if done and (why := verdict.of_newest(run)):
         return StageProgress(False, done, why, hopeless=True)

@@ -1,4 +1,4 @@
-"""What all launches share: where a config really runs, the run directory, the hand-over to Slurm, and how they speak."""
+"""What all launches share: where a config really runs, the run directory, the hand-over to Slurm, and their output."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The order of samples as a pure function of (seed, epoch, position): no state but one integer.
+"""Random numbers and the order of samples as pure functions of their arguments: no state but one integer.
 
-Any position is found in constant time, so that resume costs nothing and does not depend on the number of
-ranks, workers or restarts.
+Any position of an order is found in constant time, so that resume costs nothing and does not depend on the number of
+ranks, workers or restarts. Values are the same on every machine: orders and draws of runs on disk depend on them.
 """
 
 from __future__ import annotations

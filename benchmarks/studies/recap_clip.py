@@ -2,7 +2,7 @@
 
     python -m benchmarks.studies.recap_clip OUT [--jobs 2] [--only p=0.5/3]      train what is not done yet, then report
     python -m benchmarks.studies.recap_clip OUT --report                         the table alone
-    python -m benchmarks.studies.recap_clip OUT --study benchmarks/studies/recap_clip_scenes.yaml      scenes of emoji instead of flags
+    python -m benchmarks.studies.recap_clip OUT --study benchmarks/studies/recap_clip_scenes.yaml   emoji, not flags
 
 What is asked, and what would falsify it, stands in the study's YAML file, written before the run. Arms of one seed
 share initial weights, images, order and crops; only the texts differ, and all cost the same.

@@ -1,4 +1,4 @@
-"""The world of benchmarks/studies/recap_clip_scenes.yaml: scenes of real pictograms whose truth is known (recap.worlds.emoji).
+"""The world of recap_clip_scenes.yaml: scenes of real pictograms whose truth is known (recap.worlds.emoji).
 
 The alt-text names the large sprite's brand (60 %), is boilerplate (20 %), or names a wrong brand (20 %). The captioner
 is trained by an ordinary SFT job on scenes of another seed; its recaptions come from an ordinary caption job over

@@ -1,4 +1,4 @@
-"""Prompts, their truth, and the checker of benchmarks.studies.recap_dit, on the world of benchmarks.studies.recap_clip_world.
+"""Prompts, their truth, and the checker of the study recap_dit, on the world of recap_clip_world.
 
 A prompt's truth is a picture: the real flag, or a generated one that the prompt describes exactly. An image follows the
 prompt where it has the truth's colours (`colour`), each where the truth has it (`side`), and what is small at its place

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hpc.base.errors import UserError
 
 if TYPE_CHECKING:
-    from hpc.config import ClusterConfig
+    from hpc.config.schema import ClusterConfig
 
 # Options of sbatch that the launcher states, and on which everything rests that it does later.
 _OURS = ("array", "output", "error", "chdir", "comment", "clusters", "wait", "wrap", "parsable", "signal")

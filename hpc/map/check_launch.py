@@ -1,7 +1,7 @@
 """`hpc.launch CONFIG --check`: before anything is submitted, try the work on a few of the run's own samples.
 
-The launcher loads no model: hpc.map.check does, in a process of its own. Here that leaves nothing behind; under Slurm it is
-a job with the resources of one slot, which writes its answer into the run directory and is waited for.
+The launcher loads no model: hpc.map.check does, in a process of its own. Here that leaves nothing behind; under Slurm
+it is a job with the resources of one slot, which writes its answer into the run directory and is waited for.
 """
 
 from __future__ import annotations

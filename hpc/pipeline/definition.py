@@ -28,13 +28,14 @@ import os
 import re
 import textwrap
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hpc import config as configs
 from hpc.base.errors import UserError
-from hpc.config import MISSING, Config, setting
+from hpc.base.fields import execution
+from hpc.config import Config
 
 _OWN = ("name", "runs", "cluster", "stages")
 _FOLDERS = ("configs", "jobs", "journal", "code", "logs", "control")  # of a pipeline's directory, see pipeline_run
@@ -46,23 +47,23 @@ _REFERENCE = re.compile(r"\$\{([^}]*)\}")
 class StageConfig:
     """The keys of a stage."""
 
-    needs: list[str] = setting([], "stages that come before, beside those that ${...} names")
-    config: str = setting("", "the job's config file, relative to the pipeline's")
-    set: dict[str, Any] = setting({}, "changes to that config, by dotted keys")
-    command: list[str] = setting([], "instead of a config: a program and its arguments")
-    cluster: dict[str, Any] = setting({}, "changes to the pipeline's cluster; all that a command gets beyond one CPU")
-    rate: float | None = setting(None, "samples/s of one GPU (without GPUs: of an engine or rank), for --dry-run")
-    samples: int | None = setting(None, "samples that the stage works on, for --dry-run, where its input cannot say")
+    needs: list[str] = execution([], "stages that come before, beside those that ${...} names")
+    config: str = execution("", "the job's config file, relative to the pipeline's")
+    set: dict[str, Any] = execution({}, "changes to that config, by dotted keys")
+    command: list[str] = execution([], "instead of a config: a program and its arguments")
+    cluster: dict[str, Any] = execution({}, "changes to the pipeline's cluster; all that a command gets beyond one CPU")
+    rate: float | None = execution(None, "samples/s of one GPU (without GPUs: of an engine or rank), for --dry-run")
+    samples: int | None = execution(None, "samples that the stage works on, for --dry-run, where its input cannot say")
 
 
 @dataclass
 class PipelineConfig:
     """The keys of a pipeline."""
 
-    name: str = setting(MISSING, "name of the pipeline: its directory is <runs>/<name>")
-    runs: str = setting("runs", "directory that holds run directories; must be POSIX and shared by all nodes")
-    cluster: dict[str, Any] = setting({}, "cluster profile of all stages")
-    stages: dict[str, Any] = setting({}, "stages by name")
+    name: str = execution(MISSING, "name of the pipeline: its directory is <runs>/<name>")
+    runs: str = execution("runs", "directory that holds run directories; must be POSIX and shared by all nodes")
+    cluster: dict[str, Any] = execution({}, "cluster profile of all stages")
+    stages: dict[str, Any] = execution({}, "stages by name")
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ runs/<name>/
   config.yaml            the newest launch: python -m hpc.launch takes it as it is
   pipeline.yaml          what it came to: stages, needs, commands
   configs/<stage>.yaml   a job's whole config: python -m hpc.launch takes it, too
-  jobs/<uuid>.json       one a stage and attempt: intent before sbatch, then the stage job's id (hpc.run.directory.Submission)
+  jobs/<uuid>.json       one a stage and attempt: intent before sbatch, then the stage job's id (a Submission)
   journal/<uuid>.jsonl   what that attempt did: start, launch, end
   <stage>/               a job's run directory; of a command stdout.txt and stderr.txt
   <stage>/stage.json     the stage is finished: of which definition, from which inputs, and what came of it

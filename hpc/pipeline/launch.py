@@ -1,4 +1,4 @@
-"""Launch a pipeline: its stages one after another here, or all at once on Slurm (see hpc.pipeline.definition, hpc.pipeline.stage).
+"""Launch a pipeline: its stages one after another here, or all at once on Slurm.
 
 A finished stage is not done again while its definition and what its needs have come to stay the same. `--from STAGE`
 lets it and all that need it count as not finished, `--only STAGE` runs that one alone: commands run again, jobs go on

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from hpc.base.errors import UserError
+from hpc.base.fields import semantic
 from hpc.operator import FAILED, OK, SKIPPED, Column, Damage, Item, Row, Shard
 from recap.data.image_version import VERSION_2
 from recap.data.inputs import DataConfig, list_shards, placeholder_digests
@@ -48,7 +49,7 @@ FIELDS: list[tuple[str, pa.DataType]] = [
 class CaptionConfig:
     """Config keys of a captioning job."""
 
-    column: str = field(default="recap", metadata={"help": "name of the column that is made"})
+    column: str = semantic("recap", "name of the column that is made")
     data: DataConfig = field(default_factory=DataConfig)
     captioner: CaptionerConfig = field(default_factory=CaptionerConfig)
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from hpc.base.errors import UserError
+from hpc.base.fields import execution, semantic
 from recap.data.column import ColumnConfig
 from recap.data.samples import JoinedDataConfig, check_batch
 from recap.text_policy import TextPolicyConfig
-from recap.train.settings import TrainSettings, execution, semantic
+from recap.train.settings import TrainSettings
 
 VISION = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "H": (1280, 32, 16)}
 TEXT = {"small": (384, 12, 6), "base": (512, 12, 8), "large": (768, 12, 12), "huge": (1024, 24, 16)}

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from hpc.base.errors import UserError
+from hpc.base.fields import execution
 from hpc.operator import Shard
 from recap.data.manifest import Located, Manifest
-
-
-def _place(text: str) -> Any:
-    """Where a column lies does not say what is in it; its identity does."""
-    return dataclasses.field(default=None, metadata={"help": text, "execution": True})
 
 
 @dataclass
 class ColumnConfig:
     """Where one column comes from: exactly one of run, folder and member."""
 
-    run: str | None = _place("directory of a run of this toolkit")
-    folder: str | None = _place("folder or URL that holds <shard id>.parquet, or what recap.export wrote")
+    run: str | None = execution(None, "directory of a run of this toolkit")
+    folder: str | None = execution(None, "folder or URL that holds <shard id>.parquet, or what recap.export wrote")
     member: str | None = None  # extension of a tar member, e.g. txt
     # of the parquet file, or key of a JSON member; default: caption for runs, re_caption for exports, text for folders
     field: str | None = None

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from hpc.base.errors import Parser, UserError
+from hpc.base.fields import semantic
 from hpc.operator import Batched, Column, Damage, Item, Row, Shard
 from hpc.run.published import Published, PublishedShard
 from recap.data.index import BLOCK, LINK, PROBLEM, Index, Link, ShardBlocks, scan_shard
@@ -34,7 +35,7 @@ FIELDS: list[tuple[str, pa.DataType]] = [
 class IndexConfig:
     """Config keys of an indexing job."""
 
-    column: str = field(default="blocks", metadata={"help": "name of the column that is made"})
+    column: str = semantic("blocks", "name of the column that is made")
     data: DataConfig = field(default_factory=DataConfig)
 
 

@@ -10,10 +10,11 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from urllib.parse import quote
 
 from hpc.base.errors import UserError
+from hpc.base.fields import execution, semantic
 from hpc.operator import MissingShards, Shard
 from recap.data.addresses import _refuse_secrets, absolute, without_credentials
 from recap.data.expected import ARCHIVES, expected_samples
@@ -27,43 +28,26 @@ EXPECTED = ("auto", "none", "stats", "parquet")
 class DataConfig:
     """Where the samples are, and which members of a sample are what."""
 
-    shards: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "tars: paths or URLs with braces {00000..00099} or globs, folders, or lists of these (@file)",
-            "execution": True,
-        },
+    shards: list[str] = execution(
+        [], "tars: paths or URLs with braces {00000..00099} or globs, folders, or lists of these (@file)"
     )
-    root: str | None = field(
-        default=None,
-        metadata={
-            "help": "folder that shard ids are relative to (default: what the patterns have in common); "
-            "name it where a later launch may add folders",
-            "execution": True,
-        },
+    root: str | None = execution(
+        None,
+        "folder that shard ids are relative to (default: what the patterns have in common); "
+        "name it where a later launch may add folders",
     )
-    expected: str = field(
-        default="auto",
-        metadata={
-            "help": "where the number of samples of a shard is known from: stats (img2dataset's X_stats.json) | "
-            "parquet (its X.parquet) | none | auto (either on local disks, none on remote stores: a request a shard)",
-            "execution": True,
-        },
+    expected: str = execution(
+        "auto",
+        "where the number of samples of a shard is known from: stats (img2dataset's X_stats.json) | "
+        "parquet (its X.parquet) | none | auto (either on local disks, none on remote stores: a request a shard)",
     )
-    image: list[str] = field(
-        default_factory=lambda: ["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif"],
-        metadata={"help": "extensions that hold the image, the first found counts"},
+    image: list[str] = semantic(
+        ["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif"],
+        "extensions that hold the image, the first found counts",
     )
-    text: str = field(
-        default="txt",
-        metadata={"help": "extension that holds the original text, or a key inside a JSON member: json.caption"},
-    )
-    placeholders: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "sha256 of image files that stand for dead links, or @file with one a line; they are skipped",
-            "execution": True,  # the digests themselves enter the identity, not the path of their list
-        },
+    text: str = semantic("txt", "extension that holds the original text, or a key inside a JSON member: json.caption")
+    placeholders: list[str] = execution(
+        [], "sha256 of image files that stand for dead links, or @file with one a line; they are skipped"
     )
 
     def __post_init__(self) -> None:

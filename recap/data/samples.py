@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from hpc.base.errors import UserError
+from hpc.base.fields import execution, semantic
 from hpc.operator import Shard
 from hpc.run.published import Published
 from hpc.trainer import Gang
@@ -28,7 +29,6 @@ from recap.data.manifest import Manifest, write
 from recap.data.pictures import MISSING, why_missing
 from recap.data.streams import Plan
 from recap.data.unindexed import StreamedReader, StreamedSlot
-from recap.train.settings import execution, semantic
 
 log = logging.getLogger(__name__)
 

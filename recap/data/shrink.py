@@ -18,6 +18,7 @@ import pyarrow as pa
 from PIL import Image
 
 from hpc.base.errors import UserError
+from hpc.base.fields import execution, semantic
 from hpc.operator import OK, SKIPPED, Batched, Column, Damage, Item, Row, Shard
 from recap.data.image_version import VERSION_2
 from recap.data.images import BadImage, EncodedImage
@@ -39,11 +40,11 @@ _LONGEST_JPEG = 65_500  # pixels: libjpeg's limit
 class ShrinkConfig:
     """Config keys of a shrinking job."""
 
-    column: str = field(default="small", metadata={"help": "name of the column that is made"})
+    column: str = semantic("small", "name of the column that is made")
     data: DataConfig = field(default_factory=DataConfig)
-    side: int = field(default=128, metadata={"help": "pixels of the shorter side; smaller images stay as they are"})
-    quality: int = field(default=90, metadata={"help": "of the JPEGs, 1 to 95"})
-    threads: int = field(default=4, metadata={"help": "images at the same time", "execution": True})
+    side: int = semantic(128, "pixels of the shorter side; smaller images stay as they are")
+    quality: int = semantic(90, "of the JPEGs, 1 to 95")
+    threads: int = execution(4, "images at the same time")
 
 
 class ShrinkOperator(Batched):

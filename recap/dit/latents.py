@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from hpc.base.errors import UserError
+from hpc.base.fields import execution, semantic
 from hpc.operator import OK, SKIPPED, Batched, Column, Damage, Item, Row, Shard
 from recap.data.image_version import VERSION_2
 from recap.data.images import BadImage, EncodedImage
@@ -48,21 +49,14 @@ _PARTIAL_WAIT_S = 0.05  # without a new image, before fewer are encoded
 class LatentsConfig:
     """Config keys of a job that makes latents."""
 
-    column: str = field(default="latents", metadata={"help": "name of the column that is made"})
+    column: str = semantic("latents", "name of the column that is made")
     data: DataConfig = field(default_factory=DataConfig)
-    vae: str = field(
-        default="", metadata={"help": "folder of a VAE that diffusers loads (AutoencoderKL)", "execution": True}
-    )
-    side: int = field(default=256, metadata={"help": "pixels of the centre crop's side"})
-    kind: str = field(
-        default="mean",
-        metadata={"help": "mean | moments (mean and logarithm of variance, to draw from; twice as large)"},
-    )
-    flip: bool = field(default=True, metadata={"help": "also encode the mirrored image; twice as large"})
-    precision: str = field(
-        default="fp32", metadata={"help": "of the VAE: fp32 | bf16 (GPUs) | fp16; latents are stored in fp16"}
-    )
-    threads: int = field(default=4, metadata={"help": "images decoded at the same time", "execution": True})
+    vae: str = execution("", "folder of a VAE that diffusers loads (AutoencoderKL)")
+    side: int = semantic(256, "pixels of the centre crop's side")
+    kind: str = semantic("mean", "mean | moments (mean and logarithm of variance, to draw from; twice as large)")
+    flip: bool = semantic(True, "also encode the mirrored image; twice as large")
+    precision: str = semantic("fp32", "of the VAE: fp32 | bf16 (GPUs) | fp16; latents are stored in fp16")
+    threads: int = execution(4, "images decoded at the same time")
 
     def __post_init__(self) -> None:
         """Paths become absolute: a rerun may be typed in another folder."""

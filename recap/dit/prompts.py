@@ -15,7 +15,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,25 +23,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hpc.base.errors import ShardError, UserError
+from hpc.base.fields import execution
 from hpc.operator import OK, Shard
 from hpc.run.published import Published
 
 _ID = "prompts-"
 
 
-def _execution(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text, "execution": True})
-
-
 @dataclass
 class PromptsConfig:
     """Where the prompts are. Shards know by digest what they hold, so none of this enters an identity."""
 
-    file: str = _execution("", "list of prompts: .txt | .tsv | .jsonl | .parquet")
-    run: str = _execution("", "instead of a file: run directory whose column holds the prompts, e.g. captions")
-    field: str = _execution("", "what holds the prompt; default: caption for runs, prompt for .jsonl and .parquet")
-    first: int = _execution(0, "only so many prompts, from the list's begin; 0: all")
-    shard: int = _execution(1000, "prompts of a shard")
+    file: str = execution("", "list of prompts: .txt | .tsv | .jsonl | .parquet")
+    run: str = execution("", "instead of a file: run directory whose column holds the prompts, e.g. captions")
+    field: str = execution("", "what holds the prompt; default: caption for runs, prompt for .jsonl and .parquet")
+    first: int = execution(0, "only so many prompts, from the list's begin; 0: all")
+    shard: int = execution(1000, "prompts of a shard")
 
     def __post_init__(self) -> None:
         """Paths become absolute: a rerun may be typed in another folder."""

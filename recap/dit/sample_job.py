@@ -21,6 +21,7 @@ import pyarrow as pa
 from PIL import Image
 
 from hpc.base.errors import UserError
+from hpc.base.fields import execution, semantic
 from hpc.operator import FAILED, SKIPPED, Batched, Column, Damage, Item, Row, Shard
 from recap.dit import exported
 from recap.dit.contact_sheet import as_png
@@ -48,22 +49,17 @@ _PARTIAL_WAIT_S = 0.5  # without a new prompt, before fewer than a batch are dra
 class SampleConfig:
     """Config keys of a sampling job."""
 
-    column: str = field(default="samples", metadata={"help": "name of the column that is made"})
-    model: str = field(
-        default="", metadata={"help": "exports/final of a DiT training, the averaged weights", "execution": True}
-    )
+    column: str = semantic("samples", "name of the column that is made")
+    model: str = execution("", "exports/final of a DiT training, the averaged weights")
     prompts: PromptsConfig = field(default_factory=PromptsConfig)
-    guidance: list[float] = field(
-        default_factory=lambda: [4.0],
-        metadata={"help": "guidance scales; of several each prompt gets an image, with key <key>@<scale>"},
+    guidance: list[float] = semantic(
+        [4.0], "guidance scales; of several each prompt gets an image, with key <key>@<scale>"
     )
-    scheduler: str = field(
-        default="dpm", metadata={"help": "dpm (DPM-Solver++, ~20 steps) | ddpm (ancestral, 250 steps: the paper's)"}
-    )
-    steps: int = field(default=20, metadata={"help": "steps of the scheduler"})
-    seed: int = field(default=0, metadata={"help": "an image's own seed is a hash of this one and its key"})
-    batch: int = field(default=64, metadata={"help": "images of a forward pass"})
-    precision: str = field(default="fp32", metadata={"help": "fp32 | bf16 (GPUs); the VAE decodes in fp32"})
+    scheduler: str = semantic("dpm", "dpm (DPM-Solver++, ~20 steps) | ddpm (ancestral, 250 steps: the paper's)")
+    steps: int = semantic(20, "steps of the scheduler")
+    seed: int = semantic(0, "an image's own seed is a hash of this one and its key")
+    batch: int = semantic(64, "images of a forward pass")
+    precision: str = semantic("fp32", "fp32 | bf16 (GPUs); the VAE decodes in fp32")
 
     def __post_init__(self) -> None:
         """Paths become absolute: a rerun may be typed in another folder."""

@@ -6,9 +6,10 @@ import re
 from dataclasses import dataclass, field
 
 from hpc.base.errors import UserError
+from hpc.base.fields import execution, semantic
 from recap.data.samples import JoinedDataConfig, check_batch
 from recap.text_policy import TextPolicyConfig
-from recap.train.settings import TrainSettings, execution, semantic
+from recap.train.settings import TrainSettings
 
 SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}
 """Width, layers and heads: Peebles and Xie, Scalable Diffusion Models with Transformers, table 1."""

@@ -25,6 +25,7 @@ import numpy as np
 import pyarrow as pa
 
 from hpc.base.errors import UserError
+from hpc.base.fields import execution, semantic
 from hpc.operator import SKIPPED, Batched, Damage, Item, Row, Shard
 from hpc.operator import Column as MadeColumn
 from recap.data.column import Column, ColumnConfig
@@ -53,25 +54,19 @@ _AT_ONCE = 64  # texts of a pass
 class TextDataConfig(DataConfig):
     """The shards, and where their texts are."""
 
-    columns: dict[str, ColumnConfig] = field(
-        default_factory=dict, metadata={"help": "columns by name: run, folder or member, and field"}
-    )
+    columns: dict[str, ColumnConfig] = semantic({}, "columns by name: run, folder or member, and field")
 
 
 @dataclass
 class TextEmbeddingsConfig:
     """Config keys of a job that makes text embeddings."""
 
-    column: str = field(default="embeddings", metadata={"help": "name of the column that is made"})
+    column: str = semantic("embeddings", "name of the column that is made")
     data: TextDataConfig = field(default_factory=TextDataConfig)
-    text: str = field(default="", metadata={"help": "which of data.columns is embedded"})
-    text_encoder: str = field(
-        default="", metadata={"help": "folder of a CLIP or a T5 that transformers loads", "execution": True}
-    )
-    context: int = field(default=77, metadata={"help": "tokens of a text at most; longer ones are cut"})
-    precision: str = field(
-        default="fp32", metadata={"help": "of the encoder: fp32 | bf16 (GPUs); states are stored in fp16"}
-    )
+    text: str = semantic("", "which of data.columns is embedded")
+    text_encoder: str = execution("", "folder of a CLIP or a T5 that transformers loads")
+    context: int = semantic(77, "tokens of a text at most; longer ones are cut")
+    precision: str = semantic("fp32", "of the encoder: fp32 | bf16 (GPUs); states are stored in fp16")
 
     def __post_init__(self) -> None:
         """Paths become absolute: a rerun may be typed in another folder."""

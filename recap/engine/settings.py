@@ -7,9 +7,9 @@ changes no identity.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, fields
 
+from hpc.base.fields import execution, semantic
 from recap.data.addresses import without_credentials
 
 # Recap-DataComp-1B, arXiv 2406.08478, section 3.2, verbatim.
@@ -21,22 +21,14 @@ BACKENDS = ("native", "transformers", "vllm", "openai")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "fp8")
 
 
-def _semantic(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
-
-
-def _execution(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text, "execution": True})
-
-
 @dataclass
 class PromptFormat:
     """One way to ask for a caption. `text` may contain `{alt}`, the image's original text."""
 
-    text: str = _semantic("", "What the model is asked; {alt} stands for the original text")
-    weight: float = _semantic(1.0, "Share of the images that get this format, relative to the other weights")
-    alt_tokens: int = _semantic(64, "Longest original text put in place of {alt}, in tokens; the rest is cut")
-    max_tokens: int | None = _semantic(None, "Longest caption of this format, in tokens; empty: the captioner's")
+    text: str = semantic("", "What the model is asked; {alt} stands for the original text")
+    weight: float = semantic(1.0, "Share of the images that get this format, relative to the other weights")
+    alt_tokens: int = semantic(64, "Longest original text put in place of {alt}, in tokens; the rest is cut")
+    max_tokens: int | None = semantic(None, "Longest caption of this format, in tokens; empty: the captioner's")
 
 
 @dataclass
@@ -44,65 +36,61 @@ class CaptionerConfig:
     """Everything a captioning engine is told. `check` says what is wrong with it."""
 
     # What makes a caption.
-    backend: str = _semantic("native", "native | transformers | vllm | openai (a server that speaks its protocol)")
-    prompt: str = _semantic(PAPER_PROMPT, "What the model is asked, when `prompts` is empty")
-    prompts: dict[str, PromptFormat] = field(
-        default_factory=dict, metadata={"help": "Named prompt formats, instead of `prompt`"}
-    )
-    formats: str = _semantic(
+    backend: str = semantic("native", "native | transformers | vllm | openai (a server that speaks its protocol)")
+    prompt: str = semantic(PAPER_PROMPT, "What the model is asked, when `prompts` is empty")
+    prompts: dict[str, PromptFormat] = semantic({}, "Named prompt formats, instead of `prompt`")
+    formats: str = semantic(
         "choose", "choose: one format an image, by weight and key | all: each image in every format"
     )
-    template: str | None = _semantic(
+    template: str | None = semantic(
         None, "Text around the prompt, with {image} and {prompt}; empty: the checkpoint's chat template"
     )
-    max_tokens: int = _semantic(128, "Longest caption, in tokens")
-    decoding: str = _semantic("greedy", "greedy | sample (temperature, top_k, top_p; seeded by sample key)")
-    temperature: float = _semantic(1.0, "Sampling temperature, > 0")
-    top_k: int = _semantic(0, "Sample from the k likeliest tokens; 0: all")
-    top_p: float = _semantic(1.0, "Sample from the likeliest tokens whose probabilities reach p, 0 < p <= 1")
-    seed: int = _semantic(0, "Seed of sampling and of the weighted choice of prompt formats")
-    geometry: str | None = _semantic(
+    max_tokens: int = semantic(128, "Longest caption, in tokens")
+    decoding: str = semantic("greedy", "greedy | sample (temperature, top_k, top_p; seeded by sample key)")
+    temperature: float = semantic(1.0, "Sampling temperature, > 0")
+    top_k: int = semantic(0, "Sample from the k likeliest tokens; 0: all")
+    top_p: float = semantic(1.0, "Sample from the likeliest tokens whose probabilities reach p, 0 < p <= 1")
+    seed: int = semantic(0, "Seed of sampling and of the weighted choice of prompt formats")
+    geometry: str | None = semantic(
         None, "pad (to a square, mean colour) | crop (centre) ; empty: as the checkpoint's processor says"
     )
-    decode: str = _semantic(
+    decode: str = semantic(
         "exact",
         "exact (equal to transformers' Pillow processors) | fast (libjpeg shrinks large JPEGs while decoding: other "
         "pixels, less time; python -m benchmarks.decode measures both)",
     )
-    max_pixels: int = _semantic(100_000_000, "Largest image that is decoded, in pixels; larger ones are refused")
-    precision: str = _semantic(
-        "auto", "auto (bf16 on GPUs, fp32 on CPUs) | fp32 | bf16 | fp16 | fp8 (decoder matrices)"
-    )
-    kv_precision: str = _semantic("auto", "auto (as the activations) | fp8: half the key-value cache (native backend)")
-    trim: bool = _semantic(False, "Cut a caption that hit the token limit back to its last full sentence")
-    served_model: str = _semantic("", "The model's name on the server (openai backend)")
+    max_pixels: int = semantic(100_000_000, "Largest image that is decoded, in pixels; larger ones are refused")
+    precision: str = semantic("auto", "auto (bf16 on GPUs, fp32 on CPUs) | fp32 | bf16 | fp16 | fp8 (decoder matrices)")
+    kv_precision: str = semantic("auto", "auto (as the activations) | fp8: half the key-value cache (native backend)")
+    trim: bool = semantic(False, "Cut a caption that hit the token limit back to its last full sentence")
+    served_model: str = semantic("", "The model's name on the server (openai backend)")
 
     # Where and how fast. The model's path is no part of the identity: the digests of its files are.
-    model: str = _execution("", "Folder of the checkpoint, or its name on the Hugging Face hub")
-    micro_batch: int | None = _execution(
+    model: str = execution("", "Folder of the checkpoint, or its name on the Hugging Face hub")
+    micro_batch: int | None = execution(
         None,
         "Images in one vision and prefill pass; empty: 32 on GPUs (halved while memory is too small), 4 on CPUs. Not "
         "tuned at start: the number decides the rounding, and a restart must write the same captions",
     )
-    slots: int | None = _execution(None, "Captions written at a time; empty: sized from the device's memory")
-    memory_share: float = _execution(0.9, "Share of the device's free memory that may be used")
-    cuda_graph: bool = _execution(True, "Replay the decode step as one CUDA graph (GPUs)")
-    decode_workers: int = _execution(2, "Processes that decode images; 0: in the engine's own process")
-    decode_timeout_s: float = _execution(60.0, "Seconds after which one image's decoding is given up")
-    decode_memory_gb: float = _execution(
+    slots: int | None = execution(None, "Captions written at a time; empty: sized from the device's memory")
+    memory_share: float = execution(0.9, "Share of the device's free memory that may be used")
+    cuda_graph: bool = execution(True, "Replay the decode step as one CUDA graph (GPUs)")
+    decode_workers: int = execution(2, "Processes that decode images; 0: in the engine's own process")
+    decode_timeout_s: float = execution(60.0, "Seconds after which one image's decoding is given up")
+    decode_memory_gb: float = execution(
         2.0,
         "GiB that large images may take together while the processes decode them; one that needs more is decoded "
         "without others. A pixel takes 5 to 20 bytes, by format",
     )
-    queue: int | None = _execution(None, "Requests accepted ahead of the model; empty: two micro-batches and some")
-    threads: int | None = _execution(None, "Torch threads on CPU; empty: as torch chooses")
-    partial_wait_s: float = _execution(0.05, "Seconds without a new request before a partial micro-batch is run")
-    endpoint: str = _execution("", "Base URL of the server, e.g. http://node7:8000/v1 (openai backend)")
-    endpoint_key_env: str = _execution("OPENAI_API_KEY", "Environment variable with the server's key (openai backend)")
-    endpoint_timeout_s: float = _execution(
+    queue: int | None = execution(None, "Requests accepted ahead of the model; empty: two micro-batches and some")
+    threads: int | None = execution(None, "Torch threads on CPU; empty: as torch chooses")
+    partial_wait_s: float = execution(0.05, "Seconds without a new request before a partial micro-batch is run")
+    endpoint: str = execution("", "Base URL of the server, e.g. http://node7:8000/v1 (openai backend)")
+    endpoint_key_env: str = execution("OPENAI_API_KEY", "Environment variable with the server's key (openai backend)")
+    endpoint_timeout_s: float = execution(
         100.0, "Seconds that one answer of the server may take; five times this must be less than map.hang_s"
     )
-    window: int = _execution(512, "Requests in flight at a server or in vLLM")
+    window: int = execution(512, "Requests in flight at a server or in vLLM")
 
 
 def is_execution(config: type, name: str) -> bool:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hpc.base.errors import UserError
-from recap.sft.source import Source, _execution, _semantic
+from hpc.base.fields import execution, semantic
+from recap.sft.source import Source
 from recap.train.settings import TrainSettings
 
 KINDS = ("llava", "sharegpt", "messages", "columns", "world")
@@ -18,10 +19,10 @@ KINDS = ("llava", "sharegpt", "messages", "columns", "world")
 class LoraSettings:
     """Low-rank adapters (peft) instead of full matrices; `rank: 0` means none."""
 
-    rank: int = _semantic(0, "Rank of the adapters; LLaVA's recipe has 128")
-    alpha: int = _semantic(256, "Scale of the adapters, times rank")
-    dropout: float = _semantic(0.05, "Dropout before the adapters")
-    targets: str = _semantic(
+    rank: int = semantic(0, "Rank of the adapters; LLaVA's recipe has 128")
+    alpha: int = semantic(256, "Scale of the adapters, times rank")
+    dropout: float = semantic(0.05, "Dropout before the adapters")
+    targets: str = semantic(
         r".*language_model.*\.(q|k|v|o|gate|up|down)_proj", "Regular expression of the matrices that get one"
     )
 
@@ -30,24 +31,24 @@ class LoraSettings:
 class SftConfig:
     """A stage of fine-tuning. `check` says what is wrong with it."""
 
-    model: str = _execution("", "Folder of the LLaVA checkpoint to start from (its digests enter the identity)")
-    make: str = _semantic("", "Instead of `model`: dotted path of a function(folder, seed) that writes one")
-    template: str = _semantic("vicuna", "Conversation template: plain | vicuna | llama-3 | short")
-    system: str | None = _semantic(None, "System text instead of the template's own")
-    data: list[Source] = _semantic([], "Where the conversations come from")
-    held_out: list[Source] = _execution([], "Conversations that are not learned from: their loss is in metrics.jsonl")
-    trainable: list[str] = _semantic([], "Regular expressions; parameters whose name matches one are trained")
-    rates: dict[str, float] = _semantic({}, "Learning rates by regular expression of names, instead of train.lr")
+    model: str = execution("", "Folder of the LLaVA checkpoint to start from (its digests enter the identity)")
+    make: str = semantic("", "Instead of `model`: dotted path of a function(folder, seed) that writes one")
+    template: str = semantic("vicuna", "Conversation template: plain | vicuna | llama-3 | short")
+    system: str | None = semantic(None, "System text instead of the template's own")
+    data: list[Source] = semantic([], "Where the conversations come from")
+    held_out: list[Source] = execution([], "Conversations that are not learned from: their loss is in metrics.jsonl")
+    trainable: list[str] = semantic([], "Regular expressions; parameters whose name matches one are trained")
+    rates: dict[str, float] = semantic({}, "Learning rates by regular expression of names, instead of train.lr")
     lora: LoraSettings = field(default_factory=LoraSettings)
-    max_tokens: int = _semantic(2048, "Longest sample in tokens, image included")
-    too_long: str = _semantic("truncate", "truncate (as LLaVA does) | reject: longer samples")
-    pack: int = _execution(0, "Tokens of a row into which whole samples are packed; 0: one sample a row")
-    rows: int = _execution(1, "Rows of one forward pass")
-    logit_chunk: int = _execution(1024, "Supervised positions whose logits exist at a time; 0: all at once")
-    attention: str = _execution(
+    max_tokens: int = semantic(2048, "Longest sample in tokens, image included")
+    too_long: str = semantic("truncate", "truncate (as LLaVA does) | reject: longer samples")
+    pack: int = execution(0, "Tokens of a row into which whole samples are packed; 0: one sample a row")
+    rows: int = execution(1, "Rows of one forward pass")
+    logit_chunk: int = execution(1024, "Supervised positions whose logits exist at a time; 0: all at once")
+    attention: str = execution(
         "auto", "auto (flex_attention on GPUs, sdpa on CPUs) | sdpa | flash_attention_2 | flex_attention | eager"
     )
-    dtype: str = _execution("auto", "Numbers of the exported weights: auto (as `model`) | fp32 | bf16 | fp16")
+    dtype: str = execution("auto", "Numbers of the exported weights: auto (as `model`) | fp32 | bf16 | fp16")
     train: TrainSettings = field(default_factory=TrainSettings)
 
 

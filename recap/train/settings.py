@@ -7,26 +7,10 @@ neither what is learned nor in which order (beyond rounding); all others enter t
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 from hpc.base.errors import UserError
-
-
-def semantic(default: Any, text: str) -> Any:
-    """A field of a config that makes the result: it enters the identity."""
-    return _field(default, {"help": text})
-
-
-def execution(default: Any, text: str) -> Any:
-    """A field of a config that changes how the work is done, not what comes of it."""
-    return _field(default, {"help": text, "execution": True})
-
-
-def _field(default: Any, metadata: dict[str, Any]) -> Any:
-    if isinstance(default, (list, dict)):
-        return field(default_factory=lambda: type(default)(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
+from hpc.base.fields import execution, semantic
 
 
 @dataclass
@@ -63,10 +47,7 @@ class TrainSettings:
     evaluate_every: int = execution(0, "Samples between two evaluations; 0: none. There is one at the end, too")
     keep: int = execution(2, "Newest checkpoints that are kept")
     keep_every: int = execution(0, "Checkpoints at multiples of this many samples are kept for good; 0: none")
-    trackers: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Mirrors of metrics.jsonl: tensorboard, wandb", "execution": True},
-    )
+    trackers: list[str] = execution([], "Mirrors of metrics.jsonl: tensorboard, wandb")
 
 
 def check(settings: TrainSettings, ranks: int | None = None) -> None:

@@ -24,7 +24,8 @@ class Launches:
         self.data.mkdir()
         self.config = folder / "config.yaml"
         self.config.write_text(
-            f"name: r\nruns: {folder}/runs\noperator: tests.support.instant.InstantOperator\ncaptioner: {{model: instant}}\n"
+            f"name: r\nruns: {folder}/runs\noperator: tests.support.instant.InstantOperator\n"
+            "captioner: {model: instant}\n"
             "cluster: {kind: local}\nmap: {lease_s: 3}\n"
         )
 

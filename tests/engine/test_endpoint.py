@@ -246,7 +246,8 @@ def test_an_engine_that_fails_says_so_in_poll(server: Server, monkeypatch: pytes
 
 def test_waiting_that_looks_like_a_hang_is_refused_at_launch(tmp_path: Path) -> None:
     tree = {
-        "name": "x", "operator": "tests.support.instant.InstantOperator", "data": {"shards": ["x.tar"]}, "runs": str(tmp_path),
+        "name": "x", "operator": "tests.support.instant.InstantOperator", "data": {"shards": ["x.tar"]},
+        "runs": str(tmp_path),
         "captioner": {"backend": "openai", "endpoint": "http://n:1/v1", "served_model": "m", "endpoint_timeout_s": 120},
         "cluster": {"kind": "local"},
     }  # fmt: skip

@@ -32,7 +32,8 @@ def launched(folder: Path, tars: dict[str, Tar], **data: object) -> tuple[Run, s
             else:
                 write_tar(file, list(content.items()))
     (folder / "c.yaml").write_text(
-        f"name: r\nruns: {folder}/runs\noperator: tests.support.instant.InstantOperator\ncaptioner: {{model: 'instant:0'}}\n"
+        f"name: r\nruns: {folder}/runs\noperator: tests.support.instant.InstantOperator\n"
+        "captioner: {model: 'instant:0'}\n"
         f"data: {json.dumps({'shards': [f'{folder}/in'], **data})}\ncluster: {{kind: local}}\n"
         "map: {lease_s: 3, segment: 8, min_free_gb: 0}\n"
     )

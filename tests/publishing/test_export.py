@@ -55,7 +55,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             pq.write_table(pa.Table.from_pylist(facts), folder / "in" / f"{shard:05d}.parquet")
     config = folder / "c.yaml"
     config.write_text(
-        f"name: v1\nruns: {folder}/runs\noperator: tests.support.instant.InstantOperator\ncaptioner: {{model: instant}}\n"
+        f"name: v1\nruns: {folder}/runs\noperator: tests.support.instant.InstantOperator\n"
+        "captioner: {model: instant}\n"
         f"data: {{shards: [{folder}/in]}}\ncluster: {{kind: local}}\nmap: {{lease_s: 3}}\n"
     )
     for name in ("v1", "v2"):

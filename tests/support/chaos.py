@@ -4,10 +4,10 @@
 
 Kills engines, agents, slurmds, whole nodes and the controller; requeues, preempts, cancels and launches again;
 stalls agents for longer than their lease; reopens finished shards; asks for status meanwhile. Time limits of one
-minute run out beside. A fault counts once its effect was seen (tests/support/chaos_faults.py), and each kind must have hit:
-after its minutes the run goes on for those that have not, five minutes at most. Ends with exit code 0 if
-each column file is byte for byte that of an undisturbed run, `verify --full` is clean, status tells the truth, no
-process that the run started is left, and no agent's open files or memory grew; prints how often each kind hit.
+minute run out beside. A fault counts once its effect was seen (chaos_faults.py), and each kind must have hit: after
+its minutes the run goes on for those that have not, five minutes at most. Ends with exit code 0 if each column file is
+byte for byte that of an undisturbed run, `verify --full` is clean, status tells the truth, no process that the run
+started is left, and no agent's open files or memory grew; prints how often each kind hit.
 """
 
 from __future__ import annotations

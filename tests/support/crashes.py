@@ -25,7 +25,7 @@ HAVE_STRACE = shutil.which("strace") is not None
 
 
 class Forks:
-    """A warm process (`python -m tests.support.crash_owner`) that forks itself for every life: no imports, no threads."""
+    """A warm process (`python -m tests.support.crash_owner`) that forks itself for every life: no import, no thread."""
 
     def __init__(self) -> None:
         root = Path(__file__).resolve().parents[2]

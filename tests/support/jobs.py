@@ -51,7 +51,8 @@ class EchoJob:
         for shard, texts in lines.items():
             (self.inputs / f"{shard}.txt").write_text("\n".join(texts))
         tree: dict[str, Any] = {
-            "name": "job", "operator": "tests.support.echo.Echo", "runs": str(folder / "runs"), "inputs": str(self.inputs),
+            "name": "job", "operator": "tests.support.echo.Echo", "runs": str(folder / "runs"),
+            "inputs": str(self.inputs),
             "cluster": {"kind": "local"}, "map": {},
         }  # fmt: skip
         for key, value in settings.items():

@@ -1,4 +1,4 @@
-"""A real Slurm for tests: three virtual nodes with two fake GPUs each, on this machine (see tests/support/mini-slurm)."""
+"""A real Slurm for tests: three virtual nodes with two fake GPUs each, on this machine (see mini-slurm)."""
 
 from __future__ import annotations
 

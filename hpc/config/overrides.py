@@ -1,0 +1,66 @@
+"""`a.b=value` texts of a command line, and what they change in a tree of plain values."""
+
+from __future__ import annotations
+
+import copy
+import re
+from typing import Any
+
+import yaml
+
+from hpc.base.errors import UserError
+from hpc.config.yaml_text import parse
+
+
+def with_overrides(tree: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """A copy of a config's tree with `a.b=value` texts applied."""
+    tree = copy.deepcopy(tree)
+    for key, value in parsed(overrides).items():
+        assign(tree, key, value)
+    return tree
+
+
+def parsed(overrides: list[str]) -> dict[str, Any]:
+    """Values of `a.b=value` texts by their dotted keys."""
+    found: dict[str, Any] = {}
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if key in found:
+            raise UserError(f"config: `{key}`: given twice. If the shell expanded braces, put the argument in quotes.")
+        if not equals or not key:
+            raise UserError(f"config: `{override}`: expected key=value, e.g. captioner.max_tokens=64")
+        found[key] = _parse_value(value)
+    return found
+
+
+def _parse_value(text: str) -> Any:
+    """A command-line value, read as YAML where it is YAML; {0..9}.tar and @file stay text, in lists too."""
+    if ".." in text or re.match(r"\[?\s*@|\[.*,\s*@", text):
+        if text.startswith("[") and text.endswith("]"):
+            return [part.strip() for part in re.split(r",(?![^{]*\})", text[1:-1])]
+        return text
+    try:
+        return parse(text)
+    except yaml.YAMLError:
+        return text
+
+
+def assign(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    """Set `a.b` of a tree, in place; a number leads into a list: `data.0.path`."""
+    *groups, last = dotted.split(".")
+    place: Any = tree
+    for depth, key in enumerate(groups):
+        at: Any = _index(place, key, dotted) if isinstance(place, list) else key
+        if not isinstance(place, list) and place.get(key) is None:  # not there, or `key: null`
+            place[key] = {}
+        place = place[at]
+        if not isinstance(place, dict | list):
+            raise UserError(f"config: `{dotted}`: `{'.'.join(groups[: depth + 1])}` is not a group of keys")
+    place[_index(place, last, dotted) if isinstance(place, list) else last] = value
+
+
+def _index(place: list[Any], key: str, dotted: str) -> int:
+    if not key.isdecimal() or int(key) >= len(place):
+        known = f"0 to {len(place) - 1}" if place else "it is empty"
+        raise UserError(f"config: `{dotted}`: {key!r} is not the number of an entry of this list ({known})")
+    return int(key)

@@ -1,0 +1,44 @@
+"""YAML as configs write it: 24:00:00 is a time and 1e-3 a number."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+
+def dump(tree: dict[str, Any]) -> str:
+    """YAML text from which `read` makes the same tree."""
+    return yaml.dump(tree, Dumper=_Dumper, allow_unicode=True, sort_keys=False)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads 24:00:00 as the number 86400 (base 60) and 1e-3 as text; here they are a time and a number.
+    A key that is given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key.value, str)]
+        if twice := next((key for number, key in enumerate(keys) if key in keys[:number]), None):
+            raise yaml.constructor.ConstructorError(None, None, f"`{twice}` is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = dict(yaml.SafeLoader.yaml_implicit_resolvers)
+
+
+for _first in "-+0123456789":
+    _Loader.yaml_implicit_resolvers[_first] = [
+        ("tag:yaml.org,2002:int", re.compile(r"[-+]?(0|[1-9]\d*)$")),
+        ("tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.\d*|\.\d+|\d+)([eE][-+]?\d+)?$")),
+    ]
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what our loader would take for a number."""
+
+    yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+
+
+def parse(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)  # a SafeLoader
