@@ -26,7 +26,8 @@ from dataclasses import dataclass, field
 from rich.console import Console
 from rich.markup import escape
 
-from hpc import relaunch, status
+from hpc import relaunch
+from hpc.any_status import read_any_status
 from hpc.base import atomic, damage, heartbeat, processes
 from hpc.base.errors import Exit, Parser, Unanswered, UserError
 from hpc.gang import sweep_status
@@ -126,7 +127,7 @@ def cancel(run: Run, *, now: bool) -> AtWork:
 def _is_over(run: Run) -> bool:
     """Whether a run is finished. One whose plan cannot be read is not known to be."""
     try:
-        return status.read_any_status(run)["exit"] in (Exit.COMPLETE, Exit.SOME_FAILED)
+        return read_any_status(run)["exit"] in (Exit.COMPLETE, Exit.SOME_FAILED)
     except DamagedPlan as error:
         damage.say(str(error))
         return False
@@ -189,7 +190,7 @@ def _cancel_pipeline(run: PipelineRun, *, now: bool) -> Iterator[AtWork]:
         _scancel(sorted(chain.jobs))
     for stage in {s.config["stage"]: None for s in run.submissions()}:
         one = Run(run.path / stage)
-        if one.submissions() and status.read_any_status(one)["exit"] == Exit.INCOMPLETE:
+        if one.submissions() and read_any_status(one)["exit"] == Exit.INCOMPLETE:
             yield cancel(one, now=now)
     yield AtWork(unknown=chain.unknown)
 
@@ -197,7 +198,7 @@ def _cancel_pipeline(run: PipelineRun, *, now: bool) -> Iterator[AtWork]:
 def _is_finished(run: PipelineRun) -> bool:
     """Whether a pipeline is finished. One whose record is damaged is not known to be."""
     try:
-        return status.read_any_status(run)["exit"] == Exit.COMPLETE
+        return read_any_status(run)["exit"] == Exit.COMPLETE
     except UserError as error:
         damage.say(str(error))
         return False

@@ -1,14 +1,55 @@
-"""How far the job of a stage is, whatever its kind: from its run directory alone."""
+"""What a job has done and how far it is, whatever its kind (map, gang, sweep): from its run directory alone."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+from rich.console import Group
+from rich.text import Text
 
 from hpc.base.errors import Exit
 from hpc.map import verdict
 from hpc.map.progress import first_names, unfinished_shards
 from hpc.run.directory import Run
+
+
+@dataclass(frozen=True)
+class View:
+    """How to read the facts of a run, and how to draw them for people."""
+
+    read: Callable[[], dict[str, Any]]
+    render: Callable[[dict[str, Any]], Group]
+
+
+def job_view(run: Run, by: str | None = None) -> View:
+    """Of a job's run directory; `by`: a table of nodes, errors or slots below (map jobs)."""
+    latest = run.latest().config
+    if latest.get("sweep"):
+        from hpc.gang import sweep_status
+
+        return View(lambda: sweep_status.read_status(run), sweep_status.render)
+    if latest.get("trainer"):
+        from hpc.gang import status as gang_status
+
+        return View(lambda: gang_status.read_status(run), gang_status.render)
+    return _map_view(run, by)
+
+
+def _map_view(run: Run, by: str | None) -> View:
+    from hpc.map import breakdown
+    from hpc.map import status as map_status
+
+    tally = [map_status.current(run)]  # kept between looks, so that only what is new is read
+
+    def read() -> dict[str, Any]:
+        tally[0] = map_status.current(run, tally[0])
+        return map_status.read_status(run, tally[0])
+
+    if not by:
+        return View(read, map_status.render)
+    return View(read, lambda facts: Group(map_status.render(facts), Text(), breakdown.table(facts, by)))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from hpc import status
+from hpc.any_status import read_any_status
 from hpc.base import text
 from hpc.base.errors import Exit, UserError
 from hpc.base.text import duration, printable
@@ -41,7 +41,7 @@ def _one(run: Run) -> dict[str, Any]:
     """A run in a few facts. One that cannot be read says why, and hides no other."""
     about: dict[str, Any] = {"run": run.name, "path": str(run.path), "kind": "", "share": None}
     try:
-        facts = status.read_any_status(run)
+        facts = read_any_status(run)
     except (UserError, OSError, ValueError, KeyError, TypeError) as error:
         why = f"cannot be read: {type(error).__name__}: {error}".splitlines()[0]
         return {**about, "state": "?", "doing": why, "eta_s": None, "exit": int(Exit.INCOMPLETE)}

@@ -18,59 +18,27 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
-from rich.text import Text
 
+from hpc import any_status, overview
 from hpc.base.errors import Exit, Parser, UserError
 from hpc.base.no_pandas import without_pandas
 from hpc.base.text import printable as clean
+from hpc.kinds import View
 from hpc.map import breakdown
-from hpc.map.status import current, read_status, render
 from hpc.run.directory import Run
 from hpc.run.published import Published
 
-# --- the picture ------------------------------------------------------------------------------
 
-
-def read_any_status(run: Run) -> dict[str, Any]:
-    """The facts of a run, whatever its kind."""
-    return _view(run, None)[0]()
-
-
-def _view(run: Run, by: str | None) -> tuple[Callable[[], dict[str, Any]], Callable[[dict[str, Any]], Group]]:
-    """How to gather and how to render, by the kind of the run; of a folder of runs, all of them."""
-    from hpc import overview
-
+def _view(run: Run, by: str | None) -> View:
+    """Of a run of any kind; of a folder of runs, all of them."""
     if overview.runs(run.path):
-        return lambda: overview.read_status(run.path), overview.render
-    if (run.path / "pipeline.yaml").exists():
-        from hpc.pipeline import status as pipeline_status
-        from hpc.pipeline.directory import PipelineRun
-
-        whole = PipelineRun(run.path)
-        return lambda: pipeline_status.read_status(whole), pipeline_status.render
-    if run.latest().config.get("sweep"):
-        from hpc.gang import sweep_status
-
-        return lambda: sweep_status.read_status(run), sweep_status.render
-    if run.latest().config.get("trainer"):
-        from hpc.gang import status as gang_status
-
-        return lambda: gang_status.read_status(run), gang_status.render
-    tally = [current(run)]
-
-    def count() -> dict[str, Any]:
-        tally[0] = current(run, tally[0])
-        return read_status(run, tally[0])
-
-    if by:
-        return count, lambda facts: Group(render(facts), Text(), breakdown.table(facts, by))
-    return count, render
+        return View(lambda: overview.read_status(run.path), overview.render)
+    return any_status.view(run, by)
 
 
 def _print_damaged(run: Run) -> int:
@@ -110,18 +78,18 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if args.damaged:
             return _print_damaged(Run(args.run))
-        count, draw = _view(Run(args.run), args.by)
-        facts = count()
+        view = _view(Run(args.run), args.by)
+        facts = view.read()
         if args.json:
             sys.stdout.write(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
         elif args.watch:
-            with Live(draw(facts), console=console, auto_refresh=False) as live:
+            with Live(view.render(facts), console=console, auto_refresh=False) as live:
                 while facts["exit"] == Exit.INCOMPLETE:
                     time.sleep(2)
-                    facts = count()
-                    live.update(draw(facts), refresh=True)
+                    facts = view.read()
+                    live.update(view.render(facts), refresh=True)
         else:
-            console.print(draw(facts))
+            console.print(view.render(facts))
             _print_again(Run(args.run), facts)
     except UserError as error:
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]{escape(str(error))}[/]")

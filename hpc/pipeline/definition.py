@@ -136,6 +136,15 @@ class Pipeline:
         return [stage for stage in self.stages if stage in found - {name}]
 
 
+@dataclass(frozen=True)
+class PipelineRequest:
+    """What is to be done with a pipeline."""
+
+    supersede: bool = False
+    only: str = ""
+    begin: str = ""  # --from
+
+
 def is_pipeline(path: str | Path) -> bool:
     """Whether a config file is a pipeline's. Raises UserError where it cannot be read."""
     tree = configs.read(Path(path))

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import socket
 import time
 from collections.abc import Iterable
@@ -26,8 +27,9 @@ import yaml
 from hpc.base import atomic, damage
 from hpc.base.errors import UserError
 from hpc.base.journal import read
-from hpc.pipeline.definition import Pipeline
+from hpc.pipeline.definition import Pipeline, Stage
 from hpc.run.directory import Run, Submission
+from hpc.slurm import container
 
 
 class PipelineRun(Run):
@@ -199,3 +201,14 @@ def outcome(run: Run) -> str:
 
 def _token(content: Any) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
+
+
+def stage_submission(pipeline: Pipeline, stage: Stage, run: PipelineRun, code: str, supersede: bool) -> Submission:
+    """What a stage job has to know, not on disk yet."""
+    argv = container.command(stage.cluster, run.path, stage.command) if stage.command else []
+    config = {**stage.record(), "argv": argv, "cwd": os.getcwd(), "supersede": supersede}
+    config["cluster"] = {"kind": pipeline.cluster.kind}
+    return Submission(
+        "0" * 12, time.time(), plan="", identity=stage.digest, column="", code=code, slots=1, config=config,
+        source=pipeline.source,
+    )  # fmt: skip

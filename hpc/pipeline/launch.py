@@ -8,14 +8,11 @@ from what is in their run directories. A job that would now make something else 
 
 from __future__ import annotations
 
-import os
 import shlex
 import shutil
 import signal
-import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -28,29 +25,19 @@ from hpc import config as configs
 from hpc.base import atomic, snapshot
 from hpc.base.errors import Exit, UserError
 from hpc.base.text import duration, short
-from hpc.launching import check_access, check_importable, console, submit_and_record, warn
-from hpc.pipeline.definition import Pipeline, Stage, load
-from hpc.pipeline.directory import PipelineRun
+from hpc.launching import check_access, check_importable, console, recover_lost_submissions, submit_and_record, warn
+from hpc.pipeline import outlook
+from hpc.pipeline.definition import Pipeline, PipelineRequest, Stage, load
+from hpc.pipeline.directory import PipelineRun, stage_submission
 from hpc.pipeline.stage import Attempt
-from hpc.run.directory import Run, Submission
+from hpc.run.directory import Run
 from hpc.run.launch_lock import SUBMITTING_S, launch_lock
-from hpc.slurm import container
 from hpc.slurm.jobs import StageLauncher
-
-
-@dataclass(frozen=True)
-class PipelineRequest:
-    """What is to be done with a pipeline."""
-
-    supersede: bool = False
-    only: str = ""
-    begin: str = ""  # --from
+from hpc.slurm.queue import surely_live
 
 
 def launch(path: str, overrides: list[str], asked: PipelineRequest, *, dry_run: bool) -> int:
     """Returns the exit code. Raises UserError for what can be seen before anything runs."""
-    from hpc.pipeline import outlook as pipeline_outlook
-
     pipeline = load(path, overrides)
     if pipeline.cluster.kind == "slurm" and not shutil.which("sbatch"):
         warn.print("[yellow]no Slurm here (sbatch is not on PATH): a launch runs on this machine, cluster=local[/]")
@@ -65,13 +52,13 @@ def launch(path: str, overrides: list[str], asked: PipelineRequest, *, dry_run: 
         if (config := pipeline.stages[name].config) is not None:
             check_importable(config)
     if dry_run:
-        return pipeline_outlook.dry_run(pipeline, run, finished, todo, asked)
+        return outlook.dry_run(pipeline, run, finished, todo, asked)
     on_slurm = pipeline.cluster.kind == "slurm"
     if on_slurm:  # what may refuse comes before anything is written
         _live(pipeline, run)
     for name in todo if on_slurm else []:
         if set(pipeline.stages[name].needs) <= set(finished):
-            pipeline_outlook.check(pipeline.stages[name], asked.supersede)
+            outlook.check(pipeline.stages[name], asked.supersede)
     run.make()
     check_access(run.path)
     with launch_lock(run, SUBMITTING_S if on_slurm else 0.0):  # and all again, since another launch may have come first
@@ -110,17 +97,6 @@ def _write(pipeline: Pipeline, run: PipelineRun) -> None:
     atomic.replace(run.config_file, configs.dump(pipeline.tree).encode())
     atomic.replace(run.record, yaml.safe_dump(record, allow_unicode=True, sort_keys=False).encode(), durable=True)
     (run.control / "cancelled").unlink(missing_ok=True)
-
-
-def attempt(pipeline: Pipeline, stage: Stage, run: PipelineRun, code: str, supersede: bool) -> Submission:
-    """What a stage job has to know, not on disk yet."""
-    argv = container.command(stage.cluster, run.path, stage.command) if stage.command else []
-    config = {**stage.record(), "argv": argv, "cwd": os.getcwd(), "supersede": supersede}
-    config["cluster"] = {"kind": pipeline.cluster.kind}
-    return Submission(
-        "0" * 12, time.time(), plan="", identity=stage.digest, column="", code=code, slots=1, config=config,
-        source=pipeline.source,
-    )  # fmt: skip
 
 
 # --- here -------------------------------------------------------------------------------------
@@ -165,7 +141,7 @@ def _stage_here(
     number = list(pipeline.stages).index(stage.name) + 1
     title = f"stage {number} of {len(pipeline.stages)}, {stage.name}"
     console.print(f"\n[bold]{title}[/] · {escape(stage.what)}")
-    submission = attempt(pipeline, stage, run, "", asked.supersede)
+    submission = stage_submission(pipeline, stage, run, "", asked.supersede)
     submission.uuid, submission.state = uuid.uuid4().hex[:12], "submitted"
     run.save(submission)
     trial = Attempt(run, submission)
@@ -209,7 +185,7 @@ def _submit(pipeline: Pipeline, run: PipelineRun, todo: list[str], asked: Pipeli
         stage = pipeline.stages[name]
         for control in ("cancelled", "pause"):  # of an earlier time: only what comes after this launch counts
             (Run(run.path / name).control / control).unlink(missing_ok=True)
-        submission = attempt(pipeline, stage, run, code, asked.supersede)
+        submission = stage_submission(pipeline, stage, run, code, asked.supersede)
         submission.uuid = uuid.uuid4().hex[:12]
         run.save(submission)
         after = [jobs[need] for need in stage.needs if need in jobs]
@@ -225,9 +201,6 @@ def _submit(pipeline: Pipeline, run: PipelineRun, todo: list[str], asked: Pipeli
 
 def _live(pipeline: Pipeline, run: PipelineRun) -> dict[str, str]:
     """Stage jobs that Slurm still has, by stage. UserError where one is of another definition."""
-    from hpc.launching import recover_lost_submissions
-    from hpc.slurm.queue import surely_live
-
     recover_lost_submissions(run)
     newest = {name: run.attempts(name)[-1:] for name in pipeline.stages}
     ids = [i for attempts in newest.values() for a in attempts for i in a.job_ids]

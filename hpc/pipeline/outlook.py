@@ -25,9 +25,8 @@ from hpc.gang import sweep
 from hpc.launching import console, warn
 from hpc.map import forecast
 from hpc.map.launch import prepare
-from hpc.pipeline.definition import Pipeline, Stage
-from hpc.pipeline.directory import PipelineRun
-from hpc.pipeline.launch import PipelineRequest, attempt
+from hpc.pipeline.definition import Pipeline, PipelineRequest, Stage
+from hpc.pipeline.directory import PipelineRun, stage_submission
 from hpc.pipeline.stage import launch_command
 from hpc.slurm.jobs import StageLauncher, ranks_per_node
 
@@ -142,7 +141,7 @@ def dry_run(pipeline: Pipeline, run: PipelineRun, finished: list[str], todo: lis
     code = snapshot.digest()
     for name in todo:
         stage = pipeline.stages[name]
-        submission = attempt(pipeline, stage, run, code, asked.supersede)
+        submission = stage_submission(pipeline, stage, run, code, asked.supersede)
         if pipeline.cluster.kind == "slurm":
             after = [f"<{need}>" for need in stage.needs if need in todo]
             script = StageLauncher(run, submission, stage.cluster, after, pipeline.cluster.dependency).script()

@@ -11,7 +11,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from hpc import status
+from hpc import kinds
 from hpc.base.errors import Exit
 from hpc.base.text import SCHEMA, duration
 from hpc.base.text import printable as clean
@@ -83,7 +83,7 @@ def _state(events: list[dict[str, Any]], alive: bool) -> str:
 
 def _doing(run: Run) -> dict[str, Any]:
     """How far the job of a stage is: share from 0 to 1, and in words."""
-    facts = status.read_any_status(run)
+    facts = kinds.job_view(run).read()
     if "shards" in facts:
         done, total, unit = facts["shards"]["done"], facts["shards"]["total"], "shards"
     elif "arms" in facts:
