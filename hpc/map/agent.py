@@ -79,7 +79,7 @@ class Agent:
             self.operator.made_by(),
         )  # fmt: skip
         self.breaker = breaker.Breaker(self.settings.breaker)
-        self.selector = selectors.DefaultSelector()
+        self.selector: selectors.BaseSelector = selectors.DefaultSelector()
         self.engines: list[EngineProcess] = []
         self.work: dict[tuple[int, str], Work] = {}  # (engine, shard id)
         self.rows = 0  # samples finished in this life

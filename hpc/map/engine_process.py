@@ -6,16 +6,17 @@ import ctypes
 import json
 import logging
 import os
+import selectors
 import signal
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection
+from typing import Any, Protocol
 
+from hpc.config import MapConfig
 from hpc.map.in_flight import Held, InFlight
-
-if TYPE_CHECKING:
-    from hpc.map.agent import Agent
+from hpc.run.directory import Run, Submission
 
 log = logging.getLogger("agent")
 
@@ -38,10 +39,38 @@ def _child_setup() -> None:
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+class Owner(Protocol):
+    """Whose engine it is: the agent, as its engines see it."""
+
+    run: Run
+    submission: Submission
+    settings: MapConfig
+    selector: selectors.BaseSelector
+    instance: str
+    drain_reason: str  # why its engines are to stop, "" while they work
+    fault: str  # why the slot must end
+
+    @property
+    def work(self) -> Collection[tuple[int, str]]:
+        """(engine, shard id) of all that is being worked on."""
+
+    def on_event(self, engine: EngineProcess, event: dict[str, Any]) -> None:
+        """It said what became of a shard."""
+
+    def on_death(self, engine: EngineProcess, why: str, held: Held) -> bool:
+        """It died. True where a shard is known to have killed engines before."""
+
+    def on_broken(self, reason: str, words: str) -> None:
+        """It ended itself during its set-up."""
+
+    def release(self, engine: EngineProcess) -> None:
+        """Give back what it was working on."""
+
+
 class EngineProcess:
     """One engine on one device."""
 
-    def __init__(self, index: int, device: dict[str, str], agent: Agent) -> None:
+    def __init__(self, index: int, device: dict[str, str], agent: Owner) -> None:
         self.index, self._device, self._agent = index, device, agent
         self._process: subprocess.Popen[bytes] | None = None
         self._buffer = b""
