@@ -54,3 +54,41 @@ def uniform(seed: int, key: str, purpose: str, count: int = 1) -> np.ndarray:
     """`count` numbers in [0, 1), float64, from the arguments alone: the engines' only source of chance."""
     digest = hashlib.blake2b(f"{seed}\0{purpose}\0{key}".encode("utf-8", "surrogatepass"), digest_size=16).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little"))).random(count)
+
+
+def mix(values: np.ndarray) -> np.ndarray:
+    """splitmix64's finaliser: 64 well-mixed bits of each value. Wraps around, as meant."""
+    values = values + np.uint64(0x9E3779B97F4A7C15)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+def mixed(*parts: int) -> int:
+    """64 bits from integers."""
+    state = np.zeros(1, dtype=np.uint64)
+    for part in parts:
+        state = mix(state ^ np.uint64(part & 0xFFFFFFFFFFFFFFFF))
+    return int(state[0])
+
+
+def permute_array(values: np.ndarray, size: int, key: int) -> np.ndarray:
+    """A pseudo-random permutation of range(size), applied to each value: a Feistel network with cycle walking.
+
+    >>> sorted(permute_array(np.arange(10), 10, key=7).tolist()) == list(range(10))
+    True
+    """
+    half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
+    mask = np.uint64((1 << int(half)) - 1)
+    keys = [np.uint64(mixed(key, turn)) for turn in range(_ROUNDS)]
+    out = values.astype(np.uint64)
+    left_over = np.arange(len(out))
+    while len(left_over):
+        walking = out[left_over]
+        left, right = walking >> half, walking & mask
+        for turn in keys:
+            left, right = right, left ^ (mix(right ^ turn) & mask)
+        walking = left << half | right
+        out[left_over] = walking
+        left_over = left_over[walking >= size]
+    return out.astype(np.int64)

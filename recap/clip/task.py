@@ -24,8 +24,7 @@ from recap.clip.tokens import Tokens
 from recap.data.images import BadImage
 from recap.data.joined import Joined
 from recap.data.samples import Samples, Shared, Taken, image_of
-from recap.data.streams import mixed
-from recap.randomness import draw
+from recap.randomness import draw, mixed
 from recap.text_policy import Drawn, TextPolicy
 from recap.train.task import Batch, EvaluationContext
 

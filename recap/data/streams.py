@@ -19,48 +19,10 @@ import numpy as np
 
 from hpc.base.errors import UserError
 from recap.data.index import Index
+from recap.randomness import mixed, permute_array
 
-_ROUNDS = 4
 _COARSE = 64  # blocks between two entries of an epoch's table
 _CHUNK = 1 << 16  # blocks whose places are computed at a time
-
-
-def mix(values: np.ndarray) -> np.ndarray:
-    """splitmix64's finaliser: 64 well-mixed bits of each value. Wraps around, as meant."""
-    values = values + np.uint64(0x9E3779B97F4A7C15)
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
-
-
-def mixed(*parts: int) -> int:
-    """64 bits from integers."""
-    state = np.zeros(1, dtype=np.uint64)
-    for part in parts:
-        state = mix(state ^ np.uint64(part & 0xFFFFFFFFFFFFFFFF))
-    return int(state[0])
-
-
-def permute(values: np.ndarray, size: int, key: int) -> np.ndarray:
-    """A pseudo-random permutation of range(size), applied to each value: a Feistel network with cycle walking.
-
-    >>> sorted(permute(np.arange(10), 10, key=7).tolist()) == list(range(10))
-    True
-    """
-    half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
-    mask = np.uint64((1 << int(half)) - 1)
-    keys = [np.uint64(mixed(key, turn)) for turn in range(_ROUNDS)]
-    out = values.astype(np.uint64)
-    left_over = np.arange(len(out))
-    while len(left_over):
-        walking = out[left_over]
-        left, right = walking >> half, walking & mask
-        for turn in keys:
-            left, right = right, left ^ (mix(right ^ turn) & mask)
-        walking = left << half | right
-        out[left_over] = walking
-        left_over = left_over[walking >= size]
-    return out.astype(np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +53,7 @@ class Window:
 
     def order(self) -> np.ndarray:
         """The sample of the window (counted through its pieces) at each of its positions."""
-        return permute(np.arange(self.size), self.size, self.key)
+        return permute_array(np.arange(self.size), self.size, self.key)
 
 
 class Plan:
@@ -151,7 +113,7 @@ class Plan:
 
     def _blocks(self, epoch: int, low: int, high: int) -> np.ndarray:
         """The blocks at places [low, high) of an epoch's line."""
-        return permute(np.arange(low, high), len(self.index), mixed(self.seed, 1, epoch))
+        return permute_array(np.arange(low, high), len(self.index), mixed(self.seed, 1, epoch))
 
     def _table(self, epoch: int) -> np.ndarray:
         """Samples before every 64th place of the line."""

@@ -20,8 +20,8 @@ from recap.data.column import Column
 from recap.data.columns import MemberColumn
 from recap.data.joined import Joined
 from recap.data.remote import open_shard
-from recap.data.streams import mixed
 from recap.data.tars import Sample, read_samples
+from recap.randomness import mixed
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,6 @@ from torch import nn
 from recap.data.images import BadImage
 from recap.data.joined import Joined
 from recap.data.samples import Samples, Shared, Taken, image_of
-from recap.data.streams import mixed
 from recap.dit.encoder_files import text_encoder_digest
 from recap.dit.flops import Flops
 from recap.dit.grid import Grid
@@ -27,7 +26,7 @@ from recap.dit.settings import DitConfig
 from recap.dit.stored import Stored
 from recap.dit.text_encoder import TextEncoder
 from recap.dit.vae import latent_space, open_codec
-from recap.randomness import draw
+from recap.randomness import draw, mixed
 from recap.text_policy import TextPolicy
 from recap.train.task import Batch, EvaluationContext
 

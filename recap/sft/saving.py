@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import safe_open
@@ -14,15 +14,22 @@ from transformers import LlavaForConditionalGeneration
 
 from hpc.base.errors import UserError
 from recap.sft import model as models
-
-if TYPE_CHECKING:
-    from recap.sft.task import SftTask
-
+from recap.sft.settings import SftConfig
+from recap.sft.templates import Renderer
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def write(task: SftTask, weights: dict[str, torch.Tensor], folder: Path) -> None:
+class Trained(Protocol):
+    """What is saved of a fine-tuning: the checkpoint that it began from, and how it made prompts."""
+
+    folder: Path
+    config: SftConfig
+    processor: Any
+    renderer: Renderer
+
+
+def write(task: Trained, weights: dict[str, torch.Tensor], folder: Path) -> None:
     """Write `folder` as a whole: model, tokenizer, processors, chat template.
 
     weights: the trained parameters in full, by their names in `CaptionLoss`.
@@ -39,7 +46,7 @@ def write(task: SftTask, weights: dict[str, torch.Tensor], folder: Path) -> None
     making.rename(folder)
 
 
-def dtype_of(task: SftTask) -> torch.dtype:
+def dtype_of(task: Trained) -> torch.dtype:
     """The export's dtype: the config's, or that of the checkpoint's own weights."""
     if task.config.dtype != "auto":
         return _DTYPES[task.config.dtype]

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from hpc.base.errors import UserError
 from hpc.operator import Shard
 from recap.data.index import Index, ShardBlocks
-from recap.data.streams import Plan, permute
+from recap.data.streams import Plan
+from recap.randomness import permute_array
 
 
 def synthetic(counts: list[int]) -> Index:
@@ -43,7 +44,7 @@ def epoch_of(plan: Plan, epoch: int) -> list[tuple[int, int]]:
 @given(st.integers(1, 3000), st.integers(0, 2**63))
 @settings(max_examples=40, deadline=None)
 def test_permute_is_a_permutation(size: int, key: int) -> None:
-    assert sorted(permute(np.arange(size), size, key).tolist()) == list(range(size))
+    assert sorted(permute_array(np.arange(size), size, key).tolist()) == list(range(size))
 
 
 @given(
