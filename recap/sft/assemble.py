@@ -143,7 +143,7 @@ def emoji(folder: Path, seed: int) -> None:
 
 
 def _tiny(folder: Path, seed: int, world: Any) -> None:
-    from recap.demo.train_captioner import build_model, build_processor, build_tokenizer
+    from recap.sft.tiny_captioner import build_model, build_processor, build_tokenizer
 
     torch.manual_seed(seed)
     processor = build_processor(build_tokenizer(world))
