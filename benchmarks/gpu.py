@@ -14,7 +14,6 @@ random weights.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import multiprocessing
 import os
@@ -39,6 +38,7 @@ from benchmarks import gpu_checks, gpu_engine, gpu_train
 from benchmarks.gpu_setting import REAL, REHEARSAL, Note, Setting
 from benchmarks.gpu_table import table
 from benchmarks.timing import say
+from hpc.base.processes import die_with_parent
 from recap import device
 
 
@@ -95,7 +95,7 @@ def run_stage(stage: Stage, setting: Setting, limit_s: float, note: Note) -> Non
 
 def _work(stage: Stage, setting: Setting, reader: int, writer: int) -> None:
     os.close(reader)
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: nothing goes on when the command is killed
+    die_with_parent()  # nothing goes on when the command is killed
 
     def note(name: str, value: Any) -> None:
         os.write(writer, json.dumps([name, value], default=float).encode() + b"\n")

@@ -22,6 +22,10 @@ class Exit(IntEnum):
     TERMINATED = 143  # SIGTERM (128 + 15), drained
 
 
+FINAL = (Exit.COMPLETE, Exit.INCOMPLETE, Exit.SOME_FAILED, Exit.USAGE)
+"""Codes after which another life would change nothing."""
+
+
 class Parser(argparse.ArgumentParser):
     """argparse, whose usage shows what was typed (python -m MODULE), and whose wrong usage exits with 64 instead of 2:
     here 2 means that some shards failed.

@@ -1,11 +1,15 @@
-"""The processes of this machine that work on a run."""
+"""Processes of this machine: those that work on a run, and how a child lives no longer than its parent."""
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 from pathlib import Path
 
 _MODULES = (b"hpc.worker", b"hpc.gang.rank")
+_PR_SET_PDEATHSIG = 1  # see prctl(2)
+_libc = ctypes.CDLL(None)  # loaded here: a child between fork and exec should load nothing
 
 
 def at_work(run: Path) -> list[int]:
@@ -19,3 +23,22 @@ def at_work(run: Path) -> list[int]:
         if os.fsencode(run) in words and any(module in words for module in _MODULES):
             found.append(int(process.name))
     return found
+
+
+def die_with_parent(number: int = signal.SIGKILL) -> None:
+    """In the child, before or after exec: the kernel sends it this signal when its parent is gone, however it went."""
+    _libc.prctl(_PR_SET_PDEATHSIG, int(number))
+
+
+def drain_with_parent() -> None:
+    """For `preexec_fn`: a child that may finish what it has in flight when its parent is gone."""
+    die_with_parent(signal.SIGTERM)
+
+
+def serve_parent() -> None:
+    """For `preexec_fn`, or in a child: signals that Slurm sends to a whole step are its parent's business, and the
+    child dies with the parent.
+    """
+    for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    die_with_parent()

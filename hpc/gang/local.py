@@ -13,10 +13,9 @@ from rich.console import Console
 from rich.live import Live
 
 from hpc.base import snapshot
-from hpc.base.errors import Exit
+from hpc.base.errors import FINAL, Exit
+from hpc.base.processes import drain_with_parent
 from hpc.gang import status as gang_status
-from hpc.gang.rank import FINAL
-from hpc.map.engine_process import PR_SET_PDEATHSIG, libc
 from hpc.run.directory import Run, Submission
 
 _STOPPING = "stopping at a checkpoint after this step (launch again to go on; Ctrl-C again: at once)"
@@ -46,7 +45,7 @@ class _Life:
         with open(self.log, "ab") as out:
             return subprocess.Popen(
                 argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=self._environment | place,
-                start_new_session=True, preexec_fn=_die_with_supervisor,
+                start_new_session=True, preexec_fn=drain_with_parent,
             )  # fmt: skip
 
     def poll(self) -> int | None:
@@ -122,11 +121,6 @@ def _rank_of(run: Run, process: Path) -> bool:
     except OSError:
         return False
     return b"hpc.gang.rank" in words and os.fsencode(run.path) in words
-
-
-def _die_with_supervisor() -> None:
-    """In the child: stop at a checkpoint when the supervisor is gone, however it went."""
-    libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _free_port() -> int:

@@ -27,7 +27,7 @@ from typing import Any
 
 from hpc import config as configs
 from hpc.base import heartbeat
-from hpc.base.errors import Exit, Parser, ShardError, UserError, fingerprint
+from hpc.base.errors import FINAL, Exit, Parser, ShardError, UserError, fingerprint
 from hpc.base.journal import Journal, read
 from hpc.map import machine
 from hpc.run.directory import Run, Submission
@@ -36,7 +36,6 @@ from hpc.slurm.jobs import ranks_per_node
 log = logging.getLogger("gang")
 
 LIVES = 5  # in a row without progress, after which a gang is not requeued
-FINAL = (Exit.COMPLETE, Exit.INCOMPLETE, Exit.SOME_FAILED, Exit.USAGE)
 _STACKS_S = 5.0  # between writing the stacks and ending, so that every rank's are in the log
 _LEAVE_S = 5  # that a rank which is told to stop before its first step is done gets to do so by itself
 

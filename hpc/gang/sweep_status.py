@@ -9,11 +9,10 @@ from rich.table import Table
 from rich.text import Text
 
 from hpc.base import atomic
-from hpc.base.errors import Exit
+from hpc.base.errors import FINAL, Exit
 from hpc.base.text import SCHEMA, duration
 from hpc.base.text import printable as clean
 from hpc.gang import status as gang_status
-from hpc.gang.rank import FINAL
 from hpc.run.directory import Run
 
 

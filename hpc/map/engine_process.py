@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import logging
 import os
@@ -14,6 +13,7 @@ import time
 from collections.abc import Collection
 from typing import Any, Protocol
 
+from hpc.base.processes import serve_parent
 from hpc.config import MapConfig
 from hpc.map.in_flight import Held, InFlight
 from hpc.run.directory import Run, Submission
@@ -26,17 +26,6 @@ RESTARTS, RESTARTS_IN_FLIGHT = 3, 7
 HANGS = 2  # in a row without a finished sample: the device is broken
 DUMP_S = 3.0  # between SIGABRT (every thread's stack goes to the log) and SIGKILL
 STUCK_S = 30.0  # after SIGKILL, when the kernel does not let go of a process (a dead driver or file system)
-PR_SET_PDEATHSIG = 1
-libc = ctypes.CDLL(None, use_errno=True)
-
-
-def _child_setup() -> None:
-    """Runs in the child before exec: Slurm's signals reach every process of a step, and only the agent may act on
-    them.
-    """
-    for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
-    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class Owner(Protocol):
@@ -108,7 +97,7 @@ class EngineProcess:
         ]  # fmt: skip
         environment = {**os.environ, "CUDA_VISIBLE_DEVICES": self._device["CUDA_VISIBLE_DEVICES"]}
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, preexec_fn=_child_setup
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, preexec_fn=serve_parent
         )
         assert self._process.stdout is not None
         os.set_blocking(self._process.stdout.fileno(), False)

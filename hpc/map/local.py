@@ -16,11 +16,10 @@ from rich.console import Console
 from rich.live import Live
 
 from hpc.base import snapshot
-from hpc.base.errors import Exit, Parser
-from hpc.map.engine_process import PR_SET_PDEATHSIG, libc
+from hpc.base.errors import FINAL, Exit, Parser
+from hpc.base.processes import drain_with_parent
 from hpc.run.directory import Run, Submission
 
-_FINAL = (Exit.COMPLETE, Exit.INCOMPLETE, Exit.SOME_FAILED, Exit.USAGE)
 _PAUSE_S, _LONGEST_S = 0.5, 60.0  # before a life is followed by another: doubled for each that was short
 
 
@@ -28,11 +27,6 @@ def command(run: Run, submission: Submission, slot: int) -> list[str]:
     """What one slot runs."""
     which = ("--submission", submission.uuid, "--slot", str(slot))
     return snapshot.start(run.code / submission.code, "hpc.worker", str(run.path), *which)
-
-
-def die_with_supervisor() -> None:
-    """In the child: drain when the supervisor is gone, however it went."""
-    libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class _Slot:
@@ -54,7 +48,7 @@ class _Slot:
             # a session of its own: the terminal's Ctrl-C reaches the supervisor alone, which drains its workers
             self._process = subprocess.Popen(
                 command(self._run, self._submission, self._number), stdin=subprocess.DEVNULL, stdout=out,
-                stderr=out, env=environment, start_new_session=True, preexec_fn=die_with_supervisor,
+                stderr=out, env=environment, start_new_session=True, preexec_fn=drain_with_parent,
             )  # fmt: skip
 
     def poll(self, stopping: bool) -> bool:
@@ -64,7 +58,7 @@ class _Slot:
         code = self._process.poll()
         if code is None:
             return False
-        if code in _FINAL or stopping:
+        if code in FINAL or stopping:
             self.code = code
             return True
         now = time.monotonic()

@@ -29,16 +29,17 @@ from pathlib import Path
 from typing import Any
 
 from hpc import config as configs
-from hpc import gate, launching
+from hpc import launching
 from hpc.base import snapshot
 from hpc.base.errors import NO_ANSWER, Exit, Parser, Unanswered, UserError
 from hpc.base.journal import Journal
+from hpc.base.processes import drain_with_parent
 from hpc.gang import launch as gang_launch
 from hpc.gang import sweep
 from hpc.kinds import progress
-from hpc.map.local import die_with_supervisor
 from hpc.pipeline.directory import PipelineRun
 from hpc.run.directory import Run, Submission
+from hpc.slurm import requeue
 
 log = logging.getLogger("stage")
 
@@ -92,7 +93,7 @@ class Attempt:
             try:
                 process = subprocess.Popen(
                     self.record["argv"], stdin=subprocess.DEVNULL, stdout=out, stderr=err,
-                    env=_environment(os.getcwd()), start_new_session=True, preexec_fn=die_with_supervisor,
+                    env=_environment(os.getcwd()), start_new_session=True, preexec_fn=drain_with_parent,
                 )  # fmt: skip
             except OSError as error:
                 return self.fail(f"{self.record['argv'][0]}: cannot be started ({error.strerror})")
@@ -112,7 +113,7 @@ class Attempt:
         with open(complaints, "wb") as err:
             process = subprocess.Popen(
                 launch_command(self.run, self.stage, self.record["supersede"]), stdin=subprocess.DEVNULL, stderr=err,
-                env=_environment(), start_new_session=True, preexec_fn=die_with_supervisor,
+                env=_environment(), start_new_session=True, preexec_fn=drain_with_parent,
             )  # fmt: skip
             code = watch(process, stopped)
         if code in (Exit.COMPLETE, Exit.INCOMPLETE, Exit.SOME_FAILED):  # warnings; else it is the reason
@@ -140,7 +141,7 @@ class Attempt:
             return self.finish()
         known = [i for s in job.submissions() for i in s.job_ids]
         if live := sorted({name.split("_")[0] for name in surely_live(known, _SLURM_S)}):
-            return gate.wait_for(live)
+            return requeue.wait_for(live)
         for name in ("cancelled", "pause"):
             if (why := job.control_text(name)) is not None:
                 return self.fail(f"{name}: {why}; {now.left}")
@@ -152,7 +153,7 @@ class Attempt:
             return self.fail(said or f"hpc.launch exited with {code}")
         latest = job.latest()
         self.note("launch", uuid=latest.uuid, done=now.done, inputs=self.run.inputs(self.record), jobs=latest.job_ids)
-        return gate.wait_for(latest.job_ids)
+        return requeue.wait_for(latest.job_ids)
 
     def _launch_patiently(self) -> tuple[int, str]:
         """As `launch`; again where Slurm's controller is away (a launch first looks for what it may have submitted)."""

@@ -18,7 +18,7 @@ import submitit
 from submitit.core.utils import FailedSubmissionError
 
 from hpc.base import bootstrap
-from hpc.base.errors import Exit, Unanswered, UserError
+from hpc.base.errors import FINAL, Unanswered, UserError
 from hpc.config import ClusterConfig
 from hpc.run.directory import Run, Submission
 from hpc.slurm import commands as slurm
@@ -150,7 +150,7 @@ class Launcher(submitit.SlurmExecutor):
 
         Slurm's own TERM (scancel, the time limit's end) ends the batch shell at once: then none of this runs.
         """
-        final = "|".join(str(int(e)) for e in (Exit.COMPLETE, Exit.INCOMPLETE, Exit.SOME_FAILED, Exit.USAGE))
+        final = "|".join(str(int(code)) for code in FINAL)
         return [
             f'case "$code" in {final}) exit "$code" ;; esac',
             f'if [ -e {self.directory}/control/cancelled ]; then exit "$code"; fi',

@@ -12,26 +12,22 @@ with its parent, obeys nobody else, and imports no torch.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import mmap
 import os
-import signal
 import struct
 import sys
 from typing import BinaryIO
 
+from hpc.base.processes import serve_parent
+
 HEADER = struct.Struct("<II")
 NEEDS = 0xFFFFFFFF
-_PR_SET_PDEATHSIG = 1
 
 
 def die_with(parent: int) -> None:
     """Die with the parent, by the kernel's hand; ignore the signals that Slurm sends to a whole step."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    serve_parent()
     if os.getppid() != parent:  # it died before the line above
         sys.exit(1)
 

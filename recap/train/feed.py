@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import queue
-import signal
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,11 +10,10 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from hpc.base.processes import serve_parent
 from recap import device as gpu
 from recap.train.settings import TrainSettings
 from recap.train.task import Batch, Task
-
-_PR_SET_PDEATHSIG = 1
 
 
 class _Steps(Dataset[Batch]):
@@ -31,9 +28,7 @@ class _Steps(Dataset[Batch]):
 
 def _quiet(_: int) -> None:
     """In a data worker: signals are the rank's business, and a dead rank takes its workers with it."""
-    for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    serve_parent()
     torch.set_num_threads(1)
 
 
