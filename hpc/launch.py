@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
@@ -29,14 +28,6 @@ from hpc.base.errors import Exit, Parser, UserError
 from hpc.launching import warn
 from hpc.map.launch import describe, dry_run, prepare, submit
 from hpc.pipeline import definition as pipeline
-
-if TYPE_CHECKING:
-    pass
-
-# --- what is said -----------------------------------------------------------------------------
-
-
-# --- submission -------------------------------------------------------------------------------
 
 
 def _pipeline(args: argparse.Namespace) -> int:
@@ -51,7 +42,34 @@ def _pipeline(args: argparse.Namespace) -> int:
     return pipeline_launch.launch(args.config, args.overrides, asked, dry_run=args.dry_run)
 
 
-def main(arguments: list[str] | None = None) -> int:
+def _training(args: argparse.Namespace, config: configs.Config) -> int:
+    from hpc.gang import launch as gang_launch
+    from hpc.gang import sweep
+
+    if args.no_submit or args.allow_missing or args.append or args.check:
+        raise UserError(
+            "launch: --no-submit, --allow-missing, --append and --check are for map jobs, not for training; "
+            "what a training can know of its data and weights is said by --dry-run."
+        )
+    training = sweep if config.run.sweep else gang_launch
+    return training.launch(config, supersede=args.supersede, dry_run=args.dry_run, detach=args.detach)
+
+
+def _map(args: argparse.Namespace, config: configs.Config) -> int:
+    job = prepare(
+        config, supersede=args.supersede, dry_run=args.dry_run, allow_missing=args.allow_missing, append=args.append
+    )
+    if args.dry_run:
+        return dry_run(job, args.rate)
+    describe(job)
+    if args.check:
+        from hpc.map import check_launch
+
+        return check_launch.launch(job)
+    return submit(job, start=not args.no_submit, detach=args.detach)
+
+
+def _parser() -> Parser:
     parser = Parser(
         prog="python -m hpc.launch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -76,39 +94,18 @@ def main(arguments: list[str] | None = None) -> int:
         "--from", dest="begin", metavar="STAGE", help="pipelines: do this stage and all behind it again"
     )
     parser.add_argument("--only", metavar="STAGE", help="pipelines: do this stage again, and no other")
-    args = parser.parse_intermixed_args(arguments)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    args = _parser().parse_intermixed_args(arguments)
     try:
         if pipeline.is_pipeline(args.config):
             return _pipeline(args)
         if args.begin or args.only:
             raise UserError(f"launch: --from and --only are for pipelines; {args.config} has no `stages:`.")
         config = configs.load(args.config, args.overrides)
-        if config.is_gang:
-            from hpc.gang import launch as gang_launch
-            from hpc.gang import sweep
-
-            if args.no_submit or args.allow_missing or args.append or args.check:
-                raise UserError(
-                    "launch: --no-submit, --allow-missing, --append and --check are for map jobs, not for training; "
-                    "what a training can know of its data and weights is said by --dry-run."
-                )
-            training = sweep if config.run.sweep else gang_launch
-            return training.launch(config, supersede=args.supersede, dry_run=args.dry_run, detach=args.detach)
-        job = prepare(
-            config,
-            supersede=args.supersede,
-            dry_run=args.dry_run,
-            allow_missing=args.allow_missing,
-            append=args.append,
-        )
-        if args.dry_run:
-            return dry_run(job, args.rate)
-        describe(job)
-        if args.check:
-            from hpc.map import check_launch
-
-            return check_launch.launch(job)
-        return submit(job, start=not args.no_submit, detach=args.detach)
+        return _training(args, config) if config.is_gang else _map(args, config)
     except UserError as error:
         warn.print(f"[red]{escape(str(error))}[/]")
         return Exit.USAGE

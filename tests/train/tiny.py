@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import signal
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,20 +53,18 @@ class TinyTrainer:
         return train(make_task(self.config, gang.rank), self.config.train, gang)
 
 
-def make_task(config: TinyConfig, rank: int = 0) -> Any:
+def make_module(width: int) -> Any:
+    """Three blocks with dropout, a frozen layer, and a loss that is a sum over samples."""
     import torch
     from torch import nn
-
-    from recap.randomness import draw, place
-    from recap.train.task import Batch
 
     class Module(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.blocks = nn.ModuleList(nn.Linear(config.width, config.width) for _ in range(3))
-            self.frozen = nn.Linear(config.width, config.width).requires_grad_(False)
+            self.blocks = nn.ModuleList(nn.Linear(width, width) for _ in range(3))
+            self.frozen = nn.Linear(width, width).requires_grad_(False)
             self.dropout = nn.Dropout(0.1)
-            self.last = nn.Linear(config.width, 1)
+            self.last = nn.Linear(width, 1)
 
         def forward(self, micro: dict[str, torch.Tensor]) -> torch.Tensor:
             x = self.frozen(micro["x"])
@@ -72,9 +72,19 @@ def make_task(config: TinyConfig, rank: int = 0) -> Any:
                 x = x + self.dropout(torch.tanh(block(x)))
             return (self.last(x).squeeze(-1) - micro["y"]).square().sum()
 
+    return Module()
+
+
+def make_task(config: TinyConfig, rank: int = 0) -> Any:
+    import torch
+    from torch import nn
+
+    from recap.randomness import draw, place
+    from recap.train.task import Batch
+
     class Task:
         def module(self) -> nn.Module:
-            return Module()
+            return make_module(config.width)
 
         def blocks(self, module: Any) -> Any:
             return list(module.blocks)
@@ -123,15 +133,16 @@ def make_task(config: TinyConfig, rank: int = 0) -> Any:
 
     task = Task()
     if rank == 1 and config.die_at >= 0:
-        whole = task.batch
-
-        def dying(first: int, count: int, rank: int, world: int) -> Any:
-            if first <= config.die_at < first + count:
-                import os
-                import signal
-
-                os.kill(os.getpid(), signal.SIGKILL)
-            return whole(first, count, rank, world)
-
-        task.batch = dying  # type: ignore[method-assign]
+        task.batch = dying(task.batch, config.die_at)  # type: ignore[method-assign]
     return task
+
+
+def dying(batch: Any, at: int) -> Any:
+    """The same batches, but kill -9 of this process at that position."""
+
+    def until(first: int, count: int, rank: int, world: int) -> Any:
+        if first <= at < first + count:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return batch(first, count, rank, world)
+
+    return until
