@@ -7,9 +7,7 @@ ignore them.
 from __future__ import annotations
 
 import logging
-import os
 import selectors
-import signal
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field
@@ -23,6 +21,7 @@ from hpc.base.journal import Journal
 from hpc.base.patience import patiently
 from hpc.map import breaker, machine, preflight, suspects, verdict
 from hpc.map.claiming import Candidates
+from hpc.map.drain import Drain
 from hpc.map.engine_process import EngineProcess
 from hpc.map.in_flight import Held
 from hpc.map.publish import Publisher
@@ -35,8 +34,6 @@ from hpc.run.plan import Plan
 log = logging.getLogger("agent")
 
 DEATHS = 10  # of engines over one shard in one generation, after which it is marked failed
-SUCCEEDED = "a later life of this slot has started"
-TERM_S = 20.0  # to drain after SIGTERM: Slurm's KillWait is 30 s by default
 
 
 @dataclass
@@ -64,12 +61,12 @@ class Agent:
         observer = heartbeat.Observer(run.slots, self.instance, self.settings.lease_s)
         self.plan = patiently(lambda: Plan(run.plans, submission.plan), self.settings.lease_s)
         # How often shared files that rarely change are looked at: hundreds of slots do so.
-        self.look_s = min(10.0, max(0.2, self.settings.lease_s / 30))
-        self.next_look = 0.0
+        look_s = min(10.0, max(0.2, self.settings.lease_s / 30))
         self.candidates = Candidates(
-            run, self.plan, self.ledger, observer, self.instance, slot, submission.slots, self.look_s
+            run, self.plan, self.ledger, observer, self.instance, slot, submission.slots, look_s
         )
         self.heartbeat = heartbeat.Heartbeat(run.slots, self.instance, self.settings.lease_s)
+        self.drain = Drain(run, self.instance, self.heartbeat, self.config.run, look_s)
         self.journal: Journal | None = None  # from `open_journal` on
         self.operator = self.config.operator()  # never set up here: engines do that
         schema = columns.schema(self.operator.column(), submission.identity)
@@ -86,11 +83,6 @@ class Agent:
         self.good = 0  # of these, ok or skipped
         self.settled = 0  # shards done or failed in this life
         self.empty: set[tuple[str, int]] = set()  # (shard, generation) that were damaged, without a readable sample
-        self.signal = 0  # the last that arrived; set by a handler, acted on by the loop
-        self.fault = ""  # why this slot cannot go on, found by itself (storage, breaker)
-        self.drain_reason = ""
-        self.drain_until = 0.0
-        self.terminated = False
         self.reruns = 0  # generation files that the last answer of `_finished` knew of
         self.idle_since = 0.0
         self.alone: Claim | None = None  # a shard that gets all of the node for itself
@@ -105,8 +97,7 @@ class Agent:
             self.open_journal()
         except UserError as error:
             return self._leave(Exit.USAGE, str(error))
-        for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
-            signal.signal(number, self._on_signal)
+        self.drain.listen()
         self._note("start", instance=self.instance, **self.facts)
         log.info("slot %d, life %d, instance %s on %s", self.slot, self.life, self.instance, self.facts["host"])
         if ended := self._finished():  # a slot that starts late need not load its model
@@ -131,8 +122,6 @@ class Agent:
         if shared := preflight.full(self.run, self.config):
             return "preflight: " + "; ".join(shared)
         problems = preflight.problems(self.run, self.submission, self.config, self.operator)
-        for problem in problems:
-            log.error("preflight: %s", problem)
         return self._blame_node("preflight: " + "; ".join(problems)) if problems else ""
 
     def _blame_node(self, reason: str) -> str:
@@ -160,9 +149,6 @@ class Agent:
         if self.journal:
             self.journal.write(event, **facts)
 
-    def _on_signal(self, number: int, frame: object) -> None:
-        self.signal = number
-
     def _loop(self) -> tuple[Exit, str]:
         tick = min(0.5, self.settings.lease_s / 10)
         while True:
@@ -171,9 +157,11 @@ class Agent:
                 key.data.receive()
             for engine in self.engines:
                 engine.watch()
-            self._check_drain()
-            if self.drain_reason:
-                if not any(e.alive for e in self.engines) or time.monotonic() > self.drain_until:
+            if self.drain.begins():
+                for engine in self.engines:
+                    engine.drain()
+            if self.drain.reason:
+                if not any(e.alive for e in self.engines) or time.monotonic() > self.drain.until:
                     return self._drained()
                 continue
             if ended := self._feed():
@@ -191,7 +179,7 @@ class Agent:
                 try:
                     claim = self.candidates.acquire(min(30.0, self.settings.lease_s / 4), held)
                 except OSError as error:
-                    self.fault = f"storage: {error}"
+                    self.drain.fault = f"storage: {error}"
                     return None
                 if claim is None:
                     return None if self.work else self._idle()
@@ -212,7 +200,7 @@ class Agent:
         """Whether a shard under suspicion of killing the whole node waits for the other engines to finish, or runs."""
         if self.alone is None:
             return False
-        ready = [e for e in self.engines if e.hungry]
+        ready = [engine for engine in self.engines if engine.hungry]
         if not self.work and self.alone_runs:
             self.alone, self.alone_runs = None, False
         elif not self.work and ready:
@@ -237,56 +225,17 @@ class Agent:
 
     # --- stopping ---------------------------------------------------------------------------
 
-    def _check_drain(self) -> None:
-        if self.drain_reason:
-            if self.signal == signal.SIGTERM and not self.terminated:  # after USR2: now KILL is near
-                self.terminated, self.drain_until = True, min(self.drain_until, time.monotonic() + TERM_S)
-            return
-        reason, limit = self.fault, self.settings.drain_s
-        if self.signal == signal.SIGTERM:
-            reason, limit = "SIGTERM", min(limit, TERM_S)
-        elif self.signal:
-            reason = signal.Signals(self.signal).name
-        elif time.monotonic() > self.next_look:
-            self.next_look = time.monotonic() + self.look_s
-            reason = reason or self._told_to_stop()
-        if reason:
-            log.info("draining: %s", reason)
-            self.drain_reason, self.drain_until = reason, time.monotonic() + limit
-            for engine in self.engines:
-                engine.drain()
-
-    def _told_to_stop(self) -> str:
-        if (failing := self.heartbeat.failing_s()) > self.settings.lease_s:  # the others took it for dead long ago
-            return f"storage: no heartbeat could be written for {failing:.0f} s"
-        if heartbeat.succeeded(self.run.slots, self.instance):
-            return SUCCEEDED
-        if (text := self.run.control_text("cancelled")) is not None:
-            return f"cancelled {text}".strip()
-        if (text := self.run.control_text("pause")) is not None:
-            return f"paused: {text}"
-        return "time limit" if time.time() > self._deadline() else ""
-
-    def _deadline(self) -> float:
-        """When to drain by our own clock, for sites whose Slurm sends no signal. Same machine's clock on both sides."""
-        end = float(os.environ.get("SLURM_JOB_END_TIME") or "inf")
-        return end - self.config.run.cluster.signal_delay_s
-
     def _drained(self) -> tuple[Exit, str]:
         for engine in self.engines:
             engine.kill()
             self.release(engine)
         if self.alone and not self.alone_runs:
-            self._end(self.alone, "released", reason=self.drain_reason)
-        if self.signal == signal.SIGTERM:
-            return Exit.TERMINATED, self.drain_reason
-        if self.drain_reason.startswith(("cancelled", "paused", "SIGINT", SUCCEEDED)):
-            return Exit.INCOMPLETE, self.drain_reason
-        return Exit.REQUEUE, self.drain_reason
+            self._end(self.alone, "released", reason=self.drain.reason)
+        return self.drain.code(), self.drain.reason
 
     def release(self, engine: EngineProcess) -> None:
         for work in self._of(engine):
-            self._end(work.claim, "released", reason=self.drain_reason or self.fault)
+            self._end(work.claim, "released", reason=self.drain.reason or self.drain.fault)
             del self.work[engine.index, work.claim.shard.id]
 
     # --- shards -----------------------------------------------------------------------------
@@ -311,9 +260,7 @@ class Agent:
             return False
         if self.alone is None and len(self.engines) > 1 and suspects.kills_nodes(ends):
             self.alone = claim
-            log.warning(
-                "%s: %d agents died over it: it gets this node for itself", claim.shard.id, suspects.UNEXPLAINED
-            )
+            log.warning("%s: %d agents died over it: it gets the node", claim.shard.id, suspects.UNEXPLAINED)
             return False
         self.work[engine.index, claim.shard.id] = Work(claim, time.time())
         self._note("claim", shard=claim.shard.id, g=claim.generation, e=claim.epoch, engine=engine.index)
@@ -330,7 +277,7 @@ class Agent:
     def on_event(self, engine: EngineProcess, event: dict[str, Any]) -> None:
         """segment, finished and failed events of an engine."""
         if event["event"] == "storage":
-            self.fault = event["reason"]
+            self.drain.fault = event["reason"]
             return
         work = self.work.get((engine.index, event["shard"]))
         if work is None or (work.claim.generation, work.claim.epoch) != (event["generation"], event["epoch"]):
@@ -360,7 +307,7 @@ class Agent:
         except (OSError, ShardError, pa.ArrowException) as error:
             log.error("%s: not published: %s", claim.shard.id, error)
             if storage_full(error) or isinstance(error, object_store.Unavailable):
-                self.fault = f"storage: {error}"  # the slot's trouble, not the shard's: its claim is released
+                self.drain.fault = f"storage: {error}"  # the slot's trouble, not the shard's: its claim is released
                 return
             self._give_back(engine, work, fingerprint(error), str(error))
             return
@@ -371,11 +318,11 @@ class Agent:
             log.warning("%s: epoch %d was superseded", claim.shard.id, claim.epoch)
             return
         facts = {k: marker[k] for k in ("counts", "reasons", "rows", "seconds")}
-        damage = (marker["damage"] or {}).get("reason")
-        detail = (marker["damage"] or {}).get("detail")
+        damage = marker["damage"] or {}
         if damage and not marker["rows"]:
             self.empty.add((claim.shard.id, claim.generation))
-        self._note("done", shard=claim.shard.id, g=claim.generation, **facts, damage=damage, detail=detail)
+        facts |= {"damage": damage.get("reason"), "detail": damage.get("detail")}
+        self._note("done", shard=claim.shard.id, g=claim.generation, **facts)
 
     def _give_back(self, engine: EngineProcess, work: Work, reason: str, detail: str) -> None:
         """An application failure: charged to the shard; the last one allowed marks it failed."""
@@ -396,10 +343,10 @@ class Agent:
         """Stop for a reason of the breaker's, if there is one: the node where others do well, else the run."""
         if not stop:
             return
-        self.fault = self._blame_node(stop)
-        if self.fault == stop and not breaker.successful(self.run, self.submission.uuid):
+        self.drain.fault = self._blame_node(stop)
+        if self.drain.fault == stop and not breaker.successful(self.run, self.submission.uuid):
             breaker.pause(self.run, stop)
-            self.fault = f"paused: {stop}"
+            self.drain.fault = f"paused: {stop}"
 
     def _fail(self, claim: Claim, reason: str, detail: str, ends: list[dict[str, Any]]) -> None:
         where = {"host": self.facts["host"], "log": machine.log_name()}
@@ -424,9 +371,8 @@ class Agent:
             if at in held.reading:
                 self.candidates.leave_to_others(claim.shard.id)
                 known = not held.samples and any(e.get("reading") for e in self.ledger.ends(claim))
-            facts = {"in_flight": mine, "together": len(held.samples)}
-            reading = {"reading": at in held.reading, "reads": len(held.reading)}
-            self._end(claim, "died", reason=why, **facts, **reading, host=self.facts["host"])
+            facts = {"in_flight": mine, "together": len(held.samples), "reading": at in held.reading}
+            self._end(claim, "died", reason=why, **facts, reads=len(held.reading), host=self.facts["host"])
             del self.work[engine.index, claim.shard.id]
         self.candidates.look_again()
         facts = {"in_flight": len(held.samples), "reading": [shard for shard, _ in held.reading]}
@@ -445,9 +391,8 @@ class Agent:
         return [w for (index, _), w in self.work.items() if index == engine.index]
 
     def _status(self) -> dict[str, Any]:
-        state = "draining" if self.drain_reason else "running" if self.work else "idle"
-        if not any(e.ready for e in self.engines) and not self.drain_reason:
-            state = "starting"
+        ready = any(e.ready for e in self.engines)
+        state = "draining" if self.drain.reason else "starting" if not ready else "running" if self.work else "idle"
         return {
             **self.facts, "instance": self.instance, "slot": self.slot, "life": self.life, "state": state,
             "rows": self.rows, "good": self.good, "settled": self.settled, "shards": sorted(s for (_, s) in self.work),

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from hpc.base.processes import serve_parent
 from hpc.config import MapConfig
+from hpc.map.drain import Drain
 from hpc.map.in_flight import Held, InFlight
 from hpc.run.directory import Run, Submission
 
@@ -36,8 +37,7 @@ class Owner(Protocol):
     settings: MapConfig
     selector: selectors.BaseSelector
     instance: str
-    drain_reason: str  # why its engines are to stop, "" while they work
-    fault: str  # why the slot must end
+    drain: Drain
 
     @property
     def work(self) -> Collection[tuple[int, str]]:
@@ -141,7 +141,7 @@ class EngineProcess:
         elif kind == "broken":
             self._broken = event
         elif kind == "hungry":
-            self.hungry = not self._agent.drain_reason
+            self.hungry = not self._agent.drain.reason
         elif kind == "progress":
             self.waiting = str(event.get("waiting") or "")
             if event["done"] != self.done or self.waiting:
@@ -155,7 +155,7 @@ class EngineProcess:
     def watch(self) -> None:
         """Kill it when it makes no progress: first for its stacks, then for good. Start it again after a death."""
         if self._process is None:
-            if not (self.given_up or self._agent.drain_reason):
+            if not (self.given_up or self._agent.drain.reason):
                 self.start()
             return
         settings = self._agent.settings
@@ -175,7 +175,7 @@ class EngineProcess:
             self._hung = True
             self._abort(f"no progress for {settings.hang_s:.0f} s")
         elif self.waiting and now - self._served > settings.away_s:
-            self._agent.fault = f"away for {settings.away_s:.0f} s: {self.waiting}"
+            self._agent.drain.fault = f"away for {settings.away_s:.0f} s: {self.waiting}"
         elif not busy:
             self._changed = now
 
@@ -211,7 +211,7 @@ class EngineProcess:
     def _died(self) -> None:
         was_ready = self.ready
         code = self._forget()
-        if self._agent.drain_reason or self._agent.fault:
+        if self._agent.drain.reason or self._agent.drain.fault:
             self._agent.release(self)
             return
         why = self._why or (f"killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}")
