@@ -22,8 +22,8 @@ from hpc.base.errors import FINAL, Unanswered, UserError
 from hpc.config import ClusterConfig
 from hpc.run.directory import Run, Submission
 from hpc.slurm import commands as slurm
-from hpc.slurm import container
-from hpc.slurm.queue import PATIENCE_S, NoSqueueAnswer, find_job
+from hpc.slurm import container, queue
+from hpc.slurm.queue import NoSqueueAnswer, find_job
 
 log = logging.getLogger(__name__)
 
@@ -208,7 +208,7 @@ class Launcher(submitit.SlurmExecutor):
             Unanswered: the controller stayed away; whether it has the job is not known.
         """
         self.run.logs.mkdir(parents=True, exist_ok=True)
-        end = time.monotonic() + PATIENCE_S
+        end = time.monotonic() + queue.PATIENCE_S
         pause = 1.0
         while True:
             try:
@@ -226,7 +226,7 @@ class Launcher(submitit.SlurmExecutor):
             if time.monotonic() > end:
                 raise Unanswered(said)
             if pause == 1.0:
-                log.warning("Slurm does not answer (%s): trying for %.0f s", said, PATIENCE_S)
+                log.warning("Slurm does not answer (%s): trying for %.0f s", said, queue.PATIENCE_S)
             time.sleep(pause)
             pause = min(10.0, 2 * pause)
 

@@ -368,8 +368,8 @@ def test_one_module_knows_the_accelerator() -> None:
 def test_the_code_snapshot_is_what_ran(finished: EchoJob) -> None:
     code = finished.run.code / finished.run.latest().code
     assert sorted(os.listdir(code)) == ["hpc", "recap"]
-    assert (code / "hpc" / "agent.py").read_bytes() == (ROOT / "hpc" / "agent.py").read_bytes()
-    assert not (code / "hpc" / "agent.py").stat().st_mode & 0o222
+    assert (code / "hpc/map/agent.py").read_bytes() == (ROOT / "hpc/map/agent.py").read_bytes()
+    assert not (code / "hpc/map/agent.py").stat().st_mode & 0o222
 
 
 def test_a_launch_is_on_disk_before_anything_runs(finished: EchoJob) -> None:

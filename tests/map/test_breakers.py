@@ -21,10 +21,10 @@ import yaml
 from moto.server import ThreadedMotoServer
 
 from hpc import config as configs
-from hpc import launch
 from hpc.base.errors import Exit, ShardError
 from hpc.base.heartbeat import read_all
 from hpc.map import breaker
+from hpc.map import launch as map_launch
 from hpc.operator import FAILED, Damage, Item, Row, Shard
 from hpc.run.directory import Run, Submission
 from hpc.run.published import Published
@@ -102,7 +102,7 @@ class Workbench:
 
     def record(self, *overrides: str) -> Submission:
         """What a launch writes, without starting anything."""
-        return launch.record(launch.prepare(configs.load(self.config, list(overrides))))
+        return map_launch.record(map_launch.prepare(configs.load(self.config, list(overrides))))
 
     def worker(self, slot: int) -> tuple[str, ...]:
         return ("hpc.worker", str(self.run.path), "--slot", str(slot))

@@ -102,7 +102,7 @@ def fake(tmp_path: Path) -> FakeSlurm:
 
 
 def launch(fake: FakeSlurm, patience_s: float = 60.0) -> subprocess.CompletedProcess[str]:
-    patience = f"from hpc import launcher; launcher.PATIENCE_S = {patience_s}"
+    patience = f"from hpc.slurm import queue; queue.PATIENCE_S = {patience_s}"
     code = f"import sys; {patience}; from hpc.launch import main; sys.exit(main())"
     environment = {k: v for k, v in os.environ.items() if not k.startswith("SLURM")}
     environment |= {"FAKE": str(fake.folder), "PATH": f"{fake.folder}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
