@@ -33,7 +33,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from benchmarks.sft import checkpoint
-from benchmarks.sft_model import say
+from benchmarks.timing import say
 from recap.dit.model import build
 from recap.dit.objective import Objective
 from recap.dit.settings import DitModelConfig, ObjectiveConfig

@@ -36,14 +36,14 @@ from torch import nn
 
 from benchmarks.held_gradients import gradients
 from benchmarks.sft_gpu import on_gpu
-from benchmarks.sft_model import CLIP_L, SMALL_TOWER, best, captioner, micro_batch, mix_lengths, say
+from benchmarks.sft_model import CLIP_L, ROW, SMALL_TOWER, best, captioner, micro_batch, mix_lengths
+from benchmarks.timing import say
 from recap.sft.model import CaptionLoss, blocks
 from recap.sft.packing import deal, pack
 from recap.train.checkpoints import Began, Checkpoints, Keep
 from recap.train.state import TrainState
 
-BATCH, RANKS, ROW = 128, 8, 4096
-STEPS = 3  # that are timed, after one that is not
+BATCH, RANKS = 128, 8
 TARGETS = {"padding share, packed": (0.03, "most"), "checkpoint stall, ours / torch.save": (0.5, "most")}
 
 

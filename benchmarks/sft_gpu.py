@@ -15,8 +15,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from benchmarks.sft import ROW, STEPS
-from benchmarks.sft_model import CLIP_L, best, captioner, micro_batch, mix_lengths
+from benchmarks.sft_model import CLIP_L, ROW, STEPS, best, captioner, micro_batch, mix_lengths
 from recap.sft.attention import choose as choose_attention
 from recap.sft.flops import costs_of
 from recap.sft.model import CaptionLoss

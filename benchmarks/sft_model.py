@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -20,10 +19,8 @@ from recap.sft.attention import lengths as bounds_of
 from recap.sft.model import choose
 from recap.train.parallel import to_device
 
-
-def say(text: str) -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+ROW = 4096  # tokens
+STEPS = 3  # that are timed, after one that is not
 
 
 def mix_lengths(count: int, seed: int = 0) -> list[int]:

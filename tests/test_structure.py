@@ -68,7 +68,7 @@ def dotted(path: Path) -> str:
 @cache
 def imports(package: str) -> dict[str, set[str]]:
     """What each module imports, anywhere in it: inside functions and for type checkers, too."""
-    known = {dotted(path) for folder in ("hpc", "recap") for path in files(folder)}
+    known = {dotted(path) for folder in ("hpc", "recap", "benchmarks", "tests") for path in files(folder)}
     return {dotted(path): set(_imported(path, known)) - {dotted(path)} for path in files(package)}
 
 
@@ -97,7 +97,7 @@ def test_imports_go_upward(package: str, floors: list[list[str]]) -> None:
     assert not wrong, "\n".join(sorted(wrong))
 
 
-@pytest.mark.parametrize("package", ["hpc", "recap"])
+@pytest.mark.parametrize("package", ["hpc", "recap", "benchmarks", "tests"])
 def test_no_circle(package: str) -> None:
     """Kahn's order: what is left over imports one another in a circle."""
     left = {module: {other for other in found if other != module} for module, found in imports(package).items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,27 +11,10 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-from benchmarks.random_captioner import photo
 from hpc.base.errors import UserError
-from recap.engine import Request
-from recap.engine.settings import CaptionerConfig
-from recap.engine.transformers_backend import load as load_engine
 from recap.sft.assemble import assemble
 from recap.sft.convert import convert
-from tests.sft.test_training import tensors
-
-
-def _captions(folder: Path) -> None:
-    assert AutoProcessor.from_pretrained(folder).chat_template
-    keys = (folder / "model.safetensors").read_bytes()[:20000]  # the header
-    assert b"vision_tower.vision_model." in keys
-    settings = CaptionerConfig(model=str(folder), max_tokens=4, decode_workers=0, precision="fp32")
-    with closing(load_engine(settings, "cpu")) as engine:
-        engine.put(Request(0, photo(1), key="a"))
-        found: list[Any] = []
-        while not found:
-            found = list(engine.poll(1.0))
-    assert found[0].id == 0
+from tests.sft.checkpoints import captions, tensors
 
 
 def _write(weights: dict[str, torch.Tensor], folder: Path) -> None:
@@ -90,7 +72,7 @@ def test_convert(captioner: Path, clip: Path, tmp_path: Path, way: str) -> None:
     ours, theirs = tensors(captioner), tensors(tmp_path / "out")
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(tensor, theirs[name][: len(tensor)]) for name, tensor in ours.items())
-    _captions(tmp_path / "out")
+    captions(tmp_path / "out")
 
 
 @pytest.mark.parametrize(

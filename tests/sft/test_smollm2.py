@@ -12,6 +12,7 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from recap.demo import CAPTIONER, FLAGS, FLAGS_TRUTH, smollm2
 from recap.evaluate.captioner import read_truth
+from tests.sft.checkpoints import tensors
 from tests.train.ranks import launch, lines, log
 
 CONFIG = Path(__file__).parents[2] / "configs/sft/smollm2_align.yaml"
@@ -21,10 +22,6 @@ def test_real_flags_stay_in_their_split() -> None:
     for split in ("train", "heldout"):
         keys = [row["id"] for row in smollm2.conversations(split)]
         assert sorted(keys) == sorted({truth.key for truth in read_truth(FLAGS_TRUTH, split)})
-
-
-def tensors(folder: Path) -> dict[str, torch.Tensor]:
-    return dict(LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).state_dict())
 
 
 @pytest.mark.slow

@@ -22,8 +22,8 @@ from recap.sft.packing import deal, pack
 from recap.sft.task import SftTask
 from recap.train import parallel
 from recap.train.state import optimizer_of
+from tests.sft.checkpoints import captions, tensors
 from tests.sft.conftest import Make, tree
-from tests.sft.test_convert import _captions
 from tests.sft.test_own_data import write_tar
 from tests.train.ranks import curve, launch, lines, log
 
@@ -162,10 +162,6 @@ def test_lora(task: Make, captioner: Path, tmp_path: Path) -> None:
     assert plain(micro).item() != pytest.approx(module(micro).item(), rel=1e-3)
 
 
-def tensors(folder: Path) -> dict[str, torch.Tensor]:
-    return dict(LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).state_dict())
-
-
 def run_stage(captioner: Path, folder: Path, directory: Path, world: int, **changes: Any) -> None:
     train = {"samples": 16, "batch": 8, "lr": 1e-2, "threads": 1} | changes.pop("train", {})
     config = tree(captioner, folder, train=train, **changes)
@@ -195,7 +191,7 @@ def test_stages(captioner: Path, conversations: Path, tmp_path: Path, world: int
     changed = {name for name in one if not torch.equal(one[name], two[name])}
     assert not any("vision_tower" in name for name in changed)
     assert any("language_model" in name for name in changed) and "lm_head.weight" in changed
-    _captions(tmp_path / "two/exports/final")
+    captions(tmp_path / "two/exports/final")
 
 
 @pytest.mark.slow
