@@ -48,8 +48,6 @@ SMALL_TOWER = {
     "hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 2,
     "image_size": 112, "patch_size": 14,
 }  # fmt: skip
-
-
 CLIP_L = {
     "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
     "image_size": 336, "patch_size": 14,

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 
 console = Console(highlight=False, soft_wrap=True)
-
-
 warn = Console(stderr=True, highlight=False, soft_wrap=True)
 
 

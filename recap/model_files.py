@@ -24,8 +24,6 @@ _SETTINGS_FILES = (
     "tokenizer_config.json",
     "vocab.json",
 )
-
-
 _WEIGHT_PATTERNS = ("*.safetensors",)
 
 

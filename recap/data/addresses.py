@@ -9,8 +9,6 @@ from urllib.parse import urlsplit, urlunsplit
 from hpc.base.errors import UserError
 
 _WITH_USER = ("sftp", "ssh", "ftp", "smb", "hdfs", "webhdfs")  # the user's name is part of the address
-
-
 _SECRET = re.compile(
     r"token|secret|passw|credential|signature|hmac|jwt|access_?key|api_?key|^(auth|sig|se|sp|sv|x-amz-.*|x-goog-.*)$",
     re.I,

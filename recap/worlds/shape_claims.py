@@ -58,19 +58,13 @@ class Judgement:
 
 
 _KIND = "|".join(f"{plural(kind)}|{kind}" for kind in KINDS)
-
-
 _PLACE = "|".join(sorted(PLACES, key=len, reverse=True))
-
-
 _CLAIM = re.compile(
     rf"\b(?:(?P<count>an?|one|two|three)\s+)?(?:(?P<size>{'|'.join(SIZES)})\s+)?"
     rf"(?:(?P<colour>{'|'.join(COLOURS)})\s+)?(?P<kind>{_KIND})\b"
     rf"(?:\s+(?:is|are)?\s*(?:in|at)\s+the\s+(?P<place>{_PLACE})\b)?",
     re.IGNORECASE,
 )
-
-
 _SINGULAR = {plural(kind): kind for kind in KINDS}
 
 

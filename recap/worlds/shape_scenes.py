@@ -18,25 +18,18 @@ COLOURS = {
     "black": (15, 15, 15),
     "pink": (250, 150, 190),
 }
-
-
 BACKGROUNDS = {"white": (255, 255, 255), "gray": (150, 150, 150), "cream": (250, 240, 205)}
-
-
 KINDS = ("circle", "square", "triangle", "star", "cross", "ring")
-
-
 SIZES = {"small": 0.055, "large": 0.11}
-
+"""Half the extent of one shape, as a share of the picture's side."""
 
 COUNTS = ("zero", "one", "two", "three")
-
-
 PLACES = {
     f"{down} {across}".replace("middle center", "center").replace("middle", "center"): (x, y)
     for y, down in ((1 / 6, "top"), (1 / 2, "middle"), (5 / 6, "bottom"))
     for x, across in ((1 / 6, "left"), (1 / 2, "center"), (5 / 6, "right"))
 }
+"""Name ("top left", "center", ...) -> centre of the cell, shares of the side."""
 
 
 @dataclass(frozen=True, slots=True)

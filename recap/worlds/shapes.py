@@ -22,14 +22,6 @@ from recap.worlds.shape_claims import judge
 from recap.worlds.shape_scenes import COUNTS, Group, Scene, boxes, draw, new_scene, plural
 from recap.worlds.tars import write_tar
 
-"""Half the extent of one shape, as a share of the picture's side."""
-
-"""Name ("top left", "center", ...) -> centre of the cell, shares of the side."""
-
-
-# ---------------------------------------------------------------- making
-
-
 # ---------------------------------------------------------------- telling
 
 
@@ -76,8 +68,6 @@ def alt_text(scene: Scene, rng: random.Random, mismatch: float) -> tuple[str, bo
     ]
     return rng.choice(texts), wrong
 
-
-# ---------------------------------------------------------------- judging
 
 # ---------------------------------------------------------------- samples and shards
 

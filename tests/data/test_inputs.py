@@ -228,12 +228,6 @@ def test_missing_objects(bucket: _Counting) -> None:
     assert bucket.requests == {"GET list": 1}
 
 
-# --- launches over inputs that change ---------------------------------------------------------
-
-
-# --- copies and placeholders ------------------------------------------------------------------
-
-
 # --- names as people have them ----------------------------------------------------------------
 
 

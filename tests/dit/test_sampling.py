@@ -178,9 +178,6 @@ def test_diffusers_draws_the_same(world, vae, model, tmp_path) -> None:
         assert (ours - theirs).abs().max() <= 1
 
 
-# --- lists of prompts ---------------------------------------------------------------------------
-
-
 # --- the map job --------------------------------------------------------------------------------
 
 
