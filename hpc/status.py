@@ -5,11 +5,12 @@
     python -m hpc.status runs/demo --by node    a row for each node (or error, or slot)
     python -m hpc.status runs/demo --damaged    shards whose input is damaged: id, reason, detail, input, tab-separated
     python -m hpc.status runs/demo --json       for scripts (`schema` counts the format's versions)
-    python -m hpc.status runs/                  all runs of a folder, a line each (--json, --watch)
+    python -m hpc.status runs/demo --openmetrics    for Prometheus: counters and gauges, see docs/operating.md
+    python -m hpc.status runs/                  all runs of a folder, a line each (--json, --watch, --openmetrics)
 
 Reads directory listings and journals; no stat per shard, no scheduler accounting. Where squeue answers, its view of the
 slots is shown beside. Exit codes: 0 complete, 1 incomplete, 2 nothing is left to do, but shards failed or gave nothing,
-or no sample is ok; 64 wrong usage.
+or no sample is ok; 64 wrong usage. With --damaged and --openmetrics: 0 once printed.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from hpc.base.no_pandas import without_pandas
 from hpc.base.text import printable as clean
 from hpc.kinds import View
 from hpc.map import breakdown
+from hpc.pipeline.directory import PipelineRun
 from hpc.run.directory import Run
 from hpc.run.published import Published
 
@@ -48,6 +50,43 @@ def _print_damaged(run: Run) -> int:
             fields = (shard.shard.id, damage["reason"], damage["detail"], shard.shard.uri)
             sys.stdout.write("\t".join(map(clean, fields)) + "\n")
     return Exit.COMPLETE
+
+
+def _print_openmetrics(run: Run) -> int:
+    """Of a map run; of all those of a folder or pipeline. UserError where there is none."""
+    from hpc.map import openmetrics
+
+    found, others = _map_runs(run)
+    if not found:
+        raise UserError(
+            f"status: --openmetrics is of map runs, and {run.path} is or holds none. The numbers of a training are in "
+            "its metrics.jsonl, and in W&B or TensorBoard with train.trackers."
+        )
+    for name in others:
+        sys.stderr.write(f"{clean(name)} is no map run: left out\n")
+    sys.stdout.write(openmetrics.text(found))
+    return Exit.COMPLETE
+
+
+def _map_runs(run: Run) -> tuple[dict[str, Run], list[str]]:
+    """The map runs at a place by name, stages of pipelines as PIPELINE/STAGE; names of what there is besides."""
+    found: dict[str, Run] = {}
+    others: list[str] = []
+    for one in overview.runs(run.path) or [run]:
+        pipeline = PipelineRun(one.path)
+        if pipeline.record.exists():
+            jobs = {f"{one.name}/{stage}": Run(one.path / stage) for stage in pipeline.launched()["stages"]}
+        else:
+            jobs = {one.name: one}
+        for name, job in jobs.items():
+            if job is not run and not job.submissions():
+                continue  # a stage that has not begun, or a command
+            config = job.latest().config
+            if config.get("trainer") or config.get("sweep"):
+                others.append(name)
+            else:
+                found[name] = job
+    return found, others
 
 
 def _print_again(run: Run, facts: dict[str, Any]) -> None:
@@ -73,11 +112,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print the facts as JSON")
     parser.add_argument("--damaged", action="store_true", help="list the damaged shards instead, tab-separated")
     parser.add_argument("--by", choices=breakdown.KINDS, help="a table of nodes, errors or slots below")
+    parser.add_argument("--openmetrics", action="store_true", help="print the metrics of map runs, for Prometheus")
     args = parser.parse_args(arguments)
     console = Console(highlight=False)
     try:
         if args.damaged:
             return _print_damaged(Run(args.run))
+        if args.openmetrics:
+            return _print_openmetrics(Run(args.run))
         view = _view(Run(args.run), args.by)
         facts = view.read()
         if args.json:

@@ -98,7 +98,7 @@ class Agent:
         except UserError as error:
             return self._leave(Exit.USAGE, str(error))
         self.drain.listen()
-        self._note("start", instance=self.instance, **self.facts)
+        self._note("start", instance=self.instance, engines=machine.engines(self.config.run.cluster), **self.facts)
         log.info("slot %d, life %d, instance %s on %s", self.slot, self.life, self.instance, self.facts["host"])
         if ended := self._finished():  # a slot that starts late need not load its model
             return self._leave(*ended)
@@ -317,7 +317,7 @@ class Agent:
         if marker is None:
             log.warning("%s: epoch %d was superseded", claim.shard.id, claim.epoch)
             return
-        facts = {k: marker[k] for k in ("counts", "reasons", "rows", "seconds")}
+        facts = {k: marker[k] for k in ("counts", "reasons", "rows", "seconds", "tokens")}
         damage = marker["damage"] or {}
         if damage and not marker["rows"]:
             self.empty.add((claim.shard.id, claim.generation))

@@ -36,3 +36,8 @@ def devices(cluster: configs.ClusterConfig) -> Iterable[dict[str, str]]:
         return [{"device": "cpu", "CUDA_VISIBLE_DEVICES": ""} for _ in range(cluster.engines_per_node)]
     device = cluster.device or "cuda"
     return [{"device": device, "CUDA_VISIBLE_DEVICES": d} for d in ids[: cluster.gpus_per_node]]
+
+
+def engines(cluster: configs.ClusterConfig) -> int:
+    """Engine processes of this node."""
+    return len(list(devices(cluster)))

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from hpc.base import atomic
@@ -52,13 +53,16 @@ def read(path: Path) -> pa.Table:
 
 @dataclass(frozen=True)
 class Content:
-    """What a column file holds. counts: {status: n}; reasons: {"skipped: image: truncated": n}."""
+    """What a column file holds. counts: {status: n}; reasons: {"skipped: image: truncated": n}; tokens: the sum of a
+    field of that name, 0 where there is none.
+    """
 
     rows: int
     bytes: int
     sha256: str
     counts: dict[str, int]
     reasons: dict[str, int]
+    tokens: int = 0
 
 
 def write(path: Path, segments: Iterable[pa.Table], target: pa.Schema) -> None:
@@ -102,13 +106,17 @@ def inspect(path: Path) -> Content:
     file = pq.ParquetFile(path, page_checksum_verification=True)
     counts: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
+    tokens = 0
     for batch in file.iter_batches(batch_size=8192):
         statuses = batch.column("status").to_pylist()
         counts.update(statuses)
         for status, reason in zip(statuses, batch.column("reason").to_pylist(), strict=True):
             if reason:
                 reasons[f"{status}: {reason}"] += 1
-    return Content(file.metadata.num_rows, path.stat().st_size, sha256(path), dict(counts), dict(reasons))
+        if "tokens" in batch.schema.names and pa.types.is_integer(batch.schema.field("tokens").type):
+            tokens += pc.sum(batch.column("tokens")).as_py() or 0
+    size, digest = path.stat().st_size, sha256(path)
+    return Content(file.metadata.num_rows, size, digest, dict(counts), dict(reasons), tokens)
 
 
 def keys(path: Path) -> list[str]:

@@ -65,9 +65,9 @@ class EchoJob:
 
     # --- doing ------------------------------------------------------------------------------
 
-    def submit(self, *overrides: str) -> Submission:
+    def submit(self, *overrides: str, supersede: bool = False) -> Submission:
         """What a launch writes, without starting anything. The code snapshot is a link to the working tree."""
-        job = launch.prepare(configs.load(self.config_file, list(overrides)))
+        job = launch.prepare(configs.load(self.config_file, list(overrides)), supersede=supersede)
         self.run.make()
         code = snapshot.digest()
         if not (self.run.code / code).exists():

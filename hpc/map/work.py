@@ -1,0 +1,123 @@
+"""What a run's slots have ever done, lost work and other identities included: sums over its journals, which only grow.
+
+How far each journal was read, and what it said until there, is kept in `<run>/tally/work.json`: a cache, made again
+from the journals where it is missing or not ours.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hpc.base import atomic, heartbeat, journal
+from hpc.map.cost import engines_of
+from hpc.run.directory import Run
+
+FORMAT = 1  # of the cache
+
+
+@dataclass
+class Work:
+    """Of one life of a slot, or the sum over lives. Every number only grows.
+
+    samples: by status, those that were done twice twice; tokens: of published rows; shards: published; deaths: of
+    engines, failures: of attempts at shards, by reason. offset: bytes of the journal that were read. first, last: the
+    earliest and latest sign of life, seconds of its own clock. engines: of its node, 0 where the journal does not say.
+    """
+
+    offset: int = 0
+    first: float = 0.0
+    last: float = 0.0
+    engines: int = 0
+    tokens: int = 0
+    shards: int = 0
+    samples: Counter[str] = field(default_factory=Counter)
+    deaths: Counter[str] = field(default_factory=Counter)
+    failures: Counter[str] = field(default_factory=Counter)
+
+    @classmethod
+    def restore(cls, saved: dict[str, Any]) -> Work:
+        counters = {name: Counter(saved[name]) for name in ("samples", "deaths", "failures")}
+        return cls(**{**saved, **counters})
+
+    def take(self, event: dict[str, Any]) -> None:
+        """Count one event of a journal."""
+        self.seen(float(event.get("t", 0.0)))
+        kind = event["event"]
+        if kind == "segment" and not event["adopted"]:
+            self.samples.update({str(status): int(count) for status, count in event["counts"].items()})
+        elif kind == "done":
+            self.shards += 1
+            self.tokens += int(event.get("tokens", 0))
+        elif kind == "engine":
+            self.deaths[str(event["died"])] += 1
+        elif kind == "ended" and event.get("how") == "failed":
+            self.failures[str(event.get("reason", "unknown"))] += 1
+        elif kind == "start":
+            self.engines = int(event.get("engines", 0))
+
+    def seen(self, t: float) -> None:
+        self.first, self.last = min(self.first or t, t), max(self.last, t)
+
+
+@dataclass
+class Total:
+    """Of a whole run. lives: of slots; restarts: those that were not the first of their slot."""
+
+    work: Work
+    lives: int
+    restarts: int
+    engine_seconds: float
+
+
+def count(run: Run) -> Total:
+    """Read on in all journals of a run."""
+    file = run.path / "tally" / "work.json"
+    known = _load(file)
+    for path in sorted(run.journals.glob("*.jsonl")) if run.journals.is_dir() else []:
+        life = known.setdefault(path.stem, Work())
+        events, life.offset = journal.read(path, life.offset)
+        for event in events:
+            with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError):  # damaged: as good as torn
+                life.take(event)
+    # A slot that loads its model, or idles, says nothing in its journal.
+    for beat in heartbeat.read_all(run.slots):
+        if (found := known.get(str(beat.get("instance")))) and found.first:
+            found.seen(float(beat.get("t") or found.last))
+    _save(file, known)
+    return _sum(run, known)
+
+
+def _sum(run: Run, known: dict[str, Work]) -> Total:
+    engines = {submission.uuid: engines_of(submission) for submission in run.submissions()}
+    total = Total(Work(), len(known), 0, 0.0)
+    for instance, life in known.items():
+        for name in ("samples", "deaths", "failures"):
+            getattr(total.work, name).update(getattr(life, name))
+        total.work.tokens += life.tokens
+        total.work.shards += life.shards
+        total.restarts += not instance.endswith("-0")
+        # Journals of an earlier version do not name the engines.
+        there = life.engines or engines.get(instance.partition("-")[0], 1)
+        total.engine_seconds += there * (life.last - life.first)
+    return total
+
+
+def _load(file: Path) -> dict[str, Work]:
+    try:
+        saved = json.loads(file.read_bytes())
+        return {name: Work.restore(life) for name, life in saved["lives"].items()} if saved["format"] == FORMAT else {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _save(file: Path, known: dict[str, Work]) -> None:
+    """Best effort: a reader without the right to write reads from the start again."""
+    data = atomic.as_json({"format": FORMAT, "lives": {name: vars(life) for name, life in known.items()}})
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(exist_ok=True)
+        atomic.replace(file, data)
