@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tarfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,8 +97,16 @@ def caption_by_key(shard: PublishedShard) -> dict[str, Captioned]:
     return {plain(key): Captioned(caption, image) for key, caption, image, status in rows if status == OK}
 
 
-def write_tars(shards: Iterable[PublishedShard], folder: Path, member: str) -> tuple[int, Counter[str]]:
+def write_tars(
+    shards: Iterable[PublishedShard],
+    folder: Path,
+    member: str,
+    keep: Callable[[PublishedShard], set[str]] | None = None,
+) -> tuple[int, Counter[str]]:
     """Write `folder`/<shard>.tar with every captioned sample (where there is one): its members, and the caption.
+
+    Args:
+        keep: keys of a shard's samples that are wanted.
 
     Returns:
         (samples, members that were left out by reason).
@@ -107,10 +115,13 @@ def write_tars(shards: Iterable[PublishedShard], folder: Path, member: str) -> t
     for shard in shards:
         path = folder / f"{safe_name(shard.shard.id.replace('%2F', '/'))}.tar"
         path.parent.mkdir(parents=True, exist_ok=True)
-        made = Counter[str]()
+        made, captions = Counter[str](), caption_by_key(shard)
+        if keep is not None:
+            wanted = keep(shard)
+            captions = {key: captioned for key, captioned in captions.items() if key in wanted}
         try:
             with open_shard(shard.shard) as tar, path.open("wb") as file:
-                samples = _with_captions(read_samples(tar), shard, member, left_out, made)
+                samples = _with_captions(read_samples(tar), shard, captions, member, left_out, made)
                 write_tar(file, samples, tarfile.PAX_FORMAT)
         except (OSError, ShardError) as error:
             left_out[f"tar that cannot be read any more ({error})"] += 1
@@ -122,9 +133,14 @@ def write_tars(shards: Iterable[PublishedShard], folder: Path, member: str) -> t
 
 
 def _with_captions(
-    found: Iterable[Sample | Damage], shard: PublishedShard, member: str, left_out: Counter[str], made: Counter[str]
+    found: Iterable[Sample | Damage],
+    shard: PublishedShard,
+    captions: dict[str, Captioned],
+    member: str,
+    left_out: Counter[str],
+    made: Counter[str],
 ) -> Iterator[tuple[str, dict[str, bytes]]]:
-    captions, same = caption_by_key(shard), SameImages()
+    same = SameImages()
     for number, sample in enumerate(found):
         if isinstance(sample, Damage):
             return

@@ -38,6 +38,7 @@ RECAP = [
     ["text_policy"],
     ["engine"],
     ["caption", "captioned_tars", "downloaded"],
+    ["exporting"],
     ["clip", "dit", "sft"],
     ["demo"],
     ["export", "report", "evaluate", "__main__"],

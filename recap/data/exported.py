@@ -46,8 +46,8 @@ class ShardRows:
     rows: int
 
 
-def file_name(number: int) -> str:
-    return f"train-{number:05d}.parquet"
+def file_name(number: int, kind: str = "parquet") -> str:
+    return f"train-{number:05d}.{kind}"
 
 
 def write_contents(folder: Path, column: str, identity: str, rows_per_file: int, shards: Sequence[ShardRows]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import pandas
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,6 +31,7 @@ from recap.data.inputs import DataConfig, list_shards
 from recap.data.manifest import Manifest
 from recap.data.manifest import write as write_manifest
 from recap.evaluate import text_sets
+from recap.exporting.files import Files, size
 from recap.worlds.tars import write_tar
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -195,10 +198,80 @@ def test_mistakes(runs: Path, flat: Path, tmp_path: Path, capsys: pytest.Capture
         ([v1, str(tmp_path / "a"), "--add", f"re_caption={v1}:nothing"], "has no field 'nothing'"),
         ([v1, str(tmp_path / "a"), "--add", f"re_gpt4v_score={v1}:caption"], "re_gpt4v_score: cannot become int64"),
         ([str(tmp_path), str(tmp_path / "a")], "is not a run directory"),
+        ([v1, str(tmp_path / "a"), "--where", "re_clipscore > 0.3"], "Did you mean 're_clip_score'?"),
+        ([v1, str(tmp_path / "a"), "--columns", "key,recaption"], "Did you mean 're_caption'?"),
+        ([v1, str(tmp_path / "a"), "--columns", "key,key"], "names 'key' twice"),
+        ([v1, str(tmp_path / "a"), "--shard-size", "0"], "write rows (100000) or bytes (500MB, 2GiB)"),
+        ([v1, str(tmp_path / "a"), "--webdataset", "--columns", "key"], "are of parquet and JSON lines"),
     ):
         assert export.main(arguments) == Exit.USAGE
         assert says in capsys.readouterr().err.replace("\n", " ")
     assert not list(tmp_path.iterdir())
+
+
+def test_where_and_columns(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Counts equal duckdb's over the whole export, in parquet, JSON lines and tars; the rest opens as a column."""
+    names = "key,re_caption,url,tokens,lint,re_gpt4v_score,image_sha256"
+    add, condition = (
+        ["--add", f"re_gpt4v_score={runs}/v2:tokens"],
+        "lint is null and (url is null or key >= '000020010')",
+    )
+    for out, more in (("all", []), ("part", ["--where", f"{condition} and re_gpt4v_score > 5"])):
+        arguments = [str(runs / "v1"), str(tmp_path / out), "--columns", names, *add, *more]
+        assert export.main([*arguments, "--shard-size", "20"]) == Exit.COMPLETE
+    [(count,)] = duckdb.sql(f"select count(*) from '{tmp_path}/all/data/*.parquet' where {condition}").fetchall()
+    found = pq.read_table(tmp_path / "part/data")
+    assert found.column_names == names.split(",") and len(found) == count == 2 * SAMPLES - 10 - 2 + 1 - 1
+    assert found.schema.metadata[b"where"].decode().startswith(condition)
+    assert [pq.read_metadata(f).num_rows for f in sorted((tmp_path / "part/data").iterdir())] == [
+        20,
+        20,
+        20,
+        count - 60,
+    ]
+    shard = list_shards(DataConfig(shards=[str(runs.parent / "in")]))[2]
+    values = open_column("recap", ColumnConfig(folder=str(tmp_path / "part"))).read(shard, 0, keys_of(shard), []).values
+    assert [value is None for value in values] == [n in (7, 11) or n < 10 for n in range(SAMPLES)]
+    assert (
+        export.main([str(runs / "v1"), str(tmp_path / "tars"), "--webdataset", "--where", condition]) == Exit.COMPLETE
+    )
+    tars = sorted(map(str, (tmp_path / "tars").iterdir()))
+    keys = [sample["__key__"] for sample in webdataset.WebDataset(tars, shardshuffle=False)]
+    assert keys == found["key"].to_pylist()
+    capsys.readouterr()
+    none = [str(runs / "v1"), str(tmp_path / "none"), "--where", "re_clip_score > 0.3 and lint is null"]
+    assert export.main(none) == Exit.COMPLETE
+    assert "re_clip_score is null in all rows: --add re_clip_score=RUN:FIELD" in capsys.readouterr().err
+
+
+def test_json_lines(runs: Path, flat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    import datasets
+
+    out, extra = tmp_path / "lines", f"re_caption_condition_diverse_topk={runs}/v2:caption"
+    arguments = [str(runs / "v1"), str(out), "--jsonl", "--add", extra, "--add", f"re_gpt4v_score={runs}/v2:tokens"]
+    assert export.main([*arguments, "--shard-size", "50"]) == Exit.COMPLETE
+    files = sorted((out / "data").iterdir())
+    assert [file.name for file in files] == [f"train-0000{n}.jsonl" for n in range(3)]
+    lines = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+    assert lines == pq.read_table(flat / "data").to_pylist()
+    assert not (out / "shards.json").exists()  # parquet alone opens again as a column
+    read = datasets.load_dataset(str(out), split="train", cache_dir=str(tmp_path / "cache"))
+    assert read["key"][:] == [line["key"] for line in lines]
+
+
+def test_files_of_a_size_in_bytes(tmp_path: Path) -> None:
+    """About so many bytes, measured on what comes first, whatever the format; NaN is null in JSON."""
+    rng = np.random.default_rng(0)
+    table = pa.table({"text": [rng.bytes(50).hex() for _ in range(20_000)], "score": [float("nan")] * 20_000})
+    for kind in ("parquet", "jsonl"):
+        files = Files(tmp_path / kind, kind, table.schema, size("200kB"))
+        for start in range(0, len(table), 5000):
+            files.add(table.slice(start, 5000))
+        files.close()
+        written = sorted((tmp_path / kind / "data").iterdir())
+        assert len(written) > 4 and all(abs(file.stat().st_size - 200_000) < 30_000 for file in written[:-1])
+    assert json.loads(written[0].read_text().splitlines()[0])["score"] is None
 
 
 def test_a_run_that_is_not_complete(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,1 @@
+"""What `recap.export` writes: rows, files, and the card that tells of them."""

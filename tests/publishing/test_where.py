@@ -1,0 +1,76 @@
+"""`--where`: counts equal duckdb's, mistakes are named, nothing of a condition is run."""
+
+from __future__ import annotations
+
+import random
+
+import duckdb
+import pyarrow as pa
+import pytest
+
+from hpc.base.errors import UserError
+from recap.exporting.where import parse
+
+NAN, INF = float("nan"), float("inf")
+TABLE = pa.table(
+    {
+        "score": pa.array([0.1, 0.3, 0.5, None, NAN, INF, -INF, 0.3], pa.float64()),
+        "other": pa.array([0.3, NAN, None, 0.5, NAN, 0.1, INF, 0.3], pa.float64()),
+        "length": pa.array([1, 2, None, 4, 5, -7, 0, 2], pa.int64()),
+        "text": pa.array(["a", "it's", "é", None, "", "b", 'a "b"', "and"], pa.string()),
+        "lint": pa.array([None, [], ["x"], None, ["y", "z"], None, None, ["x"]], pa.list_(pa.string())),
+        "is good": pa.array([True, False, None, True, False, None, True, True]),
+    }
+)
+ATOMS = [
+    "score > 0.3", "score >= .3", "score < 0.3", "score<=3e-1", "score = 0.3", "score != 0.3", "0.3 < score",
+    "score > other", "score>=other", "score=other", "score<>other", "length > 4.5", "length in (1,2,-7)",
+    "length not in (1, 5)", "score in (0.1, 5)", "score not in (0.1)", "text = 'it''s'", "text > 'a'", "text <= 'b'",
+    "text not in ('a','')", "text = 'and'", "lint is null", "lint is not null", '"is good"', 'not "is good"',
+    '"is good" = true', '"is good" in (false)', "length < 99999999999999999999", "length > score", "text IS NOT NULL",
+    "length = +2", "2 > 1", "1 = 2",
+]  # fmt: skip
+
+
+def test_counts_are_duckdbs() -> None:
+    rng, shapes = random.Random(0), ["({}) and {}", "{} or {}", "not ({}) and {}", "{} AND NOT {}", "not ({} or {})"]
+    database = duckdb.connect()
+    database.register("given", TABLE)
+    for number in range(150):
+        condition = ATOMS[number % len(ATOMS)]
+        for _ in range(rng.randint(0, 4) if number >= len(ATOMS) else 0):
+            condition = rng.choice(shapes).format(condition, rng.choice(ATOMS))
+        [(count,)] = database.sql(f"select count(*) from given where {condition}").fetchall()
+        assert parse(condition, TABLE.schema).keep(TABLE).num_rows == count, condition
+    assert parse("length > 0", TABLE.schema).keep(TABLE)["length"].to_pylist() == [1, 2, 4, 5, 2]  # in their order
+    numbers = parse(f"length in ({','.join(map(str, range(5000)))})", TABLE.schema)
+    assert numbers.keep(TABLE).num_rows == 6
+
+
+@pytest.mark.parametrize(
+    ("condition", "says"),
+    [
+        ("scor > 1", "no such column. Did you mean 'score'?"),
+        ("score >", "the end at character 8: a column or a value is expected here"),
+        ("score > 'a'", "score is a number, 'a' a text; they cannot be compared"),
+        ("lint = 'x'", "lint is a list<item: string>, which can be asked for `is null` alone"),
+        ("score > 1 and", "the end at character 14"),
+        ("(score > 1", "`)` is expected here"),
+        ("score > 1)", "`and`, `or` or the end is expected here"),
+        ("score = null", "ask for null with `is null`"),
+        ("length not null", "`in` is expected here"),
+        ("text = 'abc", "a quote is not closed"),
+        ('text = "a"', "Texts stand in single quotes"),
+        ("text in (length)", "a list holds values"),
+        ("score", "a comparison (= != < <= > >=)"),
+        ("length in ()", "a column or a value is expected here"),
+        ("text = 'a'; drop", "`;` at character 11: cannot be read"),
+        ("__import__('os').system('true')", "no such column"),
+        ("(" * 100_000 + "score > 1", "50 deep here"),
+        ("length = 1 or " * 1000 + "length = 1", "at most 200 comparisons"),
+    ],
+)
+def test_mistakes_are_named(condition: str, says: str) -> None:
+    with pytest.raises(UserError) as told:
+        parse(condition, TABLE.schema)
+    assert says in str(told.value) and len(str(told.value)) < 600
