@@ -83,4 +83,4 @@ def _bare(folder: Path, delay: float, images: int) -> tuple[float, float]:
 def _request(number: int, picture: Any) -> Any:
     from recap.engine import Request
 
-    return Request(number, picture.image, picture.text or "")
+    return Request(number, picture.image, {"alt": picture.text or ""})

@@ -37,6 +37,7 @@ RECAP = [
     ["data"],
     ["text_policy"],
     ["engine"],
+    ["generate"],
     ["caption", "captioned_tars", "downloaded"],
     ["exporting"],
     ["clip", "dit", "sft"],

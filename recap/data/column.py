@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -62,6 +62,14 @@ class ColumnOfFiles:
     def generation(self, shard: Shard) -> int:
         """Which of a run's generations `locate` would find; 0 where there are none. No marker is read."""
         return 0
+
+    def pieces(self, shard: Shard) -> Generator[tuple[list[str], Values]]:
+        """Keys and values of all rows of a shard, in their order, a block at a time; none where there is no file."""
+        raise NotImplementedError
+
+    def known_identity(self) -> str:
+        """What made the column; "" where it does not say."""
+        raise NotImplementedError
 
     def manifest(self, shards: Sequence[Shard]) -> Iterator[tuple[str, Located]]:
         """`locate` for all shards that have rows, in threads: each may be a small read."""

@@ -7,7 +7,7 @@ the shards, or of an export (`folder:`, any fsspec URL), or from the tars themse
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -112,18 +112,42 @@ class ParquetColumn(ColumnOfFiles):
             if file is None:
                 return Values([None] * len(keys), [None] * len(keys))
             field = digest_field(file.schema_arrow)
-            fields = ["key", self.field, "status", *([field] if field else [])]
-            rows = rows_of(file, block * BLOCK, len(keys), fields)
-        found = [plain(key) for key in rows["key"].to_pylist()]
+            rows = rows_of(file, block * BLOCK, len(keys), self._fields(file, field))
+        found, read = self._values(rows, field, doubt)
+        if found == list(keys):
+            return read
+        self._check_keys(shard, block, found, keys)
+        at = {key: place for place, key in enumerate(found)}
+        places = [at.get(key) for key in keys]
+        values, digests = (
+            None if v is None else [None if place is None else v[place] for place in places]
+            for v in (read.values, read.digests)
+        )
+        return Values(values or [], digests, doubt)
+
+    def pieces(self, shard: Shard) -> Generator[tuple[list[str], Values]]:
+        located = self.located(shard)
+        if located is None:
+            return
+        file, doubt = self._opened(shard, located)
+        with file:
+            self._check_file(shard.id, file)
+            field = digest_field(file.schema_arrow)
+            for group in range(file.num_row_groups):  # one by one: together they would be read ahead whole
+                for rows in file.iter_batches(BLOCK, [group], columns=self._fields(file, field), use_threads=False):
+                    yield self._values(rows, field, doubt)
+
+    def _fields(self, file: pq.ParquetFile, digests: str | None) -> list[str]:
+        wanted = ("key", self.field, "status", digests or "key")
+        return [name for name in dict.fromkeys(wanted) if name in file.schema_arrow.names]
+
+    def _values(self, rows: pa.Table | pa.RecordBatch, field: str | None, doubt: str) -> tuple[list[str], Values]:
+        """Keys and values of rows as they lie in the file. field: of the images' digests."""
         values = rows[self.field].to_pylist()
-        if "status" in rows.column_names:
+        if "status" in rows.schema.names:
             values = [v if status == OK else None for v, status in zip(values, rows["status"].to_pylist())]
-        digests = rows[field].to_pylist() if field else [None] * len(found)
-        if found != list(keys):
-            self._check_keys(shard, block, found, keys)
-            at = {key: place for place, key in enumerate(found)}
-            values, digests = ([v[at[key]] if key in at else None for key in keys] for v in (values, digests))
-        return Values(values, digests if field else None, doubt)
+        keys = [plain(key) for key in rows["key"].to_pylist()]
+        return keys, Values(values, rows[field].to_pylist() if field else None, doubt)
 
     def _check_keys(self, shard: Shard, block: int, found: list[str], keys: Sequence[str]) -> None:
         if foreign := [key for key in found if key not in set(keys)]:
@@ -237,6 +261,13 @@ class FolderColumn(ParquetColumn):
         source = self._system.open(f"{self._path.rstrip('/')}/{path}.parquet", "rb", cache_type="none")
         return pq.ParquetFile(source, pre_buffer=True)
 
+    def known_identity(self) -> str:
+        """That of the first file: all are of one (see `_check_file`)."""
+        for name in sorted(self._listed)[:1]:
+            with self._parquet(self._listed[name]) as file:
+                return (file.schema_arrow.metadata or {}).get(b"identity", b"").decode()
+        return ""
+
     def check(self, shards: Sequence[Shard]) -> str:
         names = [(shard, self._name(shard)) for shard in shards]
         check_missing(self.name, self.config, [s.id for s, name in names if name is None], len(shards))
@@ -275,6 +306,9 @@ class RunColumn(ParquetColumn):
     @cached_property
     def _origins(self) -> Origins:
         return Origins(self.name, str(self.config.run), self.published.shards)
+
+    def known_identity(self) -> str:
+        return self.published.identity
 
     def _check_identity(self, identity: str) -> None:
         if self.config.identity and not identity.startswith(self.config.identity):

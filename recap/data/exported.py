@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -141,6 +141,15 @@ class ExportedColumn(ColumnOfFiles):
             )
         taken = table.take(at)
         return Values(taken[self.field].to_pylist(), taken[FIELD].to_pylist(), located.doubt)
+
+    def pieces(self, shard: Shard) -> Generator[tuple[list[str], Values]]:
+        located = self.located(shard)
+        for rows in self._table(shard, located).to_batches(BLOCK) if located else []:
+            values = Values(rows[self.field].to_pylist(), rows[FIELD].to_pylist(), located.doubt if located else "")
+            yield rows["key"].to_pylist(), values
+
+    def known_identity(self) -> str:
+        return str(self._contents["identity"])
 
     def _table(self, shard: Shard, located: Located) -> pa.Table:
         """key, the field and the images' digests of a shard."""

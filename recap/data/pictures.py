@@ -58,11 +58,14 @@ def why_missing(members: Mapping[str, bytes], odd: Collection[str] = ()) -> tupl
     return MISSING, _listed("members", names)
 
 
-def read_items(shard: Shard, data: DataConfig, payload: Callable[[Sample], tuple[Any, int]]) -> Iterator[Item | Damage]:
-    """The items of a job over images, and at the end what is wrong with the shard.
+def read_items(
+    shard: Shard, data: DataConfig, payload: Callable[[Sample], tuple[Any, int]], images: bool = True
+) -> Iterator[Item | Damage]:
+    """The items of a job over the samples of tars, and at the end what is wrong with the shard.
 
     Args:
         payload: an item's payload, and the bytes that it holds in memory.
+        images: whether the job looks at images: that most samples have none is then damage.
     """
     index, damage, unnamed = 0, None, _Unnamed(data)
     with open_shard(shard) as file:
@@ -70,7 +73,8 @@ def read_items(shard: Shard, data: DataConfig, payload: Callable[[Sample], tuple
             if isinstance(found, Damage):
                 damage = found
                 break
-            unnamed.see(found)
+            if images:
+                unnamed.see(found)
             yield Item(shard.id, index, found.key, *payload(found))
             index += 1
     said = damage or unnamed.damage(index) or _count(shard, index)
@@ -101,6 +105,7 @@ class _Unnamed:
             self._extensions.update(found[:1000])
 
     def damage(self, read: int) -> Damage | None:
+        """None where fewer than half of the samples that were seen are such."""
         if 2 * self._samples <= read:
             return None
         told = _listed("their extensions are", [e for e, _ in self._extensions.most_common()])

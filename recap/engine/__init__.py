@@ -6,10 +6,13 @@ Importing this package imports none of them.
 
 from __future__ import annotations
 
+from recap.engine.formats import Format, PromptFormat
 from recap.engine.interface import Caption, Engine, Request
-from recap.engine.settings import CaptionerConfig, PromptFormat, check
+from recap.engine.settings import CaptionerConfig, WriterConfig, check
 
-__all__ = ["Caption", "CaptionerConfig", "Engine", "PromptFormat", "Request", "check", "load_engine"]
+__all__ = [
+    "Caption", "CaptionerConfig", "Engine", "Format", "PromptFormat", "Request", "WriterConfig", "check", "load_engine",
+]  # fmt: skip
 
 
 def load_engine(config: CaptionerConfig, device: str = "cpu") -> Engine:
@@ -25,6 +28,10 @@ def load_engine(config: CaptionerConfig, device: str = "cpu") -> Engine:
         import torch
 
         torch.set_num_threads(config.threads)
+    if config.backend == "native" and not config.sees:
+        from recap.engine.native_text import NativeTextEngine
+
+        return NativeTextEngine(config, device)
     if config.backend == "native":
         from recap.engine.native import NativeEngine
 
@@ -37,6 +44,10 @@ def load_engine(config: CaptionerConfig, device: str = "cpu") -> Engine:
         from recap.engine.vllm_backend import VllmEngine
 
         return VllmEngine(config, device)
+    if not config.sees:
+        from recap.engine.transformers_text import TransformersTextEngine
+
+        return TransformersTextEngine(config, device)
     from recap.engine import transformers_backend
 
     return transformers_backend.load(config, device)

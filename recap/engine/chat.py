@@ -190,8 +190,10 @@ def read_choice(answer: bytes) -> Choice:
         raise NoAnswer("server: unreadable answer", detail, transient=True) from error
 
 
-def user_message(image: bytes, text: str) -> dict[str, Any]:
-    """A message of an image file, sent as it is, and a text."""
+def user_message(image: bytes | None, text: str) -> dict[str, Any]:
+    """A message of an image file, sent as it is, and a text; of the text alone where there is no image."""
+    if image is None:
+        return {"role": "user", "content": text}
     kind = next((name for magic, name in _MEDIA.items() if image.startswith(magic)), "jpeg")
     url = f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
     return {

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, GenerationConfig
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from recap.engine.decode import Geometry
 from recap.engine.processor import load_processor
@@ -34,6 +34,45 @@ class Checkpoint:
     normalise: Normalisation
     book: PromptBook
     eos: tuple[int, ...]
+
+
+@dataclass
+class TextCheckpoint:
+    """A model of texts, opened but without weights: a causal language model, or the one inside a LLaVA checkpoint.
+
+    causal: False where the language model is a part of one that sees images.
+    context: positions that the model has; None where its configuration does not say.
+    """
+
+    folder: Path
+    config: Any
+    tokenizer: Any
+    book: PromptBook
+    eos: tuple[int, ...]
+    causal: bool
+    context: int | None
+
+
+def open_text_checkpoint(settings: CaptionerConfig, weights: bool = True) -> TextCheckpoint:
+    """Read the configuration and tokenizer of the checkpoint `settings.model`, for formats that show no image.
+
+    Raises FileNotFoundError or ValueError naming what is missing or does not fit.
+    """
+    folder = model_folder(settings.model, weights)
+    config = AutoConfig.from_pretrained(folder)
+    causal = config.get_text_config() is config
+    chat: Any = AutoTokenizer.from_pretrained(folder) if causal else load_processor(folder)
+    tokenizer = chat if causal else chat.tokenizer
+    book = PromptBook(settings, tokenizer, chat, None, 0)
+    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if context is not None and book.bounded():
+        longest = max(book.formats, key=book.length)
+        if (needed := book.length(longest) + settings.max_tokens) > context:
+            raise ValueError(
+                f"Format {longest!r} and its answer need {needed:,} tokens, and the context of {folder} has "
+                f"{context:,}. Lower the budgets or max_tokens, or shorten the prompt."
+            )
+    return TextCheckpoint(folder, config, tokenizer, book, end_tokens(folder, config, tokenizer), causal, context)
 
 
 def is_llava(folder: Path) -> bool:

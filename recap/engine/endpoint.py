@@ -9,12 +9,10 @@ stands for them in the identity.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import io
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import Any
 
 from PIL import Image
@@ -22,12 +20,12 @@ from PIL import Image
 from recap.data.images import BadImage, EncodedImage
 from recap.data.memory import Memory
 from recap.engine.asynchronous import AsynchronousEngine
-from recap.engine.captions import trim_to_sentence
+from recap.engine.captions import Pending, trim_to_sentence
 from recap.engine.chat import ChatServer, NoAnswer, read_choice, user_message
+from recap.engine.formats import EXAMPLES, Filling, format_name, one_line, request_seed
 from recap.engine.interface import Caption, Request
 from recap.engine.outage import Outage
-from recap.engine.prompts import choose_format
-from recap.engine.settings import CaptionerConfig, PromptFormat
+from recap.engine.settings import CaptionerConfig
 
 
 class EndpointEngine(AsynchronousEngine):
@@ -37,7 +35,7 @@ class EndpointEngine(AsynchronousEngine):
         self.config = config
         self._server = ChatServer(config.endpoint, config.endpoint_key_env, config.endpoint_timeout_s)
         self._memory = Memory(int(config.decode_memory_gb * 2**30))
-        self.formats = dict(config.prompts) or {"": PromptFormat(text=config.prompt)}
+        self._filling = {name: Filling(name, form, config.seed) for name, form in config.asks().items()}
         # Blocking connections in threads: the work is waiting, and http.client needs no dependency.
         self._outage = Outage(self._probe)
         self._threads = ThreadPoolExecutor(max_workers=min(config.window, 256))
@@ -57,48 +55,72 @@ class EndpointEngine(AsynchronousEngine):
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _caption(self, request: Request) -> Caption:
-        try:
-            encoded = EncodedImage(request.image, self.config.max_pixels)
-            with self._memory.lent(encoded.cost):
-                image = encoded.portable()
-        except BadImage as error:
-            return Caption(request.id, reason=error.reason, detail=error.detail)
-        name = choose_format(self.formats, self.config.seed, request.key)
-        body = json.dumps(self._body(request, image, self.formats[name])).encode()
+        image, note = None, ""
+        if self.config.sees:
+            try:
+                encoded = EncodedImage(request.image or b"", self.config.max_pixels)
+                with self._memory.lent(encoded.cost):
+                    image, note = encoded.portable(), encoded.note
+            except BadImage as error:
+                return Caption(request.id, reason=error.reason, detail=error.detail)
+        pending = Pending(request, self.config.names(request.key), note=note)
+        whole = None
+        for name in pending.names:  # one after another: other requests keep the server busy
+            answer = self._answer(request, image, name)
+            if answer.reason:
+                return answer
+            whole = pending.add(answer)
+        assert whole is not None
+        return whole
+
+    def _answer(self, request: Request, image: bytes | None, name: str) -> Caption:
+        body = json.dumps(self._body(request, image, name)).encode()
         while True:
             since = time.monotonic()
             try:
                 answer = self._server.ask(body, noticed=self._outage.notice)
                 self._outage.served()
-                return replace(self._read(request, name, answer), note=encoded.note)
+                return self._read(request, name, answer)
             except NoAnswer as error:
                 if error.away and self._outage.outlast(since):
                     continue  # the server was away: this says nothing about the image
                 return Caption(request.id, reason=error.reason, detail=error.detail, transient=error.transient)
 
     def _probe(self) -> None:
-        """Ask what every server of this kind answers: for one token about a small grey picture."""
+        """Ask what every server of this kind answers: for one token, about a small grey picture where it sees them."""
         picture = io.BytesIO()
         Image.new("RGB", (64, 64), (127, 127, 127)).save(picture, "JPEG")
-        body = self._body(Request(0, b""), picture.getvalue(), PromptFormat("Which colour?")) | {"max_tokens": 1}
+        messages = [user_message(picture.getvalue() if self.config.sees else None, "Which colour?")]
+        body = {"model": self.config.served_model, "max_tokens": 1, "messages": messages, "temperature": 0.0}
         self._server.ask(json.dumps(body).encode(), tries=1)
 
-    def _body(self, request: Request, image: bytes, form: PromptFormat) -> dict[str, Any]:
-        # Without the server's tokenizer the budget is counted in words: a word is about one token or more.
-        alt = " ".join(request.alt.split()[: form.alt_tokens])
+    def _body(self, request: Request, image: bytes | None, name: str) -> dict[str, Any]:
+        filling = self._filling[format_name(name)]
+        form = filling.form
+        messages = [{"role": "system", "content": form.system}] if form.system else []
+        messages.append(user_message(image, self._text(filling, request)))
         body: dict[str, Any] = {
             "model": self.config.served_model,
             "max_tokens": form.max_tokens or self.config.max_tokens,
-            "messages": [user_message(image, form.text.replace("{alt}", alt))],
+            "messages": messages,
             "temperature": 0.0,
         }
         if self.config.decoding == "sample":
-            digest = hashlib.blake2b(f"{self.config.seed}\0{request.key}".encode(), digest_size=4).digest()
             body |= {"temperature": self.config.temperature, "top_p": self.config.top_p}
-            body["seed"] = int.from_bytes(digest, "little") >> 1
+            body["seed"] = request_seed(self.config.seed, request.key, name) >> 1
             if self.config.top_k:
                 body["top_k"] = self.config.top_k
         return body
+
+    def _text(self, filling: Filling, request: Request) -> str:
+        shown, budgets = {EXAMPLES: filling.examples(request.key)}, filling.form.budgets()
+        for place, column in filling.sources(request.key).items():
+            text = one_line(request.texts.get(column, ""))
+            # Without the server's tokenizer the budget is counted in words: a word is about one token or more.
+            words = text.split()
+            cut = column in budgets and len(words) > budgets[column]
+            shown[place] = " ".join(words[: budgets[column]]) if cut else text
+        return filling.places.fill(filling.places.text, shown)
 
     def _read(self, request: Request, name: str, answer: bytes) -> Caption:
         choice = read_choice(answer)

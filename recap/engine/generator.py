@@ -44,9 +44,12 @@ class Text(Generic[Tag]):
 
 @dataclass
 class Image(Generic[Tag]):
-    """An image and the captions to write of it: one, or one for each of the generator's `suffixes`."""
+    """An image and the captions to write of it: one, or one for each of the generator's `suffixes`.
 
-    pixels: np.ndarray
+    pixels: None where the generator has no eyes.
+    """
+
+    pixels: np.ndarray | None
     texts: list[Text[Tag]]
 
 
@@ -106,9 +109,10 @@ class Generator(Generic[Tag]):
     """A loaded captioner with its slots.
 
     Args:
-        model: transformers' `LlavaForConditionalGeneration`, on any device; its weights are copied or shared.
+        model: transformers' `LlavaForConditionalGeneration`, or a causal language model, on any device; its weights are
+            copied or shared.
         plan: the shapes.
-        normalise: turns 8-bit pixels into the vision tower's input.
+        normalise: turns 8-bit pixels into the vision tower's input; None: texts alone are written, without images.
         image_size: pixels a side.
     """
 
@@ -118,7 +122,7 @@ class Generator(Generic[Tag]):
         model: Any,
         plan: Plan,
         sampler: Sampler,
-        normalise: Normalisation,
+        normalise: Normalisation | None,
         image_size: int,
         device: torch.device,
         dtype: torch.dtype,
@@ -132,7 +136,7 @@ class Generator(Generic[Tag]):
         self.graphed = cuda_graph and device.type == "cuda"
         self.normalise = normalise
         with gpu.current(device):
-            self.encoder = ImageEncoder(model, device, dtype)
+            self.encoder = None if normalise is None else ImageEncoder(model, device, dtype)
             self.decoder = Decoder(model, plan.slots, plan.span, device, dtype, fp8, kv_fp8)
         self.times = Times()
         self.reset(plan)
@@ -160,8 +164,9 @@ class Generator(Generic[Tag]):
         # A slot's round is counted up when it is filled: copies of an older round say nothing about it.
         self.rounds = np.zeros(slots, dtype=np.int64)
         self._copies: list[_Copy] = []
+        self._overwritten: set[int] = set()  # slots whose prefix is another's
         with gpu.current(device):
-            self._keep_prefix()
+            self._keep_prefix(range(slots + 1))
 
     def busy(self) -> int:
         """Slots in use."""
@@ -172,33 +177,45 @@ class Generator(Generic[Tag]):
         return len(self.free) >= self.plan.micro_batch * self.plan.texts
 
     @torch.inference_mode()
-    def fill(self, images: Sequence[Image[Tag]]) -> None:
+    def fill(self, images: Sequence[Image[Tag]], width: int | None = None, prefixed: bool = True) -> None:
         """Start the captions of up to `micro_batch` images in free slots. Rows without an image repeat the
-        last one."""
+        last one.
+
+        Args:
+            width: tokens that the prompts are filled up to, if not the longest prompt's.
+            prefixed: False where the prompts do not begin with the plan's prefix.
+        """
         with gpu.current(self.device):
-            self._fill(images)
+            self._fill(images, width or self.plan.width, prefixed)
         self.times.fills += 1
         self.times.images += len(images)
 
-    def _fill(self, images: Sequence[Image[Tag]]) -> None:
+    def _features(self, rows: Sequence[Image[Tag]]) -> torch.Tensor | None:
+        if self.encoder is None or self.normalise is None:
+            return None
+        found = [row.pixels for row in rows if row.pixels is not None]
+        pixels = gpu.pinned((self.plan.micro_batch, *found[0].shape), torch.uint8, self.device)
+        np.stack(found, out=pixels.numpy())
+        return self.encoder(self.normalise(pixels.to(self.device, non_blocking=True), self.dtype))
+
+    def _fill(self, images: Sequence[Image[Tag]], width: int, prefixed: bool) -> None:
         plan = self.plan
         rows = [images[min(i, len(images) - 1)] for i in range(plan.micro_batch)]
-        pixels = gpu.pinned((plan.micro_batch, *rows[0].pixels.shape), torch.uint8, self.device)
-        np.stack([row.pixels for row in rows], out=pixels.numpy())
-        features = self.encoder(self.normalise(pixels.to(self.device, non_blocking=True), self.dtype))
+        features = self._features(rows)
         slots = np.full((plan.texts, plan.micro_batch), plan.slots)
         for i, image in enumerate(images):
             for j, text in enumerate(image.texts):
                 slots[j, i] = slot = self.free.pop()
                 self.texts[slot] = text
                 self.rounds[slot] += 1
-        start = len(plan.prefix)
-        if plan.shared:
+        start = len(plan.prefix) if prefixed else 0
+        self._see_to_prefix(slots, prefixed)
+        if plan.shared and features is not None:
             self._prefill_shared(features, slots)
             start = plan.shared
         for j in range(plan.texts):
             texts = [row.texts[j] for row in rows]
-            self._prefill_texts(texts, slots[j], start, None if plan.shared else features)
+            self._prefill_texts(texts, slots[j], start, width, None if plan.shared else features)
 
     @torch.inference_mode()
     def step(self) -> list[tuple[Tag, list[int]]]:
@@ -276,15 +293,25 @@ class Generator(Generic[Tag]):
         copy = gpu.pinned(tuple(tensor.shape), tensor.dtype, self.device).copy_(tensor)
         return copy.to(self.device, non_blocking=True)
 
-    def _keep_prefix(self) -> None:
-        """Write the shared prefix's keys and values into every slot; no caption ever touches them again."""
+    def _keep_prefix(self, slots: Sequence[int]) -> None:
+        """Write the shared prefix's keys and values into these slots."""
         prefix = self.plan.prefix
-        if not prefix:
+        if not prefix or not slots:
             return
         x = F.embedding(torch.tensor([prefix], device=self.device), self.decoder.embedding)
-        first = torch.zeros(1, dtype=torch.long, device=self.device)
-        self.decoder.prefill(x, first, 0, None)
-        self.decoder.copy(first, torch.arange(1, self.plan.slots + 1, device=self.device), 0, len(prefix))
+        at = torch.tensor(slots, device=self.device)
+        self.decoder.prefill(x, at[:1], 0, None)
+        if len(slots) > 1:
+            self.decoder.copy(at[:1], at[1:], 0, len(prefix))
+
+    def _see_to_prefix(self, slots: np.ndarray, prefixed: bool) -> None:
+        """Prompts that do not begin with the prefix write over it; the next that do find it again."""
+        used = {int(slot) for slot in slots.flat}
+        if not prefixed:
+            self._overwritten |= used
+        elif again := sorted(used & self._overwritten):
+            self._keep_prefix(again)
+            self._overwritten -= used
 
     def _prefill_shared(self, features: torch.Tensor, slots: np.ndarray) -> None:
         """Run the image once for all captions of it, and copy its keys and values to their slots."""
@@ -295,11 +322,11 @@ class Generator(Generic[Tag]):
             self.decoder.copy(first, self._place(torch.from_numpy(row)), start, plan.shared)
 
     def _prefill_texts(
-        self, texts: list[Text[Tag]], slots: np.ndarray, start: int, features: torch.Tensor | None
+        self, texts: list[Text[Tag]], slots: np.ndarray, start: int, width: int, features: torch.Tensor | None
     ) -> None:
         """Run each row's prompt from position `start` on; its first token and all state go to its slot."""
         plan = self.plan
-        ids = torch.zeros(len(texts), plan.width, dtype=torch.long)
+        ids = torch.zeros(len(texts), width, dtype=torch.long)
         for row, text in enumerate(texts):
             ids[row, : len(text.ids)] = torch.tensor(text.ids)
         lengths = torch.tensor([len(text.ids) for text in texts])

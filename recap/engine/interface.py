@@ -7,23 +7,28 @@ order.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
+
+from recap.engine.formats import Said
+
+TOO_LONG = "prompt: too long"  # for the model's context
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One image to caption.
+    """One row to write a text for.
 
     id: chosen by the caller, unique among requests in flight.
-    image: the encoded image file (JPEG, PNG, WebP, ...), as found in the tar.
-    alt: the original text, for prompts that contain `{alt}`.
+    image: the encoded image file (JPEG, PNG, WebP, ...), as found in the tar; None where formats show none.
+    texts: what the columns say that formats name, such as `{alt}`.
     key: the sample's key; seeds sampling and weighted prompt choice, so that a rerun gives the same text.
     """
 
     id: int
-    image: bytes
-    alt: str = ""
+    image: bytes | None
+    texts: Mapping[str, Said] = field(default_factory=dict)
     key: str = ""
 
 
@@ -39,8 +44,9 @@ class Caption:
         input.
     detail: the particulars of `reason` (exception text, sizes); never used for grouping.
     note: a short fixed phrase for what is odd about an image that was captioned all the same.
-    format: name of the prompt format that was used, "" when there is only one.
-    alternatives: the captions of the other formats, where each image is captioned in all of them.
+    format: name of the prompt format that was used, "" when there is only one; `name#1`, `name#2`, ... of its further
+        samples.
+    alternatives: the captions of the other formats, where each image is captioned in all of them, and other samples.
     """
 
     id: int

@@ -78,7 +78,7 @@ class Decoder:
     """The decoder and its cache.
 
     Args:
-        model: transformers' `LlavaForConditionalGeneration`.
+        model: transformers' `LlavaForConditionalGeneration`, or a causal language model.
         slots: B; one more is kept for rows without a request.
         span: T, the positions of a slot.
         fp8: whether the layers' matrices are fp8 (the head, embeddings and attention are not).
@@ -88,7 +88,7 @@ class Decoder:
     def __init__(
         self, model: Any, slots: int, span: int, device: torch.device, dtype: torch.dtype, fp8: bool, kv_fp8: bool
     ) -> None:
-        language, config = model.model.language_model, model.config.get_text_config()
+        language, config = getattr(model.model, "language_model", model.model), model.config.get_text_config()
         check_family(config, span)
         self.slots, self.span, self.dtype, self.fp8, self.device = slots, span, dtype, fp8, device
         self.eps, self.heads, self.kv_heads = (

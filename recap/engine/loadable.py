@@ -33,9 +33,9 @@ def check(config: CaptionerConfig) -> None:
     folder = model_folder(config.model)
     about = _read(folder / "config.json")
     _check_type(config, folder, about)
-    _check_files(folder)
+    _check_files(folder, config.sees)
     _check_template(config, folder)
-    if config.backend in ("native", "transformers") and about.get("model_type") == "llava":
+    if config.sees and config.backend in ("native", "transformers") and about.get("model_type") == "llava":
         _check_sizes(folder, about)
     # Without torch this is a login node, and engines run in another environment.
     if importlib.util.find_spec("torch") and (lacking := packages(config, folder)):
@@ -48,7 +48,7 @@ def packages(config: CaptionerConfig, folder: Path) -> str:
         if importlib.util.find_spec(name) is None:
             return f"captioner.backend={config.backend} needs the package {name!r}, which is not installed here."
     kind = str(_image_processor(folder).get("image_processor_type", "")).removesuffix("Fast")
-    if config.backend == "vllm" or importlib.util.find_spec("torchvision") or _has_pillow_path(kind):
+    if not config.sees or config.backend == "vllm" or importlib.util.find_spec("torchvision") or _has_pillow_path(kind):
         return ""
     return (
         f"{folder}: its image processor {kind} has no Pillow path and needs the package 'torchvision', which is not "
@@ -93,6 +93,9 @@ def _check_type(config: CaptionerConfig, folder: Path, about: dict[str, Any]) ->
             f"{folder}: a checkpoint of the original LLaVA code (model type {kind!r}). Convert it: "
             f"python -m recap.sft.convert {folder} OUT --vision CLIP --tokenizer LLM"
         )
+    if not config.sees:
+        _check_text_type(config, folder, about)
+        return
     if kind in _SILENT:
         raise ValueError(f"{folder}: a checkpoint of model type {kind!r} writes no text. Name a captioner.")
     if not any(name in about for name in _SIGHT):
@@ -104,21 +107,62 @@ def _check_type(config: CaptionerConfig, folder: Path, about: dict[str, Any]) ->
         )
 
 
-def _check_files(folder: Path) -> None:
-    for what, names in (("image processor", _PROCESSORS), ("tokenizer", _TOKENIZERS)):
+def _check_text_type(config: CaptionerConfig, folder: Path, about: dict[str, Any]) -> None:
+    """A causal language model, or one inside a model that sees."""
+    kind = about["model_type"]
+    if kind in _SILENT or about.get("is_encoder_decoder"):
+        raise ValueError(
+            f"{folder}: a checkpoint of model type {kind!r} is no causal language model. Name one, or a captioner."
+        )
+    if config.backend == "native" and any(name in about for name in _SIGHT) and kind != "llava":
+        raise ValueError(
+            f"{folder}: a checkpoint of model type {kind!r}; of models that see, this backend reads the language model "
+            "of 'llava'. Use captioner.backend=transformers."
+        )
+
+
+def _check_files(folder: Path, sees: bool) -> None:
+    wanted = (("image processor", _PROCESSORS), ("tokenizer", _TOKENIZERS))
+    for what, names in wanted if sees else wanted[1:]:
         if not any((folder / name).is_file() for name in names):
             raise ValueError(f"{folder} has no {what} ({', '.join(names)}). Copy it from the original checkpoint.")
 
 
 def _check_template(config: CaptionerConfig, folder: Path) -> None:
-    """The words around the prompt are the template's, or the checkpoint's."""
-    written = any((folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json"))
+    """The words around the prompt are the template's, or the checkpoint's, which has a place for an image."""
+    if config.template is not None:
+        return
+    files = [path for name in ("chat_template.jinja", "chat_template.json") if (path := folder / name).is_file()]
+    written = [path.read_text(encoding="utf-8", errors="replace") for path in files]
     settings = [_read(folder / name) for name in ("processor_config.json", "tokenizer_config.json")]
-    if config.template is None and not written and not any(s.get("chat_template") for s in settings):
+    written += [str(template) for found in settings if (template := found.get("chat_template"))]
+    if not written:
         raise ValueError(
             f"{folder} has no chat template: the words around the prompt are unknown. Set captioner.template, "
-            r'e.g. "USER: {image}\n{prompt} ASSISTANT:" for LLaVA-1.5.'
+            r'e.g. "USER: {image}\n{prompt} ASSISTANT:" for LLaVA-1.5, or "{prompt}" for a plain model of texts.'
         )
+    if config.sees and not any(map(_shows_images, written)):
+        raise ValueError(
+            f"{folder}: its chat template has no place for an image, and the formats show one. Set captioner.template, "
+            r'e.g. "USER: {image}\n{prompt} ASSISTANT:", or image: false in the formats.'
+        )
+
+
+def _shows_images(template: str) -> bool:
+    """Whether an image in a message changes what a chat template makes of it; True where that cannot be told here."""
+    if "image" in template or importlib.util.find_spec("jinja2") is None:
+        return True
+    from jinja2 import TemplateError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    text = {"type": "text", "text": "Describe it."}
+    try:
+        made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(template)
+        asked = [{"role": "user", "content": parts} for parts in ([{"type": "image"}, text], [text])]
+        one, other = (made.render(messages=[message], add_generation_prompt=True) for message in asked)
+    except (TemplateError, TypeError, ValueError):
+        return True
+    return one != other
 
 
 def _check_sizes(folder: Path, about: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from transformers import AutoModelForImageTextToText
 
 from recap import device as gpu
 from recap.engine.captions import Pending, make_caption
-from recap.engine.checkpoint import Checkpoint, image_tokens, open_checkpoint
+from recap.engine.checkpoint import Checkpoint, Normalisation, image_tokens, open_checkpoint
 from recap.engine.decode_pool import DecodePool
 from recap.engine.generator import Generator, Image, Plan, Text
 from recap.engine.interface import Caption, Request
@@ -53,7 +53,11 @@ class NativeEngine:
         check_precision(config, self.device)
         if model is None:
             model = AutoModelForImageTextToText.from_pretrained(self.checkpoint.folder, dtype=self.dtype)
-        self.generator = self._build(model.eval())
+        plan = make_plan(self.checkpoint, config, self.device)
+        self.generator: Generator[_Job] = build_generator(
+            model.eval(), plan, self.sampler, config, self.device, self.dtype,
+            self.checkpoint.normalise, self.checkpoint.geometry.size,
+        )  # fmt: skip
         del model
         plan = self.generator.plan
         self._ring = config.queue or 2 * plan.micro_batch + max(16, 4 * config.decode_workers)
@@ -69,7 +73,7 @@ class NativeEngine:
     def put(self, request: Request) -> None:
         if request.id in self._pending:
             raise ValueError(f"Request id {request.id} is already in flight; ids must be unique.")
-        self.pool.put(request.id, request.image)
+        self.pool.put(request.id, request.image or b"")
         self._pending[request.id] = Pending(request, self.book.names(request.key))
         self._last_put = time.monotonic()
 
@@ -124,8 +128,13 @@ class NativeEngine:
     def _fill(self) -> None:
         batch = [self._ready.popleft() for _ in range(min(len(self._ready), self.generator.plan.micro_batch))]
         images = [Image(self.pool.ring[place], self._texts(self._pending[id])) for id, place in batch]
+        prefix = self.generator.plan.prefix
         try:
-            self.generator.fill(images)
+            # A column before the image may have made one token of the prefix's last and its own first characters.
+            for prefixed in (True, False):
+                rows = [i for i in images if (tuple(i.texts[0].ids[: len(prefix)]) == prefix) == prefixed]
+                if rows:
+                    self.generator.fill(rows, prefixed=prefixed)
         finally:
             for _, place in batch:
                 self.pool.release(place)
@@ -133,7 +142,7 @@ class NativeEngine:
     def _texts(self, pending: Pending) -> list[Text[_Job]]:
         request, texts = pending.request, []
         for name in pending.names:
-            prompt = self.book.prompt(name, request.alt)
+            prompt = self.book.prompt(name, request.texts, request.key)
             chances = self.sampler.chances(self.config.seed, request.key, name, self.config.max_tokens)
             texts.append(Text(_Job(pending, prompt), prompt.ids, prompt.max_tokens, chances))
         return texts
@@ -153,24 +162,6 @@ class NativeEngine:
             del self._pending[request.id]
         return caption
 
-    def _build(self, model: Any) -> Generator[_Job]:
-        plan = make_plan(self.checkpoint, self.config, self.device)
-        options = {
-            "fp8": self.config.precision == "fp8",
-            "kv_fp8": self.config.kv_precision == "fp8",
-            "cuda_graph": self.config.cuda_graph,
-        }
-        normalise, size = self.checkpoint.normalise, self.checkpoint.geometry.size
-        if self.device.type != "cuda":
-            return Generator(model, plan, self.sampler, normalise, size, self.device, self.dtype, **options)
-        # Weights first, with a few slots; then as many slots as the rest of the memory holds.
-        trial = replace(plan, slots=plan.micro_batch * plan.texts)
-        generator: Generator[_Job] = Generator(
-            model, trial, self.sampler, normalise, size, self.device, self.dtype, **options
-        )
-        fit_slots_to_memory(generator, plan, self.config)
-        return generator
-
     def _shrink(self, error: Exception) -> None:
         """After running out of memory: fewer slots, and all captions in flight again from their start."""
         slots = fewer_slots(self.generator.plan)
@@ -185,7 +176,32 @@ class NativeEngine:
         self.pool = DecodePool.of(self.config, self.checkpoint.geometry, max(self._ring, len(self._pending)))
         for id, pending in self._pending.items():
             pending.captions.clear()
-            self.pool.put(id, pending.request.image)
+            self.pool.put(id, pending.request.image or b"")
+
+
+def build_generator(
+    model: Any,
+    plan: Plan,
+    sampler: Sampler,
+    config: CaptionerConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    normalise: Normalisation | None = None,
+    size: int = 0,
+) -> Generator[Any]:
+    """The generator of a model: with the plan's slots on CPUs, with as many as the memory holds on GPUs."""
+    options = {
+        "fp8": config.precision == "fp8",
+        "kv_fp8": config.kv_precision == "fp8",
+        "cuda_graph": config.cuda_graph,
+    }
+    if device.type != "cuda":
+        return Generator(model, plan, sampler, normalise, size, device, dtype, **options)
+    # Weights first, with a few slots; then as many slots as the rest of the memory holds.
+    trial = replace(plan, slots=plan.micro_batch * plan.texts)
+    generator: Generator[Any] = Generator(model, trial, sampler, normalise, size, device, dtype, **options)
+    fit_slots_to_memory(generator, plan, config)
+    return generator
 
 
 def check_precision(config: CaptionerConfig, device: torch.device) -> None:
@@ -201,14 +217,13 @@ def make_plan(checkpoint: Checkpoint, config: CaptionerConfig, device: torch.dev
     """The shapes that fit the prompts; slots on CPUs (on GPUs memory decides)."""
     book = checkpoint.book
     prefix = common_prefix(book)
-    every = config.formats == "all" and len(book.formats) > 1
+    texts = config.most()
     features = image_tokens(checkpoint.config)
-    if every and any(book.prompt(name).ids[len(prefix)] != book.image_token_id for name in book.formats):
+    if texts > 1 and any(book.prompt(name).ids[len(prefix)] != book.image_token_id for name in book.formats):
         raise ValueError(
-            "captioner.formats = 'all': the prompts differ before the image, so that its work cannot be shared. "
-            "Put the image first in captioner.template, or use formats=choose."
+            "captioner.formats = 'all', or samples above 1: the prompts differ before the image, so that its work "
+            "cannot be shared. Put the image first in captioner.template, or use formats=choose and samples=1."
         )
-    texts = len(book.formats) if every else 1
     micro_batch = config.micro_batch or (4 if device.type == "cpu" else 32)
     slots = config.slots or (16 if device.type == "cpu" else 256)
     return Plan(
@@ -219,17 +234,16 @@ def make_plan(checkpoint: Checkpoint, config: CaptionerConfig, device: torch.dev
         width=max(book.length(name) for name in book.formats),
         image_token=book.image_token_id,
         eos=checkpoint.eos,
-        shared=len(prefix) + features if every else 0,
+        shared=len(prefix) + features if texts > 1 else 0,
         texts=texts,
     )
 
 
 def common_prefix(book: PromptBook) -> tuple[int, ...]:
-    """Tokens that every prompt of a captioner starts with, up to the image at most."""
-    # Two original texts that share no first token show where one would stand.
-    prompts = [book.prompt(name, alt).ids for name in book.formats for alt in ("a", "9 b")]
+    """Tokens that every prompt of a captioner starts with: up to the image at most, or to the last token but one."""
+    prompts = book.probes()
     shortest = min(prompts, key=len)
-    stop = shortest.index(book.image_token_id)
+    stop = shortest.index(book.image_token_id) if book.image_tokens else len(shortest) - 1
     same = next((i for i in range(stop) if any(ids[i] != shortest[i] for ids in prompts)), stop)
     return tuple(shortest[:same])
 
@@ -294,12 +308,12 @@ def warm_up(generator: Generator[Any]) -> None:
 
     plan, size = generator.plan, generator.image_size
     ids = [*plan.prefix, *[plan.image_token] * (plan.shared - len(plan.prefix) if plan.shared else 0)]
-    if not plan.shared:
+    if not plan.shared and generator.encoder is not None:
         features = generator.encoder(torch.zeros(1, 3, size, size, device=generator.device, dtype=generator.dtype))
         ids += [plan.image_token] * features.shape[1]
     ids += [0] * (plan.width - len(ids))
     chances = torch.zeros(plan.max_tokens)
-    pixels = np.full((size, size, 3), 127, np.uint8)
+    pixels = np.full((size, size, 3), 127, np.uint8) if generator.encoder is not None else None
     images = [Image(pixels, [Text(None, ids, 2, chances) for _ in range(plan.texts)]) for _ in range(plan.micro_batch)]
     generator.fill(images)
     while generator.busy():

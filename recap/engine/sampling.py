@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from recap.engine.settings import CaptionerConfig
+from recap.engine.settings import WriterConfig
 from recap.randomness import uniform
 
 
@@ -26,7 +26,7 @@ class Sampler:
     top_p: float = 1.0
 
     @staticmethod
-    def of(config: CaptionerConfig) -> Sampler:
+    def of(config: WriterConfig) -> Sampler:
         """The sampler that the settings ask for."""
         return Sampler(config.decoding == "greedy", config.temperature, config.top_k, config.top_p)
 

@@ -7,10 +7,12 @@ changes no identity.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 from hpc.base.fields import execution, semantic
 from recap.data.addresses import without_credentials
+from recap.engine.formats import Format, PromptFormat, asked, check_format
 
 # Recap-DataComp-1B, arXiv 2406.08478, section 3.2, verbatim.
 PAPER_PROMPT = "Please generate a detailed caption of this image. Please be as descriptive as possible."
@@ -22,28 +24,15 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16", "fp8")
 
 
 @dataclass
-class PromptFormat:
-    """One way to ask for a caption. `text` may contain `{alt}`, the image's original text."""
+class WriterConfig:
+    """A model and how it writes: everything an engine is told but what it asks."""
 
-    text: str = semantic("", "What the model is asked; {alt} stands for the original text")
-    weight: float = semantic(1.0, "Share of the images that get this format, relative to the other weights")
-    alt_tokens: int = semantic(64, "Longest original text put in place of {alt}, in tokens; the rest is cut")
-    max_tokens: int | None = semantic(None, "Longest caption of this format, in tokens; empty: the captioner's")
-
-
-@dataclass
-class CaptionerConfig:
-    """Everything a captioning engine is told. `check` says what is wrong with it."""
-
-    # What makes a caption.
+    # What makes a text.
     backend: str = semantic("native", "native | transformers | vllm | openai (a server that speaks its protocol)")
-    prompt: str = semantic(PAPER_PROMPT, "What the model is asked, when `prompts` is empty")
-    prompts: dict[str, PromptFormat] = semantic({}, "Named prompt formats, instead of `prompt`")
-    formats: str = semantic(
-        "choose", "choose: one format an image, by weight and key | all: each image in every format"
-    )
     template: str | None = semantic(
-        None, "Text around the prompt, with {image} and {prompt}; empty: the checkpoint's chat template"
+        None,
+        "Text around the prompt, with {prompt}, {image} where an image is shown and {system} where there is a system "
+        "text; empty: the checkpoint's chat template",
     )
     max_tokens: int = semantic(128, "Longest caption, in tokens")
     decoding: str = semantic("greedy", "greedy | sample (temperature, top_k, top_p; seeded by sample key)")
@@ -51,6 +40,8 @@ class CaptionerConfig:
     top_k: int = semantic(0, "Sample from the k likeliest tokens; 0: all")
     top_p: float = semantic(1.0, "Sample from the likeliest tokens whose probabilities reach p, 0 < p <= 1")
     seed: int = semantic(0, "Seed of sampling and of the weighted choice of prompt formats")
+    samples: int = semantic(1, "Texts of each format, drawn independently (decoding=sample); the first is the row's")
+    beams: int = semantic(1, "Beams of a beam search (transformers backend)")
     geometry: str | None = semantic(
         None, "pad (to a square, mean colour) | crop (centre) ; empty: as the checkpoint's processor says"
     )
@@ -91,6 +82,34 @@ class CaptionerConfig:
         100.0, "Seconds that one answer of the server may take; five times this must be less than map.hang_s"
     )
     window: int = execution(512, "Requests in flight at a server or in vLLM")
+
+
+@dataclass
+class CaptionerConfig(WriterConfig):
+    """Everything a captioning engine is told. `check` says what is wrong with it."""
+
+    prompt: str = semantic(PAPER_PROMPT, "What the model is asked, when `prompts` is empty")
+    prompts: dict[str, PromptFormat] = semantic({}, "Named prompt formats, instead of `prompt`")
+    formats: str = semantic(
+        "choose", "choose: one format an image, by weight and key | all: each image in every format"
+    )
+
+    def asks(self) -> Mapping[str, Format]:
+        """The formats by name; "" where there is one prompt."""
+        return self.prompts or {"": PromptFormat(text=self.prompt)}
+
+    @property
+    def sees(self) -> bool:
+        """Whether the model is shown images."""
+        return any(form.image for form in self.asks().values())
+
+    def names(self, key: str) -> list[str]:
+        """Names of the answers that the row `key` gets."""
+        return asked(self.asks(), self.formats == "all", self.samples, self.seed, key)
+
+    def most(self) -> int:
+        """Answers of a row at most."""
+        return (len(self.asks()) if self.formats == "all" else 1) * self.samples
 
 
 def is_execution(config: type, name: str) -> bool:
@@ -137,10 +156,10 @@ def _check_choices(config: CaptionerConfig) -> None:
             "fp8",
             f"the {config.backend} backend has no fp8; use backend=native or precision=bf16",
         )
-    if config.backend in ("vllm", "openai") and config.formats == "all":
-        raise _problem(
-            "formats", "all", f"the {config.backend} backend writes one caption an image; use backend=native"
-        )
+    if config.samples > 1 and config.decoding != "sample":
+        raise _problem("samples", config.samples, "greedy ones are all equal; set decoding=sample")
+    if config.beams > 1 and (config.backend != "transformers" or config.decoding != "greedy"):
+        raise _problem("beams", config.beams, "only backend=transformers with decoding=greedy searches with beams")
 
 
 def _check_numbers(config: CaptionerConfig) -> None:
@@ -148,7 +167,7 @@ def _check_numbers(config: CaptionerConfig) -> None:
     for name in [*positive.split(), "decode_memory_gb"]:
         if not (value := getattr(config, name)) > 0:
             raise _problem(name, value, "must be above 0; give a positive number")
-    for name in ("micro_batch", "slots", "queue", "threads"):
+    for name in ("micro_batch", "slots", "queue", "threads", "samples", "beams"):
         if (value := getattr(config, name)) is not None and value < 1:
             raise _problem(name, value, "must be at least 1; leave it empty to have it chosen")
     for name in ("top_k", "decode_workers", "partial_wait_s"):
@@ -164,18 +183,33 @@ def _check_numbers(config: CaptionerConfig) -> None:
 def _check_prompts(config: CaptionerConfig) -> None:
     if not config.prompts and not config.prompt.strip():
         raise _problem("prompt", config.prompt, "the prompt is empty; write one, or name some in `prompts`")
-    if config.template is not None:
-        for mark in ("{image}", "{prompt}"):
-            if config.template.count(mark) != 1:
-                raise _problem("template", config.template, f"must contain {mark} exactly once; add it")
     for name, form in config.prompts.items():
-        if not form.text.strip():
-            raise _problem(f"prompts.{name}.text", form.text, "the prompt is empty; write one")
-        if form.weight < 0 or form.alt_tokens < 1 or (form.max_tokens is not None and form.max_tokens < 1):
-            raise _problem(f"prompts.{name}", form, "weight must be >= 0, alt_tokens and max_tokens >= 1; correct them")
+        check_format(f"captioner.prompts.{name}", form)
+        if "#" in name:
+            raise _problem("prompts", name, "a name must not contain #, which numbers samples; choose another")
         if form.max_tokens is not None and form.max_tokens > config.max_tokens:
             raise _problem(
                 f"prompts.{name}.max_tokens", form.max_tokens, "above the captioner's max_tokens; raise that"
             )
+        unbounded = [column for column in form.columns() if column not in form.budgets()]
+        if unbounded and config.backend == "native":
+            raise _problem(
+                f"prompts.{name}.budget", form.budgets(),
+                f"column {unbounded[0]} has no bound, and the native backend needs one for its fixed shapes; set "
+                f"budget.{unbounded[0]}, or use backend=transformers",
+            )  # fmt: skip
     if config.prompts and not any(form.weight > 0 for form in config.prompts.values()):
         raise _problem("prompts", list(config.prompts), "every weight is 0; give one format a weight above 0")
+    if len({form.image for form in config.prompts.values()}) > 1:
+        raise _problem("prompts", list(config.prompts), "some show the image and some do not; make two jobs of them")
+    _check_template(config)
+
+
+def _check_template(config: CaptionerConfig) -> None:
+    if config.template is None:
+        return
+    system = any(form.system for form in config.prompts.values())
+    for mark, times in (("{prompt}", 1), ("{image}", int(config.sees)), ("{system}", int(system))):
+        if config.template.count(mark) != times:
+            advice = f"must contain {mark} exactly once; add it" if times else f"must not contain {mark}; remove it"
+            raise _problem("template", config.template, advice)

@@ -77,7 +77,7 @@ class TransformersEngine:
     def put(self, request: Request) -> None:
         if request.id in self._pending:
             raise ValueError(f"Request id {request.id} is already in flight; ids must be unique.")
-        self.pool.put(request.id, request.image)
+        self.pool.put(request.id, request.image or b"")
         self._pending[request.id] = Pending(request, self.book.names(request.key))
         self._last_put = time.monotonic()
 
@@ -111,8 +111,9 @@ class TransformersEngine:
                 continue
             pending.note = image.note
             self._places[image.place] = len(pending.names)
+            request = pending.request
             for name in pending.names:
-                self._jobs.append(_Job(pending, self.book.prompt(name, pending.request.alt), image.place))
+                self._jobs.append(_Job(pending, self.book.prompt(name, request.texts, request.key), image.place))
         return failed
 
     @torch.inference_mode()
@@ -141,6 +142,7 @@ class TransformersEngine:
             chances,
             self.checkpoint.eos,
             self.config.max_tokens,
+            self.config.beams,
             input_ids=ids.to(self.device),
             attention_mask=mask.to(self.device),
             pixel_values=self.checkpoint.normalise(pixels.to(self.device), self.dtype),
@@ -205,20 +207,21 @@ class OneAtATimeEngine:
     @torch.inference_mode()
     def _caption(self, request: Request) -> Caption:
         try:
-            encoded = EncodedImage(request.image, self.config.max_pixels)
+            encoded = EncodedImage(request.image or b"", self.config.max_pixels)
             image = encoded.rgb()
         except BadImage as error:
             return Caption(request.id, reason=error.reason, detail=error.detail)
         pending = Pending(request, self.book.names(request.key), note=encoded.note)
         for name in pending.names:
-            prompt = self.book.prompt(name, request.alt)
+            prompt = self.book.prompt(name, request.texts, request.key)
             # A text that begins with BOS would get another; otherwise the processor knows best.
             special = {"add_special_tokens": False} if self.book.opened(name) else {}
-            text = self.book.text(name, request.alt)
+            text = self.book.text(name, request.texts, request.key)
             inputs = self.processor(images=image, text=text, return_tensors="pt", **special)
             chances = self.sampler.chances(self.config.seed, request.key, name, self.config.max_tokens)[None]
             inputs = inputs.to(self.device, dtype=self.dtype)
-            ids = generate(self.model, self.sampler, chances, self.eos, prompt.max_tokens, **inputs)[0]
+            beams = self.config.beams
+            ids = generate(self.model, self.sampler, chances, self.eos, prompt.max_tokens, beams, **inputs)[0]
             tokenizer = self.processor.tokenizer
             caption = pending.add(
                 make_caption(tokenizer, request.id, ids, self.eos, prompt.max_tokens, self.config.trim, name)
@@ -239,12 +242,15 @@ def generate(
     chances: torch.Tensor,
     eos: tuple[int, ...],
     max_tokens: int,
+    beams: int = 1,
+    /,
     **inputs: torch.Tensor,
 ) -> list[list[int]]:
     """New token ids of each row by `model.generate`, ignoring the checkpoint's other generation settings."""
     settings = GenerationConfig(
         max_new_tokens=max_tokens,
         do_sample=False,
+        num_beams=beams,
         eos_token_id=list(eos),
         pad_token_id=eos[0],
         use_cache=True,

@@ -8,13 +8,11 @@ Images are decoded here to the exact square that the other engines see, so that 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import importlib
 import itertools
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +25,11 @@ from safetensors.torch import save_file
 from recap.data.images import BadImage, EncodedImage
 from recap.data.memory import Memory
 from recap.engine.asynchronous import AsynchronousEngine
-from recap.engine.captions import make_caption
-from recap.engine.checkpoint import open_checkpoint
+from recap.engine.captions import Pending, make_caption
+from recap.engine.checkpoint import Checkpoint, TextCheckpoint, open_checkpoint, open_text_checkpoint
 from recap.engine.decode import decode_noted
-from recap.engine.interface import Caption, Request
+from recap.engine.formats import request_seed
+from recap.engine.interface import TOO_LONG, Caption, Request
 from recap.engine.prompts import Prompt
 from recap.engine.settings import CaptionerConfig
 from recap.engine.transformers_backend import choose_dtype
@@ -52,22 +51,29 @@ class VllmEngine(AsynchronousEngine):
                 f"captioner.backend = 'vllm': vLLM cannot be imported ({error}). Install it in this environment, "
                 "or use backend=native, or backend=openai with a vLLM server."
             ) from error
-        self.config, self.checkpoint = config, open_checkpoint(config)
+        self.config = config
+        self.checkpoint: Checkpoint | TextCheckpoint = (
+            open_checkpoint(config) if config.sees else open_text_checkpoint(config)
+        )
         check_names(self.checkpoint.folder)
         self.book = self.checkpoint.book
-        width = max(self.book.length(name) for name in self.book.formats)
+        self._context = None
+        if self.book.bounded():
+            self._context = max(self.book.length(name) for name in self.book.formats) + config.max_tokens
+        elif isinstance(self.checkpoint, TextCheckpoint):
+            self._context = self.checkpoint.context
+        images = {"limit_mm_per_prompt": {"image": 1}, "mm_processor_cache_gb": 0} if config.sees else {}
         dtype = choose_dtype(config.precision, torch.device(device))
         arguments = self._vllm.AsyncEngineArgs(
             model=str(self.checkpoint.folder),
             dtype=str(dtype).removeprefix("torch."),
-            max_model_len=width + config.max_tokens,
+            max_model_len=self._context,
             max_num_seqs=config.slots or 256,
             gpu_memory_utilization=config.memory_share,
-            limit_mm_per_prompt={"image": 1},
-            # Every image is another one: caches would only cost hashing.
-            mm_processor_cache_gb=0,
-            enable_prefix_caching=False,
+            # Every image is another one: caches would only cost hashing. Instructions about texts are the same.
+            enable_prefix_caching=not config.sees,
             enforce_eager=not config.cuda_graph,
+            **images,
         )
         self._threads = ThreadPoolExecutor(max_workers=max(1, config.decode_workers))
         self._memory = Memory(int(config.decode_memory_gb * 2**30))
@@ -81,17 +87,26 @@ class VllmEngine(AsynchronousEngine):
         self._engine = asyncio.run_coroutine_threadsafe(build(), self._loop).result()
 
     async def caption(self, request: Request) -> Caption:
-        loop = asyncio.get_running_loop()
-        try:
-            pixels, note = await loop.run_in_executor(self._threads, self._decode, request.image)
-        except BadImage as error:
-            return Caption(request.id, reason=error.reason, detail=error.detail)
-        (name,) = self.book.names(request.key)
-        prompt = self.book.prompt(name, request.alt)
-        ids = await self._generate(request, prompt, Image.fromarray(pixels))
-        tokenizer, eos = self.checkpoint.tokenizer, self.checkpoint.eos
-        made = make_caption(tokenizer, request.id, ids, eos, prompt.max_tokens, self.config.trim, name)
-        return replace(made, note=note)
+        image, pending = None, Pending(request, self.book.names(request.key))
+        if request.image is not None and self.config.sees:
+            loop = asyncio.get_running_loop()
+            try:
+                pixels, pending.note = await loop.run_in_executor(self._threads, self._decode, request.image)
+            except BadImage as error:
+                return Caption(request.id, reason=error.reason, detail=error.detail)
+            image = Image.fromarray(pixels)
+        prompts = [self.book.prompt(name, request.texts, request.key) for name in pending.names]
+        longest = max(len(prompt.ids) + prompt.max_tokens for prompt in prompts)
+        if self._context is not None and longest > self._context:
+            detail = f"{longest:,} tokens with the answer, the model's context is {self._context:,}"
+            return Caption(request.id, reason=TOO_LONG, detail=detail)
+        tokenizer, eos, trim = self.checkpoint.tokenizer, self.checkpoint.eos, self.config.trim
+        answers = await asyncio.gather(*(self._generate(request, prompt, image) for prompt in prompts))
+        whole = None
+        for prompt, ids in zip(prompts, answers):
+            whole = pending.add(make_caption(tokenizer, request.id, ids, eos, prompt.max_tokens, trim, prompt.format))
+        assert whole is not None
+        return whole
 
     async def aclose(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -100,16 +115,19 @@ class VllmEngine(AsynchronousEngine):
             self._engine = None
 
     def _decode(self, data: bytes) -> tuple[np.ndarray, str]:
+        assert isinstance(self.checkpoint, Checkpoint)
         encoded = EncodedImage(data, self.config.max_pixels)
         with self._memory.lent(encoded.cost):
             return decode_noted(encoded, self.checkpoint.geometry, self.config.decode == "fast")
 
-    async def _generate(self, request: Request, prompt: Prompt, image: Image.Image) -> list[int]:
-        at = prompt.ids.index(self.book.image_token_id)
-        # vLLM repeats the image's token itself.
-        ids = prompt.ids[: at + 1] + prompt.ids[at + self.book.image_tokens :]
+    async def _generate(self, request: Request, prompt: Prompt, image: Image.Image | None) -> list[int]:
+        inputs: dict[str, Any] = {"prompt_token_ids": prompt.ids}
+        if image is not None:
+            at = prompt.ids.index(self.book.image_token_id)
+            # vLLM repeats the image's token itself.
+            inputs["prompt_token_ids"] = prompt.ids[: at + 1] + prompt.ids[at + self.book.image_tokens :]
+            inputs["multi_modal_data"] = {"image": image}
         number = f"{request.id}-{next(self._numbers)}"
-        inputs = {"prompt_token_ids": ids, "multi_modal_data": {"image": image}}
         answers = [a async for a in self._engine.generate(inputs, self._sampling(request, prompt), number)]
         return list(answers[-1].outputs[0].token_ids)
 
@@ -117,12 +135,11 @@ class VllmEngine(AsynchronousEngine):
         config = self.config
         options: dict[str, Any] = {"temperature": 0.0}
         if config.decoding == "sample":
-            digest = hashlib.blake2b(f"{config.seed}\0{request.key}".encode(), digest_size=4).digest()
             options = {
                 "temperature": config.temperature,
                 "top_p": config.top_p,
                 "top_k": config.top_k,
-                "seed": int.from_bytes(digest, "little"),
+                "seed": request_seed(config.seed, request.key, prompt.format),
             }
         return self._vllm.SamplingParams(
             max_tokens=prompt.max_tokens,

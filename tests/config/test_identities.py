@@ -19,6 +19,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
+import yaml
 
 from hpc import config as configs
 from hpc.gang import sweep
@@ -33,6 +34,7 @@ MODELS = {  # every key that names the folder of a model, by what the config nam
     "recap.dit.latents.LatentsOperator": ["vae"],
     "recap.dit.sample_job.SampleOperator": ["model"],
     "recap.dit.text_embeddings.TextEmbeddingsOperator": ["text_encoder"],
+    "recap.generate.operator.GenerateOperator": ["writer.model"],
     "recap.dit.trainer.DitTrainer": ["model.vae", "model.text_encoder"],
     "recap.sft.trainer.SftTrainer": ["model"],
 }
@@ -55,7 +57,8 @@ def identities(folder: Path) -> dict[str, dict[str, Any]]:
         (folder / name).write_text(content)
     column = SimpleNamespace(identity="a column's identity")
     published = mock.patch("recap.data.samples.Published", lambda run: column)
-    with published, mock.patch("recap.engine.loadable.check"):  # the stand-in is no checkpoint that captions
+    columns = mock.patch("recap.data.columns.Published", lambda run: column)
+    with published, columns, mock.patch("recap.engine.loadable.check"):  # the stand-in is no checkpoint that captions
         return {name: _facts(config, folder) for name, config in shipped()}
 
 
@@ -74,6 +77,21 @@ def shipped() -> Iterator[tuple[str, configs.Config]]:
             yield from ((f"{name} {arm}", made) for arm, made in sweep.arms(config).items())
         else:
             yield name, config
+    yield from asked_in_formats()
+
+
+def asked_in_formats() -> Iterator[tuple[str, configs.Config]]:
+    """A caption job with each shipped bank of prompts: `{alt}`, several formats, a format's own budget and limit."""
+    for path in sorted((ROOT / "configs" / "prompts").glob("*.yaml")):
+        settings = yaml.safe_load(path.read_text())
+        if "prompts" in settings:
+            changes = {f"captioner.{key}": value for key, value in settings.items()}
+            config = configs.load(ROOT / "configs" / "caption" / "demo.yaml", ["cluster=local"])
+            yield f"captioner: prompts/{path.name}", configs.changed(config, changes, path.name)
+    config = configs.load(ROOT / "configs" / "caption" / "demo.yaml", ["cluster=local"])
+    two = {"plain": {"text": "Describe it."}, "alt": {"text": "It is {alt}.", "alt_tokens": 32, "weight": 2.0}}
+    changes = {"captioner.prompts": two, "captioner.formats": "all", "captioner.template": "{image}{prompt}"}
+    yield "captioner: two formats", configs.changed(config, changes, "two formats")
 
 
 def _facts(config: configs.Config, folder: Path) -> dict[str, Any]:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from hpc.operator import Item, Row
-from recap.caption.operator import CaptionConfig, CaptionOperator, Picture
+from recap.caption.operator import CaptionConfig, CaptionOperator
 from recap.data.inputs import DataConfig
 from recap.engine import CaptionerConfig
+from recap.generate.writing import Asked
 from recap.worlds.tars import write_tar
 from tests.data.test_inputs import CAPTIONER
 from tests.support.instant import InstantEngine, InstantOperator
@@ -74,7 +75,7 @@ def test_placeholders_are_skipped(tmp_path: Path) -> None:
 def test_copies_of_a_refused_image_are_refused(tmp_path: Path) -> None:
     operator = InstantOperator(CaptionConfig(captioner=CaptionerConfig(model="instant")))
     operator.setup("cpu")
-    items = [Item("s", i, str(i), Picture(b"x", "a" * 64, None)) for i in range(2)]
+    items = [Item("s", i, str(i), Asked(b"x", "a" * 64, None)) for i in range(2)]
     assert operator.refuse(items[0], "quarantined", "engine: killed the worker twice").status == "quarantined"
     operator.put(items[1])
     assert [r.status for r in operator.poll(0)] == ["quarantined"]

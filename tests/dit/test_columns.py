@@ -28,13 +28,14 @@ from hpc.run.published import Published
 from recap.data.column import ColumnConfig
 from recap.data.images import BadImage
 from recap.data.inputs import DataConfig
+from recap.data.rows import RowsConfig
 from recap.demo import FLAGS, VAE
 from recap.demo.train_vae import psnr
 from recap.dit.encoder_files import text_encoder_digest
 from recap.dit.images import centre_crop, flipped
 from recap.dit.latents import LatentsConfig, LatentsOperator, read_latent
 from recap.dit.storage import said_in_total
-from recap.dit.text_embeddings import TextDataConfig, TextEmbeddingsConfig, TextEmbeddingsOperator, read_states
+from recap.dit.text_embeddings import TextEmbeddingsConfig, TextEmbeddingsOperator, read_states
 from recap.dit.text_encoder import TextEncoder
 from recap.dit.vae import Pixels, Vae, vae_digest, vae_facts
 from recap.worlds.tars import write_tar
@@ -228,7 +229,7 @@ def test_what_fp16_cannot_hold_is_no_latent(tmp_path: Path) -> None:
 
 
 def texts(world: Path, column: dict[str, str], **changes: Any) -> TextEmbeddingsOperator:
-    data = TextDataConfig(shards=[str(world / "tars")], columns={"told": ColumnConfig(**column)})
+    data = RowsConfig(shards=[str(world / "tars")], columns={"told": ColumnConfig(**column)})
     config = {"data": data, "text": "told", "text_encoder": str(world / "encoder"), "context": 12, **changes}
     return TextEmbeddingsOperator(TextEmbeddingsConfig(**config))
 

@@ -13,7 +13,8 @@ import pytest
 from hpc import config as configs
 from hpc.base.errors import UserError
 from recap.data.column import ColumnConfig
-from recap.dit.text_embeddings import TextDataConfig, TextEmbeddingsConfig, TextEmbeddingsOperator
+from recap.data.rows import RowsConfig
+from recap.dit.text_embeddings import TextEmbeddingsConfig, TextEmbeddingsOperator
 from tests.dit.conftest import rows_of, tree
 
 START = {
@@ -39,7 +40,7 @@ def test_weights_of_another_shape(world: Path, tmp_path: Path, key: str) -> None
 
 
 def test_embeddings_cut_elsewhere(world: Path, tmp_path: Path) -> None:
-    data = TextDataConfig(shards=[str(world / "tars")], columns={"org_caption": ColumnConfig(member="txt")})
+    data = RowsConfig(shards=[str(world / "tars")], columns={"org_caption": ColumnConfig(member="txt")})
     made = TextEmbeddingsOperator(
         TextEmbeddingsConfig(data=data, text="org_caption", text_encoder=str(world / "encoder"), context=16)
     )

@@ -20,13 +20,14 @@ from hpc import config as configs
 from hpc.base.errors import UserError
 from recap.data.column import ColumnConfig
 from recap.data.inputs import DataConfig
+from recap.data.rows import RowsConfig
 from recap.demo import VAE
 from recap.dit.latents import LatentsConfig, LatentsOperator
 from recap.dit.objective import Ddpm, Flow
 from recap.dit.settings import ObjectiveConfig
 from recap.dit.stored import Stored
 from recap.dit.task import DitTask
-from recap.dit.text_embeddings import TextDataConfig, TextEmbeddingsConfig, TextEmbeddingsOperator
+from recap.dit.text_embeddings import TextEmbeddingsConfig, TextEmbeddingsOperator
 from recap.dit.trainer import DitTrainer
 from tests.dit.conftest import rows_of, tree
 from tests.train.ranks import curve, launch, log
@@ -124,7 +125,7 @@ def columns(world: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     write_column(folder / "latents", LatentsOperator(latents))
     made = {**text, "latents": {"folder": str(folder / "latents"), "field": "latent"}}
     for name, column in text.items():
-        data = TextDataConfig(shards=shards, columns={name: ColumnConfig(**column)})
+        data = RowsConfig(shards=shards, columns={name: ColumnConfig(**column)})
         config = TextEmbeddingsConfig(data=data, text=name, text_encoder=str(world / "encoder"), context=16)
         write_column(folder / f"{name}_states", TextEmbeddingsOperator(config))
         made[f"{name}_states"] = {"folder": str(folder / f"{name}_states"), "field": "states"}

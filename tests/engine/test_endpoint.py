@@ -206,7 +206,7 @@ def test_an_answer_has_a_size_and_a_time(server: Server, kind: str, reason: str)
     server.odd = {"Odd": kind}
     engine = load_engine(config(server, prompts={"": PromptFormat("Odd")}, endpoint_timeout_s=0.3))
     chat = ChatServer(server.url, "", 0.3 if kind == "slow" else 60.0)
-    body = json.dumps(engine._body(Request(0, b""), photo(0), engine.formats[""])).encode()
+    body = json.dumps(engine._body(Request(0, b""), photo(0), "")).encode()
     began = time.monotonic()
     with pytest.raises(NoAnswer) as error:
         chat.ask(body, tries=1)
@@ -218,7 +218,7 @@ def test_an_answer_has_a_size_and_a_time(server: Server, kind: str, reason: str)
 def test_formats_seeds_and_trimming(server: Server) -> None:
     forms = {"alt": PromptFormat("Improve {alt}", alt_tokens=3), "cut": PromptFormat("cut", max_tokens=7)}
     settings = config(server, prompts=forms, decoding="sample", temperature=0.7, top_k=40, seed=5, trim=True)
-    requests = [Request(i, photo(i), alt="one two three four", key=f"k{i}") for i in range(30)]
+    requests = [Request(i, photo(i), texts={"alt": "one two three four"}, key=f"k{i}") for i in range(30)]
     runs = []
     for _ in range(2):
         server.bodies.clear()

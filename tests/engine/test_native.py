@@ -170,7 +170,7 @@ def test_prompt_formats_equal_transformers(formats: str, tiny: Callable[..., Pat
     config = CaptionerConfig(
         model=str(tiny()), prompts=FORMATS, formats=formats, max_tokens=14, micro_batch=3, slots=11, precision="fp32"
     )
-    some = [Request(i, photo(i), alt="flag " * (i % 13), key=f"k{i}") for i in range(36)]
+    some = [Request(i, photo(i), texts={"alt": "flag " * (i % 13)}, key=f"k{i}") for i in range(36)]
     found = run(config, some)
     assert found == run(replace(config, backend="transformers", micro_batch=8), some)
     if formats == "choose":
@@ -259,7 +259,7 @@ def test_shapes_settle_on_what_the_memory_holds(
         if 2 * generator.plan.micro_batch + generator.plan.slots > room:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
-    monkeypatch.setattr(native, "rehearse", tight)
+    monkeypatch.setattr(native, "warm_up", tight)
     monkeypatch.setattr(native, "fitting_slots", lambda generator, share: 40)
     plan = replace(generator.plan, slots=named.get("slots", 8))
     native.fit_slots_to_memory(generator, plan, replace(engine.config, micro_batch=None, slots=named.get("slots")))

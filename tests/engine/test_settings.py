@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -12,9 +13,12 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from hpc import config as configs
 from recap.engine import CaptionerConfig, PromptFormat, check
 from recap.engine.checkpoint import open_checkpoint
 from recap.engine.identity import captioner_identity
+from recap.generate.operator import GenerateOperator
+from recap.generate.settings import GenerateConfig
 from recap.model_files import file_digest, model_identity
 from recap.randomness import uniform
 
@@ -126,10 +130,10 @@ def test_alt_text_keeps_within_its_budget(tiny: Callable[..., Path]) -> None:
         "\ue001{alt}\n\n",
     ]
     for alt in alts:
-        ids = book.prompt("alt", alt).ids
+        ids = book.prompt("alt", {"alt": alt}).ids
         assert len(ids) <= bound and ids.count(book.image_token_id) == book.image_tokens
         assert ids.count(book.tokenizer.eos_token_id) == 0
-    assert "Flag of Chile" in book.text("alt", "Flag  of\nChile")
+    assert "Flag of Chile" in book.text("alt", {"alt": "Flag  of\nChile"})
 
 
 def test_formats_are_chosen_by_weight_and_key(tiny: Callable[..., Path]) -> None:
@@ -154,7 +158,14 @@ def test_chance_depends_on_its_arguments_alone() -> None:
 
 @pytest.mark.parametrize("path", sorted(Path(__file__).parents[2].glob("configs/prompts/*.yaml")), ids=lambda p: p.stem)
 def test_shipped_prompt_formats_are_valid(path: Path) -> None:
-    """Each file is an overlay of the captioner's settings."""
+    """Each file is an overlay of the captioner's settings, or the `base` of a generating job."""
+    tree = configs.read(path)
+    if "prompts" not in tree:
+        columns = {column: {} for form in tree["formats"].values() for column in re.findall(r"\{(\w+)\}", form["text"])}
+        writer = {"backend": "openai", "endpoint": "http://x/v1", "served_model": "x"}
+        made = {**tree, "writer": writer, "data": {"columns": columns}}
+        GenerateOperator(configs.structured(GenerateConfig, made, path.name))
+        return
     merged = OmegaConf.merge(OmegaConf.structured(CaptionerConfig(model="x")), OmegaConf.load(path))
     config = OmegaConf.to_object(merged)
     assert isinstance(config, CaptionerConfig) and config.prompts

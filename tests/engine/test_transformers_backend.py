@@ -74,7 +74,7 @@ def test_neighbours_and_order_do_not_matter(tiny: Callable[..., Path]) -> None:
         temperature=0.8,
         top_k=50,
     )
-    requests = [Request(i, photo(i), alt="red " * i, key=f"k{i}") for i in range(10)]
+    requests = [Request(i, photo(i), texts={"alt": "red " * i}, key=f"k{i}") for i in range(10)]
     texts = []
     for order in (requests, requests[::-1], requests[3:5]):
         engine = load_engine(config)

@@ -1,0 +1,323 @@
+"""The rows of a map job: samples of tars joined with columns, or the rows of a column alone. One reader for every
+operator.
+
+Columns lie in the order of their tars, so that a join by key needs a few blocks of each, whatever the number of rows.
+Where no image and no member is asked for, no tar is opened. The rows of a child column, `k#0`, `k#1`, ..., find what is
+known of their sample `k` in the tars and in other columns. Images' digests are compared where both sides have them.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from hpc.base.errors import ShardError, UserError
+from hpc.base.fields import semantic
+from hpc.operator import Damage, Item, Shard
+from recap.data.column import Column, ColumnConfig, ColumnOfFiles, Values
+from recap.data.columns import MemberColumn, ParquetColumn, RunColumn, open_column
+from recap.data.headers import plain
+from recap.data.index import BLOCK
+from recap.data.inputs import DataConfig, list_shards
+from recap.data.pictures import read_items
+from recap.data.remote import open_shard
+from recap.data.same_image import SameImages
+from recap.data.tars import Sample, read_samples
+from recap.data.texts import check_key
+
+TARS = "tars"
+_WINDOW = 2 * BLOCK  # rows of a column that are held while the one that is wanted is looked for
+
+
+@dataclass
+class RowsConfig(DataConfig):
+    """The tars, their columns, and whose rows are worked on."""
+
+    columns: dict[str, ColumnConfig] = semantic({}, "columns by name: run, folder or member, and field")
+    rows: str = semantic(
+        "",
+        "whose rows are worked on: tars | the name of a column (its rows may be children k#0, k#1, ... of "
+        "a sample k); empty: the tars' where an image or a member is read, else those of the first column",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class JoinedRow:
+    """One row. sample: of the tar, None where none is read. columns: values by name, None where there is none.
+
+    image: digest of the image that the columns were made from, None where they do not say.
+    """
+
+    key: str
+    sample: Sample | None
+    columns: Mapping[str, Any]
+    image: str | None = None
+
+
+class Rows:
+    """Reads a map job's rows.
+
+    Args:
+        names: the columns that are read.
+        image: whether the job looks at the images.
+
+    Raises:
+        UserError: a column is not described, or not as it can be.
+    """
+
+    def __init__(self, config: RowsConfig, names: Sequence[str], image: bool) -> None:
+        self.config, self.image = config, image
+        main = config.rows if config.rows not in ("", TARS) else ""
+        for name in [*names, *([main] if main else [])]:
+            if name not in config.columns:
+                known = ", ".join(config.columns) or "there are none"
+                raise UserError(f"config: column {name!r} is not among data.columns ({known}).")
+        self.columns: dict[str, Column] = {
+            name: open_column(name, config.columns[name]) for name in dict.fromkeys([*names, *([main] if main else [])])
+        }
+        self._same, self._told = SameImages(config.image), False
+        self.main = main or self._first()
+        self.tars = image or not self.main or any(isinstance(c, MemberColumn) for c in self.columns.values())
+        if main and not isinstance(self.columns[main], ColumnOfFiles):
+            raise UserError(f"config: `data.rows`: column {main} is a member of the tars. Write {TARS}.")
+
+    def _first(self) -> str:
+        """The column whose rows are worked on where the config names none; "" for the tars'."""
+        alone = all(isinstance(column, ParquetColumn) for column in self.columns.values())
+        return next(iter(self.columns), "") if alone and not self.image and self.config.rows != TARS else ""
+
+    def plan(self) -> tuple[list[Shard], list[str]]:
+        """The shards, and what is to be told of how columns' shards were found. UserError where a column lacks some."""
+        main = self.columns.get(self.main)
+        if not self.config.shards and not self.tars and isinstance(main, RunColumn):
+            shards = list(main.published.shards)
+        else:
+            shards = list_shards(self.config)
+        for name, column in self.columns.items():
+            if isinstance(column, MemberColumn):
+                check_key(f"data.columns.{name}", column.text, shards)
+        told = [said for column in self.columns.values() if (said := column.check(shards))]
+        if self.config.rows not in ("", TARS):  # a column may have any number of rows a sample
+            shards = [replace(shard, expected=None) for shard in shards]
+        return shards, told
+
+    def identities(self) -> dict[str, str]:
+        """What made the columns that say so, by name."""
+        beside = {name: column for name, column in sorted(self.columns.items()) if isinstance(column, ColumnOfFiles)}
+        return {name: found for name, column in beside.items() if (found := column.known_identity())}
+
+    def read(self, shard: Shard, payload: Callable[[JoinedRow], tuple[Any, int]]) -> Iterator[Item | Damage]:
+        """A shard's items.
+
+        Args:
+            payload: an item's payload, and the bytes that it holds in memory.
+
+        Raises:
+            UserError: a column was made from other tars, or from other images.
+        """
+        beside = {n: c for n, c in self.columns.items() if isinstance(c, ColumnOfFiles) and n != self.main}
+        kind = _Parents if self.config.rows not in ("", TARS) else _Window
+        with ExitStack() as stack:
+            joins: dict[str, _Join] = {n: stack.enter_context(closing(kind(n, c, shard))) for n, c in beside.items()}
+            if self.main:
+                found = self._of_column(shard, joins, payload)
+            else:
+                found = read_items(shard, self.config, lambda s: payload(self._joined(shard, s, joins)), self.image)
+            for item in found:
+                yield item
+                if isinstance(item, Damage):
+                    return  # what follows in the columns belongs to samples that could not be read
+            for join in joins.values():
+                join.check_rest()
+
+    def _joined(self, shard: Shard, sample: Sample, joins: Mapping[str, _Join]) -> JoinedRow:
+        found = {name: join.find(sample.key) for name, join in joins.items()}
+        return self._row(shard, sample.key, sample, found)
+
+    def _of_column(
+        self, shard: Shard, joins: Mapping[str, _Join], payload: Callable[[JoinedRow], tuple[Any, int]]
+    ) -> Iterator[Item | Damage]:
+        main = self.columns[self.main]
+        assert isinstance(main, ColumnOfFiles)
+        with ExitStack() as stack:
+            samples = stack.enter_context(closing(_Samples(shard))) if self.tars else None
+            index = 0
+            for keys, values in main.pieces(shard):
+                for at, key in enumerate(keys):
+                    own = _one(values, at)
+                    sample = samples.find(key) if samples else None
+                    if samples is not None and samples.damage is not None:
+                        yield samples.damage
+                        return
+                    found = {name: join.find(key) for name, join in joins.items()}
+                    yield Item(shard.id, index, key, *payload(self._row(shard, key, sample, {self.main: own, **found})))
+                    index += 1
+
+    def _row(self, shard: Shard, key: str, sample: Sample | None, found: Mapping[str, Values]) -> JoinedRow:
+        """The row, after its digests were compared."""
+        members = sample.members if sample is not None else {}
+        if not self._told or any(read.digests or read.doubt for read in found.values()):
+            self._same.check(shard.id, [key], [members], found)
+            self._told = True  # that columns without digests are not compared
+        columns: dict[str, Any] = {}
+        for name, column in self.columns.items():
+            if name in found:
+                columns[name] = found[name].values[0]
+            else:
+                columns[name] = column.read(shard, 0, [key], [members]).values[0]
+        digests = (read.digests[0] for read in found.values() if read.digests)
+        return JoinedRow(key, sample, columns, next((digest for digest in digests if digest), None))
+
+
+def parent_of(key: str) -> str:
+    """The sample that a child's key belongs to: `k` of `k#3`."""
+    return key.rpartition("#")[0] or key
+
+
+def _one(values: Values, at: int) -> Values:
+    digests = None if values.digests is None else [values.digests[at]]
+    return Values([values.values[at]], digests, values.doubt)
+
+
+class _Join(Protocol):
+    """One column's rows, as the keys of others ask for them, in order."""
+
+    def find(self, key: str) -> Values:
+        """What the column has for a key; a value of None where it has nothing."""
+
+    def check_rest(self) -> None:
+        """UserError where rows are left that belong to none of the keys."""
+
+    def close(self) -> None: ...
+
+
+class _Window:
+    """A join by equal keys. Rows near the place of the join are held: the orders may differ by a few."""
+
+    def __init__(self, name: str, column: ColumnOfFiles, shard: Shard) -> None:
+        self._name, self._shard = name, shard
+        self._pieces = column.pieces(shard)
+        self._held: dict[str, deque[Values]] = {}
+        self._size = self._asked = self._found = 0
+        self._digests = False
+
+    def close(self) -> None:
+        self._pieces.close()
+
+    def find(self, key: str) -> Values:
+        self._asked += 1
+        key = plain(key)
+        while key not in self._held and self._size < _WINDOW and self._load():
+            pass
+        rows = self._held.get(key)
+        if rows is None:
+            if not self._found and self._asked >= BLOCK and self._size:
+                raise self._foreign(f"none of the first {self._asked:,} keys that it is joined to (one is {key})")
+            return Values([None], [None] if self._digests else None)
+        found = rows.popleft()
+        if not rows:
+            del self._held[key]
+        self._size -= 1
+        self._found += 1
+        return found
+
+    def check_rest(self) -> None:
+        if self._held or self._load():
+            raise self._foreign("none of the keys that it is joined to")
+
+    def _load(self) -> bool:
+        """Hold one block more; False where there is none."""
+        piece = next(self._pieces, None)
+        if piece is None:
+            return False
+        keys, values = piece
+        self._digests = values.digests is not None
+        for at, key in enumerate(keys):
+            self._held.setdefault(plain(key), deque()).append(_one(values, at))
+        self._size += len(keys)
+        return True
+
+    def _foreign(self, of: str) -> UserError:
+        return UserError(
+            f"data: column {self._name}: shard {self._shard.id}: key {next(iter(self._held))} is {of}. The column was "
+            "made from other tars: make it again, or name its own. (Rows k#0, k#1, ... of a sample k: name the column "
+            "in data.rows.)"
+        )
+
+
+class _Parents:
+    """A join of children with their samples' rows (or with rows of their own key). A sample may have no children."""
+
+    def __init__(self, name: str, column: ColumnOfFiles, shard: Shard) -> None:
+        self._name, self._column, self._shard = name, column, shard
+        self._rows, self._place = self._from(0), 0
+        self._last: tuple[str, Values] | None = None
+
+    def close(self) -> None:
+        self._rows.close()
+
+    def find(self, key: str) -> Values:
+        wanted = (plain(key), parent_of(plain(key)))
+        if self._last is not None and self._last[0] in wanted:
+            return self._last[1]
+        for passed, row in enumerate(self._rows, 1):
+            if row[0] in wanted:
+                self._place += passed
+                self._last = row
+                return row[1]
+        self._check_order(wanted)
+        self._rows = self._from(self._place)  # the column lacks this one; those that follow it are still to come
+        return Values([None], None)
+
+    def check_rest(self) -> None:
+        """Samples without children are none of ours."""
+
+    def _from(self, place: int) -> Generator[tuple[str, Values]]:
+        at = 0
+        with closing(self._column.pieces(self._shard)) as pieces:
+            for keys, values in pieces:
+                yield from ((plain(keys[i]), _one(values, i)) for i in range(max(0, place - at), len(keys)))
+                at += len(keys)
+
+    def _check_order(self, wanted: Sequence[str]) -> None:
+        for _, row in zip(range(self._place), self._from(0)):
+            if row[0] in wanted:
+                raise UserError(
+                    f"data: column {self._name}: shard {self._shard.id}: key {row[0]} comes earlier than in the column "
+                    "whose rows are worked on (data.rows). Columns lie in the order of their tars: make one of them "
+                    "again."
+                )
+
+
+class _Samples:
+    """The samples of a tar, for rows that come in their order."""
+
+    def __init__(self, shard: Shard) -> None:
+        self._shard = shard
+        self._stack = ExitStack()
+        self._samples = read_samples(self._stack.enter_context(open_shard(shard)))
+        self._current: Sample | None = None
+        self.damage: Damage | None = None
+
+    def close(self) -> None:
+        self._stack.close()
+
+    def find(self, key: str) -> Sample | None:
+        """The sample of a row or of its parent. None where the tar is damaged before it (`damage` says how)."""
+        wanted = (key, parent_of(key))
+        while self._current is None or self._current.key not in wanted:
+            found = next(self._samples, None)
+            if isinstance(found, Damage):
+                self.damage = found
+                return None
+            if found is None:
+                raise ShardError(
+                    "column: rows of other tars",
+                    f"no sample of {self._shard.uri} from the last joined on is {' or '.join(dict.fromkeys(wanted))}; "
+                    "the column whose rows are worked on (data.rows) was made from other tars",
+                )
+            self._current = found
+        return self._current

@@ -1,0 +1,153 @@
+"""The native engine for models of texts: requests in, texts out, around a `Generator` without eyes.
+
+    prompts -> rows of one width -> generator -> text
+
+The tokens that every prompt begins with are run once, when the engine starts: a long instruction then costs a row
+nothing. A row's own tokens are filled up to one of a few widths.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+from recap import device as gpu
+from recap.engine.buckets import Buckets, width_of
+from recap.engine.captions import Pending, make_caption
+from recap.engine.checkpoint import TextCheckpoint, open_text_checkpoint
+from recap.engine.generator import Generator, Image, Plan, Text
+from recap.engine.interface import Caption, Request
+from recap.engine.native import build_generator, check_precision, common_prefix, fewer_slots
+from recap.engine.prompts import Prompt
+from recap.engine.sampling import Sampler
+from recap.engine.settings import CaptionerConfig
+from recap.engine.transformers_backend import choose_dtype
+
+log = logging.getLogger(__name__)
+
+_Key = tuple[int, bool]  # width of a pass, and whether its prompts begin with the prefix
+
+
+@dataclass
+class _Job:
+    """What a slot writes: one answer to a pending request."""
+
+    pending: Pending
+    prompt: Prompt
+
+
+class NativeTextEngine:
+    """Texts by this package's own decoder. See `recap.engine.interface.Engine`."""
+
+    def __init__(self, config: CaptionerConfig, device: str, model: Any = None, shared: bool = True) -> None:
+        """`model`: the loaded model, where the checkpoint has no weights. `shared`: False runs the common prefix with
+        each row (benchmarks)."""
+        self.config, self.device = config, torch.device(device)
+        self.checkpoint = open_text_checkpoint(config, weights=model is None)
+        self.book, self.sampler = self.checkpoint.book, Sampler.of(config)
+        self.dtype = choose_dtype(config.precision, self.device)
+        check_precision(config, self.device)
+        plan = make_text_plan(self.checkpoint, config, self.device, shared)
+        model = load_language_model(self.checkpoint, self.dtype) if model is None else model
+        self.generator: Generator[_Job] = build_generator(
+            model.eval(), plan, self.sampler, config, self.device, self.dtype
+        )
+        del model
+        plan = self.generator.plan
+        self._most = config.queue or 2 * plan.slots + 4 * plan.micro_batch
+        self._rows: Buckets[_Key, Text[_Job]] = Buckets(plan.micro_batch, 4 * self._most, config.partial_wait_s)
+        self._pending: dict[int, Pending] = {}
+
+    def want(self) -> int:
+        return self._most - len(self._pending)
+
+    def put(self, request: Request) -> None:
+        if request.id in self._pending:
+            raise ValueError(f"Request id {request.id} is already in flight; ids must be unique.")
+        if self.want() <= 0:
+            raise ValueError("The engine is full: put() was called while want() is 0. Poll first.")
+        self._pending[request.id] = pending = Pending(request, self.book.names(request.key))
+        self._add(pending)
+
+    def poll(self, timeout: float) -> list[Caption]:
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                self._fill()
+                done = [c for job, ids in self.generator.step() if (c := self._finish(job, ids))]
+            except torch.OutOfMemoryError as error:
+                self._shrink(error)
+                done = []
+            if done or not self._pending or time.monotonic() >= deadline:
+                return done
+            if not self.generator.busy():
+                time.sleep(0.001)  # a partial pass waits for what may still come
+
+    def close(self) -> None:
+        self._pending.clear()
+        self._rows.clear()
+        del self.generator
+
+    def _add(self, pending: Pending) -> None:
+        request, prefix = pending.request, self.generator.plan.prefix
+        for name in pending.names:
+            prompt = self.book.prompt(name, request.texts, request.key)
+            chances = self.sampler.chances(self.config.seed, request.key, name, self.config.max_tokens)
+            text = Text(_Job(pending, prompt), prompt.ids, prompt.max_tokens, chances)
+            # A column's first characters may have become one token with the prefix's last.
+            prefixed = len(prompt.ids) > len(prefix) and tuple(prompt.ids[: len(prefix)]) == prefix
+            start = len(prefix) if prefixed else 0
+            width = min(start + width_of(len(prompt.ids) - start), self.generator.plan.width)
+            self._rows.add((width, prefixed), text)
+
+    def _fill(self) -> None:
+        while self.generator.room() and (key := self._rows.ready(pressing=self.want() <= 0)) is not None:
+            width, prefixed = key
+            self.generator.fill([Image(None, [text]) for text in self._rows.take(key)], width, prefixed)
+
+    def _finish(self, job: _Job, ids: list[int]) -> Caption | None:
+        request, prompt = job.pending.request, job.prompt
+        part = make_caption(
+            self.checkpoint.tokenizer, request.id, ids, self.checkpoint.eos, prompt.max_tokens, self.config.trim,
+            prompt.format,
+        )  # fmt: skip
+        if caption := job.pending.add(part):
+            del self._pending[request.id]
+        return caption
+
+    def _shrink(self, error: Exception) -> None:
+        """After running out of memory: fewer slots, and all texts in flight again from their start."""
+        slots = fewer_slots(self.generator.plan)
+        log.warning("out of memory (%s): going on with %d slots", str(error).splitlines()[0], slots)
+        self._rows.clear()
+        self.generator.reset(replace(self.generator.plan, slots=slots))
+        gpu.release_memory()
+        for pending in self._pending.values():
+            pending.captions.clear()
+            self._add(pending)
+
+
+def load_language_model(checkpoint: TextCheckpoint, dtype: torch.dtype) -> Any:
+    """transformers' model: a causal one, or one that sees images and is shown none."""
+    loader = AutoModelForCausalLM if checkpoint.causal else AutoModelForImageTextToText
+    return loader.from_pretrained(checkpoint.folder, dtype=dtype)
+
+
+def make_text_plan(checkpoint: TextCheckpoint, config: CaptionerConfig, device: torch.device, shared: bool) -> Plan:
+    """The shapes that fit the prompts; slots on CPUs (on GPUs memory decides)."""
+    book, small = checkpoint.book, device.type == "cpu"
+    micro_batch = config.micro_batch or (8 if small else 32)
+    return Plan(
+        micro_batch=micro_batch,
+        slots=max(config.slots or (32 if small else 256), micro_batch),
+        max_tokens=config.max_tokens,
+        prefix=common_prefix(book) if shared else (),
+        width=max(book.length(name) for name in book.formats),
+        image_token=-1,
+        eos=checkpoint.eos,
+    )

@@ -1,0 +1,104 @@
+"""transformers' plain `generate` for models of texts: batches of one number of rows, padded on the left to one of a few
+widths. Right for any causal language model, and the one engine that searches with beams."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from recap.engine.buckets import Buckets, width_of
+from recap.engine.captions import Pending, make_caption
+from recap.engine.checkpoint import open_text_checkpoint
+from recap.engine.interface import TOO_LONG, Caption, Request
+from recap.engine.native_text import load_language_model
+from recap.engine.prompts import Prompt
+from recap.engine.sampling import Sampler
+from recap.engine.settings import CaptionerConfig
+from recap.engine.transformers_backend import choose_dtype, generate, plain
+
+
+@dataclass
+class _Job:
+    pending: Pending
+    prompt: Prompt
+
+
+class TransformersTextEngine:
+    """See `recap.engine.interface.Engine`."""
+
+    def __init__(self, config: CaptionerConfig, device: str) -> None:
+        self.config, self.device = config, torch.device(device)
+        self.checkpoint = open_text_checkpoint(config)
+        self.book, self.sampler = self.checkpoint.book, Sampler.of(config)
+        dtype = choose_dtype(config.precision, self.device)
+        self.model = plain(load_language_model(self.checkpoint, dtype).to(self.device))
+        self.batch = config.micro_batch or (8 if self.device.type == "cpu" else 32)
+        self._most = config.queue or 8 * self.batch
+        self._rows: Buckets[int, _Job] = Buckets(self.batch, 4 * self._most, config.partial_wait_s)
+        self._pending: dict[int, Pending] = {}
+        self._refused: list[Caption] = []
+
+    def want(self) -> int:
+        return self._most - len(self._pending)
+
+    def put(self, request: Request) -> None:
+        if request.id in self._pending:
+            raise ValueError(f"Request id {request.id} is already in flight; ids must be unique.")
+        if self.want() <= 0:
+            raise ValueError("The engine is full: put() was called while want() is 0. Poll first.")
+        pending = Pending(request, self.book.names(request.key))
+        jobs = [_Job(pending, self.book.prompt(name, request.texts, request.key)) for name in pending.names]
+        context = self.checkpoint.context
+        longest = max(len(job.prompt.ids) + job.prompt.max_tokens for job in jobs)
+        if context is not None and longest > context:
+            detail = f"{longest:,} tokens with the answer, the model's context is {context:,}"
+            self._refused.append(Caption(request.id, reason=TOO_LONG, detail=detail))
+            return
+        self._pending[request.id] = pending
+        for job in jobs:
+            self._rows.add(width_of(len(job.prompt.ids)), job)
+
+    def poll(self, timeout: float) -> list[Caption]:
+        deadline = time.monotonic() + timeout
+        while True:
+            done, self._refused = self._refused, []
+            if (width := self._rows.ready(pressing=self.want() <= 0)) is not None:
+                done += self._generate(self._rows.take(width), width)
+            if done or not self._pending or time.monotonic() >= deadline:
+                return done
+            time.sleep(0.001)  # a partial batch waits for what may still come
+
+    def close(self) -> None:
+        self._rows.clear()
+        self._pending.clear()
+        del self.model
+
+    @torch.inference_mode()
+    def _generate(self, jobs: list[_Job], width: int) -> list[Caption]:
+        ids = torch.zeros(self.batch, width, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        chances = torch.zeros(self.batch, self.config.max_tokens)
+        for row in range(self.batch):
+            job = jobs[min(row, len(jobs) - 1)]  # rows without a job repeat the last prompt
+            length = len(job.prompt.ids)
+            ids[row, -length:], mask[row, -length:] = torch.tensor(job.prompt.ids), 1
+            chances[row] = self.sampler.chances(
+                self.config.seed, job.pending.request.key, job.prompt.format, self.config.max_tokens
+            )
+        new = generate(
+            self.model, self.sampler, chances, self.checkpoint.eos, self.config.max_tokens, self.config.beams,
+            input_ids=ids.to(self.device), attention_mask=mask.to(self.device),
+        )  # fmt: skip
+        return [caption for job, row in zip(jobs, new) if (caption := self._finish(job, row))]
+
+    def _finish(self, job: _Job, ids: list[int]) -> Caption | None:
+        request, prompt = job.pending.request, job.prompt
+        part = make_caption(
+            self.checkpoint.tokenizer, request.id, ids, self.checkpoint.eos, prompt.max_tokens, self.config.trim,
+            prompt.format,
+        )  # fmt: skip
+        if caption := job.pending.add(part):
+            del self._pending[request.id]
+        return caption

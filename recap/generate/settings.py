@@ -1,0 +1,62 @@
+"""Config keys of a generating job. Torch-free."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+from hpc.base.fields import semantic
+from recap.data.rows import RowsConfig
+from recap.engine import CaptionerConfig, Format, WriterConfig
+
+
+@dataclass
+class ParseConfig:
+    """How answers become fields: at most one of json, lines, brackets, verdict and regex; none keeps the text alone."""
+
+    json: dict[str, str] = semantic(
+        {},
+        "fields of a JSON object by name: string | int | float | bool | strings | any (its JSON); "
+        "a type that ends with ? may be null or missing",
+    )
+    lines: bool = semantic(False, "field lines: the answer's lines without bullets or numbers")
+    brackets: list[str] = semantic([], "fields of items written [a][b], a list each: [name, kind]")
+    verdict: list[str] = semantic([], "field verdict: which of these words is said")
+    regex: str = semantic("", "fields: the named groups of an expression that is searched for")
+    types: dict[str, str] = semantic({}, "of regex's groups: string (where not named) | int | float")
+
+
+@dataclass
+class CleanConfig:
+    """What is done to an answer before it is parsed."""
+
+    strip: list[str] = semantic([], "beginnings that are taken off, such as This image displays:")
+    leaks: list[str] = semantic([], "words of the prompt that no answer may hold; one that does is skipped")
+
+
+@dataclass
+class GenerateConfig:
+    """Config keys of a generating job."""
+
+    column: str = semantic("generated", "name of the column that is made")
+    data: RowsConfig = field(default_factory=RowsConfig)
+    writer: WriterConfig = field(default_factory=WriterConfig)
+    formats: dict[str, Format] = semantic({}, "what the model is asked, by name: see configs/prompts")
+    choose: str = semantic("one", "one: each row in one format, by weight and key | all: in every format")
+    parse: ParseConfig = field(default_factory=ParseConfig)
+    clean: CleanConfig = field(default_factory=CleanConfig)
+
+    def __post_init__(self) -> None:
+        """Paths become absolute: a rerun may be typed in another folder."""
+        if self.writer.model and Path(self.writer.model).is_dir():
+            self.writer.model = os.path.abspath(self.writer.model)
+        for form in self.formats.values():
+            if form.examples is not None and form.examples.file:
+                form.examples.file = os.path.abspath(form.examples.file)
+
+    def asking(self) -> CaptionerConfig:
+        """The writer and what it is asked, as engines are told."""
+        settings = {item.name: getattr(self.writer, item.name) for item in fields(WriterConfig)}
+        formats = "all" if self.choose == "all" else "choose"
+        return CaptionerConfig(**settings, prompts=dict(self.formats), formats=formats)  # type: ignore[arg-type]

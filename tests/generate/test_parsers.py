@@ -1,0 +1,129 @@
+"""Parsers: answers as models give them become typed fields, and what does not parse says how."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from recap.generate.parsers import Unparsed, parser_of
+from recap.generate.settings import ParseConfig
+
+OBJECT = {"name": "string", "count": "int", "share": "float?", "good": "bool", "tags": "strings", "rest": "any?"}
+GOOD = '{"name": "a\\ud800", "count": 3, "share": 1, "good": true, "tags": ["x"], "rest": {"k": [1]}, "more": 0}'
+VERDICT = {"verdict": ["yes", "no", "unsure"]}
+
+
+def parsed(config: dict[str, Any], text: str) -> dict[str, Any]:
+    parser = parser_of(ParseConfig(**config))
+    values = parser(text)
+    pa.table({name: pa.array([values[name]], kind) for name, kind in parser.fields})  # of the types that are stated
+    return values
+
+
+def test_text_is_the_answer_itself() -> None:
+    assert parsed({}, "anything") == {}
+
+
+@pytest.mark.parametrize("around", ["{}", "```json\n{}\n```", "Here it is: {} Is that all? }}", "{{broken {}"])
+def test_json_in_what_models_write_around_it(around: str) -> None:
+    found = parsed({"json": OBJECT}, around.format(GOOD))
+    assert found == {"name": "a?", "count": 3, "share": 1.0, "good": True, "tags": ["x"], "rest": '{"k": [1]}'}
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("no", "no JSON object"),
+        ("[1, 2]", "no JSON object"),
+        ('{"name": "a"', "no JSON object"),
+        ("{" * 5000, "no JSON object"),
+        ('{"a": NaN}', "no JSON object"),
+        ('{"name": "a"}', "count is missing; there are name"),
+        (GOOD.replace("3", '"three"'), 'count is "three", expected int'),
+        (GOOD.replace("3", "true"), "count is true, expected int"),
+        (GOOD.replace("3", "3.5"), "count is 3.5, expected int"),
+        (GOOD.replace("3", "9" * 30), "expected int"),
+        (GOOD.replace('["x"]', '["x", 1]'), "tags is"),
+        (GOOD.replace('"a\\ud800"', "null"), "name is null, expected string"),
+    ],
+)
+def test_json_of_another_form(text: str, message: str) -> None:
+    with pytest.raises(Unparsed, match=message):
+        parsed({"json": OBJECT}, text)
+
+
+def test_lines() -> None:
+    text = "1. a red flag\n 2) two\n\n- three 3. four\n* five\n• six\n10 pins"
+    assert parsed({"lines": True}, text)["lines"] == ["a red flag", "two", "three 3. four", "five", "six", "10 pins"]
+    with pytest.raises(Unparsed):
+        parsed({"lines": True}, " \n-\n".replace("-", ""))
+
+
+def test_brackets() -> None:
+    found = parsed({"brackets": ["name", "kind"]}, "Items: [red circle] [single], [stars][multiple]\n[dog][single]")
+    assert found == {"name": ["red circle", "stars", "dog"], "kind": ["single", "multiple", "single"]}
+    for text in ("none", "[a][b], [c]", "[a]\n[b]"):
+        with pytest.raises(Unparsed):
+            parsed({"brackets": ["name", "kind"]}, text)
+
+
+@pytest.mark.parametrize(
+    "text, verdict",
+    [
+        ("Yes.", "yes"),
+        ("**No**, there is none. Yes would be wrong.", "no"),
+        ("I am unsure", "unsure"),
+        ("The answer is YES", "yes"),
+        ("It might be yes or no.\nJudgment: no", "no"),
+        ("unsurely nothing", None),  # no whole word
+        ("yes or no? no, yes", "yes"),
+        ("either yes or no", None),
+        ("", None),
+    ],
+)
+def test_verdicts(text: str, verdict: str | None) -> None:
+    if verdict is None:
+        with pytest.raises(Unparsed):
+            parsed(VERDICT, text)
+    else:
+        assert parsed(VERDICT, text)["verdict"] == verdict
+
+
+def test_longer_words_win() -> None:
+    assert (
+        parsed({"verdict": ["Caption 1", "Caption 1 is better"]}, "caption 1 is better")["verdict"]
+        == "Caption 1 is better"
+    )
+
+
+def test_regex() -> None:
+    rating: dict[str, Any] = {
+        "regex": r"Rating:\s*(?P<rating>\S+)(?:.*Reason: (?P<why>.*))?",
+        "types": {"rating": "int"},
+    }
+    assert parsed(rating, "So. Rating: 4\nReason: it fits") == {"rating": 4, "why": "it fits"}
+    assert parsed(rating, "Rating: 5") == {"rating": 5, "why": None}
+    for text in ("four", "Rating: four", "Rating: " + "9" * 40):
+        with pytest.raises(Unparsed):
+            parsed(rating, text)
+
+
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        ({"lines": True, "regex": "(?P<a>x)"}, "parsed in one way"),
+        ({"json": {"a": "number"}}, "use one of string, int"),
+        ({"verdict": ["yes"]}, "two different words"),
+        ({"verdict": ["yes", "YES"]}, "two different words"),
+        ({"regex": "(x"}, "correct it"),
+        ({"regex": "x"}, "named groups"),
+        ({"regex": "(?P<a>x)", "types": {"b": "int"}}, "named groups"),
+        ({"regex": "(?P<a>x)", "types": {"a": "whole"}}, "is unknown"),
+        ({"types": {"a": "int"}}, "are of regex's groups"),
+    ],
+)
+def test_parsers_that_cannot_work(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parser_of(ParseConfig(**config))
