@@ -12,6 +12,9 @@ run that exists continues it: finished shards are never redone. --check loads th
 that it waits for, applies it to a few samples of the data, and shows what came of them, before anything is submitted:
 python -m hpc.launch CONFIG --check
 
+HPC_WEBHOOK in the environment (of slots: cluster.prelude can set it) is an address that is told when a map run is
+complete, has paused or has failed, see docs/operating.md.
+
 Exit codes: 0 submitted or complete, 1 incomplete (or: --check found that the work does not work), 2 some shards
 failed or gave nothing, or no sample is ok, 64 wrong usage.
 """

@@ -19,7 +19,7 @@ from hpc.base import heartbeat, object_store
 from hpc.base.errors import Exit, ShardError, UserError, fingerprint, storage_full
 from hpc.base.journal import Journal
 from hpc.base.patience import patiently
-from hpc.map import breaker, machine, preflight, suspects, verdict
+from hpc.map import breaker, machine, preflight, suspects, verdict, webhook
 from hpc.map.claiming import Candidates
 from hpc.map.drain import Drain
 from hpc.map.engine_process import EngineProcess
@@ -67,6 +67,7 @@ class Agent:
         )
         self.heartbeat = heartbeat.Heartbeat(run.slots, self.instance, self.settings.lease_s)
         self.drain = Drain(run, self.instance, self.heartbeat, self.config.run, look_s)
+        self.webhook = webhook.Webhook(run, self.instance, self.heartbeat, self.drain, self.settings)
         self.journal: Journal | None = None  # from `open_journal` on
         self.operator = self.config.operator()  # never set up here: engines do that
         schema = columns.schema(self.operator.column(), submission.identity)
@@ -130,6 +131,7 @@ class Agent:
     def _leave(self, code: Exit, why: str) -> Exit:
         log.info("leaving with exit code %d: %s", code, why)
         self._note("stop", code=int(code), reason=why, rows=self.rows)
+        self.webhook.leave(code, why, self.reruns, lambda: self.heartbeat.advance(self._status()))
         self.heartbeat.advance({**self._status(), "state": "exited", "code": int(code), "why": why}, force=True)
         if code in (Exit.COMPLETE, Exit.SOME_FAILED) and self.run.generations.count() != self.reruns:
             # A rerun reads heartbeats after it has written: one of the two sees the other, and the shards are not
@@ -150,10 +152,9 @@ class Agent:
             self.journal.write(event, **facts)
 
     def _loop(self) -> tuple[Exit, str]:
-        tick = min(0.5, self.settings.lease_s / 10)
         while True:
             self.heartbeat.advance(self._status())
-            for key, _ in self.selector.select(tick):
+            for key, _ in self.selector.select(min(0.5, self.settings.lease_s / 10)):
                 key.data.receive()
             for engine in self.engines:
                 engine.watch()
@@ -212,9 +213,8 @@ class Agent:
     def _idle(self) -> tuple[Exit, str] | None:
         if self.candidates.complete() and (ended := self._finished()):
             return ended
-        now = time.monotonic()
-        self.idle_since = self.idle_since or now
-        if now - self.idle_since > self.settings.idle_exit_s:
+        self.idle_since = self.idle_since or time.monotonic()
+        if time.monotonic() - self.idle_since > self.settings.idle_exit_s:
             return Exit.INCOMPLETE, f"{self.candidates.busy} shards are left, all claimed by other slots"
         return None
 

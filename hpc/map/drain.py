@@ -62,6 +62,11 @@ class Drain:
             self.reason, self.until = reason, time.monotonic() + limit
         return bool(reason)
 
+    @property
+    def signalled(self) -> bool:
+        """Whether a signal has told the slot to stop."""
+        return bool(self._signal)
+
     def code(self) -> Exit:
         """What a slot that has drained exits with."""
         if self._signal == signal.SIGTERM:

@@ -14,7 +14,7 @@ from rich.markup import escape
 from hpc import config as configs
 from hpc.base import snapshot
 from hpc.base.errors import Exit, Unanswered, UserError
-from hpc.map import forecast, preflight
+from hpc.map import forecast, preflight, webhook
 from hpc.operator import MissingShards, Operator, Shard
 from hpc.run import lost, plan
 from hpc.run.directory import Run, Submission
@@ -76,6 +76,7 @@ def prepare(
     config = resolve_cluster(config, dry_run)
     operator = config.operator()
     preflight.check_waits(config, operator)
+    webhook.address()
     run = Run(config.directory)
     missing: list[Shard] = []
     planned, hurt = _planned(run)
@@ -202,6 +203,8 @@ def describe(job: Job, forecasts: list[str] | None = None) -> None:
     else:
         lines.append(("local", f"{job.slots} slots × {engines} {device} · home range ≈ {home:,} shards a slot"))
     lines += [("" if number else "forecast", text) for number, text in enumerate(forecasts or [])]
+    if webhook.address():
+        lines.append(("webhook", f"${webhook.VARIABLE} is told when the run is complete, paused or failed"))
     lines.append(("output", f"{short(job.run.path)}/columns/{job.operator.column().name}/{job.identity}/"))
     for label, text in lines:
         say(label, text)

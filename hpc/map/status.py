@@ -21,6 +21,7 @@ from hpc.map.tally import Settled, Tally
 from hpc.operator import STATUSES
 from hpc.run import lost
 from hpc.run.directory import Run, Submission
+from hpc.run.events import unsent
 from hpc.run.journal_reader import JournalReader
 from hpc.run.ledger import DONE, FAILED
 
@@ -88,6 +89,7 @@ def read_status(run: Run, tally: Tally | None = None) -> dict[str, Any]:
         "waiting": _waiting(slots["list"]),
         "hurt": _hurt(run, slots["list"]),
         "excluded": breaker.excluded(run),
+        "unsent": unsent(run),
         "paused": run.control_text("pause"),
         "cancelled": run.control_text("cancelled"),
         "logs": str(run.logs),
@@ -186,6 +188,8 @@ def render(facts: dict[str, Any]) -> Group:
     for service, engines in facts["waiting"].items():
         said = f"waiting: {engines} engines: {service} (a slot is requeued after map.away_s)"
         parts.append(Text(clean(said), style="yellow"))
+    for event in facts["unsent"]:
+        parts.append(Text(f"webhook: nobody has confirmed {event} yet: slots send it as they end", style="yellow"))
     parts += [Text(clean(line), style="red") for line in facts["hurt"]]
     for node, reason in facts["excluded"].items():
         parts.append(Text(clean(f"excluded: {node}: {reason}"), style="yellow"))

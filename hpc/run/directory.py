@@ -15,6 +15,7 @@ runs/<name>/
   tally/work.json              what hpc.status --openmetrics has counted: a cache, see hpc.map.work
   generations/<n>.json         shards reopened by a rerun, with the reason, see hpc.run.generations
   checks/<id>.json             what `hpc.launch --check` tried under Slurm, and <id>.answer.json: what came of it
+  events/                      what was told outside, see hpc.run.events
   control/                     pause (with its reason), cancelled, excluded/<host>, launching (see hpc.run.launch_lock)
   logs/
 """
@@ -124,6 +125,7 @@ class Run:
         self.inflight = self.path / "inflight"
         self.control = self.path / "control"
         self.checks = self.path / "checks"
+        self.event_files = self.path / "events"
         self.code = self.path / "code"
         self.config_file = self.path / "config.yaml"
         self.generations = Generations(self.path / "generations")

@@ -1,0 +1,182 @@
+"""Tell an address that a map run is complete, has paused or has failed: each once, whatever dies on the way.
+
+    export HPC_WEBHOOK=https://hooks.example.org/...     where slots start: the launch's environment, or cluster.prelude
+
+The address stands in no file, config or log of ours. An event is a file, `<run>/events/<kind>.g<reruns>.json`, created
+by link: of several slots that end, one makes it. What it holds is what is sent, with its `name` as Idempotency-Key, by
+one slot at a time (`.e<N>`, taken over when its owner is dead), until a 2xx, which `.sent` records. A slot that leaves
+sends what it finds unsent; so does one of a later launch. The receiver sees an event twice only where its answer was
+lost.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import logging
+import os
+import threading
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from hpc.base import atomic, heartbeat
+from hpc.base.errors import Exit, UserError
+from hpc.config import MapConfig
+from hpc.map.drain import Drain
+from hpc.run.directory import Run
+from hpc.run.events import unsent
+
+log = logging.getLogger("agent")
+
+VARIABLE = "HPC_WEBHOOK"
+ANSWER_S = 30.0  # that a receiver may take
+LONGEST_PAUSE_S = 10.0  # between two tries: doubled from half a second on
+OTHERS_S = 60.0  # that a slot waits for the one that sends, at most
+REFUSED_S = 60.0  # that a receiver is tried which finds fault with what it gets (HTTP 4xx), instead of map.away_s
+COMPLETE, PAUSED, FAILED = "complete", "paused", "failed"
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirected POST would arrive as a GET without its body: it counts as an error."""
+
+    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
+        return None
+
+
+def address(environment: Mapping[str, str] = os.environ) -> str:
+    """Where to send, "" for nowhere. UserError, which does not repeat it, where it is no address."""
+    found = environment.get(VARIABLE, "").strip()
+    try:
+        parts = urllib.parse.urlsplit(found)
+        sound = (
+            parts.scheme in ("http", "https")
+            and bool(parts.hostname)
+            and "@" not in parts.netloc
+            and (parts.port or 1)
+            and found.isprintable()
+        )
+    except ValueError:
+        sound = False
+    if found and not sound:
+        raise UserError(
+            f"webhook: what is in ${VARIABLE} is no http(s) address without a password. Correct it, or unset it."
+        )
+    return found
+
+
+def post(where: str, data: bytes, name: str) -> str:
+    """Send once. "" for a 2xx, else what went wrong, without the address."""
+    headers = {"Content-Type": "application/json", "Idempotency-Key": name, "User-Agent": "hpc"}
+    request = urllib.request.Request(where, data, headers, method="POST")
+    try:
+        with urllib.request.build_opener(_NoRedirect).open(request, timeout=ANSWER_S) as answer:
+            return "" if 200 <= answer.status < 300 else f"HTTP {answer.status}"
+    except urllib.error.HTTPError as error:
+        return f"HTTP {error.code}"
+    except urllib.error.URLError as error:
+        return type(error.reason).__name__
+    except (OSError, http.client.HTTPException, ValueError) as error:  # their texts may hold the address
+        return type(error).__name__
+
+
+class Webhook:
+    """One slot's part. It stops as soon as a signal tells the slot to."""
+
+    def __init__(self, run: Run, instance: str, beat: heartbeat.Heartbeat, drain: Drain, settings: MapConfig) -> None:
+        self._run, self._instance, self._beat, self._drain = run, instance, beat, drain
+        self._lease_s, self._away_s = settings.lease_s, settings.away_s
+        self._observer = heartbeat.Observer(run.slots, instance, settings.lease_s)
+
+    def leave(self, code: Exit, why: str, reruns: int, advance: Callable[[], None]) -> None:
+        """Before the slot says that it has ended: tell what has come to an end, and what nobody has told."""
+        try:
+            where = address()
+        except UserError as error:
+            log.error("%s", error)
+            return
+        if not where:
+            return
+        work = threading.Thread(target=self._work, args=(where, code, why, reruns), daemon=True)
+        work.start()
+        while work.is_alive() and not self._drain.signalled:
+            advance()
+            work.join(0.1)
+
+    def _work(self, where: str, code: Exit, why: str, reruns: int) -> None:
+        try:
+            if code in (Exit.COMPLETE, Exit.SOME_FAILED):
+                self._create((COMPLETE, FAILED), why, reruns)
+            elif why.startswith("paused"):
+                self._create((PAUSED,), why, reruns)
+            for event in unsent(self._run):
+                self._deliver(where, event)
+        except (OSError, UserError, ValueError, KeyError) as error:  # what is not told is found by the next
+            log.error("webhook: %s: %s", type(error).__name__, error)
+
+    def _create(self, kinds: tuple[str, ...], why: str, reruns: int) -> None:
+        """The event, unless it is there. Which of `kinds` is said by the run directory, to all slots alike."""
+        if any((self._run.event_files / f"{kind}.g{reruns}.json").exists() for kind in kinds):
+            return
+        from hpc.map.status import read_status  # rich, and all that counts shards: for one slot of a run
+
+        facts = read_status(self._run)
+        kind = kinds[0]
+        if kind == COMPLETE:
+            if facts["exit"] == Exit.INCOMPLETE:
+                return  # reopened meanwhile
+            kind = COMPLETE if facts["exit"] == Exit.COMPLETE else FAILED
+        first = self._run.submissions()[0].uuid  # runs of one name are told apart
+        done = f"{facts['shards']['done']:,} of {facts['shards']['total']:,} shards"
+        record = {
+            "name": f"{self._run.name}-{first}-{kind}-{reruns}", "run": self._run.name, "kind": kind, "reruns": reruns,
+            "text": f"{self._run.name}: {kind}, {done}: {why}", "reason": why,
+            "shards": facts["shards"], "samples": facts["samples"],
+        }  # fmt: skip
+        self._run.event_files.mkdir(exist_ok=True)
+        atomic.create(self._run.event_files / f"{kind}.g{reruns}.json", atomic.as_json(record))
+
+    def _deliver(self, where: str, event: str) -> None:
+        """Send until a 2xx, or see another do it. Others' deaths take a lease to be seen."""
+        data = (self._run.event_files / f"{event}.json").read_bytes()
+        name, sent = json.loads(data)["name"], self._run.event_files / f"{event}.sent"
+        begun, pause = time.monotonic(), 0.5
+        while not sent.exists():
+            waited = time.monotonic() - begun
+            if not self._mine(event):
+                if waited > min(2 * self._lease_s, OTHERS_S):
+                    return  # its owner goes on, or its next life does
+                time.sleep(min(1.0, self._lease_s / 10))
+                continue
+            problem = post(where, data, name)
+            if not problem:
+                atomic.create(sent, b"")
+                log.info("webhook: %s was taken", name)
+                return
+            log.warning("webhook: %s was not taken: %s", name, problem)
+            if waited > (min(REFUSED_S, self._away_s) if problem.startswith("HTTP 4") else self._away_s):
+                return
+            time.sleep(pause)
+            pause = min(LONGEST_PAUSE_S, 2 * pause)
+
+    def _mine(self, event: str) -> bool:
+        """Whether this slot is the one that sends; takes over from a dead one."""
+        if self._beat.fenced():
+            return False
+        number, owner = self._owner(event)
+        if owner == self._instance:
+            return True
+        if number >= 0 and not self._observer.dead(owner):
+            return False
+        return atomic.create(self._run.event_files / f"{event}.e{number + 1}", self._instance.encode())
+
+    def _owner(self, event: str) -> tuple[int, str]:
+        prefix = f"{event}.e"
+        found = (name.removeprefix(prefix) for name in os.listdir(self._run.event_files) if name.startswith(prefix))
+        numbers = [int(number) for number in found if number.isdigit()]
+        if not numbers:
+            return -1, ""
+        return max(numbers), (self._run.event_files / f"{prefix}{max(numbers)}").read_text()
