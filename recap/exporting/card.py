@@ -19,9 +19,12 @@ def card(source: Published, written: Written, selection: Selection, kind: str) -
     for label, key in (("prompt", "prompt"), ("decoding", "decoding"), ("longest", "max_tokens")):
         if captioner.get(key) is not None:
             lines.append(f"- {label}: {json.dumps(captioner[key], ensure_ascii=False)}")
+    if selection.where:
+        lines.append(f"- rows that are kept: {json.dumps(selection.where.text, ensure_ascii=False)}")
     lines += written.downloads.lines()
     lines += ["", "| column | type | meaning |", "|---|---|---|"]
-    lines += [f"| {name} | {type_} | {about} |" for name, type_, about in COLUMNS]
+    about = {name: words for name, _, words in COLUMNS}
+    lines += [f"| {f.name} | {f.type} | {about.get(f.name, 'a field of the run')} |" for f in selection.schema]
     left_out = {r: n for r, n in written.reasons.most_common() if not r.startswith(f"{OK}: ")}
     if left_out:
         lines += ["", "Samples without a caption are left out:", "", "| reason | samples |", "|---|---|"]

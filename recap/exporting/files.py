@@ -55,13 +55,17 @@ def write_parquet(table: pa.Table, file: IO[bytes]) -> None:
 
 def write_jsonl(table: pa.Table, file: IO[bytes]) -> None:
     """A JSON object a line, UTF-8; NaN and infinities, which JSON does not know, become null."""
-    floats = [field.name for field in table.schema if pa.types.is_floating(field.type)]
     for batch in table.to_batches(max_chunksize=4096):
         for row in batch.to_pylist():
-            for name in floats:
-                if row[name] is not None and not math.isfinite(row[name]):
-                    row[name] = None
-            file.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+            file.write(json.dumps(_finite(row), ensure_ascii=False, allow_nan=False).encode() + b"\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 FORMATS: dict[str, Callable[[pa.Table, IO[bytes]], None]] = {"parquet": write_parquet, "jsonl": write_jsonl}

@@ -219,6 +219,9 @@ def test_where_and_columns(runs: Path, tmp_path: Path, capsys: pytest.CaptureFix
     for out, more in (("all", []), ("part", ["--where", f"{condition} and re_gpt4v_score > 5"])):
         arguments = [str(runs / "v1"), str(tmp_path / out), "--columns", names, *add, *more]
         assert export.main([*arguments, "--shard-size", "20"]) == Exit.COMPLETE
+    card = (tmp_path / "part/README.md").read_text()
+    assert "| tokens | int32 | a field of the run |" in card and "org_caption" not in card
+    assert f'- rows that are kept: "{condition} and re_gpt4v_score > 5"' in card
     [(count,)] = duckdb.sql(f"select count(*) from '{tmp_path}/all/data/*.parquet' where {condition}").fetchall()
     found = pq.read_table(tmp_path / "part/data")
     assert found.column_names == names.split(",") and len(found) == count == 2 * SAMPLES - 10 - 2 + 1 - 1
@@ -263,7 +266,7 @@ def test_json_lines(runs: Path, flat: Path, tmp_path: Path, monkeypatch: pytest.
 def test_files_of_a_size_in_bytes(tmp_path: Path) -> None:
     """About so many bytes, measured on what comes first, whatever the format; NaN is null in JSON."""
     rng = np.random.default_rng(0)
-    table = pa.table({"text": [rng.bytes(50).hex() for _ in range(20_000)], "score": [float("nan")] * 20_000})
+    table = pa.table({"text": [rng.bytes(50).hex() for _ in range(20_000)], "score": [[float("nan")]] * 20_000})
     for kind in ("parquet", "jsonl"):
         files = Files(tmp_path / kind, kind, table.schema, size("200kB"))
         for start in range(0, len(table), 5000):
@@ -271,7 +274,7 @@ def test_files_of_a_size_in_bytes(tmp_path: Path) -> None:
         files.close()
         written = sorted((tmp_path / kind / "data").iterdir())
         assert len(written) > 4 and all(abs(file.stat().st_size - 200_000) < 30_000 for file in written[:-1])
-    assert json.loads(written[0].read_text().splitlines()[0])["score"] is None
+    assert json.loads(written[0].read_text().splitlines()[0])["score"] == [None]
 
 
 def test_a_run_that_is_not_complete(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
