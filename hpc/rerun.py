@@ -14,6 +14,7 @@ import argparse
 import sys
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -56,22 +57,31 @@ def choose(run: Run, latest: Submission, wanted: list[str] | None) -> tuple[dict
 
 def choose_by_samples(run: Run, latest: Submission) -> dict[str, int]:
     """The generation to open for shards that have failed or quarantined samples, finished ones too."""
-    survey = run.ledger(latest.identity).survey(run.generations.opened())
-    reader = JournalReader(run.journals, {s.uuid for s in run.submissions() if s.identity == latest.identity})
-    reader.refresh()
+    ledger = run.ledger(latest.identity)
+    survey = ledger.survey(run.generations.opened())
+    journaled: dict[tuple[str, int], bool] = {}
+
+    def note(shard: str, generation: int, event: dict[str, Any]) -> bool:
+        if event["event"] == DONE:
+            journaled[shard, generation] = _bad(event)
+        return True
+
+    JournalReader(run.journals, {s.uuid for s in run.submissions() if s.identity == latest.identity}).refresh(note)
     opened = {}
     for shard in Plan(run.plans, latest.plan).ids():
         state = survey.get(shard, State())
+        bad = state.status == FAILED
         if state.status == DONE:
             at = (shard, state.generation)
-            marker = reader.done.get(at) or run.ledger(latest.identity).read(shard, f"g{state.generation}.done")
-            counts = marker.get("counts", {})
-            bad = counts.get(SAMPLE_FAILED, 0) + counts.get(QUARANTINED, 0)
-        else:
-            bad = state.status == FAILED
+            bad = journaled[at] if at in journaled else _bad(ledger.read(shard, f"g{state.generation}.done"))
         if bad:
             opened[shard] = state.generation + 1
     return opened
+
+
+def _bad(marker: dict[str, Any]) -> bool:
+    counts = marker.get("counts", {})
+    return bool(counts.get(SAMPLE_FAILED, 0) + counts.get(QUARANTINED, 0))
 
 
 def said(opened: dict[str, int], states: Counter[str]) -> list[str]:

@@ -62,6 +62,31 @@ def read_all(slots: Path) -> list[dict[str, Any]]:
     return [found for n in names if (found := read(slots, n.removesuffix(".json")))]
 
 
+def newest(slots: Path, exited: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """The newest life of every slot.
+
+    Args:
+        exited: lives that have ended, by instance, as earlier looks have read them: these are not read again. Brought
+            up to date.
+    """
+    try:
+        names = [n.removesuffix(".json") for n in os.listdir(slots) if n.endswith(".json") and not n.startswith(".")]
+    except FileNotFoundError:
+        return []
+    lives: dict[str, list[str]] = {}
+    for name in sorted(names, key=lambda name: (len(name), name)):  # of one slot, by number
+        lives.setdefault(name.rpartition("-")[0], []).append(name)
+    found = {}
+    for of_slot in lives.values():
+        for name in reversed(of_slot):  # one that is torn is none
+            if facts := exited.get(name) or read(slots, name):
+                found[name] = facts
+                break
+    exited.clear()
+    exited.update((name, facts) for name, facts in found.items() if facts.get("state") == "exited")
+    return list(found.values())
+
+
 def alive_here(slots: Path) -> list[dict[str, Any]]:
     """Heartbeats of this machine's slots whose processes live."""
     return [

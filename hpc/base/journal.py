@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,21 +41,26 @@ class Journal:
 
 def read(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
     """Complete events from a byte offset on, and the offset to go on from. Torn lines are skipped."""
+    data, offset = complete(path, offset)
+    return [said for line in data.split(b"\n") if (said := event(line))], offset
+
+
+def complete(path: Path, offset: int = 0) -> tuple[bytes, int]:
+    """Complete lines from a byte offset on, and the offset to go on from. Some may be torn."""
     try:
         with open(path, "rb") as file:
             file.seek(offset)
             data = file.read()
     except FileNotFoundError:
-        return [], offset
-    whole = data[: data.rfind(b"\n") + 1]
-    return list(_parse(whole)), offset + len(whole)
+        return b"", offset
+    whole = data if data.endswith(b"\n") else data[: data.rfind(b"\n") + 1]
+    return whole, offset + len(whole)
 
 
-def _parse(data: bytes) -> Iterator[dict[str, Any]]:
-    for line in data.decode("utf-8", "replace").split("\n"):
-        try:
-            event = json.loads(line)
-        except ValueError:  # a line torn by a crash or a full disk
-            continue
-        if isinstance(event, dict) and "event" in event:
-            yield event
+def event(line: bytes) -> dict[str, Any] | None:
+    """What a line says; None for one that was torn by a crash or a full disk."""
+    try:
+        found = json.loads(line.decode("utf-8", "replace"))
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) and "event" in found else None

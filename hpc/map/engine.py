@@ -60,6 +60,7 @@ class ShardWorker:
         self.isolated: deque[tuple[ShardTask, Item, int]] = deque()  # each is applied alone: it may kill the process
         self.again: deque[tuple[ShardTask, Item, int]] = deque()  # transient failures to try again
         self.to_read: ShardTask | None = None  # in the reader's hands
+        self.taken: list[Item] = []  # for the operator
         self.still = False  # the reader was made to stand still
         self.draining = False
         self.done = 0
@@ -88,8 +89,10 @@ class ShardWorker:
                 return
             self.save_due()
             self.feed()
+            self.hand_over()
             for row in self.operator.poll(0.2):
                 self.take(row)
+            self.inflight.write()
             self.progress()
 
     def commands(self, timeout: float) -> bool:
@@ -152,8 +155,8 @@ class ShardWorker:
             return []
 
     def feed(self) -> None:
-        """Hand the operator what it wants; suspects go alone."""
-        while not self.draining and self.operator.want() > 0 and self.inflight.bytes < IN_FLIGHT_BYTES:
+        """Take what the operator wants; suspects go alone."""
+        while not self.draining and self.operator.want() > len(self.taken) and self.inflight.bytes < IN_FLIGHT_BYTES:
             if self.suspect_in_flight():
                 return  # it is applied alone: whatever dies now, it was this sample
             if self.isolated:
@@ -249,7 +252,14 @@ class ShardWorker:
     def put(self, task: ShardTask, item: Item, tries: int) -> None:
         task.held += 1
         self.inflight.add(task, item, tries)
-        self.operator.put(item)
+        self.taken.append(item)
+
+    def hand_over(self) -> None:
+        """Give the operator what was taken for it, once that is written down."""
+        self.inflight.write()
+        for item in self.taken:
+            self.operator.put(item)
+        self.taken = []
 
     def take(self, row: Row) -> None:
         task, item, tries = self.inflight.remove(row)

@@ -27,7 +27,8 @@ class Held:
 class InFlight:
     """Samples that the operator holds (`+id<TAB>generation<TAB>index`, `-…`), and the shard that is read (`<…`, `>…`).
 
-    Written before the operator or the reader gets to work. Not fsynced: the kernel keeps it when the process dies, and
+    Written before the operator or the reader gets to work, in one write for all samples that are handed over together.
+    Not fsynced: the kernel keeps it when the process dies, and
     when the machine dies no sample is to blame.
     """
 
@@ -40,30 +41,37 @@ class InFlight:
         self.items: dict[tuple[str, int], tuple[ShardTask, Item, int]] = {}  # (shard, index) -> task, item, tries
         self.bytes = 0  # of their payloads
         self.reading: ShardTask | None = None
+        self._unwritten = b""
 
     def add(self, task: ShardTask, item: Item, tries: int) -> None:
         self.items[item.shard, item.index] = (task, item, tries)
         self.bytes += item.size
-        self._log(_line("+", task, item.index))
+        self._unwritten += _line("+", task, item.index)
 
     def remove(self, row: Row) -> tuple[ShardTask, Item, int]:
         found = self.items.pop((row.shard, row.index))
         self.bytes -= found[1].size
-        self._log(_line("-", found[0], row.index))
+        self._unwritten += _line("-", found[0], row.index)
         return found
 
     def begin_reading(self, task: ShardTask) -> None:
         self.reading = task
-        self._log(_line("<", task, 0))
+        self._unwritten += _line("<", task, 0)
+        self.write()
 
     def end_reading(self) -> None:
         if self.reading is not None:
-            self._log(_line(">", self.reading, 0))
+            self._unwritten += _line(">", self.reading, 0)
+            self.write()
             self.reading = None
 
-    def _log(self, line: bytes) -> None:
-        os.write(self._fd, line)
-        self._size += len(line)
+    def write(self) -> None:
+        """What was added and removed since the last time."""
+        if not self._unwritten:
+            return
+        os.write(self._fd, self._unwritten)
+        self._size += len(self._unwritten)
+        self._unwritten = b""
         if self._size > self.ROTATE:
             self._compact()
 

@@ -38,9 +38,10 @@ def read_status(run: Run, tally: Tally | None = None) -> dict[str, Any]:
     """The facts, as --json prints them."""
     latest = run.latest()
     tally = current(run, tally)
+    newest = heartbeat.newest(run.slots, tally.exited)
     totals = tally.count()
     settled, reader = totals.settled, tally.reader
-    slots = _slots(run, run.submissions())
+    slots = _slots(run, run.submissions(), newest)
     live = any(s["state"] != "exited" for s in slots["list"])
     # of a run that is over: up to its last sample, not to a launch that found nothing to do
     now = time.time() if live else max(reader.rates, default=0) + 1.0
@@ -126,16 +127,11 @@ def _rates(reader: JournalReader, now: float) -> dict[str, float]:
     return rates
 
 
-def _slots(run: Run, submissions: list[Submission]) -> dict[str, Any]:
+def _slots(run: Run, submissions: list[Submission], newest: list[dict[str, Any]]) -> dict[str, Any]:
     """The newest life of every slot, as its heartbeat says; and what squeue says where it answers."""
-    newest: dict[tuple[str, int], dict[str, Any]] = {}
-    for facts in heartbeat.read_all(run.slots):
-        at = (facts.get("submission", ""), facts.get("slot", 0))
-        if facts.get("life", 0) >= newest.get(at, {}).get("life", -1):
-            newest[at] = facts
     wanted = {s.uuid for s in submissions[-1:]}
     rows = []
-    for facts in newest.values():
+    for facts in newest:
         if facts.get("submission") not in wanted and facts.get("state") == "exited":
             continue
         silent = time.time() - facts.get("t", time.time())

@@ -33,6 +33,7 @@ WORTHWHILE = 5000  # shards from which on the cache is written
 _RACY_S = 2.0  # a directory that changed so shortly before its listing may change again under the same time stamp
 
 _TERMINAL = re.compile(r"^(.+)\.g0\.(done|failed)$", re.MULTILINE)
+_DONE, _FAILED = State(DONE), State(FAILED)  # one object each: there may be a million
 _LATER = re.compile(r"\.g[1-9]\d*\.(?:e|done|failed)")
 
 
@@ -67,9 +68,11 @@ class Settled:
     unknown: int = 0  # shards without an expected count
 
     def count_done(self, shard: str, done: dict[str, Any]) -> None:
-        self.samples.update(done.get("counts", {}))
+        for status, count in done.get("counts", {}).items():  # quicker than Counter.update, a million times
+            self.samples[status] += count
+        for reason, count in done.get("reasons", {}).items():
+            self.reasons[reason] += count
         self.rows += done.get("rows", 0)
-        self.reasons.update(done.get("reasons", {}))
         if done.get("damage"):
             self.damaged.setdefault(done["damage"], Reason()).add(
                 shard, done.get("detail") or "", empty=not done.get("rows", 0)
@@ -117,6 +120,7 @@ class Tally:
         self._done: dict[str, pa.Array | set[str]] = {}  # bucket -> ids that have been counted
         self._claimed: dict[str, list[str]] = {}  # bucket -> ids
         self._failed: set[str] = set()
+        self.exited: dict[str, dict[str, Any]] = {}  # see hpc.base.heartbeat.newest
         self._generations = self._run.generations.count()
 
     def fits(self, latest: Submission) -> bool:
@@ -134,8 +138,6 @@ class Tally:
     def _count(self) -> Totals:
         if self._generations != self._run.generations.count():
             self._forget()  # shards were reopened: what was settled is not
-        self.reader.submissions = self._mine()
-        self.reader.refresh()
         reopened = self._run.generations.by_bucket()
         found: dict[str, State] = {}
         changed = False
@@ -145,8 +147,6 @@ class Tally:
             self._forget()  # a shard was done after all: its failure must not count
             return self._count()
         self._settle(found)
-        self.reader.done.clear()
-        self.reader.failed.clear()
         if changed and self._keep and len(self._plan) >= WORTHWHILE:
             self._save()
         return self._totals()
@@ -168,29 +168,46 @@ class Tally:
             if shard not in known or (shard in self._failed and state.status == DONE):
                 found[shard] = state
                 known.add(shard)
-        self._done[bucket], self._claimed[bucket] = known, claimed
+        self._done[bucket], self._claimed[bucket] = pa.array(list(known), pa.string()), claimed
         # Our clock against the file server's: where they disagree the bucket is only listed once more than needed.
         self._times[bucket] = changed_at if now - changed_at / 1e9 > _RACY_S else -1
         return True
 
     def _settle(self, found: dict[str, State]) -> None:
-        """Add shards that are newly settled. Those that the plan has dropped are not counted."""
-        if not found:
-            return
-        rows = self._plan.filter(pc.is_in(self._plan["id"], pa.array(list(found), pa.string())))
+        """Add shards that are newly settled, as the journals tell of them, and read these on. Those that the plan has
+        dropped are not counted.
+        """
+        ids = pa.array(list(found), pa.string())
+        rows = self._plan.filter(pc.is_in(self._plan["id"], ids)) if found else self._plan.slice(0, 0)
         self.settled.bytes += pc.sum(rows["bytes"]).as_py() or 0
         self.settled.expected += pc.sum(rows["expected"]).as_py() or 0
         self.settled.unknown += rows["expected"].null_count
-        for shard, expected in zip(rows["id"].to_pylist(), rows["expected"].to_pylist(), strict=True):
-            state = found[shard]
-            self.settled.shards[state.status] += 1
-            at = (shard, state.generation)
-            if state.status == DONE:
-                self.settled.count_done(shard, self.reader.done.get(at) or _marker(self._ledger, *at))
-            else:
-                failed = self.reader.failed.get(at) or self._ledger.read(shard, f"g{state.generation}.failed")
-                self.settled.count_failed(shard, failed, expected or 0)
-                self._failed.add(shard)
+        for shard in ids.filter(pc.invert(pc.is_in(ids, rows["id"].combine_chunks()))).to_pylist():
+            del found[shard]
+
+        def ended(shard: str, generation: int, event: dict[str, Any]) -> bool:
+            state = found.get(shard)
+            if state is None or (state.generation, state.status) != (generation, event["event"]) or not _sound(event):
+                return False
+            self._add(shard, state, event, expected)
+            del found[shard]
+            return True
+
+        self.reader.submissions = self._mine()
+        failed = pa.array([shard for shard, state in found.items() if state.status == FAILED], pa.string())
+        theirs = rows.filter(pc.is_in(rows["id"], failed))
+        expected = dict(zip(theirs["id"].to_pylist(), theirs["expected"].to_pylist(), strict=True))
+        self.reader.refresh(ended)
+        for shard, state in found.items():  # their journals lack the line: their writers died before it
+            self._add(shard, state, _marker(self._ledger, shard, state), expected)
+
+    def _add(self, shard: str, state: State, event: dict[str, Any], expected: dict[str, int | None]) -> None:
+        self.settled.shards[state.status] += 1
+        if state.status == DONE:
+            self.settled.count_done(shard, event)
+        else:
+            self.settled.count_failed(shard, event, expected.get(shard) or 0)
+            self._failed.add(shard)
 
     def _totals(self) -> Totals:
         settled = self.settled
@@ -247,7 +264,7 @@ class Tally:
         settled = {**vars(self.settled), **groups}
         state = {
             "key": self._key(), "reader": self.reader.dump(), "settled": settled, "times": self._times,
-            "claimed": self._claimed, "failed": sorted(self._failed),
+            "claimed": self._claimed, "exited": self.exited, "failed": sorted(self._failed),
             "buckets": [[name, len(ids)] for name, ids in zip(names, arrays, strict=True)],
         }  # fmt: skip
         table = pa.table({"id": pa.chunked_array(arrays, pa.string())})
@@ -276,6 +293,7 @@ class Tally:
             self.reader.restore(state["reader"])
             self.settled = Settled(**settled)
             self._times, self._claimed, self._failed = state["times"], state["claimed"], set(state["failed"])
+            self.exited = state["exited"]
             ids, start = table["id"].combine_chunks(), 0
             for bucket, count in state["buckets"]:
                 self._done[bucket] = ids.slice(start, count)
@@ -305,14 +323,23 @@ def _states(names: list[str], reopened: Mapping[str, int] | None) -> tuple[dict[
         settled = {i: s for i, s in found.items() if s.terminal}
         return settled, [i for i, s in found.items() if s.status == CLAIMED]
     marks = _TERMINAL.findall(text)
-    settled = {shard: State(FAILED) for shard, mark in marks if mark == "failed"}
-    settled.update((shard, State(DONE)) for shard, mark in marks if mark == "done")
+    settled = {shard: _FAILED for shard, mark in marks if mark == "failed"}
+    settled.update((shard, _DONE) for shard, mark in marks if mark == "done")
     left = states(n for n in names if n.rpartition(".g0.")[0] not in settled)
     return settled, [shard for shard, state in left.items() if state.status == CLAIMED]
 
 
-def _marker(ledger: Ledger, shard_id: str, generation: int) -> dict[str, Any]:
-    """A marker whose journal line is missing (its writer died between the two)."""
-    marker = ledger.read(shard_id, f"g{generation}.done")
+def _sound(event: dict[str, Any]) -> bool:
+    """Whether a line can be counted; for one that a crash or a full disk has damaged, its marker is read."""
+    try:
+        sum(event.get("counts", {}).values(), sum(event.get("reasons", {}).values(), event.get("rows", 0)))
+        return all(isinstance(event.get(word, ""), str | None) for word in ("reason", "damage", "detail"))
+    except (TypeError, AttributeError):
+        return False
+
+
+def _marker(ledger: Ledger, shard_id: str, state: State) -> dict[str, Any]:
+    """A marker, as a journal's line has it."""
+    marker = ledger.read(shard_id, f"g{state.generation}.{state.status}")
     damage = marker.get("damage") or {}
     return {**marker, "damage": damage.get("reason"), "detail": damage.get("detail")}

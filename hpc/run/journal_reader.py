@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hpc.base import journal
+from hpc.run.journal_blocks import Bulk
+from hpc.run.ledger import DONE, FAILED
+
+Ended = Callable[[str, int, dict[str, Any]], bool]
 
 HISTORY_S = 600
+BATCH_BYTES = 1 << 24  # of lines that are parsed together
 WINDOW_S = 3600.0  # the longest that rates are asked over
 
 
@@ -56,23 +61,35 @@ class JournalReader:
         self._folder = folder
         self.submissions = submissions
         self.offsets: dict[str, int] = {}
-        self.done: dict[tuple[str, int], dict[str, Any]] = {}
-        self.failed: dict[tuple[str, int], dict[str, Any]] = {}
         self.partial: dict[tuple[str, int], Saved] = {}
         self.rates: Counter[int] = Counter()  # samples by second, over the last hour
         self.lives: dict[str, Activity] = {}  # by instance
         self.history: Counter[int] = Counter()  # samples by ten minutes, of the whole run
         self.first = self.last = 0.0
 
-    def refresh(self) -> None:
+    def refresh(self, ended: Ended = lambda shard, generation, event: False) -> None:
+        """Read on.
+
+        Args:
+            ended: told of every shard that was done or failed (id, generation, event); says whether its blocks need
+                not be told apart any more.
+        """
+        bulk, lives = Bulk(), list[Activity]()
         for path in sorted(self._folder.glob("*.jsonl")) if self._folder.is_dir() else []:
             if self.submissions is not None and path.name.partition("-")[0] not in self.submissions:
                 continue
-            events, self.offsets[path.name] = journal.read(path, self.offsets.get(path.name, 0))
-            life = self.lives.setdefault(path.stem, Activity())
-            for event in events:
-                with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError):  # damaged: as good as torn
-                    self._take(event, life)
+            data, self.offsets[path.name] = journal.complete(path, self.offsets.get(path.name, 0))
+            lives.append(self.lives.setdefault(path.stem, Activity()))
+            for line in bulk.add(data):
+                if event := journal.event(line):
+                    try:
+                        self._take(event, lives[-1], bulk, ended)
+                    except (KeyError, TypeError, ValueError, AttributeError):  # damaged: as if torn
+                        continue
+            if bulk.bytes > BATCH_BYTES:
+                self._take_bulk(bulk, lives)
+                bulk, lives = Bulk(), []
+        self._take_bulk(bulk, lives)
         oldest = self.last - 2 * WINDOW_S
         for second in [s for s in self.rates if s < oldest]:
             del self.rates[second]
@@ -81,19 +98,13 @@ class JournalReader:
                 for minute in [m for m in minutes if m * 60 < oldest]:
                     del minutes[minute]
 
-    def _take(self, event: dict[str, Any], life: Activity) -> None:
+    def _take(self, event: dict[str, Any], life: Activity, bulk: Bulk, ended: Ended) -> None:
         kind, t = event["event"], float(event.get("t", 0.0))
-        self.last = max(self.last, t)
-        self.first = min(self.first or t, t)
-        life.last, life.first = max(life.last, t), min(life.first or t, t)
-        at = (event.get("shard", ""), event.get("g", 0))
-        if kind == "done":
-            self.done[at] = event
-            self.partial.pop(at, None)
-        elif kind == "failed":
-            self.failed[at] = event
-        elif kind == "segment":
-            self._segment(event, at, life, t)
+        self._seen(life, t, t)
+        if kind in (DONE, FAILED):
+            at = (event["shard"], event.get("g", 0))
+            if ended(*at, event):
+                bulk.over(*at)
         elif kind == "engine":
             life.deaths[f"{event.get('engine', 0)}: {event['died']}"] += 1
         elif kind == "ended" and event.get("how") == "failed":
@@ -103,20 +114,33 @@ class JournalReader:
         elif kind == "start":
             life.host = str(event.get("host", ""))
 
-    def _segment(self, event: dict[str, Any], at: tuple[str, int], life: Activity, t: float) -> None:
+    def _seen(self, life: Activity, first: float, last: float) -> None:
+        self.first, self.last = min(self.first or first, first), max(self.last, last)
+        life.first, life.last = min(life.first or first, first), max(life.last, last)
+
+    def _take_bulk(self, bulk: Bulk, lives: list[Activity]) -> None:
+        """Saved blocks."""
+        blocks, left = bulk.parse()
+        for owner, rows in blocks.journals():
+            life, t, new = lives[owner], blocks.t[rows], blocks.new[rows]
+            self._seen(life, float(t.min()), float(t.max()))
+            life.samples += int(new.sum())
+            if (saved := t[new > 0]).size:
+                life.worked = float(saved[-1])
+        recent = self.last - 2 * WINDOW_S
+        for second, count in blocks.by_time(1, since=recent):
+            self.rates[second] += count
+        for span, count in blocks.by_time(HISTORY_S):
+            self.history[span] += count
+        for owner, engine, minute, count in blocks.by_engine(60, since=recent):
+            lives[owner].minutes.setdefault(str(engine), Counter())[minute] += count
         # Who takes a shard over names what it adopts; what a zombie saves beside it counts no more.
-        epoch = event.get("e", -1)
-        if at not in self.done and (at not in self.partial or self.partial[at].epoch < epoch):
-            self.partial[at] = Saved(epoch)
-        if at in self.partial and self.partial[at].epoch == epoch:
-            self.partial[at].add(event["start"], event["counts"])
-        if not event["adopted"]:
-            count = sum(event["counts"].values())
-            life.samples += count
-            life.worked = t
-            self.rates[int(t)] += count
-            self.history[int(t) // HISTORY_S] += count
-            life.minutes.setdefault(str(event.get("engine", 0)), Counter())[int(t) // 60] += count
+        for event in left:
+            at, epoch = (event["shard"], event.get("g", 0)), event.get("e", -1)
+            if at not in self.partial or self.partial[at].epoch < epoch:
+                self.partial[at] = Saved(epoch)
+            if self.partial[at].epoch == epoch:
+                self.partial[at].add(event["start"], event["counts"])
 
     def over_time(self) -> list[tuple[float, int, int]]:
         """(start, seconds, samples) of even bins over the run: of ten minutes, or finer where the run is short."""
@@ -140,7 +164,7 @@ class JournalReader:
     # --- for the cache ----------------------------------------------------------------------
 
     def dump(self) -> dict[str, Any]:
-        """Everything but `done` and `failed`, which have been counted."""
+        """Everything."""
         partial = [[*at, found.epoch, list(found.blocks.items())] for at, found in self.partial.items()]
         lives = {name: vars(life) for name, life in self.lives.items()}
         return {

@@ -50,3 +50,23 @@ def test_a_slot_that_cannot_write_its_heartbeat_fences_itself(tmp_path: Path, mo
 
 def _no_space(*arguments: Any, **options: Any) -> None:
     raise OSError(28, "No space left on device")
+
+
+def test_lives_that_have_ended_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def beat(instance: str, **facts: Any) -> None:
+        (tmp_path / f"{instance}.json").write_text(json.dumps({"instance": instance, **facts}))
+
+    for life in range(12):
+        beat(f"sub-0001-{life}", state="exited")
+    beat("sub-0002-0", state="running")
+    read: list[str] = []
+    really = heartbeat.read
+    monkeypatch.setattr(heartbeat, "read", lambda slots, name: read.append(name) or really(slots, name))
+    exited: dict[str, dict[str, Any]] = {}
+    for _ in range(2):
+        assert [f["instance"] for f in heartbeat.newest(tmp_path, exited)] == ["sub-0001-11", "sub-0002-0"]
+    assert read == ["sub-0001-11", "sub-0002-0", "sub-0002-0"]
+    (tmp_path / "sub-0002-1.json").write_text("torn")
+    beat("sub-0001-12", state="running")
+    assert {f["instance"] for f in heartbeat.newest(tmp_path, exited)} == {"sub-0001-12", "sub-0002-0"}
+    assert exited == {}

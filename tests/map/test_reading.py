@@ -110,11 +110,16 @@ def test_a_node_is_excluded_only_for_what_others_can_read(tmp_path: Path) -> Non
 
 
 def test_what_is_in_hand_is_on_the_record(tmp_path: Path) -> None:
-    first, second = (ShardTask(Shard(i, "", 0), 0, 0, set(), set(), False, 8, tmp_path, None) for i in ("a", "b"))  # type: ignore[arg-type]
+    first, second = (ShardTask(Shard(i, "", 0), 0, 0, set(), set(), False, 8, 0.0, None, None) for i in ("a", "b"))  # type: ignore[arg-type]
     record = InFlight(tmp_path / "record")
     record.begin_reading(first)
-    record.add(first, Item("a", 0, "k"), 0)
-    assert InFlight.read(tmp_path / "record") == Held([("a", 0, 0)], [("a", 0)], 0)
+    for index in range(3):
+        record.add(first, Item("a", index, "k"), 0)
+    record.remove(Row("a", 2, "k"))
+    assert InFlight.read(tmp_path / "record").samples == [], "what is handed over together is one write"
+    record.write()
+    assert InFlight.read(tmp_path / "record") == Held([("a", 0, 0), ("a", 0, 1)], [("a", 0)], 1)
+    record.remove(Row("a", 1, "k"))
     record.end_reading()
     record.begin_reading(second)
     record._compact()

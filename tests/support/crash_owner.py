@@ -48,6 +48,7 @@ class InlineEngine:
         task = self._engine.tasks[-1]
         for item in [*self._operator.read(task.shard), None]:
             self._engine.receive(task, item)
+            self._engine.hand_over()
             for row in self._operator.poll(0.0):
                 self._engine.take(row)
             self._engine.save_due()
