@@ -33,7 +33,6 @@ from hpc.kinds import View
 from hpc.map import breakdown
 from hpc.pipeline.directory import PipelineRun
 from hpc.run.directory import Run
-from hpc.run.published import Published
 
 
 def _view(run: Run, by: str | None) -> View:
@@ -45,6 +44,8 @@ def _view(run: Run, by: str | None) -> View:
 
 def _print_damaged(run: Run) -> int:
     """A line for each damaged shard, for `cut` and `sort`."""
+    from hpc.run.published import Published
+
     for shard in Published(run.path):
         if damage := shard.marker.get("damage"):
             fields = (shard.shard.id, damage["reason"], damage["detail"], shard.shard.uri)

@@ -10,9 +10,13 @@ Exit codes: 0 all markers hold, 1 some do not, 64 wrong usage.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import pyarrow as pa
@@ -27,6 +31,9 @@ from hpc.run import column as columns
 from hpc.run.directory import Run, Submission
 from hpc.run.ledger import DONE
 from hpc.run.plan import DamagedPlan, Plan
+
+CHUNK = 32  # shards that a process checks at a time
+WORTHWHILE = 8  # chunks up to which one process is quicker
 
 _MARKER = {"file": str, "bytes": int, "rows": int, "sha256": str, "counts": dict, "reasons": dict}
 
@@ -72,6 +79,29 @@ def _differs(path: Path, marker: dict, full: bool) -> str | None:
     return None
 
 
+def _check_all(
+    path: Path, identity: str, column: str, full: bool, shards: list[tuple[str, int]]
+) -> tuple[int, list[tuple[str, str]]]:
+    """(how many, those that do not hold and why)"""
+    run = Run(path)
+    problems = ((shard, check(run, shard, generation, identity, column, full=full)) for shard, generation in shards)
+    return len(shards), [(shard, problem) for shard, problem in problems if problem]
+
+
+def _checked(
+    run: Run, latest: Submission, shards: list[tuple[str, int]], full: bool
+) -> Iterator[tuple[int, list[tuple[str, str]]]]:
+    """The same, chunk by chunk; in as many processes as there are cores where that is worth their start."""
+    one = partial(_check_all, run.path, latest.identity, latest.column, full)
+    chunks = [shards[start : start + CHUNK] for start in range(0, len(shards), CHUNK)]
+    cores = len(os.sched_getaffinity(0))
+    if cores == 1 or len(chunks) <= WORTHWHILE:
+        yield from map(one, chunks)
+        return
+    with ProcessPoolExecutor(min(cores, len(chunks)), mp_context=get_context("spawn")) as pool:
+        yield from pool.map(one, chunks)
+
+
 def planned(run: Run, latest: Submission) -> tuple[list[str] | None, list[str]]:
     """(ids of the plan, None where it cannot be read; what is wrong with the run's other files)"""
     hurt = [f"submission {name} is damaged" for name in run.damaged_submissions()]
@@ -110,12 +140,12 @@ def main(arguments: list[str] | None = None) -> int:
     survey = run.ledger(latest.identity).survey(run.generations.opened())
     done = [(i, s) for i in (survey if ids is None else ids) if (s := survey.get(i)) and s.status == DONE]
     wrong: list[tuple[str, str]] = []
-    marked: set[Path] = set()
+    marked = {run.column_file(latest.column, latest.identity, shard, state.generation) for shard, state in done}
     with Progress(console=errors, transient=True, disable=not errors.is_terminal) as progress:
-        for shard, state in progress.track(done, description="verify"):
-            marked.add(run.column_file(latest.column, latest.identity, shard, state.generation))
-            if problem := check(run, shard, state.generation, latest.identity, latest.column, full=args.full):
-                wrong.append((shard, problem))
+        task = progress.add_task("verify", total=len(done))
+        for count, found in _checked(run, latest, [(i, s.generation) for i, s in done], args.full):
+            wrong += found
+            progress.advance(task, count)
     if args.full:
         generations = {(i, s.generation) for i, s in survey.items()}
         for path in unmarked(run, latest.column, latest.identity, marked):

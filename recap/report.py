@@ -238,6 +238,7 @@ def _facts(facts: dict[str, Any], seen: Look) -> str:
         ("hit the limit", f"{100 * seen.limited / captions:.2f} %"),
         ("of all, cut in mid-sentence", f"{100 * seen.lint['cut'] / captions:.2f} %"),
         (f"{effort['unit']} hours", f"{effort['hours']:,.2f}"),
+        (f"{effort['unit']} hours idle after the last claim", f"{facts['idle_at_the_end'] or 0:,.2f}"),
         (f"samples/s per {effort['unit']}", f"{effort['samples_per_s']:,.1f}"),
     ]
     if effort["cost"] is not None:

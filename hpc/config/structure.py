@@ -10,9 +10,6 @@ import typing
 from dataclasses import MISSING
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from hpc.base.errors import UserError
 
 
@@ -23,6 +20,9 @@ def names(schema: type) -> set[str]:
 def structured(schema: type, values: dict[str, Any], source: str) -> Any:
     """A dataclass of this schema from plain values. Raises UserError with a hint for a key that it does not know."""
     check_keys(schema, values, source, "")
+    from omegaconf import OmegaConf  # a fifth of a second that commands without a config need not spend
+    from omegaconf.errors import OmegaConfBaseException
+
     try:
         merged = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(_settled(values, source, "")))
         made = OmegaConf.to_object(merged)

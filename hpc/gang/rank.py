@@ -31,7 +31,6 @@ from hpc.base.errors import FINAL, Exit, Parser, ShardError, UserError, fingerpr
 from hpc.base.journal import Journal, read
 from hpc.map import machine
 from hpc.run.directory import Run, Submission
-from hpc.slurm.jobs import ranks_per_node
 
 log = logging.getLogger("gang")
 
@@ -154,6 +153,8 @@ def _place(cluster: configs.ClusterConfig) -> tuple[int, int, int]:
     if cluster.kind == "slurm":
         for name, source in zip(("RANK", "WORLD_SIZE", "LOCAL_RANK"), names, strict=True):
             os.environ[name] = os.environ[source]
+    from hpc.slurm.jobs import ranks_per_node  # and submitit with it: status need not load that
+
     here = ranks_per_node(cluster) if cluster.kind == "slurm" else os.environ["WORLD_SIZE"]
     os.environ["LOCAL_WORLD_SIZE"] = str(here)
     return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])

@@ -61,6 +61,22 @@ def lives(run: Run, reader: JournalReader, newest: list[dict[str, Any]]) -> list
     return found
 
 
+def idle_at_the_end(found: list[Life], reader: JournalReader, running: int, now: float) -> float:
+    """Hours of engines that had nothing to do after the plan's last claim, so far: shards are not split.
+
+    Args:
+        running: shards that are in work.
+    """
+    since = reader.last_claim
+    if not since:
+        return 0.0
+    there = sum(
+        life.engines * max(0.0, life.activity.first + life.seconds - max(since, life.activity.first)) for life in found
+    )
+    busy = sum(end - since for end in reader.ends) + running * max(0.0, now - since)
+    return round(max(0.0, there - busy) / 3600, 3)
+
+
 def spent(found: list[Life], latest: Submission, totals: Totals, speed: float) -> dict[str, Any]:
     """Hours of engines (GPUs, where there are any) so far and to come, and money where the profile has a price."""
     hours = sum(life.seconds * life.engines for life in found) / 3600

@@ -18,6 +18,7 @@ from hpc.run.directory import Run, Submission
 from hpc.run.ledger import DONE
 
 MARKERS = 50  # read for the size of the output
+LONG_S = 600.0  # of a shard, from which on a dry run warns: nobody helps with the last ones
 FILES_A_SHARD = 4  # claim, its end, marker, column file
 
 
@@ -122,4 +123,17 @@ def _effort(config: Config, measured: Measured | None, shards: list[Shard], slot
     text += f" ≈ {duration(3600 * hours / engines / at_once)} on {at_once} {'node' if at_once == 1 else 'nodes'}"
     if cluster.price is not None:
         text += f" · {cluster.currency}{hours * cluster.price:,.2f} at {cluster.price:.2f}/h"
-    return text
+    return text + _long_shards(shards, measured, speed, engines * at_once, unit)
+
+
+def _long_shards(shards: list[Shard], measured: Measured | None, speed: float, engines: int, unit: str) -> str:
+    """A warning where the last shards keep the other engines waiting; "" where shards are short."""
+    known = [s.expected for s in shards if s.expected is not None]
+    seconds = max(known, default=measured.samples_a_shard if measured else 0.0) / speed
+    if seconds <= LONG_S or engines < 2:
+        return ""
+    return (
+        f". A shard takes up to {duration(seconds)}: at the end each of {engines:,} {unit}s is idle for half of that, "
+        f"{hours_text(seconds * engines / 7200, unit)}. Shards of {int(LONG_S * speed):,} samples keep it under "
+        f"{duration(LONG_S)}"
+    )

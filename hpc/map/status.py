@@ -48,6 +48,7 @@ def read_status(run: Run, tally: Tally | None = None) -> dict[str, Any]:
     rates = _rates(reader, now)
     speed = rates.get("5 min") or rates.get("1 h") or 0.0
     finished = settled.shards[DONE] + settled.shards[FAILED]
+    unclaimed = totals.total - finished - totals.claimed
     nothing = _nothing(settled, latest, finished == totals.total)
     gone = tally.lost.look()
     ended = Exit.SOME_FAILED if settled.shards[FAILED] or nothing or gone else Exit.COMPLETE
@@ -68,7 +69,7 @@ def read_status(run: Run, tally: Tally | None = None) -> dict[str, Any]:
             "done": settled.shards[DONE],
             "damaged": sum(r.count for r in settled.damaged.values()),
             "running": totals.claimed,
-            "open": totals.total - finished - totals.claimed,
+            "open": unclaimed,
             "failed": settled.shards[FAILED],
         },
         "samples": {**{s: totals.samples[s] for s in STATUSES}, "left": totals.left},
@@ -77,6 +78,7 @@ def read_status(run: Run, tally: Tally | None = None) -> dict[str, Any]:
         "rate": rates,
         "eta_s": round(totals.left / speed, 1) if speed and totals.left and live else None,
         "effort": effort.spent(lives, latest, totals, speed if live else 0.0),
+        "idle_at_the_end": effort.idle_at_the_end(lives, reader, totals.claimed, now) if not unclaimed else None,
         "nodes": effort.nodes(lives, now),
         "slow": effort.slow(lives, now),
         "history": reader.over_time(),
@@ -174,6 +176,9 @@ def render(facts: dict[str, Any]) -> Group:
     table.add_row("rate", _rate_line(facts))
     if facts["effort"]["hours"]:
         table.add_row("spent", _effort_line(facts["effort"]))
+    if facts["idle_at_the_end"]:
+        idle = hours_text(facts["idle_at_the_end"], facts["effort"]["unit"])
+        table.add_row("idle", f"{idle} after the last shard was claimed: shorter shards end together")
     table.add_row("slots", _slot_line(facts["slots"]))
     for number, row in enumerate(facts["slow"][:4]):
         table.add_row("slow" if number == 0 else "", _slow_line(row, facts["effort"]["unit"]))

@@ -104,19 +104,20 @@ def sha256(path: Path) -> str:
 def inspect(path: Path) -> Content:
     """Read a finished file back, every page with its checksum. Raises OSError or ArrowException where it is damaged."""
     file = pq.ParquetFile(path, page_checksum_verification=True)
+    names = [name for name in ("status", "reason", "tokens") if name in file.schema_arrow.names]
+    batches = [batch.select(names) for batch in file.iter_batches(batch_size=8192)]
+    table = pa.Table.from_batches(batches, pa.schema([file.schema_arrow.field(name) for name in names]))
     counts: Counter[str] = Counter()
-    reasons: Counter[str] = Counter()
-    tokens = 0
-    for batch in file.iter_batches(batch_size=8192):
-        statuses = batch.column("status").to_pylist()
-        counts.update(statuses)
-        for status, reason in zip(statuses, batch.column("reason").to_pylist(), strict=True):
-            if reason:
-                reasons[f"{status}: {reason}"] += 1
-        if "tokens" in batch.schema.names and pa.types.is_integer(batch.schema.field("tokens").type):
-            tokens += pc.sum(batch.column("tokens")).as_py() or 0
+    reasons: dict[str, int] = {}
+    for group in table.group_by(["status", "reason"]).aggregate([([], "count_all")]).to_pylist():
+        status, reason, count = group["status"], group["reason"], group["count_all"]
+        counts[status] += count
+        if reason:
+            reasons[f"{status}: {reason}"] = count
+    counted = "tokens" in names and pa.types.is_integer(table.schema.field("tokens").type)
+    tokens = (pc.sum(table["tokens"]).as_py() or 0) if counted else 0
     size, digest = path.stat().st_size, sha256(path)
-    return Content(file.metadata.num_rows, size, digest, dict(counts), dict(reasons), tokens)
+    return Content(file.metadata.num_rows, size, digest, dict(counts), reasons, tokens)
 
 
 def keys(path: Path) -> list[str]:

@@ -65,7 +65,8 @@ class JournalReader:
         self.rates: Counter[int] = Counter()  # samples by second, over the last hour
         self.lives: dict[str, Activity] = {}  # by instance
         self.history: Counter[int] = Counter()  # samples by ten minutes, of the whole run
-        self.first = self.last = 0.0
+        self.first = self.last = self.last_claim = 0.0
+        self.ends: list[float] = []  # when shards ended, since the last claim
 
     def refresh(self, ended: Ended = lambda shard, generation, event: False) -> None:
         """Read on.
@@ -90,6 +91,7 @@ class JournalReader:
                 self._take_bulk(bulk, lives)
                 bulk, lives = Bulk(), []
         self._take_bulk(bulk, lives)
+        self.ends = [t for t in self.ends if t > self.last_claim]
         oldest = self.last - 2 * WINDOW_S
         for second in [s for s in self.rates if s < oldest]:
             del self.rates[second]
@@ -103,6 +105,7 @@ class JournalReader:
         self._seen(life, t, t)
         if kind in (DONE, FAILED):
             at = (event["shard"], event.get("g", 0))
+            self.ends.append(t)
             if ended(*at, event):
                 bulk.over(*at)
         elif kind == "engine":
@@ -111,6 +114,7 @@ class JournalReader:
             life.failures[str(event.get("reason", "unknown"))] += 1
         elif kind == "claim":
             life.begun = life.begun or t
+            self.last_claim = max(self.last_claim, t)
         elif kind == "start":
             life.host = str(event.get("host", ""))
 
@@ -169,13 +173,15 @@ class JournalReader:
         lives = {name: vars(life) for name, life in self.lives.items()}
         return {
             "offsets": self.offsets, "partial": partial, "rates": self.rates, "lives": lives,
-            "first": self.first, "last": self.last, "history": self.history,
+            "first": self.first, "last": self.last, "history": self.history, "last_claim": self.last_claim,
+            "ends": self.ends,
         }  # fmt: skip
 
     def restore(self, saved: dict[str, Any]) -> None:
         self.offsets, self.first, self.last = saved["offsets"], saved["first"], saved["last"]
         for shard, generation, epoch, blocks in saved["partial"]:
             self.partial[shard, generation] = Saved(epoch, dict(blocks))
+        self.last_claim, self.ends = saved["last_claim"], saved["ends"]
         self.rates = Counter({int(second): n for second, n in saved["rates"].items()})
         self.history = Counter({int(bin): n for bin, n in saved["history"].items()})
         for name, life in saved["lives"].items():

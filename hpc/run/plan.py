@@ -13,36 +13,32 @@ import io
 import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING
 
 from hpc.base import atomic, damage
 from hpc.base.errors import UserError
 from hpc.operator import MissingShards, Shard
 from hpc.run.ledger import bucket_of
 
-_SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("uri", pa.string()),
-        ("bytes", pa.int64()),
-        ("etag", pa.string()),
-        ("expected", pa.int64()),
-    ]
-)
+if TYPE_CHECKING:  # commands that read no plan need not spend the third of a second that its import takes
+    import pyarrow as pa
+
 _ROW_GROUP = 8192
 
 
 def write(directory: Path, shards: list[Shard]) -> str:
     """Write the plan unless it is there, whole; its hash (12 hex digits). UserError for ids that are not unique."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     rows = _ordered(shards)
     for a, b in itertools.pairwise(rows):
         if a.id == b.id:
             raise UserError(f"plan: two shards have the id {a.id}: {a.uri} and {b.uri}. Name each file once.")
     name = _hash(rows)
     target = directory / f"{name}.parquet"
-    table = pa.table({f: [getattr(s, f) for s in rows] for f in _SCHEMA.names}, schema=_SCHEMA)
+    schema = _schema()
+    table = pa.table({f: [getattr(s, f) for s in rows] for f in schema.names}, schema=schema)
     if target.exists() and _holds(target, table):
         return name
     directory.mkdir(parents=True, exist_ok=True)
@@ -53,6 +49,13 @@ def write(directory: Path, shards: list[Shard]) -> str:
     if not atomic.create(target, buffer.getvalue()) and not _holds(target, table):
         atomic.replace(target, buffer.getvalue(), durable=True)  # damaged since; whoever reads it has its old file open
     return name
+
+
+def _schema() -> pa.Schema:
+    import pyarrow as pa
+
+    kinds = {"id": pa.string(), "uri": pa.string(), "bytes": pa.int64(), "etag": pa.string(), "expected": pa.int64()}
+    return pa.schema(kinds.items())
 
 
 def name_of(shards: list[Shard]) -> str:
@@ -72,6 +75,9 @@ def _hash(rows: Iterable[Shard]) -> str:
 
 
 def _holds(file: Path, table: pa.Table) -> bool:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
         return pq.ParquetFile(file, page_checksum_verification=True).read(use_threads=False).equals(table)
     except (OSError, pa.ArrowException):
@@ -101,6 +107,9 @@ class Plan:
     """
 
     def __init__(self, directory: Path, name: str) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
         if not name:
             raise UserError(f"run: {directory.parent} is a training, it has no shards. Launch it again to go on.")
         self.name = name
@@ -108,13 +117,15 @@ class Plan:
         self._starts = [0]
         with self._reading():
             self._file = pq.ParquetFile(self.path, memory_map=True, page_checksum_verification=True)
-            if not self._file.schema_arrow.equals(_SCHEMA):
+            if not self._file.schema_arrow.equals(_schema()):
                 raise pa.ArrowInvalid("it has other columns than a plan")
             for group in range(self._file.num_row_groups):
                 self._starts.append(self._starts[-1] + self._file.metadata.row_group(group).num_rows)
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[None]:
+        import pyarrow as pa
+
         try:
             yield
         except FileNotFoundError:

@@ -6,17 +6,18 @@ import random
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from hpc.base.atomic import as_json
-from hpc.map import cost, tally
+from hpc.map import cost, forecast, tally
 from hpc.map.tally import Tally
 from hpc.operator import STATUSES, Shard
 from hpc.run import plan
 from hpc.run.directory import Run, Submission
-from hpc.run.journal_reader import Activity
+from hpc.run.journal_reader import Activity, JournalReader
 from hpc.run.ledger import CLAIMED, DONE, FAILED, Claim, State
 
 SAMPLES, SEGMENT = 10, 5  # in every shard of a Play
@@ -237,3 +238,26 @@ def test_hours_and_money() -> None:
     assert (said["unit"], said["hours"], said["cost"], said["currency"]) == ("GPU", 6.0, 18.0, "€")
     assert said["hours_left"] == pytest.approx(4.0)  # 144,000 samples at 40 a second are an hour, on four GPUs
     assert said["cost_left"] == pytest.approx(12.0)
+
+
+def test_engines_idle_after_the_last_claim(tmp_path: Path) -> None:
+    """Two lives of two engines: the last claim at 1000 s, shards end then and later, all is over at 1600."""
+    for number in range(2):
+        events = [{"t": 400, "event": "claim"}, {"t": 1000 - number, "event": "claim"}]
+        events += [{"t": t, "event": "done", "shard": f"{number} {t}"} for t in ((900, 1100), (1000, 1500))[number]]
+        lines = b"".join(as_json(event) + b"\n" for event in [*events, {"t": 1600, "event": "stop"}])
+        (tmp_path / f"u-000{number}-0.jsonl").write_bytes(lines)
+    reader = JournalReader(tmp_path)
+    reader.refresh()
+    found = [cost.Life(n, 0, "n", "exited", 2, 1200.0, reader.lives[n]) for n in reader.lives]
+    assert cost.idle_at_the_end(found, reader, 0, 1600.0) == pytest.approx((4 * 600 - 100 - 500) / 3600, abs=1e-3)
+    assert cost.idle_at_the_end(found, reader, 1, 1600.0) == pytest.approx((4 * 600 - 1200) / 3600, abs=1e-3)
+
+
+def test_a_dry_run_warns_of_long_shards(tmp_path: Path) -> None:
+    cluster = SimpleNamespace(gpus_per_node=8, engines_per_node=1, parallel=None, price=None)
+    config: Any = SimpleNamespace(directory=tmp_path / "run", run=SimpleNamespace(cluster=cluster))
+    for samples, said in ((30_000, False), (60_000, True)):
+        shards = [Shard("a", "", 1, expected=10_000), Shard("b", "", 1, expected=samples)]
+        line = forecast.lines(config, "00000000", shards, 4, 65.0)[0]
+        assert ("A shard takes up to 15.4 min" in line and "Shards of 39,000 samples" in line) == said, line
