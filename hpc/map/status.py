@@ -17,7 +17,7 @@ from hpc.base.text import SCHEMA, duration, hours_text
 from hpc.base.text import printable as clean
 from hpc.map import breaker, verdict
 from hpc.map import cost as effort
-from hpc.map.tally import Settled, Tally
+from hpc.map.tally import Settled, Tally, Totals
 from hpc.operator import STATUSES
 from hpc.run import lost
 from hpc.run.directory import Run, Submission
@@ -64,21 +64,14 @@ def read_status(run: Run, tally: Tally | None = None) -> dict[str, Any]:
         "jobs": [j for s in run.submissions() for j in s.job_ids],
         "submission": {"uuid": latest.uuid, "state": latest.state, "error": latest.error},
         "exit": int(code),
-        "shards": {
-            "total": totals.total,
-            "done": settled.shards[DONE],
-            "damaged": sum(r.count for r in settled.damaged.values()),
-            "running": totals.claimed,
-            "open": unclaimed,
-            "failed": settled.shards[FAILED],
-        },
+        "shards": _shards(totals),
         "samples": {**{s: totals.samples[s] for s in STATUSES}, "left": totals.left},
         "left_known": 2 * totals.unknown <= totals.total - finished,
         "reasons": dict(settled.reasons.most_common()),
         "rate": rates,
         "eta_s": round(totals.left / speed, 1) if speed and totals.left and live else None,
         "effort": effort.spent(lives, latest, totals, speed if live else 0.0),
-        "idle_at_the_end": effort.idle_at_the_end(lives, reader, totals.claimed, now) if not unclaimed else None,
+        "idle_at_the_end": None if unclaimed else effort.idle_at_the_end(lives, reader, totals.claimed, now),
         "nodes": effort.nodes(lives, now),
         "slow": effort.slow(lives, now),
         "history": reader.over_time(),
@@ -96,6 +89,19 @@ def read_status(run: Run, tally: Tally | None = None) -> dict[str, Any]:
         "paused": run.control_text("pause"),
         "cancelled": run.control_text("cancelled"),
         "logs": str(run.logs),
+    }
+
+
+def _shards(totals: Totals) -> dict[str, int]:
+    settled = totals.settled
+    done, failed = settled.shards[DONE], settled.shards[FAILED]
+    return {
+        "total": totals.total,
+        "done": done,
+        "damaged": sum(r.count for r in settled.damaged.values()),
+        "running": totals.claimed,
+        "open": totals.total - done - failed - totals.claimed,
+        "failed": failed,
     }
 
 
