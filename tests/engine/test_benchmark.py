@@ -16,7 +16,7 @@ import pytest
 from benchmarks.caption_work import LLAMA3_8B, Turn, steady_rate
 from benchmarks.gpu import Stage, run_stage
 from benchmarks.gpu_setting import REHEARSAL
-from benchmarks.roofline import bound, cost
+from benchmarks.image_cost import bound, cost
 from benchmarks.timing import DeviceMonitor
 
 ROOT = Path(__file__).parents[2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,8 @@ import torch
 import transformers
 
 from benchmarks.caption_work import LLAMA3_8B, MAX_TOKENS, make_generator, make_work
+from benchmarks.fake_cuda import Watch, fake_cuda
 from recap.engine.generator import Image, Text
-from tests.support.fake_cuda import Watch, fake_cuda
 
 pytest.importorskip("triton")
 CUDA = torch.device("cuda", 0)
@@ -41,6 +42,29 @@ def test_step_and_fill_wait_for_nothing(precision: str, monkeypatch: pytest.Monk
     assert not watch.waits, watch.waits
     fill, most = watch.launches.total(), MOST[precision]
     assert step <= most[0] and fill <= most[1], (step, fill, watch.launches)
+
+
+def test_shared_fill_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three captions of an image (formats=all): the image is run once, its keys and values are copied to the others."""
+    monkeypatch.setattr(transformers.PreTrainedModel, "to", lambda self, *_: self)
+    with fake_cuda() as watch:
+        work = make_work(LLAMA3_8B, 8, CUDA, torch.bfloat16)
+        generator = make_generator(work, 8, 32, "fp8+kv")
+        shared = work.ids.index(work.image_token) + work.ids.count(work.image_token)
+        generator.plan = replace(generator.plan, shared=shared, texts=3)
+        images = [
+            Image(np.zeros((336, 336, 3), np.uint8), [Text(i, work.ids, 56, torch.zeros(MAX_TOKENS))] * 3)
+            for i in range(8)
+        ]
+        with torch.inference_mode():
+            watch.clear()
+            generator.fill(images)
+    assert not watch.waits, watch.waits
+    # The shared pass and the three texts: attention in all layers but the last, whose keys and values alone are made.
+    assert watch.launches["triton _prefill_attention_kernel"] == 4 * 31
+    assert watch.launches["triton _decode_attention_kernel"] == 3
+    assert watch.launches["index_put_.default"] == 2 * 2 + 3 * 7  # keys and values to two more slots; three states
+    assert watch.launches.total() <= 1625, watch.launches
 
 
 def planted(action: Any) -> Watch:

@@ -26,7 +26,7 @@ from tests.clip.models import tiny
 from tests.clip.test_training import tree as clip_tree
 from tests.dit.conftest import tree as dit_tree
 from tests.dit.conftest import world  # noqa: F401 - a fixture
-from tests.support.fake_cuda import fake_cuda
+from benchmarks.fake_cuda import fake_cuda
 from tests.train.host_waits import waits
 from tests.train.ranks import Alone, free_port
 

@@ -1,8 +1,8 @@
-"""CUDA's side of a program, watched without CUDA: which operations it launches, and where the host would wait.
+"""CUDA's side of a program, watched without CUDA: what it launches and moves, and where the host would wait.
 
     with fake_cuda() as watch:
         model.to("cuda"); step(...)
-    watch.launches, watch.waits
+    watch.launches, watch.moved, watch.flop, watch.waits
 
 Tensors are PyTorch's fake ones (shapes and devices, no numbers), so that the 8 B shape costs nothing. torch's CPU build
 has no guard for CUDA devices, which some operators ask for; that of the `meta` device, which does nothing, stands in.
@@ -24,6 +24,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from benchmarks.launch_work import kernel_bytes, operator_bytes, operator_flop
 from recap import device as gpu
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,7 +38,8 @@ _WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "_unique", "unique_
 
 
 class Watch(TorchDispatchMode):
-    """launches: operator or kernel -> count. waits: (what, where) -> count, copies from ordinary memory among them."""
+    """launches: operator or kernel -> count. waits: (what, where) -> count, copies from ordinary memory among them.
+    moved: bytes that it reads and writes. flop: of matrix products and of PyTorch's own attention."""
 
     def __init__(self, fake: FakeTensorMode) -> None:
         super().__init__()
@@ -46,6 +48,8 @@ class Watch(TorchDispatchMode):
 
     def clear(self) -> None:
         self.launches: collections.Counter[str] = collections.Counter()
+        self.moved: collections.Counter[str] = collections.Counter()
+        self.flop: collections.Counter[str] = collections.Counter()
         self.waits: collections.Counter[tuple[str, str]] = collections.Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -60,6 +64,8 @@ class Watch(TorchDispatchMode):
         outputs = [x for x in tree_leaves(out) if isinstance(x, torch.Tensor)]
         if (on_gpu or any(x.device.type == "cuda" for x in outputs)) and not name.startswith(_FREE):
             self.launches[name] += 1
+            self.moved[name] += operator_bytes(name, inputs, outputs)
+            self.flop[name] += operator_flop(name, inputs)
         self._see_copies(name, args, kwargs, inputs, outputs)
         return out
 
@@ -119,7 +125,9 @@ def _pinned(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) ->
 
 def _launch(watch: Watch) -> Any:
     def run(kernel: Any, *arguments: Any, **options: Any) -> None:
-        watch.launches[f"triton {kernel.__name__}"] += 1
+        name = f"triton {kernel.__name__}"
+        watch.launches[name] += 1
+        watch.moved[name] += kernel_bytes(kernel.__name__, dict(zip(kernel.arg_names, arguments)) | options)
 
     return run
 
