@@ -64,7 +64,7 @@ def test_shared_fill_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert watch.launches["triton _prefill_attention_kernel"] == 4 * 31
     assert watch.launches["triton _decode_attention_kernel"] == 3
     assert watch.launches["index_put_.default"] == 2 * 2 + 3 * 7  # keys and values to two more slots; three states
-    assert watch.launches.total() <= 1625, watch.launches
+    assert watch.launches.total() <= 1650, watch.launches
 
 
 def planted(action: Any) -> Watch:

@@ -14,6 +14,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.fake_cuda import fake_cuda
 from hpc import config as configs
 from recap.clip.task import ClipTask
 from recap.dit.task import DitTask
@@ -26,7 +27,6 @@ from tests.clip.models import tiny
 from tests.clip.test_training import tree as clip_tree
 from tests.dit.conftest import tree as dit_tree
 from tests.dit.conftest import world  # noqa: F401 - a fixture
-from benchmarks.fake_cuda import fake_cuda
 from tests.train.host_waits import waits
 from tests.train.ranks import Alone, free_port
 
