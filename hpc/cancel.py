@@ -11,7 +11,6 @@ that is finished stays as it is. Exit codes: 0 stopped, 1 something still runs o
 
 from __future__ import annotations
 
-import argparse
 import getpass
 import os
 import signal
@@ -23,12 +22,10 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from rich.console import Console
-from rich.markup import escape
-
 from hpc import relaunch
 from hpc.any_status import read_any_status
 from hpc.base import atomic, damage, heartbeat, processes
+from hpc.base.command import command, console
 from hpc.base.errors import Exit, Parser, Unanswered, UserError
 from hpc.gang import sweep_status
 from hpc.launching import recover_lost_submissions
@@ -40,8 +37,6 @@ from hpc.slurm.queue import NoSqueueAnswer, find_job, surely_live
 
 GRACE_S = 20.0  # beyond map.drain_s, before what has not ended by itself is cancelled
 _KILL_S = 40.0  # that Slurm may take to end what was scancelled: its KillWait is 30 s
-
-console = Console(highlight=False, soft_wrap=True)
 
 
 @dataclass
@@ -220,27 +215,21 @@ def _report(left: list[AtWork], again: list[str], path: str, *, over: bool) -> i
     return Exit.COMPLETE
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
-    parser = Parser(
-        prog="python -m hpc.cancel", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="python -m hpc.cancel", description=__doc__)
     parser.add_argument("run", help="the run directory")
     parser.add_argument("--now", action="store_true", help="do not wait for slots to finish what is in flight")
     args = parser.parse_args(arguments)
-    errors = Console(stderr=True, highlight=False, soft_wrap=True)
-    try:
-        if pipeline := PipelineRun.at(args.run):
-            over = _is_finished(pipeline)
-            left = list(_cancel_pipeline(pipeline, now=args.now))
-        else:
-            run = Run(args.run)
-            run.latest()
-            over = _is_over(run)
-            left = [cancel(run, now=args.now)]
-        return _report(left, relaunch.of(Run(args.run)), args.run, over=over)
-    except UserError as error:
-        errors.print(f"[red]{escape(str(error))}[/]")
-        return Exit.USAGE
+    if pipeline := PipelineRun.at(args.run):
+        over = _is_finished(pipeline)
+        left = list(_cancel_pipeline(pipeline, now=args.now))
+    else:
+        run = Run(args.run)
+        run.latest()
+        over = _is_over(run)
+        left = [cancel(run, now=args.now)]
+    return _report(left, relaunch.of(Run(args.run)), args.run, over=over)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ of the file server. Published columns, markers and claims are never removed. Exi
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import shutil
@@ -20,10 +19,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rich.console import Console
-from rich.markup import escape
-
 from hpc.base import atomic
+from hpc.base.command import command, console
 from hpc.base.errors import Exit, Parser, UserError
 from hpc.map.segments import SUFFIX
 from hpc.run.directory import Run
@@ -134,22 +131,16 @@ def _server_time(run: Run) -> float:
         probe.unlink(missing_ok=True)
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
-    parser = Parser(
-        prog="python -m hpc.clean", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="python -m hpc.clean", description=__doc__)
     parser.add_argument("run", help="the run directory")
     parser.add_argument("--delete", action="store_true", help="remove it (default: only say what would be removed)")
     args = parser.parse_args(arguments)
-    console, errors = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)
-    try:
-        run = Run(args.run)
-        if not run.is_run():
-            run.latest()  # says what it is instead
-        found = find(run)
-    except UserError as error:
-        errors.print(f"[red]{escape(str(error))}[/]")
-        return Exit.USAGE
+    run = Run(args.run)
+    if not run.is_run():
+        run.latest()  # says what it is instead
+    found = find(run)
     for path in [*found.segments, *found.temporary][:20]:
         console.print(f"  {path.relative_to(run.path)}", markup=False)
     if args.delete:

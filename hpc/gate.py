@@ -16,7 +16,6 @@ Submitted by `hpc.launch` where the config says `cluster.gate: true`. Exit codes
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import shutil
@@ -75,9 +74,7 @@ def decide(run: Run, allow_failed: int) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = Parser(
-        prog="python -m hpc.gate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="python -m hpc.gate", description=__doc__)
     parser.add_argument("run", type=Path, help="the run directory")
     parser.add_argument("--allow-failed", type=int, default=0, help="failed shards that do not matter (default: 0)")
     args = parser.parse_args(arguments)

@@ -11,7 +11,6 @@ keys say where and how a job runs, and may change from launch to launch. Exit co
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import difflib
 import sys
@@ -22,6 +21,7 @@ from dataclasses import MISSING, dataclass
 from typing import Any
 
 from hpc import config as configs
+from hpc.base.command import command
 from hpc.base.errors import Exit, Parser, UserError
 from hpc.base.snapshot import ROOT
 from hpc.operator import load_operator
@@ -138,20 +138,15 @@ def _rest_of_doc() -> str:
     return next(part for part in (__doc__ or "").split("\n\n") if part.startswith("A *semantic*")).split(" Exit")[0]
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
-    parser = Parser(
-        prog="python -m hpc.keys", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="python -m hpc.keys", description=__doc__)
     parser.add_argument("prefix", nargs="?", default="", help="a key, or the group that it begins with")
     parser.add_argument("--markdown", action="store_true", help="as docs/keys.md has them")
     args = parser.parse_args(arguments)
-    try:
-        found = groups()
-        if args.prefix:
-            found = chosen(found, args.prefix)
-    except UserError as error:
-        sys.stderr.write(f"{error}\n")
-        return Exit.USAGE
+    found = groups()
+    if args.prefix:
+        found = chosen(found, args.prefix)
     if args.markdown:
         sys.stdout.write(markdown(found))
         return Exit.COMPLETE

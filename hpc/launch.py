@@ -24,11 +24,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from rich.markup import escape
-
 from hpc import config as configs
-from hpc.base.errors import Exit, Parser, UserError
-from hpc.launching import warn
+from hpc.base.command import command
+from hpc.base.errors import Parser, UserError
 from hpc.map.launch import describe, dry_run, prepare, submit
 from hpc.pipeline import definition as pipeline
 
@@ -73,9 +71,7 @@ def _map(args: argparse.Namespace, config: configs.Config) -> int:
 
 
 def _parser() -> Parser:
-    parser = Parser(
-        prog="python -m hpc.launch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="python -m hpc.launch", description=__doc__)
     parser.add_argument("config", help="a YAML file, see configs/")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
     instead = parser.add_mutually_exclusive_group()
@@ -100,18 +96,15 @@ def _parser() -> Parser:
     return parser
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
     args = _parser().parse_intermixed_args(arguments)
-    try:
-        if pipeline.is_pipeline(args.config):
-            return _pipeline(args)
-        if args.begin or args.only:
-            raise UserError(f"launch: --from and --only are for pipelines; {args.config} has no `stages:`.")
-        config = configs.load(args.config, args.overrides)
-        return _training(args, config) if config.is_gang else _map(args, config)
-    except UserError as error:
-        warn.print(f"[red]{escape(str(error))}[/]")
-        return Exit.USAGE
+    if pipeline.is_pipeline(args.config):
+        return _pipeline(args)
+    if args.begin or args.only:
+        raise UserError(f"launch: --from and --only are for pipelines; {args.config} has no `stages:`.")
+    config = configs.load(args.config, args.overrides)
+    return _training(args, config) if config.is_gang else _map(args, config)
 
 
 if __name__ == "__main__":

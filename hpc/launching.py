@@ -10,11 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.markup import escape
 
 from hpc import config as configs
 from hpc.base import access, atomic
+from hpc.base.command import console, warn
 from hpc.base.errors import Exit, Unanswered, UserError
 from hpc.base.text import short
 from hpc.config import importable
@@ -22,10 +22,6 @@ from hpc.run.directory import Run, Submission
 
 if TYPE_CHECKING:
     from hpc.slurm.submission import Launcher
-
-
-console = Console(highlight=False, soft_wrap=True)
-warn = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def resolve_cluster(config: configs.Config, dry_run: bool) -> configs.Config:

@@ -25,10 +25,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
-
 from hpc.base import heartbeat, journal
+from hpc.base.command import command
 from hpc.base.errors import Exit, Parser, UserError
 from hpc.base.text import printable as clean
 from hpc.gang import sweep_status
@@ -239,10 +237,9 @@ def _nothing_chosen(run: Run, latest: Submission, args: argparse.Namespace) -> l
     return [clean(said), f"the newest of {run.logs}: {files[-1].name}", *shown]
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
-    parser = Parser(
-        prog="python -m hpc.logs", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="python -m hpc.logs", description=__doc__)
     parser.add_argument("run", help="the run directory")
     parser.add_argument("--failed", action="store_true", help="what the logs say of each failed shard")
     parser.add_argument("--shard", help="what happened to this shard, and every line that names it")
@@ -251,7 +248,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--follow", action="store_true", help="print lines as they are written, until Ctrl-C")
     parser.add_argument("--lines", type=int, default=TAIL, help=f"lines of each log (default: {TAIL})")
     args = parser.parse_args(arguments)
-    errors = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
         pipeline = PipelineRun.at(args.run)
         lines = _of_pipeline(pipeline, args) if pipeline else _asked(Run(args.run), args)
@@ -259,9 +255,6 @@ def main(arguments: list[str] | None = None) -> int:
         for line in lines:
             sys.stdout.write(line + "\n")
             sys.stdout.flush()
-    except UserError as error:
-        errors.print(f"[red]{escape(str(error))}[/]")
-        return Exit.USAGE
     except KeyboardInterrupt:
         pass
     return Exit.COMPLETE

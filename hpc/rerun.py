@@ -10,18 +10,15 @@ Exit codes: 0 submitted (or nothing to do), else as hpc.launch.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections import Counter
 from dataclasses import replace
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
-
 from hpc import config as configs
 from hpc import relaunch
 from hpc.base import heartbeat
+from hpc.base.command import command, console
 from hpc.base.errors import Exit, Parser, UserError
 from hpc.map import launch as map_launch
 from hpc.operator import FAILED as SAMPLE_FAILED
@@ -116,10 +113,9 @@ def anyone_running(run: Run, latest: Submission) -> bool:
     return bool(heartbeat.alive_here(run.slots))
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
-    parser = Parser(
-        prog="python -m hpc.rerun", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="python -m hpc.rerun", description=__doc__)
     parser.add_argument("run", help="the run directory")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="changes to the execution config, e.g. map.max_failed=0.2"
@@ -130,35 +126,30 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--no-submit", action="store_true", help="only reopen; running slots see it within seconds")
     args = parser.parse_intermixed_args(arguments)
-    console, errors = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)
-    try:
-        run = Run(args.run)
-        latest = run.latest()
-        if latest.config.get("trainer"):
-            again = relaunch.text(relaunch.command(run))
-            raise UserError(f"rerun: {run.path} is a training, which goes on from its checkpoint:\n{again}")
-        if args.samples and not args.shards:
-            opened = choose_by_samples(run, latest)
-            states = Counter({"bad samples": len(opened)})
-        else:
-            opened, states = choose(run, latest, args.shards.split(",") if args.shards else None)
-        if not states.total():
-            console.print(f"nothing to rerun: no {'sample' if args.samples else 'shard'} failed")
-            return Exit.COMPLETE
-        config = here(run, latest, args.overrides)
-        job = map_launch.prepare(config, append=latest.append, mended=() if args.samples else opened)
-        if opened:
-            run.generations.open(opened, "rerun", keep=args.samples)
-        for line in said(opened, states):
-            console.print(line, markup=False)
-        if args.no_submit or anyone_running(run, latest):
-            console.print("running slots will take them up; nothing was submitted")
-            return Exit.COMPLETE
-        job.limit = states.total()
-        return map_launch.submit(job)
-    except UserError as error:
-        errors.print(f"[red]{escape(str(error))}[/]")
-        return Exit.USAGE
+    run = Run(args.run)
+    latest = run.latest()
+    if latest.config.get("trainer"):
+        again = relaunch.text(relaunch.command(run))
+        raise UserError(f"rerun: {run.path} is a training, which goes on from its checkpoint:\n{again}")
+    if args.samples and not args.shards:
+        opened = choose_by_samples(run, latest)
+        states = Counter({"bad samples": len(opened)})
+    else:
+        opened, states = choose(run, latest, args.shards.split(",") if args.shards else None)
+    if not states.total():
+        console.print(f"nothing to rerun: no {'sample' if args.samples else 'shard'} failed")
+        return Exit.COMPLETE
+    config = here(run, latest, args.overrides)
+    job = map_launch.prepare(config, append=latest.append, mended=() if args.samples else opened)
+    if opened:
+        run.generations.open(opened, "rerun", keep=args.samples)
+    for line in said(opened, states):
+        console.print(line, markup=False)
+    if args.no_submit or anyone_running(run, latest):
+        console.print("running slots will take them up; nothing was submitted")
+        return Exit.COMPLETE
+    job.limit = states.total()
+    return map_launch.submit(job)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ or no sample is ok; 64 wrong usage. With --damaged and --openmetrics: 0 once pri
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
@@ -23,10 +22,10 @@ from typing import Any
 
 from rich.console import Console
 from rich.live import Live
-from rich.markup import escape
 
 from hpc import any_status, overview
-from hpc.base.errors import Exit, Parser, UserError
+from hpc.base.command import command
+from hpc.base.errors import Exit, Parser
 from hpc.base.no_pandas import without_pandas
 from hpc.base.text import printable as clean
 from hpc.kinds import View
@@ -104,10 +103,9 @@ def _print_again(run: Run, facts: dict[str, Any]) -> None:
         sys.stdout.write(f"launch again: {relaunch.text(again, first=65)}\n")
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
-    parser = Parser(
-        prog="python -m hpc.status", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="python -m hpc.status", description=__doc__)
     parser.add_argument("run", help="the run directory, or a folder of runs")
     parser.add_argument("--watch", action="store_true", help="redraw every 2 s until no shard is left")
     parser.add_argument("--json", action="store_true", help="print the facts as JSON")
@@ -134,9 +132,6 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             console.print(view.render(facts))
             _print_again(Run(args.run), facts)
-    except UserError as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]{escape(str(error))}[/]")
-        return Exit.USAGE
     except KeyboardInterrupt:
         return Exit.INCOMPLETE
     return int(facts["exit"])

@@ -9,7 +9,6 @@ Exit codes: 0 all markers hold, 1 some do not, 64 wrong usage.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Iterator
@@ -21,12 +20,11 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rich.console import Console
-from rich.markup import escape
 from rich.progress import Progress
 
 from hpc.base import object_store
-from hpc.base.errors import Exit, Parser, UserError
+from hpc.base.command import command, console, warn
+from hpc.base.errors import Exit, Parser
 from hpc.run import column as columns
 from hpc.run.directory import Run, Submission
 from hpc.run.ledger import DONE
@@ -122,26 +120,20 @@ def unmarked(run: Run, column: str, identity: str, marked: set[Path]) -> Iterato
             yield path
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
-    parser = Parser(
-        prog="python -m hpc.verify", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="python -m hpc.verify", description=__doc__)
     parser.add_argument("run", help="the run directory")
     parser.add_argument("--full", action="store_true", help="read every byte")
     args = parser.parse_args(arguments)
-    console, errors = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)
-    try:
-        run = Run(args.run)
-        latest = run.latest()
-        ids, hurt = planned(run, latest)
-    except UserError as error:
-        errors.print(f"[red]{escape(str(error))}[/]")
-        return Exit.USAGE
+    run = Run(args.run)
+    latest = run.latest()
+    ids, hurt = planned(run, latest)
     survey = run.ledger(latest.identity).survey(run.generations.opened())
     done = [(i, s) for i in (survey if ids is None else ids) if (s := survey.get(i)) and s.status == DONE]
     wrong: list[tuple[str, str]] = []
     marked = {run.column_file(latest.column, latest.identity, shard, state.generation) for shard, state in done}
-    with Progress(console=errors, transient=True, disable=not errors.is_terminal) as progress:
+    with Progress(console=warn, transient=True, disable=not warn.is_terminal) as progress:
         task = progress.add_task("verify", total=len(done))
         for count, found in _checked(run, latest, [(i, s.generation) for i, s in done], args.full):
             wrong += found

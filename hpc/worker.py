@@ -9,7 +9,6 @@ and exits 75, TERM drains and exits 143.
 
 from __future__ import annotations
 
-import argparse
 import logging
 import sys
 
@@ -19,9 +18,7 @@ from hpc.run.directory import Run, Submission
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = Parser(
-        prog="python -m hpc.worker", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="python -m hpc.worker", description=__doc__)
     parser.add_argument("run", help="the run directory")
     parser.add_argument("--slot", type=int, required=True, help="number of this slot, from 0")
     parser.add_argument("--submission", help="which launch to work for (default: the newest)")

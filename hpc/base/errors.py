@@ -28,13 +28,14 @@ FINAL = (Exit.COMPLETE, Exit.INCOMPLETE, Exit.SOME_FAILED, Exit.USAGE)
 
 class Parser(argparse.ArgumentParser):
     """argparse, whose usage shows what was typed (python -m MODULE), and whose wrong usage exits with 64 instead of 2:
-    here 2 means that some shards failed.
+    here 2 means that some shards failed. A description is printed with its own line breaks.
     """
 
     def __init__(self, **settings: Any) -> None:
         module = getattr(sys.modules["__main__"], "__spec__", None)
         if module is not None and "prog" not in settings:
             settings["prog"] = f"python -m {module.name.removesuffix('.__main__')}"
+        settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(**settings)
 
     def error(self, message: str) -> NoReturn:

@@ -8,20 +8,17 @@ before any marker speaks for it. Credentials come from the environment, never fr
 from __future__ import annotations
 
 import hashlib
-import logging
-import random
 import tempfile
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-log = logging.getLogger(__name__)
+from hpc.base.remote_files import file_system, retry
 
 TRIES = 6
-LONGEST_PAUSE_S = 20.0
+_FINAL = (FileExistsError, FileNotFoundError, PermissionError, NotImplementedError, ValueError)
 
 
 class Unavailable(OSError):
@@ -39,9 +36,7 @@ def put(source: Path, url: str) -> str:
     Raises:
         OSError: the store does not take it, after all tries.
     """
-    import fsspec  # only where it is needed: status and rerun start in a blink
-
-    system, path = fsspec.core.url_to_fs(url)
+    system, path = file_system(url)
     wanted = hashlib.sha256(source.read_bytes()).digest()
 
     def stored(at: str) -> bool:
@@ -75,9 +70,7 @@ def fetched(location: str) -> Iterator[Path]:
     if not is_url(location):
         yield Path(location)
         return
-    import fsspec  # only where it is needed: status and rerun start in a blink
-
-    system, path = fsspec.core.url_to_fs(location)
+    system, path = file_system(location)
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / path.rpartition("/")[2]
         copy.write_bytes(_retry(lambda: system.cat_file(path), location))
@@ -85,16 +78,10 @@ def fetched(location: str) -> Iterator[Path]:
 
 
 def _retry(call: Callable[[], Any], url: str) -> Any:
-    """The result of a request, tried again with growing, jittered pauses."""
-    for attempt in range(1, TRIES + 1):
-        try:
-            return call()
-        except (FileExistsError, FileNotFoundError, PermissionError, NotImplementedError, ValueError):
-            raise
-        except Exception as error:
-            if attempt == TRIES:
-                raise Unavailable(f"{url}: {TRIES} tries, last: {error}") from error
-            pause = min(LONGEST_PAUSE_S, 0.25 * 2**attempt) * random.uniform(0.5, 1.0)
-            log.warning("%s: %s: trying again in %.1f s (%d of %d)", url, error, pause, attempt, TRIES)
-            time.sleep(pause)
-    raise AssertionError("unreachable")
+    """The result of a request. Raises Unavailable where the store does not answer."""
+    try:
+        return retry(call, url, TRIES, lambda error: isinstance(error, _FINAL))
+    except _FINAL:
+        raise
+    except Exception as error:
+        raise Unavailable(f"{url}: {TRIES} tries, last: {error}") from error

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 from hpc import config as configs
 from hpc.base import snapshot
+from hpc.base.command import console
 from hpc.base.errors import Exit, UserError
 from hpc.base.text import short
 from hpc.launching import (
     check_access,
-    console,
     open_run,
     resolve_cluster,
     say,

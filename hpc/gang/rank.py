@@ -12,7 +12,6 @@ ends the job. (The file, $TMPDIR/<life>-r<rank>-*.stacks, stays: what holds Pyth
 
 from __future__ import annotations
 
-import argparse
 import faulthandler
 import logging
 import os
@@ -223,9 +222,7 @@ def work(run: Run, submission: Submission) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = Parser(
-        prog="python -m hpc.gang.rank", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="python -m hpc.gang.rank", description=__doc__)
     parser.add_argument("run", help="the run directory")
     parser.add_argument("--submission", help="which launch to work for (default: the newest)")
     parser.add_argument("--begin", action="store_true", help="register a new life, or say why there is to be none")

@@ -20,13 +20,13 @@ from rich.markup import escape
 
 from hpc import config as configs
 from hpc.base import snapshot
+from hpc.base.command import console
 from hpc.base.errors import Exit, UserError
 from hpc.base.text import short
 from hpc.gang import sweep_status
 from hpc.gang.launch import GangJob, check_continuation, describe_details, in_background, prepare, record
 from hpc.launching import (
     check_access,
-    console,
     keep_config,
     open_run,
     recover_lost_submissions,

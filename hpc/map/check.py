@@ -10,7 +10,6 @@ Exit codes: 0 the work works, 1 it does not (the answer says why; a process that
 
 from __future__ import annotations
 
-import argparse
 import faulthandler
 import json
 import logging
@@ -191,9 +190,7 @@ def _text(value: Any) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = Parser(
-        prog="python -m hpc.map.check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="python -m hpc.map.check", description=__doc__)
     parser.add_argument("run", help="the run directory")
     parser.add_argument("--check", required=True, metavar="ID", help="which check of it")
     args = parser.parse_args(arguments)

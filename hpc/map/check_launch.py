@@ -19,9 +19,10 @@ from typing import Any
 from rich.markup import escape
 
 from hpc.base import snapshot
+from hpc.base.command import console, warn
 from hpc.base.errors import Exit, UserError
 from hpc.base.text import printable, short
-from hpc.launching import check_access, console, say, warn
+from hpc.launching import check_access, say
 from hpc.map import check as trial
 from hpc.map.launch import Job
 from hpc.run.directory import Run, Submission

@@ -7,33 +7,28 @@ import sys
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
 from hpc import config as configs
 from hpc.base import snapshot
+from hpc.base.command import console, warn
 from hpc.base.errors import Exit, Unanswered, UserError
-from hpc.map import forecast, preflight, webhook
-from hpc.operator import MissingShards, Operator, Shard
-from hpc.run import lost, plan
-from hpc.run.directory import Run, Submission
-from hpc.run.ledger import DONE, FAILED, Claim, State
-
-if TYPE_CHECKING:
-    pass
 from hpc.base.text import short
 from hpc.launching import (
     check_access,
-    console,
     open_run,
     resolve_cluster,
     say,
     say_next,
     submit_to_slurm,
-    warn,
     what_changed,
 )
+from hpc.map import forecast, preflight, webhook
+from hpc.operator import MissingShards, Operator, Shard
+from hpc.run import lost, plan
+from hpc.run.directory import Run, Submission
+from hpc.run.ledger import DONE, FAILED, Claim, State
 
 
 @dataclass

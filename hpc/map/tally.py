@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from hpc.base import atomic
 from hpc.operator import FAILED as SAMPLE_FAILED
@@ -177,6 +176,8 @@ class Tally:
         """Add shards that are newly settled, as the journals tell of them, and read these on. Those that the plan has
         dropped are not counted.
         """
+        import pyarrow.compute as pc  # 0.1 s: a launch of a new run counts nothing
+
         ids = pa.array(list(found), pa.string())
         rows = self._plan.filter(pc.is_in(self._plan["id"], ids)) if found else self._plan.slice(0, 0)
         self.settled.bytes += pc.sum(rows["bytes"]).as_py() or 0
@@ -210,6 +211,8 @@ class Tally:
             self._failed.add(shard)
 
     def _totals(self) -> Totals:
+        import pyarrow.compute as pc  # 0.1 s: a launch of a new run counts nothing
+
         settled = self.settled
         claimed = pa.array([shard for found in self._claimed.values() for shard in found], pa.string())
         samples = Counter(settled.samples)

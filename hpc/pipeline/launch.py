@@ -23,9 +23,10 @@ from rich.table import Table
 
 from hpc import config as configs
 from hpc.base import atomic, snapshot
+from hpc.base.command import console, warn
 from hpc.base.errors import Exit, UserError
 from hpc.base.text import duration, short
-from hpc.launching import check_access, check_importable, console, recover_lost_submissions, submit_and_record, warn
+from hpc.launching import check_access, check_importable, recover_lost_submissions, submit_and_record
 from hpc.pipeline import outlook
 from hpc.pipeline.definition import Pipeline, PipelineRequest, Stage, load
 from hpc.pipeline.directory import PipelineRun, stage_submission

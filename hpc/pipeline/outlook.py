@@ -17,12 +17,12 @@ from rich.table import Table
 
 from hpc import config as configs
 from hpc.base import snapshot
+from hpc.base.command import console, warn
 from hpc.base.errors import Exit, UserError
 from hpc.base.text import duration, hours_text, short
 from hpc.config.cluster_checks import slurm_seconds
 from hpc.gang import launch as gang_launch
 from hpc.gang import sweep
-from hpc.launching import console, warn
 from hpc.map import forecast
 from hpc.map.launch import prepare
 from hpc.pipeline.definition import Pipeline, PipelineRequest, Stage

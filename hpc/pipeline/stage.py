@@ -15,7 +15,6 @@ Exit codes: 0, 1 as above, 64 wrong usage, 75 waiting for its job.
 
 from __future__ import annotations
 
-import argparse
 import logging
 import math
 import os
@@ -237,9 +236,7 @@ def last_line(path: Path) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = Parser(
-        prog="python -m hpc.pipeline.stage", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="python -m hpc.pipeline.stage", description=__doc__)
     parser.add_argument("run", type=Path, help="the pipeline's directory")
     parser.add_argument("--submission", required=True, help="which attempt at which stage")
     args = parser.parse_args(arguments)

@@ -15,11 +15,11 @@ from functools import cached_property
 from threading import Lock
 from typing import Any
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hpc.base.errors import UserError
+from hpc.base.remote_files import file_system
 from hpc.operator import OK, Shard
 from hpc.run.directory import Run
 from hpc.run.published import Published
@@ -218,7 +218,7 @@ class FolderColumn(ParquetColumn):
     def __init__(self, name: str, config: ColumnConfig, manifest: Manifest | None = None) -> None:
         super().__init__(name, config, config.field or "text", manifest)
         assert config.folder
-        self._system, self._path = fsspec.core.url_to_fs(config.folder)
+        self._system, self._path = file_system(config.folder)
         self._places = Places()
 
     @cached_property
@@ -338,7 +338,7 @@ class RunColumn(ParquetColumn):
     def _opened(self, shard: Shard, located: Located) -> tuple[pq.ParquetFile, str]:
         place = self._run.locate(located.file)
         try:
-            system, path = fsspec.core.url_to_fs(place)
+            system, path = file_system(place)
             source = path if place == path else system.open(path, "rb", cache_type="none")
             return pq.ParquetFile(source, pre_buffer=True), located.doubt
         except FileNotFoundError:

@@ -15,12 +15,12 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from hpc.base.errors import UserError
+from hpc.base.remote_files import file_system
 from hpc.operator import Shard
 from recap.data.column import ColumnConfig, ColumnOfFiles, Values, check_missing, gone
 from recap.data.headers import plain
@@ -59,7 +59,7 @@ def write_contents(folder: Path, column: str, identity: str, rows_per_file: int,
 
 def find(folder: str) -> str | None:
     """Where shards.json lies, if a folder is an export, or the `data` in one."""
-    system, path = fsspec.core.url_to_fs(folder)
+    system, path = file_system(folder)
     above, _, last = path.rstrip("/").rpartition("/")
     for place in (path.rstrip("/"), *([above] if last == "data" else [])):
         if system.exists(f"{place}/{CONTENTS}"):
@@ -69,7 +69,7 @@ def find(folder: str) -> str | None:
 
 def tables(place: str) -> Iterator[tuple[str, pa.Table]]:
     """(shard, its rows) of an export, whose shards.json lies at `place`. UserError where files have fewer rows."""
-    system, _ = fsspec.core.url_to_fs(place)
+    system, _ = file_system(place)
     contents = json.loads(system.cat_file(f"{place}/{CONTENTS}"))
     opened, held = -1, pa.table({})
     for shard in (ShardRows(**found) for found in contents["shards"]):
@@ -93,7 +93,7 @@ class ExportedColumn(ColumnOfFiles):
     def __init__(self, name: str, config: ColumnConfig, place: str, manifest: Manifest | None = None) -> None:
         super().__init__(name, config, config.field or FIELD_OF_CAPTIONS, manifest)
         assert config.folder
-        self._system, self._place = fsspec.core.url_to_fs(config.folder)[0], place
+        self._system, self._place = file_system(config.folder)[0], place
         self._kept: OrderedDict[str, pa.Table] = OrderedDict()
         self._lock = Lock()  # of the dictionary, never held while a file is read
 

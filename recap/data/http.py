@@ -7,8 +7,6 @@ import io
 from dataclasses import dataclass
 from typing import Any
 
-from fsspec.asyn import sync
-
 from hpc.base.errors import ShardError
 
 _WAIT_S = 60.0  # for a connection, and between two pieces of an answer
@@ -23,14 +21,21 @@ class Facts:
     ranges: bool
 
 
+def _sync(loop: Any, function: Any, *arguments: Any) -> Any:
+    """What a coroutine comes to, in the thread of fsspec's loop."""
+    from fsspec.asyn import sync  # it brings asyncio along, see hpc.base.remote_files
+
+    return sync(loop, function, *arguments)
+
+
 def facts(system: Any, url: str) -> Facts:
     """Asks for the first byte: the answer shows whether the server has ranges, whatever it announces."""
-    return sync(system.loop, _facts, system, url)
+    return _sync(system.loop, _facts, system, url)
 
 
 def read_range(system: Any, url: str, start: int, end: int) -> bytes:
     """Bytes [start, end). ShardError where the server sends something else than a range."""
-    return sync(system.loop, _read_range, system, url, start, end)
+    return _sync(system.loop, _read_range, system, url, start, end)
 
 
 class Stream(io.RawIOBase):
@@ -38,7 +43,7 @@ class Stream(io.RawIOBase):
 
     def __init__(self, system: Any, url: str, size: int | None) -> None:
         self._loop, self._url, self._size = system.loop, url, size
-        self._reply = sync(self._loop, _get, system, url)
+        self._reply = _sync(self._loop, _get, system, url)
         self._position = 0
 
     def readable(self) -> bool:
@@ -46,7 +51,7 @@ class Stream(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         try:
-            data = sync(self._loop, self._reply.content.read, len(buffer))
+            data = _sync(self._loop, self._reply.content.read, len(buffer))
         except Exception as error:  # aiohttp's own kinds
             raise self._lost(str(error) or type(error).__name__) from error
         if not data and self._size is not None and self._position < self._size:
@@ -57,7 +62,7 @@ class Stream(io.RawIOBase):
 
     def close(self) -> None:
         if not self.closed:
-            sync(self._loop, _close, self._reply)
+            _sync(self._loop, _close, self._reply)
         super().close()
 
     def _lost(self, why: str) -> ShardError:

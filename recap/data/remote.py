@@ -8,28 +8,21 @@ compared with the length that was asked for, and the object with the version tha
 from __future__ import annotations
 
 import io
-import logging
 import os
-import random
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, cast
 
-import fsspec
-from fsspec.implementations.http import HTTPFileSystem
-
+from hpc.base import remote_files
 from hpc.base.errors import ShardError
+from hpc.base.remote_files import file_system, is_web
 from hpc.operator import Shard
 from recap.data import http
 
-log = logging.getLogger(__name__)
-
 RANGE = 8 << 20  # bytes a request
 TRIES = 8  # of one range
-LONGEST_PAUSE_S = 20.0
 _HOPELESS = {  # answers of web servers
     401: "input: forbidden", 403: "input: forbidden", 404: "input: does not exist", 410: "input: does not exist",
 }  # fmt: skip
@@ -48,9 +41,9 @@ def open_shard(shard: Shard) -> IO[bytes]:
             raise ShardError("input: does not exist", shard.uri) from error
         _compare(shard, os.fstat(file.fileno()).st_size, "")
         return file
-    system, path = fsspec.core.url_to_fs(shard.uri)
+    system, path = file_system(shard.uri)
     said = retry(lambda: _facts(system, path), shard.uri)
-    if said.size is None and not isinstance(system, HTTPFileSystem):
+    if said.size is None and not is_web(system):
         raise ShardError("input: size unknown", shard.uri)
     size = shard.bytes if said.size is None else said.size
     if not shard.bytes:  # planned without a listing (http): the size is known only now
@@ -67,7 +60,7 @@ def fetch(uri: str, start: int, end: int) -> bytes:
     """Bytes [start, end) of a file. A remote store's failures are tried again. ShardError where it cannot be had."""
     if "://" not in uri:
         return _local(uri, start, end)
-    system, path = fsspec.core.url_to_fs(uri)
+    system, path = file_system(uri)
     return _checked_range(system, path, uri, start, end)
 
 
@@ -85,7 +78,7 @@ def _local(path: str, start: int, end: int) -> bytes:
 
 
 def _facts(system: Any, path: str) -> http.Facts:
-    if isinstance(system, HTTPFileSystem):
+    if is_web(system):
         return http.facts(system, path)
     info = system.info(path)
     size = info.get("size")
@@ -142,37 +135,31 @@ class Ranges(io.RawIOBase):
 
 
 def _range(system: Any, path: str, start: int, end: int) -> bytes:
-    if isinstance(system, HTTPFileSystem):
-        data = http.read_range(system, path, start, end)
-    else:
-        data = system.cat_file(path, start=start, end=end)
+    data = http.read_range(system, path, start, end) if is_web(system) else system.cat_file(path, start=start, end=end)
     if len(data) != end - start:
         raise ConnectionError(f"asked for {end - start:,} bytes at {start:,}, got {len(data):,}")
     return data
 
 
 def retry(call: Callable[[], Any], uri: str) -> Any:
-    """The result of a request, tried again with growing, jittered pauses.
+    """The result of a request to a store. Raises ShardError when it is hopeless or all tries are used up."""
+    try:
+        return remote_files.retry(call, Path(uri).name, TRIES, _is_final)
+    except ShardError:
+        raise
+    except FileNotFoundError as error:
+        raise ShardError("input: does not exist", uri) from error
+    except PermissionError as error:
+        raise ShardError("input: forbidden", f"{uri}: {error}") from error
+    except Exception as error:
+        if (hopeless := _HOPELESS.get(getattr(error, "status", 0))) is not None:
+            raise ShardError(hopeless, f"{uri}: {error}") from error
+        raise ShardError(
+            "input: object store does not answer", f"{uri}: {TRIES} tries, last: {error}", transient=True
+        ) from error
 
-    ShardError when it is hopeless or the budget is spent.
-    """
-    for attempt in range(1, TRIES + 1):
-        try:
-            return call()
-        except ShardError:
-            raise
-        except FileNotFoundError as error:
-            raise ShardError("input: does not exist", uri) from error
-        except PermissionError as error:
-            raise ShardError("input: forbidden", f"{uri}: {error}") from error
-        except Exception as error:  # each store's client has exceptions of its own
-            if (hopeless := _HOPELESS.get(getattr(error, "status", 0))) is not None:
-                raise ShardError(hopeless, f"{uri}: {error}") from error
-            if attempt == TRIES:
-                raise ShardError(
-                    "input: object store does not answer", f"{uri}: {TRIES} tries, last: {error}", transient=True
-                ) from error
-            pause = min(LONGEST_PAUSE_S, 0.25 * 2**attempt) * random.uniform(0.5, 1.0)
-            log.warning("%s: %s: trying again in %.1f s (%d of %d)", Path(uri).name, error, pause, attempt, TRIES)
-            time.sleep(pause)
-    raise AssertionError("unreachable")
+
+def _is_final(error: Exception) -> bool:
+    return isinstance(error, (ShardError, FileNotFoundError, PermissionError)) or (
+        getattr(error, "status", 0) in _HOPELESS
+    )

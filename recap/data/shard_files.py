@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from urllib.parse import urlsplit
 
-import fsspec
-
 from hpc.base.errors import UserError
+from hpc.base.remote_files import file_system
 from recap.data.addresses import without_credentials
 from recap.data.expected import ARCHIVES
 
@@ -37,8 +36,8 @@ def read_list(pattern: str) -> list[str]:
     if not pattern.startswith("@"):
         return [pattern]
     try:
-        with fsspec.open(pattern[1:], "r", encoding="utf-8") as file:
-            lines = [line.strip() for line in file.read().splitlines()]
+        system, path = file_system(pattern[1:])
+        lines = [line.strip() for line in system.cat_file(path).decode().splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"config: {without_credentials(pattern)}: this list cannot be read ({error}).") from error
     folder = pattern[1:].rpartition("/")[0]
@@ -167,7 +166,7 @@ def _list_local(folder: str) -> Folder:
 
 
 def _list_remote(folder: str) -> Folder:
-    system, path = fsspec.core.url_to_fs(folder)
+    system, path = file_system(folder)
     files, folders = {}, []
     for entry in system.ls(path, detail=True):
         base = entry["name"].rstrip("/").rpartition("/")[2]

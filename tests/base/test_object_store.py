@@ -50,8 +50,7 @@ def proxy() -> Iterator[FaultProxy]:
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (remote, object_store):
-        monkeypatch.setattr(module, "LONGEST_PAUSE_S", 0.05)
+    monkeypatch.setattr("hpc.base.remote_files.LONGEST_PAUSE_S", 0.05)
 
 
 def _shard(name: str, size: int) -> tuple[Shard, bytes]:

@@ -323,7 +323,26 @@ def test_they_start_in_time(finished: EchoJob) -> None:
             after = resource.getrusage(resource.RUSAGE_CHILDREN)
             taken[name].append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     least = {name: min(seconds) for name, seconds in taken.items()}
-    assert max(least["launch"], least["status"]) < 5 * least["import"], least
+    assert max(least["launch"], least["status"]) < 4.5 * least["import"], least
+
+
+@pytest.mark.parametrize("name", ["hpc.launch", "hpc.status", "hpc.rerun"])
+def test_what_they_import(finished: EchoJob, name: str) -> None:
+    """Neither torch nor transformers, nor what only remote files need; and no more modules than it takes."""
+    rest = {"hpc.launch": ["--dry-run"], "hpc.status": [], "hpc.rerun": ["--no-submit"]}[name]
+    what = str(ROOT / "configs/caption/demo.yaml") if name == "hpc.launch" else str(finished.run.path)
+    code = f"import sys, runpy\nsys.argv = {[name, what, *rest]!r}\n"
+    if name == "hpc.rerun":  # it would reopen what the other tests look at
+        code += f"import {name}\n"
+    else:
+        code += f"try:\n    runpy.run_module({name!r}, run_name='__main__')\nexcept SystemExit:\n    pass\n"
+    code += "print('MODULES', *sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True,
+                          check=True)  # fmt: skip
+    loaded = set(done.stdout.rpartition("MODULES ")[2].split())
+    assert "hpc.run.directory" in loaded
+    assert not loaded & {"torch", "transformers", "pandas", "fsspec", "aiohttp", "asyncio", "submitit"}
+    assert len(loaded) < 800, len(loaded)
 
 
 def imports(file: Path) -> set[str]:

@@ -114,7 +114,7 @@ def shared() -> Iterator[Server]:
 
 @pytest.fixture
 def server(shared: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
-    monkeypatch.setattr(remote, "LONGEST_PAUSE_S", 0.01)
+    monkeypatch.setattr("hpc.base.remote_files.LONGEST_PAUSE_S", 0.01)
     monkeypatch.setattr(remote, "TRIES", 3)
     monkeypatch.setattr(remote, "RANGE", 200_000)
     shared.asked.clear()

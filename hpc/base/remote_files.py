@@ -1,0 +1,45 @@
+"""Files at URLs: the file system of one, and requests that are tried again while a store does not answer."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+log = logging.getLogger(__name__)
+
+LONGEST_PAUSE_S = 20.0
+Result = TypeVar("Result")
+
+
+def file_system(location: str) -> tuple[Any, str]:
+    """fsspec's file system for a URL or a local path, and the path in it."""
+    import fsspec  # it brings asyncio along, 0.15 s: commands on local files do without
+
+    system, path = fsspec.core.url_to_fs(location)
+    return system, path
+
+
+def is_web(system: Any) -> bool:
+    """Whether a file system is fsspec's for web servers (http:// and https://)."""
+    return "http" in system.protocol  # its names: a text, or several
+
+
+def retry(call: Callable[[], Result], what: str, tries: int, is_final: Callable[[Exception], bool]) -> Result:
+    """The result of a request, asked for at most `tries` times with growing pauses. The pauses are jittered, so that
+    many clients of a store that comes back do not ask it all at once.
+
+    Raises the last error, at once where `is_final` says that another try would end in the same.
+    """
+    for attempt in range(1, tries + 1):
+        try:
+            return call()
+        except Exception as error:  # each store's client has exceptions of its own
+            if attempt == tries or is_final(error):
+                raise
+            pause = min(LONGEST_PAUSE_S, 0.25 * 2**attempt) * random.uniform(0.5, 1.0)
+            log.warning("%s: %s: trying again in %.1f s (%d of %d)", what, error, pause, attempt, tries)
+            time.sleep(pause)
+    raise AssertionError("unreachable: the last try returns or raises")
