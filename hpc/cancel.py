@@ -33,7 +33,7 @@ from hpc.pipeline.directory import PipelineRun
 from hpc.run.directory import Run
 from hpc.run.plan import DamagedPlan
 from hpc.slurm import commands as slurm
-from hpc.slurm.queue import NoSqueueAnswer, find_job, surely_live
+from hpc.slurm.queue import NoSqueueAnswer, find_job, job_of, surely_live
 
 GRACE_S = 20.0  # beyond map.drain_s, before what has not ended by itself is cancelled
 _KILL_S = 40.0  # that Slurm may take to end what was scancelled: its KillWait is 30 s
@@ -85,7 +85,7 @@ class AtWork:
     def said(self) -> str:
         states = Counter(self.jobs.values())
         elements = [f"{count} {state.lower()}" for state, count in sorted(states.items())]
-        ids = sorted({name.partition("_")[0] for name in self.jobs})
+        ids = sorted({job_of(name) for name in self.jobs})
         parts = [f"jobs {', '.join(ids)} ({', '.join(elements)})"] if ids else []
         parts += [f"{len(self.here)} processes here"] if self.here else []
         return " · ".join([*parts, *self.elsewhere]) or "nothing that can be seen from here"
@@ -106,7 +106,7 @@ def cancel(run: Run, *, now: bool) -> AtWork:
     why = f"by {getpass.getuser()} on {socket.gethostname()}".encode()
     atomic.create(run.control / "cancelled", why)
     sweep_status.cancel(run, why)
-    _scancel(sorted({name.partition("_")[0] for name in found.jobs}), "--state=PENDING")
+    _scancel(sorted({job_of(name) for name in found.jobs}), "--state=PENDING")
     left = _wait(run, wait_s)
     if not left:
         return left

@@ -29,7 +29,7 @@ from hpc.map import verdict
 from hpc.map.progress import first_names, unfinished_shards
 from hpc.run.directory import Run
 from hpc.slurm import requeue
-from hpc.slurm.queue import surely_live
+from hpc.slurm.queue import job_of, surely_live
 
 log = logging.getLogger("gate")
 
@@ -48,7 +48,7 @@ def decide(run: Run, allow_failed: int) -> int:
         return Exit.INCOMPLETE
     running = list(surely_live([j for s in run.submissions() for j in s.job_ids]))
     if running:
-        return requeue.wait_for(sorted({name.split("_")[0] for name in running}))
+        return requeue.wait_for(sorted({job_of(name) for name in running}))
     for name in ("cancelled", "pause"):
         if (why := run.control_text(name)) is not None:
             log.error("%s: %s; %d shards are left: %s", name, why, len(opened), first_names(opened))

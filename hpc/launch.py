@@ -27,6 +27,7 @@ import sys
 from hpc import config as configs
 from hpc.base.command import command
 from hpc.base.errors import Parser, UserError
+from hpc.base.no_pandas import without_pandas
 from hpc.map.launch import describe, dry_run, prepare, submit
 from hpc.pipeline import definition as pipeline
 
@@ -57,6 +58,7 @@ def _training(args: argparse.Namespace, config: configs.Config) -> int:
 
 
 def _map(args: argparse.Namespace, config: configs.Config) -> int:
+    without_pandas()
     job = prepare(
         config, supersede=args.supersede, dry_run=args.dry_run, allow_missing=args.allow_missing, append=args.append
     )

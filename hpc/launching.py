@@ -110,6 +110,12 @@ def say(label: str, text: str) -> None:
         console.print(f"[bold]{'' if number else label:<10}[/]{escape(part)}")
 
 
+def end_dry_run(done: str = "submitted") -> int:
+    """The last line of every dry run, and its exit code."""
+    console.print(f"\nnothing was {done} (--dry-run)")
+    return Exit.COMPLETE
+
+
 def say_next(steps: Callable[[str], list[str]] | None, run: str) -> None:
     """Commands that show or use what a finished run has made, where its work knows some."""
     for number, step in enumerate(steps(run) if steps else []):
@@ -192,7 +198,9 @@ def still_there(run: Run) -> str:
 
 def recover_lost_submissions(run: Run) -> list[Submission]:
     """Submissions that Slurm has although its sbatch was not seen to answer, now with their job's id. Raises
-    Unanswered where Slurm does not say."""
+    Unanswered where Slurm does not say. Those that it does not have stay as they are: they were never taken, or another
+    launch is between its intent and its sbatch.
+    """
     from hpc.slurm.queue import NoSqueueAnswer, find_job
 
     found = []

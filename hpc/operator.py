@@ -13,11 +13,11 @@ One operator object lives in one engine process and sees one endless stream of i
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from hpc.base.dotted import load
 from hpc.base.errors import UserError
 
 if TYPE_CHECKING:
@@ -207,11 +207,4 @@ class Batched:
 
 def load_operator(path: str) -> type[Operator]:
     """The operator class of a dotted path; UserError when it does not import."""
-    module_name, _, name = path.rpartition(".")
-    try:
-        return getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(
-            f"config: `operator`: {path!r} does not import ({error}). Write the dotted path of a class, "
-            "such as recap.caption.operator.CaptionOperator."
-        ) from error
+    return load(path, "config: `operator`", "recap.caption.operator.CaptionOperator")

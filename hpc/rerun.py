@@ -20,6 +20,7 @@ from hpc import relaunch
 from hpc.base import heartbeat
 from hpc.base.command import command, console
 from hpc.base.errors import Exit, Parser, UserError
+from hpc.base.no_pandas import without_pandas
 from hpc.map import launch as map_launch
 from hpc.operator import FAILED as SAMPLE_FAILED
 from hpc.operator import QUARANTINED
@@ -153,4 +154,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    without_pandas()
     sys.exit(main())

@@ -6,11 +6,10 @@ torch, since login nodes check and describe it; `train` loads what is heavy.
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from hpc.base.errors import UserError
+from hpc.base.dotted import load
 
 
 class Gang(Protocol):
@@ -66,11 +65,4 @@ class Trainer(Protocol):
 
 def load_trainer(path: str) -> type[Trainer]:
     """The trainer class of a dotted path; UserError when it does not import."""
-    module_name, _, name = path.rpartition(".")
-    try:
-        return getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(
-            f"config: `trainer`: {path!r} does not import ({error}). Write the dotted path of a class, "
-            "such as recap.sft.trainer.SftTrainer."
-        ) from error
+    return load(path, "config: `trainer`", "recap.sft.trainer.SftTrainer")

@@ -25,6 +25,7 @@ from rich.progress import Progress
 from hpc.base import object_store
 from hpc.base.command import command, console, warn
 from hpc.base.errors import Exit, Parser
+from hpc.base.no_pandas import without_pandas
 from hpc.run import column as columns
 from hpc.run.directory import Run, Submission
 from hpc.run.ledger import DONE
@@ -162,4 +163,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    without_pandas()
     sys.exit(main())

@@ -32,7 +32,15 @@ def write_synced(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def sync_directory(path: Path) -> None:
+def _write(path: Path, data: bytes, durable: bool) -> None:
+    if durable:
+        write_synced(path, data)
+    else:
+        path.write_bytes(data)
+
+
+def sync(path: Path) -> None:
+    """Force a file, or a directory with its names, to stable storage."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -61,10 +69,7 @@ def create(target: Path, data: bytes, *, durable: bool = True) -> bool:
     """
     source = temporary(target)
     try:
-        if durable:
-            write_synced(source, data)
-        else:
-            source.write_bytes(data)
+        _write(source, data, durable)
         try:
             link_new(source, target)
         except FileExistsError:
@@ -72,7 +77,7 @@ def create(target: Path, data: bytes, *, durable: bool = True) -> bool:
     finally:
         source.unlink(missing_ok=True)
     if durable:
-        sync_directory(target.parent)
+        sync(target.parent)
     return True
 
 
@@ -80,16 +85,13 @@ def replace(target: Path, data: bytes, *, durable: bool = False) -> None:
     """Write `target` whole, over what was there. For files with one writer (heartbeats, submissions)."""
     source = temporary(target)
     try:
-        if durable:
-            write_synced(source, data)
-        else:
-            source.write_bytes(data)
+        _write(source, data, durable)
         os.replace(source, target)
     except BaseException:
         source.unlink(missing_ok=True)
         raise
     if durable:
-        sync_directory(target.parent)
+        sync(target.parent)
 
 
 def make_below(folder: Path, levels: int) -> None:

@@ -55,6 +55,15 @@ class ClusterConfig:
     price: float | None = setting(None, "cost of a GPU hour (without GPUs: of an engine hour), for status and forecast")
     currency: str = setting("$", "what `price` is in")
 
+    @property
+    def workers_per_node(self) -> int:
+        """Engine processes (map) or ranks (gang) of a node: one for each GPU, without GPUs `engines_per_node`."""
+        return self.gpus_per_node or self.engines_per_node
+
+    def unit(self, worker: str) -> str:
+        """What one worker has, for people: a GPU, or a "CPU engine", a "CPU rank"."""
+        return "GPU" if self.gpus_per_node else f"CPU {worker}"
+
 
 @dataclass
 class MapConfig:

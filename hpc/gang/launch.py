@@ -15,6 +15,7 @@ from hpc.base.errors import Exit, UserError
 from hpc.base.text import short
 from hpc.launching import (
     check_access,
+    end_dry_run,
     open_run,
     resolve_cluster,
     say,
@@ -25,7 +26,7 @@ from hpc.launching import (
 )
 from hpc.run.directory import Run, Submission
 from hpc.run.launch_lock import SUBMITTING_S, launch_lock
-from hpc.slurm.jobs import GangLauncher, ranks_per_node
+from hpc.slurm.jobs import GangLauncher
 from hpc.trainer import Trainer
 
 
@@ -42,7 +43,7 @@ class GangJob:
 
     @property
     def ranks(self) -> int:
-        return self.config.run.gang.nodes * ranks_per_node(self.config.run.cluster)
+        return self.config.run.gang.nodes * self.config.run.cluster.workers_per_node
 
     def launcher(self, submission: Submission) -> GangLauncher:
         return GangLauncher(self.run, submission, self.config.run.cluster, self.config.run.gang)
@@ -103,8 +104,8 @@ def describe(job: GangJob) -> None:
     """The lines that a dry run and a launch both print."""
     lines = job.trainer.describe(job.ranks)
     cluster, nodes = job.config.run.cluster, job.config.run.gang.nodes
-    what = "GPUs" if cluster.gpus_per_node else "CPU ranks"
-    where = f"{nodes} nodes × {ranks_per_node(cluster)} {what}"
+    what = f"{cluster.unit('rank')}s"
+    where = f"{nodes} nodes × {cluster.workers_per_node} {what}"
     lines.append(("gang", f"{where} · {cluster.time} a life, requeued" if cluster.kind == "slurm" else where + " here"))
     lines.append(("output", f"{short(job.run.path)}/exports/final/ · identity {job.identity}"))
     for label, text in lines:
@@ -128,7 +129,7 @@ def record(job: GangJob, code: str) -> dict[str, object]:
 
 def _dry_run(job: GangJob) -> int:
     """Print the exact batch script, or the command of each rank; leave nothing behind."""
-    submission = Submission("0" * 12, 0.0, **record(job, snapshot.digest()))  # type: ignore[arg-type]
+    submission = Submission.placeholder(**record(job, snapshot.digest()))
     console.print()
     if job.config.run.cluster.kind == "slurm":
         sys.stdout.write(job.launcher(submission).script() + "\n")
@@ -137,8 +138,7 @@ def _dry_run(job: GangJob) -> int:
 
         for rank in range(job.ranks):
             sys.stdout.write(f"RANK={rank} WORLD_SIZE={job.ranks} {' '.join(command(job.run, submission))}\n")
-    console.print("\nnothing was submitted (--dry-run)")
-    return Exit.COMPLETE
+    return end_dry_run()
 
 
 def submit(job: GangJob) -> int:

@@ -152,9 +152,7 @@ def _place(cluster: configs.ClusterConfig) -> tuple[int, int, int]:
     if cluster.kind == "slurm":
         for name, source in zip(("RANK", "WORLD_SIZE", "LOCAL_RANK"), names, strict=True):
             os.environ[name] = os.environ[source]
-    from hpc.slurm.jobs import ranks_per_node  # and submitit with it: status need not load that
-
-    here = ranks_per_node(cluster) if cluster.kind == "slurm" else os.environ["WORLD_SIZE"]
+    here = cluster.workers_per_node if cluster.kind == "slurm" else os.environ["WORLD_SIZE"]
     os.environ["LOCAL_WORLD_SIZE"] = str(here)
     return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
 

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
-from hpc.base import heartbeat, journal
+from hpc.base import heartbeat, journal, picture
 from hpc.base.errors import Exit
 from hpc.base.heartbeat import STALE_S
 from hpc.base.text import SCHEMA, duration
@@ -33,7 +32,7 @@ def read_status(run: Run) -> dict[str, Any]:
     if ended := final_code(run, instance):  # rank 0 may not have lived to say so
         beat |= {"state": "exited", "code": ended}
     metrics, evaluation = _last_lines(run.path / "metrics.jsonl")
-    safe = _checkpoints(run.path / "checkpoints")
+    newest = _checkpoints(run.path / "checkpoints")
     code = _code(beat)
     return {
         "schema": SCHEMA,
@@ -57,7 +56,7 @@ def read_status(run: Run) -> dict[str, Any]:
         **{k: metrics.get(k) for k in ("mfu", "padding", "data_wait")},
         "evaluation": evaluation or None,
         "eta_s": metrics.get("eta_s") if _state(beat) == "running" else None,
-        "checkpoint": safe,
+        "checkpoint": newest,
         "picture": _picture(run.path / "samples"),
         "failures": _failures(run, latest.uuid),
         "squeue": dict(Counter(live_jobs(latest.job_ids).values())),
@@ -134,19 +133,16 @@ def _failures(run: Run, submission: str) -> dict[str, int]:
 
 def render(facts: dict[str, Any]) -> Group:
     """The facts for people, 80 columns wide."""
-    about = f" · {facts['trainer']} · identity {facts['identity']} · {facts['kind']}"
-    head = Text.assemble((facts["run"], "bold"), about)
-    if facts["jobs"]:
-        head.append(f" {' '.join(facts['jobs'][-3:])}")
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    table.add_row("samples", _bar(facts))
+    head = picture.heading(
+        facts["run"], f"{facts['trainer']} · identity {facts['identity']} · {facts['kind']}", facts["jobs"]
+    )
+    table = picture.facts_table()
+    table.add_row("samples", _samples(facts))
     table.add_row("loss", _loss(facts))
     if facts["evaluation"]:
         table.add_row("evaluation", _evaluation(facts["evaluation"]))
-    table.add_row("rate", _rate(facts))
-    table.add_row("checkpoint", _safe(facts["checkpoint"]))
+    table.add_row("rate", _speed(facts))
+    table.add_row("checkpoint", _checkpoint(facts["checkpoint"]))
     if facts["picture"]:
         table.add_row("picture", clean(facts["picture"]))
     table.add_row("gang", _gang(facts))
@@ -159,12 +155,10 @@ def render(facts: dict[str, Any]) -> Group:
     return Group(*parts)
 
 
-def _bar(facts: dict[str, Any], width: int = 28) -> Text:
+def _samples(facts: dict[str, Any]) -> Text:
     total = max(facts["total"] or 0, 1)
-    filled = round(width * facts["samples"] / total)
-    bar = Text.assemble(("█" * filled, "green"), ("░" * (width - filled), "dim"))
-    bar.append(f" {100 * facts['samples'] / total:.1f} %\n{facts['samples']:,} of {total:,} · step {facts['step']:,}")
-    return bar
+    bar = picture.bar(facts["samples"], total)
+    return bar.append(f"\n{facts['samples']:,} of {total:,} · step {facts['step']:,}")
 
 
 def _loss(facts: dict[str, Any]) -> str:
@@ -182,7 +176,7 @@ def _evaluation(line: dict[str, Any]) -> str:
     return f"{clean(said)} (after {line['samples']:,})"
 
 
-def _rate(facts: dict[str, Any]) -> str:
+def _speed(facts: dict[str, Any]) -> str:
     if facts["samples_per_s"] is None:
         return "nothing finished yet"
     line = f"{facts['samples_per_s']:,.1f} samples/s · {facts['tokens_per_s']:,.0f} tokens/s"
@@ -192,10 +186,10 @@ def _rate(facts: dict[str, Any]) -> str:
     return line + (f"\n{duration(facts['eta_s'])} left at this rate" if facts["eta_s"] else "")
 
 
-def _safe(safe: dict[str, Any] | None) -> str:
-    if safe is None:
+def _checkpoint(newest: dict[str, Any] | None) -> str:
+    if newest is None:
         return "none yet"
-    return f"{safe['samples']:,} samples, {duration(safe['age_s'])} ago · {safe['kept']} kept"
+    return f"{newest['samples']:,} samples, {duration(newest['age_s'])} ago · {newest['kept']} kept"
 
 
 def _gang(facts: dict[str, Any]) -> str:
@@ -204,8 +198,4 @@ def _gang(facts: dict[str, Any]) -> str:
         said += f" · {facts['ranks']} ranks from {facts['host']}"
     if facts["lives"] > 1:
         said += f" · life {facts['lives']}"
-    if facts["squeue"]:
-        said += " · squeue: " + ", ".join(f"{n} {state}" for state, n in sorted(facts["squeue"].items()))
-    if facts["waits_for"]:
-        said += f" ({', '.join(facts['waits_for'])})"
-    return said
+    return said + picture.in_queue(facts["squeue"], facts["waits_for"])

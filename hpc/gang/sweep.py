@@ -27,6 +27,7 @@ from hpc.gang import sweep_status
 from hpc.gang.launch import GangJob, check_continuation, describe_details, in_background, prepare, record
 from hpc.launching import (
     check_access,
+    end_dry_run,
     keep_config,
     open_run,
     recover_lost_submissions,
@@ -35,7 +36,7 @@ from hpc.launching import (
 )
 from hpc.run.directory import Run, Submission
 from hpc.run.launch_lock import SUBMITTING_S, launch_lock
-from hpc.slurm.jobs import SweepLauncher, ranks_per_node
+from hpc.slurm.jobs import SweepLauncher
 from hpc.slurm.queue import live_jobs, surely_live
 
 _SHARED = ("name", "runs", "operator", "trainer", "sweep", "cluster", "gang", "map", "umask", "output")
@@ -182,9 +183,9 @@ def describe(sweep: Sweep) -> None:
     first, *others = (job.trainer.describe(job.ranks) for job in sweep.jobs.values())
     common = [line for line in first if all(line in lines for lines in others)]
     cluster, nodes = sweep.config.run.cluster, sweep.config.run.gang.nodes
-    what = "GPUs" if cluster.gpus_per_node else "CPU ranks"
+    what = f"{cluster.unit('rank')}s"
     at_once = f", {cluster.parallel} at a time" if cluster.parallel else ""
-    shape = f"{len(sweep.jobs)} arms × {nodes} nodes × {ranks_per_node(cluster)} {what}"
+    shape = f"{len(sweep.jobs)} arms × {nodes} nodes × {cluster.workers_per_node} {what}"
     where = f"{at_once} · {cluster.time} a life, requeued" if cluster.kind == "slurm" else " here, one after another"
     lines = [*common, ("sweep", shape + where)]
     for name, job in sweep.jobs.items():
@@ -198,8 +199,8 @@ def describe(sweep: Sweep) -> None:
 def _dry_run(sweep: Sweep) -> int:
     """Print the one batch script, or the arms' commands; leave nothing behind."""
     run = sweep.config.run
-    submission = Submission(
-        "0" * 12, 0.0, plan="", column="", identity="", code=snapshot.digest(), slots=len(sweep.todo),
+    submission = Submission.placeholder(
+        plan="", column="", identity="", code=snapshot.digest(), slots=len(sweep.todo),
         config=sweep.config.resolved, source=sweep.config.source,
     )  # fmt: skip
     with _named(sweep.todo[0]):
@@ -214,8 +215,7 @@ def _dry_run(sweep: Sweep) -> int:
             job = sweep.jobs[name]
             for rank in range(job.ranks):
                 sys.stdout.write(f"RANK={rank} WORLD_SIZE={job.ranks} {' '.join(command(job.run, submission))}\n")
-    console.print("\nnothing was submitted (--dry-run)")
-    return Exit.COMPLETE
+    return end_dry_run()
 
 
 def submit(sweep: Sweep) -> int:

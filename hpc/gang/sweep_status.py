@@ -8,7 +8,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from hpc.base import atomic
+from hpc.base import atomic, picture
 from hpc.base.errors import FINAL, Exit
 from hpc.base.text import SCHEMA, duration
 from hpc.base.text import printable as clean
@@ -22,7 +22,7 @@ def runs(run: Run) -> dict[str, Run]:
 
 
 def arm(run: Run) -> dict[str, Any]:
-    """`gang_status.gather`, with the arm's state in one word or two."""
+    """`gang_status.read_status`, with the arm's state in one word or two."""
     facts = gang_status.read_status(run)
     return facts | {"state": _state(facts)}
 
@@ -76,9 +76,8 @@ def cancel(run: Run, why: bytes) -> None:
 
 def render(facts: dict[str, Any]) -> Group:
     """The facts for people: a row for each arm."""
-    head = Text.assemble((facts["run"], "bold"), f" · {len(facts['arms'])} arms · {facts['trainer']} · {facts['kind']}")
-    if facts["jobs"]:
-        head.append(f" {' '.join(facts['jobs'][-3:])}")
+    about = f"{len(facts['arms'])} arms · {facts['trainer']} · {facts['kind']}"
+    head = picture.heading(facts["run"], about, facts["jobs"])
     table = _table("", "samples", "", "loss", "samples/s", "left", "state")
     for name, found in facts["arms"].items():
         table.add_row(name, *_row(found))

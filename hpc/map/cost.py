@@ -11,6 +11,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from hpc.config import ClusterConfig
 from hpc.map.tally import Totals
 from hpc.run.directory import Run, Submission
 from hpc.run.journal_reader import Activity, JournalReader
@@ -34,9 +35,15 @@ class Life:
     beat: dict[str, Any] = field(default_factory=dict)
 
 
-def engines_of(submission: Submission) -> int:
-    cluster = submission.config["cluster"]
-    return int(cluster["gpus_per_node"] or cluster["engines_per_node"])
+def cluster_of(submission: Submission) -> ClusterConfig:
+    """How many engines the slots of a launch had, and of what."""
+    stored = submission.config["cluster"]
+    return ClusterConfig(gpus_per_node=stored["gpus_per_node"], engines_per_node=stored["engines_per_node"])
+
+
+def unit(cluster: ClusterConfig) -> str:
+    """Whose hours are counted: a GPU's, or an engine's."""
+    return cluster.unit("engine").removeprefix("CPU ")
 
 
 def lives(run: Run, reader: JournalReader, newest: list[dict[str, Any]]) -> list[Life]:
@@ -50,11 +57,12 @@ def lives(run: Run, reader: JournalReader, newest: list[dict[str, Any]]) -> list
         if submission is None or not activity.first:
             continue
         beat = beats.get(instance, {})
+        engines = cluster_of(submission).workers_per_node
         last = max(activity.last, float(beat.get("t") or 0.0))
         slot = int(rest.partition("-")[0]) if rest.partition("-")[0].isdigit() else 0
         found.append(
             Life(
-                instance, slot, activity.host, str(beat.get("state", "exited")), engines_of(submission),
+                instance, slot, activity.host, str(beat.get("state", "exited")), engines,
                 max(0.0, last - activity.first), activity, beat,
             )
         )  # fmt: skip
@@ -90,7 +98,7 @@ def spent(found: list[Life], latest: Submission, totals: Totals, speed: float) -
     cluster = latest.config["cluster"]
     price = cluster.get("price")
     return {
-        "unit": "GPU" if cluster["gpus_per_node"] else "engine",
+        "unit": unit(cluster_of(latest)),
         "hours": round(hours, 3),
         "hours_left": None if left is None else round(left, 3),
         "samples_per_s": round(per_hour / 3600, 3),  # of one engine, loading of models included

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from hpc.base.text import duration, hours_text
 from hpc.config import Config
-from hpc.map.cost import engines_of
+from hpc.map import cost
 from hpc.map.tally import Tally
 from hpc.operator import Shard
 from hpc.run.directory import Run, Submission
@@ -39,7 +39,7 @@ def measure(run: Run, submission: Submission) -> Measured | None:
     engine_seconds, samples, last, hosts = 0.0, 0, 0.0, set()
     for life in tally.reader.lives.values():
         if life.samples and life.worked > life.begun:
-            engine_seconds += (life.worked - life.begun) * engines_of(submission)
+            engine_seconds += (life.worked - life.begun) * cost.cluster_of(submission).workers_per_node
             samples += life.samples
             last = max(last, life.worked)
             hosts.add(life.host)
@@ -108,7 +108,7 @@ def samples(shards: list[Shard], measured: Measured | None) -> float:
 def _effort(config: Config, measured: Measured | None, shards: list[Shard], slots: int, rate: float | None) -> str:
     """Hours and money."""
     cluster = config.run.cluster
-    unit = "GPU" if cluster.gpus_per_node else "engine"
+    unit = cost.unit(cluster)
     if rate is None and measured is None:
         return f"unknown: no run with this identity beside this one. Say --rate SAMPLES_PER_SECOND_PER_{unit.upper()}"
     count = samples(shards, measured)
@@ -116,7 +116,7 @@ def _effort(config: Config, measured: Measured | None, shards: list[Shard], slot
         return "unknown: the shards' numbers of samples are not known (data.expected), nor is there a finished run"
     speed = rate if rate is not None else measured.rate if measured else 0.0
     where = "--rate" if rate is not None else measured.where if measured else ""
-    engines = cluster.gpus_per_node or cluster.engines_per_node
+    engines = cluster.workers_per_node
     at_once = min(slots, cluster.parallel or slots)
     hours = count / speed / 3600
     text = f"{speed:,.1f} samples/s per {unit} ({where}) → {hours_text(hours, unit)}"

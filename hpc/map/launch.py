@@ -13,11 +13,13 @@ from rich.markup import escape
 from hpc import config as configs
 from hpc.base import snapshot
 from hpc.base.command import console, warn
-from hpc.base.errors import Exit, Unanswered, UserError
+from hpc.base.errors import Exit, UserError
 from hpc.base.text import short
 from hpc.launching import (
     check_access,
+    end_dry_run,
     open_run,
+    recover_lost_submissions,
     resolve_cluster,
     say,
     say_next,
@@ -50,7 +52,7 @@ class Job:
     def slots(self) -> int:
         """No more slots than there are shards for their engines."""
         cluster = self.config.run.cluster
-        engines = cluster.gpus_per_node or cluster.engines_per_node
+        engines = cluster.workers_per_node
         return max(1, min(cluster.slots, -(-(self.limit or len(self.shards)) // engines)))
 
 
@@ -187,8 +189,8 @@ def describe(job: Job, forecasts: list[str] | None = None) -> None:
     lines = [("plan", f"{len(job.shards):,} shards · {samples} · {_bytes(size)}")]
     lines += job.operator.describe()
     cluster = job.config.run.cluster
-    engines = cluster.gpus_per_node or cluster.engines_per_node
-    device = "GPUs" if cluster.gpus_per_node else "CPU engines"
+    engines = cluster.workers_per_node
+    device = f"{cluster.unit('engine')}s"
     home = -(-len(job.shards) // job.slots)
     if cluster.kind == "slurm":
         limited = cluster.parallel and cluster.parallel < job.slots
@@ -226,8 +228,8 @@ def dry_run(job: Job, rate: float | None = None) -> int:
     """Print the plan, a forecast and the exact batch script; leave nothing behind."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` may close the pipe
     describe(job, forecast.lines(job.config, job.identity, job.shards, job.slots, rate))
-    submission = Submission(
-        "0" * 12, 0.0, plan="", identity=job.identity, column=job.operator.column().name, code=snapshot.digest(),
+    submission = Submission.placeholder(
+        plan="", identity=job.identity, column=job.operator.column().name, code=snapshot.digest(),
         slots=job.slots, config=job.config.resolved, source=job.config.source,
     )  # fmt: skip
     console.print()
@@ -240,8 +242,7 @@ def dry_run(job: Job, rate: float | None = None) -> int:
 
         for slot in range(job.slots):
             sys.stdout.write(" ".join(command(job.run, submission, slot)) + "\n")
-    console.print("\nnothing was submitted (--dry-run)")
-    return Exit.COMPLETE
+    return end_dry_run()
 
 
 def record(job: Job) -> Submission:
@@ -335,26 +336,16 @@ def _submit_gate(job: Job, submission: Submission) -> None:
 def _recover_lost_array(job: Job) -> bool:
     """Look for earlier submissions whose sbatch got no answer, or was never seen to answer. True if one of them lives:
     then it does this launch's work."""
-    from hpc.slurm.queue import NoSqueueAnswer, find_job, live_jobs
+    from hpc.slurm.queue import live_jobs
 
-    run, found = job.run, False
-    for submission in run.submissions():
-        if submission.state in ("intent", "unanswered") and submission.config["cluster"]["kind"] == "slurm":
-            try:
-                job_id = find_job(submission.uuid)
-            except NoSqueueAnswer as error:
-                raise Unanswered(str(error)) from error
-            if (
-                job_id is None
-            ):  # never taken; or another launch is between its intent and its sbatch: not ours to change
-                continue
-            submission.state, submission.job_ids = "submitted", [job_id]
-            run.save(submission)
-            same = submission.identity == job.identity and submission.plan == plan.write(run.plans, job.shards)
-            if same and live_jobs([job_id]):
-                console.print(f"an earlier launch was submitted after all, as job {job_id}; nothing more was submitted")
-                _submit_gate(job, submission)
-                found = True
+    found = False
+    for submission in recover_lost_submissions(job.run):
+        same = submission.identity == job.identity and submission.plan == plan.write(job.run.plans, job.shards)
+        if same and live_jobs(submission.job_ids):
+            job_id = submission.job_ids[0]
+            console.print(f"an earlier launch was submitted after all, as job {job_id}; nothing more was submitted")
+            _submit_gate(job, submission)
+            found = True
     return found
 
 

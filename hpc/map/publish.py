@@ -102,7 +102,7 @@ class Publisher:
                 return self._adopt(target, rows, keys), name
         finally:
             source.unlink(missing_ok=True)
-        atomic.sync_directory(target.parent)
+        atomic.sync(target.parent)
         return content, name
 
     def _check_failed(self, content: columns.Content) -> None:

@@ -219,7 +219,7 @@ class Writer:
         if sync:
             os.fdatasync(self._fd)
             if not self._listed:
-                atomic.sync_directory(self._path.parent)
+                atomic.sync(self._path.parent)
                 self._listed = True
         self._offset = at
 

@@ -10,7 +10,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from hpc.base import heartbeat
+from hpc.base import heartbeat, picture
 from hpc.base.errors import Exit
 from hpc.base.heartbeat import STALE_S
 from hpc.base.text import SCHEMA, duration, hours_text
@@ -170,14 +170,11 @@ def _squeue(job_ids: list[str]) -> tuple[dict[str, str], list[str]]:
 
 def render(facts: dict[str, Any]) -> Group:
     """The facts for people, 80 columns wide."""
-    about = f" · {facts['column']} · identity {facts['identity']} · {facts['kind']}"
-    head = Text.assemble((facts["run"], "bold"), about)
-    if facts["jobs"]:
-        head.append(f" {' '.join(facts['jobs'][-3:])}")
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    table.add_row("shards", _bar(facts["shards"]))
+    head = picture.heading(
+        facts["run"], f"{facts['column']} · identity {facts['identity']} · {facts['kind']}", facts["jobs"]
+    )
+    table = picture.facts_table()
+    table.add_row("shards", _shards(facts["shards"]))
     table.add_row("samples", _samples(facts["samples"], facts["left_known"]))
     table.add_row("rate", _rate_line(facts))
     if facts["effort"]["hours"]:
@@ -219,12 +216,10 @@ def render(facts: dict[str, Any]) -> Group:
     return Group(*parts)
 
 
-def _bar(shards: dict[str, int], width: int = 28) -> Text:
-    total = max(shards["total"], 1)
-    filled = round(width * shards["done"] / total)
+def _shards(shards: dict[str, int]) -> Text:
     damaged = f" ({shards['damaged']:,} damaged)" if shards["damaged"] else ""
-    bar = Text.assemble(("█" * filled, "green"), ("░" * (width - filled), "dim"))
-    bar.append(f" {100 * shards['done'] / total:.1f} %\n{shards['done']:,} of {shards['total']:,} done{damaged}")
+    bar = picture.bar(shards["done"], shards["total"])
+    bar.append(f"\n{shards['done']:,} of {shards['total']:,} done{damaged}")
     for name in ("running", "open"):
         if shards[name]:
             bar.append(f" · {shards[name]:,} {name}")
@@ -268,11 +263,7 @@ def _slow_line(row: dict[str, Any], unit: str) -> str:
 
 def _slot_line(slots: dict[str, Any]) -> str:
     said = " · ".join(f"{n} {state}" for state, n in sorted(slots["states"].items())) or "none has started"
-    if slots["squeue"]:
-        said += " · squeue: " + ", ".join(f"{n} {state}" for state, n in sorted(slots["squeue"].items()))
-    if slots["waits_for"]:
-        said += f" ({', '.join(slots['waits_for'])})"
-    return said
+    return said + picture.in_queue(slots["squeue"], slots["waits_for"])
 
 
 def _reason_table(title: str, reasons: dict[str, int], limit: int = 8) -> Table:

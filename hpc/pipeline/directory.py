@@ -203,12 +203,12 @@ def _token(content: Any) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
 
 
-def stage_submission(pipeline: Pipeline, stage: Stage, run: PipelineRun, code: str, supersede: bool) -> Submission:
-    """What a stage job has to know, not on disk yet."""
+def stage_facts(pipeline: Pipeline, stage: Stage, run: PipelineRun, code: str, supersede: bool) -> dict[str, Any]:
+    """What the submission of a stage job says."""
     argv = container.command(stage.cluster, run.path, stage.command) if stage.command else []
     config = {**stage.record(), "argv": argv, "cwd": os.getcwd(), "supersede": supersede}
     config["cluster"] = {"kind": pipeline.cluster.kind}
-    return Submission(
-        "0" * 12, time.time(), plan="", identity=stage.digest, column="", code=code, slots=1, config=config,
-        source=pipeline.source,
-    )  # fmt: skip
+    return {
+        "plan": "", "column": "", "identity": stage.digest, "code": code, "slots": 1, "config": config,
+        "source": pipeline.source,
+    }  # fmt: skip

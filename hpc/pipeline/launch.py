@@ -11,7 +11,6 @@ from __future__ import annotations
 import shlex
 import shutil
 import signal
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -29,12 +28,12 @@ from hpc.base.text import duration, short
 from hpc.launching import check_access, check_importable, recover_lost_submissions, submit_and_record
 from hpc.pipeline import outlook
 from hpc.pipeline.definition import Pipeline, PipelineRequest, Stage, load
-from hpc.pipeline.directory import PipelineRun, stage_submission
+from hpc.pipeline.directory import PipelineRun, stage_facts
 from hpc.pipeline.stage import Attempt
 from hpc.run.directory import Run
 from hpc.run.launch_lock import SUBMITTING_S, launch_lock
 from hpc.slurm.jobs import StageLauncher
-from hpc.slurm.queue import surely_live
+from hpc.slurm.queue import job_of, surely_live
 
 
 def launch(path: str, overrides: list[str], asked: PipelineRequest, *, dry_run: bool) -> int:
@@ -142,9 +141,7 @@ def _stage_here(
     number = list(pipeline.stages).index(stage.name) + 1
     title = f"stage {number} of {len(pipeline.stages)}, {stage.name}"
     console.print(f"\n[bold]{title}[/] · {escape(stage.what)}")
-    submission = stage_submission(pipeline, stage, run, "", asked.supersede)
-    submission.uuid, submission.state = uuid.uuid4().hex[:12], "submitted"
-    run.save(submission)
+    submission = run.new_submission(state="submitted", **stage_facts(pipeline, stage, run, "", asked.supersede))
     trial = Attempt(run, submission)
     try:
         code = trial.command(stopped) if stage.command else trial.launch_here(stopped)
@@ -186,9 +183,7 @@ def _submit(pipeline: Pipeline, run: PipelineRun, todo: list[str], asked: Pipeli
         stage = pipeline.stages[name]
         for control in ("cancelled", "pause"):  # of an earlier time: only what comes after this launch counts
             (Run(run.path / name).control / control).unlink(missing_ok=True)
-        submission = stage_submission(pipeline, stage, run, code, asked.supersede)
-        submission.uuid = uuid.uuid4().hex[:12]
-        run.save(submission)
+        submission = run.new_submission(**stage_facts(pipeline, stage, run, code, asked.supersede))
         after = [jobs[need] for need in stage.needs if need in jobs]
         submit_and_record(StageLauncher(run, submission, stage.cluster, after, pipeline.cluster.dependency))
         jobs[name] = submission.job_ids[0]
@@ -205,7 +200,7 @@ def _live(pipeline: Pipeline, run: PipelineRun) -> dict[str, str]:
     recover_lost_submissions(run)
     newest = {name: run.attempts(name)[-1:] for name in pipeline.stages}
     ids = [i for attempts in newest.values() for a in attempts for i in a.job_ids]
-    alive = {name.split("_")[0] for name in surely_live(ids)}
+    alive = {job_of(name) for name in surely_live(ids)}
     found = {}
     for name, attempts in newest.items():
         if attempts and attempts[0].job_ids and attempts[0].job_ids[0] in alive:

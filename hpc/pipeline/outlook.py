@@ -23,12 +23,14 @@ from hpc.base.text import duration, hours_text, short
 from hpc.config.cluster_checks import slurm_seconds
 from hpc.gang import launch as gang_launch
 from hpc.gang import sweep
+from hpc.launching import end_dry_run
 from hpc.map import forecast
 from hpc.map.launch import prepare
 from hpc.pipeline.definition import Pipeline, PipelineRequest, Stage
-from hpc.pipeline.directory import PipelineRun, stage_submission
+from hpc.pipeline.directory import PipelineRun, stage_facts
 from hpc.pipeline.stage import launch_command
-from hpc.slurm.jobs import StageLauncher, ranks_per_node
+from hpc.run.directory import Submission
+from hpc.slurm.jobs import StageLauncher
 
 
 @dataclass
@@ -80,8 +82,8 @@ def _alone(stage: Stage) -> configs.Config:
 
 def _map(stage: Stage, behind: list[str], supersede: bool) -> Outlook:
     config, cluster = _alone(stage), stage.cluster
-    engines = cluster.gpus_per_node or cluster.engines_per_node
-    what = "GPUs" if cluster.gpus_per_node else "CPU engines"
+    engines = cluster.workers_per_node
+    what = f"{cluster.unit('engine')}s"
     slots, measured, shards, wrong = cluster.slots, None, [], ""
     try:
         if behind:
@@ -105,8 +107,8 @@ def _map(stage: Stage, behind: list[str], supersede: bool) -> Outlook:
 def _gang(stage: Stage, behind: list[str], supersede: bool) -> Outlook:
     config, cluster = _alone(stage), stage.cluster
     arms = sweep.arms(config) if config.run.sweep else {"": config}
-    nodes, ranks = config.run.gang.nodes, ranks_per_node(cluster)
-    what = "GPUs" if cluster.gpus_per_node else "CPU ranks"
+    nodes, ranks = config.run.gang.nodes, cluster.workers_per_node
+    what = f"{cluster.unit('rank')}s"
     shape = f"{nodes} {'node' if nodes == 1 else 'nodes'} × {ranks} {what}"
     at_once = min(len(arms), cluster.parallel or len(arms))
     found = Outlook(f"{len(arms)} arms × {shape}" if config.run.sweep else shape, at_once * nodes * ranks)
@@ -141,7 +143,7 @@ def dry_run(pipeline: Pipeline, run: PipelineRun, finished: list[str], todo: lis
     code = snapshot.digest()
     for name in todo:
         stage = pipeline.stages[name]
-        submission = stage_submission(pipeline, stage, run, code, asked.supersede)
+        submission = Submission.placeholder(**stage_facts(pipeline, stage, run, code, asked.supersede))
         if pipeline.cluster.kind == "slurm":
             after = [f"<{need}>" for need in stage.needs if need in todo]
             script = StageLauncher(run, submission, stage.cluster, after, pipeline.cluster.dependency).script()
@@ -149,11 +151,11 @@ def dry_run(pipeline: Pipeline, run: PipelineRun, finished: list[str], todo: lis
         else:
             argv = submission.config["argv"] or launch_command(run, name, asked.supersede)
             sys.stdout.write(f"{name}: {shlex.join(argv)}\n")
-    console.print("\nnothing was started (--dry-run)")
+    planned = end_dry_run("started")
     wrong = {name: found.wrong for name, found in looks.items() if found.wrong}
     for name, why in wrong.items():
         warn.print(f"[red]stage {name}: {escape(why)}[/]")
-    return Exit.USAGE if wrong else Exit.COMPLETE
+    return Exit.USAGE if wrong else planned
 
 
 def _table(pipeline: Pipeline, looks: dict[str, Outlook], finished: list[str]) -> Table:
@@ -198,7 +200,7 @@ def _limit(stage: Stage) -> float:
 
 
 def _unit(stage: Stage) -> str:
-    return "GPU" if stage.cluster.gpus_per_node else "CPU rank"
+    return stage.cluster.unit("rank")
 
 
 def _total(pipeline: Pipeline, looks: dict[str, Outlook]) -> str:

@@ -17,7 +17,7 @@ from hpc.base.text import SCHEMA, duration
 from hpc.base.text import printable as clean
 from hpc.pipeline.directory import PipelineRun
 from hpc.run.directory import Run
-from hpc.slurm.queue import live_jobs
+from hpc.slurm.queue import job_of, live_jobs
 
 FINISHED, RUNNING, QUEUED, FAILED, STOPPED, WAITING = "finished", "running", "queued", "failed", "stopped", "waiting"
 
@@ -27,7 +27,7 @@ def read_status(run: PipelineRun) -> dict[str, Any]:
     launched = run.launched()
     newest = {name: run.attempts(name)[-1:] for name in launched["stages"]}
     squeue = live_jobs([i for attempts in newest.values() for a in attempts for i in a.job_ids])
-    states = {name.split("_")[0]: state for name, state in squeue.items()}
+    states = {job_of(name): state for name, state in squeue.items()}
     stages: dict[str, dict[str, Any]] = {}
     for name, record in launched["stages"].items():
         behind = [need for need in record["needs"] if stages[need]["state"] != FINISHED]

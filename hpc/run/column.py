@@ -8,7 +8,6 @@ Rows are in the shard's order, one per sample, failed ones too; row groups of 51
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -74,7 +73,7 @@ def write(path: Path, segments: Iterable[pa.Table], target: pa.Schema) -> None:
     with _writer(path, target) as writer:
         for group in _regroup(segments, target):
             writer.write_table(group, row_group_size=ROW_GROUP)
-    _sync_file(path)
+    atomic.sync(path)
 
 
 def _regroup(tables: Iterable[pa.Table], target: pa.Schema) -> Iterator[pa.Table]:
@@ -86,14 +85,6 @@ def _regroup(tables: Iterable[pa.Table], target: pa.Schema) -> Iterator[pa.Table
             held = held.slice(ROW_GROUP)
     if held.num_rows:
         yield held.combine_chunks()
-
-
-def _sync_file(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def sha256(path: Path) -> str:

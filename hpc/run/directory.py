@@ -63,6 +63,11 @@ class Submission:
     toolkit: str = field(default_factory=version)  # that wrote it
 
     @classmethod
+    def placeholder(cls, **facts: Any) -> Submission:
+        """What a dry run shows in the place of a launch: nothing of it is on disk."""
+        return cls(uuid="0" * 12, created=0.0, **facts)
+
+    @classmethod
     def read(cls, record: Any, name: str) -> Submission:
         """A stored one. Keys of a later version are left out; ValueError says what is wrong with a damaged one."""
         if not isinstance(record, dict):

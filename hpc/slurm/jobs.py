@@ -21,7 +21,7 @@ class GangLauncher(Launcher):
     place = "gang"
 
     def __init__(self, run: Run, submission: Submission, cluster: ClusterConfig, gang: GangConfig) -> None:
-        self._nodes, self._ranks = gang.nodes, ranks_per_node(cluster)
+        self._nodes, self._ranks = gang.nodes, cluster.workers_per_node
         super().__init__(run, submission, cluster)
 
     def _shape(self) -> None:
@@ -48,10 +48,6 @@ class GangLauncher(Launcher):
         if self.cluster.container is not None:
             begin = f"{shlex.join(['srun', '--nodes=1', '--ntasks=1', *srun_args])} {begin}"
         return f"{begin} && {srun} {gang}"
-
-
-def ranks_per_node(cluster: ClusterConfig) -> int:
-    return cluster.gpus_per_node or cluster.engines_per_node
 
 
 class SweepLauncher(GangLauncher):

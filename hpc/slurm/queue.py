@@ -16,6 +16,15 @@ class NoSqueueAnswer(Exception):
     """squeue could not be asked."""
 
 
+def job_of(name: str) -> str:
+    """The id of the job that an element is of.
+
+    >>> job_of("123_4"), job_of("123")
+    ('123', '123')
+    """
+    return name.partition("_")[0]
+
+
 def max_array_size() -> int | None:
     """How many elements an array may have on this Slurm (indices end at MaxArraySize - 1), None where it cannot be
     asked.

@@ -6,12 +6,12 @@ Texts are held in memory, made on demand, or streamed; images are decoded only b
 from __future__ import annotations
 
 import bisect
-import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from PIL import Image
 
+from hpc.base.dotted import load
 from hpc.base.errors import UserError
 from recap.data.samples import Shared
 from recap.randomness import draw, place
@@ -119,11 +119,7 @@ class World:
     """Generated pictures whose caption is known: `path` is sample(seed, index) of a module of recap.worlds."""
 
     def __init__(self, source: Source, seed: int) -> None:
-        module, _, name = source.path.rpartition(".")
-        try:
-            self._sample = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise UserError(f"data: `path`: {source.path!r} does not import ({error})") from error
+        self._sample = load(source.path, "data: `path`")
         self._size, self._prompts, self._seed = source.samples, source.prompts, seed
 
     def __len__(self) -> int:

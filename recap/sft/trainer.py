@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import os
 import shutil
 import tempfile
@@ -12,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
+from hpc.base.dotted import load
 from hpc.base.errors import UserError
 from hpc.trainer import Gang
 from recap.data.image_version import VERSION_2
@@ -113,11 +113,7 @@ def start_of(config: SftConfig, run: Path, *, make: bool = False) -> Path:
         return model_folder(config.model)
     folder = run / "start"
     if make and not folder.exists():
-        module, _, name = config.make.rpartition(".")
-        try:
-            function = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise UserError(f"config: `make`: {config.make!r} does not import ({error})") from error
+        function = load(config.make, "config: `make`")
         making = run / f".tmp-start-{os.getpid()}"
         function(making, config.train.seed)
         shutil.rmtree(folder, ignore_errors=True)

@@ -161,11 +161,11 @@ class Checkpoints:
 
     def _publish(self, making: Path, samples: int, manifest: dict[str, Any]) -> None:
         atomic.write_synced(making / MANIFEST, json.dumps(manifest).encode())
-        atomic.sync_directory(making)
+        atomic.sync(making)
         target = self._path(samples)
         shutil.rmtree(target, ignore_errors=True)  # one of this name that was found damaged
         making.rename(target)
-        atomic.sync_directory(self.folder)
+        atomic.sync(self.folder)
         self._prune()
 
     def _mine(self, name: str) -> bool:
