@@ -13,10 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import submitit
 import yaml
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
 
 from hpc.base.errors import Exit
 from hpc.run.directory import Run
+from hpc.slurm.submission import Launcher
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -173,3 +177,15 @@ def test_an_array_that_is_too_large_is_halved(fake: FakeSlurm) -> None:
     done = launch(fake)
     assert done.returncode == Exit.COMPLETE, done.stderr
     assert len(fake.jobs()) == 1 and submissions(fake)[0]["slots"] == 2
+
+
+# --- submitit ---------------------------------------------------------------------------------
+
+
+def test_what_of_submitit_is_ours() -> None:
+    """These methods of submitit's are replaced, two of them private: another version may call them otherwise."""
+    theirs = {name for kind in submitit.SlurmExecutor.__mro__[:-1] for name in vars(kind)}
+    replaced = {name for name in vars(Launcher) if name in theirs and not name.startswith(("__", "_abc"))}
+    assert replaced == {"affinity", "_make_submission_file_text", "_get_job_id_from_submission_command"}
+    assert Version(submitit.__version__) in SpecifierSet(">=1.5.3,<1.6")
+    assert '"submitit>=1.5.3,<1.6"' in (ROOT / "pyproject.toml").read_text()
