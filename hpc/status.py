@@ -25,7 +25,7 @@ from rich.live import Live
 
 from hpc import any_status, overview
 from hpc.base.command import command
-from hpc.base.errors import Exit, Parser
+from hpc.base.errors import Exit, Parser, UserError
 from hpc.base.no_pandas import without_pandas
 from hpc.base.text import printable as clean
 from hpc.kinds import View

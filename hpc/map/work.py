@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hpc.base import atomic, heartbeat, journal
-from hpc.map.cost import engines_of
+from hpc.map.cost import cluster_of
 from hpc.run.directory import Run
 
 FORMAT = 1  # of the cache
@@ -93,7 +93,7 @@ def count(run: Run) -> Total:
 
 
 def _sum(run: Run, known: dict[str, Work]) -> Total:
-    engines = {submission.uuid: engines_of(submission) for submission in run.submissions()}
+    engines = {submission.uuid: cluster_of(submission).workers_per_node for submission in run.submissions()}
     total = Total(Work(), len(known), 0, 0.0)
     for instance, life in known.items():
         for name in ("samples", "deaths", "failures"):
