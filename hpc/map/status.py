@@ -174,7 +174,7 @@ def render(facts: dict[str, Any]) -> Group:
         facts["run"], f"{facts['column']} · identity {facts['identity']} · {facts['kind']}", facts["jobs"]
     )
     table = picture.facts_table()
-    table.add_row("shards", _shards(facts["shards"]))
+    table.add_row("shards", _shard_bar(facts["shards"]))
     table.add_row("samples", _samples(facts["samples"], facts["left_known"]))
     table.add_row("rate", _rate_line(facts))
     if facts["effort"]["hours"]:
@@ -216,7 +216,7 @@ def render(facts: dict[str, Any]) -> Group:
     return Group(*parts)
 
 
-def _shards(shards: dict[str, int]) -> Text:
+def _shard_bar(shards: dict[str, int]) -> Text:
     damaged = f" ({shards['damaged']:,} damaged)" if shards["damaged"] else ""
     bar = picture.bar(shards["done"], shards["total"])
     bar.append(f"\n{shards['done']:,} of {shards['total']:,} done{damaged}")
