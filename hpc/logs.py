@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -26,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from hpc.base import heartbeat, journal
-from hpc.base.command import command
+from hpc.base.command import command, end_with_reader
 from hpc.base.errors import Exit, Parser, UserError
 from hpc.base.text import printable as clean
 from hpc.gang import sweep_status
@@ -251,7 +250,6 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         pipeline = PipelineRun.at(args.run)
         lines = _of_pipeline(pipeline, args) if pipeline else _asked(Run(args.run), args)
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` may close the pipe
         for line in lines:
             sys.stdout.write(line + "\n")
             sys.stdout.flush()
@@ -261,4 +259,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    end_with_reader()
     sys.exit(main())

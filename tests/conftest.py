@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import re
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,13 @@ def slurm() -> Iterator[Cluster]:
         pytest.skip(NO_SLURM + str(error).splitlines()[-1])
     yield cluster
     cluster.down()
+
+
+@pytest.fixture(autouse=True)
+def _no_test_dies_of_a_closed_socket() -> Iterator[None]:
+    """Code under test must not give SIGPIPE its default back: a later test of this process would end all of it."""
+    yield
+    assert signal.getsignal(signal.SIGPIPE) is signal.SIG_IGN
 
 
 # --- pytest-xdist -----------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from functools import wraps
 
@@ -12,6 +13,13 @@ from hpc.base.errors import Exit, UserError
 
 console = Console(highlight=False, soft_wrap=True)
 warn = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def end_with_reader() -> None:
+    """For the process of a command alone: it ends without a word when what it prints into is closed (`| head`). In a
+    process that goes on, each write to a socket that its other end has closed would be its death.
+    """
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 
 
 def command(main: Callable[[list[str] | None], int]) -> Callable[..., int]:

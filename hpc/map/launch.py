@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections import Counter
 from collections.abc import Collection
@@ -226,7 +225,6 @@ def _bytes(size: float) -> str:
 
 def dry_run(job: Job, rate: float | None = None) -> int:
     """Print the plan, a forecast and the exact batch script; leave nothing behind."""
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` may close the pipe
     describe(job, forecast.lines(job.config, job.identity, job.shards, job.slots, rate))
     submission = Submission.placeholder(
         plan="", identity=job.identity, column=job.operator.column().name, code=snapshot.digest(),

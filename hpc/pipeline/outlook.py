@@ -7,7 +7,6 @@ earlier run with the same identity. There is no built-in rate.
 from __future__ import annotations
 
 import shlex
-import signal
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -132,7 +131,6 @@ def _samples(config: configs.Config) -> float:
 
 def dry_run(pipeline: Pipeline, run: PipelineRun, finished: list[str], todo: list[str], asked: PipelineRequest) -> int:
     """Print every stage, its dependencies, its cost, and what will be run; leave nothing behind."""
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` may close the pipe
     looks = {}
     for name in todo:
         behind = [need for need in pipeline.stages[name].needs if need not in finished]

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from hpc.base.atomic import as_json
+from hpc.config import ClusterConfig
 from hpc.map import cost, forecast, tally
 from hpc.map.tally import Tally
 from hpc.operator import STATUSES, Shard
@@ -255,7 +256,7 @@ def test_engines_idle_after_the_last_claim(tmp_path: Path) -> None:
 
 
 def test_a_dry_run_warns_of_long_shards(tmp_path: Path) -> None:
-    cluster = SimpleNamespace(gpus_per_node=8, engines_per_node=1, parallel=None, price=None)
+    cluster = ClusterConfig(gpus_per_node=8)
     config: Any = SimpleNamespace(directory=tmp_path / "run", run=SimpleNamespace(cluster=cluster))
     for samples, said in ((30_000, False), (60_000, True)):
         shards = [Shard("a", "", 1, expected=10_000), Shard("b", "", 1, expected=samples)]

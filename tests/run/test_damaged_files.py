@@ -137,7 +137,7 @@ def test_a_plan_that_cannot_be_read_for_a_moment_is_waited_for(job: EchoJob, mon
             raise failures.pop()
         return opened(*arguments, **settings)
 
-    monkeypatch.setattr(plan.pq, "ParquetFile", away)
+    monkeypatch.setattr(pq, "ParquetFile", away)
     agent = Agent(job.run, latest, 0)
     assert not failures and len(agent.plan) == 2
     failures.append(OSError(5, "Input/output error"))
