@@ -34,8 +34,8 @@ class ClipTrainer:
         self.config = config
 
     def check(self, ranks: int) -> None:
-        check(self.config)
         check_training(self.config.train)
+        check(self.config)
         for stage in self.config.stages:
             settings = self.config.stage_settings(stage)
             check_training(settings, ranks)

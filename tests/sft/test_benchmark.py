@@ -13,8 +13,8 @@ TABLE = Path(__file__).parents[2] / "benchmarks/results/sft.md"
 
 def test_both_training_steps_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """`python -m benchmarks.sft --gpu` on a tiny shape: ours, and transformers' Trainer."""
-    monkeypatch.setattr(sft, "STEPS", 1)
-    monkeypatch.setattr(sft, "ROW", 512)
+    monkeypatch.setattr(sft_gpu, "STEPS", 1)
+    monkeypatch.setattr(sft_gpu, "ROW", 512)
     tower = {**sft_model.SMALL_TOWER, "num_hidden_layers": 1, "image_size": 56}
     shape = sft_gpu.Slice(layers=1, hidden=64, ffn=128, heads=2, kv=1, words=256, vision=tower)
     found = sft_gpu.on_gpu(shape, "cpu")

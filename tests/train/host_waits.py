@@ -15,7 +15,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from recap.train import loop, parallel, ranks, record
+from recap.train import loop, ranks, record
 from recap.train.settings import TrainSettings
 from recap.train.task import Task
 
@@ -48,7 +48,7 @@ def _place() -> str:
 
 
 class Arrived:
-    """In the place of `Later`, which does wait, for the step before."""
+    """In the place of `AsyncScalar`, which does wait, for the step before."""
 
     def __init__(self, value: torch.Tensor) -> None:
         self._count = value.numel()
@@ -62,20 +62,20 @@ def waits(task: Task, settings: TrainSettings, gang: Any, monkeypatch: Any, step
     joined = ranks.join
 
     def join(*given: Any) -> ranks.Ranks:
-        ranks = joined(*given)
-        ranks.device = torch.device("meta")
-        return ranks
+        met = joined(*given)
+        met.device = torch.device("meta")
+        return met
 
     def stepped(optimizer: Any, closure: Any = None) -> None:
         """torch's fused optimizer knows no meta device; the real one reads nothing (`found_inf` stays there)."""
         assert optimizer.found_inf.is_meta
 
-    monkeypatch.setattr(parallel, "join", join)
+    monkeypatch.setattr(ranks, "join", join)
     monkeypatch.setattr(torch, "autocast", lambda device, *_, **__: contextlib.nullcontext())  # knows no meta device
     monkeypatch.setattr(torch.optim.AdamW, "__init__", _adamw)
     monkeypatch.setattr(torch.optim.AdamW, "step", stepped)
     for module in (loop.parallel, record):
-        monkeypatch.setattr(module, "Later", Arrived)
+        monkeypatch.setattr(module, "AsyncScalar", Arrived)
     training = loop.Training(task, settings, gang)
     assert all(p.is_meta for p in training.module.parameters())
     training.module.train()

@@ -377,7 +377,8 @@ Before anything runs, `python -m hpc.launch` looks at all that the config and sm
 not work: the key, why, and what to write. Each line has a test (`tests/train/test_launch_checks.py`), which also sees
 that no refusal in the code is missing here. A dry run, and a launch of new work on Slurm, lay the model out besides (in
 a process of its own, without weights) and refuse `trainable`, `rates` and `lora.targets` that match no parameter
-(`tests/train/test_groups.py`). What every job checks (keys, cluster, paths, inputs) is not listed.
+(`tests/train/test_groups.py`), and a CLIP's `model.start` whose shapes are not those of the config
+(`tests/clip/test_weights.py`). What every job checks (keys, cluster, paths, inputs) is not listed.
 """
 
 
