@@ -19,6 +19,7 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 from benchmarks.random_captioner import Shape, build, make_tokenizer, write_processor
 from benchmarks.timing import seconds
 from recap.engine import CaptionerConfig, Request
+from recap.engine.agreement import equal_start
 from recap.engine.checkpoint import Normalisation
 from recap.engine.generator import Generator, Image, Plan, Text
 from recap.engine.native import NativeEngine
@@ -139,11 +140,13 @@ class Turn:
 def run_native(work: Work, generator: Generator[int], trace: list[Turn] | None = None) -> dict[int, list[int]]:
     """The native engine's own loop, pixels in memory. Every turn is noted in `trace`."""
     found: dict[int, list[int]] = {}
-    chances, n, next_image = torch.zeros(MAX_TOKENS), generator.plan.micro_batch, 0
+    random_numbers, n, next_image = torch.zeros(MAX_TOKENS), generator.plan.micro_batch, 0
     while len(found) < work.images:
         if next_image < work.images and generator.room():
             several = range(next_image, min(next_image + n, work.images))
-            generator.fill([Image(work.pixels[i], [Text(i, work.ids, int(work.lengths[i]), chances)]) for i in several])
+            generator.fill(
+                [Image(work.pixels[i], [Text(i, work.ids, int(work.lengths[i]), random_numbers)]) for i in several]
+            )
             next_image += n
         found.update(generator.step())
         if trace is not None:
@@ -171,9 +174,9 @@ def compare(work: Work, ours: dict[int, list[int]], theirs: dict[int, list[int]]
     best tokens are as good as equal. A margin well above rounding would be an error.
     """
     different = [i for i in ours if ours[i] != theirs[i]]
-    margins = []
+    margins: list[float] = []
     for i in different:
-        at = next(k for k, (a, b) in enumerate(zip(ours[i], theirs[i])) if a != b)
+        at = equal_start(ours[i], theirs[i])
         # A written image token would stand for an image when transformers reads the text again.
         if len(margins) == 16 or work.image_token in theirs[i][:at]:
             continue
@@ -182,7 +185,7 @@ def compare(work: Work, ours: dict[int, list[int]], theirs: dict[int, list[int]]
         with torch.inference_mode():
             logits = work.model(input_ids=ids, pixel_values=NORMALISE(pixels, work.model.dtype)).logits[0, -1].float()
         margins.append(abs(float(logits[theirs[i][at]] - logits[ours[i][at]])) / float(logits.std()))
-    prefix = [next((k for k, (a, b) in enumerate(zip(ours[i], theirs[i])) if a != b), len(ours[i])) for i in ours]
+    prefix = [equal_start(ours[i], theirs[i]) for i in ours]
     return {
         "identical": len(ours) - len(different),
         "images": len(ours),

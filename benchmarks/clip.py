@@ -65,7 +65,7 @@ def compare(ours: Callable[[], float], theirs: Callable[[], float], repeats: int
     for repeat in range(repeats):
         for name, run in [("ours", ours), ("theirs", theirs)][:: 1 if repeat % 2 == 0 else -1]:
             found[name].append(run())
-    ratios = [a / b for a, b in zip(found["ours"], found["theirs"])]
+    ratios = [a / b for a, b in zip(found["ours"], found["theirs"], strict=True)]
     out: dict[str, Any] = {name: spread(values) for name, values in found.items()}
     return out | {"ratio": spread(ratios)}
 
@@ -287,7 +287,7 @@ def memory(rows: int, columns: int, stream: int = 1024) -> dict[str, Any]:
     for name, width in (("plain", 0), ("streamed", stream)):
         command = [sys.executable, "-c", _MEASURE, str(rows), str(columns), str(width)]
         done = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-        out[name] = dict(zip(("mib", "loss", "gradient"), map(float, done)))
+        out[name] = dict(zip(("mib", "loss", "gradient"), map(float, done), strict=True))
     return {"rows": rows, "columns": columns, **out}
 
 

@@ -136,7 +136,8 @@ def captions(count: int) -> tuple[int, int]:
     found: dict[str, dict[int, str]] = {}
     for mode in ("exact", "fast"):
         engine = load_engine(CaptionerConfig(model=str(CAPTIONER), decode=mode, threads=1), "cpu")
-        todo, said = list(enumerate(pictures)), {}
+        todo = list(enumerate(pictures))
+        said: dict[int, str] = {}
         while len(said) < len(pictures):
             while todo and engine.want():
                 number, data = todo.pop()

@@ -76,6 +76,7 @@ class Codec:
             return torch.cat([self.model.encode(part).latent_dist.parameters for part in x.split(MICRO_BATCH)])
 
     def scaled(self, moments: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
+        assert noise is not None, "`encode` gives moments"
         mean, logvar = moments.chunk(2, 1)
         return (mean + (0.5 * logvar).exp() * noise) * 0.18215
 
@@ -176,7 +177,7 @@ def step(size: str = "B/4", side: int = 128, batch: int = 4, device: str = "cpu"
         for model in models[:2]:
             for block in model.transformer_blocks:
                 block.compile()
-    ways = {
+    ways: dict[str, Callable[[], None]] = {
         "latents": Ours(models[0], text, codec, micro_batch(batch, side, device, False, 40)),
         "live": Ours(models[1], text, codec, micro_batch(batch, side, device, True, 40)),
         "diffusers": Diffusers(models[2], text, codec, micro_batch(batch, side, device, True, 77)),

@@ -164,7 +164,7 @@ def vllm(setting: Setting, note: Note) -> None:
     cpu, some = torch.device("cpu"), replace(setting.shape, layers=1, vision_layers=2)  # vLLM makes weights of its own
     work = make_work(some, setting.images, cpu, torch.bfloat16)
     slots = setting.slots or 512
-    given = {"gpu_memory_utilization": 0.8, "slots": slots}
+    given: dict[str, Any] = {"gpu_memory_utilization": 0.8, "slots": slots}
     note("given", given)
     fp8 = {"quantization": "fp8"}
     for name, options in {"bf16": {}, "fp8": fp8, "fp8+kv": fp8 | {"kv_cache_dtype": "fp8"}}.items():

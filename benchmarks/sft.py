@@ -155,7 +155,7 @@ def checkpoint(megabytes: int = 256) -> dict[str, float]:
     width = int((megabytes * 2**20 / 12 / 8) ** 0.5)
     module = nn.Sequential(*(nn.Linear(width, width, bias=False) for _ in range(8)))
     optimizer = torch.optim.AdamW(module.parameters())
-    sum(p.sum() for p in module.parameters()).backward()
+    torch.stack([p.sum() for p in module.parameters()]).sum().backward()
     optimizer.step()
     for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29876"}.items():
         os.environ[name] = value

@@ -20,7 +20,7 @@ def say(text: str = "") -> None:
     sys.stdout.flush()
 
 
-def seconds(action: Callable[[], Any], device: torch.device) -> float:
+def seconds(action: Callable[..., Any], device: torch.device) -> float:
     """Wall-clock time of an action, device included."""
     gpu.synchronise(device)
     start = time.perf_counter()
@@ -29,14 +29,14 @@ def seconds(action: Callable[[], Any], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def cpu_seconds(action: Callable[[], Any]) -> tuple[float, float]:
+def cpu_seconds(action: Callable[..., Any]) -> tuple[float, float]:
     """CPU seconds of this process and wall-clock seconds of an action."""
     cpu, clock = time.process_time(), time.perf_counter()
     action()
     return time.process_time() - cpu, time.perf_counter() - clock
 
 
-def milliseconds(action: Callable[[], Any], device: torch.device, calls: int = 10) -> float:
+def milliseconds(action: Callable[..., Any], device: torch.device, calls: int = 10) -> float:
     """Mean time of a call on the device, by CUDA events (the clock on CPUs); the first call is not counted."""
     action()
     if device.type != "cuda":
@@ -49,11 +49,12 @@ def milliseconds(action: Callable[[], Any], device: torch.device, calls: int = 1
     return begin.elapsed_time(end) / calls
 
 
-def best_time(action: Callable[[], Any], device: torch.device, spend_s: float) -> float:
+def best_time(action: Callable[..., Any], device: torch.device, spend_s: float) -> float:
     """Seconds of one call: sustained mean on GPUs (power limits), the best of many on shared CPUs."""
     for _ in range(3):
         action()
-    times, stop = [], time.perf_counter() + spend_s
+    times: list[float] = []
+    stop = time.perf_counter() + spend_s
     calls = 20 if device.type == "cuda" else 1
     while not times or time.perf_counter() < stop:
         times.append(seconds(lambda: [action() for _ in range(calls)], device) / calls)
@@ -102,7 +103,7 @@ class DeviceMonitor:
                 continue
             if len(row) == len(self.FIELDS):
                 rows.append(row)
-        columns = zip(self.FIELDS, zip(*rows))
+        columns = zip(self.FIELDS, zip(*rows, strict=True), strict=True)
         return {name: {"mean": float(np.mean(c)), "min": min(c), "max": max(c)} for name, c in columns}
 
     def __str__(self) -> str:

@@ -6,7 +6,10 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
+
+from hpc.base.errors import UserError
 
 # Files beside the weights that change a caption.
 _SETTINGS_FILES = (
@@ -90,6 +93,25 @@ def file_digest(path: Path, cache: Path | None = None) -> str:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     _write_entry(entry, {"stamp": stamp, "sha256": digest})
     return digest
+
+
+def weights_digest(weights: Path) -> str:
+    """sha256 over those of the safetensors in a folder, in the order of their names; or over that of one file."""
+    made = hashlib.sha256()
+    for path in [weights] if weights.is_file() else sorted(weights.glob("*.safetensors")):
+        made.update(bytes.fromhex(file_digest(path)))
+    return made.hexdigest()
+
+
+def unreadable(files: Callable[[], Iterable[Path]]) -> list[str]:
+    """What a preflight says where a model's files cannot be listed (`files` raises) or read on this node; else []."""
+    try:
+        for path in files():
+            with path.open("rb") as file:
+                file.read(1)
+    except (OSError, UserError) as error:
+        return [f"model: {error}"]
+    return []
 
 
 def _user_cache() -> Path:

@@ -86,7 +86,7 @@ class Scenes:
             chosen = [place for place, key in enumerate(keys) if ("apart" in key) == apart]
             found = retrieval(images[chosen], texts[chosen], [keys[place] for place in chosen])
             hits[name] = [float("nan")] * len(views)
-            for place, hit in zip(chosen, found):
+            for place, hit in zip(chosen, found, strict=True):
                 hits[name][place] = hit
         return hits, {"recaption": cut, "paraphrase": cut_too}
 

@@ -152,7 +152,7 @@ def zero_shot(encoder: Any, images: Any, codes: Sequence[str], names: dict[str, 
     """Whether the nearest of `names` (code -> text) is the view's; nan for codes without a name."""
     texts, _ = encoder.texts(list(names.values()))
     nearest = [list(names)[place] for place in (images @ texts.T).argmax(1).tolist()]
-    return [float(found == code) if code in names else float("nan") for found, code in zip(nearest, codes)]
+    return [float(found == code) if code in names else float("nan") for found, code in zip(nearest, codes, strict=True)]
 
 
 def retrieval(images: Any, texts: Any, labels: Sequence[str]) -> list[float]:
@@ -172,7 +172,7 @@ def _descriptions(encoder: Any, images: Any, codes: list[str], told: dict[str, s
     hits = [float("nan")] * len(codes)
     for number in range(max(codes.count(code) for code in wanted)):  # each flag's first view, second view, ...
         chosen = [[i for i, c in enumerate(codes) if c == code][number] for code in wanted]
-        for i, hit in zip(chosen, retrieval(images[chosen], texts, wanted)):
+        for i, hit in zip(chosen, retrieval(images[chosen], texts, wanted), strict=True):
             hits[i] = hit
     return hits
 
@@ -221,11 +221,11 @@ def caption(folder: Path, captioner: Path) -> None:
 
 def captions(folder: Path, part: str) -> dict[str, str]:
     """Our captioner's words for every view, by key."""
-    found = {}
+    found: dict[str, str] = {}
     for shard in Published(folder / "captions"):
         if f"/{part}/" in shard.shard.uri:
             table = pq.read_table(shard.file, columns=["key", "caption"]).to_pydict()
-            found.update(zip(table["key"], table["caption"]))
+            found.update(zip(table["key"], table["caption"], strict=True))
     return found
 
 
@@ -233,7 +233,7 @@ def write_controls(folder: Path, alts: dict[str, str], truth: str, told: dict[st
     """Other columns for the same views: another view's recaption; the alt-text in filler; `truth`: what is so."""
     recaps = captions(folder, "train")
     keys = sorted(recaps)
-    moved = dict(zip(keys, random.Random("shuffled").sample([recaps[k] for k in keys], len(keys))))
+    moved = dict(zip(keys, random.Random("shuffled").sample([recaps[k] for k in keys], len(keys)), strict=True))
     spare = {k: len((recaps[k] or "").split()) - len(alts[k].split()) for k in keys}
     padded = {k: " ".join([*FILLER.split()[: max(spare[k], 0)], alts[k]]) for k in keys}
     for name, column in (("shuffled", moved), ("padded", padded), (truth, told)):

@@ -11,11 +11,9 @@ drawn from the same noise, with the same guidance.
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import random
-import resource
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -26,7 +24,8 @@ import numpy as np
 import yaml
 from PIL import Image, ImageDraw
 
-from benchmarks.studies.recap_clip import Alone, Arm, bootstrap, holm, run_all
+from benchmarks.studies.arms import Alone, Arm, arguments, cpu_seconds, load, run_missing, save, word_tokenizer
+from benchmarks.studies.contrasts import bootstrap, curves, figure, paired_seeds, table_of_arms, verdicts
 from benchmarks.studies.recap_clip_world import flags, unseen
 from benchmarks.studies.recap_dit_world import ATTRIBUTES, PALETTE, SIDE, STYLES, judge, prompts, truth_of
 from recap.data.tars import Sample, read_samples
@@ -77,26 +76,13 @@ def _data(world: Path) -> dict[str, Any]:
 
 def tokenizer(world: Path) -> None:
     """A word tokenizer over all texts of the world, with CLIP's special tokens."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
     from benchmarks.studies.recap_clip_world import BOILERPLATE, captions, descriptions, flags
 
     names = [f"flag of {name} national" for _, name in flags().values()]
     grammar = [prompt.text for prompt in prompts(set(), 2000)["scenes"]]
     texts = [*captions(world, "train").values(), *descriptions().values(), *names, *BOILERPLATE, *grammar]
-    splitter = pre_tokenizers.BertPreTokenizer()
-    words = sorted({word for text in texts if text for word, _ in splitter.pre_tokenize_str(text.lower())})
-    special = ["<pad>", "<unk>", "<bos>", "<eos>"]
-    made = Tokenizer(models.WordLevel({word: i for i, word in enumerate([*special, *words])}, "<unk>"))
-    made.normalizer, made.pre_tokenizer = normalizers.Lowercase(), splitter
-    made.post_processor = processors.TemplateProcessing(
-        single="<bos> $A <eos>", special_tokens=[("<bos>", 2), ("<eos>", 3)]
-    )
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=made, unk_token="<unk>", pad_token="<pad>", bos_token="<bos>", eos_token="<eos>"
-    )
-    fast.save_pretrained(world / "tokenizer-clip")
+    tokens = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<bos>", "eos_token": "<eos>"}
+    word_tokenizer(texts, tokens, world / "tokenizer-clip")
 
 
 # --- one arm --------------------------------------------------------------------------------------
@@ -118,8 +104,7 @@ def train(arm: Arm, study: dict[str, Any], world: Path, out: Path) -> dict[str, 
         raise SystemExit(f"{arm.name}, seed {arm.seed}: the training ended with {code}")
     result = {"arm": arm.name, "seed": arm.seed, **evaluate(out, study)}
     result["curve"] = [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
-    seconds = resource.getrusage(resource.RUSAGE_SELF)
-    result["cpu_s"] = round(seconds.ru_utime + seconds.ru_stime, 1)
+    result["cpu_s"] = cpu_seconds()
     return result
 
 
@@ -156,7 +141,7 @@ def evaluate(out: Path, study: dict[str, Any]) -> dict[str, Any]:
             wanted = [Wanted(p.text, draw("recap_dit", style, p.key) >> 1, float(guidance)) for p in asked]
             images = sampler.draw(wanted).numpy()
             np.save(out / f"{style}-{guidance}.npy", images)
-            judged = [judge(image, prompt.truth) for image, prompt in zip(images, asked)]
+            judged = [judge(image, prompt.truth) for image, prompt in zip(images, asked, strict=True)]
             found["hits"][f"{style}@{guidance}"] = {a: [j[a] for j in judged] for a in ATTRIBUTES}
     return found
 
@@ -172,21 +157,18 @@ def report(study: dict[str, Any], results: Sequence[dict[str, Any]]) -> str:
     """Means over seeds (range) of every arm, style and attribute, and the primary differences."""
     guidance = study["sampling"]["primary_guidance"]
     columns = [(style, attribute) for style in STYLES for attribute in ATTRIBUTES]
-    lines = ["| arm (share of originals) | " + " | ".join(f"{s}: {a}" for s, a in columns) + " |"]
-    lines.append("|---|" + "---|" * len(columns))
-    for name in dict.fromkeys(arm.name for arm in plan(study)):
-        runs = [r for r in results if r["arm"] == name]
-        cells = []
-        for style, attribute in columns:
-            values = [float(np.nanmean(table(r, style, attribute, guidance))) for r in runs]
-            cells.append(f"{np.mean(values):.1f} ({min(values):.1f}-{max(values):.1f})" if values else "-")
-        lines.append(f"| {name} ({len(runs)} seeds) | " + " | ".join(cells) + " |")
-    lines.append("")
-    found = [(primary, *difference(primary, study, results)) for primary in study["primary"]]
-    for (primary, mean, low, high, _), share in zip(found, holm([f[-1] for f in found])):
-        what = f"{primary['style']}, {primary['attribute']}, {primary['better']} - {primary['worse']}"
-        verdict = "shown" if low > 0 and share < 0.05 else "not shown"
-        lines.append(f"- {primary['claim']}: {what}: {mean:+.1f} points, 95 % {low:+.1f} to {high:+.1f}: {verdict}")
+    means = {
+        name: [
+            [float(np.nanmean(table(r, *column, guidance))) for r in results if r["arm"] == name] for column in columns
+        ]
+        for name in dict.fromkeys(arm.name for arm in plan(study))
+    }
+    found = [
+        (primary, f"{primary['style']}, {primary['attribute']}", difference(primary, study, results))
+        for primary in study["primary"]
+    ]
+    lines = [*table_of_arms([f"{style}: {attribute}" for style, attribute in columns], means), ""]
+    lines += [f"- {line}" for line in verdicts(found)]
     lines += ["", "Guidance (mean over seeds of `side`):", "", *_by_guidance(study, results)]
     lines += ["", f"CPU: {sum(r['cpu_s'] for r in results) / 60:.0f} minutes for {len(results)} arms"]
     return "\n".join(lines)
@@ -195,11 +177,12 @@ def report(study: dict[str, Any], results: Sequence[dict[str, Any]]) -> str:
 def difference(
     primary: dict[str, Any], study: dict[str, Any], results: Sequence[dict[str, Any]]
 ) -> tuple[float, float, float, float]:
-    """As `recap_clip.bootstrap`, of a primary contrast: paired by seed and prompt."""
+    """As `bootstrap`, of a primary contrast: paired by seed and prompt."""
     by = {(r["arm"], r["seed"]): r for r in results}
-    seeds = sorted(s for arm, s in by if arm == primary["better"] and (primary["worse"], s) in by)
     of = (primary["style"], primary["attribute"], study["sampling"]["primary_guidance"])
-    rows = [table(by[primary["better"], s], *of) - table(by[primary["worse"], s], *of) for s in seeds]
+    rows = [
+        table(by[primary["better"], s], *of) - table(by[primary["worse"], s], *of) for s in paired_seeds(primary, by)
+    ]
     return bootstrap(np.array(rows))
 
 
@@ -212,17 +195,6 @@ def _by_guidance(study: dict[str, Any], results: Sequence[dict[str, Any]]) -> li
         cells = [f"{np.mean([table(r, s, 'side', g).mean() for r in runs]):.1f}" for s in STYLES for g in scales]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return lines
-
-
-def curves(study: dict[str, Any], results: Sequence[dict[str, Any]]) -> str:
-    """Training loss of every arm, mean over seeds, at tenths of the training."""
-    lines = []
-    for name in dict.fromkeys(arm.name for arm in plan(study)):
-        found = [r["curve"] for r in results if r["arm"] == name]
-        if found:
-            mean = np.mean(found, 0)
-            lines.append(f"{name}: " + " ".join(f"{mean[round(i)]:.3f}" for i in np.linspace(0, len(mean) - 1, 11)))
-    return "\n".join(lines)
 
 
 def picture(study: dict[str, Any], out: Path, seed: int) -> Image.Image:
@@ -250,29 +222,15 @@ def picture(study: dict[str, Any], out: Path, seed: int) -> Image.Image:
 
 
 def plot(study: dict[str, Any], results: Sequence[dict[str, Any]]) -> str:
-    """An SVG: `side` over p for each style of prompt; every seed a dot, means a line."""
-    guidance, colours = study["sampling"]["primary_guidance"], ("#c0392b", "#1b6ca8", "#7d8a2e")
-    values = {(r["arm"], r["seed"], s): float(table(r, s, "side", guidance).mean()) for r in results for s in STYLES}
-    top = max(10.0, max(values.values(), default=0.0))
-
-    def y(value: float) -> float:
-        return 260 - 220 * value / top
-
-    parts = ['<g stroke="#888"><line x1="60" y1="260" x2="500" y2="260"/><line x1="60" y1="260" x2="60" y2="40"/></g>']
-    parts += [f'<text x="52" y="{y(top * i / 4) + 4:.0f}" text-anchor="end">{top * i / 4:.0f}</text>' for i in range(5)]
-    parts += [f'<text x="{60 + 440 * p:.0f}" y="278" text-anchor="middle">{p:g}</text>' for p in study["arms"]["p"]]
-    parts.append('<text x="280" y="300" text-anchor="middle">p: share of original texts in training</text>')
-    for number, (style, colour) in enumerate(zip(STYLES, colours)):
-        line = []
-        for p in sorted(study["arms"]["p"]):
-            seeds = [v for (arm, _, s), v in values.items() if arm == f"p={p:g}" and s == style]
-            parts += [f'<circle cx="{60 + 440 * p:.1f}" cy="{y(v):.1f}" r="2.5" fill="{colour}"/>' for v in seeds]
-            line += [f"{60 + 440 * p:.1f},{y(float(np.mean(seeds))):.1f}"] if seeds else []
-        parts.append(f'<polyline points="{" ".join(line)}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        told = f"{STYLES[style]}: every colour where it belongs (%)"
-        parts.append(f'<text x="70" y="{14 + 14 * number}" fill="{colour}">{told}</text>')
-    head = '<svg xmlns="http://www.w3.org/2000/svg" width="540" height="310" font-family="sans-serif" font-size="12">'
-    return "\n".join([head, '<rect width="540" height="310" fill="white"/>', *parts, "</svg>\n"])
+    """An SVG: `side` over p for each style of prompt."""
+    guidance, lines = study["sampling"]["primary_guidance"], []
+    for (style, told), colour in zip(STYLES.items(), ("#c0392b", "#1b6ca8", "#7d8a2e"), strict=True):
+        over_p = {
+            p: [float(table(r, style, "side", guidance).mean()) for r in results if r["arm"] == f"p={p:g}"]
+            for p in study["arms"]["p"]
+        }
+        lines.append((f"{told}: every colour where it belongs (%)", colour, over_p))
+    return figure(study["arms"]["p"], lines)
 
 
 def validate(world: Path) -> str:
@@ -296,14 +254,8 @@ def validate(world: Path) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--study", type=Path, default=HERE / "recap_dit.yaml")
-    parser.add_argument("--jobs", type=int, default=1, help="arms at the same time")
-    parser.add_argument("--only", help="train this arm alone: p=P/SEED, e.g. p=0.5/2")
-    parser.add_argument("--report", action="store_true")
+    parser = arguments(__doc__, HERE / "recap_dit.yaml", "p=P/SEED, e.g. p=0.5/2")
     parser.add_argument("--validate", action="store_true")
-    parser.add_argument("--plot", type=Path, help="write the figure here")
     parser.add_argument("--picture", type=Path, help="write images of all arms of seed 0 here")
     given = parser.parse_args()
     study = yaml.safe_load(given.study.read_text())
@@ -312,8 +264,7 @@ def main() -> None:
         name, _, seed = given.only.rpartition("/")
         arm = Arm(float(name.removeprefix("p=")), "recap", int(seed))
         made = train(arm, study, world, given.out / "runs" / f"{arm.name}-{arm.seed}")
-        results.mkdir(exist_ok=True)
-        (results / arm.file).write_text(json.dumps(made))
+        save(results, arm, made)
         return
     if given.validate:
         prepare(study, world)
@@ -321,12 +272,10 @@ def main() -> None:
         return
     if not given.report:
         prepare(study, world)
-        missing = [arm for arm in plan(study) if not (results / arm.file).exists()]
-        random.Random(0).shuffle(missing)  # so that a stop leaves no arm without seeds
-        run_all(missing, given, "benchmarks.studies.recap_dit")
-    wanted = {arm.file for arm in plan(study)}
-    found = [json.loads(f.read_text()) for f in sorted(results.glob("*.json")) if f.name in wanted]
-    sys.stdout.write(report(study, found) + "\n\nloss over training\n" + curves(study, found) + "\n")
+        run_missing(plan(study), results, given, "benchmarks.studies.recap_dit")
+    found = load(results, plan(study))
+    names = list(dict.fromkeys(arm.name for arm in plan(study)))
+    sys.stdout.write(report(study, found) + "\n\nloss over training\n" + curves(names, found, 3) + "\n")
     if given.plot:
         given.plot.write_text(plot(study, found))
     if given.picture:

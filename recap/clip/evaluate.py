@@ -137,7 +137,7 @@ def measure(encoder: Features, config: EvaluationConfig) -> dict[str, float]:
 
 def _labels(pairs: Pairs, config: EvaluationConfig, classes: int) -> list[int]:
     """The number of each image's class. UserError where a label is none."""
-    for name, text in zip(pairs.names, pairs.texts):
+    for name, text in zip(pairs.names, pairs.texts, strict=True):
         if not text.strip().isdecimal() or int(text) >= classes:
             raise UserError(
                 f"evaluate: {name}: its .{config.label} is {text[:40]!r}, not a number from 0 to {classes - 1}, which "
@@ -214,7 +214,7 @@ def tars(shards: list[str], column: ColumnConfig) -> Pairs:
             keys, members = [s.key for s in samples], [s.members for s in samples]
             read = made.read(shard, block, keys, members)
             same.check(shard.id, keys, members, {} if column.member else {"text": read})
-            for sample, text in zip(samples, read.values):
+            for sample, text in zip(samples, read.values, strict=True):
                 image = next((sample.members[e] for e in config.image if e in sample.members), None)
                 pairs.left_out += image is None or not text
                 if image is not None and text:

@@ -56,7 +56,7 @@ def _word_pieces(vocabulary: int, tokens: list[str]) -> tuple[Tokenizer, Any, di
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *tokens]
     trainer = trainers.WordPieceTrainer(vocab_size=vocabulary, special_tokens=special, show_progress=False)
     kinds = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
-    return made, trainer, dict(zip(kinds, special, strict=False))
+    return made, trainer, dict(zip(kinds, special[: len(kinds)], strict=True))
 
 
 def _byte_pairs(vocabulary: int, tokens: list[str]) -> tuple[Tokenizer, Any, dict[str, str]]:

@@ -83,6 +83,10 @@ class Objective(nn.Module):
         self.model.logit_scale.clamp_(0.0, LARGEST_LOGIT_SCALE)
 
     def _loss(self, images: torch.Tensor, texts: torch.Tensor, patches: torch.Tensor | None) -> torch.Tensor:
+        """This rank's sum of losses, a float scalar; the other ranks' features are gathered inside.
+
+        images: [B, D] and texts: [B, K, D], of unit length; patches: [B, P, D], not normalised, or None.
+        """
         kind, stream = self.config.kind, self.config.stream
         if kind == "sigmoid":
             return losses.sigmoid_loss(images, texts[:, 0], self.scale, self.logit_bias)

@@ -24,6 +24,7 @@ from recap.clip.tokens import Tokens
 from recap.data.images import BadImage
 from recap.data.joined import Joined
 from recap.data.samples import Samples, Shared, Taken, image_of
+from recap.model_files import weights_digest
 from recap.randomness import draw, mixed
 from recap.text_policy import Drawn, TextPolicy
 from recap.train.task import Batch, EvaluationContext
@@ -84,7 +85,7 @@ class ClipTask:
 
     def identity(self) -> str:
         start = self.model_config.start
-        digest = _digest(Path(start)) if start else f"seed {self.config.train.seed}"
+        digest = weights_digest(Path(start)) if start else f"seed {self.config.train.seed}"
         model = {**asdict(self.model_config), "start": "", "tokenizer": ""}
         facts = [digest, model, self.stage.image, self.config.loss.kind, self.samples.digest()]
         content = json.dumps(facts, sort_keys=True)
@@ -120,6 +121,11 @@ class ClipTask:
         return self.samples.size()
 
     def batch(self, first: int, count: int, rank: int, world: int) -> Batch:
+        """One micro-batch of B pairs, whatever B is: the loss needs all of them at once.
+
+        images: uint8 [B, H, W, 3]; ids: int64 [B, texts, context]; keep, where patches are dropped: int64 [B, kept],
+        the places of those that stay. Tokens are patches and text tokens.
+        """
         ready = self.samples.take(first, count, rank, world)
         ids = self._ids(ready)
         micro = {"images": torch.from_numpy(np.stack([r.value.pixels for r in ready])), "ids": torch.from_numpy(ids)}
@@ -152,7 +158,7 @@ class ClipTask:
         ids = self.tokens.ids([drawn.text for _, _, drawn in texts])
         cut = [
             self.policy.cut(tokens, self._seed, r.epoch, f"{r.name}/{number}")
-            for tokens, (r, number, _) in zip(ids, texts)
+            for tokens, (r, number, _) in zip(ids, texts, strict=True)
         ]
         prefixes = [self.policy.prefix(drawn.column) for _, _, drawn in texts]
         return self.tokens.shape(cut, prefixes, self.context).reshape(len(ready), self.config.text.texts, self.context)
@@ -204,12 +210,3 @@ def _with(config: ClipConfig, start: str) -> Any:
 
 def stage_name(number: int, stage: Stage) -> str:
     return f"{number}-{stage.image}px"
-
-
-def _digest(folder: Path) -> str:
-    files = [folder] if folder.is_file() else sorted(folder.glob("*.safetensors"))
-    made = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as file:
-            made.update(hashlib.file_digest(file, "sha256").digest())
-    return made.hexdigest()

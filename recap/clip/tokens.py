@@ -97,7 +97,7 @@ class Tokens:
         given = [t if isinstance(t, Text) else Text(t) for t in texts]
         ids = self.ids([" ".join(t.text.split()) for t in given])
         limit = (context or self.config.context) - 2
-        cut = sum(len(tokens) + (t.prefix is not None) > limit for tokens, t in zip(ids, given))
+        cut = sum(len(tokens) + (t.prefix is not None) > limit for tokens, t in zip(ids, given, strict=True))
         return self.shape(ids, [t.prefix for t in given], context), cut
 
     def _token(self, token: str) -> int:

@@ -199,7 +199,7 @@ def from_open_clip(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         if name in back:
             out[back[name]] = tensor.T.contiguous()
         elif match := re.fullmatch(r"(.*)attn\.in_proj_(weight|bias)", name):
-            for part, piece in zip("qkv", tensor.chunk(3)):
+            for part, piece in zip("qkv", tensor.chunk(3), strict=True):
                 out[_renamed(match[1], 1) + f"self_attn.{part}_proj.{match[2]}"] = piece.clone()
         else:
             out[_renamed(name, 1)] = tensor

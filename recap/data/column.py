@@ -74,7 +74,7 @@ class ColumnOfFiles:
     def manifest(self, shards: Sequence[Shard]) -> Iterator[tuple[str, Located]]:
         """`locate` for all shards that have rows, in threads: each may be a small read."""
         with ThreadPoolExecutor(16) as pool:
-            for shard, located in zip(shards, pool.map(self.locate, shards)):
+            for shard, located in zip(shards, pool.map(self.locate, shards), strict=True):
                 if located is not None:
                     yield shard.id, located
 

@@ -145,7 +145,7 @@ class ParquetColumn(ColumnOfFiles):
         """Keys and values of rows as they lie in the file. field: of the images' digests."""
         values = rows[self.field].to_pylist()
         if "status" in rows.schema.names:
-            values = [v if status == OK else None for v, status in zip(values, rows["status"].to_pylist())]
+            values = [v if status == OK else None for v, status in zip(values, rows["status"].to_pylist(), strict=True)]
         keys = [plain(key) for key in rows["key"].to_pylist()]
         return keys, Values(values, rows[field].to_pylist() if field else None, doubt)
 
@@ -237,7 +237,7 @@ class FolderColumn(ParquetColumn):
         if not names or not self._made_from(names[0]):
             return {}
         with ThreadPoolExecutor(16) as pool:
-            return {uri: name for uri, name in zip(pool.map(self._made_from, names), names) if uri}
+            return {uri: name for uri, name in zip(pool.map(self._made_from, names), names, strict=True) if uri}
 
     def _made_from(self, name: str) -> str:
         """The normalised uri of the tar that a file was made from; "" where it does not say."""

@@ -196,7 +196,7 @@ class Index:
 
     def damaged(self) -> dict[str, str]:
         """Shards that are not whole: id -> what is wrong. Their blocks before the damage are used."""
-        pairs = zip(self._table["id"].to_pylist(), self._table["damage"].to_pylist())
+        pairs = zip(self._table["id"].to_pylist(), self._table["damage"].to_pylist(), strict=True)
         return {name: damage for name, damage in pairs if damage}
 
     # --- files ----------------------------------------------------------------------------------
@@ -243,7 +243,7 @@ class Index:
             index.check(shards, path)
             return index
         with ThreadPoolExecutor(threads) as pool:
-            index = cls.of(zip(shards, pool.map(scan_shard, shards)))
+            index = cls.of(zip(shards, pool.map(scan_shard, shards), strict=True))
         if path is None:
             return index
         index.save(path)
@@ -252,7 +252,11 @@ class Index:
     def check(self, shards: list[Shard], path: Any = "the index") -> None:
         """UserError unless the index is of these shards as they are now."""
         ours = dict(
-            zip(self._table["id"].to_pylist(), zip(self._table["bytes"].to_pylist(), self._table["etag"].to_pylist()))
+            zip(
+                self._table["id"].to_pylist(),
+                zip(self._table["bytes"].to_pylist(), self._table["etag"].to_pylist(), strict=True),
+                strict=True,
+            )
         )
         if missing := [s.id for s in shards if s.id not in ours]:
             raise UserError(

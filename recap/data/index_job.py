@@ -7,7 +7,7 @@ python -m recap.data.index_job runs/index OUT.index
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,7 +19,8 @@ from hpc.base.fields import semantic
 from hpc.operator import Batched, Column, Damage, Item, Row, Shard
 from hpc.run.published import Published, PublishedShard
 from recap.data.index import BLOCK, LINK, PROBLEM, Index, Link, ShardBlocks, scan_shard
-from recap.data.inputs import DataConfig, list_shards
+from recap.data.inputs import DataConfig
+from recap.data.tar_job import TarJob
 from recap.data.tars import READING_2
 
 FIELDS: list[tuple[str, pa.DataType]] = [
@@ -39,7 +40,7 @@ class IndexConfig:
     data: DataConfig = field(default_factory=DataConfig)
 
 
-class IndexOperator(Batched):
+class IndexOperator(TarJob, Batched):
     """One row a block: its first key, its bytes in the tar, its samples. See hpc.operator.Operator."""
 
     Config: ClassVar[type] = IndexConfig
@@ -50,13 +51,8 @@ class IndexOperator(Batched):
         super().__init__()
         self.config = config
 
-    def continues(self, planned: Iterable[Shard]) -> None:
-        self.config.data.keep_root(planned)
-
     def plan(self) -> list[Shard]:
-        return [
-            replace(shard, expected=None) for shard in list_shards(self.config.data)
-        ]  # rows are blocks, not samples
+        return [replace(shard, expected=None) for shard in super().plan()]  # rows are blocks, not samples
 
     def identity(self) -> dict[str, Any]:
         return {}
@@ -71,7 +67,9 @@ class IndexOperator(Batched):
 
     def read(self, shard: Shard) -> Iterator[Item | Damage]:
         found = scan_shard(shard)
-        for number, (key, start, end, count) in enumerate(zip(found.first, found.start, found.start[1:], found.count)):
+        for number, (key, start, end, count) in enumerate(
+            zip(found.first, found.start[:-1], found.start[1:], found.count, strict=True)
+        ):
             values: dict[str, Any] = {"start": start, "end": end, "count": count}
             values["problems"] = [{"sample": n, "problem": p} for n, p in found.problems if n // BLOCK == number]
             values["links"] = [link._asdict() for link in found.links if link.block == number]

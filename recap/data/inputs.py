@@ -144,7 +144,7 @@ def _common_root(patterns: list[str], listings: dict[str, Folder]) -> str:
     """The folder that all patterns share, from their constant beginnings: it stays when a brace range grows."""
     parts = [_constant_folder(pattern, listings) for pattern in patterns]
     shared = []
-    for column in zip(*parts, strict=False):
+    for column in zip(*parts, strict=False):  # as deep as the least deep of them
         if len(set(column)) > 1:
             break
         shared.append(column[0])

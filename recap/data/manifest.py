@@ -76,7 +76,7 @@ class Manifest:
         return None
 
     def generations(self) -> dict[str, int]:
-        return dict(zip(self._table["id"].to_pylist(), self._table["generation"].to_pylist()))
+        return dict(zip(self._table["id"].to_pylist(), self._table["generation"].to_pylist(), strict=True))
 
 
 def write(path: Path, found: Iterable[tuple[str, Located]]) -> None:
@@ -90,8 +90,8 @@ def write(path: Path, found: Iterable[tuple[str, Located]]) -> None:
     for _, *facts in rows:
         made.update("\0".join(map(str, facts)).encode() + b"\n")
     metadata = {b"version": _VERSION, b"digest": made.hexdigest()[:16].encode()}
-    columns = list(zip(*rows)) or [()] * len(_SCHEMA)
-    arrays = [pa.array(values, field.type) for values, field in zip(columns, _SCHEMA)]
+    columns = list(zip(*rows, strict=True)) or [()] * len(_SCHEMA)
+    arrays = [pa.array(values, field.type) for values, field in zip(columns, _SCHEMA, strict=True)]
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, _SCHEMA.with_metadata(metadata)) as writer:
         writer.write_table(pa.table(arrays, schema=_SCHEMA.with_metadata(metadata)))

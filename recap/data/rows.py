@@ -283,7 +283,7 @@ class _Parents:
                 at += len(keys)
 
     def _check_order(self, wanted: Sequence[str]) -> None:
-        for _, row in zip(range(self._place), self._from(0)):
+        for _, row in zip(range(self._place), self._from(0), strict=False):  # there are rows behind the place
             if row[0] in wanted:
                 raise UserError(
                     f"data: column {self._name}: shard {self._shard.id}: key {row[0]} comes earlier than in the column "

@@ -9,7 +9,6 @@ column of this run) reads the small images instead, and where every text is a co
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -19,14 +18,15 @@ from PIL import Image
 
 from hpc.base.errors import UserError
 from hpc.base.fields import execution, semantic
-from hpc.operator import OK, SKIPPED, Batched, Column, Damage, Item, Row, Shard
+from hpc.operator import OK, SKIPPED, Batched, Column, Item, Row
 from recap.data.image_version import VERSION_2
 from recap.data.images import BadImage, EncodedImage
-from recap.data.inputs import DataConfig, list_shards
+from recap.data.inputs import DataConfig
 from recap.data.memory import to_decode
-from recap.data.pictures import FoundImage, find_image, read_items
+from recap.data.pictures import FoundImage
 from recap.data.same_image import FIELD, digest
-from recap.data.tars import READING_2, Sample
+from recap.data.tar_job import ImageJob
+from recap.data.tars import READING_2
 
 FIELDS = [
     ("image", pa.binary()), ("width", pa.int32()), ("height", pa.int32()),  # sizes are the original's
@@ -47,7 +47,7 @@ class ShrinkConfig:
     threads: int = execution(4, "images at the same time")
 
 
-class ShrinkOperator(Batched):
+class ShrinkOperator(ImageJob, Batched):
     """One small JPEG a sample. See hpc.operator.Operator."""
 
     Config: ClassVar[type] = ShrinkConfig
@@ -61,12 +61,6 @@ class ShrinkOperator(Batched):
             raise UserError("config: `side` is at least 8 pixels, `quality` 1 to 95.")
         self._pool: ThreadPoolExecutor | None = None
 
-    def continues(self, planned: Iterable[Shard]) -> None:
-        self.config.data.keep_root(planned)
-
-    def plan(self) -> list[Shard]:
-        return list_shards(self.config.data)
-
     def identity(self) -> dict[str, Any]:
         return {}
 
@@ -78,13 +72,6 @@ class ShrinkOperator(Batched):
 
     def setup(self, device: str) -> None:
         self._pool = ThreadPoolExecutor(max(self.config.threads, 1))
-
-    def read(self, shard: Shard) -> Iterator[Item | Damage]:
-        return read_items(shard, self.config.data, self._found)
-
-    def _found(self, sample: Sample) -> tuple[FoundImage, int]:
-        found = find_image(sample, self.config.data.image)
-        return found, len(found.image or b"")
 
     def apply(self, items: list[Item]) -> list[Row]:
         assert self._pool is not None, "setup() comes first"

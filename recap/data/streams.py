@@ -102,7 +102,7 @@ class Plan:
         blocks = self._blocks(epoch, low, high)
         bounds = self._before(epoch, low) + np.concatenate([[0], np.cumsum(self.index.counts(blocks), dtype=np.int64)])
         pieces = []
-        for block, at, until in zip(blocks.tolist(), bounds[:-1].tolist(), bounds[1:].tolist()):
+        for block, at, until in zip(blocks.tolist(), bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
             start, stop = max(at, begin), min(until, end)
             if start < stop:
                 pieces.append(Piece(block, start - at, stop - start))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,17 +21,19 @@ import pyarrow as pa
 
 from hpc.base.errors import UserError
 from hpc.base.fields import execution, semantic
-from hpc.operator import OK, SKIPPED, Batched, Column, Damage, Item, Row, Shard
+from hpc.operator import OK, SKIPPED, Batched, Column, Item, Row, Shard
 from recap.data.image_version import VERSION_2
 from recap.data.images import BadImage, EncodedImage
-from recap.data.inputs import DataConfig, list_shards
-from recap.data.pictures import FoundImage, find_image, read_items
+from recap.data.inputs import DataConfig
+from recap.data.pictures import FoundImage
 from recap.data.same_image import FIELD, digest
-from recap.data.tars import READING_2, Sample
+from recap.data.tar_job import ImageJob
+from recap.data.tars import READING_2
 from recap.dit.images import centre_of
 from recap.dit.storage import said_in_total
 from recap.dit.tensor_blob import fits_fp16, pack, unpack
 from recap.dit.vae import MICRO_BATCH, vae_digest, vae_facts
+from recap.model_files import unreadable
 
 if TYPE_CHECKING:
     from recap.dit.vae import Vae
@@ -64,7 +65,7 @@ class LatentsConfig:
             self.vae = os.path.abspath(self.vae)
 
 
-class LatentsOperator(Batched):
+class LatentsOperator(ImageJob, Batched):
     """One latent a sample. See hpc.operator.Operator."""
 
     Config: ClassVar[type] = LatentsConfig
@@ -86,11 +87,8 @@ class LatentsOperator(Batched):
 
     # --- what a login node asks -------------------------------------------------------------
 
-    def continues(self, planned: Iterable[Shard]) -> None:
-        self.config.data.keep_root(planned)
-
     def plan(self) -> list[Shard]:
-        self._shards = list_shards(self.config.data)
+        self._shards = super().plan()
         return self._shards
 
     def identity(self) -> dict[str, Any]:
@@ -111,13 +109,7 @@ class LatentsOperator(Batched):
 
     def preflight(self) -> list[str]:
         """The VAE's files can be read on this node."""
-        try:
-            for path in vae_facts(self.config.vae).folder.glob("*.safetensors"):
-                with path.open("rb") as file:
-                    file.read(1)
-        except (OSError, UserError) as error:
-            return [f"model: {error}"]
-        return []
+        return unreadable(lambda: vae_facts(self.config.vae).folder.glob("*.safetensors"))
 
     def _shape(self) -> tuple[int, int, int, int]:
         """Of a stored latent: views, channels, height, width. UserError where the VAE cannot make such ones."""
@@ -146,13 +138,6 @@ class LatentsOperator(Batched):
         precision = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.config.precision]
         self._vae = Vae(self.config.vae, device, precision)
         self._decoders = ThreadPoolExecutor(max(self.config.threads, 1), thread_name_prefix="decoder")
-
-    def read(self, shard: Shard) -> Iterator[Item | Damage]:
-        return read_items(shard, self.config.data, self._found)
-
-    def _found(self, sample: Sample) -> tuple[FoundImage, int]:
-        found = find_image(sample, self.config.data.image)
-        return found, len(found.image or b"")
 
     def want(self) -> int:
         return _AHEAD - len(self._held)
@@ -195,7 +180,7 @@ class LatentsOperator(Batched):
         views = [pixels, pixels.flip(2)] if self.config.flip else [pixels]
         moments = torch.stack([self._vae.encode(view) for view in views], 1)
         kept = moments if self.config.kind == "moments" else moments[:, :, : self._vae.channels]
-        return [self._row(item, note, latent) for (item, _, note), latent in zip(good, kept.cpu().numpy())]
+        return [self._row(item, note, latent) for (item, _, note), latent in zip(good, kept.cpu().numpy(), strict=True)]
 
     def _row(self, item: Item, note: str, latent: np.ndarray) -> Row:
         if not fits_fp16(latent):

@@ -26,6 +26,7 @@ from hpc.operator import FAILED, SKIPPED, Batched, Column, Damage, Item, Row, Sh
 from recap.dit import exported
 from recap.dit.contact_sheet import as_png
 from recap.dit.prompts import Prompts, PromptsConfig
+from recap.model_files import unreadable
 from recap.randomness import draw
 
 if TYPE_CHECKING:
@@ -121,12 +122,9 @@ class SampleOperator(Batched):
         """The model's files can be read on this node."""
         try:
             exported.facts(self.config.model)
-            for path in exported.files(self.config.model):
-                with path.open("rb") as file:
-                    file.read(1)
-        except (OSError, UserError) as error:
+        except UserError as error:
             return [f"model: {error}"]
-        return []
+        return unreadable(lambda: exported.files(self.config.model))
 
     # --- what an engine process asks --------------------------------------------------------
 
@@ -190,7 +188,7 @@ class SampleOperator(Batched):
             return rows
         wanted = [Wanted(i.payload.prompt, i.payload.seed, i.payload.guidance) for i in asked]
         images, finite = self._sampler.draw_batch(wanted)
-        for item, image, good in zip(asked, images.numpy(), finite.tolist()):
+        for item, image, good in zip(asked, images.numpy(), finite.tolist(), strict=True):
             rows.append(self._row(item, image, good))
         return rows
 

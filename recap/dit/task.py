@@ -26,6 +26,7 @@ from recap.dit.settings import DitConfig
 from recap.dit.stored import Stored
 from recap.dit.text_encoder import TextEncoder
 from recap.dit.vae import latent_space, open_codec
+from recap.model_files import weights_digest
 from recap.randomness import draw, mixed
 from recap.text_policy import TextPolicy
 from recap.train.task import Batch, EvaluationContext
@@ -99,7 +100,7 @@ class DitTask:
     def identity(self) -> str:
         model = {**asdict(self.config.model), "vae": self.space.digest, "start": "", "text_encoder": ""}
         start = Path(self.config.model.start) if self.config.model.start else None
-        begun = _digest(start) if start else f"seed {self.config.train.seed}"
+        begun = weights_digest(start) if start else f"seed {self.config.train.seed}"
         encoder = text_encoder_digest(self.config.model.text_encoder)
         content = json.dumps([begun, encoder, model, self.config.objective.kind, self.samples.digest()], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
@@ -183,7 +184,12 @@ class DitTask:
         return self._stored.states(blob, f"data: column {name}: sample {sample.name}")
 
     def _micro(self, taken: list[Taken[Prepared]]) -> dict[str, torch.Tensor]:
-        """What the objective takes; texts are as long as the longest here, to a multiple of 8."""
+        """What the objective's `forward` takes, of N samples. T: the longest text here, to a multiple of 8.
+
+        pixels: uint8 [N, H, W, 3], or latents: float16 [N, C, h, w]; noise: float32 [N, C, h, w]; posterior: likewise,
+        where it is drawn from; time: float32 [N], in [0, 1] for flows, the number of a step (from 0) for DDPM; states:
+        float16 [N, T, width], or ids: int64 [N, T]; mask: bool [N, T], True at tokens.
+        """
         ready = [t.value for t in taken]
         kind = "latents" if self.config.data.latents else "pixels"
         micro = {kind: torch.from_numpy(np.stack([r.image for r in ready]))}
@@ -207,11 +213,3 @@ def _padded(states: list[np.ndarray]) -> dict[str, torch.Tensor]:
     for row, state in enumerate(states):
         out[row, : len(state)], mask[row, : len(state)] = state, True
     return {"states": torch.from_numpy(out), "mask": torch.from_numpy(mask)}
-
-
-def _digest(folder: Path) -> str:
-    made = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            made.update(hashlib.file_digest(file, "sha256").digest())
-    return made.hexdigest()

@@ -175,7 +175,7 @@ class TextEmbeddingsOperator(Batched):
     def _encoded(self, items: list[Item]) -> list[Row]:
         assert self._encoder is not None, "setup() comes first"
         states, mask = self._encoder.encode([item.payload.text for item in items])
-        found = zip(items, states.float().cpu().numpy(), mask.cpu().numpy())
+        found = zip(items, states.float().cpu().numpy(), mask.cpu().numpy(), strict=True)
         return [self._row(item, state[own]) for item, state, own in found]
 
     def _row(self, item: Item, states: np.ndarray) -> Row:

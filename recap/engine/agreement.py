@@ -17,6 +17,7 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -80,9 +81,14 @@ def _caption_all(engine: Engine, requests: list[Request]) -> dict[int, Caption]:
     return found
 
 
+def equal_start(ours: Sequence[Any], theirs: Sequence[Any]) -> int:
+    """How many words or tokens two texts share from their first on."""
+    pairs = zip(ours, theirs, strict=False)  # one may be the longer
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(ours), len(theirs)))
+
+
 def _equal_share(ours: list[str], theirs: list[str]) -> float:
-    equal = next((i for i, (a, b) in enumerate(zip(ours, theirs)) if a != b), min(len(ours), len(theirs)))
-    return equal / max(1, len(ours), len(theirs))
+    return equal_start(ours, theirs) / max(1, len(ours), len(theirs))
 
 
 @torch.inference_mode()
@@ -97,7 +103,7 @@ def _forced(ours: NativeEngine, theirs: NativeEngine, images: list[bytes]) -> tu
         texts = [Text(None, prompt.ids, prompt.max_tokens, zeros) for _ in pixels]
         for generator in (a, b):
             generator.reset(replace(generator.plan, shared=0, texts=1))
-            generator.fill([Image(p, [t]) for p, t in zip(pixels, texts)])  # type: ignore[list-item]
+            generator.fill([Image(p, [t]) for p, t in zip(pixels, texts, strict=True)])  # type: ignore[list-item]
         slots = a.plan.slots
         b.tokens.copy_(a.tokens)
         for _ in range(prompt.max_tokens - 1):

@@ -301,7 +301,7 @@ class Filling:
     def sources(self, key: str) -> dict[str, str]:
         """The column that each place shows: its own, but for those that change places."""
         return {name: name for name in self.places.names if name != EXAMPLES} | dict(
-            zip(self.form.order, shuffled(self.form, self.name, self.seed, key))
+            zip(self.form.order, shuffled(self.form, self.name, self.seed, key), strict=True)
         )
 
     def examples(self, key: str) -> str:

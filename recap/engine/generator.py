@@ -33,13 +33,13 @@ class Text(Generic[Tag]):
     """One caption to write: `tag` is the caller's; `ids` the prompt's tokens with the image's repeated token.
 
     limit: most tokens to write, the end token included.
-    chances: float32 [max_tokens], what sampling draws with.
+    random_numbers: float32 [max_tokens], what sampling draws with.
     """
 
     tag: Tag
     ids: list[int]
     limit: int
-    chances: torch.Tensor
+    random_numbers: torch.Tensor
 
 
 @dataclass
@@ -157,7 +157,7 @@ class Generator(Generic[Tag]):
         self.limits = torch.ones(slots + 1, dtype=torch.long, device=device)
         self.active = torch.zeros(slots + 1, dtype=torch.bool, device=device)
         self.out = torch.zeros(slots + 1, plan.max_tokens + 1, dtype=torch.int32, device=device)
-        self.chances = torch.zeros(slots + 1, plan.max_tokens + 1, device=device)
+        self.random_numbers = torch.zeros(slots + 1, plan.max_tokens + 1, device=device)
         self.eos = torch.tensor(plan.eos, device=device)
         self.free = list(range(slots - 1, -1, -1))
         self.texts: list[Text[Tag] | None] = [None] * slots
@@ -242,7 +242,7 @@ class Generator(Generic[Tag]):
         slots = self.plan.slots
         active, counts = self.active[:slots], self.counts[:slots]
         at = counts[:, None]
-        chance = counts if self.sampler.greedy else self.chances[:slots].gather(1, at).squeeze(1)
+        chance = counts if self.sampler.greedy else self.random_numbers[:slots].gather(1, at).squeeze(1)
         chosen = self.sampler.choose(self.decoder.step(self.tokens[:slots], self.positions[:slots]), chance)
         # Idle slots go on too, where it does no harm: their token lands behind those they have, their key and value
         # behind the prompt, and neither place is read before a fill writes it again.
@@ -260,7 +260,7 @@ class Generator(Generic[Tag]):
         state = [self.tokens, self.positions, self.counts, self.limits, self.active, self.out]
         saved = [tensor.clone() for tensor in state]
         graph = gpu.capture(self.device, self._advance)
-        for tensor, value in zip(state, saved):
+        for tensor, value in zip(state, saved, strict=True):
             tensor.copy_(value)
         return graph
 
@@ -331,8 +331,8 @@ class Generator(Generic[Tag]):
             ids[row, : len(text.ids)] = torch.tensor(text.ids)
         lengths = torch.tensor([len(text.ids) for text in texts])
         limits = torch.tensor([text.limit for text in texts])
-        chances = torch.stack([text.chances for text in texts])
-        ids, lengths, limits, chances = (self._place(t) for t in (ids, lengths, limits, chances))
+        random_numbers = torch.stack([text.random_numbers for text in texts])
+        ids, lengths, limits, random_numbers = (self._place(t) for t in (ids, lengths, limits, random_numbers))
         at = self._place(torch.from_numpy(slots))
         ids = ids[:, start:]
         x = F.embedding(ids, self.decoder.embedding)
@@ -340,8 +340,8 @@ class Generator(Generic[Tag]):
             x = x.masked_scatter((ids == plan.image_token)[..., None], features)
         logits = self.decoder.prefill(x, at, start, lengths - 1)
         assert logits is not None
-        first = self.sampler.choose(logits, chances[:, 0])
+        first = self.sampler.choose(logits, random_numbers[:, 0])
         self.tokens[at], self.positions[at], self.counts[at] = first, lengths, torch.ones_like(lengths)
-        self.limits[at], self.chances[at, :-1] = limits, chances
+        self.limits[at], self.random_numbers[at, :-1] = limits, random_numbers
         self.out[at, 0] = first.int()
         self.active[at] = ~(self._ends(first) | (limits <= 1))

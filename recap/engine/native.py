@@ -143,8 +143,8 @@ class NativeEngine:
         request, texts = pending.request, []
         for name in pending.names:
             prompt = self.book.prompt(name, request.texts, request.key)
-            chances = self.sampler.chances(self.config.seed, request.key, name, self.config.max_tokens)
-            texts.append(Text(_Job(pending, prompt), prompt.ids, prompt.max_tokens, chances))
+            random_numbers = self.sampler.random_numbers(self.config.seed, request.key, name, self.config.max_tokens)
+            texts.append(Text(_Job(pending, prompt), prompt.ids, prompt.max_tokens, random_numbers))
         return texts
 
     def _finish(self, job: _Job, ids: list[int]) -> Caption | None:
@@ -312,9 +312,11 @@ def warm_up(generator: Generator[Any]) -> None:
         features = generator.encoder(torch.zeros(1, 3, size, size, device=generator.device, dtype=generator.dtype))
         ids += [plan.image_token] * features.shape[1]
     ids += [0] * (plan.width - len(ids))
-    chances = torch.zeros(plan.max_tokens)
+    random_numbers = torch.zeros(plan.max_tokens)
     pixels = np.full((size, size, 3), 127, np.uint8) if generator.encoder is not None else None
-    images = [Image(pixels, [Text(None, ids, 2, chances) for _ in range(plan.texts)]) for _ in range(plan.micro_batch)]
+    images = [
+        Image(pixels, [Text(None, ids, 2, random_numbers) for _ in range(plan.texts)]) for _ in range(plan.micro_batch)
+    ]
     generator.fill(images)
     while generator.busy():
         generator.step()

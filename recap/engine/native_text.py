@@ -97,8 +97,8 @@ class NativeTextEngine:
         request, prefix = pending.request, self.generator.plan.prefix
         for name in pending.names:
             prompt = self.book.prompt(name, request.texts, request.key)
-            chances = self.sampler.chances(self.config.seed, request.key, name, self.config.max_tokens)
-            text = Text(_Job(pending, prompt), prompt.ids, prompt.max_tokens, chances)
+            random_numbers = self.sampler.random_numbers(self.config.seed, request.key, name, self.config.max_tokens)
+            text = Text(_Job(pending, prompt), prompt.ids, prompt.max_tokens, random_numbers)
             # A column's first characters may have become one token with the prefix's last.
             prefixed = len(prompt.ids) > len(prefix) and tuple(prompt.ids[: len(prefix)]) == prefix
             start = len(prefix) if prefixed else 0

@@ -56,8 +56,9 @@ class Encoder:
             ids, spans = self.opening + ids, [(0, 0)] * len(self.opening) * bool(spans) + spans
         repeats = [self.image_tokens if token == self.image_id else 1 for token in ids]
         return Encoded(
-            [token for token, times in zip(ids, repeats) for _ in range(times)],
-            [span for span, times in zip(spans, repeats) for _ in range(times)],
+            [token for token, times in zip(ids, repeats, strict=True) for _ in range(times)],
+            # strict=False: a tokenizer without offsets gives no spans at all
+            [span for span, times in zip(spans, repeats, strict=False) for _ in range(times)],
         )
 
     def opened(self, text: str) -> bool:

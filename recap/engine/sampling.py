@@ -30,19 +30,19 @@ class Sampler:
         """The sampler that the settings ask for."""
         return Sampler(config.decoding == "greedy", config.temperature, config.top_k, config.top_p)
 
-    def chances(self, seed: int, key: str, format: str, count: int) -> torch.Tensor:
+    def random_numbers(self, seed: int, key: str, format: str, count: int) -> torch.Tensor:
         """float32 [count] in [0, 1): the numbers that choose the tokens of one caption; zeros when greedy."""
         if self.greedy:
             return torch.zeros(count)
         numbers = uniform(seed, key, f"tokens/{format}", count)
         return torch.from_numpy(numbers).float().clamp(max=1 - 2**-24)
 
-    def choose(self, logits: torch.Tensor, chance: torch.Tensor) -> torch.Tensor:
+    def choose(self, logits: torch.Tensor, random_numbers: torch.Tensor) -> torch.Tensor:
         """Next tokens.
 
         Args:
             logits: [rows, vocabulary], any float type.
-            chance: float32 [rows] in [0, 1); unused when greedy.
+            random_numbers: float32 [rows] in [0, 1); unused when greedy.
 
         Returns:
             int64 [rows].
@@ -59,5 +59,5 @@ class Sampler:
         # Keep the tokens before which less than p is reached; the first is always kept.
         probabilities = probabilities * ((sums - probabilities) < self.top_p)
         sums = probabilities.cumsum(-1)
-        rank = (sums <= chance[:, None] * sums[:, -1:]).sum(-1).clamp(max=values.shape[-1] - 1)
+        rank = (sums <= random_numbers[:, None] * sums[:, -1:]).sum(-1).clamp(max=values.shape[-1] - 1)
         return order.gather(1, rank[:, None]).squeeze(1)

@@ -123,7 +123,7 @@ class TransformersEngine:
         pixels = torch.full((self.batch, size, size, 3), 127, dtype=torch.uint8)
         ids = torch.zeros(self.batch, self.length, dtype=torch.long)
         mask = torch.zeros_like(ids)
-        chances = torch.zeros(self.batch, self.config.max_tokens)
+        random_numbers = torch.zeros(self.batch, self.config.max_tokens)
         for row in range(self.batch):
             job = jobs[min(row, len(jobs) - 1)]  # rows without a job repeat the last prompt, on a grey image
             ids[row, -len(job.prompt.ids) :], mask[row, -len(job.prompt.ids) :] = (
@@ -133,13 +133,13 @@ class TransformersEngine:
         for row, job in enumerate(jobs):
             pixels[row] = torch.from_numpy(self.pool.ring[job.place])
             request = job.pending.request
-            chances[row] = self.sampler.chances(
+            random_numbers[row] = self.sampler.random_numbers(
                 self.config.seed, request.key, job.prompt.format, self.config.max_tokens
             )
         new = generate(
             self.model,
             self.sampler,
-            chances,
+            random_numbers,
             self.checkpoint.eos,
             self.config.max_tokens,
             self.config.beams,
@@ -147,7 +147,8 @@ class TransformersEngine:
             attention_mask=mask.to(self.device),
             pixel_values=self.checkpoint.normalise(pixels.to(self.device), self.dtype),
         )
-        return [caption for job, row in zip(jobs, new) if (caption := self._finish(job, row))]
+        made = zip(jobs, new[: len(jobs)], strict=True)  # rows behind the jobs fill up the batch
+        return [caption for job, row in made if (caption := self._finish(job, row))]
 
     def _finish(self, job: _Job, ids: list[int]) -> Caption | None:
         self._places[job.place] -= 1
@@ -218,10 +219,12 @@ class OneAtATimeEngine:
             special = {"add_special_tokens": False} if self.book.opened(name) else {}
             text = self.book.text(name, request.texts, request.key)
             inputs = self.processor(images=image, text=text, return_tensors="pt", **special)
-            chances = self.sampler.chances(self.config.seed, request.key, name, self.config.max_tokens)[None]
+            random_numbers = self.sampler.random_numbers(self.config.seed, request.key, name, self.config.max_tokens)[
+                None
+            ]
             inputs = inputs.to(self.device, dtype=self.dtype)
             beams = self.config.beams
-            ids = generate(self.model, self.sampler, chances, self.eos, prompt.max_tokens, beams, **inputs)[0]
+            ids = generate(self.model, self.sampler, random_numbers, self.eos, prompt.max_tokens, beams, **inputs)[0]
             tokenizer = self.processor.tokenizer
             caption = pending.add(
                 make_caption(tokenizer, request.id, ids, self.eos, prompt.max_tokens, self.config.trim, name)
@@ -239,7 +242,7 @@ def plain(model: Any) -> Any:
 def generate(
     model: Any,
     sampler: Sampler,
-    chances: torch.Tensor,
+    random_numbers: torch.Tensor,
     eos: tuple[int, ...],
     max_tokens: int,
     beams: int = 1,
@@ -255,7 +258,7 @@ def generate(
         pad_token_id=eos[0],
         use_cache=True,
     )
-    processors = [] if sampler.greedy else [_Seeded(sampler, chances, inputs["input_ids"].shape[1])]
+    processors = [] if sampler.greedy else [_Seeded(sampler, random_numbers, inputs["input_ids"].shape[1])]
     found = model.generate(**inputs, generation_config=settings, logits_processor=LogitsProcessorList(processors))
     return found[:, inputs["input_ids"].shape[1] :].tolist()
 
@@ -263,12 +266,12 @@ def generate(
 class _Seeded(LogitsProcessor):
     """Leaves of each row's scores only the token that the sampler chooses, so that greedy search takes it."""
 
-    def __init__(self, sampler: Sampler, chances: torch.Tensor, start: int) -> None:
-        self.sampler, self.chances, self.start = sampler, chances, start
+    def __init__(self, sampler: Sampler, random_numbers: torch.Tensor, start: int) -> None:
+        self.sampler, self.random_numbers, self.start = sampler, random_numbers, start
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         step = input_ids.shape[1] - self.start
-        token = self.sampler.choose(scores, self.chances[:, step].to(scores.device))
+        token = self.sampler.choose(scores, self.random_numbers[:, step].to(scores.device))
         return torch.full_like(scores, float("-inf")).scatter(1, token[:, None], 0.0)
 
 

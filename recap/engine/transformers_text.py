@@ -79,19 +79,20 @@ class TransformersTextEngine:
     def _generate(self, jobs: list[_Job], width: int) -> list[Caption]:
         ids = torch.zeros(self.batch, width, dtype=torch.long)
         mask = torch.zeros_like(ids)
-        chances = torch.zeros(self.batch, self.config.max_tokens)
+        random_numbers = torch.zeros(self.batch, self.config.max_tokens)
         for row in range(self.batch):
             job = jobs[min(row, len(jobs) - 1)]  # rows without a job repeat the last prompt
             length = len(job.prompt.ids)
             ids[row, -length:], mask[row, -length:] = torch.tensor(job.prompt.ids), 1
-            chances[row] = self.sampler.chances(
+            random_numbers[row] = self.sampler.random_numbers(
                 self.config.seed, job.pending.request.key, job.prompt.format, self.config.max_tokens
             )
         new = generate(
-            self.model, self.sampler, chances, self.checkpoint.eos, self.config.max_tokens, self.config.beams,
+            self.model, self.sampler, random_numbers, self.checkpoint.eos, self.config.max_tokens, self.config.beams,
             input_ids=ids.to(self.device), attention_mask=mask.to(self.device),
         )  # fmt: skip
-        return [caption for job, row in zip(jobs, new) if (caption := self._finish(job, row))]
+        made = zip(jobs, new[: len(jobs)], strict=True)  # rows behind the jobs fill up the batch
+        return [caption for job, row in made if (caption := self._finish(job, row))]
 
     def _finish(self, job: _Job, ids: list[int]) -> Caption | None:
         request, prompt = job.pending.request, job.prompt

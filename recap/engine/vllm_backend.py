@@ -103,7 +103,7 @@ class VllmEngine(AsynchronousEngine):
         tokenizer, eos, trim = self.checkpoint.tokenizer, self.checkpoint.eos, self.config.trim
         answers = await asyncio.gather(*(self._generate(request, prompt, image) for prompt in prompts))
         whole = None
-        for prompt, ids in zip(prompts, answers):
+        for prompt, ids in zip(prompts, answers, strict=True):
             whole = pending.add(make_caption(tokenizer, request.id, ids, eos, prompt.max_tokens, trim, prompt.format))
         assert whole is not None
         return whole

@@ -20,12 +20,12 @@ def option(said: str, options: Sequence[str]) -> str | None:
     >>> option("A dog is shown, so the answer is B.", ["a cat", "a dog"]), option("**B**", ["a cat", "a dog"])
     ('B', 'B')
     """
-    letters = LETTERS[: len(options)]
+    letters, options = LETTERS[: len(options)], options[: len(LETTERS)]
     for mark in ",.!?;:'":
         said = said.strip(mark)
     said = f" {said} "
     ways = [{letter: said.rfind(form.format(letter)) for letter in letters} for form in ("({})", " {} ")]
-    quoted = {letter: said.lower().rfind(text.lower()) for letter, text in zip(letters, options) if text}
+    quoted = {letter: said.lower().rfind(text.lower()) for letter, text in zip(letters, options, strict=True) if text}
     if len(said.split()) > 5:
         ways.append(quoted)
     for way in ways:

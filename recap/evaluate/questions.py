@@ -53,7 +53,8 @@ class Question:
         text = re.sub(r"\s*<image \d+>\s*", " ", self.text).strip()
         if not self.options:
             return f"{text}\nAnswer the question using a single word or phrase."
-        options = "\n".join(f"{letter}. {option}" for letter, option in zip(LETTERS, self.options, strict=False))
+        named = zip(LETTERS, self.options, strict=False)  # there are fewer options than letters
+        options = "\n".join(f"{letter}. {option}" for letter, option in named)
         return f"{text}\n{options}\nAnswer with the option's letter from the given choices directly."
 
     def right(self, said: str) -> bool:

@@ -113,7 +113,7 @@ class Recorder:
         of the curve."""
         progress, names = self._state.progress, list(window.counts)
         found = self._ranks.sums(sums.values() + list(window.counts.values()))
-        progress.window += [[s, w] for s, w in zip(found, window.weights)]
+        progress.window += [[s, w] for s, w in zip(found[: len(window.weights)], window.weights, strict=True)]
         for name, count in zip(names, found[len(window.weights) :], strict=True):
             progress.counts[name] = progress.counts.get(name, 0.0) + count
         if sum(progress.reasons.values()) < progress.rejected:  # the same on every rank

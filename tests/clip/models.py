@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
@@ -36,5 +37,6 @@ def tokenizer(folder: Path, architecture: str, words: Iterable[str] = tuple(WORD
 def tiny(folder: Path, architecture: str = "recap", **changes: object) -> ClipModelConfig:
     """A config of 2 x 2 small layers, its tokenizer on disk."""
     made = tokenizer(folder / f"tokenizer-{architecture}", architecture)
-    settings = {"vision": "32x2x2", "text": "48x2x3", "embed": 24, "patch": 8, "context": 12, "vocabulary": 40}
-    return ClipModelConfig(architecture=architecture, tokenizer=str(made), **{**settings, **changes})
+    settings: dict[str, Any] = {"vision": "32x2x2", "text": "48x2x3", "embed": 24, "patch": 8, "context": 12}
+    settings |= {"vocabulary": 40, "architecture": architecture, "tokenizer": str(made)}
+    return ClipModelConfig(**{**settings, **changes})

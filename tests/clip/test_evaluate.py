@@ -199,7 +199,9 @@ def test_classes_from_an_image_folder(model, sets, tmp_path, capsys) -> None:
             if kind == "png":
                 place = tmp_path / "val" / f"{int(key) % 4}_{names[int(key) % 4]}"
                 place.mkdir(parents=True, exist_ok=True)
-                (place / member.name).write_bytes(tar.extractfile(member).read())
+                content = tar.extractfile(member)
+                assert content is not None
+                (place / member.name).write_bytes(content.read())
     (tmp_path / "names.tsv").write_text(
         "".join(f"{i}_{name}\t{name}\n" for i, name in reversed(list(enumerate(names))))
     )
@@ -262,7 +264,7 @@ def test_tasks_of_one_srun_share_the_work(model, sets, tmp_path, capsys, tasks) 
 
 def test_odd_labels_and_prompts_are_named(model, sets, tmp_path) -> None:
     def classify(**changes: str) -> None:
-        given = {"shards": [str(sets / "all.tar")], "classes": str(sets / "classes.txt"), **changes}
+        given: dict[str, Any] = {"shards": [str(sets / "all.tar")], "classes": str(sets / "classes.txt"), **changes}
         evaluate.measure(evaluate.Encoder(model), EvaluationConfig("classify", **given))
 
     (tmp_path / "few.txt").write_text("red\ngreen\n")

@@ -64,7 +64,7 @@ def every_kind(rank: int, world: int) -> list[tuple[float, dict[str, np.ndarray]
 @pytest.mark.parametrize("world", [2, 4])
 def test_ranks_equal_one_process(world: int) -> None:
     alone, together = every_kind(0, 1), on_ranks(world, every_kind)
-    for config, (loss, gradients), (sharded_loss, sharded) in zip(KINDS, alone, together):
+    for config, (loss, gradients), (sharded_loss, sharded) in zip(KINDS, alone, together, strict=True):
         assert sharded_loss == pytest.approx(loss, rel=1e-6), config
         assert sharded.keys() == gradients.keys() and any(np.abs(g).max() > 1e-4 for g in gradients.values())
         for name, gradient in gradients.items():
@@ -81,10 +81,10 @@ def test_streamed_logsumexp_equals_plain_logits() -> None:
             columns.clone().requires_grad_(),
             torch.tensor(14.0, requires_grad=True),
         ]
-        loss = losses.cross_entropy(*inputs, torch.arange(24) + 48, stream)
+        loss = losses.cross_entropy(inputs[0], inputs[1], inputs[2], torch.arange(24) + 48, stream)
         found.append([loss, *torch.autograd.grad(loss, inputs)])
     for other in found[1:]:
-        for a, b in zip(found[0], other):
+        for a, b in zip(found[0], other, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
     small = (rows[:4].clone().requires_grad_(), columns[:8].clone().requires_grad_())
     assert torch.autograd.gradcheck(

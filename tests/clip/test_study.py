@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from benchmarks.studies import contrasts
 from benchmarks.studies import recap_clip as study
 
 FLAGS, SCENES = (
@@ -48,8 +49,8 @@ def test_differences_are_paired_by_seed_and_flag() -> None:
 
 
 def test_holm() -> None:
-    assert study.holm([0.01, 0.04]) == pytest.approx([0.02, 0.04])
-    assert study.holm([0.04, 0.03]) == pytest.approx([0.06, 0.06])
+    assert contrasts.holm([0.01, 0.04]) == pytest.approx([0.02, 0.04])
+    assert contrasts.holm([0.04, 0.03]) == pytest.approx([0.06, 0.06])
 
 
 @pytest.mark.parametrize(("registered", "retrieval"), [(FLAGS, "human_r5"), (SCENES, "paraphrase_r5")])

@@ -75,7 +75,7 @@ def task(config: dict[str, Any], number: int = 0) -> ClipTask:
     return ClipTask(trainer(config).config, number, None, "")
 
 
-def run(directory: Path, world: int, config: dict[str, Any], **gang: int) -> list[int]:
+def run(directory: Path, world: int, config: dict[str, Any], **gang: Any) -> list[int]:
     config = {**config, "cluster": {"kind": "local"}}
     return launch(directory, world, config, module="tests.sft.ranks", **gang)
 
@@ -189,7 +189,8 @@ def test_a_checkpoint_of_other_samples_is_another_one(world, tmp_path) -> None:
 def test_what_a_stage_writes_keeps_what_it_did_not_train(world, tmp_path) -> None:
     """Positions that are fixed, but not ours."""
     made = task(tree(world))
-    weights.save(made.module().model, made.model_config, made.tokens, 16, tmp_path / "start")
+    module: Any = made.module()
+    weights.save(module.model, made.model_config, made.tokens, 16, tmp_path / "start")
     file = tmp_path / "start" / weights.OPEN_CLIP_WEIGHTS
     tensors = {name: tensor * 1.5 for name, tensor in load_file(file).items()}
     save_file(tensors, file)
@@ -263,6 +264,7 @@ CONFIGS = Path(__file__).parents[2] / "configs/clip"
 )
 def test_shipped_configs_are_the_papers(path: Path) -> None:
     made = configs.load(path, ["cluster=local"]).trainer()
+    assert isinstance(made, ClipTrainer)
     config = made.config
     first, second = (config.stage_settings(stage) for stage in config.stages)
     assert [stage.image for stage in config.stages] == [112, 224] and config.model.context == 128

@@ -118,9 +118,11 @@ def test_positions_of_others_are_kept(tmp_path) -> None:
     tensors = load_file(file)
     theirs = tensors["visual.positional_embedding"].roll(1, 0) * 0.5
     save_file({**tensors, "visual.positional_embedding": theirs}, file)
+    model: Any
     model, config, _ = opened(tmp_path / "recap")
     assert torch.equal(model.visual.positional_embedding, theirs)
-    assert torch.equal(build(config, 64, 0).visual.positional_embedding, resample_positions(theirs, 8))
+    larger: Any = build(config, 64, 0)
+    assert torch.equal(larger.visual.positional_embedding, resample_positions(theirs, 8))
 
 
 @torch.no_grad()
@@ -147,7 +149,7 @@ def test_names_go_there_and_back(tmp_path) -> None:
     assert back.keys() == there.keys() and all(torch.equal(back[n], there[n]) for n in there)
     old = {**weights.to_open_clip(there), "input_resolution": torch.tensor(32), "vocab_size": torch.tensor(40)}
     save_file(old, tmp_path / "openai.safetensors")  # what OpenAI's archives hold besides weights
-    built = build(tiny(tmp_path, "hf", start=str(tmp_path / "openai.safetensors")), 32, 6)
+    built: Any = build(tiny(tmp_path, "hf", start=str(tmp_path / "openai.safetensors")), 32, 6)
     assert torch.equal(built.model.visual_projection.weight, there["visual_projection.weight"])
 
 

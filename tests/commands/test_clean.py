@@ -49,7 +49,8 @@ def mark(run: Run, shard: str, generation: int, mark: str) -> None:
 
 def test_segments_that_nobody_needs(run: Run) -> None:
     """Every combination of what a generation came to, and of a rerun after it."""
-    goes, stays = [], []
+    goes: list[Path] = []
+    stays: list[Path] = []
     for shard, ended in (("done", DONE), ("failed", FAILED), ("open", "")):
         for keep in (None, False, True):
             name = f"{shard}-{keep}"

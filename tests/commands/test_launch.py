@@ -380,8 +380,8 @@ def test_one_module_knows_the_accelerator() -> None:
             continue
         assert "torch.cuda" not in imports(file), file
         for node in ast.walk(ast.parse(file.read_text())):
-            named = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "torch"
-            assert not (named and node.attr == "cuda"), f"{file}:{node.lineno}: use recap.device"
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "torch":
+                assert node.attr != "cuda", f"{file}:{node.lineno}: use recap.device"
 
 
 def test_the_code_snapshot_is_what_ran(finished: EchoJob) -> None:

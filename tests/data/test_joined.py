@@ -90,7 +90,7 @@ def test_columns_are_joined_by_key_and_unusable_samples_replaced(corpus, shards)
     window_blocks = [
         {reader.plan.index.shard(reader.plan.index.shard_of(p.block)).id for p in slots[i].window.pieces} for i in bad
     ]
-    assert all(s.shard in blocks for s, blocks in zip(replaced, window_blocks))
+    assert all(s.shard in blocks for s, blocks in zip(replaced, window_blocks, strict=True))
 
 
 def test_a_corpus_without_a_usable_sample_says_so(corpus, shards) -> None:
@@ -317,7 +317,7 @@ def test_damaged_shards_are_told_when_the_index_is_made(tmp_path: Path, caplog: 
     with tar.open("r+b") as file:
         file.truncate(tar.stat().st_size // 2 + 700)  # in the midst of a member
     gang = SimpleNamespace(rank=0, directory=tmp_path)
-    made = shared_input(JoinedDataConfig(shards=[str(tmp_path / "tars")]), gang)  # type: ignore[arg-type]
+    made = shared_input(JoinedDataConfig(shards=[str(tmp_path / "tars")]), gang)
     assert made and made.index == tmp_path / "blocks.index"
     assert "1 of 2 shards are damaged" in caplog.text and "First: 00001:" in caplog.text
 

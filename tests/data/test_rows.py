@@ -127,7 +127,7 @@ def test_images_digests_are_compared(tars: Path) -> None:
     assert [row.image for row in found] == right
     with pytest.raises(UserError, match="sample 01400: column a was made from an image with sha256"):
         read(reader(tars, ["a"], a={"folder": str(tars / "wrong")}))
-    both = {"a": {"folder": str(tars / "right")}, "b": {"folder": str(tars / "wrong")}}
+    both: dict[str, Any] = {"a": {"folder": str(tars / "right")}, "b": {"folder": str(tars / "wrong")}}
     with pytest.raises(UserError, match="sample 01400: column b was made"):
         read(reader(tars, ["a", "b"], False, **both))
 

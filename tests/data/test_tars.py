@@ -35,10 +35,10 @@ def simple(count: int, size: int = 700) -> list[tuple[str, bytes]]:
 
 def read(data: bytes) -> tuple[list[Sample], Damage | None]:
     found = list(read_samples(io.BytesIO(data)))
-    damage = found.pop() if found and isinstance(found[-1], Damage) else None
     samples = [f for f in found if isinstance(f, Sample)]
-    assert len(samples) == len(found), "damage comes last"
-    return samples, damage
+    damage = [f for f in found if isinstance(f, Damage)]
+    assert found == samples + damage and len(damage) < 2, "damage comes last"
+    return samples, next(iter(damage), None)
 
 
 def by_webdataset(path: Path) -> list[tuple[str, dict[str, Any]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 
@@ -32,7 +33,8 @@ def test_draws_depend_on_seed_epoch_and_key_alone() -> None:
     policy = TextPolicy(TextPolicyConfig({"org_caption": 0.5, "re_caption": 0.5}))
     again = TextPolicy(TextPolicyConfig({"re_caption": 5.0, "org_caption": 5.0}))  # other order, same shares
     assert [texts(policy, f"s/{i}") for i in range(50)] == [texts(again, f"s/{i}") for i in range(50)]
-    for other in ({"epoch": 1}, {"seed": 1}):
+    others: list[dict[str, Any]] = [{"epoch": 1}, {"seed": 1}]
+    for other in others:
         assert [texts(policy, f"s/{i}") for i in range(50)] != [texts(policy, f"s/{i}", **other) for i in range(50)]
     assert "".join(d.column[0] for i in range(32) for d in policy.draw(ROW, 0, 0, f"s/{i}")) == GOLDEN
 

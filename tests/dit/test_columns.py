@@ -56,9 +56,9 @@ def adm(data: bytes, side: int) -> np.ndarray:
     """DiT's `center_crop_arr`, as it stands in train.py of facebookresearch/DiT."""
     pil_image = Image.open(io.BytesIO(data)).convert("RGB")
     while min(*pil_image.size) >= 2 * side:
-        pil_image = pil_image.resize(tuple(x // 2 for x in pil_image.size), resample=Image.Resampling.BOX)
+        pil_image = pil_image.resize([x // 2 for x in pil_image.size], resample=Image.Resampling.BOX)
     scale = side / min(*pil_image.size)
-    pil_image = pil_image.resize(tuple(round(x * scale) for x in pil_image.size), resample=Image.Resampling.BICUBIC)
+    pil_image = pil_image.resize([round(x * scale) for x in pil_image.size], resample=Image.Resampling.BICUBIC)
     arr = np.array(pil_image)
     crop_y = (arr.shape[0] - side) // 2
     crop_x = (arr.shape[1] - side) // 2

@@ -44,14 +44,15 @@ def test_prompt_lists_that_are_refused(tmp_path) -> None:
     (tmp_path / "a.tsv").write_text("k1\ta car\nk2\ta flag\nk1\ta star\n")
     (tmp_path / "empty.txt").write_text("")
     pq.write_table(pa.table({"key": ["1"], "text": ["a"]}), tmp_path / "a.parquet")
-    for config, message in (
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"file": "a.tsv"}, r"key 'k1' is in line 1 and again in line 3"),
         ({"file": "empty.txt"}, "holds no prompt"),
         ({"file": "none.txt"}, "there is no such file"),
         ({"file": "a.parquet"}, "no field 'prompt'. It has key, text: set prompts.field"),
         ({"file": "empty.csv"}, "no such file"),
         ({}, "one of prompts.file and prompts.run"),
-    ):
+    ]
+    for config, message in cases:
         if "file" in config:
             config["file"] = str(tmp_path / config["file"])
         with pytest.raises(UserError, match=message):

@@ -24,7 +24,7 @@ from transformers import T5Config, T5EncoderModel
 
 from hpc.base.errors import UserError
 from hpc.gang.status import _picture
-from hpc.operator import Row
+from hpc.operator import Item, Row
 from hpc.run.published import Published
 from recap.dit import export
 from recap.dit import write_images as write_images_module
@@ -204,7 +204,7 @@ def rows_of(operator: SampleOperator, order: int, put: int) -> dict[str, Row]:
     rows: list[Row] = []
     for start in range(0, len(items), put):
         for item in items[start : start + put]:
-            assert operator.want() > 0
+            assert operator.want() > 0 and isinstance(item, Item)
             operator.put(item)
         rows += operator.poll(0.01)
     while len(rows) < len(items):
@@ -234,6 +234,7 @@ def test_batches_are_full_across_shards(model, asked) -> None:
     sizes: list[int] = []
     inner, operator.apply = operator.apply, lambda items: sizes.append(len(items)) or inner(items)  # type: ignore[method-assign]
     for item in (item for shard in operator.plan() for item in operator.read(shard)):
+        assert isinstance(item, Item)
         operator.put(item)
         operator.poll(0.0)
     assert sizes == [4, 4, 4]
@@ -302,8 +303,8 @@ def test_a_killed_run_ends_alike_and_is_written(model, asked, drawn, tmp_path, c
     image = np.asarray(Image.open(io.BytesIO(drawn["f.0@4.5"].values["image"])))
     assert np.array_equal(read[1]["png"], image)
     picture = np.asarray(Image.open(tmp_path / "out/grid.png"))  # three rows, two columns, six times as large
-    first = [np.kron(image, np.ones((6, 6, 1), np.uint8))[row] for row in (0, -1)]
-    assert all(any((line[x : x + 96] == row).all() for x in range(250, 400) for line in picture) for row in first)
+    edges = [np.kron(image, np.ones((6, 6, 1), np.uint8))[row] for row in (0, -1)]
+    assert all(any((line[x : x + 96] == row).all() for x in range(250, 400) for line in picture) for row in edges)
     assert write_images([str(tmp_path / "samples"), str(tmp_path / "out")]) == 64  # it is there
     assert "is not empty" in capsys.readouterr().err
 

@@ -45,7 +45,7 @@ def task(config: dict[str, Any]) -> DitTask:
     return DitTask(trainer(config).config, None)
 
 
-def run(directory: Path, ranks: int, config: dict[str, Any], **gang: int) -> list[int]:
+def run(directory: Path, ranks: int, config: dict[str, Any], **gang: Any) -> list[int]:
     return launch(directory, ranks, config, module="tests.sft.ranks", **gang)
 
 
@@ -158,16 +158,15 @@ def test_from_columns_as_from_pixels(world, columns) -> None:
     """The same samples, texts and draws, and the same loss as encoding live, but for float16's rounding."""
     states = {"org_caption": "org_caption_states", "re_caption": "re_caption_states"}
     live, stored, embedded = (
-        task(latent_tree(world, columns, **more))
+        task(latent_tree(world, columns, objective__text_dropout=0.5, **more))
         for more in ({}, {"data__latents": "latents"}, {"data__latents": "latents", "data__embeddings": states})
-        for more in [{**more, "objective__text_dropout": 0.5}]
     )
     modules = [made.module() for made in (live, stored, embedded)]
     with torch.no_grad():  # a start at zero would predict nothing, whatever it reads
         torch.manual_seed(1)
         weights = {n: torch.randn_like(p) * 0.05 for n, p in modules[2].named_parameters() if p.requires_grad}
     losses = []
-    for made, module in zip((live, stored, embedded), modules):
+    for made, module in zip((live, stored, embedded), modules, strict=True):
         module.load_state_dict(weights, strict=False)
         batch = made.batch(0, 48, 0, 1)
         with torch.no_grad():
@@ -213,7 +212,9 @@ def test_noised_ends_and_loss_of_the_truth(kind: str) -> None:
     if kind == "flow":
         torch.testing.assert_close(wrong, torch.ones(2))
     else:
-        snr = process.kept[[0, 999]] / (1 - process.kept[[0, 999]])
+        assert isinstance(process, Ddpm)
+        kept: Any = process.kept
+        snr = kept[[0, 999]] / (1 - kept[[0, 999]])
         torch.testing.assert_close(wrong, snr.clamp(max=5) / snr, rtol=1e-3, atol=1e-6)
 
 

@@ -21,19 +21,19 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import drive
 from PIL import Image
 
 from benchmarks.random_captioner import photo
 from hpc import config as configs
-from hpc import status
 from hpc.base import heartbeat
 from hpc.base.errors import Exit, UserError
 from hpc.map import launch as map_launch
+from hpc.map import status as map_status
 from hpc.run.directory import Run
 from recap.engine import Caption, CaptionerConfig, PromptFormat, Request, load_engine
 from recap.engine.chat import ChatServer, NoAnswer
 from recap.engine.endpoint import EndpointEngine
+from tests.engine.conftest import drive
 from tests.support.jobs import ENVIRONMENT, command, wait_for
 
 
@@ -187,6 +187,7 @@ def test_a_server_that_is_away_is_waited_for(server: Server, monkeypatch: pytest
         server.away = away
         endpoint = "http://127.0.0.1:9/v1" if away == "refused" else server.url
         engine = load_engine(config(server, endpoint=endpoint, endpoint_timeout_s=0.2))
+        assert isinstance(engine, EndpointEngine)
         for number in range(3):
             engine.put(Request(number, photo(number)))
         end = time.monotonic() + 60
@@ -205,6 +206,7 @@ def test_a_server_that_is_away_is_waited_for(server: Server, monkeypatch: pytest
 def test_an_answer_has_a_size_and_a_time(server: Server, kind: str, reason: str) -> None:
     server.odd = {"Odd": kind}
     engine = load_engine(config(server, prompts={"": PromptFormat("Odd")}, endpoint_timeout_s=0.3))
+    assert isinstance(engine, EndpointEngine)
     chat = ChatServer(server.url, "", 0.3 if kind == "slow" else 60.0)
     body = json.dumps(engine._body(Request(0, b""), photo(0), "")).encode()
     began = time.monotonic()
@@ -282,7 +284,7 @@ def test_a_job_outlasts_a_server_that_is_away(server: Server, tmp_path: Path) ->
     launched = subprocess.Popen([sys.executable, "-m", "hpc.launch", str(tmp_path / "c.yaml")], env=ENVIRONMENT)
     run = Run(tmp_path / "r")
     try:
-        wait_for(lambda: run.is_run() and run.submissions() and status.gather(run)["waiting"])
+        wait_for(lambda: run.is_run() and run.submissions() and map_status.read_status(run)["waiting"])
         said = command("hpc.status", str(run.path))
         lives = wait_for(lambda: [f for f in heartbeat.read_all(run.slots) if f["life"] == 1])
         server.away = ""
@@ -292,6 +294,6 @@ def test_a_job_outlasts_a_server_that_is_away(server: Server, tmp_path: Path) ->
     assert "waiting: 1 engines: " in said.stdout and "503" in said.stdout and "map.away_s" in said.stdout
     first = heartbeat.read(run.slots, lives[0]["instance"].removesuffix("1") + "0")
     assert first["code"] == Exit.REQUEUE and re.match("away for 3 s: .*503", first["why"])
-    facts = status.gather(run)
+    facts = map_status.read_status(run)
     assert facts["samples"]["ok"] == 3 and facts["waiting"] == {} and facts["engine_deaths"] == {}
     assert not facts["attempts"], "neither shard nor sample was charged"

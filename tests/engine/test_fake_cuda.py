@@ -27,9 +27,9 @@ def test_step_and_fill_wait_for_nothing(precision: str, monkeypatch: pytest.Monk
     with fake_cuda() as watch:
         work = make_work(LLAMA3_8B, 32, CUDA, torch.bfloat16)
         generator = make_generator(work, 32, 256, precision)
-        chances = torch.zeros(MAX_TOKENS)
+        random_numbers = torch.zeros(MAX_TOKENS)
         pixels = np.zeros((336, 336, 3), np.uint8)
-        images = [Image(pixels, [Text(i, work.ids, 56, chances)]) for i in range(32)]
+        images = [Image(pixels, [Text(i, work.ids, 56, random_numbers)]) for i in range(32)]
         with torch.inference_mode():
             watch.clear()
             generator._advance()

@@ -27,7 +27,11 @@ def edit(name: str, **facts: Any) -> Callable[[Path], None]:
 
 
 def remove(*names: str) -> Callable[[Path], None]:
-    return lambda folder: [(folder / name).unlink() for name in names] and None
+    def change(folder: Path) -> None:
+        for name in names:
+            (folder / name).unlink()
+
+    return change
 
 
 def larger(folder: Path) -> None:

@@ -7,17 +7,18 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import drive
 
 from benchmarks.random_captioner import Shape, photo, set_end_tokens
 from recap.engine import Caption, CaptionerConfig, PromptFormat, Request, load_engine, native
 from recap.engine.agreement import read_images
 from recap.engine.generator import Generator, Image, Text
 from recap.engine.native import NativeEngine, common_prefix, fewer_slots
+from tests.engine.conftest import drive
 
 REQUESTS = [Request(i, photo(i, 30 + i % 40, 60 - i % 30), key=f"k{i}") for i in range(208)]
 SOME = REQUESTS[:96]
@@ -52,7 +53,7 @@ def ending(tiny: Callable[..., Path]) -> Callable[[Shape], Path]:
                 said.update(ids)
                 return original(job, ids)  # type: ignore[arg-type]
 
-            engine._finish = finish  # type: ignore[method-assign,assignment]
+            engine._finish = finish  # type: ignore[method-assign]
             drive(engine, REQUESTS[:40])
             engine.close()
             ends, share = [], 0.0
@@ -106,7 +107,7 @@ def test_slot_neighbours_order_and_restart_do_not_matter(ending: Callable[[Shape
     for request in REQUESTS[:12]:
         if engine.want():
             engine.put(request)
-    found = {}
+    found: dict[int, Caption] = {}
     while not found:
         found = {caption.id: caption for caption in engine.poll(0.1)}
     engine.close()
@@ -129,7 +130,7 @@ def test_logits_are_the_same_bits_in_every_slot(ending: Callable[[Shape], Path])
             if fill == place:
                 images[place] = ours
             texts = [Text(fill * 4 + i, prompt.ids, 20, torch.zeros(20)) for i in range(4)]
-            generator.fill([Image(pixels, [text]) for pixels, text in zip(images, texts)])
+            generator.fill([Image(pixels, [text]) for pixels, text in zip(images, texts, strict=True)])
         slot = next(s for s, text in enumerate(generator.texts) if text and text.tag == place * 5)
         with torch.inference_mode():
             seen.append(generator.decoder.step(generator.tokens[:16], generator.positions[:16])[slot])
@@ -216,7 +217,7 @@ def test_out_of_memory_means_fewer_slots_and_the_same_captions(
     assert isinstance(engine, NativeEngine)
     step, calls = engine.generator.step, 0
 
-    def failing() -> list[tuple[object, list[int]]]:
+    def failing() -> list[tuple[Any, list[int]]]:
         nonlocal calls
         calls += 1
         if calls in (5, 9):

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import drive
 from transformers import AutoModelForImageTextToText
 
 from benchmarks.random_captioner import Shape, photo
@@ -20,6 +20,7 @@ from recap.engine.decode import decode
 from recap.engine.generator import Generator, Image, Plan, Text
 from recap.engine.native import NativeEngine, check_precision, common_prefix
 from recap.engine.sampling import Sampler
+from tests.engine.conftest import drive
 
 DEMO = Path(__file__).parents[2] / "recap" / "demo"
 
@@ -33,7 +34,8 @@ def test_fp8_is_refused_where_the_gpu_has_none(
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100")
     gpu = torch.device("cuda", 0)
     check_precision(CaptionerConfig(model="m", precision="bf16"), gpu)
-    for changes in ({"precision": "fp8"}, {"precision": "bf16", "kv_precision": "fp8"}):
+    both: list[dict[str, Any]] = [{"precision": "fp8"}, {"precision": "bf16", "kv_precision": "fp8"}]
+    for changes in both:
         config = CaptionerConfig(model="m", **changes)
         if fits:
             check_precision(config, gpu)
@@ -55,7 +57,7 @@ def test_agreement_orders_the_precisions(tiny: Callable[..., Path]) -> None:
 
 
 @pytest.mark.parametrize("changes", [{"precision": "fp8"}, {"kv_precision": "fp8"}, {"precision": "bf16"}])
-def test_lower_precisions_do_not_depend_on_neighbours(changes: dict[str, str], tiny: Callable[..., Path]) -> None:
+def test_lower_precisions_do_not_depend_on_neighbours(changes: dict[str, Any], tiny: Callable[..., Path]) -> None:
     config = replace(CaptionerConfig(model=str(tiny()), max_tokens=10, micro_batch=2, slots=6), **changes)
     requests = [Request(i, photo(i), key=str(i)) for i in range(14)]
     found = []

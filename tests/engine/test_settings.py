@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
@@ -69,13 +70,14 @@ def test_identity_is_what_makes_the_captions(tiny: Callable[..., Path], tmp_path
     identity = captioner_identity(base, tmp_path)
     assert set(identity) == {"model"} and "model.safetensors" in identity["model"]
     assert captioner_identity(replace(base, slots=3, threads=1, decode_workers=0), tmp_path) == identity
+    change: dict[str, Any]
     for change in (
         {"max_tokens": 9},
         {"geometry": "pad"},
         {"prompt": "Why?"},
         {"prompts": {"a": PromptFormat("x")}},
     ):
-        assert captioner_identity(replace(base, **change), tmp_path) != identity  # type: ignore[arg-type]
+        assert captioner_identity(replace(base, **change), tmp_path) != identity
 
 
 def test_digests_are_cached_by_size_and_time(tmp_path: Path) -> None:

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from conftest import drive
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
 from benchmarks.random_captioner import Shape, photo
 from recap.engine import CaptionerConfig, PromptFormat, Request, load_engine
+from tests.engine.conftest import drive
 
 PADDED = Shape(pad=True)
 

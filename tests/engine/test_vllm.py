@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import drive
 
 from benchmarks.random_captioner import Shape, photo
 from recap.demo import CAPTIONER, FLAGS
 from recap.engine import Caption, CaptionerConfig, Request, load_engine
 from recap.engine.vllm_backend import check_names, rename
+from tests.engine.conftest import drive
 
 # Head sizes that vLLM's CPU attention takes.
 SHAPE = Shape(hidden=128, heads=4, kv_heads=2, head_dim=32, vision_hidden=64, vision_heads=2)

@@ -14,7 +14,7 @@ from PIL import Image
 from hpc.operator import FAILED, Batched, Column, Damage, Item, Row, Shard
 from recap.data.inputs import DataConfig, list_shards
 from recap.data.remote import open_shard
-from recap.data.tars import read_samples
+from recap.data.tars import Sample, read_samples
 from tests.clip.world import COLOURS
 
 SIDE = 32
@@ -62,6 +62,7 @@ class Paint(Batched):
         index = 0
         with open_shard(shard) as file:
             for sample in read_samples(file):
+                assert isinstance(sample, Sample)
                 for guidance in self.config.guidance:
                     payload = (sample.members["txt"].decode(), guidance)
                     yield Item(shard.id, index, f"{sample.key}@{guidance:g}", payload)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from functools import partial
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +30,8 @@ def scored(folder: Path, made: list[ImageItem], batch: int) -> ClipScores:
     found = ClipScores(clip)
     for start in range(0, len(made), batch):
         part = made[start : start + batch]
-        images = clip.encoder.images([lambda i=i: i.data for i in part], [i.name for i in part])
-        found.add(images, [i.prompt for i in part])
+        images = clip.encoder.images([partial(attrgetter("data"), i) for i in part], [i.name for i in part])
+        found.add(images, [str(i.prompt) for i in part])
     return found
 
 
@@ -49,7 +51,7 @@ def by_hand(folder: Path, made: list[ImageItem]) -> list[float]:
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in config.normalisation)
     images = [Image.open(io.BytesIO(i.data)).resize((side, side), Image.Resampling.BILINEAR) for i in made]
     pixels = torch.stack([(torch.tensor(np.array(i)).permute(2, 0, 1) / 255 - mean) / std for i in images])
-    ids = Tokens(config).encode([i.prompt for i in made])[0]
+    ids = Tokens(config).encode([str(i.prompt) for i in made])[0]
     with torch.no_grad():
         image, text = model.encode_image(pixels)[0], model.encode_text(torch.from_numpy(ids))
     return (100 * F.cosine_similarity(image, text)).tolist()

@@ -122,7 +122,7 @@ def test_inception_is_torch_fidelitys(tmp_path: Path) -> None:
     torch.save(made | fc, tmp_path / "inception.pth")
     features = open_features(f"inception:{tmp_path / 'inception.pth'}", "cpu", open_clip)
     pixels = torch.from_numpy(np.random.RandomState(1).randint(0, 256, (2, 3, 400, 480)).astype("u1"))
-    found = features([replace(item, data=png(image)) for item, image in zip(items(2), pixels)])
+    found = features([replace(item, data=png(image)) for item, image in zip(items(2), pixels, strict=True)])
     expected = {
         "mean": (found.mean(1), [1.137022, 1.132928]),
         "first": (found[0, :4], [0.025239, 0.0, 0.560040, 1.525912]),

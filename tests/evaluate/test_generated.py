@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -100,9 +102,9 @@ def test_folders_saved_references_and_unanswered(world: World, server: Server, t
     folder.mkdir()
     made = list(open_images(str(world.recap)))
     names = [f"{i:03d}.png" for i in range(len(made))]
-    for name, item in zip(names, made):
+    for name, item in zip(names, made, strict=True):
         (folder / name).write_bytes(item.data)
-    lines = [json.dumps({"file_name": name, "text": item.prompt}) for name, item in zip(names, made)]
+    lines = [json.dumps({"file_name": name, "text": item.prompt}) for name, item in zip(names, made, strict=True)]
     (folder / METADATA).write_text("\n".join(lines))
     server.plan = {str(made[0].prompt): [(400, "no", {})]}
     arguments = (
@@ -140,7 +142,8 @@ def test_what_is_skipped_is_counted(world: World, server: Server, tmp_path: Path
     assert rows[2.0]["clip"]["n"] == rows[2.0]["judge"]["n"] == len(made) and server.bodies
     theirs = open_clip(world.theirs)
     scores = ClipScores(theirs)
-    scores.add(theirs.encoder.images([lambda i=i: i.data for i in made], ["?"] * len(made)), [i.prompt for i in made])
+    images = theirs.encoder.images([partial(attrgetter("data"), i) for i in made], ["?"] * len(made))
+    scores.add(images, [str(i.prompt) for i in made])
     assert rows[2.0]["clip"]["value"] == pytest.approx(scores.mean.value, rel=1e-4)
     assert report["left_out"] == {"x, raw prompts": {"image: not an image": 1, "no image": 1}}
     assert any(f"{len(made)} images of" in line and "2 more cannot be read, 1 damaged tar" in line

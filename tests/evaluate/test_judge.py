@@ -94,7 +94,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 def images(count: int) -> list[ImageItem]:
-    prompts = [f"a {c} square, number {i}" for i, c in zip(range(count), ["red", "green", "blue"] * count)]
+    prompts = [f"a {('red', 'green', 'blue')[i % 3]} square, number {i}" for i in range(count)]
     return [ImageItem(f"{i}", f"image {i}", paint(p, 3, i), p) for i, p in enumerate(prompts)]
 
 

@@ -81,7 +81,7 @@ def test_preempted_and_killed_and_resumed(slurm: Cluster, tmp_path: Path) -> Non
     log = run.logs / f"{job}.log"
     wait(lambda: "gang: exit code 75: requeue" in log.read_text(errors="replace"), "all ranks left with 75")
     wait(lambda: steps(run) >= 20, "the second life goes on", timeout=240)
-    (ranks_of(run) or [None])[-1].kill()  # type: ignore[union-attr]
+    ranks_of(run)[-1].kill()
     wait(lambda: job_facts(slurm, job)["JobState"] == "COMPLETED", "the job is complete", timeout=240)
     facts = job_facts(slurm, job)
     assert (facts["Restarts"], facts["NumNodes"]) == ("2", "2"), facts

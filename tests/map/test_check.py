@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,7 +36,7 @@ def check(job: EchoJob) -> tuple[int, str]:
 def tried(job: EchoJob) -> trial.Answer:
     """What the process of a check finds, without one."""
     planned = map_launch.prepare(configs.load(job.config_file, []))
-    facts = {"plan": "", "identity": planned.identity, "column": "", "code": "", "slots": 1}
+    facts: dict[str, Any] = {"plan": "", "identity": planned.identity, "column": "", "code": "", "slots": 1}
     submission = Submission("0", 0.0, **facts, config=planned.config.resolved, source="")
     planned.run.make()
     return trial.attempt(planned.run, submission, planned.shards)

@@ -11,12 +11,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from hpc.base import heartbeat
 from hpc.map import breaker, suspects
 from hpc.map.agent import Agent
 from hpc.map.in_flight import Held, InFlight
+from hpc.map.segments import Segments
 from hpc.map.shard_task import ShardTask
 from hpc.operator import Damage, Item, Row, Shard
 from hpc.run.ledger import DONE, Claim
@@ -110,7 +112,10 @@ def test_a_node_is_excluded_only_for_what_others_can_read(tmp_path: Path) -> Non
 
 
 def test_what_is_in_hand_is_on_the_record(tmp_path: Path) -> None:
-    first, second = (ShardTask(Shard(i, "", 0), 0, 0, set(), set(), False, 8, 0.0, None, None) for i in ("a", "b"))  # type: ignore[arg-type]
+    segments, schema = Segments(tmp_path / "segments"), pa.schema([])
+    first, second = (
+        ShardTask(Shard(i, "", 0), 0, 0, set(), set(), False, 8, 0.0, segments, schema) for i in ("a", "b")
+    )
     record = InFlight(tmp_path / "record")
     record.begin_reading(first)
     for index in range(3):

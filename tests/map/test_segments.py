@@ -208,7 +208,7 @@ def folder_of(segments: Segments) -> Path:
 
 
 def task(segments: Segments, epoch: int, **facts: Any) -> ShardTask:
-    made = dict(suspects=set(), quarantine=set(), apart=False, segment=SEGMENT, save_s=0.0) | facts
+    made: dict[str, Any] = dict(suspects=set(), quarantine=set(), apart=False, segment=SEGMENT, save_s=0.0) | facts
     return ShardTask(Shard("a", "a", 1), 0, epoch, segments=segments, schema=SCHEMA, **made)
 
 

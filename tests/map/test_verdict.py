@@ -69,7 +69,7 @@ def test_what_a_rule_drops_is_no_failure(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_tars_that_are_none_are_told_last(tmp_path: Path) -> None:
     page = b"<!DOCTYPE html><title>404</title>" * 40
-    tars = {"00000": {"000": {"jpg": b"a picture"}}, "00001": page, "00002": b""}
+    tars: dict[str, Tar] = {"00000": {"000": {"jpg": b"a picture"}}, "00001": page, "00002": b""}
     run, said, code = launched(tmp_path, tars)
     assert code == Exit.SOME_FAILED, said
     assert said.strip().splitlines()[-1].startswith("2 unreadable shards gave nothing (")

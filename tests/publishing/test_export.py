@@ -132,7 +132,8 @@ def test_pandas_and_duckdb_read_it(flat: Path) -> None:
     for row in frame.to_dict("records"):
         check(row)
     query = f"select count(*), count(url), count(re_clip_score), avg(re_length) from '{flat}/data/*.parquet'"
-    assert duckdb.sql(query).fetchall() == [(ROWS, ROWS - SAMPLES + 1, 0, 5.0)]
+    answer = duckdb.sql(query)
+    assert answer is not None and answer.fetchall() == [(ROWS, ROWS - SAMPLES + 1, 0, 5.0)]
 
 
 def test_the_card_says_what_was_left_out(flat: Path) -> None:
@@ -312,6 +313,7 @@ def test_an_export_opens_again_as_a_column(runs: Path, flat: Path, tmp_path: Pat
         found = exported.read(shard, 0, keys, [])
         assert began.read(shard, 0, keys, []) == found
         assert (found.values, found.doubt) == (captions[shard.id], "") and len(set(found.values)) == SAMPLES
+        assert found.digests is not None
         assert found.values[11] is None and found.digests[11] is None
         assert [d for n, d in enumerate(found.digests) if n != 11] == [
             hashlib.sha256(image(int(shard.id), n)).hexdigest() for n in range(SAMPLES) if n != 11

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -83,7 +84,7 @@ def test_in_a_browser(page: Path, chromium: str, tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert shot.exists(), done.stderr
     seen = Image.open(shot).convert("RGB")
-    colours = {colour for _, colour in seen.getcolors(1 << 24) or []}
+    colours: set[Any] = {colour for _, colour in seen.getcolors(1 << 24) or []}
     for i in range(1, 6):  # every picture is on the page, in its colour (thumbnails are compressed)
         assert any(max(abs(a - b) for a, b in zip(c, (20 * i, 99, 30), strict=True)) < 6 for c in colours), i
     dom = subprocess.run([*browser, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=240).stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -39,9 +40,9 @@ def varlen() -> Iterator[dict[str, int]]:
         q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))
         k, v = k.repeat_interleave(times, 1), v.repeat_interleave(times, 1)
         out = torch.empty_like(q)
-        for first, end in zip(bounds.tolist(), bounds[1:].tolist()):
-            part = (x[first:end].transpose(0, 1)[None] for x in (q, k, v))
-            out[first:end] = F.scaled_dot_product_attention(*part, is_causal=True)[0].transpose(0, 1)
+        for first, end in pairwise(bounds.tolist()):
+            a, b, c = (x[first:end].transpose(0, 1)[None] for x in (q, k, v))
+            out[first:end] = F.scaled_dot_product_attention(a, b, c, is_causal=True)[0].transpose(0, 1)
         calls["calls"] += 1
         calls["samples"] += len(bounds) - 1
         return out.view(query.shape[0], query.shape[2], *out.shape[1:]), None
@@ -74,6 +75,7 @@ def test_blocks_that_are_skipped_hold_nothing() -> None:
     tiles = F.pad(seen, (0, 107, 0, 107)).view(4, 1, 7, 128, 7, 128).transpose(3, 4)
     inside = F.pad(torch.ones_like(seen), (0, 107, 0, 107)).view(4, 1, 7, 128, 7, 128).transpose(3, 4)
     assert torch.equal(found.to_dense().bool(), tiles.flatten(-2).any(-1))
+    assert found.full_kv_num_blocks is not None and found.full_kv_indices is not None
     full = torch.zeros(4, 7, 7, dtype=torch.bool)  # those in which the mask is not asked for
     for row, block in torch.cartesian_prod(torch.arange(4), torch.arange(7)).tolist():
         count = found.full_kv_num_blocks[row, 0, block]

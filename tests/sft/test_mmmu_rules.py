@@ -40,7 +40,7 @@ def published(said: str, letters: str, texts: list[str]) -> str | None:
     if found:
         return max(found, key=lambda c: said.rfind(spelled.format(c)))
     if len(said.split()) > 5:
-        found = [c for c, text in zip(letters, texts) if text.lower() in said.lower()]
+        found = [c for c, text in zip(letters, texts, strict=True) if text.lower() in said.lower()]
         return max(found, key=lambda c: said.lower().rfind(texts[letters.index(c)].lower())) if found else None
     return None
 

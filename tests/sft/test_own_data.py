@@ -39,7 +39,7 @@ def write_tar(path: Path, members: dict[str, bytes]) -> None:
             tar.addfile(info, io.BytesIO(data))
 
 
-def samples(task: SftTask, count: int) -> dict[str, tuple[str, tuple[int, int, int]]]:
+def samples(task: SftTask, count: int) -> dict[str, tuple[str, Any]]:
     """key -> (answer, the picture's colour) of the first samples of the stream."""
     found = {}
     for position in range(count):
@@ -51,7 +51,7 @@ def samples(task: SftTask, count: int) -> dict[str, tuple[str, tuple[int, int, i
 
 
 def near(pixel: Any, colour: str) -> bool:
-    return all(abs(a - b) < 12 for a, b in zip(pixel, COLOURS[colour]))
+    return all(abs(a - b) < 12 for a, b in zip(pixel, COLOURS[colour], strict=True))
 
 
 def test_the_same_keys_in_two_tars_are_two_samples(task: Make, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +99,8 @@ def one_at_a_time(folder: Path, prompt: str) -> list[int]:
 
 
 TOKENIZERS: dict[str, Callable[[Path], Any]] = {
-    **{kind: lambda folder, kind=kind: bytes_with(kind, folder) for kind in ("bytes", "no bos", "llama-3")},
-    **{kind: lambda folder, kind=kind: pieces(kind) for kind in ("legacy", "first", "always")},
+    **{kind: partial(bytes_with, kind) for kind in ("bytes", "no bos", "llama-3")},
+    **{kind: partial(lambda kind, folder: pieces(kind), kind) for kind in ("legacy", "first", "always")},
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ CONFIG = Path(__file__).parents[2] / "configs/sft/smollm2_align.yaml"
 
 def test_real_flags_stay_in_their_split() -> None:
     for split in ("train", "heldout"):
-        keys = [row["id"] for row in smollm2.conversations(split)]
+        keys = [str(row["id"]) for row in smollm2.conversations(split)]
         assert sorted(keys) == sorted({truth.key for truth in read_truth(FLAGS_TRUTH, split)})
 
 
@@ -36,7 +37,7 @@ def test_align_moves_the_projector_before_real_weights(tmp_path: Path) -> None:
     asked = tokenizer("The capital of France is", return_tensors="pt")
     assert "Paris" in tokenizer.decode(made.generate(**asked, max_new_tokens=8, do_sample=False)[0])
     before, tower = tensors(start), tensors(CAPTIONER)
-    near = {"rtol": 0.01, "atol": 1e-6}  # bf16 against fp16
+    near: dict[str, Any] = {"rtol": 0.01, "atol": 1e-6}  # bf16 against fp16
     assert all(torch.allclose(before[name], tensor, **near) for name, tensor in tower.items() if "vision_tower" in name)
 
     config = yaml.safe_load(CONFIG.read_text()) | {"model": str(start)}

@@ -90,7 +90,7 @@ def test_packing_plan(lengths: list[int], capacity: int, rows: int, world: int) 
     assert all(sum(lengths[i] for i in row) <= capacity for row in planned)
     dealt = [deal(planned, rows, rank, world) for rank in range(world)]
     assert len({len(mine) for mine in dealt}) == 1
-    for turn in zip(*dealt):
+    for turn in zip(*dealt, strict=True):
         sizes = [len(one) for one in turn]
         assert max(sizes) <= rows and max(sizes) - min(sizes) <= 1
     assert sorted(i for mine in dealt for one in mine for row in one for i in row) == list(range(len(lengths)))
@@ -135,7 +135,7 @@ def test_rates_of_their_own(task: Make) -> None:
 def test_rates_know_the_models_own_names(task: Make, pattern: str) -> None:
     """Anchored or not, and whatever the module is wrapped in."""
     made = task(rates={pattern: 2e-5}, train={"lr": 2e-4, "checkpointing": True})
-    module = made.module()
+    module: Any = made.module()
     wanted = {id(p) for name, p in module.llava.named_parameters() if p.requires_grad and re.search(pattern, name)}
     parallel._recompute(made, module)
     found = optimizer_of(module, made, made.config.train).param_groups
@@ -198,7 +198,11 @@ def test_stages(captioner: Path, conversations: Path, tmp_path: Path, world: int
 def test_bf16_and_recomputation(captioner: Path, conversations: Path, tmp_path: Path) -> None:
     """Recomputing activations changes no bit; bf16 changes the loss by little. FSDP2 on two ranks, with adapters."""
     adapters = {"lora": {"rank": 4, "alpha": 8, "dropout": 0.0}, "trainable": ["multi_modal_projector"], "pack": 256}
-    ways = {"plain": {}, "recomputed": {"checkpointing": True}, "bf16": {"checkpointing": True, "precision": "bf16"}}
+    ways: dict[str, dict[str, Any]] = {
+        "plain": {},
+        "recomputed": {"checkpointing": True},
+        "bf16": {"checkpointing": True, "precision": "bf16"},
+    }
     for name, train in ways.items():
         train = {"parallel": "fsdp", "lr": 1e-3, **train}
         run_stage(captioner, conversations, tmp_path / name, 2, train=train, **adapters)

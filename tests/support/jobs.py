@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "80"}
 
 
-def wait_for(what: Callable[[], Any], timeout: float = 240.0) -> Any:
+def wait_for(what: Callable[..., Any], timeout: float = 240.0) -> Any:
     """Poll until `what()` is true; its value."""
     end = time.monotonic() + timeout
     while not (found := what()):

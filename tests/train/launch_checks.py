@@ -242,7 +242,7 @@ SFT = [
          "positions of the language"),
 ]  # fmt: skip
 
-JOINED = [
+JOINED: list[tuple[str, str, Changes, str]] = [
     ("data.streams", "streams that do not divide the batch", {"data__streams": 5}, "do not divide the batch"),
     ("data.streams", "ranks that do not divide the streams", {"data__streams": 3}, "do not divide among 2 ranks"),
     ("data.size", "un-indexed tars without a number of samples", {"data__indexed": False}, "how many samples"),
@@ -268,7 +268,7 @@ JOINED = [
 
 
 def joined(trainer: str) -> list[Case]:
-    packed = {"gzipped tars, whatever they are called": gzipped("a.tar")}
+    packed: dict[str, Any] = {"gzipped tars, whatever they are called": gzipped("a.tar")}
     of_clip = ("text.texts", "text.prefix", "text.block") if trainer == "dit" else ()
     return [
         Case(trainer, key, what, changes, says, packed.get(what))

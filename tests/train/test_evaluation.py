@@ -13,7 +13,7 @@ from recap.randomness import place
 from recap.train.settings import TrainSettings
 from tests.train.ranks import curve, launch, lines, log
 
-TRAIN = {"samples": 144, "batch": 12, "seed": 3, "threads": 1, "ema": 100, "save_every": 60}
+TRAIN: dict[str, Any] = {"samples": 144, "batch": 12, "seed": 3, "threads": 1, "ema": 100, "save_every": 60}
 EVERY = 48
 
 

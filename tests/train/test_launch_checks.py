@@ -55,7 +55,7 @@ class Launchable:
 
     def __init__(self, world: Path, name: str) -> None:
         self.tree = tree(world, name)
-        trainer = configs.check(copied(self.tree), "test").trainer()
+        trainer: Any = configs.check(copied(self.tree), "test").trainer()
         trainer.check(2)
         self.kind: Any = type(trainer)
         self.config: Any = trainer.config
@@ -65,7 +65,7 @@ class Launchable:
         config, types = copy.copy(self.config), get_type_hints(self.kind.Config)
         for field in dataclasses.fields(self.kind.Config):
             if any(key.split("__")[0] == field.name for key in changes):
-                given = dataclasses.field(default=field.default, default_factory=field.default_factory)  # type: ignore[call-overload]
+                given = dataclasses.field(default=field.default, default_factory=field.default_factory)
                 part = dataclasses.make_dataclass("Part", [(field.name, types[field.name], given)])
                 made = configs.structured(part, {field.name: changed[field.name]}, "test")
                 setattr(config, field.name, getattr(made, field.name))
@@ -140,7 +140,7 @@ def refusals(file: Path) -> list[tuple[str, int, int]]:
         for node in ast.walk(function):
             raised = isinstance(node, ast.Raise) and "UserError(" in ast.unparse(node)
             called = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "refuse"
-            if raised or called:
+            if isinstance(node, (ast.Raise, ast.Call)) and (raised or called):
                 found.append((function.name, node.lineno, node.end_lineno or node.lineno))
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import os
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 from hpc.base.errors import UserError
 from recap.randomness import permute, place
+from recap.train import loop, parallel
 from recap.train.settings import TrainSettings, check, learning_rate
 from tests.train.ranks import curve, launch, log
 
@@ -146,7 +148,7 @@ def test_killed_ends_bit_for_bit_alike(tmp_path: Path, parallel: str) -> None:
 
     On three ranks: with two, the order in which gradients are added cannot show.
     """
-    more = {"ema": 100, "parallel": parallel}
+    more: dict[str, Any] = {"ema": 100, "parallel": parallel}
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert run(whole, 3, **more) == [0, 0, 0], log(whole)
     assert -9 in run(broken, 3, gang={"kill_at": 10}, **more)
@@ -160,7 +162,7 @@ def test_killed_ends_bit_for_bit_alike(tmp_path: Path, parallel: str) -> None:
 @pytest.mark.slow
 def test_data_workers_and_other_ranks(tmp_path: Path) -> None:
     """Data workers change nothing, killed and resumed; begun on 2 ranks and ended on 3, the order is the same."""
-    more = {"parallel": "fsdp", "ema": 100, "log_every": 24}
+    more: dict[str, Any] = {"parallel": "fsdp", "ema": 100, "log_every": 24}
     assert run(tmp_path / "whole", 2, **more) == [0, 0], log(tmp_path / "whole")
     assert -9 in run(tmp_path / "again", 2, gang={"kill_at": 9}, workers=1, **more)
     assert run(tmp_path / "again", 2, workers=1, **more) == [0, 0]
@@ -180,7 +182,8 @@ class Single:
     world, device = 1, "cpu"
 
     def __init__(self, directory: Path, stop_at: int = -1) -> None:
-        self.directory, self.step, self.stop_at, self.events = directory, 0, stop_at, []
+        self.directory, self.step, self.stop_at = directory, 0, stop_at
+        self.events: list[Any] = []
 
     def stopping(self) -> int:
         return 75 if self.step == self.stop_at else 0
@@ -219,14 +222,36 @@ def config(**changes: Any) -> Any:
     return TinyConfig(train=TrainSettings(**TRAIN | changes), **more)
 
 
-def test_nan_stops_with_the_keys(single: Any, tmp_path: Path) -> None:
-    """Exit code 1 (a second try would end alike), the samples are named, no checkpoint holds the damage."""
+@pytest.fixture
+def stepped(monkeypatch: pytest.MonkeyPatch) -> list[torch.nn.Module]:
+    """The module, once a step, when its gradients are there."""
+    seen: list[torch.nn.Module] = []
+    norm = parallel.gradient_norm
+    monkeypatch.setattr(parallel, "gradient_norm", lambda module, clip: seen.append(module) or norm(module, clip))
+    return seen
+
+
+def test_nan_stops_with_the_keys(single: Any, tmp_path: Path, stepped: list[torch.nn.Module]) -> None:
+    """Exit code 1 (a second try would end alike), the samples are named, neither the weights nor a checkpoint hold the
+    damage, though the step after it has begun."""
     code, gang = single(config(nan_at=100, save_every=12))
-    assert code == 1
+    assert code == 1 and len(stepped) >= 9
+    assert all(p.isfinite().all() for p in stepped[-1].parameters())
     (event,) = [e for e in gang.events if e["event"] == "diverged"]
     assert re.search(r"step 9: .* nan.*s\d+, s\d+", event["reason"])
     for path in (tmp_path / "checkpoints").glob("[0-9]*"):
         assert json.loads((path / "manifest.json").read_text())["progress"]["samples"] <= 96
+
+
+def test_garbage_is_collected_by_the_count_of_steps(
+    single: Any, stepped: list[torch.nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ranks count the same steps, so they pause at once; between these steps Python collects nothing by itself."""
+    collected: list[tuple[int, bool]] = []
+    monkeypatch.setattr(loop, "COLLECT_EVERY", 7)
+    monkeypatch.setattr(gc, "collect", lambda: collected.append((len(stepped), gc.isenabled())))
+    assert gc.isenabled() and single(config())[0] == 0
+    assert collected == [(0, True), (7, False), (14, False)] and len(stepped) == 20 and gc.isenabled()
 
 
 def test_damaged_checkpoints_are_skipped(single: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -53,7 +53,7 @@ def counted(task: Any, batch: Any) -> float:
 
 
 SIZE = {"model__vision": "128x3x4", "model__text": "96x2x3", "data__streams": 4}
-CLIPS = [
+CLIPS: list[dict[str, Any]] = [
     {"model__architecture": "recap"},
     {"model__architecture": "hf"},
     {"model__architecture": "recap", "loss": {"kind": "sigmoid"}},
@@ -146,7 +146,7 @@ def test_the_captioner_on_fake_cuda_waits_for_nothing(kernels: None, attention: 
     """The forward pass as on a GPU; the meta device of the test above knows no index that is on another device."""
     task = sft_task(attention=attention)
     batch = task.batch(0, 8, 0, 1)
-    module = task.layout()
+    module: Any = task.layout()
     assert module.llava.config.text_config._attn_implementation == ("sdpa" if attention == "sdpa" else "flex_attention")
     with fake_cuda() as watch:
         module.to_empty(device="cuda")
@@ -212,7 +212,8 @@ def test_a_wait_is_found(world: Path, alone: Any, monkeypatch: Any) -> None:  # 
                 time = time[torch.arange(len(time))]
             if self.how == "copies":
                 time = time + torch.ones(len(time)).to(time.device)
-            return (time * next(self.transformer.parameters()).sum()).sum()
+            transformer: Any = self.transformer
+            return (time * next(transformer.parameters()).sum()).sum()
 
     for how in ("indexes", "copies"):
         monkeypatch.setattr(task, "module", lambda how=how: Reads(how))

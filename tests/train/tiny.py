@@ -114,7 +114,7 @@ def make_task(config: TinyConfig, rank: int = 0) -> Any:
                 x[0, 0] = float("nan")
             micro = [{"x": part, "y": part.sum(-1)} for part in x.split(max(1, (len(x) + 1) // 2))]
             keys = [f"s{i}" for _, i in places]
-            counts = {"even": sum(i % 2 == 0 for i in mine), "odd": sum(i % 2 for i in mine)}
+            counts = {"even": float(sum(i % 2 == 0 for i in mine)), "odd": float(sum(i % 2 for i in mine))}
             return Batch(micro, float(len(mine)), len(mine), len(mine), keys, bad, counts)
 
         def evaluate(self, module: nn.Module, occasion: Any) -> dict[str, float]:

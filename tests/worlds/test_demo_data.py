@@ -8,6 +8,7 @@ import json
 import re
 import tarfile
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -111,7 +112,7 @@ def test_truth_rows_are_consistent() -> None:
         assert (truth.layout, list(truth.bands)) == table[truth.key]
         for band in truth.bands:
             assert truth.shares.get(band, 0) > 0.02, (truth.key, band)
-        assert all(one != other for one, other in zip(truth.bands, truth.bands[1:], strict=False))
+        assert all(one != other for one, other in pairwise(truth.bands))
     heldout = {truth.key for truth in read_truth(FLAGS_TRUTH, "heldout")}
     assert heldout == {truth.key for truth in read_truth(FLAGS_TRUTH, "all") if split(truth.key) == "heldout"}
     assert len(heldout) > 100

@@ -262,7 +262,8 @@ def test_pairs_of_emoji_that_are_kept_apart_meet_only_where_that_is_asked_for() 
 
 
 def test_emoji_alt_texts_name_a_brand_and_nothing_that_is_seen() -> None:
-    rng, kinds = random.Random(10), Counter()
+    rng = random.Random(10)
+    kinds: Counter[str] = Counter()
     assert len(set(emoji.BRANDS.values())) == len(emoji.SPRITES)
     sprites = {brand: name for name, brand in emoji.BRANDS.items()}
     for scene in emoji_scenes(2000):
