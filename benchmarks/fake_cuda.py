@@ -127,7 +127,8 @@ def _launch(watch: Watch) -> Any:
     def run(kernel: Any, *arguments: Any, **options: Any) -> None:
         name = f"triton {kernel.__name__}"
         watch.launches[name] += 1
-        watch.moved[name] += kernel_bytes(kernel.__name__, dict(zip(kernel.arg_names, arguments)) | options)
+        given = dict(zip(kernel.arg_names, arguments, strict=False))  # the others are given by name
+        watch.moved[name] += kernel_bytes(kernel.__name__, given | options)
 
     return run
 

@@ -16,6 +16,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -160,9 +161,9 @@ _WORDS = (
 def text(model: str, count: int, tokens: int, threads: int, batches: list[int]) -> None:
     torch.set_num_threads(threads)
     bank = configs.read(ROOT / "configs/prompts/capsfusion.yaml")["formats"]["capsfusion"]
-    form = Format(bank["text"], image=False, budget={"alt": 32, "syn": 64})
+    forms: Any = {"f": Format(bank["text"], image=False, budget={"alt": 32, "syn": 64})}
     settings = CaptionerConfig(
-        model=model, prompts={"f": form}, template="{prompt}", max_tokens=tokens, threads=threads, precision="fp32"
+        model=model, prompts=forms, template="{prompt}", max_tokens=tokens, threads=threads, precision="fp32"
     )
     noise = random.Random(0)
 
@@ -179,7 +180,7 @@ def text(model: str, count: int, tokens: int, threads: int, batches: list[int]) 
     for name, shared in (("native", True), ("native, prefix run with each row", False)):
         engine = NativeTextEngine(settings, "cpu", shared=shared)
         engine.checkpoint.eos, engine.generator.eos = (), torch.tensor([], dtype=torch.long)  # all write `tokens`
-        taken = _timed(lambda engine=engine: _drive(engine, asked))
+        taken = _timed(partial(_drive, engine, asked))
         found[name] = count / taken
         prefix = len(engine.generator.plan.prefix)
         say(f"{name:40} {found[name]:6.2f} a second ({prefix} tokens run once)")
@@ -189,7 +190,7 @@ def text(model: str, count: int, tokens: int, threads: int, batches: list[int]) 
     for cache in ("dynamic", "static"):
         for batch in batches:
             name = f"generate, {cache} cache, batch {batch}"
-            found[name] = count / _timed(lambda cache=cache, batch=batch: _generate(loaded, ids, tokens, batch, cache))
+            found[name] = count / _timed(partial(_generate, loaded, ids, tokens, batch, cache))
             say(f"{name:40} {found[name]:6.2f} a second")
     best = max(rate for name, rate in found.items() if name.startswith("generate"))
     say(f"native is {found['native'] / best:.2f} x generate at its best, without the shared prefix "

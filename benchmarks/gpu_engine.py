@@ -106,8 +106,10 @@ def stage_milliseconds(work: Work, generator: Generator[int]) -> dict[str, float
     slots = torch.arange(n, device=generator.device)
     last = torch.full((n,), len(work.ids) - 1, device=generator.device)
     x = torch.randn(n, len(work.ids) - work.prefix, work.shape.hidden, device=generator.device, dtype=generator.dtype)
+    encoder, normalise = generator.encoder, generator.normalise
+    assert encoder is not None and normalise is not None, "a model of images"
     actions: dict[str, Callable[[], Any]] = {
-        "vision": lambda: generator.encoder(generator.normalise(pixels, generator.dtype)),
+        "vision": lambda: encoder(normalise(pixels, generator.dtype)),
         "prefill": lambda: generator.decoder.prefill(x, slots, work.prefix, last),
         "step": generator._graph.replay if generator._graph else generator._advance,
     }

@@ -37,9 +37,11 @@ def count_passes(shape: Shape, micro_batch: int, slots: int, precision: str) -> 
         generator = make_generator(work, micro_batch, slots, precision)
         pixels = torch.zeros(work.pixels.shape, dtype=torch.uint8, device=CUDA)
         step = _watched(watch, generator._advance)
-        vision = _watched(watch, lambda: generator.encoder(generator.normalise(pixels, generator.dtype)))
+        encoder, normalise = generator.encoder, generator.normalise
+        assert encoder is not None and normalise is not None, "a model of images"
+        vision = _watched(watch, lambda: encoder(normalise(pixels, generator.dtype)))
         fill = _watched(watch, lambda: generator.fill(_images(generator, work.ids)))
-    parts = zip((fill.launches, fill.moved, fill.flop), (vision.launches, vision.moved, vision.flop))
+    parts = zip((fill.launches, fill.moved, fill.flop), (vision.launches, vision.moved, vision.flop), strict=True)
     return {"vision": vision, "prefill": Counts(*(whole - part for whole, part in parts)), "step": step}
 
 

@@ -10,7 +10,8 @@ from benchmarks.caption_work import Turn
 def turns(lengths: Sequence[int], slots: int, micro_batch: int, fill_s: float, step_s: float) -> list[Turn]:
     """The turns of `run_native` on a GPU: at most one fill, then a step; what ends is known a step later."""
     ends: list[int] = []  # the step after which each caption in a slot is known to be finished
-    clock, begun, finished, found = 0.0, 0, 0, []
+    found: list[Turn] = []
+    clock, begun, finished = 0.0, 0, 0
     while finished < len(lengths):
         step = len(found) + 1
         if begun < len(lengths) and slots - len(ends) >= micro_batch:

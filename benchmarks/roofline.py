@@ -207,9 +207,9 @@ def show(found: Expectation, report: dict[str, Any] | None) -> None:
     for name in PASSES:
         for what, ends in found.passes[name].items():
             say(f"| {name}: {what} | | {span(*ends)} | |")
-        told = f"{seen[f'{name}, ms']:.2f}" if f"{name}, ms" in seen else "-"
+        measured = f"{seen[f'{name}, ms']:.2f}" if f"{name}, ms" in seen else "-"
         spent = span(found.total(name, 0), found.total(name, 1))
-        say(f"| **{name}** | {found.counts[name].launches.total()} | **{spent}** | {told} |")
+        say(f"| **{name}** | {found.counts[name].launches.total()} | **{spent}** | {measured} |")
     (fastest, at_most), (slowest, at_least) = found.rate(0), found.rate(1)
     say("\n| images/s | bound at the stated peaks | expected, computed | measured |\n|---|---|---|---|")
     told = [f"{seen[key]:.1f}" if key in seen else "-" for key in ("images/s", "images/s between full slots")]

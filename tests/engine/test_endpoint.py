@@ -143,7 +143,11 @@ def test_each_image_gets_its_own_caption(server: Server, monkeypatch: pytest.Mon
     engine.close()
     for request in requests:
         caption = found[request.id]
-        assert (caption.text, caption.tokens, caption.finish) == (says(request.image, settings.prompt), 8, "stop")
+        assert (caption.text, caption.tokens, caption.finish) == (
+            says(request.image or b"", settings.prompt),
+            8,
+            "stop",
+        )
     assert found[60].reason == "image: not an image"
     assert 2 < server.most <= 8, "the window is used, and kept"
     assert set(server.keys) == {"Bearer secret"}

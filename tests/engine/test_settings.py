@@ -163,7 +163,9 @@ def test_shipped_prompt_formats_are_valid(path: Path) -> None:
     """Each file is an overlay of the captioner's settings, or the `base` of a generating job."""
     tree = configs.read(path)
     if "prompts" not in tree:
-        columns = {column: {} for form in tree["formats"].values() for column in re.findall(r"\{(\w+)\}", form["text"])}
+        columns: dict[str, dict[str, str]] = {
+            column: {} for form in tree["formats"].values() for column in re.findall(r"\{(\w+)\}", form["text"])
+        }
         writer = {"backend": "openai", "endpoint": "http://x/v1", "served_model": "x"}
         made = {**tree, "writer": writer, "data": {"columns": columns}}
         GenerateOperator(configs.structured(GenerateConfig, made, path.name))

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import drive
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from benchmarks.random_captioner import photo
@@ -21,6 +20,7 @@ from recap.demo import smollm2
 from recap.engine import Caption, CaptionerConfig, Format, Request, load_engine, loadable
 from recap.engine.checkpoint import open_text_checkpoint
 from recap.engine.native_text import NativeTextEngine
+from tests.engine.conftest import drive
 
 WORDS = ["a", "the", "red", "green", "blue", "flag", "with", "white", "star", "and", "stripes", "of", "this", "image"]
 FUSION = Format(
@@ -49,7 +49,7 @@ def writer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config(folder: Path, **changes: Any) -> CaptionerConfig:
-    given = {"prompts": {"fusion": FUSION}, "max_tokens": 16} | changes
+    given: dict[str, Any] = {"prompts": {"fusion": FUSION}, "max_tokens": 16} | changes
     return CaptionerConfig(model=str(folder), **given)
 
 

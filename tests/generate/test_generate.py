@@ -42,7 +42,9 @@ class Echo:
     """An engine that says what it is asked, filled in as an endpoint fills it."""
 
     def __init__(self, says: Any) -> None:
-        self.says, self.seen, self._waiting = says, [], []
+        self.says = says
+        self.seen: list[Any] = []
+        self._waiting: list[Any] = []
 
     def want(self) -> int:
         return 64 - len(self._waiting)
@@ -77,7 +79,8 @@ def config(tars: Path, **changes: Any) -> GenerateConfig:
 def rows_of(operator: GenerateOperator) -> dict[str, Row]:
     """Every row of the first shard by key; their values fit the column."""
     items = [item for item in operator.read(operator.plan()[0]) if isinstance(item, Item)]
-    todo, rows = list(items), []
+    todo = list(items)
+    rows: list[Row] = []
     while len(rows) < len(items):
         while todo and operator.want() > 0:
             operator.put(todo.pop(0))

@@ -18,7 +18,7 @@ import pytest
 from benchmarks.random_writer import make
 from hpc import config as configs
 from hpc.base.errors import Exit
-from hpc.operator import Item
+from hpc.operator import Item, Row
 from hpc.pipeline import definition as pipeline
 from hpc.run.published import Published
 from recap.engine import Request
@@ -213,7 +213,7 @@ def test_altogether_runs_as_it_is_shipped(world: Path) -> None:
     items = [item for item in operator.read(operator.plan()[0]) if isinstance(item, Item)][:6]
     for item in items:
         operator.put(item)
-    rows = []
+    rows: list[Row] = []
     while len(rows) < len(items):
         rows += operator.poll(0.1)
     operator.close()

@@ -223,7 +223,9 @@ def test_where_and_columns(runs: Path, tmp_path: Path, capsys: pytest.CaptureFix
     card = (tmp_path / "part/README.md").read_text()
     assert "| tokens | int32 | a field of the run |" in card and "org_caption" not in card
     assert f'- rows that are kept: "{condition} and re_gpt4v_score > 5"' in card
-    [(count,)] = duckdb.sql(f"select count(*) from '{tmp_path}/all/data/*.parquet' where {condition}").fetchall()
+    counted = duckdb.sql(f"select count(*) from '{tmp_path}/all/data/*.parquet' where {condition}")
+    assert counted is not None
+    [(count,)] = counted.fetchall()
     found = pq.read_table(tmp_path / "part/data")
     assert found.column_names == names.split(",") and len(found) == count == 2 * SAMPLES - 10 - 2 + 1 - 1
     assert found.schema.metadata[b"where"].decode().startswith(condition)

@@ -27,7 +27,7 @@ class InstantEngine:
     def poll(self, timeout: float) -> list[Caption]:
         requests, self._waiting = self._waiting, []
         time.sleep(self.delay_s * len(requests))
-        return [Caption(r.id, f"A picture of {len(r.image)} bytes.", 6, "stop") for r in requests]
+        return [Caption(r.id, f"A picture of {len(r.image or b'')} bytes.", 6, "stop") for r in requests]
 
     def close(self) -> None: ...
 
