@@ -103,7 +103,7 @@ class DeviceMonitor:
                 continue
             if len(row) == len(self.FIELDS):
                 rows.append(row)
-        columns = zip(self.FIELDS, zip(*rows, strict=True), strict=True)
+        columns = zip(self.FIELDS, zip(*rows, strict=True), strict=True) if rows else ()
         return {name: {"mean": float(np.mean(c)), "min": min(c), "max": max(c)} for name, c in columns}
 
     def __str__(self) -> str:
