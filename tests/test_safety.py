@@ -39,7 +39,7 @@ EVIL = "import os\nos.mkdir({mark!r})\n"
 
 
 def _edit(code: Path, mark: str) -> None:
-    for name in ("agent", "snapshot", "bootstrap", "worker", "__init__"):
+    for name in ("map/agent", "base/snapshot", "base/bootstrap", "worker", "__init__"):
         (code / "hpc" / f"{name}.py").unlink()
         (code / "hpc" / f"{name}.py").write_text(EVIL.format(mark=mark))
 
@@ -61,8 +61,8 @@ def _add_module(code: Path, mark: str) -> None:
 
 
 def _link(code: Path, mark: str) -> None:
-    (code / "hpc" / "journal.py").rename(code.parent / "journal.py")
-    (code / "hpc" / "journal.py").symlink_to(code.parent / "journal.py")
+    (code / "hpc/base/journal.py").rename(code.parent / "journal.py")
+    (code / "hpc/base/journal.py").symlink_to(code.parent / "journal.py")
 
 
 @pytest.mark.parametrize("change", [_edit, _replace, _add_package, _add_module, _link])
@@ -87,7 +87,7 @@ def test_what_runs_is_a_copy_of_the_owner_s(tmp_path: Path) -> None:
     code, mark, tmp = _snapshot(bench), tmp_path / "owned", tmp_path / "tmp"
     tmp.mkdir()
     (tmp_path / "evil.py").write_text(EVIL.format(mark=str(mark)))
-    cache = code / "hpc" / "__pycache__" / f"agent.{sys.implementation.cache_tag}.pyc"
+    cache = code / "hpc/map/__pycache__" / f"agent.{sys.implementation.cache_tag}.pyc"
     cache.parent.mkdir()
     py_compile.compile(
         str(tmp_path / "evil.py"), cfile=str(cache), invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH
@@ -96,7 +96,7 @@ def test_what_runs_is_a_copy_of_the_owner_s(tmp_path: Path) -> None:
     assert done.returncode == Exit.COMPLETE and not mark.exists(), done.stderr
     (copy,) = tmp.glob("hpc-code-*/*")
     assert copy.name == code.name and stat.S_IMODE(copy.parent.stat().st_mode) == 0o700
-    (copy / "hpc" / "agent.py").write_text(EVIL.format(mark=str(mark)))
+    (copy / "hpc/map/agent.py").write_text(EVIL.format(mark=str(mark)))
     (copy / "hpc" / "worker.py").unlink()
     assert _start(code, bench, TMPDIR=str(tmp)).returncode == Exit.COMPLETE and not mark.exists()
 

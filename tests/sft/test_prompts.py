@@ -194,7 +194,9 @@ def test_the_caption_job_shows_them(captioner: Path, tmp_path: Path, monkeypatch
         shown: list[list[int]] = []
         fill = engine.generator.fill
         monkeypatch.setattr(
-            engine.generator, "fill", lambda images: (shown.append(images[0].texts[0].ids), fill(images))
+            engine.generator,
+            "fill",
+            lambda images, **more: (shown.append(images[0].texts[0].ids), fill(images, **more)),
         )
         engine.put(Request(0, photo(1), key="k"))
         while not engine.poll(1.0):

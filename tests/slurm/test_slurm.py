@@ -331,7 +331,10 @@ def test_ctrl_c_of_a_check_cancels_its_job(slurm: Cluster, tmp_path: Path) -> No
     job = EchoJob(slurm, tmp_path, shards=1, lines=1)
     (job.inputs / "shard-00.txt").write_text("wait\n")  # for a file that never comes
     command = job.command("--check")
-    check = subprocess.Popen(command, env=job.slurm.env, cwd=ROOT, text=True, stdout=-1, stderr=-1)
+    check = subprocess.Popen(
+        command, env=job.slurm.env, cwd=ROOT, text=True, stdout=-1, stderr=-1,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in what a shell runs behind
+    )  # fmt: skip
     try:
         wait(lambda: job.slurm.run("squeue", "-h", "-o", "%j %T") == "echo-check RUNNING\n", "the check runs")
         check.send_signal(signal.SIGINT)
