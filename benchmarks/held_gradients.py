@@ -19,6 +19,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.timing import say
 from recap.train.parallel import gradient_sync
 
 RANKS, MICRO_BATCHES, WIDTH, LAYERS = 2, 4, 512, 8
@@ -95,4 +96,4 @@ def whole(module: nn.Module) -> int:
 
 if __name__ == "__main__":
     for name, value in gradients().items():
-        print(f"{name:45}{value:10,.3f}")  # noqa: T201
+        say(f"{name:45}{value:10,.3f}")
