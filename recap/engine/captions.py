@@ -31,6 +31,10 @@ class Pending:
         first, *others = (self.captions[name] for name in self.names)
         return replace(first, alternatives=tuple(others), note=self.note)
 
+    def write(self, format: str, ids: list[int], limit: int, checkpoint: Any, trim: bool) -> Caption | None:
+        """Add what a model wrote in one format; see `make_caption` and `add`. checkpoint: its tokenizer and eos."""
+        return self.add(make_caption(checkpoint.tokenizer, self.request.id, ids, checkpoint.eos, limit, trim, format))
+
 
 def make_caption(
     tokenizer: Any, id: int, ids: list[int], eos: tuple[int, ...], limit: int, trim: bool, format: str = ""

@@ -18,7 +18,7 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from recap import device as gpu
-from recap.engine.captions import Pending, make_caption
+from recap.engine.captions import Pending
 from recap.engine.checkpoint import Checkpoint, Normalisation, image_tokens, open_checkpoint
 from recap.engine.decode_pool import DecodePool
 from recap.engine.generator import Generator, Image, Plan, Text
@@ -148,18 +148,10 @@ class NativeEngine:
         return texts
 
     def _finish(self, job: _Job, ids: list[int]) -> Caption | None:
-        request, prompt = job.pending.request, job.prompt
-        part = make_caption(
-            self.checkpoint.tokenizer,
-            request.id,
-            ids,
-            self.checkpoint.eos,
-            prompt.max_tokens,
-            self.config.trim,
-            prompt.format,
-        )
-        if caption := job.pending.add(part):
-            del self._pending[request.id]
+        prompt = job.prompt
+        caption = job.pending.write(prompt.format, ids, prompt.max_tokens, self.checkpoint, self.config.trim)
+        if caption:
+            del self._pending[caption.id]
         return caption
 
     def _shrink(self, error: Exception) -> None:

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from recap import device as gpu
 from recap.engine.buckets import Buckets, width_of
-from recap.engine.captions import Pending, make_caption
+from recap.engine.captions import Pending
 from recap.engine.checkpoint import TextCheckpoint, open_text_checkpoint
 from recap.engine.generator import Generator, Image, Plan, Text
 from recap.engine.interface import Caption, Request
@@ -111,13 +111,10 @@ class NativeTextEngine:
             self.generator.fill([Image(None, [text]) for text in self._rows.take(key)], width, prefixed)
 
     def _finish(self, job: _Job, ids: list[int]) -> Caption | None:
-        request, prompt = job.pending.request, job.prompt
-        part = make_caption(
-            self.checkpoint.tokenizer, request.id, ids, self.checkpoint.eos, prompt.max_tokens, self.config.trim,
-            prompt.format,
-        )  # fmt: skip
-        if caption := job.pending.add(part):
-            del self._pending[request.id]
+        prompt = job.prompt
+        caption = job.pending.write(prompt.format, ids, prompt.max_tokens, self.checkpoint, self.config.trim)
+        if caption:
+            del self._pending[caption.id]
         return caption
 
     def _shrink(self, error: Exception) -> None:

@@ -155,18 +155,10 @@ class TransformersEngine:
         if not self._places[job.place]:
             del self._places[job.place]
             self.pool.release(job.place)
-        request = job.pending.request
-        part = make_caption(
-            self.checkpoint.tokenizer,
-            request.id,
-            ids,
-            self.checkpoint.eos,
-            job.prompt.max_tokens,
-            self.config.trim,
-            job.prompt.format,
-        )
-        if caption := job.pending.add(part):
-            del self._pending[request.id]
+        prompt = job.prompt
+        caption = job.pending.write(prompt.format, ids, prompt.max_tokens, self.checkpoint, self.config.trim)
+        if caption:
+            del self._pending[caption.id]
         return caption
 
 

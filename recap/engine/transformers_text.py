@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from recap.engine.buckets import Buckets, width_of
-from recap.engine.captions import Pending, make_caption
+from recap.engine.captions import Pending
 from recap.engine.checkpoint import open_text_checkpoint
 from recap.engine.interface import TOO_LONG, Caption, Request
 from recap.engine.native_text import load_language_model
@@ -95,11 +95,8 @@ class TransformersTextEngine:
         return [caption for job, row in made if (caption := self._finish(job, row))]
 
     def _finish(self, job: _Job, ids: list[int]) -> Caption | None:
-        request, prompt = job.pending.request, job.prompt
-        part = make_caption(
-            self.checkpoint.tokenizer, request.id, ids, self.checkpoint.eos, prompt.max_tokens, self.config.trim,
-            prompt.format,
-        )  # fmt: skip
-        if caption := job.pending.add(part):
-            del self._pending[request.id]
+        prompt = job.prompt
+        caption = job.pending.write(prompt.format, ids, prompt.max_tokens, self.checkpoint, self.config.trim)
+        if caption:
+            del self._pending[caption.id]
         return caption
