@@ -32,7 +32,7 @@ from hpc.gang import sweep_status
 from hpc.pipeline import status as pipeline_status
 from hpc.pipeline.directory import PipelineRun
 from hpc.run.directory import Run, Submission
-from hpc.run.plan import Plan
+from hpc.run.plan import Plan, as_id
 
 TAIL = 10
 AROUND = 4  # lines before the one that is sought
@@ -160,8 +160,9 @@ def _of_run(run: Run, args: argparse.Namespace) -> Iterator[str]:
     if is_training and args.shard:
         raise UserError(f"logs: {run.path} is a training, it has no shards: python -m hpc.logs {run.path}")
     if args.shard:
-        _check_shard(run, args.shard)
-        return of_shard(run, args.shard)
+        shard = as_id(args.shard)
+        _check_shard(run, shard)
+        return of_shard(run, shard)
     if args.failed and not is_training:
         return failed(run)
     chosen = logs(run, args.slot, args.node)

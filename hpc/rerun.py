@@ -27,7 +27,7 @@ from hpc.operator import QUARANTINED
 from hpc.run.directory import Run, Submission
 from hpc.run.journal_reader import JournalReader
 from hpc.run.ledger import CLAIMED, DONE, FAILED, OPEN, State
-from hpc.run.plan import Plan
+from hpc.run.plan import Plan, as_id
 
 
 def choose(run: Run, latest: Submission, wanted: list[str] | None) -> tuple[dict[str, int], Counter[str]]:
@@ -136,7 +136,9 @@ def main(arguments: list[str] | None = None) -> int:
         opened = choose_by_samples(run, latest)
         states = Counter({"bad samples": len(opened)})
     else:
-        opened, states = choose(run, latest, args.shards.split(",") if args.shards else None)
+        opened, states = choose(
+            run, latest, [as_id(typed) for typed in args.shards.split(",")] if args.shards else None
+        )
     if not states.total():
         console.print(f"nothing to rerun: no {'sample' if args.samples else 'shard'} failed")
         return Exit.COMPLETE

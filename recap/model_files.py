@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -53,10 +54,12 @@ def model_folder(model: str | os.PathLike[str], weights: bool = True) -> Path:
     if not folder.is_dir():
         folder = _hub_snapshot(str(model)) or folder
     if not folder.is_dir():
+        name = os.fspath(model)
+        on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith(".")
         raise FileNotFoundError(
-            f"Model {os.fspath(model)!r} is neither a folder nor in the local Hugging Face cache. "
-            f"A folder with {expected} is expected there. Correct captioner.model, or download it first "
-            f"(`hf download {os.fspath(model)}`)."
+            f"Model {name!r} is neither a folder nor in the local Hugging Face cache. "
+            f"A folder with {expected} is expected there. Correct captioner.model"
+            + (f", or download it first (`hf download {name}`)." if on_hub else ".")
         )
     if not (folder / "config.json").is_file() or (weights and not any(folder.glob("*.safetensors"))):
         raise FileNotFoundError(

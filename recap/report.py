@@ -339,7 +339,8 @@ def _label(x: int, y: int, text: str) -> str:
 
 def as_text(seen: Look) -> Table:
     table = Table(show_lines=True, expand=True)
-    table.add_column("key", ratio=1, overflow="fold")
+    longest = max((len(sample.key) for sample in seen.shown), default=0)
+    table.add_column("key", min_width=min(24, longest), max_width=24, overflow="fold")
     table.add_column("original text", ratio=3, overflow="fold")
     table.add_column("caption", ratio=6, overflow="fold")
     for sample in seen.shown:

@@ -11,10 +11,11 @@ import hashlib
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from hpc.base.errors import UserError
 from hpc.base.remote_files import file_system, retry
 
 TRIES = 6
@@ -27,6 +28,37 @@ class Unavailable(OSError):
 
 def is_url(location: str) -> bool:
     return "://" in location
+
+
+def check(url: str) -> None:
+    """Raise UserError where `url` names no object store, or one whose client is not installed. Asks no network."""
+    advice = "Expected the URL of an object store, such as s3://bucket/prefix; without `output` files lie in the run."
+    if not is_url(url):
+        raise UserError(f"config: `output`: {url!r} is no URL. {advice} (`runs=` says where runs lie.)")
+    try:
+        system, path = file_system(url)
+    except (ValueError, ImportError) as error:
+        raise UserError(f"config: `output`: {url!r}: {error}. {advice}") from error
+    if "file" in system.protocol or not path.strip("/"):
+        raise UserError(f"config: `output`: {url!r} names no object store with a bucket. {advice}")
+
+
+def problem(url: str, name: str) -> str:
+    """Why an object named `name` cannot be written and read back under `url`; "" where it can, or where the
+    store does not answer. It is removed again."""
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            probe = Path(folder) / "probe"
+            probe.write_bytes(b"may this be written?")
+            stored = put(probe, f"{url.rstrip('/')}/{name}")
+        system, path = file_system(stored)
+    except Unavailable:
+        return ""  # no node is to blame, and it may be back when the first shard is done
+    except Exception as error:  # noqa: BLE001: each store's client has exceptions of its own
+        return f"output: {url} cannot be written from this node: {type(error).__name__}: {error}"
+    with suppress(Exception):  # who may write may still not be allowed to delete
+        system.rm_file(path)
+    return ""
 
 
 def put(source: Path, url: str) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from rich.markup import escape
 
 from hpc import config as configs
-from hpc.base import snapshot
+from hpc.base import object_store, snapshot
 from hpc.base.command import console, warn
 from hpc.base.errors import Exit, UserError
 from hpc.base.text import short
@@ -72,6 +72,8 @@ def prepare(
     config = resolve_cluster(config, dry_run)
     operator = config.operator()
     preflight.check_waits(config, operator)
+    if config.run.output:
+        object_store.check(config.run.output)
     webhook.address()
     run = Run(config.directory)
     missing: list[Shard] = []
@@ -201,7 +203,9 @@ def describe(job: Job, forecasts: list[str] | None = None) -> None:
     lines += [("" if number else "forecast", text) for number, text in enumerate(forecasts or [])]
     if webhook.address():
         lines.append(("webhook", f"${webhook.VARIABLE} is told when the run is complete, paused or failed"))
-    lines.append(("output", f"{short(job.run.path)}/columns/{job.operator.column().name}/{job.identity}/"))
+    store = job.config.run.output
+    root = f"{store.rstrip('/')}/{job.run.name}" if store else short(job.run.path)
+    lines.append(("output", f"{root}/columns/{job.operator.column().name}/{job.identity}/"))
     for label, text in lines:
         say(label, text)
     if job.previous and job.previous.identity == job.identity:

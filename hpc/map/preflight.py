@@ -11,7 +11,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from hpc.base import atomic
+from hpc.base import atomic, object_store
 from hpc.base.errors import UserError
 from hpc.config import Config
 from hpc.operator import Operator
@@ -23,6 +23,9 @@ BUSY_SHARE = 0.5  # of a GPU's memory in use before we start: somebody else's pr
 def problems(run: Run, submission: Submission, config: Config, operator: Operator) -> list[str]:
     """What makes this node unfit; empty if nothing does."""
     found = _run_directory(run, submission)
+    if config.run.output:
+        name = f"{run.name}/probe-{submission.uuid}-{os.urandom(4).hex()}"
+        found += [text] if (text := object_store.problem(config.run.output, name)) else []
     if config.run.cluster.gpus_per_node and config.run.cluster.device != "cpu":
         found += _gpus(config.run.cluster.gpus_per_node)
     return found + operator.preflight()

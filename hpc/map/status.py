@@ -108,8 +108,7 @@ def _shards(totals: Totals) -> dict[str, int]:
 def _nothing(settled: Settled, latest: Submission, over: bool) -> list[str]:
     """What the run has nothing to show for: shards that could not be read at all; all of it, once it is over."""
     empty = {reason: found for reason, found in settled.damaged.items() if found.empty}
-    most = max(empty, key=lambda reason: empty[reason].empty, default="")
-    said = [verdict.barren(sum(found.empty for found in empty.values()), most)]
+    said = [verdict.barren(sum(found.empty for found in empty.values()), ", ".join(sorted(empty)))]
     if over and not settled.shards[FAILED]:
         said.insert(0, verdict.fruitless(settled.samples, settled.reasons, latest.by_rule))
     return [line for line in said if line]
@@ -204,6 +203,8 @@ def render(facts: dict[str, Any]) -> Group:
         parts.append(_reason_table("noted", notes))
     if facts["damaged"]:
         parts.append(_group_table("damaged", "shards", facts["damaged"]))
+        parts.append(Text(f"list them: python -m hpc.status {facts['path']} --damaged"))
+        parts.append(Text(f"once their files are replaced: python -m hpc.rerun {facts['path']} --shards ID,ID"))
     if facts["engine_deaths"]:
         parts.append(_reason_table("engine deaths", facts["engine_deaths"]))
     if facts["failures"]:

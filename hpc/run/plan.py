@@ -58,6 +58,11 @@ def _schema() -> pa.Schema:
     return pa.schema(kinds.items())
 
 
+def as_id(typed: str) -> str:
+    """A shard's id as a person may type it, its path with slashes, as ids are written: a/b is a%2Fb."""
+    return typed.strip().replace("/", "%2F")
+
+
 def name_of(shards: list[Shard]) -> str:
     """The name of the plan that holds these shards."""
     return _hash(_ordered(shards))

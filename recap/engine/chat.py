@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from hpc.base.errors import UserError
+
 FIRST_WAIT_S = 0.5  # doubled with each further try
 LONGEST_WAIT_S = 120.0  # whatever Retry-After says
 TRIES = 5
@@ -47,7 +49,7 @@ class Choice:
 
 
 class ChatServer:
-    """A base URL such as http://node7:8000/v1. ValueError where it is none.
+    """A base URL such as http://node7:8000/v1. UserError where it is none.
 
     Args:
         key_env: environment variable with the key; without it no key is sent.
@@ -55,12 +57,16 @@ class ChatServer:
     """
 
     def __init__(self, endpoint: str, key_env: str, timeout_s: float) -> None:
-        url = urllib.parse.urlsplit(endpoint)
+        example = "Expected an http URL such as http://node7:8000/v1."
+        try:
+            url = urllib.parse.urlsplit(endpoint)
+            _ = url.port
+        except ValueError as error:
+            raise UserError(f"endpoint: {error}. {example}") from error
         if url.username or url.password:  # not shown: errors are logged
-            raise ValueError(f"the endpoint at {url.hostname} holds a password; put the key into ${key_env} instead.")
+            raise UserError(f"endpoint: the URL of {url.hostname} holds a password; put the key into ${key_env}.")
         if url.scheme not in ("http", "https") or not url.hostname:
-            raise ValueError(f"endpoint {endpoint!r} is no http URL; use e.g. http://node7:8000/v1.")
-        _ = url.port  # ValueError where it is no number
+            raise UserError(f"endpoint: {endpoint!r} is no http URL. {example}")
         self._url, self._key_env, self._timeout_s = url, key_env, timeout_s
 
     def ask(self, body: bytes, tries: int = TRIES, noticed: Callable[[NoAnswer], object] = lambda error: None) -> bytes:

@@ -120,10 +120,7 @@ class Judge:
 
     def __init__(self, config: JudgeConfig) -> None:
         self.config = config
-        try:
-            self._server = ChatServer(config.endpoint, config.key_env, config.timeout_s)
-        except ValueError as error:
-            raise UserError(f"judge: {error}") from error
+        self._server = ChatServer(config.endpoint, config.key_env, config.timeout_s)
         self._answers = Answers(config.cache)
 
     def rate(self, images: Iterable[ImageItem], done: Callable[[], object] = lambda: None) -> Ratings:

@@ -13,7 +13,7 @@ import s3fs
 from moto.server import ThreadedMotoServer
 
 from hpc.base import object_store
-from hpc.base.errors import ShardError
+from hpc.base.errors import ShardError, UserError
 from hpc.operator import Shard
 from recap.data import remote
 from tests.support.fault_proxy import FaultProxy
@@ -112,3 +112,18 @@ def test_a_published_key_is_never_overwritten(proxy: FaultProxy, tmp_path: Path)
     assert other != kept and other.startswith("s3://bucket/out/same.")
     with object_store.fetched(kept) as one, object_store.fetched(other) as two:
         assert (one.read_bytes(), two.read_bytes()) == (b"first", b"second")
+
+
+@pytest.mark.parametrize(
+    "url", ["out/here", "/data/out", "s3:/bucket/x", "nope://bucket/x", "file:///data/out", "s3://"]
+)
+def test_what_is_no_store_is_said_at_launch(url: str) -> None:
+    with pytest.raises(UserError, match=r"config: `output`: .*Expected the URL of an object store"):
+        object_store.check(url)
+
+
+def test_a_slot_tries_the_store_before_it_works(proxy: FaultProxy) -> None:
+    object_store.check("s3://bucket/out")
+    assert object_store.problem("s3://bucket/out", "run/probe") == ""
+    assert not fsspec.filesystem("s3").exists("bucket/out/run/probe")
+    assert "s3://no-such-bucket/out cannot be written" in object_store.problem("s3://no-such-bucket/out", "run/probe")

@@ -33,6 +33,7 @@ from hpc.run.directory import Run
 from recap.engine import Caption, CaptionerConfig, PromptFormat, Request, load_engine
 from recap.engine.chat import ChatServer, NoAnswer
 from recap.engine.endpoint import EndpointEngine
+from recap.engine.provenance import made_by
 from tests.engine.conftest import drive
 from tests.support.jobs import ENVIRONMENT, command, wait_for
 
@@ -262,8 +263,16 @@ def test_waiting_that_looks_like_a_hang_is_refused_at_launch(tmp_path: Path) -> 
 
 
 def test_a_bad_url_is_named() -> None:
-    with pytest.raises(ValueError, match="no http URL"):
+    with pytest.raises(UserError, match="no http URL"):
         load_engine(CaptionerConfig(backend="openai", endpoint="node7:8000", served_model="x"))
+    for odd, said in (
+        ("http://node7:80000/v1", "Port"),
+        ("http://[::1/v1", "IPv6"),
+        ("http://me:pw7@node7/v1", "holds a password"),
+    ):
+        with pytest.raises(UserError, match=said) as error:
+            made_by(CaptionerConfig(backend="openai", endpoint=odd, served_model="x"))
+        assert "pw7" not in str(error.value)
 
 
 @pytest.mark.slow

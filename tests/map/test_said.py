@@ -81,6 +81,8 @@ def test_logs_always_say_something(finished: EchoJob, tmp_path: Path) -> None:
     unknown = inline("hpc.logs", path, "--shard", "aa")
     assert unknown.returncode == Exit.USAGE and "aa is no shard" in unknown.stderr and "nearest is a." in unknown.stderr
     assert "claim" in inline("hpc.logs", path, "--shard", "a").stdout
+    typed = inline("hpc.logs", path, "--shard", "folder/a")  # as a path, though ids have no slash
+    assert "folder%2Fa is no shard" in typed.stderr
     assert inline("hpc.logs", path, "--failed").stdout.startswith("b: input: unreadable")
     slot = inline("hpc.logs", path, "--slot", "77")
     assert slot.returncode == Exit.USAGE and "Slots that have started: 0;" in slot.stderr

@@ -72,8 +72,13 @@ def test_tars_that_are_none_are_told_last(tmp_path: Path) -> None:
     tars: dict[str, Tar] = {"00000": {"000": {"jpg": b"a picture"}}, "00001": page, "00002": b""}
     run, said, code = launched(tmp_path, tars)
     assert code == Exit.SOME_FAILED, said
-    assert said.strip().splitlines()[-1].startswith("2 unreadable shards gave nothing (")
+    assert said.strip().splitlines()[-1] == "2 unreadable shards gave nothing (tar: not a tar, tar: zero bytes)"
     assert json.loads(inline("hpc.status", str(run.path), "--json").stdout)["shards"]["done"] == 3
+    assert f"once their files are replaced: python -m hpc.rerun {run.path} --shards ID,ID" in said
+    with open(tmp_path / "in" / "00001.tar", "wb") as file:
+        write_tar(file, [("000", {"jpg": b"another picture"})])
+    again = command("hpc.rerun", str(run.path), "--shards", "00001", COLUMNS="150").stdout
+    assert again.strip().splitlines()[-1] == "1 unreadable shard gave nothing (tar: zero bytes)", again
 
 
 @pytest.mark.parametrize(
