@@ -54,7 +54,7 @@ def problem(url: str, name: str) -> str:
         system, path = file_system(stored)
     except Unavailable:
         return ""  # no node is to blame, and it may be back when the first shard is done
-    except Exception as error:  # noqa: BLE001: each store's client has exceptions of its own
+    except Exception as error:  # noqa: BLE001 - each store's client has exceptions of its own
         return f"output: {url} cannot be written from this node: {type(error).__name__}: {error}"
     with suppress(Exception):  # who may write may still not be allowed to delete
         system.rm_file(path)
