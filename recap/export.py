@@ -9,6 +9,10 @@ captions in them.
     python -m recap.export runs/demo OUT --partial               although shards are missing
     python -m recap.export runs/demo OUT --where "re_length >= 8 and lint is null" --columns key,re_caption,lint
     python -m recap.export runs/demo OUT --shard-size 500MB      files of about that size (or of so many rows: 100000)
+    python -m recap.export runs/demo OUT --caption-licence cc-by-4.0 --image-licence "other: each image's own"
+
+OUT/README.md is the data set's card, with a head that the Hub takes: source, model, prompt, outcomes, lengths, samples,
+cost. Licences are what you say they are, or stand there as not stated. python -m recap.publish sends OUT to the Hub.
 
 --where takes comparisons, in (...), is null, and, or, not over the published columns and the fields of the run's own
 column (tokens, finish, lint, ...); texts in 'single quotes'. What is compared with null is left out, as in SQL.
@@ -35,61 +39,63 @@ import argparse
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
+from hpc.base.command import command, console, warn
 from hpc.base.errors import Exit, Parser, UserError
 from hpc.run.published import Published, PublishedShard
 from recap.captioned_tars import CaptionView, write_tars
 from recap.data.headers import plain
 from recap.data.same_image import SameImages
-from recap.downloaded import Downloads
-from recap.exporting.card import card
+from recap.exporting.account import Account
+from recap.exporting.card import TARS, Told, write_card
 from recap.exporting.files import ROWS, Size, size, write
+from recap.exporting.licences import OPTIONS, Licence, licence
 from recap.exporting.rows import COLUMNS, Added, Selection, rows, select
+from recap.run_status import status
 
 __all__ = ["CaptionView"]
 
 
-def _files(
-    source: Published, making: Path, others: dict[str, Added], selection: Selection, kind: str, size: Size
-) -> tuple[int, str]:
-    """The number of rows that were written, and what else is to be said."""
-    written = write(source, _progress(source), making, others, selection, kind, size)
-    text = card(source, written, selection, kind)
-    (making / "README.md").write_text(text, encoding="utf-8")
-    return written.rows, written.downloads.told()
-
-
-def _tars(source: Published, making: Path, others: dict[str, Added], selection: Selection) -> tuple[int, str]:
-    keep = _kept(others, selection) if selection.where else None
-    count, left_out = write_tars(_progress(source), making, f"{source.column}.txt", keep)
-    told = "; ".join(f"{number:,} {reason}" for reason, number in left_out.most_common(5))
-    return count, f"left out of the tars: {told}" if told else ""
-
-
-def _kept(others: dict[str, Added], selection: Selection) -> Callable[[PublishedShard], set[str]]:
-    """The keys of a shard's samples for which the condition is true."""
-    same, downloads = SameImages(), Downloads()
+def _tars(
+    source: Published, making: Path, others: dict[str, Added], selection: Selection
+) -> tuple[Account, Counter[str]]:
+    """What was written, and the members that were left out, by reason."""
+    account, same = Account(), SameImages()
+    captioner = source.submission.config.get("captioner", {})
+    asked = selection.where is not None and {"url", "sha256"} & {*selection.where.columns}
 
     def keep(shard: PublishedShard) -> set[str]:
-        return {plain(key) for key in rows(shard, selection, others, same, downloads)["key"].to_pylist()}
+        table = rows(shard, selection, others, same, account.downloads if asked else None)
+        account.add(captioner, shard, table)
+        return {plain(key) for key in table["key"].to_pylist()}
 
-    return keep
+    account.rows, left_out = write_tars(_progress(source), making, f"{source.column}.txt", keep)
+    return account, left_out
 
 
-def _making(out: Path) -> Path:
+@contextmanager
+def _folder(out: Path) -> Iterator[Path]:
+    """A folder that gets the name `out` at the end. UserError where that is taken."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"export: {out} exists and is not empty. Choose another folder.")
     if out.exists():
         out.rmdir()
     making = out.with_name(f".{out.name}-{os.getpid()}")
     making.mkdir(parents=True)
-    return making
+    try:
+        yield making
+        making.rename(out)
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
 
 
 def _progress(source: Published) -> Iterator[PublishedShard]:
@@ -128,44 +134,62 @@ def _parser() -> Parser:
         metavar="SIZE",
         help=f"of a file: rows (default: {ROWS:,}), or bytes as 500MB",
     )
+    for option, of in zip(OPTIONS, ("captions", "images"), strict=True):
+        about = f"of the {of}, for the card: cc-by-4.0, … or 'other: ITS NAME'"
+        parser.add_argument(option, option.replace("licence", "license"), default="", metavar="ID", help=about)
     parser.add_argument("--partial", action="store_true", help="export a run that is not complete")
     return parser
 
 
-def main(arguments: list[str] | None = None) -> int:
-    args = _parser().parse_args(arguments)
-    console, errors = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)
-    out = args.out.absolute()
-    try:
-        if args.webdataset and (args.columns or args.shard_size):
-            raise UserError(
-                "export: --columns and --shard-size are of parquet and JSON lines: a tar is a tar of the run."
-            )
-        wanted = size(args.shard_size) if args.shard_size else Size()
-        source = Published(args.run)
-        missing = source.missing()
-        if missing and not args.partial:
-            what = f"{len(missing):,} of {len(source.shards):,} shards are not finished (first: {missing[0]})"
-            errors.print(f"[red]export: {escape(what)}. Finish the run, or say --partial.[/]")
-            return Exit.INCOMPLETE
-        others, selection = _others(args.add), select(source, args.columns, args.where)
-        making = _making(out)
+@command
+def main(arguments: list[str] | None) -> int:
+    typed = sys.argv[1:] if arguments is None else arguments
+    args = _parser().parse_args(typed)
+    stated = (licence(args.caption_licence, OPTIONS[0]), licence(args.image_licence, OPTIONS[1]))
+    if args.webdataset and (args.columns or args.shard_size):
+        raise UserError("export: --columns and --shard-size are of parquet and JSON lines: a tar is a tar of the run.")
+    wanted = size(args.shard_size) if args.shard_size else Size()
+    source = Published(args.run)
+    missing = source.missing()
+    if missing and not args.partial:
+        what = f"{len(missing):,} of {len(source.shards):,} shards are not finished (first: {missing[0]})"
+        warn.print(f"[red]export: {escape(what)}. Finish the run, or say --partial.[/]")
+        return Exit.INCOMPLETE
+    others, selection = _others(args.add), select(source, args.columns, args.where)
+    with _folder(args.out.absolute()) as making:
+        kind = TARS if args.webdataset else "jsonl" if args.jsonl else "parquet"
         if args.webdataset:
-            count, said = _tars(source, making, others, selection)
+            account, left_out = _tars(source, making, others, selection)
         else:
-            kind = "jsonl" if args.jsonl else "parquet"
-            count, said = _files(source, making, others, selection, kind, wanted)
-        making.rename(out)
-    except UserError as error:
-        errors.print(f"[red]{escape(str(error))}[/]")
-        return Exit.USAGE
-    finally:
-        shutil.rmtree(out.with_name(f".{out.name}-{os.getpid()}"), ignore_errors=True)
-    console.print(f"{count:,} captions in {out}" + (f" · {len(missing):,} shards are missing" if missing else ""))
-    for told in (said, selection.unfilled(others)):
-        if told:
-            errors.print(f"[yellow]export: {escape(told)}.[/]")
+            account, left_out = write(source, _progress(source), making, others, selection, kind, wanted), Counter()
+        told = Told(*stated, ["python", "-m", "recap.export", *typed], _effort(source.run.path))
+        write_card(making, source, account, selection, kind, told)
+    incomplete = f" · {len(missing):,} shards are missing" if missing else ""
+    console.print(f"{account.rows:,} captions in {args.out.absolute()}{incomplete}", markup=False)
+    for said in _said(account, left_out, selection.unfilled(others), stated):
+        warn.print(f"[yellow]export: {escape(said)}.[/]")
     return Exit.COMPLETE
+
+
+def _said(
+    account: Account, left_out: Counter[str], unfilled: str, stated: tuple[Licence | None, Licence | None]
+) -> Iterator[str]:
+    if left_out:
+        yield "left out of the tars: " + "; ".join(f"{number:,} {reason}" for reason, number in left_out.most_common(5))
+    if found := account.downloads.told():
+        yield found
+    if unfilled:
+        yield unfilled
+    if unstated := [option for option, found in zip(OPTIONS, stated, strict=True) if found is None]:
+        yield f"the card says of its licences that they are not stated: {' and '.join(unstated)} state them"
+
+
+def _effort(run: Path) -> dict[str, Any] | None:
+    try:
+        found: dict[str, Any] | None = status(run).get("effort")
+    except UserError:  # the captions are there, whatever is the matter with what tells of the work
+        return None
+    return found
 
 
 if __name__ == "__main__":

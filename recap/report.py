@@ -15,9 +15,7 @@ import base64
 import hashlib
 import html
 import io
-import json
 import re
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -38,6 +36,7 @@ from recap.data.images import BadImage, decode_rgb
 from recap.data.remote import open_shard
 from recap.data.tars import read_samples
 from recap.engine.provenance import writers
+from recap.run_status import status
 
 THUMBNAIL = 224  # pixels
 FIRST_ROWS = 256  # of a shard from which pictures are taken, so that little of a tar is read
@@ -347,16 +346,6 @@ def as_text(seen: Look) -> Table:
         cells = (sample.key, _shorten(sample.text or "", 200), sample.caption or "")
         table.add_row(*(Text("".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in cell)) for cell in cells))
     return table
-
-
-def status(run: Path) -> dict[str, Any]:
-    """What `hpc.status` says: this package does not reach into it."""
-    command = [sys.executable, "-m", "hpc.status", str(run), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if not done.stdout:
-        raise UserError(done.stderr.strip() or f"report: hpc.status exited with {done.returncode}")
-    facts: dict[str, Any] = json.loads(done.stdout)
-    return facts
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -32,7 +32,7 @@ HPC = [
     ["status", "launch", "logs", "rerun", "verify", "cancel", "clean", "keys", "worker", "__main__"],
 ]
 RECAP = [
-    ["randomness", "device", "model_files"],
+    ["randomness", "device", "model_files", "run_status"],
     ["worlds", "train"],
     ["data"],
     ["text_policy"],

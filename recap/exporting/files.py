@@ -6,7 +6,6 @@ import io
 import json
 import math
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,7 @@ from hpc.base.errors import UserError
 from hpc.run.published import Published, PublishedShard
 from recap.data.exported import ShardRows, file_name, write_contents
 from recap.data.same_image import SameImages
-from recap.downloaded import Downloads
-from recap.engine.provenance import writers
+from recap.exporting.account import Account
 from recap.exporting.rows import Added, Selection, rows
 
 ROWS = 500_000
@@ -111,16 +109,6 @@ class Files:
         self._number += 1
 
 
-@dataclass
-class Written:
-    """What became of an export, for the card and for people."""
-
-    rows: int
-    reasons: Counter[str]
-    by: list[str]
-    downloads: Downloads
-
-
 def write(
     source: Published,
     shards: Iterable[PublishedShard],
@@ -129,19 +117,16 @@ def write(
     selection: Selection,
     kind: str,
     size: Size,
-) -> Written:
+) -> Account:
     """Write data/* and, beside parquet, shards.json into a folder."""
-    files, places, total = Files(making, kind, selection.schema, size), list[ShardRows](), 0
-    same, downloads, by, reasons = SameImages(), Downloads(), dict[str, None](), Counter[str]()
-    captioner: dict[str, Any] = source.submission.config.get("captioner", {})
+    files, places, account = Files(making, kind, selection.schema, size), list[ShardRows](), Account()
+    same, captioner = SameImages(), source.submission.config.get("captioner", {})
     for shard in shards:
-        table = rows(shard, selection, others, same, downloads)
+        table = rows(shard, selection, others, same, account.downloads)
         files.add(table)
-        reasons.update(shard.marker["reasons"])
-        by |= dict.fromkeys(writers(captioner, [shard.marker]))
-        places.append(ShardRows(shard.shard.id, shard.shard.uri, shard.shard.bytes, total, len(table)))
-        total += len(table)
+        places.append(ShardRows(shard.shard.id, shard.shard.uri, shard.shard.bytes, account.rows, len(table)))
+        account.add(captioner, shard, table)
     files.close()
     if kind == "parquet":  # which opens again as a column
         write_contents(making, source.column, source.identity, files.rows, places)
-    return Written(total, reasons, list(by), downloads)
+    return account

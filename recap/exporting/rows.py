@@ -97,14 +97,14 @@ def select(source: Published, columns: str = "", condition: str = "") -> Selecti
 
 
 def rows(
-    shard: PublishedShard, selection: Selection, others: dict[str, Added], same: SameImages, downloads: Downloads
+    shard: PublishedShard, selection: Selection, others: dict[str, Added], same: SameImages, downloads: Downloads | None
 ) -> pa.Table:
     """The captioned samples of one shard that are wanted, in the selection's wide schema.
 
     Args:
         others: {column of the export: a field of another run}, joined by shard and place.
         same: compares the images that the columns were made from.
-        downloads: joins what the downloader knows.
+        downloads: joins what the downloader knows; None: nobody asks.
     """
     table = shard.table(list(dict.fromkeys(["key", "sha256", "text", "caption", "status", *selection.fields])))
     found: dict[str, Any] = {name: table[name] for name in selection.fields} | {
@@ -114,7 +114,7 @@ def rows(
         "sha256": table["sha256"],
         "image_sha256": table["sha256"],
     }
-    for name, value in downloads.read(shard, table["key"].to_pylist()).items():
+    for name, value in (downloads.read(shard, table["key"].to_pylist()) if downloads else {}).items():
         found[name] = pc.coalesce(value, found[name]) if name in found else value
     read = {name: added.read(shard.shard, table["key"]) for name, added in others.items()}
     _compare(same, shard, table, read)
