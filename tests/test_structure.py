@@ -42,7 +42,8 @@ RECAP = [
     ["exporting"],
     ["clip", "dit", "sft"],
     ["demo"],
-    ["export", "report", "evaluate", "__main__"],
+    ["export", "report", "evaluate"],
+    ["publish", "__main__"],
 ]
 MEETING = ("hpc.base", "hpc.config", "hpc.operator", "hpc.trainer", "hpc.run.directory", "hpc.run.published")
 """All that recap may know of hpc: the protocols of a job, and where a run's files lie."""

@@ -16,7 +16,7 @@ runs/<name>/
   generations/<n>.json         shards reopened by a rerun, with the reason, see hpc.run.generations
   checks/<id>.json             what `hpc.launch --check` tried under Slurm, and <id>.answer.json: what came of it
   events/                      what was told outside, see hpc.run.events
-  control/                     pause (with its reason), cancelled, excluded/<host>, launching (see hpc.run.launch_lock)
+  control/                     pause (with its reason), cancelled, excluded/<host>; launching, publishing: hpc.base.lock
   logs/
 """
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -20,30 +17,7 @@ from recap import export
 from recap.exporting import card as cards
 from recap.exporting.licences import Licence, front_matter, licence
 from recap.exporting.statistics import PAIRS, Statistics, quantile
-from recap.worlds.tars import write_tar
-
-ROOT = Path(__file__).resolve().parents[2]
-EVIL = "<img src=x onerror=alert(1)> | [a](http://x) **b** `c` $d$ https://evil.example @all\n# head\n| x |"
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("card")
-    (folder / "in").mkdir()
-    for shard in range(2):
-        samples = [(f"k{shard}{n}", {"jpg": b"x" * n, "txt": b"two words"}) for n in range(1, 16)]
-        samples += [(f"<b>{shard}", {"jpg": b"y", "txt": EVIL.encode()}), (f"no{shard}", {"txt": b"x"})]
-        with open(folder / "in" / f"{shard}.tar", "wb") as file:
-            write_tar(file, samples)
-    config = folder / "c.yaml"
-    config.write_text(
-        f"name: shown\nruns: {folder}\noperator: tests.support.instant.InstantOperator\n"
-        "captioner: {model: instant, prompt: 'Say | what you see', decoding: sample, temperature: 0.5}\n"
-        f"data: {{shards: [{folder}/in]}}\ncluster: {{kind: local, price: 3}}\nmap: {{lease_s: 3}}\n"
-    )
-    command = [sys.executable, "-m", "hpc.launch", str(config)]
-    subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, timeout=240)
-    return folder / "shown"
+from tests.publishing.conftest import EVIL
 
 
 def test_the_whole_card(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -51,9 +25,9 @@ def test_the_whole_card(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     stated = ["--caption-licence", "CC-BY-4.0", "--image-license", "other: each image's own"]
     assert export.main([str(run), str(out), *stated, "--where", "re_length > 1"]) == Exit.COMPLETE
     text = (out / "README.md").read_text()
-    card = DatasetCard(text)
-    assert card.data.license == "cc-by-4.0" and card.data.pretty_name == "shown"
-    assert card.data.size_categories == ["n<1K"] and card.data.configs[0]["data_files"] == "data/*.parquet"
+    head = DatasetCard(text).data.to_dict()
+    assert head["license"] == "cc-by-4.0" and head["pretty_name"] == "shown" and head["size_categories"] == ["n<1K"]
+    assert head["configs"][0]["data_files"] == "data/*.parquet"
     for said in (
         "# shown: 32 captions", "- captions: cc-by-4.0\n- images: each image's own", "2 tars, ",
         "- written by: instant",
@@ -127,10 +101,10 @@ def test_no_text_becomes_markup(run: Path, tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_lengths_are_counted_over_shards() -> None:
-    statistics, rows = Statistics(), [{"key": str(n), "org_caption": None, "re_caption": "x"} for n in range(30)]
+    statistics, told = Statistics(), {"org_caption": None, "re_caption": "x", "lint": ["odd"]}
     for shard in ("a", "b"):
-        table = pa.Table.from_pylist([{**row, "re_length": 1 + int(row["key"]) % 3, "lint": ["odd"]} for row in rows])
-        statistics.add(shard, table)
+        rows = [{"key": str(n), "re_length": 1 + n % 3, **told} for n in range(30)]
+        statistics.add(shard, pa.Table.from_pylist(rows))
     assert statistics.counts["re_length"] == Counter({1: 20, 2: 20, 3: 20}) and statistics.lint == {"odd": 60}
     assert quantile(statistics.counts["re_length"], 0.5) == 2 and len(statistics.pairs) == PAIRS
     assert len({(key, at) for at, key, _, _ in statistics.pairs}) == PAIRS  # of both shards, in a fixed order

@@ -14,9 +14,9 @@ import pytest
 import yaml
 
 from hpc import launch
+from hpc.base import lock as module
 from hpc.base.errors import Exit, UserError
 from hpc.pipeline.directory import PipelineRun
-from hpc.run import launch_lock as module
 from hpc.run.directory import Run
 from hpc.run.launch_lock import launch_lock
 from tests.gang.test_gang import config_file, finish, start
