@@ -24,9 +24,10 @@ import pyarrow.parquet as pq
 
 from benchmarks.clip import photograph
 from recap.clip.images import training_crop
+from recap.data.blocks import BLOCK
 from recap.data.column import ColumnConfig
 from recap.data.columns import open_column
-from recap.data.index import BLOCK, Index
+from recap.data.index import Index
 from recap.data.inputs import DataConfig, list_shards
 from recap.data.joined import Reader
 from recap.data.streams import Plan

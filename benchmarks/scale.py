@@ -38,9 +38,10 @@ from hpc.run import plan
 from hpc.run.directory import Run
 from hpc.run.ledger import bucket_of
 from recap.data.column import ColumnConfig
-from recap.data.index import Index, scan
+from recap.data.index import Index
 from recap.data.inputs import DataConfig, list_shards
 from recap.data.joined import Joined
+from recap.data.kinds.tar import scan
 from recap.data.samples import JoinedDataConfig, Samples, Shared, shared_input
 from recap.worlds.tars import write_tar
 

@@ -13,12 +13,13 @@ from typing import Any
 from hpc.base.errors import ShardError
 from hpc.operator import OK, Damage
 from hpc.run.published import Published, PublishedShard
+from recap.data.blocks import BLOCK
 from recap.data.column import Values
 from recap.data.headers import plain
-from recap.data.index import BLOCK
-from recap.data.remote import open_shard
+from recap.data.kind import Wanted
+from recap.data.kinds import samples_of
 from recap.data.same_image import SameImages
-from recap.data.tars import Sample, read_samples
+from recap.data.tars import Sample
 from recap.data.texts import decoded
 from recap.worlds.tars import write_tar
 
@@ -38,6 +39,7 @@ class CaptionView:
 
     def __init__(self, run: str | Path, member: str | None = None, keep_all: bool = False) -> None:
         self._source = Published(run)
+        self._wanted = Wanted.everything(self._source.submission.config.get("data") or {})
         self._shards = {shard.shard.uri: shard for shard in self._source}
         self._member = member or f"{self._source.column}.txt"
         self._keep_all = keep_all
@@ -73,9 +75,8 @@ class CaptionView:
         for shard in shards:
             found = self._shards[shard["url"]].shard
             try:
-                with open_shard(found) as file:
-                    samples = (s for s in read_samples(file) if isinstance(s, Sample) and not s.problems)
-                    yield from self({"__key__": s.key, "__url__": found.uri, **s.members} for s in samples)
+                samples = (s for s in samples_of(found, self._wanted) if isinstance(s, Sample) and not s.problems)
+                yield from self({"__key__": s.key, "__url__": found.uri, **s.members} for s in samples)
             except (OSError, ShardError):
                 continue  # it has moved since
 
@@ -101,11 +102,13 @@ def write_tars(
     shards: Iterable[PublishedShard],
     folder: Path,
     member: str,
+    wanted: Wanted,
     keep: Callable[[PublishedShard], set[str]] | None = None,
 ) -> tuple[int, Counter[str]]:
     """Write `folder`/<shard>.tar with every captioned sample (where there is one): its members, and the caption.
 
     Args:
+        wanted: of each sample.
         keep: keys of a shard's samples that are wanted.
 
     Returns:
@@ -117,14 +120,15 @@ def write_tars(
         path.parent.mkdir(parents=True, exist_ok=True)
         made, captions = Counter[str](), caption_by_key(shard)
         if keep is not None:
-            wanted = keep(shard)
-            captions = {key: captioned for key, captioned in captions.items() if key in wanted}
+            kept = keep(shard)
+            captions = {key: captioned for key, captioned in captions.items() if key in kept}
         try:
-            with open_shard(shard.shard) as tar, path.open("wb") as file:
-                samples = _with_captions(read_samples(tar), shard, captions, member, left_out, made)
+            with path.open("wb") as file:
+                found = samples_of(shard.shard, wanted)
+                samples = _with_captions(found, shard, captions, member, left_out, made)
                 write_tar(file, samples, tarfile.PAX_FORMAT)
         except (OSError, ShardError) as error:
-            left_out[f"tar that cannot be read any more ({error})"] += 1
+            left_out[f"shard that cannot be read any more ({error})"] += 1
             made.clear()
         if not made["samples"]:
             path.unlink(missing_ok=True)  # `datasets` refuses a data set that begins with an empty tar

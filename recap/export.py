@@ -54,6 +54,7 @@ from hpc.base.errors import Exit, Parser, UserError
 from hpc.run.published import Published, PublishedShard
 from recap.captioned_tars import CaptionView, write_tars
 from recap.data.headers import plain
+from recap.data.kind import Wanted
 from recap.data.same_image import SameImages
 from recap.exporting.account import Account
 from recap.exporting.card import TARS, Told, write_card
@@ -78,7 +79,8 @@ def _tars(
         account.add(captioner, shard, table)
         return {plain(key) for key in table["key"].to_pylist()}
 
-    account.rows, left_out = write_tars(_progress(source), making, f"{source.column}.txt", keep)
+    wanted = Wanted.everything(source.submission.config.get("data") or {})
+    account.rows, left_out = write_tars(_progress(source), making, f"{source.column}.txt", wanted, keep)
     return account, left_out
 
 

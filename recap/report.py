@@ -33,8 +33,8 @@ from hpc.base.errors import Exit, Parser, ShardError, UserError
 from hpc.operator import OK, Damage
 from hpc.run.published import Published, PublishedShard
 from recap.data.images import BadImage, decode_rgb
-from recap.data.remote import open_shard
-from recap.data.tars import read_samples
+from recap.data.kind import Wanted
+from recap.data.kinds import samples_of
 from recap.engine.provenance import writers
 from recap.run_status import status
 
@@ -117,20 +117,19 @@ def _count(seen: Look, row: dict[str, Any]) -> None:
         seen.vocabulary[kind].update(words)
 
 
-def fetch_images(samples: Sequence[Sampled], extensions: Sequence[str]) -> None:
-    """Read the samples' images from their tars, each tar up to the last one that is wanted."""
+def fetch_images(samples: Sequence[Sampled], images: Wanted) -> None:
+    """Read the samples' images from their shards, each up to the last one that is wanted."""
     by_shard: dict[str, dict[str, list[Sampled]]] = {}
     for sample in samples:
         by_shard.setdefault(sample.shard.shard.id, {}).setdefault(sample.key, []).append(sample)
     for wanted in by_shard.values():
         shard = next(iter(wanted.values()))[0].shard.shard
         try:
-            with open_shard(shard) as file:
-                for found in read_samples(file):
-                    if isinstance(found, Damage) or not wanted:
-                        break
-                    for sample in wanted.pop(found.key, []):
-                        sample.image = next((found.members[e] for e in extensions if e in found.members), b"")
+            for found in samples_of(shard, images):
+                if isinstance(found, Damage) or not wanted:
+                    break
+                for sample in wanted.pop(found.key, []):
+                    sample.image = next((found.members[e] for e in images.image if e in found.members), b"")
         except (OSError, ShardError):
             continue  # the input has moved since: its captions are shown without pictures
 
@@ -365,7 +364,8 @@ def main(arguments: list[str] | None = None) -> int:
             Console(highlight=False).print(as_text(look(source, min(args.shards, 4), args.samples or 6)))
             return Exit.COMPLETE
         seen = look(source, args.shards, args.samples or 24)
-        fetch_images([*seen.shown, *seen.repeated], source.submission.config["data"]["image"])
+        data = source.submission.config["data"]
+        fetch_images([*seen.shown, *seen.repeated], Wanted(tuple(data["image"]), data.get("key") or ""))
         out = args.out or source.run.path / "report.html"
         out.write_text(page(source, seen, status(source.run.path)), encoding="utf-8")
     except UserError as error:

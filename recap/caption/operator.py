@@ -15,6 +15,7 @@ from hpc.base.fields import semantic
 from hpc.operator import Column, Damage, Item, Shard
 from recap.data.image_version import VERSION_2
 from recap.data.inputs import DataConfig, list_shards, placeholder_digests
+from recap.data.kinds import described
 from recap.data.pictures import find_image, read_items
 from recap.data.tars import READING_2, Sample
 from recap.data.texts import LONGEST_TEXT, TextMember, check_key
@@ -50,6 +51,8 @@ class CaptionOperator(Writing):
         self.config = config
         super().__init__(config.captioner, "captioner", placeholder_digests(config.data))
         self._text = TextMember.named(config.data.text)
+        self._wanted = config.data.wanted([self._text.member])
+        self._input = ""
 
     # --- what a login node asks ---------------------------------------------------------------
 
@@ -58,6 +61,7 @@ class CaptionOperator(Writing):
 
     def plan(self) -> list[Shard]:
         shards = list_shards(self.config.data)
+        self._input = described(shards, self._wanted)
         check_key("data.text", self._text, shards)
         return shards
 
@@ -66,7 +70,7 @@ class CaptionOperator(Writing):
         return captioner_identity(self.config.captioner) | self.placeholders_digest()
 
     def describe(self) -> list[tuple[str, str]]:
-        lines = super().describe()
+        lines = [("input", self._input), *super().describe()]
         if self.config.data.expected == "auto" and any("://" in pattern for pattern in self.config.data.shards):
             lines.append(("", "samples are not counted beforehand on remote stores (data.expected=stats does)"))
         return lines
@@ -77,7 +81,7 @@ class CaptionOperator(Writing):
     # --- what an engine process asks ----------------------------------------------------------
 
     def read(self, shard: Shard) -> Iterator[Item | Damage]:
-        return read_items(shard, self.config.data, self._picture)
+        return read_items(shard, self.config.data, self._picture, self._wanted)
 
     def _picture(self, sample: Sample) -> tuple[Asked, int]:
         found = find_image(sample, self.config.data.image)

@@ -37,13 +37,13 @@ from recap.clip.encoder import Encoder, Features, Picture
 from recap.clip.losses import ranks
 from recap.clip.settings import EvaluationConfig, check_evaluation
 from recap.clip.step import join_step
+from recap.data.blocks import BLOCK
 from recap.data.column import ColumnConfig
-from recap.data.columns import open_column
-from recap.data.index import BLOCK
+from recap.data.columns import members_of, open_column
 from recap.data.inputs import DataConfig, list_shards
-from recap.data.remote import open_shard
+from recap.data.kind import Wanted
+from recap.data.kinds import samples_of
 from recap.data.same_image import SameImages
-from recap.data.tars import read_samples
 
 log = logging.getLogger(__name__)
 
@@ -208,9 +208,10 @@ def tars(shards: list[str], column: ColumnConfig) -> Pairs:
     made, pairs = open_column("text", column), Pairs([], [], [], [])
     given, (rank, world) = list_shards(config), ranks()
     made.check(given)
+    wanted = config.wanted(members_of([made]))
     same = SameImages(config.image, tells=rank == 0)
     for shard in given:
-        for block, samples in _blocks(shard, pairs):
+        for block, samples in _blocks(shard, wanted, pairs):
             keys, members = [s.key for s in samples], [s.members for s in samples]
             read = made.read(shard, block, keys, members)
             same.check(shard.id, keys, members, {} if column.member else {"text": read})
@@ -226,9 +227,8 @@ def tars(shards: list[str], column: ColumnConfig) -> Pairs:
     return _some(pairs, f"{', '.join(shards)}: no sample has an image and a text")
 
 
-def _blocks(shard: Any, pairs: Pairs) -> Any:
-    with open_shard(shard) as file:
-        found = list(read_samples(file))
+def _blocks(shard: Any, wanted: Wanted, pairs: Pairs) -> Any:
+    found = list(samples_of(shard, wanted))
     samples = [s for s in found if not isinstance(s, Damage)]
     for damage in (s for s in found if isinstance(s, Damage)):
         pairs.damaged += 1

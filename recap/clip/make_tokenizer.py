@@ -22,12 +22,12 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 
 from hpc.base.errors import Exit, Parser, UserError
 from hpc.operator import Damage
+from recap.data.blocks import BLOCK
 from recap.data.column import ColumnConfig
-from recap.data.columns import open_column
-from recap.data.index import BLOCK
+from recap.data.columns import members_of, open_column
 from recap.data.inputs import DataConfig, list_shards
-from recap.data.remote import open_shard
-from recap.data.tars import read_samples
+from recap.data.kind import Wanted
+from recap.data.kinds import samples_of
 
 SMALLEST = 300  # tokens: bytes, special ones, some words
 
@@ -80,9 +80,9 @@ def column_texts(shards: list[str], column: ColumnConfig) -> Iterator[str]:
     """The texts of any column of tars."""
     made, given = open_column("text", column), list_shards(DataConfig(shards=shards))
     made.check(given)
+    wanted = Wanted(members=members_of([made]))
     for shard in given:
-        with open_shard(shard) as file:
-            samples = [sample for sample in read_samples(file) if not isinstance(sample, Damage)]
+        samples = [sample for sample in samples_of(shard, wanted) if not isinstance(sample, Damage)]
         for start in range(0, len(samples), BLOCK):
             part = samples[start : start + BLOCK]
             found = made.read(shard, start // BLOCK, [s.key for s in part], [s.members for s in part])

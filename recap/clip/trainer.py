@@ -31,7 +31,7 @@ class ClipTrainer:
     changes: ClassVar[dict[int, str]] = {2: VERSION_2}
 
     def __init__(self, config: ClipConfig) -> None:
-        self.config = config
+        self.config, self._input = config, ""
 
     def check(self, ranks: int) -> None:
         check_training(self.config.train)
@@ -50,7 +50,7 @@ class ClipTrainer:
         if model.start and not Path(model.start).exists():
             raise UserError(f"config: `model.start`: {model.start}: there is no such folder.")
         check_tokenizer(self.config)
-        check_columns(self.config.data, TextPolicy(self.config.text).columns)
+        self._input = check_columns(self.config.data, TextPolicy(self.config.text).columns)
 
     def identity(self) -> dict[str, Any]:
         """Digests of the tokenizer and of the weights to start from, identities of the columns of runs."""
@@ -76,6 +76,7 @@ class ClipTrainer:
             rate = f"lr {s.lr:.3g} {s.schedule}, warm-up {warmup}"
             samples = f"{s.samples:,} samples" if s.samples else f"{s.epochs:g} epochs"
             lines.append(("stage", f"{stage.image} px · {samples}, {s.batch:,} a step · {rate}"))
+        lines.append(("input", self._input))
         if told := said_of_reading(c.data, ranks):
             lines.append(("reading", told))
         return lines

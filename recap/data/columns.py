@@ -7,7 +7,7 @@ the shards, or of an export (`folder:`, any fsspec URL), or from the tars themse
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -23,9 +23,9 @@ from hpc.base.remote_files import file_system
 from hpc.operator import OK, Shard
 from hpc.run.directory import Run
 from hpc.run.published import Published
+from recap.data.blocks import BLOCK
 from recap.data.column import Column, ColumnConfig, ColumnOfFiles, Values, check_missing, gone
 from recap.data.headers import plain
-from recap.data.index import BLOCK
 from recap.data.manifest import Located, Manifest
 from recap.data.origin import Origin, Origins, Places, said_once
 from recap.data.row_groups import rows_of
@@ -59,6 +59,11 @@ def open_column(name: str, config: ColumnConfig, manifest: Manifest | None = Non
     if place is not None:
         return exported.ExportedColumn(name, config, place, manifest)
     return FolderColumn(name, config, manifest)
+
+
+def members_of(columns: Iterable[Column]) -> frozenset[str]:
+    """The members that some of the columns are."""
+    return frozenset(column.text.member for column in columns if isinstance(column, MemberColumn))
 
 
 class MemberColumn:

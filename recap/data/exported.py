@@ -22,9 +22,9 @@ import pyarrow.parquet as pq
 from hpc.base.errors import UserError
 from hpc.base.remote_files import file_system
 from hpc.operator import Shard
+from recap.data.blocks import BLOCK
 from recap.data.column import ColumnConfig, ColumnOfFiles, Values, check_missing, gone
 from recap.data.headers import plain
-from recap.data.index import BLOCK
 from recap.data.manifest import Located, Manifest
 from recap.data.origin import Origins, said_once
 from recap.data.row_groups import rows_of

@@ -1,37 +1,34 @@
-"""The block index of a corpus: where every 512 consecutive samples of every tar lie. One small file, memory-mapped.
+"""The block index of a corpus: where every 512 consecutive samples of every shard lie. One small file, memory-mapped.
 
     index = Index.open_or_make("runs/dc1b.index", list_shards(config))
 
-A *block* is 512 consecutive samples of a shard: one contiguous byte range of the tar, one row group of every column
-file. 1.3 billion samples make 2.6 million blocks and a file of about 60 MB, of which a trainer touches what it reads.
+A *block* is 512 consecutive samples of a shard: one contiguous byte range of a tar or rows of a table, one row group of
+every column file. 1.3 billion samples make 2.6 million blocks and a file of about 60 MB, of which a trainer touches
+what it reads.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tarfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from hpc.base.errors import ShardError, UserError
-from hpc.operator import Damage, Shard
-from recap.data.archive import Archive, Place
-from recap.data.remote import open_shard
-from recap.data.tars import Sample, read_keys
-
-BLOCK = 512
-"""Samples of a block; the row groups of column files are as long."""
+from hpc.operator import Shard
+from recap.data.archive import Place
+from recap.data.blocks import BLOCK, LINK, PROBLEM, Block, ShardBlocks
+from recap.data.kind import NOTHING, Wanted
+from recap.data.kinds import kind_of
 
 _SECTOR = tarfile.BLOCKSIZE  # offsets are kept in units of 512 bytes: 4 bytes reach 2 TiB
-
-PROBLEM = pa.struct([("sample", pa.int64()), ("problem", pa.string())])
-LINK: list[tuple[str, pa.DataType]] = [("name", pa.string()), ("start", pa.int64()), ("end", pa.int64())]
 
 _SCHEMA = pa.schema(
     [
@@ -39,95 +36,25 @@ _SCHEMA = pa.schema(
         ("uri", pa.string()),
         ("bytes", pa.int64()),
         ("etag", pa.string()),
-        ("damage", pa.string()),  # "" where the tar is whole
+        ("damage", pa.string()),  # "" where the shard is whole
         ("first", pa.list_(pa.string())),  # key of each block's first sample
         ("start", pa.list_(pa.uint32())),  # sectors, one more than blocks
         ("count", pa.list_(pa.uint16())),
         ("problems", pa.list_(PROBLEM)),
         ("links", pa.list_(pa.struct([("block", pa.int32()), *LINK]))),
+        ("kind", pa.string()),  # tar, parquet, ...
+        ("origin", pa.list_(pa.int64())),  # where the kind finds each block; [] for tars
+        ("skip", pa.list_(pa.uint32())),  # rows there that belong to earlier blocks
     ]
 )
+_VERSION = 2
+_VERSION_1 = pa.schema([field for field in _SCHEMA if field.name not in ("kind", "origin", "skip")])  # tars alone
 
 
-class Link(NamedTuple):
-    """A hard link in a block: the name it has, and the bytes of the tar that hold the file it leads to."""
-
-    block: int
-    name: str
-    start: int
-    end: int
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """One block as the reader needs it. problems: of its samples, by their number in the block."""
-
-    shard: int
-    number: int
-    start: int
-    end: int
-    count: int
-    first: str
-    problems: dict[int, str]
-    links: dict[str, Place]
-
-
-@dataclass(slots=True)
-class ShardBlocks:
-    """What `scan` finds out about one tar.
-
-    problems: (number of the sample in the shard, phrase) of keys that come back, which no block knows of itself.
-    links: hard links that lead out of their block.
-    """
-
-    first: list[str] = field(default_factory=list)
-    start: list[int] = field(default_factory=list)  # bytes, one more than blocks
-    count: list[int] = field(default_factory=list)
-    damage: Damage | None = None
-    problems: list[tuple[int, str]] = field(default_factory=list)
-    links: list[Link] = field(default_factory=list)
-
-    def add(self, sample: Sample) -> None:
-        """Take in the next sample of the tar."""
-        if not self.count or self.count[-1] == BLOCK:
-            self.first.append(sample.key)
-            self.start[len(self.count) :] = [sample.start]
-            self.count.append(0)
-        number = BLOCK * (len(self.count) - 1) + self.count[-1]
-        self.problems += [(number, problem) for problem in sample.problems]
-        self.links += [
-            Link(len(self.count) - 1, name, *place) for name, place in sample.links if place[0] < self.start[-1]
-        ]
-        self.count[-1] += 1
-        self.start[len(self.count) :] = [sample.end]
-
-
-def scan(file: IO[bytes]) -> ShardBlocks:
-    """The blocks of an uncompressed tar, from its headers alone. Samples are those of `recap.data.tars.read_samples`.
-
-    Of a damaged tar, the blocks hold what can be read; of a file that is no tar there are none.
-
-    Raises:
-        ShardError: the tar is gzipped, or comes from a server without ranges.
-    """
-    if not file.seekable():
-        raise ShardError("index: no ranges", "the server sends whole files only: copy the tars, or data.indexed=false")
-    archive, made = Archive(file), ShardBlocks()
-    if archive.packed:
-        raise ShardError("index: not a plain tar", "gzipped tars have no ranges: unpack them, or data.indexed=false")
-    for found in read_keys(archive):
-        if isinstance(found, Damage):
-            made.damage = found
-        else:
-            made.add(found)
-    return made
-
-
-def scan_shard(shard: Shard) -> ShardBlocks:
-    """`scan`, from wherever the shard lies. ShardError or OSError where it cannot be read."""
+def scan_shard(shard: Shard, wanted: Wanted = NOTHING) -> ShardBlocks:
+    """A shard's blocks, from wherever it lies. ShardError or OSError where it cannot be read."""
     try:
-        with open_shard(shard) as file:
-            return scan(file)
+        return kind_of(shard.uri).scan(shard, wanted)
     except ShardError as error:
         raise ShardError(error.reason, f"shard {shard.id}: {shard.uri}: {error.detail}", error.transient) from error
 
@@ -138,14 +65,14 @@ class Index:
     def __init__(self, table: pa.Table) -> None:
         single = all(column.num_chunks == 1 for column in table.columns)
         self._table = table if single else table.combine_chunks()  # which copies
-        columns = {name: self._table[name] for name in _SCHEMA.names}
-        counts, starts = _flat(columns["count"]), _flat(columns["start"])
+        counts, starts = _flat(self._table["count"]), _flat(self._table["start"])
         self._count = counts.values.to_numpy(zero_copy_only=True)
         self._count = self._count[counts.first : counts.last]
         self._start = starts.values.to_numpy(zero_copy_only=True)
         self._shard_block = counts.bounds - counts.first  # of each shard, its first block; one more than shards
         self._shard_start = starts.bounds
-        self._first = _flat(columns["first"])
+        self._first = _flat(self._table["first"])
+        self._said = self._table.schema.metadata or {}
 
     def __len__(self) -> int:
         return len(self._count)
@@ -161,6 +88,23 @@ class Index:
     def counts(self, blocks: np.ndarray | slice) -> np.ndarray:
         """Samples of the given blocks."""
         return self._count[blocks]
+
+    @property
+    def digest(self) -> str:
+        """Hash of the shards' ids and of their blocks' sample counts, as the file says; "" where it says nothing."""
+        return self._said.get(b"digest", b"").decode()
+
+    def counted_digest(self) -> str:
+        """The same of what the table holds."""
+        made = hashlib.sha256()
+        for name in self.ids():
+            made.update(name.encode() + b"\0")
+        made.update(np.diff(self._shard_block).astype("<i8").tobytes() + self._count.astype("<u2").tobytes())
+        return made.hexdigest()[:16]
+
+    def kind(self, shard: int) -> str:
+        """The kind of a shard: tar, parquet, ..."""
+        return str(self._table["kind"][shard].as_py()) if "kind" in self._table.column_names else "tar"
 
     def shard(self, number: int) -> Shard:
         """A shard by its number."""
@@ -182,7 +126,13 @@ class Index:
         start, end = (int(v) * _SECTOR for v in self._start[at : at + 2])
         first = self._first.values[self._first.first + number].as_py()
         problems, links = self._odd(shard, inside)
-        return Block(shard, inside, start, end, int(self._count[number]), first, problems, links)
+        found = (int(self._count[number]), first, problems, links)
+        return Block(shard, inside, start, end, *found, *(self._at(name, shard, inside) for name in ("origin", "skip")))
+
+    def _at(self, name: str, shard: int, block: int) -> int:
+        """0 where the shard's kind needs no such number."""
+        values = self._table[name][shard].values if name in self._table.column_names else None
+        return int(values[block].as_py()) if values is not None and len(values) else 0
 
     def _odd(self, shard: int, block: int) -> tuple[dict[int, str], dict[str, Place]]:
         """What a block does not know of itself: almost always nothing."""
@@ -204,19 +154,26 @@ class Index:
     @classmethod
     def of(cls, found: Iterable[tuple[Shard, ShardBlocks]]) -> Index:
         rows = [_row(shard, blocks) for shard, blocks in found]
-        return cls(pa.Table.from_pylist(rows, schema=_SCHEMA))
+        made = cls(pa.Table.from_pylist(rows, schema=_SCHEMA))
+        return cls(made._table.replace_schema_metadata(made._says()))
 
     @classmethod
     def open(cls, path: str | Path) -> Index:
-        """Memory-map an index file. UserError where it is none."""
+        """Memory-map an index file, of this version or the one before. UserError where it is none."""
         try:
             with pa.memory_map(str(path)) as source:
                 table = pa.ipc.open_file(source).read_all()
         except (OSError, pa.ArrowInvalid) as error:
             raise UserError(f"data: {path} is not a block index ({error}). Delete it: it is made again.") from error
-        if not table.schema.equals(_SCHEMA):
-            raise UserError(f"data: {path} is not a block index of this version. Delete it: it is made again.")
+        version = int((table.schema.metadata or {}).get(b"version", b"1"))
+        if not table.schema.equals(_VERSION_1 if version == 1 else _SCHEMA) or version > _VERSION:
+            raise UserError(
+                f"data: {path} is not a block index of version 1 to {_VERSION}. Delete it: it is made again."
+            )
         return cls(table)
+
+    def _says(self) -> dict[str, str]:
+        return {"version": str(_VERSION), "digest": self.counted_digest()}
 
     def save(self, path: str | Path) -> None:
         """Write the index file; whole or not at all."""
@@ -224,33 +181,42 @@ class Index:
         path.parent.mkdir(parents=True, exist_ok=True)
         made = path.with_name(f".{path.name}.{os.getpid()}")
         with made.open("wb") as file:
-            with pa.ipc.new_file(file, _SCHEMA) as writer:
-                writer.write_table(self._table)
+            schema = _SCHEMA.with_metadata(self._says())
+            with pa.ipc.new_file(file, schema) as writer:
+                writer.write_table(self._table.replace_schema_metadata(schema.metadata))
             file.flush()
             os.fsync(file.fileno())
         made.replace(path)
 
     @classmethod
-    def open_or_make(cls, path: str | Path | None, shards: list[Shard], threads: int = 8) -> Index:
+    def open_or_make(
+        cls, path: str | Path | None, shards: list[Shard], threads: int = 8, wanted: Wanted = NOTHING
+    ) -> Index:
         """The index of exactly these shards: from the file where it holds them, else scanned (and saved at `path`).
 
+        Args:
+            wanted: what is read of the samples: their keys depend on it where they are a column of tables.
+
         Raises:
-            UserError: the file is of other shards, or a shard changed since it was indexed.
-            ShardError: a shard is not a plain tar.
+            UserError: the file is of other shards, or damaged, or a shard changed since it was indexed.
+            ShardError: a shard cannot be read in ranges, such as a gzipped tar.
         """
         if path is not None and Path(path).exists():
             index = cls.open(path)
             index.check(shards, path)
             return index
         with ThreadPoolExecutor(threads) as pool:
-            index = cls.of(zip(shards, pool.map(scan_shard, shards), strict=True))
+            scanned = pool.map(lambda shard: scan_shard(shard, wanted), shards)
+            index = cls.of(zip(shards, scanned, strict=True))
         if path is None:
             return index
         index.save(path)
         return cls.open(path)
 
     def check(self, shards: list[Shard], path: Any = "the index") -> None:
-        """UserError unless the index is of these shards as they are now."""
+        """UserError unless the index is whole, and of these shards as they are now."""
+        if self.digest and self.digest != self.counted_digest():
+            raise UserError(f"data: {path} is damaged: it holds not what it says. Delete it: it is made again.")
         ours = dict(
             zip(
                 self._table["id"].to_pylist(),
@@ -310,5 +276,6 @@ def _row(shard: Shard, blocks: ShardBlocks) -> dict[str, Any]:
         "id": shard.id, "uri": shard.uri, "bytes": shard.bytes, "etag": shard.etag, "damage": damage,
         "first": blocks.first, "start": starts, "count": blocks.count,
         "problems": [{"sample": number, "problem": problem} for number, problem in blocks.problems],
-        "links": [link._asdict() for link in blocks.links],
+        "links": [link._asdict() for link in blocks.links], "kind": kind_of(shard.uri).name,
+        "origin": blocks.origin, "skip": blocks.skip,
     }  # fmt: skip

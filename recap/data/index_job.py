@@ -18,8 +18,10 @@ from hpc.base.errors import Parser, UserError
 from hpc.base.fields import semantic
 from hpc.operator import Batched, Column, Damage, Item, Row, Shard
 from hpc.run.published import Published, PublishedShard
-from recap.data.index import BLOCK, LINK, PROBLEM, Index, Link, ShardBlocks, scan_shard
+from recap.data.blocks import BLOCK, LINK, PROBLEM, Link, ShardBlocks
+from recap.data.index import Index, scan_shard
 from recap.data.inputs import DataConfig
+from recap.data.kinds import TAR, kind_of
 from recap.data.tar_job import TarJob
 from recap.data.tars import READING_2
 
@@ -52,7 +54,12 @@ class IndexOperator(TarJob, Batched):
         self.config = config
 
     def plan(self) -> list[Shard]:
-        return [replace(shard, expected=None) for shard in super().plan()]  # rows are blocks, not samples
+        shards = super().plan()
+        if other := next((shard for shard in shards if kind_of(shard.uri) is not TAR), None):
+            raise UserError(
+                f"index: {other.uri} is no tar: trainings find the blocks of such files in seconds. Name tars alone."
+            )
+        return [replace(shard, expected=None) for shard in shards]  # rows are blocks, not samples
 
     def identity(self) -> dict[str, Any]:
         return {}
@@ -66,7 +73,7 @@ class IndexOperator(TarJob, Batched):
     def setup(self, device: str) -> None: ...
 
     def read(self, shard: Shard) -> Iterator[Item | Damage]:
-        found = scan_shard(shard)
+        found = scan_shard(shard, self.config.data.wanted(image=False))
         for number, (key, start, end, count) in enumerate(
             zip(found.first, found.start[:-1], found.start[1:], found.count, strict=True)
         ):

@@ -17,10 +17,12 @@ from hpc.base.errors import UserError
 from hpc.base.fields import execution, semantic
 from hpc.operator import MissingShards, Shard
 from recap.data.addresses import _refuse_secrets, absolute, without_credentials
-from recap.data.expected import ARCHIVES, expected_samples
+from recap.data.kind import Wanted
+from recap.data.kinds import ENDINGS, expected_samples
 from recap.data.shard_files import Folder, ShardFile, expand, has_file, is_web_file, match, read_list
 
 LONGEST_ID = 160  # bytes; claims and markers add a suffix, and file names end at 255
+ID_ENDINGS = (".tar", ".parquet")  # that shard ids leave out
 EXPECTED = ("auto", "none", "stats", "parquet")
 
 
@@ -29,7 +31,7 @@ class DataConfig:
     """Where the samples are, and which members of a sample are what."""
 
     shards: list[str] = execution(
-        [], "tars: paths or URLs with braces {00000..00099} or globs, folders, or lists of these (@file)"
+        [], "tars or parquet files: paths or URLs with braces {00000..00099} or globs, folders, or lists (@file)"
     )
     root: str | None = execution(
         None,
@@ -39,13 +41,17 @@ class DataConfig:
     expected: str = execution(
         "auto",
         "where the number of samples of a shard is known from: stats (img2dataset's X_stats.json) | "
-        "parquet (its X.parquet) | none | auto (either on local disks, none on remote stores: a request a shard)",
+        "parquet (its X.parquet, or a parquet file's own footer) | none | "
+        "auto (either on local disks, none on remote stores: a request a shard)",
     )
     image: list[str] = semantic(
         ["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif"],
-        "extensions that hold the image, the first found counts",
+        "extensions (of tables: columns) that hold the image, the first found counts",
     )
-    text: str = semantic("txt", "extension that holds the original text, or a key inside a JSON member: json.caption")
+    text: str = semantic(
+        "txt", "extension or column that holds the original text, or a key inside a JSON member: json.caption"
+    )
+    key: str = semantic("", "of tables: column that names the samples; empty: their number in the file")
     placeholders: list[str] = execution(
         [], "sha256 of image files that stand for dead links, or @file with one a line; they are skipped"
     )
@@ -58,6 +64,10 @@ class DataConfig:
         self.planned: list[Shard] = []  # by a run that exists
         if self.expected not in EXPECTED:
             raise UserError(f"config: `data.expected`: {self.expected!r} is unknown. Write {', '.join(EXPECTED)}.")
+
+    def wanted(self, members: Iterable[str] | None = (), image: bool = True) -> Wanted:
+        """What is read of each sample: its image, if so, and these members."""
+        return Wanted(tuple(self.image) if image else (), self.key, None if members is None else frozenset(members))
 
     def keep_root(self, planned: Iterable[Shard]) -> None:
         """Name shards relative to the root of a run that exists, so that none of its ids change."""
@@ -102,7 +112,9 @@ def list_shards(config: DataConfig) -> list[Shard]:
         UserError: nothing is named, nothing matches, or a pattern is malformed.
     """
     if not config.given:
-        raise UserError("config: `data.shards`: empty. Name tars, e.g. data.shards=[/data/{00000..00099}.tar].")
+        raise UserError(
+            "config: `data.shards`: empty. Name tars or parquet files, e.g. data.shards=[/data/{00000..00099}.tar]."
+        )
     listings: dict[str, Folder] = {}
     found: dict[str, ShardFile] = {}
     missing: dict[str, None] = {}
@@ -172,7 +184,7 @@ def _constant_folder(pattern: str, listings: dict[str, Folder]) -> list[str]:
     for at, part in enumerate(parts):
         if re.search(r"[{*?\[]", part) and (web or not _is_literal(parts[: at + 1], listings)):
             return parts[:at]
-    return parts[:-1] if web or path.endswith(ARCHIVES) else parts
+    return parts[:-1] if web or path.endswith(ENDINGS) else parts
 
 
 def _is_literal(parts: list[str], listings: dict[str, Folder]) -> bool:
@@ -200,9 +212,15 @@ def _without_query(uri: str) -> str:
 
 
 def _shard_id(uri: str, root: str) -> str:
-    """Path relative to the root, without .tar, escaped to be one file name. Moving the data changes nothing."""
+    """Path relative to the root, without .tar or the like, escaped to be one file name. Moving the data changes
+    nothing.
+    """
     base = root.rstrip("/") + "/"
-    name = quote(uri.removeprefix(base).lstrip("/").removesuffix(".tar"), safe="=+@,")
+    name = quote(_without_ending(uri.removeprefix(base).lstrip("/")), safe="=+@,")
     if len(name) > LONGEST_ID:
         name = name[: LONGEST_ID - 17] + "~" + hashlib.sha256(name.encode()).hexdigest()[:16]
     return name
+
+
+def _without_ending(path: str) -> str:
+    return next((path.removesuffix(ending) for ending in ID_ENDINGS if path.endswith(ending)), path)

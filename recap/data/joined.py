@@ -13,27 +13,24 @@ quarters of this rank's memory, windows are read when they are needed; what is n
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import IO, Any, cast
+from typing import Any
 
 from hpc.base.errors import UserError
-from hpc.operator import Damage, Shard
-from recap.data.archive import LINK, single
+from hpc.operator import Shard
+from recap.data.blocks import Block
 from recap.data.column import Column
-from recap.data.columns import MemberColumn, ParquetColumn
-from recap.data.index import Block
+from recap.data.columns import MemberColumn, ParquetColumn, members_of
+from recap.data.kind import Wanted
+from recap.data.kinds import kind_of
 from recap.data.memory import of_rank
-from recap.data.remote import Ranges, fetch
 from recap.data.same_image import SameImages
 from recap.data.streams import Plan, Window
-from recap.data.tars import Sample, read_samples
+from recap.data.tars import Sample
 from recap.randomness import draw
 
-PIECE = 64 << 20  # bytes of a block that are asked for at a time: most blocks are smaller, those of large images not
-_END = 1024  # zeros: a range of a tar has no end of its own
 _AHEAD = 0.75  # of a window, after which the next is read
 HELD = 1.3  # windows of a stream that are held on average
 _MEMORY = 0.75  # of what a rank may use, for windows: the rest is the model's and the decoded images'
@@ -91,6 +88,7 @@ class Reader:
             of the tars, these are not read.
         total: samples of the training, past which nothing is read ahead.
         images: extensions of the image members, with which the columns' digests are compared (recap.data.same_image).
+        key: see `Wanted`.
     """
 
     def __init__(
@@ -101,7 +99,9 @@ class Reader:
         keys_from: str | None = None,
         total: int | None = None,
         images: Sequence[str] = (),
+        key: str = "",
     ) -> None:
+        self._wanted = Wanted(tuple(images), key, members_of(columns.values()))
         self.plan, self.columns = plan, dict(columns)
         self._end = total // plan.streams if total else None
         self._beside = [name for name, column in columns.items() if not isinstance(column, MemberColumn)]
@@ -113,7 +113,7 @@ class Reader:
         self._held: dict[int, _Held] = {}
         self._ahead: dict[int, _Held] = {}
         self.bytes_read = 0
-        """Bytes of tars that were read so far."""
+        """Bytes of shards that were read so far."""
 
     def batch(self, first: int, count: int, rank: int = 0, world: int = 1) -> list[Slot]:
         """The places [first, first + count) of the training that belong to a rank, stream by stream.
@@ -216,23 +216,10 @@ class Reader:
         if self._instead is not None:
             return [Sample(key) for key in self._instead.keys(shard, block.number, block.count)]
 
-        def read(start: int, end: int) -> bytes:
-            """Of the block's range, and of the zeros behind it."""
-            first, last = block.start + start, min(block.start + end, block.end)
-            data = fetch(shard.uri, first, last) if first < last else b""
-            self.bytes_read += len(data)
-            return data + bytes(end - start - len(data))
+        def read(size: int) -> None:
+            self.bytes_read += size
 
-        def linked(name: str) -> tuple[bytes | None, str]:
-            """A hard link to a member of an earlier block: the index says where that lies."""
-            if name not in block.links:
-                return None, LINK
-            start, end = block.links[name]
-            return single(lambda: fetch(shard.uri, start, end), end - start)
-
-        ranges = Ranges(read, block.end - block.start + _END, PIECE)
-        file = cast(IO[bytes], io.BufferedReader(ranges, 1 << 20))
-        return [s for s in read_samples(file, linked) if not isinstance(s, Damage)]
+        return kind_of(shard.uri).block(shard, block, self._wanted, read)
 
 
 class _Held:
@@ -275,7 +262,7 @@ def _check_block(uri: str, block: Block, found: list[Sample]) -> None:
     if len(found) != block.count or found[0].key != block.first:
         got = f"{len(found)} samples from {found[0].key} on" if found else "no samples"
         raise UserError(
-            f"data: {uri}: bytes {block.start:,} to {block.end:,} hold {got}, the index says {block.count} from "
-            f"{block.first} on. "
-            "The tar changed: delete the index, and make the columns again."
+            f"data: {uri}: block {block.number} (bytes {block.start:,} to {block.end:,}) holds {got}, the index says "
+            f"{block.count} from {block.first} on. "
+            "The shard changed: delete the index, and make the columns again."
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +12,9 @@ from hpc.operator import Damage, Item, Shard
 from recap.data.image_bytes import COMMON, CONVERT, NOT_READ, kind_of
 from recap.data.images import NOT_AN_IMAGE
 from recap.data.inputs import DataConfig
-from recap.data.remote import open_shard
-from recap.data.tars import Sample, read_samples
+from recap.data.kind import Wanted
+from recap.data.kinds import samples_of
+from recap.data.tars import Sample
 from recap.data.texts import TextMember
 
 MISSING = "image: missing"
@@ -59,21 +61,21 @@ def why_missing(members: Mapping[str, bytes], odd: Collection[str] = ()) -> tupl
 
 
 def read_items(
-    shard: Shard, data: DataConfig, payload: Callable[[Sample], tuple[Any, int]], images: bool = True
+    shard: Shard, data: DataConfig, payload: Callable[[Sample], tuple[Any, int]], wanted: Wanted
 ) -> Iterator[Item | Damage]:
-    """The items of a job over the samples of tars, and at the end what is wrong with the shard.
+    """The items of a job over the samples of shards, and at the end what is wrong with the shard.
 
     Args:
         payload: an item's payload, and the bytes that it holds in memory.
-        images: whether the job looks at images: that most samples have none is then damage.
+        wanted: of each sample. Where images are, that most samples have none is damage.
     """
     index, damage, unnamed = 0, None, _Unnamed(data)
-    with open_shard(shard) as file:
-        for found in read_samples(file):
+    with closing(samples_of(shard, wanted)) as samples:
+        for found in samples:
             if isinstance(found, Damage):
                 damage = found
                 break
-            if images:
+            if wanted.image:
                 unnamed.see(found)
             yield Item(shard.id, index, found.key, *payload(found))
             index += 1

@@ -17,16 +17,17 @@ from typing import Any, Protocol
 from hpc.base.errors import ShardError, UserError
 from hpc.base.fields import semantic
 from hpc.operator import Damage, Item, Shard
+from recap.data.blocks import BLOCK
 from recap.data.column import Column, ColumnConfig, ColumnOfFiles, Values
-from recap.data.columns import MemberColumn, ParquetColumn, RunColumn, open_column
+from recap.data.columns import MemberColumn, ParquetColumn, RunColumn, members_of, open_column
 from recap.data.headers import plain
-from recap.data.index import BLOCK
 from recap.data.inputs import DataConfig, list_shards
+from recap.data.kind import Wanted
+from recap.data.kinds import described, samples_of
 from recap.data.pictures import read_items
-from recap.data.remote import open_shard
 from recap.data.same_image import SameImages
-from recap.data.tars import Sample, read_samples
-from recap.data.texts import check_key
+from recap.data.tars import Sample
+from recap.data.texts import TextMember, check_key
 
 TARS = "tars"
 _WINDOW = 2 * BLOCK  # rows of a column that are held while the one that is wanted is looked for
@@ -79,10 +80,18 @@ class Rows:
             name: open_column(name, config.columns[name]) for name in dict.fromkeys([*names, *([main] if main else [])])
         }
         self._same, self._told = SameImages(config.image), False
+        self.input = ""
+        """What a dry run says of the shards, once they are planned; "" where none are read."""
         self.main = main or self._first()
         self.tars = image or not self.main or any(isinstance(c, MemberColumn) for c in self.columns.values())
         if main and not isinstance(self.columns[main], ColumnOfFiles):
             raise UserError(f"config: `data.rows`: column {main} is a member of the tars. Write {TARS}.")
+
+    @property
+    def wanted(self) -> Wanted:
+        """What is read of the shards' samples."""
+        text = TextMember.named(self.config.text).member
+        return self.config.wanted([text, *members_of(self.columns.values())], image=self.image)
 
     def _first(self) -> str:
         """The column whose rows are worked on where the config names none; "" for the tars'."""
@@ -99,6 +108,7 @@ class Rows:
         for name, column in self.columns.items():
             if isinstance(column, MemberColumn):
                 check_key(f"data.columns.{name}", column.text, shards)
+        self.input = described(shards, self.wanted) if self.tars else ""
         told = [said for column in self.columns.values() if (said := column.check(shards))]
         if self.config.rows not in ("", TARS):  # a column may have any number of rows a sample
             shards = [replace(shard, expected=None) for shard in shards]
@@ -125,7 +135,7 @@ class Rows:
             if self.main:
                 found = self._of_column(shard, joins, payload)
             else:
-                found = read_items(shard, self.config, lambda s: payload(self._joined(shard, s, joins)), self.image)
+                found = read_items(shard, self.config, lambda s: payload(self._joined(shard, s, joins)), self.wanted)
             for item in found:
                 yield item
                 if isinstance(item, Damage):
@@ -143,7 +153,7 @@ class Rows:
         main = self.columns[self.main]
         assert isinstance(main, ColumnOfFiles)
         with ExitStack() as stack:
-            samples = stack.enter_context(closing(_Samples(shard))) if self.tars else None
+            samples = stack.enter_context(closing(_Samples(shard, self.wanted))) if self.tars else None
             index = 0
             for keys, values in main.pieces(shard):
                 for at, key in enumerate(keys):
@@ -295,15 +305,14 @@ class _Parents:
 class _Samples:
     """The samples of a tar, for rows that come in their order."""
 
-    def __init__(self, shard: Shard) -> None:
+    def __init__(self, shard: Shard, wanted: Wanted) -> None:
         self._shard = shard
-        self._stack = ExitStack()
-        self._samples = read_samples(self._stack.enter_context(open_shard(shard)))
+        self._samples = samples_of(shard, wanted)
         self._current: Sample | None = None
         self.damage: Damage | None = None
 
     def close(self) -> None:
-        self._stack.close()
+        self._samples.close()
 
     def find(self, key: str) -> Sample | None:
         """The sample of a row or of its parent. None where the tar is damaged before it (`damage` says how)."""

@@ -19,12 +19,14 @@ from hpc.base.fields import execution, semantic
 from hpc.operator import Shard
 from hpc.run.published import Published
 from hpc.trainer import Gang
+from recap.data.blocks import BLOCK
 from recap.data.column import Column, ColumnConfig, ColumnOfFiles
-from recap.data.columns import open_column
+from recap.data.columns import members_of, open_column
 from recap.data.images import BadImage
-from recap.data.index import BLOCK, Index
+from recap.data.index import Index
 from recap.data.inputs import DataConfig, list_shards
 from recap.data.joined import HELD, Joined, Reader, Slot
+from recap.data.kinds import check_ranges, described
 from recap.data.manifest import Manifest, write
 from recap.data.pictures import MISSING, why_missing
 from recap.data.streams import Plan
@@ -35,7 +37,6 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _IMAGE_BYTES = 100_000  # of an encoded image of the web, at most: what a dry run reckons with
-_LOOKED_AT = 16  # tars whose first bytes are read at launch
 _WAIT_S = 1500.0  # for rank 0's index; below the gang's own limit on setting up
 
 
@@ -79,37 +80,22 @@ def said_of_reading(data: JoinedDataConfig, ranks: int) -> str:
     )
 
 
-def check_columns(data: JoinedDataConfig, names: Sequence[str]) -> None:
-    """UserError unless the columns are described, and hold every shard, and ranges of the tars can be read."""
+def check_columns(data: JoinedDataConfig, names: Sequence[str]) -> str:
+    """What a dry run says of the input. UserError unless shards and columns are described as they are, the columns hold
+    every shard, and blocks of the shards can be read.
+    """
     shards = list_shards(data)
     if data.indexed:
-        _check_ranges(shards)
+        check_ranges(shards)
+    columns = []
     for name in [*names, *([data.pixels] if data.pixels else [])]:
         if name not in data.columns:
             known = ", ".join(data.columns)
             raise UserError(f"config: column {name!r} is not among data.columns ({known}).")
-        if told := open_column(name, data.columns[name]).check(shards):
+        columns.append(open_column(name, data.columns[name]))
+        if told := columns[-1].check(shards):
             log.warning("data: %s", told)
-
-
-def _check_ranges(shards: Sequence[Shard]) -> None:
-    """UserError for gzipped tars: all that are called so, and of those on a disk a few that are not."""
-    local = [shard for shard in shards if "://" not in shard.uri]
-    looked_at = {shard.id for shard in local[:: max(len(local) // _LOOKED_AT, 1)]}
-    for shard in shards:
-        if shard.uri.endswith((".tar.gz", ".tgz")) or (shard.id in looked_at and _gzipped(shard.uri)):
-            raise UserError(
-                f"data: shard {shard.id}: {shard.uri} is gzipped, and trainings read ranges of tars. Unpack it, or "
-                "stream all tars with data.indexed=false."
-            )
-
-
-def _gzipped(path: str) -> bool:
-    try:
-        with open(path, "rb") as file:
-            return file.read(2) == b"\x1f\x8b"
-    except OSError:
-        return False  # whoever reads it says so
+    return described(shards, data.wanted(members_of(columns), image=not data.pixels))
 
 
 def column_identities(data: JoinedDataConfig) -> dict[str, Any]:
@@ -147,7 +133,7 @@ def shared_input(data: JoinedDataConfig, gang: Gang, folder: str = "columns") ->
     found = Shared(index, {name: Path(gang.directory) / folder / f"{name}.arrow" for name in beside})
     if gang.rank == 0:
         shards = list_shards(data)
-        _tell_damage(Index.open_or_make(index, shards, data.readers))
+        _tell_damage(Index.open_or_make(index, shards, data.readers, data.wanted(image=False)))
         for name, path in found.manifests.items():
             _share(name, data.columns[name], shards, path)
     patience = time.monotonic() + _WAIT_S
@@ -229,7 +215,10 @@ class Samples(Generic[T]):
         self._shards: list[Shard] = [] if shared else list_shards(data)
         self._plan: Plan | None = None
         if data.indexed:
-            blocks = Index.open(shared.index) if shared else Index.open_or_make(None, self._shards, data.readers)
+            wanted = data.wanted(image=False)
+            blocks = (
+                Index.open(shared.index) if shared else Index.open_or_make(None, self._shards, data.readers, wanted)
+            )
             self._plan = Plan(blocks, seed, data.streams, data.window)
         self._columns = opened_columns(data, names, shared)
         if shared is None:
@@ -263,10 +252,11 @@ class Samples(Generic[T]):
 
     def _open(self) -> Reader | StreamedReader:
         if self._plan is None:
-            return StreamedReader(self._shards, self._columns, self._seed, self.data.size)
+            wanted = self.data.wanted(members_of(self._columns.values()))
+            return StreamedReader(self._shards, self._columns, self._seed, self.data.size, wanted)
         return Reader(
             self._plan, self._columns, self.data.readers, keys_from=self._instead, total=self._total or None,
-            images=self.data.image,
+            images=self.data.image, key=self.data.key,
         )  # fmt: skip
 
     def _fill(self, slot: Slot | StreamedSlot) -> Taken[T]:

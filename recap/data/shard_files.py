@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from hpc.base.errors import UserError
 from hpc.base.remote_files import file_system
 from recap.data.addresses import without_credentials
-from recap.data.expected import ARCHIVES
+from recap.data.kinds import ENDINGS, KINDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ def expand(pattern: str) -> Iterable[str]:
 
 
 def match(name: str, listings: dict[str, Folder]) -> list[ShardFile]:
-    """The files that one brace-free pattern names: a file, a glob, or a folder's tars. [] if a tar does not exist."""
+    """The files that one brace-free pattern names: a file, a glob, or a folder's. [] if a file does not exist."""
     if is_web_file(name):
         return [ShardFile(name, 0)]  # servers need not list, and asking for each would be a request a shard
     folder, _, last = name.rstrip("/").rpartition("/")
@@ -69,30 +69,36 @@ def match(name: str, listings: dict[str, Folder]) -> list[ShardFile]:
             f
             for parent in matching_folders(folder, listings)
             for base, f in list_folder(parent, listings).files.items()
-            if _fits(base, last) and (base.endswith(ARCHIVES) or last.endswith(ARCHIVES))
+            if _fits(base, last) and (base.endswith(ENDINGS) or last.endswith(ENDINGS))
         ]
         if not files:
             folders = f" It matches folders; their tars: {without_credentials(name).rstrip('/')}/*.tar."
             more = folders if matching_folders(name.rstrip("/"), listings) else ""
             raise UserError(f"plan: {without_credentials(name)}: no tar matches.{more} Correct data.shards.")
-        return files
-    if name.endswith(ARCHIVES):
+        return of_one_kind(files)
+    if name.endswith(ENDINGS):
         exact = list_folder(folder, listings).files.get(last)
         return [exact] if exact else []
     inside = list_folder(name.rstrip("/"), listings)
-    files = [f for base, f in inside.files.items() if base.endswith(ARCHIVES) and not base.startswith(".")]
+    files = [f for base, f in inside.files.items() if base.endswith(ENDINGS) and not base.startswith(".")]
     if not files:
-        what = "holds no .tar, .tar.gz or .tgz" if inside.exists else "is no folder, and no .tar, .tar.gz or .tgz"
+        known = f"{', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}"
+        what = f"holds no {known}" if inside.exists else f"is no folder, and no {known}"
         more = f" itself; its folders may: {without_credentials(name).rstrip('/')}/*/*.tar" if inside.folders else ""
         raise UserError(f"plan: {without_credentials(name)} {what}{more}. Correct data.shards.")
-    return files
+    return of_one_kind(files)
+
+
+def of_one_kind(files: list[ShardFile]) -> list[ShardFile]:
+    """Those of the first kind that there is (see `KINDS`): parquet files beside tars tell of these."""
+    return next((found for kind in KINDS if (found := [f for f in files if f.uri.endswith(kind.endings)])), files)
 
 
 def is_web_file(name: str) -> bool:
     if not name.startswith(("http://", "https://")):
         return False
     parts = urlsplit(name)
-    return parts.path.endswith(ARCHIVES) or "=" in parts.query
+    return parts.path.endswith(ENDINGS) or "=" in parts.query
 
 
 def is_glob(name: str) -> bool:
@@ -153,7 +159,7 @@ def _list_local(folder: str) -> Folder:
             try:
                 if entry.is_file():
                     uri = os.path.join(folder, entry.name)
-                    if entry.name.endswith(ARCHIVES):
+                    if entry.name.endswith(ENDINGS):
                         facts = entry.stat()
                         files[entry.name] = ShardFile(uri, facts.st_size, str(facts.st_mtime))
                     else:  # statistics and the like: that they are there is all that is asked

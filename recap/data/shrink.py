@@ -65,7 +65,7 @@ class ShrinkOperator(ImageJob, Batched):
         return {}
 
     def describe(self) -> list[tuple[str, str]]:
-        return [("shrink", f"shorter side {self.config.side} px · JPEG {self.config.quality}")]
+        return [("input", self.input), ("shrink", f"shorter side {self.config.side} px · JPEG {self.config.quality}")]
 
     def column(self) -> Column:
         return Column(self.config.column, list(FIELDS))

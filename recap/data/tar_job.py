@@ -1,4 +1,4 @@
-"""What map jobs share that go through tars, sample by sample or image by image."""
+"""What map jobs share that go through shards, sample by sample or image by image."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from hpc.operator import Damage, Item, Shard
 from recap.data.inputs import list_shards
+from recap.data.kinds import described
 from recap.data.pictures import FoundImage, find_image, read_items
 from recap.data.tars import Sample
 
@@ -15,6 +16,8 @@ class TarJob:
     """The shards of an operator whose config has the tars in `data`, a `DataConfig`."""
 
     config: Any
+    input = ""
+    """What a dry run says of the shards, once they are planned."""
 
     def continues(self, planned: Iterable[Shard]) -> None:
         self.config.data.keep_root(planned)
@@ -26,8 +29,13 @@ class TarJob:
 class ImageJob(TarJob):
     """Items are samples; their payload is the image found in each, or why there is none."""
 
+    def plan(self) -> list[Shard]:
+        shards = super().plan()
+        self.input = described(shards, self.config.data.wanted())
+        return shards
+
     def read(self, shard: Shard) -> Iterator[Item | Damage]:
-        return read_items(shard, self.config.data, self._found)
+        return read_items(shard, self.config.data, self._found, self.config.data.wanted())
 
     def _found(self, sample: Sample) -> tuple[FoundImage, int]:
         found = find_image(sample, self.config.data.image)

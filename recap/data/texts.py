@@ -11,8 +11,8 @@ from typing import Any
 
 from hpc.base.errors import ShardError, UserError
 from hpc.operator import Damage, MissingShards, Shard
-from recap.data.remote import open_shard
-from recap.data.tars import read_samples
+from recap.data.kind import Wanted
+from recap.data.kinds import samples_of
 
 LONGEST_TEXT = 1 << 16  # characters of an original text that are kept
 _LARGEST_JSON = 1 << 24  # bytes of a JSON member that is looked into: parsed, it takes many times as much
@@ -120,13 +120,12 @@ def check_key(name: str, text: TextMember, shards: Sequence[Shard]) -> None:
         return
     seen, keys = 0, Counter[str]()
     try:
-        with open_shard(first) as file:
-            for sample in islice(read_samples(file), _PROBED):
-                if isinstance(sample, Damage) or text.read(sample.members)[0] is not None:
-                    return
-                seen += 1
-                found = _parsed(sample.members.get(text.member, b""))[0]
-                keys.update(list(found) if isinstance(found, dict) else [])
+        for sample in islice(samples_of(first, Wanted(members=frozenset([text.member]))), _PROBED):
+            if isinstance(sample, Damage) or text.read(sample.members)[0] is not None:
+                return
+            seen += 1
+            found = _parsed(sample.members.get(text.member, b""))[0]
+            keys.update(list(found) if isinstance(found, dict) else [])
     except (OSError, ShardError):
         return  # the shard's own trouble is told where it is worked on
     if seen:

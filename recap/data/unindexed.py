@@ -19,8 +19,9 @@ from hpc.operator import Damage, Shard
 from recap.data.column import Column
 from recap.data.columns import MemberColumn
 from recap.data.joined import Joined
-from recap.data.remote import open_shard
-from recap.data.tars import Sample, read_samples
+from recap.data.kind import NOTHING, Wanted
+from recap.data.kinds import samples_of
+from recap.data.tars import Sample
 from recap.randomness import mixed
 
 log = logging.getLogger(__name__)
@@ -58,11 +59,18 @@ class StreamedReader:
     """The same interface as `recap.data.joined.Reader`, without a plan.
 
     Args:
+        wanted: of each sample.
         shuffle: samples that are held to shuffle among.
     """
 
     def __init__(
-        self, shards: list[Shard], columns: Mapping[str, Column], seed: int, epoch_size: int, shuffle: int = 4096
+        self,
+        shards: list[Shard],
+        columns: Mapping[str, Column],
+        seed: int,
+        epoch_size: int,
+        wanted: Wanted = NOTHING,
+        shuffle: int = 4096,
     ) -> None:
         for name, column in columns.items():
             if not isinstance(column, MemberColumn):
@@ -70,7 +78,7 @@ class StreamedReader:
                     f"config: `data.columns.{name}`: columns beside the tars are joined through the index only. "
                     "Set data.indexed=true, or use a member of the tars."
                 )
-        self.columns = dict(columns)
+        self.columns, self._wanted = dict(columns), wanted
         self.epoch_size, self._shards, self._seed, self._shuffle = epoch_size, shards, seed, shuffle
         self._streams: dict[tuple[int, int], _Stream] = {}
 
@@ -110,12 +118,11 @@ class StreamedReader:
     def _samples(self, shard: Shard) -> Iterator[Joined]:
         """A shard's samples. What is wrong with it is said, and the next shard is read."""
         try:
-            with open_shard(shard) as file:
-                for found in read_samples(file):
-                    if isinstance(found, Damage):
-                        log.warning("un-indexed tars: %s: %s: %s", shard.uri, found.reason, found.detail)
-                    else:
-                        yield self._joined(shard, found)
+            for found in samples_of(shard, self._wanted):
+                if isinstance(found, Damage):
+                    log.warning("un-indexed tars: %s: %s: %s", shard.uri, found.reason, found.detail)
+                else:
+                    yield self._joined(shard, found)
         except (OSError, ShardError) as error:
             log.warning("un-indexed tars: %s: %s", shard.uri, error)
 

@@ -100,6 +100,7 @@ class LatentsOperator(ImageJob, Batched):
         stored = f"{shape[0]} views of " * (shape[0] > 1) + " x ".join(map(str, shape[1:])) + " in fp16"
         size = len(self._packed(np.zeros(shape, np.float16)))
         return [
+            ("input", self.input),
             ("latents", f"{config.vae} · {config.precision} · centre {config.side} px · {config.kind}"),
             ("", f"{stored}: {size / 1000:,.1f} kB an image, {said_in_total(size, 'images', self._shards)}"),
         ]

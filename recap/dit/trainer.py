@@ -31,7 +31,7 @@ class DitTrainer:
     changes: ClassVar[dict[int, str]] = {2: VERSION_2}
 
     def __init__(self, config: DitConfig) -> None:
-        self.config = config
+        self.config, self._input = config, ""
 
     def check(self, ranks: int) -> None:
         config, model, data = self.config, self.config.model, self.config.data
@@ -53,7 +53,7 @@ class DitTrainer:
                 f"patch's {model.shape.patch}). Write {near} or {near + step}."
             )
         names = [*TextPolicy(config.text).columns, *data.embeddings.values(), *([data.latents] if data.latents else [])]
-        check_columns(data, names)
+        self._input = check_columns(data, names)
         startable.check(config)
 
     def identity(self) -> dict[str, Any]:
@@ -83,6 +83,7 @@ class DitTrainer:
                 f"{shares} · {c.model.context} tokens · {'precomputed' if c.data.embeddings else 'encoded live'}",
             ),
             ("length", f"{t.samples:,} samples, {t.batch:,} a step · lr {t.lr:.3g} {t.schedule}"),
+            ("input", self._input),
             ("reading", said_of_reading(c.data, ranks) or "tars are streamed"),
         ]
 

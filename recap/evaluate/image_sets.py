@@ -28,8 +28,7 @@ from hpc.run.directory import Run
 from hpc.run.published import Published, PublishedShard
 from recap.data.images import BadImage, decode_rgb
 from recap.data.inputs import DataConfig, list_shards
-from recap.data.remote import open_shard
-from recap.data.tars import read_samples
+from recap.data.kinds import samples_of
 
 METADATA = "metadata.jsonl"
 log = logging.getLogger(__name__)
@@ -181,22 +180,21 @@ class TarImages(ImageSet):
 
     def _read(self) -> Iterator[ImageItem]:
         for shard in self._shards:
-            with open_shard(shard) as file:
-                for sample in read_samples(file):
-                    if isinstance(sample, Damage):
-                        self.damaged += 1
-                        if shard.id not in self._told:
-                            log.warning("evaluate: %s is damaged: %s: %s", shard.uri, sample.reason, sample.detail)
-                        self._told.add(shard.id)
-                        continue
-                    image = next((sample.members[e] for e in self._config.image if e in sample.members), None)
-                    if image is None:
-                        self.left_out[_sampling(sample.members).get("guidance"), "no image"] += 1
-                        continue
-                    text = sample.members.get(self._config.text)
-                    prompt = None if text is None else text.decode("utf-8", "replace").strip()
-                    name = f"{shard.uri}: {sample.key}"
-                    yield ImageItem(f"{shard.id}/{sample.key}", name, image, prompt, **_sampling(sample.members))
+            for sample in samples_of(shard, self._config.wanted([self._config.text, "json"])):
+                if isinstance(sample, Damage):
+                    self.damaged += 1
+                    if shard.id not in self._told:
+                        log.warning("evaluate: %s is damaged: %s: %s", shard.uri, sample.reason, sample.detail)
+                    self._told.add(shard.id)
+                    continue
+                image = next((sample.members[e] for e in self._config.image if e in sample.members), None)
+                if image is None:
+                    self.left_out[_sampling(sample.members).get("guidance"), "no image"] += 1
+                    continue
+                text = sample.members.get(self._config.text)
+                prompt = None if text is None else text.decode("utf-8", "replace").strip()
+                name = f"{shard.uri}: {sample.key}"
+                yield ImageItem(f"{shard.id}/{sample.key}", name, image, prompt, **_sampling(sample.members))
 
 
 def _sampling(members: Mapping[str, bytes]) -> dict[str, Any]:

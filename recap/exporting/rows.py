@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 from hpc.base.errors import UserError
 from hpc.operator import OK, Shard
 from hpc.run.published import Published, PublishedShard
+from recap.data.blocks import BLOCK
 from recap.data.column import Values
-from recap.data.index import BLOCK
 from recap.data.origin import Origins
 from recap.data.same_image import SameImages, digest_field
 from recap.downloaded import Downloads

@@ -124,6 +124,7 @@ class GenerateOperator(Writing):
         lines = [
             ("rows", read + (f", joined with {beside}" if beside else "") + ("" if rows.tars else " · no tar read"))
         ]
+        lines += [("input", rows.input)] if rows.input else []
         return [*lines, *super().describe(), *([("fields", fields)] if fields else [])]
 
     def column(self) -> Column:

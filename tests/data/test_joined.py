@@ -25,6 +25,7 @@ from recap.data.index import Index, scan_shard
 from recap.data.index_job import collect
 from recap.data.inputs import DataConfig, list_shards
 from recap.data.joined import Joined, Reader
+from recap.data.kinds import tar as tar_kind
 from recap.data.memory import of_rank
 from recap.data.remote import fetch
 from recap.data.samples import JoinedDataConfig, check_columns, said_of_reading, shared_input
@@ -234,8 +235,8 @@ def test_a_large_block_is_asked_for_in_pieces(tmp_path: Path, monkeypatch: pytes
         sizes.append(end - start)
         return fetch(uri, start, end)
 
-    monkeypatch.setattr(joined, "fetch", recorded)
-    monkeypatch.setattr(joined, "PIECE", 1 << 16)
+    monkeypatch.setattr(tar_kind, "fetch", recorded)
+    monkeypatch.setattr(tar_kind, "PIECE", 1 << 16)
     assert read() == whole
     assert max(sizes) == 1 << 16 and len(sizes) > 30
 

@@ -76,8 +76,8 @@ def test_a_columns_rows_alone_open_no_tar(tars: Path, monkeypatch: pytest.Monkey
     write_column(tars / "a", keys())
     write_column(tars / "b", keys()[::-1][::-1], group=100)
     opened: list[Shard] = []
-    monkeypatch.setattr(module, "open_shard", opened.append)
-    monkeypatch.setattr("recap.data.pictures.open_shard", opened.append)
+    monkeypatch.setattr(module, "samples_of", lambda shard, wanted: opened.append(shard))
+    monkeypatch.setattr("recap.data.pictures.samples_of", lambda shard, wanted: opened.append(shard))
     found = reader(tars, ["a", "b"], False, a={"folder": str(tars / "a")}, b={"folder": str(tars / "b")})
     assert found.main == "a" and not found.tars
     rows = rows_of(found)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from hpc.base.errors import UserError
 from hpc.operator import Shard
-from recap.data.index import Index, ShardBlocks
+from recap.data.blocks import ShardBlocks
+from recap.data.index import Index
 from recap.data.streams import Plan
 from recap.randomness import permute_array
 
@@ -170,6 +171,9 @@ def write_large_index(path, counts: np.ndarray) -> None:
             "count": lists(pa.array(counts.reshape(-1)), blocks),
             "problems": [[]] * shards,
             "links": [[]] * shards,
+            "kind": ["tar"] * shards,
+            "origin": [[]] * shards,
+            "skip": [[]] * shards,
         },
         schema=module._SCHEMA,
     )

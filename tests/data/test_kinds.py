@@ -1,0 +1,106 @@
+"""The flags, captioned by the captioner that ships, from every kind of input: the same captions row for row by digest,
+also where everything was killed on the way; and what works on a run of tars works on these.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from hpc import verify
+from hpc.base.errors import Exit
+from hpc.run.published import Published
+from recap import export, report
+from tests.data.flags import flags, write_as_parquet, write_as_tar
+from tests.support.jobs import wait_for
+
+ROOT = Path(__file__).parents[2]
+SHARDS = (0, 1)
+
+
+def as_tars(folder: Path) -> dict[str, Any]:
+    for number in SHARDS:
+        write_as_tar(folder / f"{number}.tar", flags(number))
+    return {}
+
+
+def as_parquet(folder: Path) -> dict[str, Any]:
+    for number in SHARDS:
+        write_as_parquet(folder / f"{number}.parquet", flags(number))
+    return {}
+
+
+KINDS: dict[str, Callable[[Path], dict[str, Any]]] = {"parquet": as_parquet}
+
+
+def configured(folder: Path, make: Callable[[Path], dict[str, Any]]) -> Path:
+    data = {"shards": [str(folder / "in")], **make(folder / "in")}
+    tree = {
+        "name": "r", "runs": str(folder), "operator": "recap.caption.operator.CaptionOperator", "cluster": "local",
+        "captioner": {"model": str(ROOT / "recap/demo/captioner"), "threads": 1}, "data": data,
+        "map": {"lease_s": 10, "segment": 4, "save_s": 0.0},
+    }  # fmt: skip
+    file = folder / "c.yaml"
+    file.write_text(yaml.safe_dump(tree))
+    return file
+
+
+def launched(config: Path) -> subprocess.Popen[str]:
+    """In a process group of its own, so that all of it can be killed."""
+    command = [sys.executable, "-m", "hpc.launch", str(config)]
+    return subprocess.Popen(
+        command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def captions(run: Path) -> list[tuple[Any, ...]]:
+    """Digest, original text and caption of every row, in order."""
+    rows = [row for shard in Published(run) for row in shard.table().to_pylist()]
+    return [(row["image_sha256"], row["text"], row["caption"], row["status"]) for row in rows]
+
+
+@pytest.fixture(scope="module")
+def of_tars(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Any, ...]]:
+    folder = tmp_path_factory.mktemp("tars")
+    done = launched(configured(folder, as_tars))
+    out = done.communicate(timeout=900)[0]
+    assert done.returncode == Exit.COMPLETE, out
+    return captions(folder / "r")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_captions_whatever_was_killed(kind: str, of_tars: list[tuple[Any, ...]], tmp_path: Path) -> None:
+    config = configured(tmp_path, KINDS[kind])
+    first = launched(config)
+    try:
+        wait_for(lambda: any(file.stat().st_size for file in (tmp_path / "r/segments").rglob("*.rows")), 600)
+    finally:
+        os.killpg(first.pid, signal.SIGKILL)
+    first.communicate()
+    assert Published(tmp_path / "r").missing(), "it was killed too late to prove anything"
+    again = launched(config)
+    out = again.communicate(timeout=900)[0]
+    assert again.returncode == Exit.COMPLETE, out
+    assert captions(tmp_path / "r") == of_tars and {row[3] for row in of_tars} == {"ok"}
+    assert kind in out and "input" in out
+
+    assert verify.main([str(tmp_path / "r"), "--full"]) == Exit.COMPLETE
+    assert report.main([str(tmp_path / "r")]) == Exit.COMPLETE
+    assert (tmp_path / "r/report.html").read_text().count('<img src="data:image/webp') >= 24
+    assert export.main([str(tmp_path / "r"), str(tmp_path / "out"), "--webdataset"]) == Exit.COMPLETE
+    members = []
+    for path in (tmp_path / "out").glob("*.tar"):
+        with tarfile.open(path) as tar:
+            members += [name.partition(".")[2] for name in tar.getnames()]
+    assert {"png", "txt", "recap.txt"} <= set(members) and members.count("png") == len(of_tars)
