@@ -6,8 +6,9 @@ depend on the machine.
     python -m benchmarks.scale --check                 exit 1 where a target is missed
     python -m benchmarks.scale --json results.json     the numbers, too
 
-Trees are built in bulk: a run whose shards are all done, with four columns read from it, and an index of the tars.
-Tars, markers and column files are names of one file each. "Operations" are the system calls that name a file (open,
+Trees are built in bulk: a run whose shards are all done, read as four columns under as many names, and an index of the
+tars. Tars, markers and column files are names of one file each. "Merged" are four fields of one run, as
+recap.data.merge makes them. "Operations" are the system calls that name a file (open,
 stat, link, ...) and the listings, as strace counts them in a process of its own, less those of one that imports the
 same modules and does nothing. "Alone" is a rank that finds everything out by itself, as before there were manifests.
 """
@@ -51,7 +52,7 @@ SAMPLES = 8  # of a shard
 LINKS = 60_000  # names of one file (ext4 allows 65,000)
 COUNTED = 10_000  # shards up to which operations that grow with them are counted: each takes longer under strace
 CALLS = "%file,getdents64"
-BLOCKS = 64  # read by the rank whose operations a block are counted
+BLOCKS = 64  # read by the rank whose operations a block are counted, less those of one that reads half as many
 
 
 # --- a tree -----------------------------------------------------------------------------------
@@ -73,6 +74,8 @@ def build(folder: Path, count: int) -> None:
         blocks = scan(opened)
     Index.of((shard, blocks) for shard in shards).save(folder / "blocks.index")
 
+    for number in range(1, COLUMNS):
+        (folder / f"run{number}").symlink_to("run")
     run.make()
     identity, column = "5ca1e000", folder / "run/columns/recap/5ca1e000/all.parquet"
     column.parent.mkdir(parents=True)
@@ -97,11 +100,12 @@ def build(folder: Path, count: int) -> None:
         os.link(marker, ledger.directory(shard.id) / f"{shard.id}.g0.done")
 
 
-def data_of(folder: Path) -> JoinedDataConfig:
-    columns = {f"c{number}": ColumnConfig(run=str(folder / "run")) for number in range(COLUMNS)}
+def data_of(folder: Path, columns: int = COLUMNS, merged: bool = False) -> JoinedDataConfig:
+    runs = ["run", *("run" if merged else f"run{number}" for number in range(1, columns))][:columns]
     return JoinedDataConfig(
-        shards=[str(folder / "tars")], columns=columns, streams=1, window=1, index=str(folder / "blocks.index")
-    )
+        shards=[str(folder / "tars")], columns={f"c{n}": ColumnConfig(run=str(folder / r)) for n, r in enumerate(runs)},
+        streams=1, window=1, index=str(folder / "blocks.index"),
+    )  # fmt: skip
 
 
 # --- one process ------------------------------------------------------------------------------
@@ -109,12 +113,13 @@ def data_of(folder: Path) -> JoinedDataConfig:
 
 def rank(folder: Path, what: str) -> None:
     """Be one: prints CPU seconds and MB of anonymous memory that its start took."""
-    data = data_of(folder)
-    gang: Any = SimpleNamespace(rank=0 if what == "survey" else 1, directory=str(folder))
+    data = data_of(folder, columns=0 if what == "shards" else COLUMNS, merged="merged" in what)
+    gang: Any = SimpleNamespace(rank=0 if what in ("shards", "survey") else 1, directory=str(folder))
     memory, cpu = _anonymous_mb(), time.process_time()
-    shared = shared_input(data, gang) if what in ("survey", "rank", "blocks") else None
-    if what in ("rank", "blocks", "alone"):
-        _start(data, shared, BLOCKS * SAMPLES if what == "blocks" else 0)
+    shared = shared_input(data, gang) if what not in ("nothing", "alone") else None
+    if what not in ("nothing", "shards", "survey"):
+        blocks = {"rank": 0, "alone": 0}.get(what, BLOCKS if what.startswith("all") else BLOCKS // 2)
+        _start(data, shared, blocks * SAMPLES)
     sys.stdout.write(json.dumps({"cpu_s": time.process_time() - cpu, "mb": _anonymous_mb() - memory}) + "\n")
 
 
@@ -123,7 +128,7 @@ def _start(data: JoinedDataConfig, shared: Shared | None, samples: int) -> None:
         return tuple(sample.columns.values())
 
     made: Samples[Any] = Samples(data, list(data.columns), 0, shared, None, 0, prepare)
-    assert made.size() and (shared or made.digest())
+    assert made.size() and made.digest()
     if samples:
         assert all(taken.value == ("a caption",) * COLUMNS for taken in made.take(0, samples))
         made.close()
@@ -154,17 +159,20 @@ def measured(folder: Path, what: str, counted: bool = True) -> dict[str, float]:
 
 def measure(folder: Path, count: int) -> dict[str, float]:
     build(folder, count)
-    idle = measured(folder, "nothing")
+    idle = measured(folder, "nothing")["operations"]
     few = count <= COUNTED
+    shards = measured(folder, "shards", counted=False)
     made = measured(folder, "survey", few)
-    start, blocks = (measured(folder, what) for what in ("rank", "blocks"))
+    start = measured(folder, "rank")
+    blocks = {what: measured(folder, what)["operations"] for what in ("half", "all", "half merged", "all merged")}
     alone = measured(folder, "alone", few)
     return {
-        "rank_operations": start["operations"] - idle["operations"], "rank_cpu_s": start["cpu_s"],
-        "rank_mb": start["mb"], "block_operations": (blocks["operations"] - start["operations"]) / BLOCKS,
-        "alone_operations": alone["operations"] - idle["operations"], "alone_cpu_s": alone["cpu_s"],
-        "alone_mb": alone["mb"], "survey_operations": made["operations"] - idle["operations"],
-        "survey_cpu_s": made["cpu_s"],
+        "rank_operations": start["operations"] - idle, "rank_cpu_s": start["cpu_s"], "rank_mb": start["mb"],
+        "block_operations": 2 * (blocks["all"] - blocks["half"]) / BLOCKS,
+        "merged_operations": 2 * (blocks["all merged"] - blocks["half merged"]) / BLOCKS,
+        "alone_operations": alone["operations"] - idle, "alone_cpu_s": alone["cpu_s"], "alone_mb": alone["mb"],
+        "survey_operations": made["operations"] - idle, "survey_cpu_s": made["cpu_s"], "survey_mb": made["mb"],
+        "column_cpu_s": (made["cpu_s"] - shards["cpu_s"]) / COLUMNS,
     }  # fmt: skip
 
 
@@ -173,8 +181,10 @@ def measure(folder: Path, count: int) -> dict[str, float]:
 LABELS = {
     "rank_operations": "a rank's start: operations", "rank_cpu_s": "CPU, s", "rank_mb": "anonymous memory, MB",
     "block_operations": f"a block with {COLUMNS} columns: operations",
+    "merged_operations": "a block, merged: operations",
     "alone_operations": "a rank's start alone: operations", "alone_cpu_s": "CPU, s", "alone_mb": "memory, MB",
-    "survey_operations": "rank 0's survey, once: operations", "survey_cpu_s": "CPU, s",
+    "survey_operations": "rank 0's survey, once: operations", "survey_cpu_s": "CPU, s", "survey_mb": "memory, MB",
+    "column_cpu_s": "a column of it: CPU, s",
 }  # fmt: skip
 
 
@@ -188,6 +198,8 @@ def targets(sizes: dict[int, dict[str, float]]) -> list[Target]:
         Target("CPU", most["rank_cpu_s"], 1, "s"),
         Target("anonymous memory", most["rank_mb"], 50, "MB"),
         Target(f"a block with {COLUMNS} columns: operations", most["block_operations"], 10, ""),
+        Target("the same, merged: operations", most["merged_operations"], 4, ""),
+        Target("rank 0's survey of a column: CPU", most["column_cpu_s"], 10 * max(1, max(sizes) / 140_000), "s"),
     ]  # fmt: skip
 
 

@@ -7,10 +7,8 @@ is listed again only when its directory has changed.
 
 from __future__ import annotations
 
-import gc
 import json
 import os
-import re
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -20,20 +18,17 @@ from typing import Any
 import pyarrow as pa
 
 from hpc.base import atomic
+from hpc.base.no_collection import without_collection
 from hpc.operator import FAILED as SAMPLE_FAILED
 from hpc.run.directory import Run, Submission
 from hpc.run.journal_reader import JournalReader
-from hpc.run.ledger import CLAIMED, DONE, FAILED, Ledger, State, bucket_of, states
+from hpc.run.ledger import DONE, FAILED, Ledger, State, bucket_of, settled_and_claimed
 from hpc.run.lost import LostFiles
 from hpc.run.plan import Plan
 
 FORMAT = 4  # of the cache
 WORTHWHILE = 5000  # shards from which on the cache is written
 _RACY_S = 2.0  # a directory that changed so shortly before its listing may change again under the same time stamp
-
-_TERMINAL = re.compile(r"^(.+)\.g0\.(done|failed)$", re.MULTILINE)
-_DONE, _FAILED = State(DONE), State(FAILED)  # one object each: there may be a million
-_LATER = re.compile(r"\.g[1-9]\d*\.(?:e|done|failed)")
 
 
 @dataclass
@@ -126,13 +121,8 @@ class Tally:
         return (latest.plan, latest.identity) == (self._latest.plan, self._latest.identity)
 
     def count(self) -> Totals:
-        collecting = gc.isenabled()
-        gc.disable()  # a first look makes millions of small objects, and no cycles
-        try:
+        with without_collection():
             return self._count()
-        finally:
-            if collecting:
-                gc.enable()
 
     def _count(self) -> Totals:
         if self._generations != self._run.generations.count():
@@ -162,7 +152,7 @@ class Tally:
         if isinstance(known, pa.Array):
             known = set(known.to_pylist())
         names = self._ledger.names(bucket)
-        settled, claimed = _states(names, reopened)
+        settled, claimed = settled_and_claimed(names, reopened)
         for shard, state in settled.items():
             if shard not in known or (shard in self._failed and state.status == DONE):
                 found[shard] = state
@@ -316,20 +306,6 @@ def _without_overlap(blocks: dict[int, dict[str, int]]) -> Counter[str]:
             counts.update(saved)
             end = start + sum(saved.values())
     return counts
-
-
-def _states(names: list[str], reopened: Mapping[str, int] | None) -> tuple[dict[str, State], list[str]]:
-    """(settled shards, ids of claimed ones): at C speed where nothing was reopened, else by the function of names."""
-    text = "\n".join(names)
-    if reopened or _LATER.search(text):
-        found = states(names, reopened)
-        settled = {i: s for i, s in found.items() if s.terminal}
-        return settled, [i for i, s in found.items() if s.status == CLAIMED]
-    marks = _TERMINAL.findall(text)
-    settled = {shard: _FAILED for shard, mark in marks if mark == "failed"}
-    settled.update((shard, _DONE) for shard, mark in marks if mark == "done")
-    left = states(n for n in names if n.rpartition(".g0.")[0] not in settled)
-    return settled, [shard for shard, state in left.items() if state.status == CLAIMED]
 
 
 def _sound(event: dict[str, Any]) -> bool:

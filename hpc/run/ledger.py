@@ -33,6 +33,9 @@ OPEN, CLAIMED, DONE, FAILED = "open", "claimed", "done", "failed"
 _BUCKET = re.compile(r"[0-9a-f]{3}")
 _NAME = re.compile(r"(?P<id>.+)\.g(?P<generation>[0-9]+)\.(?:e(?P<epoch>[0-9]+)(?P<end>\.end)?|(?P<mark>done|failed))")
 
+_TERMINAL = re.compile(r"^(.+)\.g0\.(done|failed)$", re.MULTILINE)
+_LATER = re.compile(r"\.g[1-9]\d*\.(?:e|done|failed)")
+
 
 @lru_cache(maxsize=4096)
 def bucket_of(shard_id: str) -> str:
@@ -96,6 +99,27 @@ def states(names: Iterable[str], reopened: Mapping[str, int] | None = None) -> d
     return result
 
 
+_DONE, _FAILED = State(DONE), State(FAILED)  # one object each: there may be a million
+
+
+def settled_and_claimed(
+    names: list[str], reopened: Mapping[str, int] | None = None
+) -> tuple[dict[str, State], list[str]]:
+    """(settled shards, whose states may lack their epoch; ids of claimed ones): `states` at the speed of C where
+    nothing was reopened.
+    """
+    text = "\n".join(names)
+    if reopened or _LATER.search(text):
+        found = states(names, reopened)
+        settled = {i: s for i, s in found.items() if s.terminal}
+        return settled, [i for i, s in found.items() if s.status == CLAIMED]
+    marks = _TERMINAL.findall(text)
+    settled = {shard: _FAILED for shard, mark in marks if mark == "failed"}
+    settled.update((shard, _DONE) for shard, mark in marks if mark == "done")
+    left = states(n for n in names if n.rpartition(".g0.")[0] not in settled)
+    return settled, [shard for shard, state in left.items() if state.status == CLAIMED]
+
+
 @dataclass(frozen=True, slots=True)
 class Claim:
     """Epoch `epoch` of generation `generation` of a shard, owned by whoever made its file."""
@@ -136,6 +160,14 @@ class Ledger:
         by_bucket = _by_bucket(reopened)
         for bucket in self.buckets():
             found.update(states(self.names(bucket), by_bucket.get(bucket)))
+        return found
+
+    def done(self, reopened: Mapping[str, int] | None = None) -> dict[str, int]:
+        """Generations of the shards that are done: one listing per bucket."""
+        by_bucket, found = _by_bucket(reopened), dict[str, int]()
+        for bucket in self.buckets():
+            settled, _ = settled_and_claimed(self.names(bucket), by_bucket.get(bucket))
+            found.update((shard, state.generation) for shard, state in settled.items() if state.status == DONE)
         return found
 
     def outcome(self, ids: Iterable[str], reopened: Mapping[str, Mapping[str, int]]) -> Counter[str] | None:
@@ -215,10 +247,19 @@ class Ledger:
     def read(self, shard_id: str, suffix: str) -> dict[str, Any]:
         """The content of `<id>.<suffix>`, {} if there is none. A half-visible file (NFS) reads as {} too."""
         try:
-            record = json.loads((self.directory(shard_id) / f"{shard_id}.{suffix}").read_bytes())
+            record = json.loads(_content(f"{self.root}/{bucket_of(shard_id)}/{shard_id}.{suffix}"))
         except (FileNotFoundError, ValueError):  # ValueError: not JSON, not even UTF-8 (zeros after a machine's crash)
             return {}
         return record if isinstance(record, dict) else {}
+
+
+def _content(path: str) -> bytes:
+    """Of a small file: half the price of pathlib and file objects, which counts where it is asked for a million."""
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return b"".join(iter(lambda: os.read(file, 1 << 16), b""))
+    finally:
+        os.close(file)
 
 
 def _by_bucket(reopened: Mapping[str, int] | None) -> dict[str, dict[str, int]]:

@@ -12,6 +12,7 @@ import hashlib
 import io
 import itertools
 from collections.abc import Iterable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -163,8 +164,9 @@ class Plan:
                 continue
             table = self._group(group)
             low, high = max(start, first) - first, min(stop, last) - first
-            for row in table.slice(low, high - low).to_pylist():
-                yield Shard(**row)
+            part = table.slice(low, high - low)
+            columns = [part[f.name].to_pylist() for f in fields(Shard)]
+            yield from map(Shard, *columns)
 
     def table(self, columns: list[str] | None = None) -> pa.Table:
         with self._reading():

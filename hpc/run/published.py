@@ -19,7 +19,6 @@ from hpc.base import object_store
 from hpc.base.errors import UserError
 from hpc.operator import Shard
 from hpc.run.directory import Run
-from hpc.run.ledger import DONE
 from hpc.run.plan import Plan
 
 
@@ -71,7 +70,7 @@ class Published:
         self.run = Run(run)
         self.submission = self.run.latest()
         self._ledger = self.run.ledger(self.submission.identity)
-        self._states = self._ledger.survey(self.run.generations.opened())
+        self._done = self._ledger.done(self.run.generations.opened())  # their generations
         self.shards = sorted(Plan(self.run.plans, self.submission.plan).shards(), key=lambda s: s.id)
         self._by_id = {shard.id: shard for shard in self.shards}
 
@@ -85,28 +84,32 @@ class Published:
 
     def missing(self) -> list[str]:
         """Ids of planned shards that are not finished."""
-        return [s.id for s in self.shards if s.id not in self._states or self._states[s.id].status != DONE]
+        return [s.id for s in self.shards if s.id not in self._done]
 
     def __contains__(self, shard_id: str) -> bool:
         """Whether a shard is finished; its marker is not read."""
-        return shard_id in self._by_id and shard_id in self._states and self._states[shard_id].status == DONE
+        return shard_id in self._by_id and shard_id in self._done
 
     def generation(self, shard_id: str) -> int:
         """Of a finished shard; no marker is read."""
-        return self._states[shard_id].generation
+        return self._done[shard_id]
+
+    def marker(self, shard_id: str) -> dict[str, Any]:
+        """Of a finished shard. UserError where it is damaged."""
+        marker = self._ledger.read(shard_id, f"g{self._done[shard_id]}.done")
+        if not isinstance(marker.get("file"), str):
+            raise UserError(
+                f"{self.run.path}: the marker of shard {shard_id} is damaged. Make it again: python -m hpc.rerun "
+                f"{self.run.path} --shards {shard_id}"
+            )
+        return marker
 
     def find(self, shard_id: str) -> PublishedShard | None:
         """One finished shard."""
         if shard_id not in self:
             return None
-        shard, state = self._by_id[shard_id], self._states[shard_id]
-        marker = self._ledger.read(shard.id, f"g{state.generation}.done")
-        if not isinstance(marker.get("file"), str):
-            raise UserError(
-                f"{self.run.path}: the marker of shard {shard.id} is damaged. Make it again: python -m hpc.rerun "
-                f"{self.run.path} --shards {shard.id}"
-            )
-        return PublishedShard(shard, self.run.locate(marker["file"]), marker, self.run.path)
+        marker = self.marker(shard_id)
+        return PublishedShard(self._by_id[shard_id], self.run.locate(marker["file"]), marker, self.run.path)
 
     def __iter__(self) -> Iterator[PublishedShard]:
         for shard in self.shards:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from hpc.base.errors import UserError
 from hpc.base.fields import execution
+from hpc.base.small_reads import small_reads
 from hpc.operator import Shard
 from recap.data.manifest import Located, Manifest
 
@@ -72,11 +72,10 @@ class ColumnOfFiles:
         raise NotImplementedError
 
     def manifest(self, shards: Sequence[Shard]) -> Iterator[tuple[str, Located]]:
-        """`locate` for all shards that have rows, in threads: each may be a small read."""
-        with ThreadPoolExecutor(16) as pool:
-            for shard, located in zip(shards, pool.map(self.locate, shards), strict=True):
-                if located is not None:
-                    yield shard.id, located
+        """`locate` for all shards that have rows: each may be a small read."""
+        for shard, located in zip(shards, small_reads(self.locate, shards), strict=True):
+            if located is not None:
+                yield shard.id, located
 
     def located(self, shard: Shard) -> Located | None:
         """Where they lay when the training began, or lie now."""

@@ -6,11 +6,10 @@ the shards, or of an export (`folder:`, any fsspec URL), or from the tars themse
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property
 from threading import Lock
 from typing import Any
@@ -27,12 +26,11 @@ from recap.data.blocks import BLOCK
 from recap.data.column import Column, ColumnConfig, ColumnOfFiles, Values, check_missing, gone
 from recap.data.headers import plain
 from recap.data.manifest import Located, Manifest
+from recap.data.open_files import OpenFiles
 from recap.data.origin import Origin, Origins, Places, said_once
 from recap.data.row_groups import rows_of
 from recap.data.same_image import digest_field
 from recap.data.texts import TextMember
-
-_OPEN_FILES = 256  # parquet footers that are kept
 
 
 def open_column(name: str, config: ColumnConfig, manifest: Manifest | None = None) -> Column:
@@ -84,23 +82,13 @@ class MemberColumn:
         return self.text.value(data)[0] if text is None and self.text.path and data is not None else text
 
 
-@dataclass(slots=True)
-class _Open:
-    """A parquet file, which one thread at a time opens, reads and closes. None inside: there is none."""
-
-    lock: Lock = field(default_factory=Lock)
-    file: pq.ParquetFile | None = None
-    doubt: str = ""
-    ready: bool = False
-
-
 class ParquetColumn(ColumnOfFiles):
     """Rows of parquet files, one file a shard, in the order of the tar. Files are read side by side by many threads."""
 
     def __init__(self, name: str, config: ColumnConfig, field: str, manifest: Manifest | None) -> None:
         super().__init__(name, config, field, manifest)
-        self._open: OrderedDict[str, _Open] = OrderedDict()
-        self._lock = Lock()  # of the dictionary and the identity, never held while a file is read
+        self.files = OpenFiles()  # which columns of the same files share
+        self._lock = Lock()  # of the identity
 
     def _opened(self, shard: Shard, located: Located) -> tuple[pq.ParquetFile, str]:
         """The file, and why it may be another's (see `Values.doubt`)."""
@@ -165,34 +153,15 @@ class ParquetColumn(ColumnOfFiles):
     @contextmanager
     def _file(self, shard: Shard) -> Iterator[tuple[pq.ParquetFile | None, str]]:
         """The open file of a shard, to oneself, and its doubt."""
-        while True:
-            entry = self._entry(shard.id)
-            with entry.lock:
-                with self._lock:
-                    if self._open.get(shard.id) is not entry:  # closed while we waited for it
-                        continue
-                if not entry.ready:
-                    located = self.located(shard)
-                    if located is not None:
-                        file, entry.doubt = self._opened(shard, located)
-                        self._check_file(shard.id, file)
-                        entry.file = file
-                    entry.ready = True
-                yield entry.file, entry.doubt
-                return
 
-    def _entry(self, shard: str) -> _Open:
-        old = None
-        with self._lock:
-            entry = self._open.setdefault(shard, _Open())
-            self._open.move_to_end(shard)
-            if len(self._open) > _OPEN_FILES:
-                _, old = self._open.popitem(last=False)
-        if old is not None:
-            with old.lock:
-                if old.file is not None:
-                    old.file.close()
-        return entry
+        def opened() -> tuple[pq.ParquetFile | None, str]:
+            located = self.located(shard)
+            return self._opened(shard, located) if located is not None else (None, "")
+
+        with self.files.file(shard.id, opened) as (file, doubt):
+            if file is not None:
+                self._check_file(shard.id, file)
+            yield file, doubt
 
     def _check_file(self, shard: str, file: pq.ParquetFile) -> None:
         names = file.schema_arrow.names
@@ -333,8 +302,10 @@ class RunColumn(ParquetColumn):
 
     def locate(self, shard: Shard) -> Located | None:
         origin = self._origin(shard)
-        found = self.published.find(origin.shard.id) if origin else None
-        return Located(found.marker["file"], origin.doubt, self.generation(shard)) if origin and found else None
+        if origin is None:
+            return None
+        name = origin.shard.id
+        return Located(self.published.marker(name)["file"], origin.doubt, self.published.generation(name))
 
     def generation(self, shard: Shard) -> int:
         origin = self._origin(shard)

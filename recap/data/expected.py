@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Iterable, Iterator, Set
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Set
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hpc.base.remote_files import file_system
+from hpc.base.small_reads import small_reads
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz")
-
-_TRIED = 64  # small files that are read to learn how far away the file system is
-_SLOW_S = 0.0005  # of a file, from which on many are read at the same time
-_THREADS = 32
 
 
 def expected_samples(how: str, found: Iterable[str], known: Set[str]) -> dict[str, int]:
@@ -49,15 +44,9 @@ def expected_samples(how: str, found: Iterable[str], known: Set[str]) -> dict[st
 
 def _contents(paths: list[str]) -> Iterable[tuple[str, bytes]]:
     """The bytes of many small files; remote ones are asked for together. What cannot be read is left out."""
-    local = [p for p in paths if "://" not in p]
-    started = time.perf_counter()
-    yield from _read(local[:_TRIED])
-    if time.perf_counter() - started > _SLOW_S * _TRIED:  # a file system far away: it answers many at once
-        with ThreadPoolExecutor(_THREADS) as pool:
-            for found in pool.map(lambda at: list(_read(local[at : at + 64])), range(_TRIED, len(local), 64)):
-                yield from found
-    else:
-        yield from _read(local[_TRIED:])
+    for path, content in small_reads(_read, [p for p in paths if "://" not in p]):
+        if content is not None:
+            yield path, content
     remote = [p for p in paths if "://" in p]
     for start in range(0, len(remote), 1000):
         part = remote[start : start + 1000]
@@ -67,12 +56,11 @@ def _contents(paths: list[str]) -> Iterable[tuple[str, bytes]]:
         yield from ((stripped[name], content) for name, content in answers.items())
 
 
-def _read(paths: list[str]) -> Iterator[tuple[str, bytes]]:
-    for path in paths:
-        try:
-            yield path, Path(path).read_bytes()
-        except OSError:
-            continue
+def _read(path: str) -> tuple[str, bytes | None]:
+    try:
+        return path, Path(path).read_bytes()
+    except OSError:
+        return path, None
 
 
 def _successes(data: bytes) -> int | None:

@@ -16,18 +16,20 @@ from typing import Any, Generic, TypeVar
 
 from hpc.base.errors import UserError
 from hpc.base.fields import execution, semantic
+from hpc.base.no_collection import without_collection
 from hpc.operator import Shard
 from hpc.run.published import Published
 from hpc.trainer import Gang
 from recap.data.blocks import BLOCK
 from recap.data.column import Column, ColumnConfig, ColumnOfFiles
-from recap.data.columns import members_of, open_column
+from recap.data.columns import ParquetColumn, members_of, open_column
 from recap.data.images import BadImage
 from recap.data.index import Index
 from recap.data.inputs import DataConfig, list_shards
 from recap.data.joined import HELD, Joined, Reader, Slot
 from recap.data.kinds import check_ranges, described
 from recap.data.manifest import Manifest, write
+from recap.data.open_files import OpenFiles
 from recap.data.pictures import MISSING, why_missing
 from recap.data.streams import Plan
 from recap.data.unindexed import StreamedReader, StreamedSlot
@@ -134,8 +136,9 @@ def shared_input(data: JoinedDataConfig, gang: Gang, folder: str = "columns") ->
     if gang.rank == 0:
         shards = list_shards(data)
         _tell_damage(Index.open_or_make(index, shards, data.readers, data.wanted(image=False)))
-        for name, path in found.manifests.items():
-            _share(name, data.columns[name], shards, path)
+        with without_collection():
+            for name, path in found.manifests.items():
+                _share(name, data.columns[name], shards, path)
     patience = time.monotonic() + _WAIT_S
     for path in (index, *found.manifests.values()):
         while not path.exists():
@@ -149,7 +152,14 @@ def opened_columns(data: JoinedDataConfig, names: Sequence[str], shared: Shared 
     """By name: as they were when the training began, or, without `shared`, as they are now."""
     paths = shared.manifests if shared else {}
     found = {name: Manifest(paths[name]) if name in paths else None for name in names}
-    return {name: open_column(name, data.columns[name], manifest) for name, manifest in found.items()}
+    opened = {name: open_column(name, data.columns[name], manifest) for name, manifest in found.items()}
+    files: dict[tuple[str | None, str | None, str], OpenFiles] = {}
+    for name, column in opened.items():
+        if isinstance(column, ParquetColumn):  # fields of one column of files, as a merge makes it
+            config, manifest = data.columns[name], found[name]
+            place = (config.run, config.folder, manifest.digest if manifest else "")
+            column.files = files.setdefault(place, column.files)
+    return opened
 
 
 def _share(name: str, config: ColumnConfig, shards: Sequence[Shard], path: Path) -> None:

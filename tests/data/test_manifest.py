@@ -120,7 +120,7 @@ def test_a_folder_s_column_too(tmp_path: Path) -> None:
 
 def test_many_threads_read_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With fewer open files than shards, so that they are closed beside those who read them."""
-    monkeypatch.setattr("recap.data.columns._OPEN_FILES", 3)
+    monkeypatch.setattr("recap.data.open_files.MOST", 3)
     shards = build(tmp_path, [5] * 12)
     folder = write_column(tmp_path, [5] * 12)
     column = open_column("recap", ColumnConfig(folder=str(folder), field="caption"))

@@ -16,7 +16,7 @@ from hpc.config import ClusterConfig
 from hpc.map import cost, forecast, tally
 from hpc.map.tally import Tally
 from hpc.operator import STATUSES, Shard
-from hpc.run import plan
+from hpc.run import ledger, plan
 from hpc.run.directory import Run, Submission
 from hpc.run.journal_reader import Activity, JournalReader
 from hpc.run.ledger import CLAIMED, DONE, FAILED, Claim, State
@@ -193,10 +193,10 @@ def test_a_cache_that_does_not_fit_is_not_used(tmp_path: Path, monkeypatch: pyte
 def test_names_with_dots_and_later_generations() -> None:
     names = ["a.g0.b.g0.e0", "a.g0.b.g0.done", "c.g0.e0", "c.g0.e0.end", "c.g0.e1"]
     names += ["d.g0.e0", "d.g0.failed", "d.g0.done"]
-    settled, claimed = tally._states(names, None)
+    settled, claimed = ledger.settled_and_claimed(names, None)
     assert settled == {"a.g0.b": State(DONE), "d": State(DONE)}
     assert claimed == ["c"]
-    settled, claimed = tally._states([*names, "d.g1.e0"], {"a.g0.b": 1})
+    settled, claimed = ledger.settled_and_claimed([*names, "d.g1.e0"], {"a.g0.b": 1})
     assert settled == {}
     assert sorted(claimed) == ["c", "d"]
 
