@@ -19,6 +19,7 @@ from hpc.base import object_store
 from hpc.base.errors import UserError
 from hpc.operator import Shard
 from hpc.run.directory import Run
+from hpc.run.ledger import DONE
 from hpc.run.plan import Plan
 
 
@@ -116,3 +117,14 @@ class Published:
             found = self.find(shard.id)
             if found is not None:
                 yield found
+
+
+def some_file(run: Run) -> str | None:
+    """Where the file of a finished shard lies, without a survey; None where nothing is finished."""
+    submission = run.latest()
+    ledger, opened = run.ledger(submission.identity), run.generations.opened()
+    for shard in Plan(run.plans, submission.plan).shards():
+        state = ledger.state(shard.id, opened)
+        if state.status == DONE and (file := ledger.read(shard.id, f"g{state.generation}.done").get("file")):
+            return run.locate(file)
+    return None

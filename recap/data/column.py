@@ -6,6 +6,8 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import pyarrow as pa
+
 from hpc.base.errors import UserError
 from hpc.base.fields import execution
 from hpc.base.small_reads import small_reads
@@ -69,6 +71,25 @@ class ColumnOfFiles:
 
     def known_identity(self) -> str:
         """What made the column; "" where it does not say."""
+        raise NotImplementedError
+
+    def type(self) -> pa.DataType:
+        """Of its values, as one of its files says. UserError where there is no file, or not this field."""
+        schema = self._some_schema()
+        if schema is None:
+            raise UserError(
+                f"data: column {self.name} ({self.config.run or self.config.folder}) holds no file yet, so that the "
+                "type of its values is not known. Make it first."
+            )
+        if self.field not in schema.names:
+            raise UserError(
+                f"config: `data.columns.{self.name}`: there is no field {self.field!r}. There are "
+                f"{', '.join(schema.names)}: set `field`."
+            )
+        return schema.field(self.field).type
+
+    def _some_schema(self) -> pa.Schema | None:
+        """That of one of the files; None where there is none."""
         raise NotImplementedError
 
     def manifest(self, shards: Sequence[Shard]) -> Iterator[tuple[str, Located]]:

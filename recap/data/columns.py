@@ -21,7 +21,7 @@ from hpc.base.errors import UserError
 from hpc.base.remote_files import file_system
 from hpc.operator import OK, Shard
 from hpc.run.directory import Run
-from hpc.run.published import Published
+from hpc.run.published import Published, some_file
 from recap.data.blocks import BLOCK
 from recap.data.column import Column, ColumnConfig, ColumnOfFiles, Values, check_missing, gone
 from recap.data.headers import plain
@@ -237,10 +237,14 @@ class FolderColumn(ParquetColumn):
 
     def known_identity(self) -> str:
         """That of the first file: all are of one (see `_check_file`)."""
+        schema = self._some_schema()
+        return ((schema.metadata if schema else None) or {}).get(b"identity", b"").decode()
+
+    def _some_schema(self) -> pa.Schema | None:
         for name in sorted(self._listed)[:1]:
             with self._parquet(self._listed[name]) as file:
-                return (file.schema_arrow.metadata or {}).get(b"identity", b"").decode()
-        return ""
+                return file.schema_arrow
+        return None
 
     def check(self, shards: Sequence[Shard]) -> str:
         names = [(shard, self._name(shard)) for shard in shards]
@@ -314,11 +318,23 @@ class RunColumn(ParquetColumn):
     def _opened(self, shard: Shard, located: Located) -> tuple[pq.ParquetFile, str]:
         place = self._run.locate(located.file)
         try:
-            system, path = file_system(place)
-            source = path if place == path else system.open(path, "rb", cache_type="none")
-            return pq.ParquetFile(source, pre_buffer=True), located.doubt
+            return _parquet_at(place), located.doubt
         except FileNotFoundError:
             raise gone(self.name, shard, place) from None
+
+    def _some_schema(self) -> pa.Schema | None:
+        place = some_file(self._run)
+        if place is None:
+            return None
+        with _parquet_at(place) as file:
+            return file.schema_arrow
+
+
+def _parquet_at(place: str) -> pq.ParquetFile:
+    """Of a path or a URL."""
+    system, path = file_system(place)
+    source = path if place == path else system.open(path, "rb", cache_type="none")
+    return pq.ParquetFile(source, pre_buffer=True)
 
 
 def _made_of(name: str, file: pq.ParquetFile) -> Shard | None:

@@ -148,6 +148,10 @@ class ExportedColumn(ColumnOfFiles):
             values = Values(rows[self.field].to_pylist(), rows[FIELD].to_pylist(), located.doubt if located else "")
             yield rows["key"].to_pylist(), values
 
+    def _some_schema(self) -> pa.Schema | None:
+        with self._system.open(f"{self._place}/data/{file_name(0)}", "rb") as source, pq.ParquetFile(source) as file:
+            return file.schema_arrow
+
     def known_identity(self) -> str:
         return str(self._contents["identity"])
 
