@@ -89,7 +89,7 @@ def test_a_merged_column_reads_as_its_parts(tmp_path: Path, sources: dict[str, C
 
 def test_runs_are_merged_without_a_look_at_the_tars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scale.build(tmp_path, 3)
-    monkeypatch.setattr("recap.data.pictures.open_shard", lambda shard: pytest.fail("a tar was opened"))
+    monkeypatch.setattr("recap.data.pictures.samples_of", lambda shard, wanted: pytest.fail("a tar was opened"))
     both = {name: ColumnConfig(run=str(tmp_path / run)) for name, run in (("a", "run"), ("b", "run1"))}
     operator = MergeOperator(MergeConfig(data=RowsConfig(shards=[str(tmp_path / "tars")], columns=both)))
     assert operator.column().fields[:2] == [("a", pa.string()), ("b", pa.string())]
