@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 import re
 import signal
@@ -17,6 +18,12 @@ from tests.support.slurm_cluster import Cluster, NoSlurm
 # Slots find the operators and trainers of these tests as they find a user's own: installed, or by PYTHONPATH.
 ROOT = str(Path(__file__).resolve().parent.parent)
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (ROOT, os.environ.get("PYTHONPATH"))))
+
+if importlib.util.find_spec("torchvision"):
+    # Before transformers is imported, here and in every process that a test starts.
+    from benchmarks import torchvision_shim
+
+    torchvision_shim.install()
 
 NO_SLURM = "Slurm cannot be had: "
 

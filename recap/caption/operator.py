@@ -5,10 +5,8 @@ looks at images and knows one column, `{alt}`, a member of the tars. Torch-free 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar
 
 from hpc.base.fields import semantic
@@ -21,6 +19,7 @@ from recap.data.tars import READING_2, Sample
 from recap.data.texts import LONGEST_TEXT, TextMember, check_key
 from recap.engine import CaptionerConfig
 from recap.engine.identity import captioner_identity
+from recap.engine.processor_files import settle
 from recap.generate.writing import FIELDS, Asked, Writing
 
 
@@ -33,9 +32,7 @@ class CaptionConfig:
     captioner: CaptionerConfig = field(default_factory=CaptionerConfig)
 
     def __post_init__(self) -> None:
-        """Paths become absolute: a rerun may be typed in another folder."""
-        if Path(self.captioner.model).is_dir() and self.captioner.model:
-            self.captioner.model = os.path.abspath(self.captioner.model)
+        settle(self.captioner, self.captioner.sees)
 
 
 class CaptionOperator(Writing):

@@ -48,6 +48,13 @@ def load_engine(config: CaptionerConfig, device: str = "cpu") -> Engine:
         from recap.engine.transformers_text import TransformersTextEngine
 
         return TransformersTextEngine(config, device)
-    from recap.engine import transformers_backend
+    from recap.engine.checkpoint import is_llava
+    from recap.model_files import model_folder
 
-    return transformers_backend.load(config, device)
+    if is_llava(model_folder(config.model)):
+        from recap.engine.transformers_backend import TransformersEngine
+
+        return TransformersEngine(config, device)
+    from recap.engine.transformers_vision import TransformersVisionEngine
+
+    return TransformersVisionEngine(config, device)

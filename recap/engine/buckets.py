@@ -44,11 +44,12 @@ class Buckets(Generic[Key, Row]):
         self._last = time.monotonic()
         self._rows.setdefault(key, deque()).append((self._number, row))
 
-    def ready(self, pressing: bool = False) -> Key | None:
+    def ready(self, pressing: bool = False, more: bool = False) -> Key | None:
         """The key of the pass to run now, None where it is better to wait.
 
         Args:
             pressing: whether no row can come before a pass is run.
+            more: whether rows are being made: then a pass that is not full waits for them.
         """
         if not self._rows:
             return None
@@ -56,9 +57,9 @@ class Buckets(Generic[Key, Row]):
         if self._number - self._rows[oldest][0][0] > self._patience:
             return oldest
         fullest = max(self._rows, key=lambda key: len(self._rows[key]))
-        if len(self._rows[fullest]) >= self.batch or pressing or time.monotonic() - self._last >= self._wait_s:
+        if len(self._rows[fullest]) >= self.batch or pressing:
             return fullest
-        return None
+        return fullest if not more and time.monotonic() - self._last >= self._wait_s else None
 
     def take(self, key: Key) -> list[Row]:
         """The next rows of a pass."""

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from recap.engine.decode import Geometry
-from recap.engine.processor import load_processor
+from recap.engine.processor import image_mark, image_text, load_processor
 from recap.engine.prompts import PromptBook
 from recap.engine.settings import CaptionerConfig
 from recap.model_files import model_folder
@@ -73,6 +73,40 @@ def open_text_checkpoint(settings: CaptionerConfig, weights: bool = True) -> Tex
                 f"{context:,}. Lower the budgets or max_tokens, or shorten the prompt."
             )
     return TextCheckpoint(folder, config, tokenizer, book, end_tokens(folder, config, tokenizer), causal, context)
+
+
+@dataclass
+class VisionCheckpoint:
+    """Any model that sees images and writes, opened but without weights; its processor decides on pixels.
+
+    book: its prompts hold the image's token once. context: positions that the model has; None where it does not say.
+    """
+
+    folder: Path
+    config: Any
+    processor: Any
+    tokenizer: Any
+    book: PromptBook
+    eos: tuple[int, ...]
+    context: int | None
+
+
+def open_vision_checkpoint(settings: CaptionerConfig) -> VisionCheckpoint:
+    """Read the configuration, processor and tokenizer of the checkpoint `settings.model`.
+
+    Raises FileNotFoundError or ValueError naming what is missing or does not fit.
+    """
+    folder = model_folder(settings.model)
+    config = AutoConfig.from_pretrained(folder)
+    processor = load_processor(folder, settings.image_processor)
+    tokenizer = processor.tokenizer
+    text = image_text(processor)
+    mark = image_mark(processor, text)
+    book = PromptBook(settings, tokenizer, processor, mark, int(mark is not None), text)
+    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return VisionCheckpoint(
+        folder, config, processor, tokenizer, book, end_tokens(folder, config, tokenizer), context
+    )  # fmt: skip
 
 
 def is_llava(folder: Path) -> bool:

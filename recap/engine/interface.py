@@ -14,6 +14,7 @@ from typing import Protocol
 from recap.engine.formats import Said
 
 TOO_LONG = "prompt: too long"  # for the model's context
+REFUSED = "image: refused by the model's processor"
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,11 +5,20 @@ Torch-free, so that login nodes can ask. What needs the weights is found by `hpc
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
-import json
 from pathlib import Path
 from typing import Any
 
+from recap.engine.processor_files import (
+    VLM_EXTRA,
+    image_processor_class,
+    image_settings,
+    lacking,
+    model_class,
+    processor_class,
+    read_json,
+)
 from recap.engine.settings import CaptionerConfig
 from recap.model_files import model_folder
 
@@ -31,15 +40,15 @@ def check(config: CaptionerConfig) -> None:
     if config.backend == "openai":
         return
     folder = model_folder(config.model)
-    about = _read(folder / "config.json")
+    about = read_json(folder / "config.json")
     _check_type(config, folder, about)
     _check_files(folder, config.sees)
     _check_template(config, folder)
     if config.sees and config.backend in ("native", "transformers") and about.get("model_type") == "llava":
         _check_sizes(folder, about)
     # Without torch this is a login node, and engines run in another environment.
-    if importlib.util.find_spec("torch") and (lacking := packages(config, folder)):
-        raise ValueError(lacking)
+    if importlib.util.find_spec("torch") and (missing := packages(config, folder)):
+        raise ValueError(missing)
 
 
 def packages(config: CaptionerConfig, folder: Path) -> str:
@@ -47,41 +56,33 @@ def packages(config: CaptionerConfig, folder: Path) -> str:
     for name in _NEEDS.get(config.backend, ()):
         if importlib.util.find_spec(name) is None:
             return f"captioner.backend={config.backend} needs the package {name!r}, which is not installed here."
-    kind = str(_image_processor(folder).get("image_processor_type", "")).removesuffix("Fast")
-    if not config.sees or config.backend == "vllm" or importlib.util.find_spec("torchvision") or _has_pillow_path(kind):
+    if not config.sees or config.backend == "vllm" or not (name := lacking(folder, config.image_processor or "")):
         return ""
+    classes = processor_class(folder), config.image_processor or image_processor_class(folder)
     return (
-        f"{folder}: its image processor {kind} has no Pillow path and needs the package 'torchvision', which is not "
-        "installed here. Install the torchvision that fits this torch."
+        f"{folder}: its processor ({', '.join(filter(None, classes))}) needs the package {name!r}, which is not "
+        f"installed here. Install it ({VLM_EXTRA})."
     )
 
 
-def _has_pillow_path(kind: str) -> bool:
-    """Whether transformers has an image processor without torchvision, told from its files; yes for unknown kinds."""
-    spec = importlib.util.find_spec("transformers")
-    models = Path(spec.origin).parent / "models" if spec and spec.origin else Path()
-
-    def defined(name: str, files: str) -> bool:
-        return any(f"class {name}(".encode() in path.read_bytes() for path in models.glob(files))
-
-    return defined(f"{kind}Pil", "*/image_processing_pil_*.py") or not defined(kind, "*/image_processing_*.py")
-
-
-def _image_processor(folder: Path) -> dict[str, Any]:
-    found = _read(folder / "processor_config.json").get("image_processor")
-    return found or _read(folder / "preprocessor_config.json")
-
-
-def _read(path: Path) -> dict[str, Any]:
+def why(config: CaptionerConfig) -> str:
+    """Why this backend suits the checkpoint, for people; "" where its files do not tell."""
+    if config.backend == "openai":
+        return "a server reads the model; its processor and template are the server's"
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as JSON ({error}). Download the checkpoint again.") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} holds no JSON object. Download the checkpoint again.")
-    return found
+        folder = model_folder(config.model)
+        kind = str(read_json(folder / "config.json").get("model_type"))
+    except (FileNotFoundError, ValueError):
+        return ""
+    if config.backend == "vllm":
+        return f"vLLM reads {kind!r} with its own kernels"
+    if not config.sees:
+        return f"the language model of {kind!r}; no image is shown"
+    if kind == "llava":
+        fast = "the native engine's fused decoding" if config.backend == "native" else "plain generate, the reference"
+        return f"a LLaVA checkpoint, by {fast}"
+    prepared = config.image_processor or image_processor_class(folder)
+    return f"{model_class(kind) or kind} by its own generate, images by its own {prepared}"
 
 
 def _check_type(config: CaptionerConfig, folder: Path, about: dict[str, Any]) -> None:
@@ -98,13 +99,38 @@ def _check_type(config: CaptionerConfig, folder: Path, about: dict[str, Any]) ->
         return
     if kind in _SILENT:
         raise ValueError(f"{folder}: a checkpoint of model type {kind!r} writes no text. Name a captioner.")
-    if not any(name in about for name in _SIGHT):
+    known = model_class(kind)
+    if not known and not any(name in about for name in _SIGHT):
         raise ValueError(f"{folder}: a checkpoint of model type {kind!r} sees no images. Name a captioner.")
-    if config.backend == "native" and kind != "llava":
-        raise ValueError(
-            f"{folder}: a checkpoint of model type {kind!r}, and this backend reads 'llava'. "
-            "Use captioner.backend=transformers."
+    if kind == "llava":
+        return
+    if config.backend == "native":
+        best = (
+            "transformers (right for any of them) or vllm (faster)" if known != "" else "vllm, or openai with a server"
         )
+        raise ValueError(
+            f"{folder}: a checkpoint of model type {kind!r}, and the native engine reads 'llava' (LLaVA-1.5: CLIP or "
+            f"SigLIP, and LLaMA). Take captioner.backend={best}; docs/captioners.md says which when."
+        )
+    if config.backend == "transformers" and known == "":
+        own = " Code that comes with a checkpoint (auto_map) is not run." if "auto_map" in about else ""
+        raise ValueError(
+            f"{folder}: transformers {importlib.metadata.version('transformers')} has no class for model type {kind!r}."
+            f"{own} Take captioner.backend=vllm, or openai with a server that reads it; or a checkpoint that was "
+            "converted for transformers (often the same name with -hf)."
+        )
+    if config.backend == "transformers":
+        _check_own_images(config, folder, kind)
+
+
+def _check_own_images(config: CaptionerConfig, folder: Path, kind: str) -> None:
+    """Settings of pixels that only LLaVA checkpoints take: the others' processors decide."""
+    for name, default in (("geometry", None), ("decode", "exact")):
+        if (value := getattr(config, name)) != default:
+            raise ValueError(
+                f"captioner.{name} = {value!r}: only LLaVA checkpoints take it. {folder} is of model type {kind!r}, "
+                "whose processor decides. Leave it out."
+            )
 
 
 def _check_text_type(config: CaptionerConfig, folder: Path, about: dict[str, Any]) -> None:
@@ -134,7 +160,7 @@ def _check_template(config: CaptionerConfig, folder: Path) -> None:
         return
     files = [path for name in ("chat_template.jinja", "chat_template.json") if (path := folder / name).is_file()]
     written = [path.read_text(encoding="utf-8", errors="replace") for path in files]
-    settings = [_read(folder / name) for name in ("processor_config.json", "tokenizer_config.json")]
+    settings = [read_json(folder / name) for name in ("processor_config.json", "tokenizer_config.json")]
     written += [str(template) for found in settings if (template := found.get("chat_template"))]
     if not written:
         raise ValueError(
@@ -168,7 +194,7 @@ def _shows_images(template: str) -> bool:
 def _check_sizes(folder: Path, about: dict[str, Any]) -> None:
     """The processor's squares are those that the vision tower takes."""
     size = (about.get("vision_config") or {}).get("image_size")
-    processor = _image_processor(folder)
+    processor = image_settings(folder)
     edges: set[Any] = set()
     for name in ("size", "crop_size"):
         value = processor.get(name)

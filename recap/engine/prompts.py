@@ -105,15 +105,17 @@ class PromptBook:
             texts), used when `config.template` is None.
         image_token: text of the token that stands for the image, e.g. "<image>"; None for a model of texts.
         image_tokens: number of image features, 576 for LLaVA-1.5; 0 where no image is shown.
+        image_text: what stands for an image in a text, where that is more than its token.
     """
 
     def __init__(
-        self, config: CaptionerConfig, tokenizer: Any, chat: Any, image_token: str | None, image_tokens: int
-    ) -> None:
+        self, config: CaptionerConfig, tokenizer: Any, chat: Any, image_token: str | None, image_tokens: int,
+        image_text: str | None = None,
+    ) -> None:  # fmt: skip
         self.config, self.tokenizer, self.image_tokens = config, tokenizer, image_tokens
         self.formats = dict(config.asks())
         self.image_token_id = -1 if image_token is None else int(tokenizer.convert_tokens_to_ids(image_token))
-        self._image_token = image_token
+        self._image_text = image_token if image_text is None else image_text
         special = {str(token) for token in tokenizer.get_added_vocab()} | ({image_token} if image_token else set())
         self._special = sorted(special, key=len, reverse=True)
         self._encode = Encoder(tokenizer, self.image_token_id, image_tokens)
@@ -215,7 +217,7 @@ class PromptBook:
         ids = self._encode(self._filled(name, shown)).ids
         if (found := ids.count(self.image_token_id)) != self.image_tokens:
             raise ValueError(
-                f"Prompt format {name!r} holds the image token {found // self.image_tokens} times. "
+                f"Prompt format {name!r} holds the image token {found // max(1, self.image_tokens)} times. "
                 "The chat template must place the image once; set captioner.template to say where."
             )
         return ids
@@ -225,10 +227,10 @@ class PromptBook:
         prompt = self._filling[name].places.text
         template = self.config.template
         if template is None:
-            return question(chat, prompt, int(form.image and self._image_token is not None), form.system)
+            return question(chat, prompt, int(form.image and self._image_text is not None), form.system)
         text = template.replace("{system}", _SYSTEM_MARK).replace("{image}", _IMAGE_MARK)
         text = text.replace("{prompt}", prompt).replace(_SYSTEM_MARK, form.system)
-        return text.replace(_IMAGE_MARK, self._image_token or "")
+        return text.replace(_IMAGE_MARK, self._image_text or "")
 
     def _plain(self, value: Said) -> str:
         """What a column says, without anything the tokenizer would take for a special token."""

@@ -45,6 +45,11 @@ class WriterConfig:
     geometry: str | None = semantic(
         None, "pad (to a square, mean colour) | crop (centre) ; empty: as the checkpoint's processor says"
     )
+    image_processor: str | None = semantic(
+        None,
+        "Class that prepares the images of models other than LLaVA (backend=transformers); empty: the one that "
+        "transformers takes where the job is launched (on Pillow, ...Pil, where torchvision is not installed)",
+    )
     decode: str = semantic(
         "exact",
         "exact (equal to transformers' Pillow processors) | fast (libjpeg shrinks large JPEGs while decoding: other "
@@ -60,8 +65,9 @@ class WriterConfig:
     model: str = execution("", "Folder of the checkpoint, or its name on the Hugging Face hub")
     micro_batch: int | None = execution(
         None,
-        "Images in one vision and prefill pass; empty: 32 on GPUs (halved while memory is too small), 4 on CPUs. Not "
-        "tuned at start: the number decides the rounding, and a restart must write the same captions",
+        "Images in one vision and prefill pass; empty: 32 on GPUs (halved while memory is too small), 4 on CPUs; other "
+        "models than LLaVA 8 and 4. Not tuned at start: the number decides the rounding, and a restart must write the "
+        "same captions",
     )
     slots: int | None = execution(None, "Captions written at a time; empty: sized from the device's memory")
     memory_share: float = execution(0.9, "Share of the device's free memory that may be used")
@@ -155,6 +161,12 @@ def _check_choices(config: CaptionerConfig) -> None:
             "precision",
             "fp8",
             f"the {config.backend} backend has no fp8; use backend=native or precision=bf16",
+        )
+    if config.image_processor is not None and config.backend != "transformers":
+        raise _problem(
+            "image_processor",
+            config.image_processor,
+            f"the {config.backend} backend prepares images itself; leave it out",
         )
     if config.samples > 1 and config.decoding != "sample":
         raise _problem("samples", config.samples, "greedy ones are all equal; set decoding=sample")

@@ -1,9 +1,8 @@
-"""The reference engine: transformers' plain `generate`. Slow, and right for any model that transformers
-loads.
+"""The reference engine: transformers' plain `generate` on LLaVA checkpoints, slow and right.
 
-LLaVA checkpoints run in batches of one fixed shape (rows filled up with grey images, prompts padded on the
-left to one length), so that a text never depends on its batch neighbours. Models with images of varying shape
-run one at a time.
+Batches have one fixed shape (rows filled up with grey images, prompts padded on the left to one length), so that a
+text never depends on its batch neighbours. `recap.engine.transformers_vision` runs the other models that see images,
+`recap.engine.transformers_text` those of texts.
 """
 
 from __future__ import annotations
@@ -22,16 +21,13 @@ from transformers import (
 )
 
 from recap import device as gpu
-from recap.data.images import BadImage, EncodedImage
-from recap.engine.captions import Pending, make_caption
-from recap.engine.checkpoint import end_tokens, is_llava, open_checkpoint
+from recap.engine.captions import Pending
+from recap.engine.checkpoint import open_checkpoint
 from recap.engine.decode_pool import DecodePool
 from recap.engine.interface import Caption, Request
-from recap.engine.processor import load_processor
-from recap.engine.prompts import Prompt, PromptBook
+from recap.engine.prompts import Prompt
 from recap.engine.sampling import Sampler
 from recap.engine.settings import CaptionerConfig
-from recap.model_files import model_folder
 
 
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
@@ -162,69 +158,6 @@ class TransformersEngine:
         return caption
 
 
-class OneAtATimeEngine:
-    """`generate` on any image-text-to-text model, one image at a time: its processor decides on shapes."""
-
-    def __init__(self, config: CaptionerConfig, device: str) -> None:
-        self.config, self.device = config, torch.device(device)
-        folder = model_folder(config.model)
-        if config.geometry is not None:
-            raise ValueError(
-                f"captioner.geometry = {config.geometry!r}: only LLaVA checkpoints take it, and {folder} "
-                "is another model, whose processor decides. Leave it empty."
-            )
-        self.processor: Any = load_processor(folder)
-        self.dtype, self.sampler = choose_dtype(config.precision, self.device), Sampler.of(config)
-        model = AutoModelForImageTextToText.from_pretrained(folder, dtype=self.dtype)
-        self.model = plain(model.to(self.device))
-        self.eos = end_tokens(folder, model.config, self.processor.tokenizer)
-        image_token = getattr(self.processor, "image_token", "<image>")
-        self.book = PromptBook(config, self.processor.tokenizer, self.processor, image_token, image_tokens=1)
-        self._queue: deque[Request] = deque()
-
-    def want(self) -> int:
-        return (self.config.queue or 4) - len(self._queue)
-
-    def put(self, request: Request) -> None:
-        if self.want() <= 0:
-            raise ValueError("The engine is full: put() was called while want() is 0. Poll first.")
-        self._queue.append(request)
-
-    def poll(self, timeout: float) -> list[Caption]:
-        return [self._caption(self._queue.popleft())] if self._queue else []
-
-    def close(self) -> None:
-        self._queue.clear()
-        del self.model
-
-    @torch.inference_mode()
-    def _caption(self, request: Request) -> Caption:
-        try:
-            encoded = EncodedImage(request.image or b"", self.config.max_pixels)
-            image = encoded.rgb()
-        except BadImage as error:
-            return Caption(request.id, reason=error.reason, detail=error.detail)
-        pending = Pending(request, self.book.names(request.key), note=encoded.note)
-        for name in pending.names:
-            prompt = self.book.prompt(name, request.texts, request.key)
-            # A text that begins with BOS would get another; otherwise the processor knows best.
-            special = {"add_special_tokens": False} if self.book.opened(name) else {}
-            text = self.book.text(name, request.texts, request.key)
-            inputs = self.processor(images=image, text=text, return_tensors="pt", **special)
-            random_numbers = self.sampler.random_numbers(self.config.seed, request.key, name, self.config.max_tokens)[
-                None
-            ]
-            inputs = inputs.to(self.device, dtype=self.dtype)
-            beams = self.config.beams
-            ids = generate(self.model, self.sampler, random_numbers, self.eos, prompt.max_tokens, beams, **inputs)[0]
-            tokenizer = self.processor.tokenizer
-            caption = pending.add(
-                make_caption(tokenizer, request.id, ids, self.eos, prompt.max_tokens, self.config.trim, name)
-            )
-        assert caption is not None
-        return caption
-
-
 def plain(model: Any) -> Any:
     """The model for evaluation, without the checkpoint's generation settings: `generate` would fall back to them."""
     model.generation_config = GenerationConfig()
@@ -250,9 +183,11 @@ def generate(
         pad_token_id=eos[0],
         use_cache=True,
     )
-    processors = [] if sampler.greedy else [_Seeded(sampler, random_numbers, inputs["input_ids"].shape[1])]
+    # A decoder of its own begins with its start token; others go on from the prompt.
+    start = 1 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
+    processors = [] if sampler.greedy else [_Seeded(sampler, random_numbers, start)]
     found = model.generate(**inputs, generation_config=settings, logits_processor=LogitsProcessorList(processors))
-    return found[:, inputs["input_ids"].shape[1] :].tolist()
+    return found[:, start:].tolist()
 
 
 class _Seeded(LogitsProcessor):
@@ -265,9 +200,3 @@ class _Seeded(LogitsProcessor):
         step = input_ids.shape[1] - self.start
         token = self.sampler.choose(scores, self.random_numbers[:, step].to(scores.device))
         return torch.full_like(scores, float("-inf")).scatter(1, token[:, None], 0.0)
-
-
-def load(config: CaptionerConfig, device: str) -> TransformersEngine | OneAtATimeEngine:
-    """The reference engine that fits the checkpoint."""
-    llava = is_llava(model_folder(config.model))
-    return TransformersEngine(config, device) if llava else OneAtATimeEngine(config, device)

@@ -1,6 +1,7 @@
 """vLLM as a captioning engine: its asynchronous engine in this process, with a bounded window of requests.
 
-Images are decoded here to the exact square that the other engines see, so that vLLM's own resizing has nothing to do.
+A LLaVA checkpoint's images are decoded here to the exact square that the other engines see, so that vLLM's own resizing
+has nothing to do. Other models get the whole image, which vLLM prepares by the model's own processor.
 
     python -m recap.engine.vllm_backend FOLDER TARGET      a copy of a checkpoint with the weight names that vLLM reads
 """
@@ -16,7 +17,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from safetensors import safe_open
@@ -26,13 +26,22 @@ from recap.data.images import BadImage, EncodedImage
 from recap.data.memory import Memory
 from recap.engine.asynchronous import AsynchronousEngine
 from recap.engine.captions import Pending, make_caption
-from recap.engine.checkpoint import Checkpoint, TextCheckpoint, open_checkpoint, open_text_checkpoint
+from recap.engine.checkpoint import (
+    Checkpoint,
+    TextCheckpoint,
+    VisionCheckpoint,
+    is_llava,
+    open_checkpoint,
+    open_text_checkpoint,
+    open_vision_checkpoint,
+)
 from recap.engine.decode import decode_noted
 from recap.engine.formats import request_seed
-from recap.engine.interface import TOO_LONG, Caption, Request
+from recap.engine.interface import REFUSED, TOO_LONG, Caption, Request
 from recap.engine.prompts import Prompt
 from recap.engine.settings import CaptionerConfig
 from recap.engine.transformers_backend import choose_dtype
+from recap.model_files import model_folder
 
 _TOWER = ".vision_tower."  # followed by "vision_model." in the names that vLLM reads
 
@@ -52,15 +61,14 @@ class VllmEngine(AsynchronousEngine):
                 "or use backend=native, or backend=openai with a vLLM server."
             ) from error
         self.config = config
-        self.checkpoint: Checkpoint | TextCheckpoint = (
-            open_checkpoint(config) if config.sees else open_text_checkpoint(config)
-        )
-        check_names(self.checkpoint.folder)
+        self.checkpoint = _open(config)
         self.book = self.checkpoint.book
         self._context = None
-        if self.book.bounded():
+        if isinstance(self.checkpoint, Checkpoint):
+            check_names(self.checkpoint.folder)
+        if self.book.bounded() and not isinstance(self.checkpoint, VisionCheckpoint):
             self._context = max(self.book.length(name) for name in self.book.formats) + config.max_tokens
-        elif isinstance(self.checkpoint, TextCheckpoint):
+        elif not isinstance(self.checkpoint, Checkpoint):
             self._context = self.checkpoint.context
         images = {"limit_mm_per_prompt": {"image": 1}, "mm_processor_cache_gb": 0} if config.sees else {}
         dtype = choose_dtype(config.precision, torch.device(device))
@@ -91,17 +99,21 @@ class VllmEngine(AsynchronousEngine):
         if request.image is not None and self.config.sees:
             loop = asyncio.get_running_loop()
             try:
-                pixels, pending.note = await loop.run_in_executor(self._threads, self._decode, request.image)
+                image, pending.note = await loop.run_in_executor(self._threads, self._decode, request.image)
             except BadImage as error:
                 return Caption(request.id, reason=error.reason, detail=error.detail)
-            image = Image.fromarray(pixels)
         prompts = [self.book.prompt(name, request.texts, request.key) for name in pending.names]
         longest = max(len(prompt.ids) + prompt.max_tokens for prompt in prompts)
         if self._context is not None and longest > self._context:
             detail = f"{longest:,} tokens with the answer, the model's context is {self._context:,}"
             return Caption(request.id, reason=TOO_LONG, detail=detail)
         tokenizer, eos, trim = self.checkpoint.tokenizer, self.checkpoint.eos, self.config.trim
-        answers = await asyncio.gather(*(self._generate(request, prompt, image) for prompt in prompts))
+        try:
+            answers = await asyncio.gather(*(self._generate(request, prompt, image) for prompt in prompts))
+        except ValueError as error:  # vLLM validates a request when it is made
+            if not isinstance(self.checkpoint, VisionCheckpoint):
+                raise
+            return Caption(request.id, reason=REFUSED, detail=f"{type(error).__name__}: {error}")
         whole = None
         for prompt, ids in zip(prompts, answers, strict=True):
             whole = pending.add(make_caption(tokenizer, request.id, ids, eos, prompt.max_tokens, trim, prompt.format))
@@ -114,18 +126,20 @@ class VllmEngine(AsynchronousEngine):
             self._engine.shutdown()
             self._engine = None
 
-    def _decode(self, data: bytes) -> tuple[np.ndarray, str]:
-        assert isinstance(self.checkpoint, Checkpoint)
+    def _decode(self, data: bytes) -> tuple[Image.Image, str]:
         encoded = EncodedImage(data, self.config.max_pixels)
         with self._memory.lent(encoded.cost):
-            return decode_noted(encoded, self.checkpoint.geometry, self.config.decode == "fast")
+            if not isinstance(self.checkpoint, Checkpoint):
+                return encoded.rgb(), encoded.note
+            pixels, note = decode_noted(encoded, self.checkpoint.geometry, self.config.decode == "fast")
+            return Image.fromarray(pixels), note
 
     async def _generate(self, request: Request, prompt: Prompt, image: Image.Image | None) -> list[int]:
         inputs: dict[str, Any] = {"prompt_token_ids": prompt.ids}
         if image is not None:
-            at = prompt.ids.index(self.book.image_token_id)
             # vLLM repeats the image's token itself.
-            inputs["prompt_token_ids"] = prompt.ids[: at + 1] + prompt.ids[at + self.book.image_tokens :]
+            at = prompt.ids.index(self.book.image_token_id) if self.book.image_tokens else 0
+            inputs["prompt_token_ids"] = prompt.ids[: at + 1] + prompt.ids[at + max(1, self.book.image_tokens) :]
             inputs["multi_modal_data"] = {"image": image}
         number = f"{request.id}-{next(self._numbers)}"
         answers = [a async for a in self._engine.generate(inputs, self._sampling(request, prompt), number)]
@@ -149,6 +163,12 @@ class VllmEngine(AsynchronousEngine):
             output_kind=self._parameters.RequestOutputKind.FINAL_ONLY,
             **options,
         )
+
+
+def _open(config: CaptionerConfig) -> Checkpoint | VisionCheckpoint | TextCheckpoint:
+    if not config.sees:
+        return open_text_checkpoint(config)
+    return open_checkpoint(config) if is_llava(model_folder(config.model)) else open_vision_checkpoint(config)
 
 
 def check_names(folder: Path) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 
 from hpc.base.fields import semantic
 from recap.data.rows import RowsConfig
 from recap.engine import CaptionerConfig, Format, WriterConfig
+from recap.engine.processor_files import settle
 
 
 @dataclass
@@ -49,8 +49,7 @@ class GenerateConfig:
 
     def __post_init__(self) -> None:
         """Paths become absolute: a rerun may be typed in another folder."""
-        if self.writer.model and Path(self.writer.model).is_dir():
-            self.writer.model = os.path.abspath(self.writer.model)
+        settle(self.writer, any(form.image for form in self.formats.values()))
         for form in self.formats.values():
             if form.examples is not None and form.examples.file:
                 form.examples.file = os.path.abspath(form.examples.file)

@@ -121,6 +121,7 @@ class Writing:
         precision = "" if served else f" · {asking.precision}"
         lines = [
             (self._section, f"{in_words(self.made_by())} · {asking.backend}{precision}"),
+            *([("", f"{asking.backend}: {reason}")] if (reason := loadable.why(asking)) else []),
             ("", f"{asked} · {asking.decoding}, {asking.max_tokens} tokens"),
         ]
         if told := self._ask_endpoint() if served else "":

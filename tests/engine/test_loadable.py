@@ -43,7 +43,8 @@ def larger(folder: Path) -> None:
 CASES = {
     "another type": (
         edit("config.json", model_type="qwen2_vl"),
-        "model type 'qwen2_vl', and this backend reads 'llava'",
+        "model type 'qwen2_vl', and the native engine reads 'llava' (LLaVA-1.5: CLIP or SigLIP, and LLaMA). Take "
+        "captioner.backend=transformers",
     ),
     "no captioner": (edit("config.json", model_type="clip"), "model type 'clip' writes no text"),
     "original LLaVA": (edit("config.json", mm_vision_tower="x"), "python -m recap.sft.convert"),
@@ -90,7 +91,7 @@ def test_a_processor_without_torchvision(tmp_path: Path, monkeypatch: pytest.Mon
         sam = {**about, "image_processor_type": "Sam2ImageProcessor"}
         (tmp_path / "preprocessor_config.json").write_text(json.dumps(sam))
         with pytest.raises(
-            ValueError, match="Sam2ImageProcessor has no Pillow path and needs the package 'torchvision'"
+            ValueError, match=r"processor \(Qwen2VLProcessor, Sam2ImageProcessor\) needs the package 'torchvision'"
         ):
             loadable.check(settings)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(about))

@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
@@ -101,45 +100,3 @@ def test_every_format_of_an_image(tiny: Callable[..., Path]) -> None:
     for caption in found.values():
         (short,) = caption.alternatives
         assert (caption.format, caption.tokens, short.format, short.tokens) == ("long", 8, "short", 3)
-
-
-def test_other_models_run_one_at_a_time(tmp_path: Path, tiny: Callable[..., Path]) -> None:
-    """A model that is no LLaVA (here LLaVA-NeXT, with several tiles an image) uses its own processor."""
-    from transformers import (
-        LlavaConfig,
-        LlavaNextConfig,
-        LlavaNextForConditionalGeneration,
-        LlavaNextProcessor,
-    )
-    from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
-
-    base = AutoProcessor.from_pretrained(tiny())
-    config = LlavaConfig.from_pretrained(tiny())
-    torch.manual_seed(0)
-    model = LlavaNextForConditionalGeneration(
-        LlavaNextConfig(
-            vision_config=config.vision_config,
-            text_config=config.text_config,
-            image_token_index=config.image_token_index,
-            image_grid_pinpoints=[[28, 56], [56, 28]],
-        )
-    )
-    model.save_pretrained(tmp_path)
-    images = LlavaNextImageProcessorPil(
-        size={"shortest_edge": 28},
-        crop_size={"height": 28, "width": 28},
-        image_grid_pinpoints=[[28, 56], [56, 28]],
-    )
-    LlavaNextProcessor(
-        images,
-        base.tokenizer,
-        patch_size=7,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=base.chat_template,
-    ).save_pretrained(tmp_path)
-    engine = load_engine(CaptionerConfig(model=str(tmp_path), backend="transformers", max_tokens=5))
-    found = drive(engine, [Request(0, photo(0)), Request(1, photo(1, 30, 90)), Request(2, b"")])
-    engine.close()
-    assert found[2].reason == "image: zero bytes" and found[0].tokens == 5
-    assert found[0].text == alone(tmp_path, photo(0), CaptionerConfig().prompt, 5)

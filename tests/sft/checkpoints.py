@@ -10,9 +10,7 @@ import torch
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from benchmarks.random_captioner import photo
-from recap.engine import Request
-from recap.engine.settings import CaptionerConfig
-from recap.engine.transformers_backend import load as load_engine
+from recap.engine import CaptionerConfig, Request, load_engine
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -25,7 +23,9 @@ def captions(folder: Path) -> None:
     assert AutoProcessor.from_pretrained(folder).chat_template
     keys = (folder / "model.safetensors").read_bytes()[:20000]  # the header
     assert b"vision_tower.vision_model." in keys
-    settings = CaptionerConfig(model=str(folder), max_tokens=4, decode_workers=0, precision="fp32")
+    settings = CaptionerConfig(
+        model=str(folder), backend="transformers", max_tokens=4, decode_workers=0, precision="fp32"
+    )
     with closing(load_engine(settings, "cpu")) as engine:
         engine.put(Request(0, photo(1), key="a"))
         found: list[Any] = []

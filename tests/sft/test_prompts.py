@@ -22,7 +22,7 @@ from recap.engine.interface import Request
 from recap.engine.native import NativeEngine
 from recap.engine.prompts import Encoder
 from recap.engine.settings import CaptionerConfig
-from recap.engine.transformers_backend import OneAtATimeEngine
+from recap.engine.transformers_vision import TransformersVisionEngine
 from recap.evaluate.answers import Answerer
 from recap.sft.saving import end_captions, save
 from recap.sft.task import SftTask
@@ -87,14 +87,14 @@ def exported(captioner: Path, tokenizer: Any, template: str, folder: Path) -> Re
     return made
 
 
-def one_at_a_time(folder: Path, prompt: str) -> list[int]:
+def by_its_processor(folder: Path, prompt: str) -> list[int]:
     """What the engine for other models than LLaVA shows a model."""
     settings = CaptionerConfig(model=str(folder), prompt=prompt, max_tokens=1, backend="transformers")
-    with closing(OneAtATimeEngine(settings, "cpu")) as engine:
+    with closing(TransformersVisionEngine(settings, "cpu")) as engine:
         seen: dict[str, Any] = {}
         engine.model.generate = lambda **inputs: (seen.update(inputs), inputs["input_ids"])[1]
         engine.put(Request(0, photo(1), key="k"))
-        assert not engine.poll(1.0)[0].reason
+        assert not engine.poll(60.0)[0].reason
     return seen["input_ids"][0].tolist()
 
 
@@ -133,7 +133,7 @@ def test_the_same_ids_everywhere(captioner: Path, tmp_path: Path, template: str,
                 text = processor.apply_chat_template(asked, add_generation_prompt=True)
                 assert server(text).ids == trained, "servers"
     if kind == "legacy":
-        assert one_at_a_time(tmp_path, PROMPTS[1]) == book_ids(tmp_path, PROMPTS[1])
+        assert by_its_processor(tmp_path, PROMPTS[1]) == book_ids(tmp_path, PROMPTS[1])
 
 
 def book_ids(folder: Path, prompt: str) -> list[int]:
