@@ -2,9 +2,8 @@
 
 A torchvision that was built for CUDA asks for two operators that only CUDA builds of torch register; without them
 neither it nor transformers (which imports it where it finds it) can be imported. Importing this module has their
-signatures declared whenever torchvision is imported in this process, and not before: nothing else is loaded.
-
-    python -m benchmarks.torchvision_shim      the same in every process of this environment, by a file in site-packages
+signatures declared whenever torchvision is imported in this process, and not before: nothing else is loaded. `install`
+has every process of the environment do so.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ class _Finder:
 
 
 def install() -> None:
-    """Have every process of this environment declare the operators, where its torchvision may need them."""
+    """Have every process of this environment import this, by a .pth file in its site-packages."""
     packages = Path(sysconfig.get_path("purelib"))
     for name, text in ((f"{_NAME}.py", Path(__file__).read_text()), (f"{_NAME}.pth", f"import {_NAME}\n")):
         if (packages / name).is_file() and (packages / name).read_text() == text:
@@ -59,6 +58,3 @@ def install() -> None:
 
 if not any(getattr(finder, "shim", "") == _NAME for finder in sys.meta_path):
     sys.meta_path.insert(0, _Finder())
-
-if __name__ == "__main__":
-    install()
