@@ -8,9 +8,10 @@
     python -m hpc.status runs/demo --openmetrics    for Prometheus: counters and gauges, see docs/operating.md
     python -m hpc.status runs/                  all runs of a folder, a line each (--json, --watch, --openmetrics)
 
-Reads directory listings and journals; no stat per shard, no scheduler accounting. Where squeue answers, its view of the
-slots is shown beside. Exit codes: 0 complete, 1 incomplete, 2 nothing is left to do, but shards failed or gave nothing,
-or no sample is ok; 64 wrong usage. With --damaged and --openmetrics: 0 once printed.
+Reads directory listings and journals; no stat per shard. Where squeue answers, its view of the slots is shown beside.
+`hours` says where the time of the GPUs (without GPUs: of engines) went, by kind; where sacct answers, the sum is what
+Slurm counts. See docs/operating.md. Exit codes: 0 complete, 1 incomplete, 2 nothing is left to do, but shards failed or
+gave nothing, or no sample is ok; 64 wrong usage. With --damaged and --openmetrics: 0 once printed.
 """
 
 from __future__ import annotations

@@ -169,6 +169,7 @@ def page(source: Published, seen: Look, facts: dict[str, Any]) -> str:
         f'<div class="two"><div><h2>Not captioned, or odd</h2>{_reasons(facts, seen)}</div>',
         f"<div><h2>What looks wrong with captions</h2>{_lint(seen)}</div></div>",
         f"<h2>Throughput</h2>{_throughput(facts)}",
+        f"<h2>Where the {_e(facts['effort']['unit'])} hours went</h2>{_hours(facts['effort'])}",
     ]
     if seen.repeated:
         told = "Images that recur are often what servers send instead of dead links. List them in data.placeholders."
@@ -326,6 +327,15 @@ def _throughput(facts: dict[str, Any]) -> str:
     start, end = (time.strftime("%m-%d %H:%M", time.localtime(t)) for t in (first, last))
     labels = _label(0, 16, f"{most:,.1f}/s") + _label(60, 128, start) + _label(890, 128, end)
     return f'<svg viewBox="0 0 980 132" role="img" aria-label="samples a second">{bars}{labels}</svg>'
+
+
+def _hours(effort: dict[str, Any]) -> str:
+    rows = ""
+    for spent in effort["by_kind"].values():
+        money = "" if spent["cost"] is None else f"<td class=n>{_e(effort['currency'])}{spent['cost']:,.2f}"
+        share = f"<td class=n>{100 * spent['hours'] / (effort['hours'] or 1.0):.1f} %"
+        rows += f"<tr><td>{_e(spent['what'])}<td class=n>{spent['hours']:,.2f}{share}{money}</tr>"
+    return f"<table>{rows}</table>" if rows else "<div>nothing yet</div>"
 
 
 def _label(x: int, y: int, text: str) -> str:

@@ -27,7 +27,9 @@ def duration(seconds: float) -> str:
 
 
 def hours_text(hours: float, unit: str) -> str:
-    return f"{hours:,.1f} {unit} hours" if hours >= 1 else f"{60 * hours:,.1f} {unit} minutes"
+    if hours >= 1:
+        return f"{hours:,.1f} {unit} hours"
+    return f"{60 * hours:,.1f} {unit} minutes" if hours >= 1 / 120 else f"{3600 * hours:,.1f} {unit} seconds"
 
 
 def printable(text: str) -> str:

@@ -9,8 +9,7 @@ from __future__ import annotations
 import logging
 import selectors
 import time
-from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -23,6 +22,7 @@ from hpc.map import breaker, machine, preflight, suspects, verdict, webhook
 from hpc.map.claiming import Candidates
 from hpc.map.drain import Drain
 from hpc.map.engine_process import EngineProcess
+from hpc.map.engine_time import SlotTime
 from hpc.map.in_flight import Held
 from hpc.map.publish import Publisher
 from hpc.operator import OK, SKIPPED
@@ -42,7 +42,6 @@ class Work:
 
     claim: Claim
     started: float
-    counts: Counter[str] = field(default_factory=Counter)
 
 
 class Agent:
@@ -79,6 +78,7 @@ class Agent:
         self.breaker = breaker.Breaker(self.settings.breaker)
         self.selector: selectors.BaseSelector = selectors.DefaultSelector()
         self.engines: list[EngineProcess] = []
+        self.time = SlotTime(machine.engines(self.config.run.cluster))
         self.work: dict[tuple[int, str], Work] = {}  # (engine, shard id)
         self.rows = 0  # samples finished in this life
         self.good = 0  # of these, ok or skipped
@@ -104,10 +104,11 @@ class Agent:
         if ended := self._finished():  # a slot that starts late need not load its model
             return self._leave(*ended)
         if unfit := self._unfit():
+            self.time.unfit()
             return self._leave(Exit.REQUEUE, unfit)
         try:
             for index, device in enumerate(machine.devices(self.config.run.cluster)):
-                self.engines.append(EngineProcess(index, device, self))
+                self.engines.append(EngineProcess(index, device, self, self.time.engines[index]))
                 self.engines[-1].start()
             code, why = self._loop()
         finally:
@@ -130,7 +131,7 @@ class Agent:
 
     def _leave(self, code: Exit, why: str) -> Exit:
         log.info("leaving with exit code %d: %s", code, why)
-        self._note("stop", code=int(code), reason=why, rows=self.rows)
+        self._note("stop", code=int(code), reason=why, rows=self.rows, time=self.time.summed())
         self.webhook.leave(code, why, self.reruns, lambda: self.heartbeat.advance(self._status()))
         self.heartbeat.advance({**self._status(), "state": "exited", "code": int(code), "why": why}, force=True)
         if code in (Exit.COMPLETE, Exit.SOME_FAILED) and self.run.generations.count() != self.reruns:
@@ -283,13 +284,12 @@ class Agent:
         if work is None or (work.claim.generation, work.claim.epoch) != (event["generation"], event["epoch"]):
             return
         if event["event"] == "segment":
-            work.counts.update(event["counts"])
             if not event["adopted"]:
                 self.rows += event["rows"]
+                engine.time.saved(event["rows"])
                 self.good += event["counts"].get(OK, 0) + event["counts"].get(SKIPPED, 0)
-            facts = {k: event[k] for k in ("start", "counts", "adopted")}
             at = {"shard": event["shard"], "g": event["generation"], "e": event["epoch"]}
-            self._note("segment", **at, engine=engine.index, **facts)
+            self._note("segment", **at, engine=engine.index, **{k: event[k] for k in ("start", "counts", "adopted")})
         elif event["event"] == "finished":
             self._finish(engine, work, event)
         elif event["event"] == "failed":
@@ -396,5 +396,5 @@ class Agent:
         return {
             **self.facts, "instance": self.instance, "slot": self.slot, "life": self.life, "state": state,
             "rows": self.rows, "good": self.good, "settled": self.settled, "shards": sorted(s for (_, s) in self.work),
-            "engines": [e.describe() for e in self.engines],
+            "engines": [e.describe() for e in self.engines], "cpus": machine.cpus(), "time": self.time.summed(),
         }  # fmt: skip

@@ -11,7 +11,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from hpc.base import heartbeat
 from hpc.config import ClusterConfig
+from hpc.map.engine_time import KINDS, REDONE, WORK
 from hpc.map.tally import Totals
 from hpc.run.directory import Run, Submission
 from hpc.run.journal_reader import Activity, JournalReader
@@ -19,11 +21,16 @@ from hpc.run.journal_reader import Activity, JournalReader
 SLOW = 0.85  # of the median rate of an engine, under which a node or an engine is called slow
 LEAST_MINUTES = 5  # of work that a rate needs before it is compared
 WINDOW = 15  # minutes
+BEAT_S = 60.0  # that a heartbeat may be older than the last word of its slot's journal
 
 
 @dataclass
 class Life:
-    """One life of a slot: what its journal and its heartbeat say together."""
+    """One life of a slot: what its journal and its heartbeat say together.
+
+    kinds: engine-seconds by kind, see hpc.map.engine_time; {} of an earlier version. seconds: their sum by engine, or
+    else from its first to its last sign of life.
+    """
 
     instance: str
     slot: int
@@ -33,6 +40,7 @@ class Life:
     seconds: float
     activity: Activity
     beat: dict[str, Any] = field(default_factory=dict)
+    kinds: dict[str, float] = field(default_factory=dict)
 
 
 def cluster_of(submission: Submission) -> ClusterConfig:
@@ -57,16 +65,45 @@ def lives(run: Run, reader: JournalReader, newest: list[dict[str, Any]]) -> list
         if submission is None or not activity.first:
             continue
         beat = beats.get(instance, {})
+        if not beat and activity.time is None:  # it was killed, and another has followed: its last word stays as it is
+            activity.time = _time(heartbeat.read(run.slots, instance))
         engines = cluster_of(submission).workers_per_node
-        last = max(activity.last, float(beat.get("t") or 0.0))
         slot = int(rest.partition("-")[0]) if rest.partition("-")[0].isdigit() else 0
-        found.append(
-            Life(
-                instance, slot, activity.host, str(beat.get("state", "exited")), engines,
-                max(0.0, last - activity.first), activity, beat,
-            )
-        )  # fmt: skip
+        life = Life(instance, slot, activity.host, str(beat.get("state", "exited")), engines, 0.0, activity, beat)
+        life.kinds = kinds_of(_time(beat) if beat else activity.time, dead=life.state in ("exited", "silent"))
+        if life.kinds:
+            life.kinds[WORK] += engines * _after(activity, _time(beat) if beat else activity.time)
+            life.seconds = sum(life.kinds.values()) / engines
+        else:
+            life.seconds = max(0.0, max(activity.last, float(beat.get("t") or 0.0)) - activity.first)
+        found.append(life)
     return found
+
+
+def _time(beat: dict[str, Any]) -> dict[str, Any]:
+    """What a heartbeat says of its slot's time, and when it was written; {} of an earlier version."""
+    time = beat.get("time")
+    return {**time, "t": beat.get("t")} if isinstance(time, dict) else {}
+
+
+def _after(activity: Activity, time: dict[str, Any] | None) -> float:
+    """Seconds for which a journal goes on after the heartbeat that told the time. Both are of one machine's clock."""
+    told = (time or {}).get("t")
+    return min(max(0.0, activity.last - told), BEAT_S) if isinstance(told, int | float) else 0.0
+
+
+def kinds_of(time: Any, *, dead: bool = False) -> dict[str, float]:
+    """Engine-seconds by kind that a heartbeat's, or a journal's, `time` tells of; {} where it does not.
+
+    Args:
+        dead: the slot has ended: what it had not saved is lost.
+    """
+    try:
+        seconds = {kind: max(0.0, float(time["seconds"][kind])) for kind in KINDS}
+        unsaved = min(seconds[WORK], max(0.0, float(time["unsaved"]))) if dead else 0.0
+    except (KeyError, TypeError, ValueError):
+        return {}
+    return {**seconds, WORK: seconds[WORK] - unsaved, REDONE: seconds[REDONE] + unsaved}
 
 
 def idle_at_the_end(found: list[Life], reader: JournalReader, running: int, now: float) -> float:
@@ -85,12 +122,11 @@ def idle_at_the_end(found: list[Life], reader: JournalReader, running: int, now:
     return round(max(0.0, there - busy) / 3600, 3)
 
 
-def spent(found: list[Life], latest: Submission, totals: Totals, speed: float) -> dict[str, Any]:
+def spent(found: list[Life], latest: Submission, totals: Totals, speed: float, hours: float) -> dict[str, Any]:
     """Hours of engines (GPUs, where there are any) so far and to come, and money where the profile has a price."""
-    hours = sum(life.seconds * life.engines for life in found) / 3600
-    busy = [life for life in found if life.activity.samples]
-    samples = sum(life.activity.samples for life in busy)
-    per_hour = samples / hours if hours else 0.0
+    own = sum(life.seconds * life.engines for life in found) / 3600
+    samples = sum(life.activity.samples for life in found)
+    per_hour = samples / own if own else 0.0
     running = sum(life.engines for life in found if life.state not in ("exited", "silent"))
     left = None
     if totals.left and per_hour:
@@ -99,7 +135,7 @@ def spent(found: list[Life], latest: Submission, totals: Totals, speed: float) -
     price = cluster.get("price")
     return {
         "unit": unit(cluster_of(latest)),
-        "hours": round(hours, 3),
+        "hours": round(hours, 6),
         "hours_left": None if left is None else round(left, 3),
         "samples_per_s": round(per_hour / 3600, 3),  # of one engine, loading of models included
         "cost": None if price is None else round(hours * price, 2),

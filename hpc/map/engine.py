@@ -18,7 +18,6 @@ import faulthandler
 import json
 import logging
 import os
-import queue
 import select
 import sys
 import time
@@ -27,15 +26,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from hpc import config as configs
-from hpc.base import object_store
 from hpc.base.errors import Exit, Parser, ShardError, fingerprint, storage_full
 from hpc.map.in_flight import InFlight
 from hpc.map.reader import Reader
 from hpc.map.segments import Segments
-from hpc.map.shard_task import Saved, ShardTask, good_of
+from hpc.map.shard_task import Saved, ShardTask, good_before
 from hpc.operator import FAILED, QUARANTINED, Damage, Item, Operator, Row, Shard
 from hpc.run import column as columns
 from hpc.run.directory import Run
@@ -63,11 +59,12 @@ class ShardWorker:
         self.taken: list[Item] = []  # for the operator
         self.still = False  # the reader was made to stand still
         self.draining = False
-        self.done = 0
+        self.done = self.made = 0  # samples, of which `made` here
+        self.idle_s = self.starved_s = 0.0  # without a shard; with samples in hand, none of which was ready
         self._events = os.fdopen(os.dup(1), "w", buffering=1)
         os.dup2(2, 1)
         self._input = b""
-        self._last_progress = 0.0
+        self._last_progress = self._starved_s = 0.0
 
     def emit(self, event: str, **facts: Any) -> None:
         self._events.write(json.dumps({"event": event, **facts}) + "\n")
@@ -81,8 +78,10 @@ class ShardWorker:
         self.emit("hungry")
         while True:
             idle = not (self.inflight.items or self.isolated or self.again or self.reader.open)
+            begun = time.monotonic()
             if not self.commands(0.5 if idle else 0.0):
                 return  # the agent is gone
+            self.idle_s += time.monotonic() - begun if idle else 0.0
             if self.draining and not self.inflight.items:
                 self.save_finished()
                 self.emit("drained")
@@ -126,7 +125,8 @@ class ShardWorker:
             Segments(self.run.segments(self.identity, shard.id, command["generation"])),
             self.schema,
         )
-        self.tell_saved(task, task.adopt(self.good_before(task) if command["keep"] else []), adopted=True)
+        good = good_before(self.run, self.identity, task) if command["keep"] else []
+        self.tell_saved(task, task.adopt(good), adopted=True)
         self.tasks.append(task)
         self.to_read = task
         if task.apart:
@@ -134,25 +134,6 @@ class ShardWorker:
         elif not self.still:
             self.inflight.begin_reading(task)
         self.reader.add(task)
-
-    def good_before(self, task: ShardTask) -> list[tuple[int, pa.Table]]:
-        """For a rerun of bad samples alone: the good ones of the generation before, published or not."""
-        before = task.generation - 1
-        marker = self.run.ledger(self.identity).read(task.shard.id, f"g{before}.done")
-        try:
-            if marker:
-                with object_store.fetched(self.run.locate(marker["file"])) as path:
-                    return list(good_of([(0, columns.read(path))]))
-            segments = Segments(self.run.segments(self.identity, task.shard.id, before))
-            rows, _ = segments.read(self.schema)
-            for first, table in segments.of_earlier_version(self.schema):
-                rows.add(first, table)
-            return list(good_of(rows.tables().items()))
-        except (OSError, pa.ArrowException) as error:
-            if storage_full(error):
-                raise
-            log.warning("%s: what it had cannot be read, all of it is done again: %s", task.shard.id, error)
-            return []
 
     def feed(self) -> None:
         """Take what the operator wants; suspects go alone."""
@@ -175,11 +156,10 @@ class ShardWorker:
                 if not task.error:
                     self.put(task, item, tries)
                 continue
-            try:
-                # With nothing in flight there is nothing to poll: wait for the reader instead of spinning.
-                wait = 0.2 if self.reader.open and not (self.inflight.items or self.still) else 0.0
-                delivered = self.reader.out.get(block=wait > 0, timeout=wait or None)
-            except queue.Empty:
+            # With nothing in flight there is nothing to poll: wait for the reader instead of spinning.
+            wait_s = 0.2 if self.reader.open and not (self.inflight.items or self.still) else 0.0
+            delivered = self.reader.take(wait_s)
+            if delivered is None:
                 return
             self.receive(*delivered)
 
@@ -191,7 +171,7 @@ class ShardWorker:
             self.go_on()
             return True
         if not self.still:
-            return (self.reader.ahead.wait(0.05) or self.reader.out.full()) and self.stand_still()
+            return self.reader.is_ahead(0.05) and self.stand_still()
         if self.reader.out.empty() and not (self.inflight.items or self.again):
             self.go_on()
         return self.still
@@ -265,6 +245,7 @@ class ShardWorker:
         task, item, tries = self.inflight.remove(row)
         task.held -= 1
         self.done += 1
+        self.made += 1
         if task.error:
             task.add(row)  # it is as good as the others
             self.tell_failure(task)
@@ -351,8 +332,15 @@ class ShardWorker:
         now = time.monotonic()
         if now - self._last_progress > 0.5:
             self._last_progress = now
-            waiting = getattr(self.operator, "waiting", str)()
-            self.emit("progress", done=self.done, in_flight=len(self.inflight.items), waiting=waiting)
+            starved_s, before_s = getattr(self.operator, "starved_s", float)(), self._starved_s
+            self._starved_s = starved_s
+            if self.reader.open:  # the last samples of all keep no engine full
+                self.starved_s += starved_s - before_s
+            self.emit(
+                "progress", done=self.done, in_flight=len(self.inflight.items), made=self.made,
+                input_s=round(self.reader.waited_s + self.starved_s, 3), idle_s=round(self.idle_s, 3),
+                waiting=getattr(self.operator, "waiting", str)(),
+            )  # fmt: skip
 
 
 def main() -> int:

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from hpc.base.processes import serve_parent
 from hpc.config import MapConfig
 from hpc.map.drain import Drain
+from hpc.map.engine_time import BROKEN, IDLE, EngineTime
 from hpc.map.in_flight import Held, InFlight
 from hpc.run.directory import Run, Submission
 
@@ -59,8 +60,8 @@ class Owner(Protocol):
 class EngineProcess:
     """One engine on one device."""
 
-    def __init__(self, index: int, device: dict[str, str], agent: Owner) -> None:
-        self.index, self._device, self._agent = index, device, agent
+    def __init__(self, index: int, device: dict[str, str], agent: Owner, spent: EngineTime) -> None:
+        self.index, self._device, self._agent, self.time = index, device, agent, spent
         self._process: subprocess.Popen[bytes] | None = None
         self._buffer = b""
         self._barren = 0  # deaths in a row without a finished sample
@@ -138,11 +139,13 @@ class EngineProcess:
         kind = event.get("event")
         if kind == "ready":
             self.ready, self._changed = True, time.monotonic()
+            self.time.turns(IDLE)
         elif kind == "broken":
             self._broken = event
         elif kind == "hungry":
             self.hungry = not self._agent.drain.reason
         elif kind == "progress":
+            self.time.reported(event)
             self.waiting = str(event.get("waiting") or "")
             if event["done"] != self.done or self.waiting:
                 self.done, self._changed = event["done"], time.monotonic()
@@ -190,6 +193,7 @@ class EngineProcess:
         if self._process is not None:
             self._process.kill()
             self._forget()
+            self.time.died()
 
     def _forget(self) -> int:
         assert self._process is not None and self._process.stdout is not None
@@ -211,6 +215,7 @@ class EngineProcess:
     def _died(self) -> None:
         was_ready = self.ready
         code = self._forget()
+        self.time.died(self._hung)
         if self._agent.drain.reason or self._agent.drain.fault:
             self._agent.release(self)
             return
@@ -231,6 +236,8 @@ class EngineProcess:
         if self._barren >= limit and not known:
             self.given_up = True
             log.error("engine %d is given up: %d deaths in a row without a finished sample", self.index, self._barren)
+        if self.given_up:
+            self.time.turns(BROKEN)
 
     def describe(self) -> dict[str, Any]:
         state = "given up" if self.given_up else "ready" if self.ready else "starting" if self.alive else "dead"

@@ -41,3 +41,8 @@ def devices(cluster: configs.ClusterConfig) -> Iterable[dict[str, str]]:
 def engines(cluster: configs.ClusterConfig) -> int:
     """Engine processes of this node."""
     return len(list(devices(cluster)))
+
+
+def cpus() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -50,6 +51,7 @@ class Reader(threading.Thread):
         self._tasks: queue.SimpleQueue[ShardTask] = queue.SimpleQueue()
         self.out = ReadAhead(READ_AHEAD)
         self.open = 0  # tasks not yet read to their end; changed by the main thread only
+        self.waited_s = 0.0  # that the main thread has waited for it, in all
         self._may_read = threading.Event()
         self._may_read.set()
         self._reading = threading.Lock()  # held while the operator's code reads
@@ -81,6 +83,23 @@ class Reader(threading.Thread):
                     return read()
 
     # --- for the main thread ------------------------------------------------------------------
+
+    def take(self, wait_s: float) -> Delivered | None:
+        """What was read next; None where nothing comes within `wait_s` seconds."""
+        begun = time.monotonic()
+        try:
+            return self.out.get(block=wait_s > 0, timeout=wait_s or None)
+        except queue.Empty:
+            return None
+        finally:
+            self.waited_s += time.monotonic() - begun
+
+    def is_ahead(self, wait_s: float) -> bool:
+        """Whether the shard is read as far as it can be before anything of it is taken; waits for that a while."""
+        begun = time.monotonic()
+        done = self.ahead.wait(wait_s) or self.out.full()
+        self.waited_s += time.monotonic() - begun
+        return done
 
     def stand_still(self, timeout: float) -> bool:
         """Read nothing more until `go_on`. False where it is still inside a read after `timeout` seconds."""

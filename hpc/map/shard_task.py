@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
@@ -11,9 +12,14 @@ from typing import Any
 
 import pyarrow as pa
 
+from hpc.base import object_store
+from hpc.base.errors import storage_full
 from hpc.map.segments import Segments, Writer
 from hpc.operator import OK, SKIPPED, Damage, Row, Shard
 from hpc.run import column as columns
+from hpc.run.directory import Run
+
+log = logging.getLogger("engine")
 
 ASIDE_BYTES = 1 << 26  # finished samples that wait for the next save; more are saved at once
 
@@ -152,6 +158,26 @@ class ShardTask:
 
     def _named(self, blocks: dict[int, Counter[str]]) -> list[Saved]:
         return [(block * self.segment, counts) for block, counts in sorted(blocks.items())]
+
+
+def good_before(run: Run, identity: str, task: ShardTask) -> list[tuple[int, pa.Table]]:
+    """For a rerun of bad samples alone: the good ones of the generation before, published or not."""
+    before = task.generation - 1
+    marker = run.ledger(identity).read(task.shard.id, f"g{before}.done")
+    try:
+        if marker:
+            with object_store.fetched(run.locate(marker["file"])) as path:
+                return list(good_of([(0, columns.read(path))]))
+        segments = Segments(run.segments(identity, task.shard.id, before))
+        rows, _ = segments.read(task.schema)
+        for first, table in segments.of_earlier_version(task.schema):
+            rows.add(first, table)
+        return list(good_of(rows.tables().items()))
+    except (OSError, pa.ArrowException) as error:
+        if storage_full(error):
+            raise
+        log.warning("%s: what it had cannot be read, all of it is done again: %s", task.shard.id, error)
+        return []
 
 
 def good_of(tables: Iterable[tuple[int, pa.Table]]) -> Iterator[tuple[int, pa.Table]]:

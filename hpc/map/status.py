@@ -15,7 +15,7 @@ from hpc.base.errors import Exit
 from hpc.base.heartbeat import STALE_S
 from hpc.base.text import SCHEMA, duration, hours_text
 from hpc.base.text import printable as clean
-from hpc.map import breaker, verdict
+from hpc.map import breaker, hours, verdict
 from hpc.map import cost as effort
 from hpc.map.tally import Settled, Tally, Totals
 from hpc.operator import STATUSES
@@ -54,6 +54,7 @@ def read_status(run: Run, tally: Tally | None = None) -> dict[str, Any]:
     ended = Exit.SOME_FAILED if settled.shards[FAILED] or nothing or gone else Exit.COMPLETE
     code = ended if finished == totals.total else Exit.INCOMPLETE
     lives = effort.lives(run, reader, slots["list"])
+    by_kind = _hours(run, tally, lives, totals)
     return {
         "schema": SCHEMA,
         "run": run.name,
@@ -70,7 +71,8 @@ def read_status(run: Run, tally: Tally | None = None) -> dict[str, Any]:
         "reasons": dict(settled.reasons.most_common()),
         "rate": rates,
         "eta_s": round(totals.left / speed, 1) if speed and totals.left and live else None,
-        "effort": effort.spent(lives, latest, totals, speed if live else 0.0),
+        "effort": effort.spent(lives, latest, totals, speed if live else 0.0, sum(by_kind.values()))
+        | {"by_kind": hours.described(by_kind, latest.config["cluster"].get("price"))},
         "idle_at_the_end": None if unclaimed else effort.idle_at_the_end(lives, reader, totals.claimed, now),
         "nodes": effort.nodes(lives, now),
         "slow": effort.slow(lives, now),
@@ -90,6 +92,13 @@ def read_status(run: Run, tally: Tally | None = None) -> dict[str, Any]:
         "cancelled": run.control_text("cancelled"),
         "logs": str(run.logs),
     }
+
+
+def _hours(run: Run, tally: Tally, lives: list[effort.Life], totals: Totals) -> dict[str, float]:
+    others = hours.of_other_identities(run, tally.latest)
+    jobs = [j for s in run.submissions() for j in s.job_ids]
+    unseen = hours.unseen_s(run, lives, others, tally.accounting.look(jobs))
+    return hours.by_kind(lives, others, totals.standing, unseen)
 
 
 def _shards(totals: Totals) -> dict[str, int]:
@@ -188,6 +197,8 @@ def render(facts: dict[str, Any]) -> Group:
     for title, group in (("paused", facts["paused"]), ("cancelled", facts["cancelled"])):
         if group is not None:
             parts.append(Text(clean(f"{title}: {group}"), style="yellow"))
+    if len(facts["effort"]["by_kind"]) > 1:
+        parts.append(_hours_table(facts["effort"]))
     for service, engines in facts["waiting"].items():
         said = f"waiting: {engines} engines: {service} (a slot is requeued after map.away_s)"
         parts.append(Text(clean(said), style="yellow"))
@@ -253,6 +264,21 @@ def _effort_line(effort: dict[str, Any]) -> str:
     if effort["hours_left"] is not None:
         line += f" · left: {said(effort['hours_left'], effort['cost_left'])}"
     return line
+
+
+def _hours_table(effort: dict[str, Any]) -> Table:
+    """Where the hours went, a line for each kind."""
+    made = Table.grid(padding=(0, 2))
+    made.add_column(style="bold", no_wrap=True)
+    for _ in range(3):
+        made.add_column(justify="right", no_wrap=True)
+    made.add_column(overflow="fold")
+    for number, spent in enumerate(effort["by_kind"].values()):
+        money = "" if spent["cost"] is None else f"{effort['currency']}{spent['cost']:,.2f}"
+        share = f"{100 * spent['hours'] / (effort['hours'] or 1.0):.1f} %"
+        of_kind = (hours_text(spent["hours"], effort["unit"]), share, money)
+        made.add_row("hours" if number == 0 else "", *of_kind, spent["what"])
+    return made
 
 
 def _slow_line(row: dict[str, Any], unit: str) -> str:

@@ -25,8 +25,9 @@ from hpc.run.journal_reader import JournalReader
 from hpc.run.ledger import DONE, FAILED, Ledger, State, bucket_of, settled_and_claimed
 from hpc.run.lost import LostFiles
 from hpc.run.plan import Plan
+from hpc.slurm.accounting import Accounting
 
-FORMAT = 4  # of the cache
+FORMAT = 5  # of the cache
 WORTHWHILE = 5000  # shards from which on the cache is written
 _RACY_S = 2.0  # a directory that changed so shortly before its listing may change again under the same time stamp
 
@@ -89,23 +90,24 @@ class Totals:
     samples: Counter[str]  # of unfinished shards too
     left: int  # samples; where a shard's count is not known, the mean of the finished ones stands for it
     unknown: int = 0  # unfinished shards whose count is not known
+    standing: int = 0  # samples in published files and in saved blocks
 
 
 class Tally:
     """Counts one run, again and again. keep: write the cache."""
 
     def __init__(self, run: Run, latest: Submission, *, keep: bool = True) -> None:
-        self._run, self._latest, self._keep = run, latest, keep
+        self._run, self.latest, self._keep = run, latest, keep
         self._ledger = run.ledger(latest.identity)
         self._file = run.path / "tally" / f"{latest.identity}.arrow"
         self._plan = Plan(run.plans, latest.plan).table(["id", "bytes", "expected"])
-        self.lost = LostFiles(run, latest)
+        self.lost, self.accounting = LostFiles(run, latest), Accounting()
         self._forget()
         self._load()
 
     def _mine(self) -> set[str]:
         """The submissions that write this identity's journals; a launch adds one."""
-        return {s.uuid for s in self._run.submissions() if s.identity == self._latest.identity}
+        return {s.uuid for s in self._run.submissions() if s.identity == self.latest.identity}
 
     def _forget(self) -> None:
         self.reader = JournalReader(self._run.journals, self._mine())
@@ -118,7 +120,7 @@ class Tally:
         self._generations = self._run.generations.count()
 
     def fits(self, latest: Submission) -> bool:
-        return (latest.plan, latest.identity) == (self._latest.plan, self._latest.identity)
+        return (latest.plan, latest.identity) == (self.latest.plan, self.latest.identity)
 
     def count(self) -> Totals:
         with without_collection():
@@ -223,6 +225,7 @@ class Tally:
             samples,
             max(0, expected_left) + round(max(0.0, mean * unknown_left - guessed)),
             unknown_left,
+            settled.rows + sum(begun[shard].total() for shard, _ in counted),
         )
 
     def _begun(self) -> dict[str, Counter[str]]:
@@ -246,7 +249,7 @@ class Tally:
     # --- the cache --------------------------------------------------------------------------
 
     def _key(self) -> list[Any]:
-        return [FORMAT, self._latest.plan, self._latest.identity, self._generations]
+        return [FORMAT, self.latest.plan, self.latest.identity, self._generations]
 
     def _save(self) -> None:
         """Best effort: a reader without the right to write counts again."""

@@ -4,24 +4,37 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+from hpc.base.errors import UserError
 from hpc.config import Config
 from hpc.run.directory import Run
 from hpc.run.launch_lock import launch_lock
 
 
 def launch(run: Run, config: Config, *, supersede: bool) -> Path:
-    """Start the same launch again, apart from this terminal; its log. UserError where another one is at work here.
+    """Start the same launch again, apart from this terminal; its log. Returns once it is on record.
 
-    It checks everything once more, and is the one launch of this run for as long as it lasts.
+    It checks everything once more, and is the one launch of this run for as long as it lasts. Raises UserError where
+    another one is at work here, or where it ends before it has begun.
     """
     with launch_lock(run):
-        log = run.logs / "launch.log"
+        log, known = run.logs / "launch.log", _recorded(run)
     flags = ["--supersede"] if supersede else []
     with open(log, "ab") as out:
-        subprocess.Popen(
+        start = out.tell()
+        process = subprocess.Popen(
             [sys.executable, "-m", "hpc.launch", config.source, *config.overrides, *flags],
             stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
         )  # fmt: skip
+    while process.poll() is None and _recorded(run) == known:
+        time.sleep(0.1)
+    if process.returncode and _recorded(run) == known:
+        said = log.read_bytes()[start:].decode("utf-8", "replace").strip().splitlines()
+        raise UserError(f"launch: it ended before it had begun: {said[-1] if said else process.returncode} ({log})")
     return log
+
+
+def _recorded(run: Run) -> set[str]:
+    return {submission.uuid for submission in run.submissions()}

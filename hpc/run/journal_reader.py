@@ -37,7 +37,10 @@ class Saved:
 
 @dataclass
 class Activity:
-    """What one life of a slot did, by its journal. Times are its own clock's."""
+    """What one life of a slot did, by its journal. Times are its own clock's.
+
+    time: where its time went, see hpc.map.engine_time; None until it has stopped.
+    """
 
     host: str = ""
     first: float = 0.0
@@ -48,6 +51,8 @@ class Activity:
     deaths: Counter[str] = field(default_factory=Counter)  # of engines: "0: killed by SIGKILL"
     failures: Counter[str] = field(default_factory=Counter)  # of shards' attempts, by reason
     minutes: dict[str, Counter[int]] = field(default_factory=dict)  # by engine: samples a minute, over the last hour
+    job: str = ""
+    time: dict[str, Any] | None = None
 
 
 class JournalReader:
@@ -80,7 +85,10 @@ class JournalReader:
             if self.submissions is not None and path.name.partition("-")[0] not in self.submissions:
                 continue
             data, self.offsets[path.name] = journal.complete(path, self.offsets.get(path.name, 0))
-            lives.append(self.lives.setdefault(path.stem, Activity()))
+            life = self.lives.setdefault(path.stem, Activity())
+            if not data:
+                continue
+            lives.append(life)
             for line in bulk.add(data):
                 if event := journal.event(line):
                     try:
@@ -116,7 +124,9 @@ class JournalReader:
             life.begun = life.begun or t
             self.last_claim = max(self.last_claim, t)
         elif kind == "start":
-            life.host = str(event.get("host", ""))
+            life.host, life.job = str(event.get("host", "")), str(event.get("job", ""))
+        elif kind == "stop":
+            life.time = event.get("time")
 
     def _seen(self, life: Activity, first: float, last: float) -> None:
         self.first, self.last = min(self.first or first, first), max(self.last, last)

@@ -190,9 +190,21 @@ def test_a_training_goes_on_without_the_terminal(tmp_path: Path) -> None:
     run = Run(Path(tree["runs"]) / tree["name"])
     started = command("hpc.launch", str(path), "--detach")
     assert started.returncode == 0 and "started in the background" in started.stdout, started.stderr
+    assert "nothing was launched" not in command("hpc.status", str(run.path)).stderr
     wait_for(lambda: any(facts["state"] == "running" for facts in heartbeat.read_all(run.slots)))
     assert "is at work" in command("hpc.launch", str(path), "--detach").stderr
     done = command("hpc.cancel", str(run.path))
     assert done.returncode == Exit.COMPLETE and re.search(r"cancelling \d+ processes here", done.stdout), done.stdout
     assert again(done.stdout) == [str(path)]
     assert "gang" in (run.logs / "launch.log").read_text()
+
+
+def test_a_training_in_the_background_that_cannot_begin(tmp_path: Path) -> None:
+    path = config_file(tmp_path, steps=10)
+    tree = yaml.safe_load(path.read_text())
+    run = Run(Path(tree["runs"]) / tree["name"])
+    run.make()
+    run.config_file.mkdir()  # where the launch in the background wants to write
+    done = command("hpc.launch", str(path), "--detach")
+    assert done.returncode == Exit.USAGE and "it ended before it had begun: " in done.stderr, done.stderr
+    assert str(run.logs / "launch.log") in done.stderr.replace("\n", "")

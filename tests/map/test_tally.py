@@ -235,7 +235,7 @@ def test_hours_and_money() -> None:
     )  # fmt: skip
     found = [life("n1", {"0": 600, "1": 600}), life("n2", {"0": 600, "1": 600}, hours=1.0)]
     totals = tally.Totals(tally.Settled(), 10, 2, Counter(), left=144_000)
-    said = cost.spent(found, submission, totals, speed=40.0)
+    said = cost.spent(found, submission, totals, speed=40.0, hours=6.0)
     assert (said["unit"], said["hours"], said["cost"], said["currency"]) == ("GPU", 6.0, 18.0, "€")
     assert said["hours_left"] == pytest.approx(4.0)  # 144,000 samples at 40 a second are an hour, on four GPUs
     assert said["cost_left"] == pytest.approx(12.0)

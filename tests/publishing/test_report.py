@@ -64,6 +64,7 @@ def test_the_page_is_whole_and_loads_nothing(page: Path) -> None:
     assert "8 times" in text
     assert "skipped: image: missing" in text
     assert "cost of a million" in text
+    assert "Where the engine hours went" in text and "<td>start-up and model load<td" in text
     assert "\x1b" not in text
 
 

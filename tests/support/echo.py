@@ -27,6 +27,7 @@ class EchoConfig:
     prefix: str = ""
     column: str = "echo"
     delay_s: float = field(default=0.0, metadata={"execution": True})
+    read_s: float = field(default=0.0, metadata={"execution": True})  # for each line
     setup_s: float = field(default=0.0, metadata={"execution": True})
     setup_fault: str = field(default="", metadata={"execution": True})  # "exit"
     batch: int = field(default=16, metadata={"execution": True})
@@ -66,6 +67,7 @@ class Echo(Batched):
         if lines and lines[0] == "unreadable":
             raise ShardError("input: unreadable", shard.uri)
         for index, line in enumerate(lines):
+            time.sleep(self.config.read_s)
             yield Item(shard.id, index, f"{shard.id}-{index:05d}", line)
         if lines and lines[-1] == "damaged":
             yield Damage("text: ends too early", "as the test wanted")

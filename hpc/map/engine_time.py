@@ -1,0 +1,143 @@
+"""Where an engine's time goes: every second of its slot's life is of one kind, by the monotonic clock.
+
+An engine says how long it has waited (in `progress` events); its agent does the sums, and they stand in the slot's
+heartbeat and, at its end, in the journal.
+
+    work    samples are in its hands
+    redone  it worked on samples that were lost before they were saved
+    input   it waited for samples to be read or decoded
+    start   before it is ready: the job's start, imports, the model; and its slot's last moments
+    broken  it hung, was given up, waited for a service that is away, or its node is not to work for the run
+    idle    there was no shard for it
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+WORK, REDONE, INPUT, START, BROKEN, IDLE = KINDS = ("work", "redone", "input", "start", "broken", "idle")
+
+_LONGEST_START_S = 3600.0  # that a job may have taken before us; beyond it two machines' clocks must differ
+
+
+class EngineTime:
+    """Of one engine of a slot, through all of its processes.
+
+    Args:
+        before_s: seconds that the job had lasted when we began to count.
+    """
+
+    def __init__(self, before_s: float = 0.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._seconds = dict.fromkeys(KINDS, 0.0)
+        self._seconds[START] = before_s
+        self._kind, self._at = START, clock()
+        self._begin()
+
+    def _begin(self) -> None:
+        """Of a process: what it has said, and done."""
+        self._waited = {INPUT: 0.0, IDLE: 0.0}
+        self._made = self._saved = 0  # samples
+        self._worked = self._fruitless = 0.0  # seconds of work, all of it and since the last sample
+
+    def turns(self, kind: str) -> None:
+        """What it does from now on."""
+        self._add(self._kind, self._pass())
+        self._kind = kind
+
+    def reported(self, progress: dict[str, Any]) -> None:
+        """What its process says of the time since it was ready: `made` samples, `input_s` and `idle_s` of waiting."""
+        left = self._pass()
+        parts = {}
+        for kind, name in ((INPUT, "input_s"), (IDLE, "idle_s")):
+            said = float(progress.get(name, 0.0))
+            parts[kind] = min(left, max(0.0, said - self._waited[kind]))
+            self._waited[kind] = said
+            left -= parts[kind]
+        parts[BROKEN if progress.get("waiting") else WORK] = left
+        for kind, seconds in parts.items():
+            self._add(kind, seconds)
+        self._kind = max(parts, key=lambda kind: parts[kind])  # until it is heard again
+        made = int(progress.get("made", 0))
+        if made > self._made:
+            self._made, self._fruitless = made, 0.0
+
+    def saved(self, samples: int) -> None:
+        self._saved += samples
+
+    def died(self, hung: bool = False) -> None:
+        """Its process has ended: what it had not saved is lost. That of one that hung was no work at all."""
+        if hung:
+            self._kind = BROKEN
+        self.turns(START)
+        if hung:
+            self._move(WORK, BROKEN, self._fruitless)
+            self._worked -= self._fruitless
+        self._move(WORK, REDONE, self.unsaved_s())
+        self._begin()
+
+    def unfit(self) -> None:
+        """All of the time until now was in vain."""
+        self.turns(BROKEN)
+        self._move(START, BROKEN, self._seconds[START])
+
+    def unsaved_s(self) -> float:
+        """Seconds of work that are lost if it dies now."""
+        made = max(self._made, self._saved)
+        return self._worked * (1.0 - self._saved / made if made else 1.0)
+
+    def seconds(self) -> dict[str, float]:
+        """By kind, until now."""
+        return {**self._seconds, self._kind: self._seconds[self._kind] + self._clock() - self._at}
+
+    def _pass(self) -> float:
+        """Seconds since the last look."""
+        now = self._clock()
+        span, self._at = now - self._at, now
+        return span
+
+    def _add(self, kind: str, seconds: float) -> None:
+        self._seconds[kind] += seconds
+        if kind == WORK:
+            self._worked += seconds
+            self._fruitless += seconds
+
+    def _move(self, kind: str, to: str, seconds: float) -> None:
+        self._seconds[kind] -= seconds
+        self._seconds[to] += seconds
+
+
+class SlotTime:
+    """Of the engines of a slot."""
+
+    def __init__(self, engines: int) -> None:
+        before = before_s()
+        self.engines = [EngineTime(before) for _ in range(engines)]
+
+    def unfit(self) -> None:
+        """The node is not to work for the run: all of the time until now was in vain."""
+        for engine in self.engines:
+            engine.unfit()
+
+    def summed(self) -> dict[str, Any]:
+        """Engine-seconds by kind, and those of work that are lost if the slot dies now (`unsaved`)."""
+        total = Counter(dict.fromkeys(KINDS, 0.0))
+        for engine in self.engines:
+            total.update(engine.seconds())
+        unsaved = sum(engine.unsaved_s() for engine in self.engines)
+        return {"seconds": {kind: round(total[kind], 3) for kind in KINDS}, "unsaved": round(unsaved, 3)}
+
+
+def before_s() -> float:
+    """Seconds since this slot's job has begun (as Slurm says), or else this process."""
+    ticks = os.sysconf("SC_CLK_TCK")
+    since_boot = float(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]) / ticks
+    own = max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - since_boot)
+    begun = os.environ.get("SLURM_JOB_START_TIME", "")
+    of_job = time.time() - float(begun) if begun.isdigit() else 0.0
+    return of_job if own < of_job < own + _LONGEST_START_S else own

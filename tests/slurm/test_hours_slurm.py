@@ -1,0 +1,76 @@
+"""Where the hours of a run on a real Slurm went, against stalls that are known and counted."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.support.slurm_cluster import Cluster, alive, wait
+from tests.support.slurm_job import EchoJob
+
+
+@pytest.fixture
+def make(slurm: Cluster, tmp_path: Path) -> Iterator[Callable[..., EchoJob]]:
+    made: list[EchoJob] = []
+
+    def new(**arguments: int | float) -> EchoJob:
+        made.append(EchoJob(slurm, tmp_path, **arguments))  # type: ignore[arg-type]
+        return made[-1]
+
+    yield new
+    for job in made:
+        job.cancel()
+        job.wait_over()
+
+
+@pytest.mark.slow
+@pytest.mark.slurm
+def test_where_the_hours_went(make: Callable[..., EchoJob]) -> None:
+    """Known stalls: 4 s of set-up a process, 0.4 s a line of waiting for it, hangs of 8 s, a kill before anything was
+    saved, a shard of four done again. Within 1 % they are the time for which Slurm's steps had the slot.
+    """
+    job = make(shards=4, lines=20, delay_s=0.2)
+    (job.inputs / "shard-01.txt").write_text("line\n" * 4 + "hang\n" + "line\n" * 5)
+    seconds = ("setup_s=4", "read_s=0.6", "map.hang_s=8", "map.save_s=600")
+    job.slurm.run(*job.command(f"applied={job.inputs}/applied", "batch=1", "map.segment=20", *seconds))
+    lasted = []
+
+    def life(until: Callable[[psutil.Process], None]) -> None:
+        """Wait for a life of the slot to begin, and to end; how long Slurm gave it the node."""
+        wait(lambda: job.lives() and job.processes("hpc.worker"), "the slot lives")
+        agent = job.agent()
+        (started,) = set(re.findall(r"StartTime=(\S+)", job.slurm.run("scontrol", "show", "job", job.id)))
+        until(agent)
+        wait(lambda: not alive(agent), "its agent is gone")
+        lasted.append(time.time() - datetime.fromisoformat(started).timestamp())
+
+    def kill(agent: psutil.Process) -> None:
+        wait(lambda: job.lives()[-1].get("time", {}).get("unsaved", 0.0) > 1.5, "it has worked")
+        agent.kill()
+
+    life(kill)
+    life(lambda agent: None)
+    job.wait_over()
+    job.slurm.run(sys.executable, "-m", "hpc.rerun", str(job.run.path), "--shards", "shard-00")
+    life(lambda agent: None)
+    job.wait_over()
+    facts = json.loads(job.slurm.run(sys.executable, "-m", "hpc.status", str(job.run.path), "--json"))
+    found = {kind: 3600 * spent["hours"] for kind, spent in facts["effort"]["by_kind"].items()}
+    assert sum(found.values()) == pytest.approx(3600 * facts["effort"]["hours"], rel=1e-3)
+    hangs = sum(facts["engine_deaths"].values())
+    assert hangs >= 2 and found["broken"] == pytest.approx(8.5 * hangs, rel=0.15)
+    done = (job.inputs / "applied").read_text().splitlines()
+    good = [line for line in done if not line.endswith(" shard-01 4")]  # but the one that hangs
+    assert found["input"] == pytest.approx(0.4 * len(good), rel=0.25)
+    assert found["useful"] + found["redone"] == pytest.approx(0.2 * len(good), rel=0.25)
+    assert found["redone"] / (found["useful"] + found["redone"]) == pytest.approx(1 - 69 / len(good), abs=0.05)
+    assert found["start"] > 4 * (3 + hangs)
+    assert sum(found.values()) == pytest.approx(sum(lasted), rel=0.01)
