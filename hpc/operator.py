@@ -13,12 +13,14 @@ One operator object lives in one engine process and sees one endless stream of i
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from hpc.base.dotted import load
 from hpc.base.errors import UserError
+from hpc.base.underfilled import Underfilled
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -148,7 +150,10 @@ class Operator(Protocol):
 
     def poll(self, timeout: float) -> list[Row]: ...
 
-    # Optional, for operators whose work waits for a service elsewhere:
+    # Optional, for operators that take samples before these are ready, or many at a time:
+    #     starved_s() -> float: seconds until now in which the work stood still for want of input, and the part of
+    #     others for which it could have done more at once. It never falls
+    # and for those whose work waits for a service elsewhere:
     #     waiting() -> str: what all samples wait for now (a server that is away), "" where there is nothing
     #     longest_wait() -> (seconds, config key): how long one sample may wait before that counts as away
 
@@ -171,6 +176,7 @@ class Batched:
 
     def __init__(self) -> None:
         self._waiting: list[Item] = []
+        self._fill = Underfilled()
 
     def continues(self, planned: Iterable[Shard]) -> None: ...
 
@@ -193,7 +199,16 @@ class Batched:
         if not self._waiting:
             return []
         batch, self._waiting = self._waiting, []
-        return self.apply(batch)
+        begun = time.monotonic()
+        rows = self.apply(batch)
+        spent = len(batch), time.monotonic() - begun
+        self._fill.took(*spent)
+        if len(batch) < self.batch_size:
+            self._fill.short(*spent)
+        return rows
+
+    def starved_s(self) -> float:
+        return self._fill.lost_s(self.batch_size)
 
     def refuse(self, item: Item, status: str, reason: str) -> Row:
         return Row(item.shard, item.index, item.key, status, reason)

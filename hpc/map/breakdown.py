@@ -25,13 +25,14 @@ def clean(text: str) -> Text:
 def _nodes(facts: dict[str, Any], made: Table) -> Table:
     unit = facts["effort"]["unit"]
     made.add_column("node")
-    for name in ("slots", "lives", "samples", f"a {unit}/s", "deaths", "failures", f"{unit} h"):
+    for name in ("slots", "lives", "samples", f"a {unit}/s", "waited", "deaths", "failures", f"{unit} h"):
         made.add_column(name, justify="right")
     for row in sorted(facts["nodes"], key=lambda r: (r["rate_per_engine"] is None, r["rate_per_engine"] or 0.0)):
         rate = "" if row["rate_per_engine"] is None else f"{row['rate_per_engine']:,.1f}"
         before = [f"{row[k]:,}" for k in ("slots", "lives", "samples")]
         after = [f"{row[k]:,}" for k in ("deaths", "failures")]
-        made.add_row(clean(row["node"]), *before, rate, *after, f"{row['hours']:,.2f}")
+        waited = "" if row["waited"] is None else f"{100 * row['waited']:.0f} %"
+        made.add_row(clean(row["node"]), *before, rate, waited, *after, f"{row['hours']:,.2f}")
     return made
 
 

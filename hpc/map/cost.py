@@ -13,7 +13,7 @@ from typing import Any
 
 from hpc.base import heartbeat
 from hpc.config import ClusterConfig
-from hpc.map.engine_time import KINDS, REDONE, WORK
+from hpc.map.engine_time import INPUT, KINDS, REDONE, WORK
 from hpc.map.tally import Totals
 from hpc.run.directory import Run, Submission
 from hpc.run.journal_reader import Activity, JournalReader
@@ -21,6 +21,7 @@ from hpc.run.journal_reader import Activity, JournalReader
 SLOW = 0.85  # of the median rate of an engine, under which a node or an engine is called slow
 LEAST_MINUTES = 5  # of work that a rate needs before it is compared
 WINDOW = 15  # minutes
+LEAST_SECONDS = 2.0  # of work and waiting, before a share of it is told
 BEAT_S = 60.0  # that a heartbeat may be older than the last word of its slot's journal
 
 
@@ -156,7 +157,9 @@ def _recent(activity: Activity, now: float) -> dict[str, float]:
 
 
 def nodes(found: list[Life], now: float) -> list[dict[str, Any]]:
-    """By node: slots, engines, samples, rate of an engine, deaths of engines, failed attempts, hours."""
+    """By node: slots, engines, CPUs, samples, rate of an engine, the share of their time that engines waited for input
+    (lately, where any lives), deaths of engines, failed attempts, hours.
+    """
     by_host: dict[str, list[Life]] = {}
     for life in found:
         by_host.setdefault(life.host, []).append(life)
@@ -164,12 +167,16 @@ def nodes(found: list[Life], now: float) -> list[dict[str, Any]]:
     for host, there in sorted(by_host.items()):
         living = [life for life in there if life.state not in ("exited", "silent")]
         rates = [rate for life in living for rate in _recent(life.activity, now).values()]
+        waited = waited_share(living or there)
         rows.append(
             {
                 "node": host,
                 "slots": len(living),
                 "lives": len(there),
                 "samples": sum(life.activity.samples for life in there),
+                "waited": None if waited is None else round(waited, 4),
+                "engines": max(life.engines for life in there),
+                "cpus": max((life.beat.get("cpus") or 0 for life in there), default=0),
                 "rate_per_engine": round(statistics.fmean(rates), 3) if rates else None,
                 "deaths": sum(sum(life.activity.deaths.values()) for life in there),
                 "failures": sum(sum(life.activity.failures.values()) for life in there),
@@ -177,6 +184,19 @@ def nodes(found: list[Life], now: float) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def waited_share(found: list[Life]) -> float | None:
+    """Of the time in which engines worked or waited for input, the share of waiting: lately of those that live, else of
+    all of it. None where there was none.
+    """
+    work = waited = 0.0
+    for life in found:
+        recent = (life.beat.get("time") or {}).get("recent") if life.state not in ("exited", "silent") else None
+        seconds = recent if isinstance(recent, dict) else life.kinds
+        work += seconds.get(WORK, 0.0) + (0.0 if seconds is recent else seconds.get(REDONE, 0.0))
+        waited += seconds.get(INPUT, 0.0)
+    return waited / (work + waited) if work + waited > LEAST_SECONDS else None
 
 
 def slow(found: list[Life], now: float) -> list[dict[str, Any]]:

@@ -60,11 +60,11 @@ class ShardWorker:
         self.still = False  # the reader was made to stand still
         self.draining = False
         self.done = self.made = 0  # samples, of which `made` here
-        self.idle_s = self.starved_s = 0.0  # without a shard; with samples in hand, none of which was ready
+        self.idle_s = 0.0  # without a shard
         self._events = os.fdopen(os.dup(1), "w", buffering=1)
         os.dup2(2, 1)
         self._input = b""
-        self._last_progress = self._starved_s = 0.0
+        self._last_progress = 0.0
 
     def emit(self, event: str, **facts: Any) -> None:
         self._events.write(json.dumps({"event": event, **facts}) + "\n")
@@ -332,13 +332,10 @@ class ShardWorker:
         now = time.monotonic()
         if now - self._last_progress > 0.5:
             self._last_progress = now
-            starved_s, before_s = getattr(self.operator, "starved_s", float)(), self._starved_s
-            self._starved_s = starved_s
-            if self.reader.open:  # the last samples of all keep no engine full
-                self.starved_s += starved_s - before_s
+            input_s = self.reader.waited_s + getattr(self.operator, "starved_s", float)()
             self.emit(
                 "progress", done=self.done, in_flight=len(self.inflight.items), made=self.made,
-                input_s=round(self.reader.waited_s + self.starved_s, 3), idle_s=round(self.idle_s, 3),
+                input_s=round(input_s, 3), idle_s=round(self.idle_s, 3),
                 waiting=getattr(self.operator, "waiting", str)(),
             )  # fmt: skip
 

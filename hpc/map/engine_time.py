@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 WORK, REDONE, INPUT, START, BROKEN, IDLE = KINDS = ("work", "redone", "input", "start", "broken", "idle")
 
+RECENT_MINUTES = 15
 _LONGEST_START_S = 3600.0  # that a job may have taken before us; beyond it two machines' clocks must differ
 
 
@@ -57,7 +58,7 @@ class EngineTime:
         for kind, name in ((INPUT, "input_s"), (IDLE, "idle_s")):
             said = float(progress.get(name, 0.0))
             parts[kind] = min(left, max(0.0, said - self._waited[kind]))
-            self._waited[kind] = said
+            self._waited[kind] = max(said, self._waited[kind])
             left -= parts[kind]
         parts[BROKEN if progress.get("waiting") else WORK] = left
         for kind, seconds in parts.items():
@@ -118,6 +119,7 @@ class SlotTime:
     def __init__(self, engines: int) -> None:
         before = before_s()
         self.engines = [EngineTime(before) for _ in range(engines)]
+        self._past: deque[tuple[float, float, float]] = deque(maxlen=RECENT_MINUTES)  # clock, seconds of work, of input
 
     def unfit(self) -> None:
         """The node is not to work for the run: all of the time until now was in vain."""
@@ -125,12 +127,22 @@ class SlotTime:
             engine.unfit()
 
     def summed(self) -> dict[str, Any]:
-        """Engine-seconds by kind, and those of work that are lost if the slot dies now (`unsaved`)."""
+        """Engine-seconds by kind, and those of work that are lost if the slot dies now (`unsaved`).
+
+        `recent`: seconds of work and of waiting for input in the last minutes.
+        """
         total = Counter(dict.fromkeys(KINDS, 0.0))
         for engine in self.engines:
             total.update(engine.seconds())
         unsaved = sum(engine.unsaved_s() for engine in self.engines)
-        return {"seconds": {kind: round(total[kind], 3) for kind in KINDS}, "unsaved": round(unsaved, 3)}
+        now = time.monotonic()
+        _, work, waited = self._past[0] if self._past else (now, 0.0, 0.0)
+        recent = {WORK: max(0.0, round(total[WORK] - work, 3)), INPUT: round(total[INPUT] - waited, 3)}
+        if not self._past or now - self._past[-1][0] >= 60:
+            self._past.append((now, total[WORK], total[INPUT]))
+        return {
+            "seconds": {kind: round(total[kind], 3) for kind in KINDS}, "unsaved": round(unsaved, 3), "recent": recent
+        }  # fmt: skip
 
 
 def before_s() -> float:

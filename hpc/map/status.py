@@ -25,6 +25,7 @@ from hpc.run.events import unsent
 from hpc.run.journal_reader import JournalReader
 from hpc.run.ledger import DONE, FAILED
 
+INPUT_BOUND = 0.1  # share of their time that engines wait, from which on input is called the limit
 WINDOWS = {"5 min": 300.0, "1 h": 3600.0}
 
 
@@ -75,6 +76,7 @@ def read_status(run: Run, tally: Tally | None = None) -> dict[str, Any]:
         | {"by_kind": hours.described(by_kind, latest.config["cluster"].get("price"))},
         "idle_at_the_end": None if unclaimed else effort.idle_at_the_end(lives, reader, totals.claimed, now),
         "nodes": effort.nodes(lives, now),
+        "starving": _starving(lives, now),
         "slow": effort.slow(lives, now),
         "history": reader.over_time(),
         "slots": slots,
@@ -99,6 +101,20 @@ def _hours(run: Run, tally: Tally, lives: list[effort.Life], totals: Totals) -> 
     jobs = [j for s in run.submissions() for j in s.job_ids]
     unseen = hours.unseen_s(run, lives, others, tally.accounting.look(jobs))
     return hours.by_kind(lives, others, totals.standing, unseen)
+
+
+def _starving(lives: list[effort.Life], now: float) -> dict[str, Any] | None:
+    """Who waits for whom: `bound` by input or by engines, the share of their time that engines waited, and the node
+    where it is highest. None where nothing was measured.
+    """
+    awake = [life for life in lives if life.state not in ("exited", "silent")] or lives
+    waited = effort.waited_share(awake)
+    if waited is None:
+        return None
+    hosts = {life.host for life in awake}
+    nodes = [row for row in effort.nodes(lives, now) if row["node"] in hosts and row["waited"] is not None]
+    worst = max(nodes, key=lambda row: row["waited"], default=None)
+    return {"bound": "input" if waited >= INPUT_BOUND else "engines", "waited": round(waited, 4), "node": worst}
 
 
 def _shards(totals: Totals) -> dict[str, int]:
@@ -190,6 +206,8 @@ def render(facts: dict[str, Any]) -> Group:
     if facts["idle_at_the_end"]:
         idle = hours_text(facts["idle_at_the_end"], facts["effort"]["unit"])
         table.add_row("idle", f"{idle} after the last shard was claimed: shorter shards end together")
+    if facts["starving"]:
+        table.add_row("bound", _starving_line(facts["starving"], facts["effort"]["unit"]))
     table.add_row("slots", _slot_line(facts["slots"]))
     for number, row in enumerate(facts["slow"][:4]):
         table.add_row("slow" if number == 0 else "", _slow_line(row, facts["effort"]["unit"]))
@@ -279,6 +297,17 @@ def _hours_table(effort: dict[str, Any]) -> Table:
         of_kind = (hours_text(spent["hours"], effort["unit"]), share, money)
         made.add_row("hours" if number == 0 else "", *of_kind, spent["what"])
     return made
+
+
+def _starving_line(starving: dict[str, Any], unit: str) -> str:
+    waited = f"{100 * starving['waited']:.0f} %"
+    if starving["bound"] == "engines":
+        return f"by engines: they waited {waited} of their time for input"
+    line = f"by input: engines waited {waited} of their time for samples to be read and decoded"
+    if node := starving["node"]:
+        cores = f"{node['cpus']} cores for {node['engines']} {unit}{'s' * (node['engines'] != 1)}"
+        line += f"; {clean(node['node'])} has {cores} ({100 * node['waited']:.0f} %)"
+    return line
 
 
 def _slow_line(row: dict[str, Any], unit: str) -> str:

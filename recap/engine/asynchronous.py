@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
+import time
 from abc import ABC, abstractmethod
 
+from hpc.base.underfilled import Underfilled
 from recap.engine.interface import Caption, Request
 
 
@@ -18,7 +20,8 @@ class AsynchronousEngine(ABC):
 
     def __init__(self, window: int) -> None:
         self.window = window
-        self._in_flight: set[int] = set()
+        self._in_flight: dict[int, tuple[int, float]] = {}  # by id: requests in flight with it, when it was put
+        self._fill = Underfilled()
         self._done: queue.SimpleQueue[Caption | Exception] = queue.SimpleQueue()
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
@@ -37,12 +40,13 @@ class AsynchronousEngine(ABC):
             raise ValueError("The engine is full: put() was called while want() is 0. Poll first.")
         if request.id in self._in_flight:
             raise ValueError(f"Request id {request.id} is already in flight; ids must be unique.")
-        self._in_flight.add(request.id)
+        self._in_flight[request.id] = len(self._in_flight) + 1, time.monotonic()
         self._loop.call_soon_threadsafe(self._start, request)
 
     def poll(self, timeout: float) -> list[Caption]:
         done: list[Caption] = []
         wait = timeout if self._in_flight else 0.0
+        room, begun = self.want() > 0, time.monotonic()
         try:
             while True:
                 found = self._done.get(timeout=wait) if wait else self._done.get_nowait()
@@ -52,8 +56,17 @@ class AsynchronousEngine(ABC):
                 wait = 0.0
         except queue.Empty:
             pass
-        self._in_flight.difference_update(caption.id for caption in done)
+        now = time.monotonic()
+        for caption in done:
+            together, put = self._in_flight.pop(caption.id)
+            self._fill.took(together, now - put)
+        if room:
+            self._fill.short(len(done), now - begun)
         return done
+
+    @property
+    def starved_s(self) -> float:
+        return self._fill.lost_s(self.window)
 
     def close(self) -> None:
         asyncio.run_coroutine_threadsafe(self._finish(), self._loop).result(timeout=60)

@@ -63,7 +63,11 @@ class Caption:
 
 
 class Engine(Protocol):
-    """A loaded model that captions. Built by `recap.engine.load_engine`; one per process, one device each."""
+    """A loaded model that captions. Built by `recap.engine.load_engine`; one per process, one device each.
+
+    It may have `starved_s`: seconds until now in which the model stood still for want of requests or of decoded images,
+    and the part of others for which it could have worked on more at once.
+    """
 
     def want(self) -> int:
         """How many more requests can be put now without waiting."""

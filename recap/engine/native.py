@@ -66,6 +66,7 @@ class NativeEngine:
         self._ready: deque[tuple[int, int]] = deque()  # (request id, place in the ring)
         self._last_put = time.monotonic()
         self.idle_s = 0.0  # time that poll waited for images with nothing in the slots
+        self.starved_s = 0.0  # and that part of its time for which slots were free, and too few images decoded
 
     def want(self) -> int:
         return self.pool.room()
@@ -79,8 +80,11 @@ class NativeEngine:
 
     def poll(self, timeout: float) -> list[Caption]:
         deadline = time.monotonic() + timeout
+        begun = time.monotonic()
         while True:
             done = self._collect(0.0)
+            full = self._may_fill() or not self.generator.room()
+            free = 0.0 if full else len(self.generator.free) / self.generator.plan.slots
             try:
                 if self._may_fill():
                     self._fill()
@@ -88,13 +92,17 @@ class NativeEngine:
             except torch.OutOfMemoryError as error:
                 self._shrink(error)
             now = time.monotonic()
+            self.starved_s += free * (now - begun)  # a step costs the same for all of its slots as for a few
+            begun = now
             if done or now >= deadline:
                 return done
             if not self.generator.busy() and not self._may_fill():
                 if not self._pending:
                     return done
                 done = self._collect(min(0.02, deadline - now))
-                self.idle_s += time.monotonic() - now
+                begun = time.monotonic()
+                self.idle_s += begun - now
+                self.starved_s += begun - now
                 if done:
                     return done
 

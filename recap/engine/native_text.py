@@ -62,6 +62,7 @@ class NativeTextEngine:
         self._most = config.queue or 2 * plan.slots + 4 * plan.micro_batch
         self._rows: Buckets[_Key, Text[_Job]] = Buckets(plan.micro_batch, 4 * self._most, config.partial_wait_s)
         self._pending: dict[int, Pending] = {}
+        self.starved_s = 0.0
 
     def want(self) -> int:
         return self._most - len(self._pending)
@@ -77,12 +78,16 @@ class NativeTextEngine:
     def poll(self, timeout: float) -> list[Caption]:
         deadline = time.monotonic() + timeout
         while True:
+            begun = time.monotonic()
             try:
                 self._fill()
+                # What is free for a whole pass was not filled; a step costs the same for all slots as for a few.
+                free = len(self.generator.free) / self.generator.plan.slots if self.generator.room() else 0.0
                 done = [c for job, ids in self.generator.step() if (c := self._finish(job, ids))]
             except torch.OutOfMemoryError as error:
                 self._shrink(error)
-                done = []
+                done, free = [], 0.0
+            self.starved_s += free * (time.monotonic() - begun)
             if done or not self._pending or time.monotonic() >= deadline:
                 return done
             if not self.generator.busy():

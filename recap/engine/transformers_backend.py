@@ -66,6 +66,7 @@ class TransformersEngine:
         self._jobs: deque[_Job] = deque()
         self._places: dict[int, int] = {}  # ring place -> captions that still need it
         self._last_put = time.monotonic()
+        self.starved_s = 0.0
 
     def want(self) -> int:
         return self.pool.room()
@@ -80,10 +81,14 @@ class TransformersEngine:
     def poll(self, timeout: float) -> list[Caption]:
         deadline = time.monotonic() + timeout
         while True:
-            done = self._collect(min(0.02, max(0.0, deadline - time.monotonic())))
+            begun, filled = time.monotonic(), 0.0
+            done = self._collect(min(0.02, max(0.0, deadline - begun)))
             quiet = time.monotonic() - self._last_put >= self.config.partial_wait_s
             if len(self._jobs) >= self.batch or (self._jobs and not self.pool.waiting and quiet):
-                done += self._generate([self._jobs.popleft() for _ in range(min(self.batch, len(self._jobs)))])
+                jobs = [self._jobs.popleft() for _ in range(min(self.batch, len(self._jobs)))]
+                done += self._generate(jobs)
+                filled = len(jobs) / self.batch
+            self.starved_s += (1.0 - filled) * (time.monotonic() - begun)
             if done or not self._pending or time.monotonic() >= deadline:
                 return done
 

@@ -203,6 +203,10 @@ class Writing:
                         self._known.popitem(last=False)
         return rows
 
+    def starved_s(self) -> float:
+        """Seconds in which the engine had less to do than it could for want of input, as far as it tells."""
+        return float(getattr(self._engine, "starved_s", 0.0))
+
     def waiting(self) -> str:
         """What all answers wait for: a server that is away. "" where there is none."""
         return getattr(self._engine, "waiting", "")

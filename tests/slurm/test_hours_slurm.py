@@ -69,7 +69,8 @@ def test_where_the_hours_went(make: Callable[..., EchoJob]) -> None:
     assert hangs >= 2 and found["broken"] == pytest.approx(8.5 * hangs, rel=0.15)
     done = (job.inputs / "applied").read_text().splitlines()
     good = [line for line in done if not line.endswith(" shard-01 4")]  # but the one that hangs
-    assert found["input"] == pytest.approx(0.4 * len(good), rel=0.25)
+    # a shard whose reading is under suspicion is read as a whole before any of it is applied
+    assert 0.4 * len(good) * 0.9 < found["input"] < 0.4 * len(good) * 1.1 + 0.6 * 10 * hangs
     assert found["useful"] + found["redone"] == pytest.approx(0.2 * len(good), rel=0.25)
     assert found["redone"] / (found["useful"] + found["redone"]) == pytest.approx(1 - 69 / len(good), abs=0.05)
     assert found["start"] > 4 * (3 + hangs)
