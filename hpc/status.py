@@ -10,8 +10,10 @@
 
 Reads directory listings and journals; no stat per shard. Where squeue answers, its view of the slots is shown beside.
 `hours` says where the time of the GPUs (without GPUs: of engines) went, by kind; where sacct answers, the sum is what
-Slurm counts; `bound`, whether engines wait for input. See docs/operating.md. Exit codes: 0 complete, 1 incomplete, 2 nothing is left to do, but shards failed or
-gave nothing, or no sample is ok; 64 wrong usage. With --damaged and --openmetrics: 0 once printed.
+Slurm counts; `bound`, whether engines wait for input. See docs/operating.md.
+
+Exit codes: 0 complete, 1 incomplete, 2 nothing is left to do, but shards failed or gave nothing, or no sample is ok; 64
+wrong usage. With --damaged and --openmetrics: 0 once printed.
 """
 
 from __future__ import annotations

@@ -46,6 +46,7 @@ VARIABLES = {
     "SLURM_ARRAY_TASK_ID": "set by Slurm: tasks of an array may not publish",
     "SLURM_JOB_ID": "set by Slurm",
     "SLURM_JOB_END_TIME": "set by Slurm: when this life ends",
+    "SLURM_JOB_START_TIME": "set by Slurm: when this life began, which its hours count from",
     "SLURM_MEM_PER_NODE": "set by Slurm: what a rank may hold of images",
     "SLURM_PROCID": "set by Slurm",
     "SLURM_STEP_ID": "set by Slurm",

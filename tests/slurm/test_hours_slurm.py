@@ -74,4 +74,5 @@ def test_where_the_hours_went(make: Callable[..., EchoJob]) -> None:
     assert found["useful"] + found["redone"] == pytest.approx(0.2 * len(good), rel=0.25)
     assert found["redone"] / (found["useful"] + found["redone"]) == pytest.approx(1 - 69 / len(good), abs=0.05)
     assert found["start"] > 4 * (3 + hangs)
-    assert sum(found.values()) == pytest.approx(sum(lasted), rel=0.01)
+    # a slot's last word is written before its process ends, which takes a busy machine a while
+    assert sum(lasted) * 0.99 - 2.0 * len(lasted) < sum(found.values()) < sum(lasted) * 1.01
