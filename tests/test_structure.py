@@ -39,7 +39,7 @@ RECAP = [
     ["engine"],
     ["generate"],
     ["caption", "captioned_tars", "downloaded"],
-    ["exporting"],
+    ["exporting", "join"],
     ["clip", "dit", "sft"],
     ["demo"],
     ["export", "report", "evaluate"],

@@ -1,0 +1,178 @@
+"""Their texts, sorted once by the hashes of their identifiers, and looked up from any number of processes.
+
+    FOLDER/<file's number>/<part>.index    hash, row, place of the text: an Arrow file, sorted, that is mapped
+    FOLDER/<file's number>/<part>.texts    the texts, one after another
+    FOLDER/<file's number>/summary.json    rows, and what cannot be joined
+
+Each of their files becomes a folder, whole or not at all; the processes of a job share the files among them, and what a
+killed one had begun is begun again. Memory: the hashes of a part while it is sorted; texts are read one by one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from array import array
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from hpc.base.errors import UserError
+from hpc.base.lock import hold
+from recap.join.identifiers import as_numbers, cleaned, hashed
+from recap.join.theirs import File, Theirs, batches
+
+PART = 500_000  # rows
+SUMMARY = "summary.json"
+NO_TEXT, NO_IDENTIFIER = "no text", "no identifier"
+_FIELDS = ("hash", "rest", "row", "at", "size")
+
+
+def prepare(theirs: Theirs, folder: Path) -> None:
+    """Sort what is not sorted yet, together with all other processes that do so now."""
+    folder.mkdir(parents=True, exist_ok=True)
+    while left := [number for number in range(len(theirs.files)) if not _place(folder, number).exists()]:
+        for number in left:
+            if not _place(folder, number).exists():
+                _sort_alone(theirs, folder, number)
+        if any(not _place(folder, number).exists() for number in left):
+            time.sleep(1.0)  # others are at work at them
+
+
+def _sort_alone(theirs: Theirs, folder: Path, number: int) -> None:
+    """Sort a file, unless another process does."""
+    (folder / "locks").mkdir(exist_ok=True)
+    making = folder / f".{number}-{os.uname().nodename}-{os.getpid()}"
+    try:
+        with hold(folder / "locks" / str(number), "sort"):
+            if not _place(folder, number).exists():
+                making.mkdir()
+                _sort(theirs.files[number], theirs.by, making)
+                making.rename(_place(folder, number))
+    except UserError as error:
+        if "another sort" not in str(error):
+            raise
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
+
+
+def _sort(file: File, by: list[str], making: Path) -> None:
+    counts, rows, part = Counter[str](), 0, _Writer(making / "0")
+    rules, parts = [rule for rule in by if rule in file.columns], 1
+    for table in batches(file):
+        columns = {rule: table[rule].to_pylist() for rule in rules}
+        for n, text in enumerate(table["text"].to_pylist()):
+            found = next(((rule, v) for rule in rules if (v := cleaned(rule, columns[rule][n]))), None)
+            if not text or found is None:
+                counts[NO_TEXT if not text else NO_IDENTIFIER] += 1
+                continue
+            counts[found[0]] += 1
+            part.add(hashed(*found), rows + n, text.encode("utf-8", "surrogatepass"))
+        rows += len(table)
+        if part.rows >= PART:
+            part.close()
+            part, parts = _Writer(making / str(parts)), parts + 1
+    part.close()
+    (making / SUMMARY).write_text(json.dumps({"rows": rows, "parts": parts, "counts": counts}))
+
+
+class _Writer:
+    """A part: texts as they come, the index at the end."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._texts = path, path.with_suffix(".texts").open("wb")
+        self._hashes, self._places, self._at = bytearray(), array("q"), 0
+        self.rows = 0
+
+    def add(self, hash: bytes, row: int, text: bytes) -> None:
+        self._texts.write(text)
+        self._hashes += hash
+        self._places.extend((row, self._at, len(text)))
+        self._at += len(text)
+        self.rows += 1
+
+    def close(self) -> None:
+        self._texts.close()
+        numbers, places = as_numbers(self._hashes), np.array(self._places, np.int64).reshape(-1, 3)
+        order = np.lexsort((places[:, 0], numbers[:, 1], numbers[:, 0]))
+        columns = [numbers[order, 0], numbers[order, 1], *(places[order, n] for n in range(3))]
+        batch = pa.record_batch([pa.array(column) for column in columns], names=list(_FIELDS))
+        with pa.OSFile(str(self._path.with_suffix(".index")), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as out:
+            out.write_batch(batch)
+
+
+def _place(folder: Path, number: int) -> Path:
+    return folder / f"{number:06d}"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A row of theirs: its number over all files, and its text."""
+
+    row: int
+    text: str
+
+
+class _Part:
+    def __init__(self, path: Path, first: int) -> None:
+        self._file = pa.memory_map(str(path.with_suffix(".index")))
+        reader = pa.ipc.open_file(self._file)
+        batch = reader.get_batch(0)
+        self.hash, self._rest, self._row, self._at, self._size = (batch[name].to_numpy() for name in _FIELDS)
+        self._first, self._texts = first, os.open(path.with_suffix(".texts"), os.O_RDONLY)
+
+    def find(self, wanted: np.ndarray) -> Iterator[tuple[int, Found]]:
+        """(which of the hashes [N, 2] are wanted, a row that has it)."""
+        left = np.searchsorted(self.hash, wanted[:, 0], "left")
+        right = np.searchsorted(self.hash, wanted[:, 0], "right")
+        for n in np.nonzero(right > left)[0]:
+            for place in range(left[n], right[n]):
+                if self._rest[place] == wanted[n, 1]:
+                    data = os.pread(self._texts, int(self._size[place]), int(self._at[place]))
+                    yield int(n), Found(self._first + int(self._row[place]), data.decode("utf-8", "surrogatepass"))
+
+    def close(self) -> None:
+        os.close(self._texts)
+        self._file.close()
+
+
+class SortedTexts:
+    """Looks up. folder: what `prepare` has made."""
+
+    def __init__(self, folder: Path) -> None:
+        first, self._parts = 0, list[_Part]()
+        for place in sorted(p for p in folder.iterdir() if p.name.isdigit()):
+            facts = summary(place)
+            self._parts += [_Part(place / str(part), first) for part in range(facts["parts"])]
+            first += facts["rows"]
+
+    def find(self, hashes: list[bytes]) -> dict[bytes, list[Found]]:
+        """Their rows by hash, in their order; hashes that they do not have are left out."""
+        unique = sorted({*hashes})
+        wanted, found = as_numbers(b"".join(unique)), dict[bytes, list[Found]]()
+        for part in self._parts:
+            for n, row in part.find(wanted):
+                found.setdefault(unique[n], []).append(row)
+        return found
+
+    def close(self) -> None:
+        for part in self._parts:
+            part.close()
+
+
+def summary(place: Path) -> dict[str, Any]:
+    facts: dict[str, Any] = json.loads((place / SUMMARY).read_text())
+    return facts
+
+
+def totals(folder: Path) -> tuple[int, Counter[str]]:
+    """Their rows, and how many are of each rule, without a text, or without an identifier."""
+    facts = [summary(place) for place in sorted(folder.iterdir()) if place.name.isdigit()]
+    return sum(f["rows"] for f in facts), sum((Counter(f["counts"]) for f in facts), Counter())
