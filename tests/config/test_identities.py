@@ -59,7 +59,8 @@ def identities(folder: Path) -> dict[str, dict[str, Any]]:
     published = mock.patch("recap.data.samples.Published", lambda run: column)
     columns = mock.patch("recap.data.columns.Published", lambda run: column)
     theirs = mock.patch("recap.join.operator.Theirs", lambda config: SimpleNamespace(digest="their files'", by=["key"]))
-    with published, columns, theirs, mock.patch("recap.engine.loadable.check"):  # the stand-in is no checkpoint that captions
+    loadable = mock.patch("recap.engine.loadable.check")  # the stand-in is no checkpoint that captions
+    with published, columns, theirs, loadable:
         return {name: _facts(config, folder) for name, config in shipped()}
 
 

@@ -68,7 +68,7 @@ def joined(ours: Path, files: list[Path], **more: Any) -> tuple[dict[str, Row], 
     operator = JoinOperator(config)
     shards = operator.plan()
     operator.setup("cpu")
-    rows = {}
+    rows: dict[str, Row] = {}
     for shard in shards:
         items = list(operator.read(shard))
         assert not [item for item in items if isinstance(item, Damage)]
@@ -152,7 +152,8 @@ def test_a_job_and_its_account(ours: Path, tmp_path: Path, capsys: pytest.Captur
     """As typed; its column is read as others are; bytes are equal when it is made anew; no tar is read where a column
     knows the images.
     """
-    rows = [{"sha256": digest(k), "url": f"http://x/{k}", "re_caption": f"of {k}"} for k in ("a0", "a1", "b5", "zz")]
+    rows: list[dict[str, Any]] = []
+    rows += [{"sha256": digest(k), "url": f"http://x/{k}", "re_caption": f"of {k}"} for k in ("a0", "a1", "b5", "zz")]
     rows += [{"sha256": None, "url": "http://x/a7", "re_caption": t} for t in ("this", "that")]
     rows += [{"sha256": None, "url": "http://x/a8", "re_caption": ""}]
     (tmp_path / "theirs").mkdir()
