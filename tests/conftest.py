@@ -7,6 +7,7 @@ import importlib.util
 import os
 import re
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,11 @@ from tests.support.slurm_cluster import Cluster, NoSlurm
 # Slots find the operators and trainers of these tests as they find a user's own: installed, or by PYTHONPATH.
 ROOT = str(Path(__file__).resolve().parent.parent)
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (ROOT, os.environ.get("PYTHONPATH"))))
+
+# Test processes, and the many that they start, read compiled code where the environment says not to write it, too:
+# compiling the tests alone takes eight seconds in each.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 if importlib.util.find_spec("torchvision"):
     # Before transformers is imported, here and in every process that a test starts.
@@ -51,27 +57,47 @@ def _no_test_dies_of_a_closed_socket() -> Iterator[None]:
 # --- pytest-xdist -----------------------------------------------------------------------------
 
 
+# Files that one process takes together, because they share what is slow to start: a Slurm; a server that has imported
+# torch, transformers and diffusers and forks the ranks of trainings.
+SHARED = {
+    "slurm": re.compile(r"^from tests.support.slurm_cluster import .*\bCluster\b", re.M),
+    "ranks": re.compile(r"^from tests.train.ranks import .*\blaunch\b", re.M),
+}
+LONG = (
+    "map/test_engine_protocol", "commands/test_launch", "map/test_crash_matrix", "engine/test_native",
+    "gang/test_gang", "gang/test_sweep", "train/test_step", "data/test_joined", "generate/test_systems",
+)  # fmt: skip
+
+
 @functools.cache
-def _on_slurm(file: Path) -> bool:
-    return re.search(r"^from tests.support.slurm_cluster import .*\bCluster\b", file.read_text(), re.M) is not None
+def _shared(file: Path) -> str | None:
+    text = file.read_text()
+    return next((name for name, uses in SHARED.items() if uses.search(text)), None)
+
+
+def _turn(item: pytest.Item) -> tuple[int, int]:
+    """What takes longest comes first, so that no process is left alone with it at the end."""
+    groups, name = list(SHARED), str(item.path.with_suffix(""))
+    shared = _shared(item.path)
+    long = next((n for n, end in enumerate(LONG) if name.endswith(end)), len(LONG))
+    return (groups.index(shared), 0) if shared else (len(groups), long)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Those on Slurm first: they take longest."""
-    items.sort(key=lambda item: not _on_slurm(item.path))
+    items.sort(key=_turn)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """A process takes whole files, for their fixtures, and one process all files that need the cluster. (xdist's own
-    groups, loadgroup, are silently not applied with pytest 9.2.)
+    """A process takes whole files, for their fixtures, and those of `SHARED` together. (xdist's own groups, loadgroup,
+    are silently not applied with pytest 9.2.)
     """
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.split("::")[0]
-            return "slurm" if _on_slurm(config.rootpath / file) else file
+            return _shared(config.rootpath / file) or file
 
     return ByFile(config, log)
 

@@ -43,10 +43,7 @@ def free_port() -> int:
 
 
 _forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(
-    ["tests.train.ranks", "recap.sft.task", "recap.train.loop", "torch.distributed.fsdp", "recap.dit.task"]
-    + ["diffusers.pipelines.pixart_alpha.pipeline_pixart_alpha"]
-)
+_forks.set_forkserver_preload(["tests.train.preloaded"])
 
 
 def launch(
