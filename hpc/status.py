@@ -6,6 +6,7 @@
     python -m hpc.status runs/demo --damaged    shards whose input is damaged: id, reason, detail, input, tab-separated
     python -m hpc.status runs/demo --json       for scripts (`schema` counts the format's versions)
     python -m hpc.status runs/demo --openmetrics    for Prometheus: counters and gauges, see docs/operating.md
+    python -m hpc.status runs/demo --html page.html    one self-contained page of a map run, for a browser
     python -m hpc.status runs/                  all runs of a folder, a line each (--json, --watch, --openmetrics)
 
 Reads directory listings and journals; no stat per shard. Where squeue answers, its view of the slots is shown beside.
@@ -13,7 +14,7 @@ Reads directory listings and journals; no stat per shard. Where squeue answers, 
 Slurm counts; `bound`, whether engines wait for input. See docs/operating.md.
 
 Exit codes: 0 complete, 1 incomplete, 2 nothing is left to do, but shards failed or gave nothing, or no sample is ok; 64
-wrong usage. With --damaged and --openmetrics: 0 once printed.
+wrong usage. With --damaged, --openmetrics and --html: 0 once printed or written.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -71,6 +73,19 @@ def _print_openmetrics(run: Run) -> int:
     return Exit.COMPLETE
 
 
+def _write_html(run: Run, file: Path) -> int:
+    """Of a map run. UserError for others."""
+    from hpc.map import status_page
+
+    found, _ = _map_runs(run)
+    if run.path not in [one.path for one in found.values()]:
+        parts = f" Its map runs: {', '.join(str(one.path) for one in found.values())}." if found else ""
+        raise UserError(f"status: --html shows one map run, which {run.path} is not.{parts}")
+    status_page.write(run, file)
+    Console(highlight=False, soft_wrap=True).print(f"{file} · {file.stat().st_size / 1024:,.0f} KiB", markup=False)
+    return Exit.COMPLETE
+
+
 def _map_runs(run: Run) -> tuple[dict[str, Run], list[str]]:
     """The map runs at a place by name, stages of pipelines as PIPELINE/STAGE; names of what there is besides."""
     found: dict[str, Run] = {}
@@ -115,6 +130,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--damaged", action="store_true", help="list the damaged shards instead, tab-separated")
     parser.add_argument("--by", choices=breakdown.KINDS, help="a table of nodes, errors or slots below")
     parser.add_argument("--openmetrics", action="store_true", help="print the metrics of map runs, for Prometheus")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page of a map run, for a browser")
     args = parser.parse_args(arguments)
     console = Console(highlight=False)
     try:
@@ -122,6 +138,8 @@ def main(arguments: list[str] | None = None) -> int:
             return _print_damaged(Run(args.run))
         if args.openmetrics:
             return _print_openmetrics(Run(args.run))
+        if args.html:
+            return _write_html(Run(args.run), args.html)
         view = _view(Run(args.run), args.by)
         facts = view.read()
         if args.json:

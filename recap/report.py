@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import base64
 import hashlib
-import html
 import io
 import re
 import sys
@@ -29,7 +28,10 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from hpc.base import page
 from hpc.base.errors import Exit, Parser, ShardError, UserError
+from hpc.base.page import escaped as _e
+from hpc.base.page import label
 from hpc.operator import OK, Damage
 from hpc.run.published import Published, PublishedShard
 from recap.data.images import BadImage, decode_rgb
@@ -136,25 +138,8 @@ def fetch_images(samples: Sequence[Sampled], images: Wanted) -> None:
 
 # --- the page ---------------------------------------------------------------------------------
 
-_STYLE = """
-:root { color-scheme: light dark; --ink: light-dark(#1a1a1a, #e8e8e8); --dim: light-dark(#666, #999);
-  --line: light-dark(#ddd, #3a3a3a); --a: #3b82c4; --b: #d9822b; }
-body { font: 15px/1.45 system-ui, sans-serif; color: var(--ink); margin: 2rem auto; max-width: 76rem; padding: 0 1rem; }
-h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.1rem; margin: 2rem 0 .6rem; }
-.dim { color: var(--dim); } .facts { display: flex; flex-wrap: wrap; gap: 1rem 2.2rem; margin: 1.2rem 0; }
-.facts b { display: block; font-size: 1.25rem; } .grid { display: grid; gap: 1rem;
-  grid-template-columns: repeat(auto-fill, minmax(20rem, 1fr)); }
-.card { border: 1px solid var(--line); border-radius: 6px; padding: .8rem; overflow-wrap: anywhere; }
-.card img { max-width: 100%; height: 9rem; object-fit: contain; display: block; margin-bottom: .5rem;
-  outline: 1px solid var(--line); }
-.card .text { color: var(--dim); } .key { font: 11px monospace; color: var(--dim); }
-table { border-collapse: collapse; } td, th { text-align: left; padding: .15rem 1rem .15rem 0; vertical-align: top; }
-td.n { text-align: right; font-variant-numeric: tabular-nums; } svg { max-width: 100%; height: auto; }
-.two { display: grid; grid-template-columns: repeat(auto-fit, minmax(24rem, 1fr)); gap: 1rem 3rem; }
-"""
 
-
-def page(source: Published, seen: Look, facts: dict[str, Any]) -> str:
+def captions_page(source: Published, seen: Look, facts: dict[str, Any]) -> str:
     captioner = source.submission.config.get("captioner", {})
     title = f"{source.run.name} · {source.column}"
     parts = [
@@ -166,28 +151,16 @@ def page(source: Published, seen: Look, facts: dict[str, Any]) -> str:
         f'<div class="grid">{"".join(_card(s) for s in seen.shown)}</div>',
         f"<h2>Lengths and words</h2><div class=dim>{seen.rows:,} samples of {seen.shards:,} shards</div>",
         f'<div class="two"><div>{_lengths(seen)}</div><div>{_vocabulary(seen)}</div></div>',
-        f'<div class="two"><div><h2>Not captioned, or odd</h2>{_reasons(facts, seen)}</div>',
+        f'<div class="two"><div><h2>Not captioned, or odd</h2>{page.reasons(facts, seen.examples)}</div>',
         f"<div><h2>What looks wrong with captions</h2>{_lint(seen)}</div></div>",
-        f"<h2>Throughput</h2>{_throughput(facts)}",
-        f"<h2>Where the {_e(facts['effort']['unit'])} hours went</h2>{_hours(facts['effort'])}",
+        f"<h2>Throughput</h2>{page.over_time(facts['history'])}",
+        f"<h2>Where the {_e(facts['effort']['unit'])} hours went</h2>{page.hours(facts['effort'])}",
     ]
     if seen.repeated:
         told = "Images that recur are often what servers send instead of dead links. List them in data.placeholders."
         cards = "".join(_repeated(s, seen) for s in seen.repeated)
         parts.append(f'<h2>Images that recur</h2><div class=dim>{told}</div><div class="grid">{cards}</div>')
-    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-    return (
-        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{_e(title)}</title><style>{_STYLE}</style></head><body>{''.join(parts)}</body></html>"
-    )
-
-
-def _e(text: object) -> str:
-    """Text for the page: nothing in it is markup, and control characters are shown."""
-    shown = "".join(c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in str(text))
-    return html.escape(shown, quote=True)
+    return page.whole(title, parts)
 
 
 def _thumbnail(data: bytes) -> str:
@@ -245,7 +218,7 @@ def _facts(facts: dict[str, Any], seen: Look) -> str:
         if samples["ok"]:
             each = 1e6 * effort["cost"] / samples["ok"]
             items.append(("cost of a million", f"{effort['currency']}{each:,.2f}"))
-    return '<div class="facts">' + "".join(f"<div><b>{_e(v)}</b>{_e(k)}</div>" for k, v in items) + "</div>"
+    return page.facts(items)
 
 
 def _lengths(seen: Look) -> str:
@@ -264,8 +237,8 @@ def _lengths(seen: Look) -> str:
             x = 30 + (at + 0.45 * index) * 440 / bins
             size = f'width="{0.42 * 440 / bins:.1f}" height="{height:.1f}"'
             bars.append(f'<rect x="{x:.1f}" y="{160 - height:.1f}" {size} fill="var(--{"ab"[index]})"/>')
-    axis = '<path d="M30 160H470M30 10V160" stroke="currentColor" fill="none"/>' + _label(200, 192, "words of a text")
-    axis += "".join(_label(30 + 110 * i, 176, str(top * i // 4)) for i in range(5)) + _label(0, 20, f"{most:,}")
+    axis = '<path d="M30 160H470M30 10V160" stroke="currentColor" fill="none"/>' + label(200, 192, "words of a text")
+    axis += "".join(label(30 + 110 * i, 176, str(top * i // 4)) for i in range(5)) + label(0, 20, f"{most:,}")
     means = {k: sum(w) / len(w) if w else 0.0 for k, w in seen.words.items()}
     legend = (
         f'<span style="color:var(--a)">■</span> original, mean {means["original"]:.1f} words &nbsp; '
@@ -293,16 +266,6 @@ def _top(words: Counter[str], count: int = 12) -> list[tuple[str, int]]:
     return found + [("", 0)] * (count - len(found))
 
 
-def _reasons(facts: dict[str, Any], seen: Look) -> str:
-    rows = [(r, n, seen.examples.get(r, "")) for r, n in facts["reasons"].items()]
-    rows += [(f"shard damaged: {r}", g["count"], g["example"]) for r, g in facts["damaged"].items()]
-    rows += [(f"shard failed: {r}", g["count"], g["example"]) for r, g in facts["failures"].items()]
-    if not rows:
-        return "<div>nothing</div>"
-    body = "".join(f"<tr><td>{_e(r)}<td class=n>{n:,}<td class=key>{_e(x)}</tr>" for r, n, x in rows)
-    return f"<table><tr><th>reason<th>count<th>example</tr>{body}</table>"
-
-
 def _lint(seen: Look) -> str:
     captions = max(1, len(seen.words["caption"]))
     rows = "".join(
@@ -310,36 +273,6 @@ def _lint(seen: Look) -> str:
         for name, count in seen.lint.most_common()
     )
     return f"<table>{rows}</table>" if rows else "<div>nothing</div>"
-
-
-def _throughput(facts: dict[str, Any]) -> str:
-    history = facts["history"]
-    if not history:
-        return "<div>nothing finished yet</div>"
-    first, last = history[0][0], history[-1][0] + history[-1][1]
-    most = max(count / seconds for _, seconds, count in history) or 1.0
-    span = max(1.0, last - first)
-    bars = "".join(
-        f'<rect x="{60 + 900 * (t - first) / span:.1f}" width="{max(1.0, 900 * seconds / span - 0.5):.1f}" '
-        f'y="{110 - 100 * count / seconds / most:.1f}" height="{100 * count / seconds / most:.1f}" fill="var(--a)"/>'
-        for t, seconds, count in history
-    )
-    start, end = (time.strftime("%m-%d %H:%M", time.localtime(t)) for t in (first, last))
-    labels = _label(0, 16, f"{most:,.1f}/s") + _label(60, 128, start) + _label(890, 128, end)
-    return f'<svg viewBox="0 0 980 132" role="img" aria-label="samples a second">{bars}{labels}</svg>'
-
-
-def _hours(effort: dict[str, Any]) -> str:
-    rows = ""
-    for spent in effort["by_kind"].values():
-        money = "" if spent["cost"] is None else f"<td class=n>{_e(effort['currency'])}{spent['cost']:,.2f}"
-        share = f"<td class=n>{100 * spent['hours'] / (effort['hours'] or 1.0):.1f} %"
-        rows += f"<tr><td>{_e(spent['what'])}<td class=n>{spent['hours']:,.2f}{share}{money}</tr>"
-    return f"<table>{rows}</table>" if rows else "<div>nothing yet</div>"
-
-
-def _label(x: int, y: int, text: str) -> str:
-    return f'<text x="{x}" y="{y}" font-size="12" fill="currentColor">{_e(text)}</text>'
 
 
 # --- text, and the command --------------------------------------------------------------------
@@ -377,7 +310,7 @@ def main(arguments: list[str] | None = None) -> int:
         data = source.submission.config["data"]
         fetch_images([*seen.shown, *seen.repeated], Wanted(tuple(data["image"]), data.get("key") or ""))
         out = args.out or source.run.path / "report.html"
-        out.write_text(page(source, seen, status(source.run.path)), encoding="utf-8")
+        out.write_text(captions_page(source, seen, status(source.run.path)), encoding="utf-8")
     except UserError as error:
         errors.print(f"[red]{escape(str(error))}[/]")
         return Exit.USAGE

@@ -5,10 +5,8 @@ from __future__ import annotations
 import io
 import os
 import re
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from PIL import Image
 from hpc.base.errors import Exit
 from recap import report
 from recap.worlds.tars import write_tar
+from tests.support.browser import Browser
 
 ROOT = Path(__file__).resolve().parents[2]
 EVIL = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">&amp;\x1b[31m"
@@ -68,27 +67,12 @@ def test_the_page_is_whole_and_loads_nothing(page: Path) -> None:
     assert "\x1b" not in text
 
 
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[str]:
-    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if not found:
-        if os.environ.get("CI") == "true":
-            pytest.fail("no chromium here: CI needs it", pytrace=False)
-        pytest.skip("no chromium here: the report is not looked at in a browser")
-    yield found
-
-
-def test_in_a_browser(page: Path, chromium: str, tmp_path: Path) -> None:
-    shot = tmp_path / "shot.png"
-    browser = [chromium, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile"]
-    command = [*browser, "--window-size=1200,2400", f"--screenshot={shot}", page.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
-    assert shot.exists(), done.stderr
-    seen = Image.open(shot).convert("RGB")
-    colours: set[Any] = {colour for _, colour in seen.getcolors(1 << 24) or []}
+def test_in_a_browser(page: Path, tmp_path: Path) -> None:
+    browser = Browser(tmp_path)
+    colours: set[Any] = {colour for _, colour in browser.picture(page).getcolors(1 << 24) or []}
     for i in range(1, 6):  # every picture is on the page, in its colour (thumbnails are compressed)
         assert any(max(abs(a - b) for a, b in zip(c, (20 * i, 99, 30), strict=True)) < 6 for c in colours), i
-    dom = subprocess.run([*browser, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=240).stdout
+    dom = browser.dom(page)
     assert "<title>r · recap</title>" in dom, "no script has run"
     assert "&lt;script&gt;document.title" in dom
     assert dom.count("<img") == 22 + 1

@@ -1,0 +1,38 @@
+"""Chromium, headless: what a page looks like, and what it is once a browser has read it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+
+class Browser:
+    """Of one test; its profile and pictures lie in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+        if not found:
+            if os.environ.get("CI") == "true":
+                pytest.fail("no chromium here: CI needs it", pytrace=False)
+            pytest.skip("no chromium here: the page is not looked at in a browser")
+        self._folder = folder
+        self._command = [found, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}/profile"]
+
+    def picture(self, page: Path, height: int = 2400) -> Image.Image:
+        """The page, 1200 pixels wide."""
+        shot = self._folder / "shot.png"
+        said = self._run(f"--window-size=1200,{height}", f"--screenshot={shot}", page.as_uri()).stderr
+        assert shot.exists(), said
+        return Image.open(shot).convert("RGB")
+
+    def dom(self, page: Path) -> str:
+        """The page as it is when its scripts, if there were any, have run."""
+        return self._run("--dump-dom", page.as_uri()).stdout
+
+    def _run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*self._command, *arguments], capture_output=True, text=True, timeout=240, check=False)
