@@ -150,6 +150,10 @@ class Operator(Protocol):
 
     def poll(self, timeout: float) -> list[Row]: ...
 
+    # Optional, for operators that freeze what they are planned from into files of the run (lists of a folder's images):
+    #     keep_in(folder: Path): where these files are to lie; told before `plan`, which writes nothing
+    #     freeze(folder: Path): write those that are new; asked when the launch is recorded
+    #
     # Optional, for operators that take samples before these are ready, or many at a time:
     #     starved_s() -> float: seconds until now in which the work stood still for want of input, and the part of
     #     others for which it could have done more at once. It never falls

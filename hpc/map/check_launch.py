@@ -13,6 +13,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from hpc.base.errors import Exit, UserError
 from hpc.base.text import printable, short
 from hpc.launching import check_access, say
 from hpc.map import check as trial
-from hpc.map.launch import Job
+from hpc.map.launch import Job, freeze
+from hpc.operator import Shard
 from hpc.run.directory import Run, Submission
 from hpc.slurm import commands as slurm
 
@@ -52,8 +54,15 @@ def _write(run: Run, job: Job) -> Submission:
         code=snapshot.take(run.code), slots=1, config=job.config.resolved, source=job.config.source,
     )  # fmt: skip
     missing = {shard.id for shard in job.missing}
-    trial.write(run, submission, [shard for shard in job.shards if shard.id not in missing])
+    freeze(job.operator, run.frozen)
+    trial.write(run, submission, [_here_if_frozen(run, shard) for shard in job.shards if shard.id not in missing])
     return submission
+
+
+def _here_if_frozen(run: Run, shard: Shard) -> Shard:
+    """A shard that the plan froze for the launch to come lies in the check's own folder."""
+    frozen = run.frozen / Path(shard.uri).name
+    return replace(shard, uri=str(frozen)) if frozen.exists() else shard
 
 
 def _here(job: Job) -> int:

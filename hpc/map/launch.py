@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from rich.markup import escape
 
@@ -78,6 +79,8 @@ def prepare(
     run = Run(config.directory)
     missing: list[Shard] = []
     planned, hurt = _planned(run)
+    if keep_in := getattr(operator, "keep_in", None):
+        keep_in(run.frozen)
     if planned:
         operator.continues(planned.shards())
     try:
@@ -252,6 +255,7 @@ def record(job: Job) -> Submission:
     run = job.run
     open_run(run, job.config, job.identity, job.previous)
     check_access(run.path)
+    freeze(job.operator, run.frozen)
     submission = run.new_submission(
         plan=plan.write(run.plans, job.shards),
         identity=job.identity,
@@ -266,6 +270,12 @@ def record(job: Job) -> Submission:
     )
     _record_inputs(job)
     return submission
+
+
+def freeze(operator: Operator, folder: Path) -> None:
+    """Write what the plan froze of the input, where the operator does such a thing."""
+    if write := getattr(operator, "freeze", None):
+        write(folder)
 
 
 def submit(job: Job, *, start: bool = True, detach: bool = False) -> int:

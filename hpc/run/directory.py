@@ -130,6 +130,7 @@ class Run:
         self.inflight = self.path / "inflight"
         self.control = self.path / "control"
         self.checks = self.path / "checks"
+        self.frozen = self.path / "inputs"  # what a plan froze of its input
         self.event_files = self.path / "events"
         self.code = self.path / "code"
         self.config_file = self.path / "config.yaml"

@@ -5,7 +5,7 @@ looks at images and knows one column, `{alt}`, a member of the tars. Torch-free 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -13,8 +13,8 @@ from hpc.base.fields import semantic
 from hpc.operator import Column, Damage, Item, Shard
 from recap.data.image_version import VERSION_2
 from recap.data.inputs import DataConfig, list_shards, placeholder_digests
-from recap.data.kinds import described
 from recap.data.pictures import find_image, read_items
+from recap.data.tar_job import OverShards
 from recap.data.tars import READING_2, Sample
 from recap.data.texts import LONGEST_TEXT, TextMember, check_key
 from recap.engine import CaptionerConfig
@@ -35,7 +35,7 @@ class CaptionConfig:
         settle(self.captioner, self.captioner.sees)
 
 
-class CaptionOperator(Writing):
+class CaptionOperator(OverShards, Writing):
     """See hpc.operator.Operator."""
 
     Config: ClassVar[type] = CaptionConfig
@@ -53,12 +53,9 @@ class CaptionOperator(Writing):
 
     # --- what a login node asks ---------------------------------------------------------------
 
-    def continues(self, planned: Iterable[Shard]) -> None:
-        self.config.data.keep_root(planned)
-
     def plan(self) -> list[Shard]:
         shards = list_shards(self.config.data)
-        self._input = described(shards, self._wanted)
+        self._input = self.config.data.described(shards, self._wanted)
         check_key("data.text", self._text, shards)
         return shards
 

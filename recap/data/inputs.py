@@ -9,20 +9,23 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import quote
 
 from hpc.base.errors import UserError
 from hpc.base.fields import execution, semantic
 from hpc.operator import MissingShards, Shard
 from recap.data.addresses import _refuse_secrets, absolute, without_credentials
+from recap.data.file_list import ENDING
+from recap.data.frozen import Frozen, freeze
 from recap.data.kind import Wanted
-from recap.data.kinds import ENDINGS, expected_samples
-from recap.data.shard_files import Folder, ShardFile, expand, has_file, is_web_file, match, read_list
+from recap.data.kinds import ENDINGS, described, expected_samples
+from recap.data.shard_files import Folder, ShardFile, expand, has_file, is_image_folder, is_web_file, match, read_list
 
 LONGEST_ID = 160  # bytes; claims and markers add a suffix, and file names end at 255
-ID_ENDINGS = (".tar", ".parquet")  # that shard ids leave out
+ID_ENDINGS = (".tar", ".parquet", ".arrow", ENDING)  # that shard ids leave out
 EXPECTED = ("auto", "none", "stats", "parquet")
 
 
@@ -31,7 +34,9 @@ class DataConfig:
     """Where the samples are, and which members of a sample are what."""
 
     shards: list[str] = execution(
-        [], "tars or parquet files: paths or URLs with braces {00000..00099} or globs, folders, or lists (@file)"
+        [],
+        "tars, parquet files, folders of images: paths or URLs with braces {00000..00099} or globs, folders of such "
+        "files, or lists (@file)",
     )
     root: str | None = execution(
         None,
@@ -51,7 +56,10 @@ class DataConfig:
     text: str = semantic(
         "txt", "extension or column that holds the original text, or a key inside a JSON member: json.caption"
     )
-    key: str = semantic("", "of tables: column that names the samples; empty: their number in the file")
+    key: str = semantic(
+        "", "of tables, of a folder's metadata: column that names the samples; empty: their number, or the file's name"
+    )
+    files_per_shard: int = execution(1000, "images of a folder that are a shard, at most")
     placeholders: list[str] = execution(
         [], "sha256 of image files that stand for dead links, or @file with one a line; they are skipped"
     )
@@ -62,12 +70,20 @@ class DataConfig:
         self.shards = [without_credentials(pattern) for pattern in self.given]
         self.placeholders = [absolute(p) if p.startswith("@") else p for p in self.placeholders]
         self.planned: list[Shard] = []  # by a run that exists
+        self.lists: Path | None = None  # where lists of folders' images lie; None: folders cannot be read
+        self.frozen = Frozen()
+        if self.files_per_shard < 1:
+            raise UserError(f"config: `data.files_per_shard`: {self.files_per_shard} is less than 1.")
         if self.expected not in EXPECTED:
             raise UserError(f"config: `data.expected`: {self.expected!r} is unknown. Write {', '.join(EXPECTED)}.")
 
     def wanted(self, members: Iterable[str] | None = (), image: bool = True) -> Wanted:
         """What is read of each sample: its image, if so, and these members."""
         return Wanted(tuple(self.image) if image else (), self.key, None if members is None else frozenset(members))
+
+    def described(self, shards: Sequence[Shard], wanted: Wanted) -> str:
+        """What a dry run says of the input. UserError where it cannot be read as wanted."""
+        return "; ".join([described(shards, wanted), *self.frozen.told])
 
     def keep_root(self, planned: Iterable[Shard]) -> None:
         """Name shards relative to the root of a run that exists, so that none of its ids change."""
@@ -83,7 +99,7 @@ class DataConfig:
             return without_credentials(self.root)
         if not self.planned:
             return new
-        kept, found = root_of(self.planned), list(files)
+        kept, found = root_of(s for s in self.planned if s.uri.rpartition("/")[0] != str(self.lists)), list(files)
         if any(without_credentials(f.uri).startswith(f"{kept}/") for f in found):
             return kept
         named = {_shard_id(_without_query(f.uri), new): (f.size, f.etag) for f in found}
@@ -118,28 +134,48 @@ def list_shards(config: DataConfig) -> list[Shard]:
     listings: dict[str, Folder] = {}
     found: dict[str, ShardFile] = {}
     missing: dict[str, None] = {}
-    patterns = [p for pattern in config.given for p in read_list(pattern)]
-    for pattern in patterns:
+    patterns, folders = dict[str, None](), list[str]()
+    for pattern in (p for given in config.given for p in read_list(given)):
         _refuse_secrets(pattern)
         for name in expand(pattern):
+            if is_image_folder(name, config.image, listings):
+                folders.append(name.rstrip("/"))
+                continue
+            patterns[pattern] = None
             files = match(name, listings)
             found.update((f.uri, f) for f in files)
             if not files:
                 missing[name] = None
     known = {file.uri for listing in listings.values() for file in listing.files.values()}
     counts = expected_samples(config.expected, found, known)
-    common = without_credentials(_common_root(patterns, listings))
+    common = without_credentials(_common_root(list(patterns), listings))
     root = config.root_for(common, [*found.values(), *(ShardFile(name, 0) for name in missing)])
     ids = _shard_ids([*found, *missing], root, config.planned)
     shards = [
         Shard(ids[f.uri], without_credentials(f.uri), f.size, f.etag, counts.get(f.uri))
         for f in sorted(found.values(), key=lambda f: f.uri)
     ]
+    shards += _frozen(config, folders)
     _check_unique(shards)
     if missing:
         lost = [Shard(ids[n], without_credentials(n), 0, MissingShards.ETAG) for n in sorted(missing)]
         raise MissingShards(", ".join(config.shards), shards, lost)
     return shards
+
+
+def _frozen(config: DataConfig, folders: Sequence[str]) -> list[Shard]:
+    """The lists of folders of images; what is new in them is in `config.frozen` until it is written."""
+    config.frozen = Frozen()
+    for folder in dict.fromkeys(folders):
+        if config.lists is None:
+            raise UserError(
+                f"data: {folder} is a folder of images, which a job freezes into lists. Name those of a job over it "
+                f"(data.shards=[runs/NAME/inputs]), or make some: python -m recap.data.freeze {folder} LISTS, and "
+                "data.shards=[LISTS]."
+            )
+        known, taken = [s for s in config.planned if s.uri.endswith(ENDING)], [s.id for s in config.frozen.shards]
+        config.frozen.add(freeze(folder, config.lists, known, config.image, config.files_per_shard, taken))
+    return config.frozen.shards
 
 
 def _check_unique(shards: list[Shard]) -> None:

@@ -23,7 +23,7 @@ from recap.data.columns import MemberColumn, ParquetColumn, RunColumn, members_o
 from recap.data.headers import plain
 from recap.data.inputs import DataConfig, list_shards
 from recap.data.kind import Wanted
-from recap.data.kinds import described, samples_of
+from recap.data.kinds import samples_of
 from recap.data.pictures import read_items
 from recap.data.same_image import SameImages
 from recap.data.tars import Sample
@@ -108,7 +108,7 @@ class Rows:
         for name, column in self.columns.items():
             if isinstance(column, MemberColumn):
                 check_key(f"data.columns.{name}", column.text, shards)
-        self.input = described(shards, self.wanted) if self.tars else ""
+        self.input = self.config.described(shards, self.wanted) if self.tars else ""
         told = [said for column in self.columns.values() if (said := column.check(shards))]
         if self.config.rows not in ("", TARS):  # a column may have any number of rows a sample
             shards = [replace(shard, expected=None) for shard in shards]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from urllib.parse import urlsplit
@@ -12,7 +12,11 @@ from urllib.parse import urlsplit
 from hpc.base.errors import UserError
 from hpc.base.remote_files import file_system
 from recap.data.addresses import without_credentials
+from recap.data.folder_metadata import NAMES
 from recap.data.kinds import ENDINGS, KINDS
+from recap.data.saved import SPLITS, STATE, data_files, splits
+
+_LOOKED_AT = 16  # folders in a folder, for images
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +84,10 @@ def match(name: str, listings: dict[str, Folder]) -> list[ShardFile]:
         exact = list_folder(folder, listings).files.get(last)
         return [exact] if exact else []
     inside = list_folder(name.rstrip("/"), listings)
+    if SPLITS in inside.files:
+        return [file for split in splits(name) for file in match(f"{name.rstrip('/')}/{split}", listings)]
+    if STATE in inside.files:
+        return saved_files(name, inside)
     files = [f for base, f in inside.files.items() if base.endswith(ENDINGS) and not base.startswith(".")]
     if not files:
         known = f"{', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}"
@@ -89,9 +97,39 @@ def match(name: str, listings: dict[str, Folder]) -> list[ShardFile]:
     return of_one_kind(files)
 
 
+def saved_files(name: str, inside: Folder) -> list[ShardFile]:
+    """The files that a folder of `save_to_disk` consists of, whatever else lies there. UserError where one is gone."""
+    names = data_files(name)
+    if gone := [base for base in names if base not in inside.files]:
+        raise UserError(
+            f"plan: {without_credentials(name)}: {STATE} names {gone[0]}, which is not there. Copy it anew."
+        )
+    return [inside.files[base] for base in names]
+
+
 def of_one_kind(files: list[ShardFile]) -> list[ShardFile]:
     """Those of the first kind that there is (see `KINDS`): parquet files beside tars tell of these."""
     return next((found for kind in KINDS if (found := [f for f in files if f.uri.endswith(kind.endings)])), files)
+
+
+def is_image_folder(name: str, images: Sequence[str], listings: dict[str, Folder]) -> bool:
+    """Whether a name is a folder of images: it holds some or their metadata, or folders in it do, and no shards lie
+    about.
+    """
+    if is_web_file(name) or name.endswith(ENDINGS):
+        return False
+    folder = name.rstrip("/")
+    inside = list_folder(folder, listings)
+    if any(base.endswith(ENDINGS) or base in (SPLITS, STATE) for base in inside.files):
+        return False
+    below = [list_folder(f"{folder}/{base}", listings) for base in inside.folders[:_LOOKED_AT]]
+    if below and not any(found.files for found in below):  # splits, and then classes
+        first = f"{folder}/{inside.folders[0]}"
+        below += [list_folder(f"{first}/{base}", listings) for base in below[0].folders[:_LOOKED_AT]]
+    names = [base.lower() for found in [inside, *below] for base in found.files if not base.startswith(".")]
+    if any(base.endswith(ENDINGS) for base in names):
+        return False
+    return any(base.rpartition(".")[2] in images or base in NAMES for base in names)
 
 
 def is_web_file(name: str) -> bool:

@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from hpc.operator import Damage, Item, Shard
 from recap.data.inputs import list_shards
-from recap.data.kinds import described
 from recap.data.pictures import FoundImage, find_image, read_items
 from recap.data.tars import Sample
 
 
-class TarJob:
-    """The shards of an operator whose config has the tars in `data`, a `DataConfig`."""
+class OverShards:
+    """What an operator is told of its run's input, whose config has it in `data`, a `DataConfig`."""
 
     config: Any
-    input = ""
-    """What a dry run says of the shards, once they are planned."""
 
     def continues(self, planned: Iterable[Shard]) -> None:
         self.config.data.keep_root(planned)
+
+    def keep_in(self, folder: Path) -> None:
+        self.config.data.lists = folder
+
+    def freeze(self, folder: Path) -> None:
+        self.config.data.frozen.write(folder)
+
+
+class TarJob(OverShards):
+    """The shards of an operator over samples."""
+
+    input = ""
+    """What a dry run says of the shards, once they are planned."""
 
     def plan(self) -> list[Shard]:
         return list_shards(self.config.data)
@@ -31,7 +42,7 @@ class ImageJob(TarJob):
 
     def plan(self) -> list[Shard]:
         shards = super().plan()
-        self.input = described(shards, self.config.data.wanted())
+        self.input = self.config.data.described(shards, self.config.data.wanted())
         return shards
 
     def read(self, shard: Shard) -> Iterator[Item | Damage]:

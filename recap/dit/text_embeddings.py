@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +31,7 @@ from hpc.operator import Column as MadeColumn
 from recap.data.columns import RunColumn
 from recap.data.rows import JoinedRow, Rows, RowsConfig
 from recap.data.same_image import FIELD, digest
+from recap.data.tar_job import OverShards
 from recap.data.tars import READING_2
 from recap.dit.encoder_files import text_encoder_digest, tokenizer_digest
 from recap.dit.storage import said_in_total
@@ -72,7 +73,7 @@ class Text:
     image: str | None
 
 
-class TextEmbeddingsOperator(Batched):
+class TextEmbeddingsOperator(OverShards, Batched):
     """The states of one text a sample, trimmed to its own tokens. See hpc.operator.Operator."""
 
     Config: ClassVar[type] = TextEmbeddingsConfig
@@ -92,9 +93,6 @@ class TextEmbeddingsOperator(Batched):
         self._digest = self._tokenizer = ""
 
     # --- what a login node asks -------------------------------------------------------------
-
-    def continues(self, planned: Iterable[Shard]) -> None:
-        self.config.data.keep_root(planned)
 
     def plan(self) -> list[Shard]:
         self._shards, told = self._rows.plan()

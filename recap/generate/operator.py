@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,7 @@ from recap.data.inputs import placeholder_digests
 from recap.data.pictures import find_image
 from recap.data.rows import JoinedRow, Rows
 from recap.data.same_image import digest
+from recap.data.tar_job import OverShards
 from recap.data.texts import LONGEST_TEXT, TextMember
 from recap.engine import Caption, Format
 from recap.engine.formats import bank_of, format_name, one_line, said, shuffled
@@ -37,7 +38,7 @@ LEAKED = "answer: leaks the prompt"
 MISSING = "text: missing"
 
 
-class GenerateOperator(Writing):
+class GenerateOperator(OverShards, Writing):
     """See hpc.operator.Operator."""
 
     Config: ClassVar[type] = GenerateConfig
@@ -92,9 +93,6 @@ class GenerateOperator(Writing):
         forms = self.config.formats.values()
         names = [column for form in forms for column in (*form.columns(), form.otherwise) if column]
         return Rows(self.config.data, list(dict.fromkeys(names)), image=self.asking.sees)
-
-    def continues(self, planned: Iterable[Shard]) -> None:
-        self.config.data.keep_root(planned)
 
     def plan(self) -> list[Shard]:
         shards, told = self._rows.plan()

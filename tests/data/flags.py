@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,17 @@ def table(samples: Sequence[Sample], image: str = "image", text: str = "text", s
     )
     texts = [None if "txt" not in s.members else s.members["txt"].decode() for s in samples]
     return pa.table({image: column, text: texts, "id": [s.key for s in samples], "width": [s.start for s in samples]})
+
+
+def write_as_folder(folder: Path, samples: Iterable[Sample], beside: str = "txt") -> None:
+    """Image files, with texts in a file beside each: .txt, .json with a `caption`, or none."""
+    for sample in samples:
+        path = folder / f"{sample.key}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(sample.members["png"])
+        text = sample.members["txt"].decode()
+        if beside:
+            path.with_suffix(f".{beside}").write_text(text if beside == "txt" else json.dumps({"caption": text}))
 
 
 def write_as_parquet(file: Path, samples: Sequence[Sample], rows: int = 10, **settings: Any) -> None:

@@ -60,7 +60,7 @@ def test_list_files_are_relative_to_themselves(tmp_path: Path) -> None:
     [
         ("{x}/a/{{0..5}}.tar", "4 of 6 shards do not exist (first: {x}/a/2.tar)"),
         ("{x}/a/{{0..5.tar", "braces do not match"),
-        ("{x}/b", "holds no .tar, .tar.gz, .tgz or .parquet itself; its folders may: {x}/b/*/*.tar"),
+        ("{x}/b", "holds no .tar, .tar.gz, .tgz, .parquet, .arrow or .files itself; its folders may: {x}/b/*/*.tar"),
         ("{x}/nowhere", "{x}/nowhere is no folder, and no .tar"),
         ("{x}/a/z*.tar", "no tar matches"),
         ("{x}/*", "no tar matches. It matches folders; their tars: {x}/*/*.tar."),

@@ -8,6 +8,8 @@ from typing import TypeVar
 
 from hpc.operator import Damage, Shard
 from recap.data.kind import Kind, Wanted
+from recap.data.kinds.arrow import Arrow
+from recap.data.kinds.folder import Folder
 from recap.data.kinds.parquet import Parquet
 from recap.data.kinds.tar import Tar
 from recap.data.tars import Sample
@@ -15,7 +17,7 @@ from recap.data.tars import Sample
 T = TypeVar("T")
 
 TAR = Tar()
-KINDS: tuple[Kind, ...] = (TAR, Parquet())
+KINDS: tuple[Kind, ...] = (TAR, Parquet(), Arrow(), Folder())
 """Where a folder or a pattern has files of several, the first counts: beside tars, parquet files are their notes."""
 
 ENDINGS = tuple(ending for kind in KINDS for ending in kind.endings)

@@ -23,13 +23,11 @@ from recap.data.blocks import BLOCK, Block, ShardBlocks
 from recap.data.headers import looks_like
 from recap.data.kind import Wanted
 from recap.data.kinds.kept import Kept
-from recap.data.kinds.table import Keys, Layout, check_layouts, lacking
+from recap.data.kinds.table import KEPT, Layout, Reading, batch_rows, check_layouts, first_line, raise_unless_damage
 from recap.data.remote import open_shard
 from recap.data.tars import Sample
 
-KEPT = 256 << 20  # bytes of row groups that are kept for blocks to come
 LOST = "in a damaged row group"
-_BATCH = 32 << 20  # bytes of rows that are decoded at a time
 _BUFFER = 1 << 20  # bytes of a column that are read at a time
 _THREADS = 16
 
@@ -61,16 +59,12 @@ class Parquet:
             if isinstance(found, Damage):
                 yield found
                 return
-            layout, first, damages = Layout(found.schema, wanted), 0, list[Damage]()
-            keys = Keys(layout.key is not None)
+            reading, first = Reading(found.schema, wanted), 0
             for group, count in enumerate(found.counts):
-                batches = found.batches(group, layout.columns)
-                yield from found.samples(group, 0, count, batches, first, layout, keys, damages)
+                yield from found.samples(group, 0, count, found.batches(group, reading.layout.columns), first, reading)
                 first += count
-            damages = lacking(layout, wanted) + damages
-            if damages:
-                more = f"; {len(damages) - 1:,} more places" if len(damages) > 1 else ""
-                yield Damage(damages[0].reason, damages[0].detail + more)
+            if damage := reading.damage():
+                yield damage
 
     def scan(self, shard: Shard, wanted: Wanted) -> ShardBlocks:
         made = ShardBlocks()
@@ -78,8 +72,8 @@ class Parquet:
             if isinstance(found, Damage):
                 made.damage = found
                 return made
-            layout = Layout(found.schema, Wanted(key=wanted.key))
-            keys, first = Keys(layout.key is not None), 0
+            reading, first = Reading(found.schema, Wanted(key=wanted.key)), 0
+            layout, keys = reading.layout, reading.keys
             sizes = [found.metadata.row_group(group).total_byte_size for group in range(len(found.counts))]
             starts = [0, *accumulate(max(size, 0) for size in sizes)]
             for group, count in enumerate(found.counts):
@@ -102,34 +96,33 @@ class Parquet:
         with _opened(shard) as found:
             if isinstance(found, Damage):
                 return []
-            layout = Layout(found.schema, wanted)
-            keys, group, skip = Keys(layout.key is not None), block.origin, block.skip
+            reading, group, skip = Reading(found.schema, wanted), block.origin, block.skip
             while len(samples) < block.count and group < len(found.counts):
                 take = min(found.counts[group] - skip, block.count - len(samples))
-                batches = self._batches(shard, found, group, layout, take, read)
+                batches = self._batches(shard, found, group, reading.layout.columns, take, read)
                 first = block.number * BLOCK + len(samples)
-                samples += found.samples(group, skip, take, batches, first, layout, keys, [])
+                samples += found.samples(group, skip, take, batches, first, reading)
                 group, skip = group + 1, 0
         return samples
 
     def _batches(
-        self, shard: Shard, file: _File, group: int, layout: Layout, take: int, read: Callable[[int], None]
+        self, shard: Shard, file: _File, group: int, columns: Sequence[str], take: int, read: Callable[[int], None]
     ) -> Iterable[pa.RecordBatch]:
         """A row group's rows; kept where a block wants a part of them, and they are not too many."""
-        size = file.bytes_of(group, layout.columns)
+        size = file.bytes_of(group, columns)
 
         def load() -> list[pa.RecordBatch]:
             read(size)
-            return list(file.batches(group, layout.columns))
+            return list(file.batches(group, columns))
 
         if take < file.counts[group] and size <= KEPT:
-            key = (shard.uri, shard.bytes, shard.etag, group, *layout.columns)
+            key = (shard.uri, shard.bytes, shard.etag, group, *columns)
             try:
                 return self._kept.of(key, load, lambda batches: sum(batch.nbytes for batch in batches))
             except (pa.ArrowException, OSError) as error:
-                _raise_unless_damage(error)  # then what comes before the damage is read once more, without it
+                raise_unless_damage(error)  # then what comes before the damage is read once more, without it
         read(size)
-        return file.batches(group, layout.columns)
+        return file.batches(group, columns)
 
 
 class _File:
@@ -148,39 +141,29 @@ class _File:
     def batches(self, group: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         if not columns:
             return  # nothing of the rows is wanted but their number
-        each = self.bytes_of(group, columns) // max(self.counts[group], 1)
-        size = max(1, min(BLOCK, _BATCH // max(each, 1)))
+        size = batch_rows(self.bytes_of(group, columns), self.counts[group])
         yield from self._file.iter_batches(size, [group], columns=list(columns), use_threads=False)
 
     def samples(
-        self,
-        group: int,
-        skip: int,
-        take: int,
-        batches: Iterable[pa.RecordBatch],
-        first: int,
-        layout: Layout,
-        keys: Keys,
-        damages: list[Damage],
+        self, group: int, skip: int, take: int, batches: Iterable[pa.RecordBatch], first: int, reading: Reading
     ) -> Iterator[Sample]:
         """Rows [skip, skip + take) of a row group, the first of which is row `first` of the file."""
-        done, told = 0, len(damages)
+        done, problem = 0, ""
         try:
             for batch in _cut(batches, skip, take):
-                for sample in layout.samples(batch, first + done, keys):
+                for sample in reading.samples(batch, first + done):
                     done += 1
                     yield sample
         except (pa.ArrowException, OSError) as error:
-            _raise_unless_damage(error)
-            damages.append(_damage(group, f"at its row {skip + done:,}: {_first_line(error)}"))
+            raise_unless_damage(error)
+            problem = f"at its row {skip + done:,}: {first_line(error)}"
         if done == take:
             return
-        own = self.own_keys(group, layout)
-        if layout.columns and len(damages) == told:
-            damages.append(_damage(group, f"has {skip + done:,} of its {self.counts[group]:,} rows"))
-        for row in range(done, take):
-            key = own[skip + row] if own else None
-            yield layout.lost(key, first + row, LOST, keys)
+        if reading.layout.columns:
+            what = f"row group {group} {problem or f'ends at its row {skip + done:,}'}"
+            reading.damages.append(Damage("parquet: a row group cannot be read", what))
+        own = self.own_keys(group, reading.layout)
+        yield from reading.lost(first + done, take - done, LOST, own[skip + done :] if own else None)
 
     def own_keys(self, group: int, layout: Layout) -> list[bytes | None] | None:
         """What the key column says; None where there is none, or it cannot be read."""
@@ -189,7 +172,7 @@ class _File:
         try:
             found = [key for batch in self.batches(group, [layout.key]) for key in layout.own_keys(batch)]
         except (pa.ArrowException, OSError) as error:
-            _raise_unless_damage(error)
+            raise_unless_damage(error)
             return None
         return found if len(found) == self.counts[group] else None
 
@@ -203,11 +186,11 @@ def _opened(shard: Shard) -> Iterator[_File | Damage]:
         try:
             found = pq.ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False, page_checksum_verification=True)
         except (pa.ArrowException, OSError) as error:
-            _raise_unless_damage(error)
+            raise_unless_damage(error)
             file.seek(0)
             start = file.read(16)
             looks = "" if start.startswith(b"PAR1") else f"; {looks_like(start)}"
-            found = Damage("parquet: no footer that can be read", _first_line(error) + looks)
+            found = Damage("parquet: no footer that can be read", first_line(error) + looks)
         yield found if isinstance(found, Damage) else _File(found)
 
 
@@ -236,17 +219,3 @@ def _cut(batches: Iterable[pa.RecordBatch], skip: int, take: int) -> Iterator[pa
             yield part
         if not take:
             return
-
-
-def _raise_unless_damage(error: Exception) -> None:
-    """Raise an error of the file system again: those have a number. The others are of the content."""
-    if isinstance(error, OSError) and error.errno:
-        raise error
-
-
-def _damage(group: int, what: str) -> Damage:
-    return Damage("parquet: a row group cannot be read", f"row group {group} {what}")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -17,11 +17,14 @@ import pyarrow.compute as pc
 
 from hpc.base.errors import ShardError, UserError
 from hpc.operator import Damage, MissingShards, Shard
+from recap.data.blocks import BLOCK
 from recap.data.kind import Wanted
 from recap.data.tars import Sample
 
 PATH_ALONE = "a path without its bytes"
-_FOR_TEXT = ("text", "caption")
+KEPT = 256 << 20  # bytes of rows that a process keeps for blocks to come
+FOR_TEXT = ("text", "caption")
+_BATCH = 32 << 20  # bytes of rows that are decoded at a time
 _LOOKED_AT = 16  # files whose columns are looked at when a run is planned
 _MAGIC = (
     (b"\xff\xd8", "jpg"),
@@ -113,7 +116,7 @@ class Layout:
         return found
 
     def _text(self) -> str | None:
-        return next((self._named[name] for name in ("txt", *_FOR_TEXT) if name in self._named), None)
+        return next((self._named[name] for name in ("txt", *FOR_TEXT) if name in self._named), None)
 
     def _wants_json(self) -> bool:
         return "json" not in self._named and (self._wanted.members is None or "json" in self._wanted.members)
@@ -147,7 +150,7 @@ class Layout:
         return _texts(batch.column(str(self.key)))
 
     def lost(self, key: bytes | None, number: int, why: str, keys: Keys) -> Sample:
-        """A row that cannot be read, or of which nothing but the key is wanted."""
+        """A row without what is wanted of it."""
         sample = keys.sample(key, number)
         sample.odd = dict.fromkeys([*([self._member(b"")] if self.image else []), *self.members], why)
         return sample
@@ -189,14 +192,49 @@ def check_layouts(shards: Sequence[Shard], wanted: Wanted, schema: Callable[[Sha
     return "; ".join(filter(None, (layout.describe(), told)))
 
 
-def lacking(layout: Layout, wanted: Wanted) -> list[Damage]:
-    """What is wrong with a shard whose columns are not those of the others: images, keys."""
-    found = []
-    if wanted.image and layout.image is None:
-        found.append(Damage("images: no such column", layout.problem))
-    if wanted.key and layout.key is None:
-        found.append(Damage("keys: no such column", f"{wanted.key}: the keys are the rows' numbers"))
-    return found
+class Reading:
+    """One pass over a shard's rows. damages: what was wrong on the way."""
+
+    def __init__(self, schema: pa.Schema, wanted: Wanted) -> None:
+        self.layout, self._wanted, self.damages = Layout(schema, wanted), wanted, list[Damage]()
+        self.keys = Keys(self.layout.key is not None)
+
+    def samples(self, batch: pa.RecordBatch, first: int) -> Iterator[Sample]:
+        """The rows of a batch, the first of which is row `first` of the shard."""
+        return self.layout.samples(batch, first, self.keys)
+
+    def lost(self, first: int, count: int, why: str, own: Sequence[bytes | None] | None = None) -> Iterator[Sample]:
+        """Rows that cannot be read, or of which nothing but the key is wanted. own: their keys, where known."""
+        for at in range(count):
+            yield self.layout.lost(own[at] if own else None, first + at, why, self.keys)
+
+    def damage(self) -> Damage | None:
+        """What is wrong with the shard, once it is through."""
+        found = []
+        if self._wanted.image and self.layout.image is None:
+            found.append(Damage("images: no such column", self.layout.problem))
+        if self._wanted.key and self.layout.key is None:
+            found.append(Damage("keys: no such column", f"{self._wanted.key}: the keys are the rows' numbers"))
+        found += self.damages
+        if not found:
+            return None
+        more = f"; {len(found) - 1:,} more places" if len(found) > 1 else ""
+        return Damage(found[0].reason, found[0].detail + more)
+
+
+def batch_rows(size: int, rows: int) -> int:
+    """Rows that are decoded at a time, of rows that are so many bytes together."""
+    return max(1, min(BLOCK, _BATCH * rows // max(size, 1)))
+
+
+def raise_unless_damage(error: Exception) -> None:
+    """Raise an error of the file system again: those have a number. The others are of the content."""
+    if isinstance(error, OSError) and error.errno:
+        raise error
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 class Keys:

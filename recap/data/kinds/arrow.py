@@ -1,0 +1,273 @@
+"""Arrow files with images, as `datasets`' save_to_disk writes them: record batches one after another. The rows of a
+file are the samples of a shard; see `recap.data.kinds.table`.
+
+A block begins in the batch at a byte (`origin`), behind so many of its rows (`skip`): one pass over the batches'
+headers finds all of them. The format: Arrow's "Serialization and Interprocess Communication", streaming; a file of the
+other format, the random access one, holds a stream behind its first eight bytes.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO
+
+import pyarrow as pa
+
+from hpc.base.errors import ShardError, UserError
+from hpc.operator import Damage, Shard
+from recap.data.blocks import BLOCK, Block, ShardBlocks
+from recap.data.headers import looks_like
+from recap.data.kind import Wanted
+from recap.data.kinds.kept import Kept
+from recap.data.kinds.table import KEPT, Reading, batch_rows, check_layouts, first_line, raise_unless_damage
+from recap.data.remote import open_shard
+from recap.data.tars import Sample
+
+LOST = "in a damaged batch"
+_MAGIC = b"ARROW1"  # of the random access format
+_CONTINUES = b"\xff\xff\xff\xff"
+_SCHEMA, _BATCH = 1, 3  # kinds of messages
+_LARGEST_HEADER = 1 << 26  # bytes
+_THREADS = 16
+
+
+class Arrow:
+    """See `recap.data.kind.Kind`."""
+
+    name = "arrow"
+    endings: tuple[str, ...] = (".arrow",)
+
+    def __init__(self) -> None:
+        self._kept: Kept[pa.RecordBatch] = Kept(KEPT)
+
+    def expected(self, how: str, uris: Sequence[str], known: AbstractSet[str]) -> dict[str, int]:
+        """From the batches' headers, on disks."""
+        local = [uri for uri in uris if how == "auto" and "://" not in uri]
+        with ThreadPoolExecutor(_THREADS) as pool:
+            counts = zip(local, pool.map(_rows_in, local), strict=True)
+            return {uri: rows for uri, rows in counts if rows is not None}
+
+    def check(self, shards: Sequence[Shard], wanted: Wanted) -> str:
+        return check_layouts(shards, wanted, _schema)
+
+    def check_ranges(self, shards: Sequence[Shard]) -> None:
+        """There are, in all of them."""
+
+    def samples(self, shard: Shard, wanted: Wanted) -> Generator[Sample | Damage]:
+        with _opened(shard) as found:
+            if isinstance(found, Damage):
+                yield found
+                return
+            reading, first = Reading(found.schema, wanted), 0
+            for batch in found.batches(found.begin):
+                yield from _rows(found.read, batch, 0, batch.rows, first, reading)
+                first += batch.rows
+            reading.damages += [found.damage] if found.damage else []
+            if damage := reading.damage():
+                yield damage
+
+    def scan(self, shard: Shard, wanted: Wanted) -> ShardBlocks:
+        made = ShardBlocks()
+        with _opened(shard) as found:
+            if isinstance(found, Damage):
+                made.damage = found
+                return made
+            reading, first, end = Reading(found.schema, Wanted(key=wanted.key)), 0, found.begin
+            for batch in found.batches(found.begin):
+                for row in range(-first % BLOCK, batch.rows, BLOCK):
+                    made.start.append(batch.at + batch.size * row // batch.rows)
+                    made.origin.append(batch.at)
+                    made.skip.append(row)
+                if reading.layout.key is None:
+                    numbers = range(first + -first % BLOCK, first + batch.rows, BLOCK)
+                    made.first += [reading.keys.sample(None, number).key for number in numbers]
+                else:
+                    for number, sample in enumerate(_rows(found.read, batch, 0, batch.rows, first, reading), first):
+                        made.problems += [(number, problem) for problem in sample.problems]
+                        made.first += [sample.key] if number % BLOCK == 0 else []
+                first, end = first + batch.rows, batch.at + batch.size
+            made.start.append(end)
+            made.count = [min(BLOCK, first - start) for start in range(0, first, BLOCK)]
+            made.damage = found.damage
+        return made
+
+    def block(self, shard: Shard, block: Block, wanted: Wanted, read: Callable[[int], None]) -> list[Sample]:
+        samples: list[Sample] = []
+        with _opened(shard) as found:
+            if isinstance(found, Damage):
+                return []
+            stream = found
+
+            def batch_of(batch: _Batch) -> pa.RecordBatch:
+                read(batch.size)
+                return stream.read(batch)
+
+            def kept(batch: _Batch) -> pa.RecordBatch:
+                key = (shard.uri, shard.bytes, shard.etag, batch.at)
+                return self._kept.of(key, lambda: batch_of(batch), lambda made: made.nbytes)
+
+            reading, skip = Reading(found.schema, wanted), block.skip
+            for batch in found.batches(block.origin):
+                take = min(batch.rows - skip, block.count - len(samples))
+                get = kept if take < batch.rows and batch.size <= KEPT else batch_of
+                samples += _rows(get, batch, skip, take, block.number * BLOCK + len(samples), reading)
+                skip = 0
+                if len(samples) >= block.count:
+                    break
+        return samples
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """A record batch: where its message begins, the bytes of that, its rows."""
+
+    at: int
+    size: int
+    rows: int
+
+
+class _Stream:
+    """An open file. damage: what is wrong behind the last batch, once they are through."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.damage: Damage | None = None
+        self._length = file.seek(0, 2)
+        file.seek(0)
+        self.begin = 8 if file.read(len(_MAGIC)) == _MAGIC else 0
+        found = self._message(self.begin)
+        if found is None or found[0] != _SCHEMA:
+            raise pa.ArrowInvalid("it does not begin with a schema")
+        self.schema = pa.ipc.read_schema(pa.BufferReader(self._bytes(self.begin, found[1])))
+
+    def _bytes(self, at: int, size: int) -> bytes:
+        self._file.seek(at)
+        return self._file.read(size)
+
+    def _message(self, at: int) -> tuple[int, int, int] | None:
+        """(kind, bytes in all, rows) of the message at a byte; None at the end of the stream. ArrowInvalid: there is
+        none.
+        """
+        start = self._bytes(at, 8)
+        continues = start[:4] == _CONTINUES
+        length = int.from_bytes(start[4:8] if continues else start[:4], "little", signed=True)
+        if len(start) < (8 if continues else 4):
+            raise pa.ArrowInvalid("the file ends without the mark of its end" if not start else "cut off")
+        if length == 0:
+            return None
+        if not 0 < length <= _LARGEST_HEADER:
+            raise pa.ArrowInvalid("no header of a message")
+        prefix = 8 if continues else 4
+        header = self._bytes(at + prefix, length)
+        kind, body, rows = _parsed(header)
+        return kind, prefix + length + body, rows
+
+    def batches(self, at: int) -> Iterator[_Batch]:
+        """The record batches from a byte on, from their headers alone."""
+        while True:
+            try:
+                found = self._message(at)
+            except (pa.ArrowException, struct.error) as error:
+                self.damage = Damage("arrow: damaged", f"at byte {at:,}: {first_line(error)}")
+                return
+            if found is None:
+                return
+            kind, size, rows = found
+            if at + size > self._length:
+                what = f"at byte {at:,} is a message of {size:,} bytes, {self._length - at:,} are there"
+                self.damage = Damage("arrow: ends in the middle of a batch", what)
+                return
+            if kind == _BATCH:
+                yield _Batch(at, size, rows)
+            at += size
+
+    def read(self, batch: _Batch) -> pa.RecordBatch:
+        """A batch, checked. ArrowInvalid, OSError: it is damaged."""
+        message = pa.ipc.read_message(pa.BufferReader(self._bytes(batch.at, batch.size)))
+        found = pa.ipc.read_record_batch(message, self.schema)
+        found.validate(full=True)  # offsets of bytes that are not there would end the process
+        return found
+
+
+def _parsed(header: bytes) -> tuple[int, int, int]:
+    """(kind, bytes of the body, rows of a record batch) of a message's header, a flatbuffer, or struct.error."""
+
+    def number(form: str, at: int) -> int:
+        if at < 0:
+            raise struct.error("a place before the beginning")
+        return int(struct.unpack_from(form, header, at)[0])
+
+    def field(table: int, which: int) -> int:
+        """Where a table's field is; 0 where it is not stored."""
+        places = table - number("<i", table)
+        held = 4 + 2 * which < number("<H", places)
+        at = number("<H", places + 4 + 2 * which) if held else 0
+        return table + at if at else 0
+
+    message = number("<I", 0)
+    kind, content, body = (field(message, which) for which in (1, 2, 3))
+    rows = field(content + number("<I", content), 0) if content else 0
+    sizes = number("<q", body) if body else 0, number("<q", rows) if rows else 0
+    if min(sizes) < 0:
+        raise struct.error("a size below zero")
+    return number("<B", kind) if kind else 0, *sizes
+
+
+def _rows(
+    read: Callable[[_Batch], pa.RecordBatch], batch: _Batch, skip: int, take: int, first: int, reading: Reading
+) -> Iterator[Sample]:
+    """Rows [skip, skip + take) of a batch, the first of which is row `first` of the file."""
+    try:
+        found = read(batch).slice(skip, take)
+    except (pa.ArrowException, OSError) as error:
+        raise_unless_damage(error)
+        what = f"at byte {batch.at:,}: {first_line(error)}"
+        reading.damages.append(Damage("arrow: a batch cannot be read", what))
+        yield from reading.lost(first, take, LOST)
+        return
+    step = batch_rows(batch.size, batch.rows)
+    for start in range(0, take, step):
+        yield from reading.samples(found.slice(start, step), first + start)
+
+
+@contextmanager
+def _opened(shard: Shard) -> Iterator[_Stream | Damage]:
+    with open_shard(shard) as file:
+        if not file.seekable():
+            raise ShardError("input: no ranges", f"{shard.uri}: the server sends whole files only: copy it to a disk")
+        found: _Stream | Damage
+        try:
+            found = _Stream(file)
+        except (pa.ArrowException, OSError, struct.error) as error:
+            raise_unless_damage(error)
+            file.seek(0)
+            found = Damage("arrow: not an arrow stream", f"{first_line(error)}; {looks_like(file.read(16))}")
+        if isinstance(found, _Stream) and (names := _encoded(found.schema)):
+            found = Damage("arrow: dictionary-encoded columns", f"{', '.join(names)}: not read, write them plainly")
+        yield found
+
+
+def _encoded(schema: pa.Schema) -> list[str]:
+    return [field.name for field in schema if pa.types.is_dictionary(field.type)]
+
+
+def _schema(shard: Shard) -> pa.Schema | None:
+    with _opened(shard) as found:
+        if isinstance(found, Damage) and "dictionary" in found.reason:
+            raise UserError(f"data: {shard.uri}: {found.reason}: {found.detail}")
+        return None if isinstance(found, Damage) else found.schema
+
+
+def _rows_in(uri: str) -> int | None:
+    """None where the file says nothing: who reads it says why."""
+    try:
+        with open(uri, "rb") as file:
+            stream = _Stream(file)
+            return sum(batch.rows for batch in stream.batches(stream.begin))
+    except (OSError, pa.ArrowException, struct.error):
+        return None
