@@ -8,6 +8,7 @@ captions in them.
     python -m recap.export runs/v1 OUT --add re_caption_condition_diverse_topk=runs/v2:caption
     python -m recap.export runs/demo OUT --partial               although shards are missing
     python -m recap.export runs/demo OUT --where "re_length >= 8 and lint is null" --columns key,re_caption,lint
+    python -m recap.export runs/demo OUT --keep runs/selected    rows that a selecting job kept (recap.select)
     python -m recap.export runs/demo OUT --shard-size 500MB      files of about that size (or of so many rows: 100000)
     python -m recap.export runs/demo OUT --caption-licence cc-by-4.0 --image-licence "other: each image's own"
 
@@ -42,6 +43,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +84,17 @@ def _tars(
     wanted = Wanted.everything(source.submission.config.get("data") or {})
     account.rows, left_out = write_tars(_progress(source), making, f"{source.column}.txt", wanted, keep)
     return account, left_out
+
+
+def _keep(run: str, source: Published) -> Added:
+    """The selection that says which rows are written. UserError where it lacks shards of the run."""
+    found = Added(run, "status")
+    if lacking := found.lacks(shard.shard for shard in source):
+        raise UserError(
+            f"export: --keep {run} lacks {len(lacking):,} shards (first: {lacking[0]}), by uri and by id. Finish it "
+            f"(python -m hpc.status {run}), or name the selection of these samples."
+        )
+    return found
 
 
 @contextmanager
@@ -129,6 +142,7 @@ def _parser() -> Parser:
     kinds.add_argument("--jsonl", action="store_true", help="JSON lines in the place of parquet")
     parser.add_argument("--add", action="append", default=[], metavar="COLUMN=RUN:FIELD", help="a field of another run")
     parser.add_argument("--where", default="", metavar="CONDITION", help="rows to keep (default: all with a caption)")
+    parser.add_argument("--keep", default="", metavar="RUN", help="a selecting job: rows that are ok there, no others")
     parser.add_argument("--columns", default="", metavar="A,B,…", help="columns to write (default: the published ones)")
     parser.add_argument(
         "--shard-size",
@@ -158,6 +172,7 @@ def main(arguments: list[str] | None) -> int:
         warn.print(f"[red]export: {escape(what)}. Finish the run, or say --partial.[/]")
         return Exit.INCOMPLETE
     others, selection = _others(args.add), select(source, args.columns, args.where)
+    selection = replace(selection, keep=_keep(args.keep, source)) if args.keep else selection
     with _folder(args.out.absolute()) as making:
         kind = TARS if args.webdataset else "jsonl" if args.jsonl else "parquet"
         if args.webdataset:

@@ -37,11 +37,11 @@ RECAP = [
     ["data"],
     ["text_policy"],
     ["engine"],
-    ["generate"],
+    ["generate", "select"],
     ["caption", "captioned_tars", "downloaded"],
     ["exporting", "join"],
     ["clip", "dit", "sft"],
-    ["demo"],
+    ["demo", "score"],
     ["export", "report", "evaluate"],
     ["publish", "__main__"],
 ]

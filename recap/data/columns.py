@@ -14,7 +14,9 @@ from functools import cached_property
 from threading import Lock
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from hpc.base.errors import UserError
@@ -129,6 +131,15 @@ class ParquetColumn(ColumnOfFiles):
             for group in range(file.num_row_groups):  # one by one: together they would be read ahead whole
                 for rows in file.iter_batches(BLOCK, [group], columns=self._fields(file, field), use_threads=False):
                     yield self._values(rows, field, doubt)
+
+    def ok_rows(self, shard: Shard) -> np.ndarray:
+        """bool [rows]: which rows of a shard are ok; none where there is no file."""
+        located = self.located(shard)
+        if located is None:
+            return np.zeros(0, bool)
+        file, _ = self._opened(shard, located)
+        with file:
+            return pc.equal(file.read(["status"], use_threads=False)["status"], OK).to_numpy()
 
     def _fields(self, file: pq.ParquetFile, digests: str | None) -> list[str]:
         wanted = ("key", self.field, "status", digests or "key")

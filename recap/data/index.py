@@ -62,6 +62,8 @@ def scan_shard(shard: Shard, wanted: Wanted = NOTHING) -> ShardBlocks:
 class Index:
     """The blocks of all shards, numbered in the order of the shards. Nothing is loaded before it is asked for."""
 
+    selection = ""  # digest of which samples are kept, see recap.data.kept
+
     def __init__(self, table: pa.Table) -> None:
         single = all(column.num_chunks == 1 for column in table.columns)
         self._table = table if single else table.combine_chunks()  # which copies
@@ -84,6 +86,11 @@ class Index:
     @property
     def shards(self) -> int:
         return self._table.num_rows
+
+    @property
+    def bounds(self) -> np.ndarray:
+        """The first block of each shard; one more than shards."""
+        return self._shard_block
 
     def counts(self, blocks: np.ndarray | slice) -> np.ndarray:
         """Samples of the given blocks."""

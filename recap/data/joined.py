@@ -19,10 +19,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from hpc.base.errors import UserError
-from hpc.operator import Shard
-from recap.data.blocks import Block
-from recap.data.column import Column
+from hpc.operator import OK, Shard
+from recap.data.blocks import BLOCK, Block
+from recap.data.column import Column, Values
 from recap.data.columns import MemberColumn, ParquetColumn, members_of
+from recap.data.kept import KEEP
 from recap.data.kind import Wanted
 from recap.data.kinds import kind_of
 from recap.data.memory import of_rank
@@ -204,13 +205,27 @@ class Reader:
         keys, members = [s.key for s in found], [s.members for s in found]
         columns = {name: c.read(shard, block.number, keys, members) for name, c in self.columns.items()}
         self._same.check(shard.id, keys, members, {name: columns[name] for name in self._beside})
+        places = self._kept(number, block, columns)
         return [
             Joined(
-                shard.id, sample.key, sample.members, {name: read.values[i] for name, read in columns.items()},
+                shard.id, found[i].key, found[i].members, {name: read.values[i] for name, read in columns.items()},
                 block.problems.get(i, ""),
             )
-            for i, sample in enumerate(found[first : first + count], first)
+            for i in places[first : first + count]
         ]  # fmt: skip
+
+    def _kept(self, number: int, block: Block, columns: Mapping[str, Values]) -> Sequence[int]:
+        """The samples of a block that count."""
+        if KEEP not in columns:
+            return range(block.count)
+        places = [i for i, status in enumerate(columns[KEEP].values) if status == OK]
+        if len(places) != (counted := int(self.plan.index.counts(slice(number, number + 1))[0])):
+            shard = self.plan.index.shard(block.shard).id
+            raise UserError(
+                f"config: `{KEEP}`: shard {shard}, samples {block.number * BLOCK:,} on: {counted:,} were kept when the "
+                f"training began, {len(places):,} are now: the selection was made again."
+            )
+        return places
 
     def _samples(self, shard: Shard, block: Block) -> list[Sample]:
         if self._instead is not None:

@@ -27,6 +27,7 @@ from recap.data.images import BadImage
 from recap.data.index import Index
 from recap.data.inputs import DataConfig, list_shards
 from recap.data.joined import HELD, Joined, Reader, Slot
+from recap.data.kept import KEEP, Kept, KeptIndex, check_selection, count, selection
 from recap.data.kinds import check_ranges, described
 from recap.data.manifest import Manifest, write
 from recap.data.open_files import OpenFiles
@@ -47,6 +48,7 @@ class JoinedDataConfig(DataConfig):
     """The tars, their columns, and how they are read."""
 
     columns: dict[str, ColumnConfig] = semantic({}, "columns by name: run, folder or member, and field")
+    keep: str | None = execution(None, "run of a selection (recap.select): samples whose row there is ok, no others")
     pixels: str | None = semantic(None, "column of small images (recap.data.shrink) to use instead of the tars'")
     streams: int = semantic(64, "virtual streams; ranks divide it, and it divides the batch")
     window: int = semantic(32, "blocks of 512 samples among which a stream shuffles")
@@ -97,25 +99,32 @@ def check_columns(data: JoinedDataConfig, names: Sequence[str]) -> str:
         columns.append(open_column(name, data.columns[name]))
         if told := columns[-1].check(shards):
             log.warning("data: %s", told)
+    if data.keep:
+        if not data.indexed:
+            raise UserError(f"config: `{KEEP}`: what is kept is known by the index. Set data.indexed=true.")
+        if told := check_selection(data.keep, shards):
+            log.warning("data: %s", told)
     return described(shards, data.wanted(members_of(columns), image=not data.pixels))
 
 
 def column_identities(data: JoinedDataConfig) -> dict[str, Any]:
     """What a trainer's identity holds of the columns that runs of ours have made."""
     runs = {name: column.run for name, column in sorted(data.columns.items()) if column.run}
-    return {"columns": {name: Published(run).identity for name, run in runs.items()}} if runs else {}
+    made: dict[str, Any] = {"columns": {name: Published(run).identity for name, run in runs.items()}} if runs else {}
+    return made | ({"keep": Published(data.keep).identity} if data.keep else {})
 
 
 @dataclass(frozen=True)
 class Shared:
     """What rank 0 finds out about a training's input, and all its ranks map into memory.
 
-    index: file of the block index. manifests: of the columns that are parquet files, by name. Both are those of the
-    training's first start.
+    index: file of the block index. manifests: of the columns that are parquet files, by name. kept: counts of what a
+    selection keeps, None without one. All are those of the training's first start.
     """
 
     index: Path
     manifests: dict[str, Path]
+    kept: Path | None = None
 
     def digests(self) -> dict[str, str]:
         """Of the manifests: checkpoints hold them, so that a training that goes on reads what it began with."""
@@ -131,16 +140,21 @@ def shared_input(data: JoinedDataConfig, gang: Gang, folder: str = "columns") ->
     if not data.indexed:
         return None
     index = Path(data.index) if data.index else Path(gang.directory) / "blocks.index"
-    beside = [name for name, column in data.columns.items() if not column.member]
-    found = Shared(index, {name: Path(gang.directory) / folder / f"{name}.arrow" for name in beside})
+    columns = Path(gang.directory) / folder
+    beside = [*(name for name, column in data.columns.items() if not column.member), *([KEEP] if data.keep else [])]
+    kept = columns / f"{KEEP}.npz" if data.keep else None
+    found = Shared(index, {name: columns / f"{name}.arrow" for name in beside}, kept)
     if gang.rank == 0:
         shards = list_shards(data)
-        _tell_damage(Index.open_or_make(index, shards, data.readers, data.wanted(image=False)))
+        blocks = Index.open_or_make(index, shards, data.readers, data.wanted(image=False))
+        _tell_damage(blocks)
         with without_collection():
             for name, path in found.manifests.items():
-                _share(name, data.columns[name], shards, path)
+                _share(name, _opened(data, name), shards, path)
+        if kept is not None and not kept.exists():
+            count(blocks, selection(str(data.keep), Manifest(found.manifests[KEEP]))).save(kept)
     patience = time.monotonic() + _WAIT_S
-    for path in (index, *found.manifests.values()):
+    for path in (index, *found.manifests.values(), *([kept] if kept else [])):
         while not path.exists():
             if time.monotonic() > patience:
                 raise UserError(f"data: rank 0 made no {path} in {_WAIT_S:.0f} s. See its log for what keeps it.")
@@ -149,22 +163,38 @@ def shared_input(data: JoinedDataConfig, gang: Gang, folder: str = "columns") ->
 
 
 def opened_columns(data: JoinedDataConfig, names: Sequence[str], shared: Shared | None) -> dict[str, Column]:
-    """By name: as they were when the training began, or, without `shared`, as they are now."""
+    """By name: as they were when the training began, or, without `shared`, as they are now. The selection is one."""
     paths = shared.manifests if shared else {}
-    found = {name: Manifest(paths[name]) if name in paths else None for name in names}
-    opened = {name: open_column(name, data.columns[name], manifest) for name, manifest in found.items()}
+    wanted = [*names, *([KEEP] if data.keep else [])]
+    found = {name: Manifest(paths[name]) if name in paths else None for name in wanted}
+    opened = {name: _opened(data, name, manifest) for name, manifest in found.items()}
     files: dict[tuple[str | None, str | None, str], OpenFiles] = {}
     for name, column in opened.items():
         if isinstance(column, ParquetColumn):  # fields of one column of files, as a merge makes it
-            config, manifest = data.columns[name], found[name]
+            config, manifest = column.config, found[name]
             place = (config.run, config.folder, manifest.digest if manifest else "")
             column.files = files.setdefault(place, column.files)
     return opened
 
 
-def _share(name: str, config: ColumnConfig, shards: Sequence[Shard], path: Path) -> None:
+def _opened(data: JoinedDataConfig, name: str, manifest: Manifest | None = None) -> Column:
+    """A column of the config, or its selection."""
+    if name == KEEP and data.keep:
+        return selection(data.keep, manifest)
+    return open_column(name, data.columns[name], manifest)
+
+
+def blocks_of(data: JoinedDataConfig, shards: list[Shard], shared: Shared | None) -> Index:
+    """The block index, which counts what is kept where there is a selection."""
+    if shared is None:
+        index = Index.open_or_make(None, shards, data.readers, data.wanted(image=False))
+        return KeptIndex(index, count(index, selection(data.keep))) if data.keep else index
+    index = Index.open(shared.index)
+    return KeptIndex(index, Kept.open(shared.kept)) if shared.kept else index
+
+
+def _share(name: str, column: Column, shards: Sequence[Shard], path: Path) -> None:
     """Make a column's manifest. Where there is one, say how it differs from what is there today."""
-    column = open_column(name, config)
     assert isinstance(column, ColumnOfFiles)
     if not path.exists():
         if told := column.check(shards):
@@ -225,11 +255,7 @@ class Samples(Generic[T]):
         self._shards: list[Shard] = [] if shared else list_shards(data)
         self._plan: Plan | None = None
         if data.indexed:
-            wanted = data.wanted(image=False)
-            blocks = (
-                Index.open(shared.index) if shared else Index.open_or_make(None, self._shards, data.readers, wanted)
-            )
-            self._plan = Plan(blocks, seed, data.streams, data.window)
+            self._plan = Plan(blocks_of(data, self._shards, shared), seed, data.streams, data.window)
         self._columns = opened_columns(data, names, shared)
         if shared is None:
             for column in self._columns.values():

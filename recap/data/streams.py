@@ -88,6 +88,7 @@ class Plan:
         for name in self.index.ids():
             made.update(name.encode() + b"\0")
         made.update(self.index.counts(slice(None)).tobytes())
+        made.update(self.index.selection.encode())
         return made.hexdigest()[:16]
 
     def window(self, stream: int, position: int) -> Window:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -53,6 +54,16 @@ def _encoding(data: bytes) -> tuple[str, int]:
         if max(even, odd) > pairs / 2 and min(even, odd) <= pairs / 20:
             return ("utf-16-le" if odd > even else "utf-16-be"), 0
     return "utf-8", 0
+
+
+def text_digest(text: str) -> int:
+    """64 bits of SHA-256 of a text; texts that differ in case and blanks alone have the same.
+
+    >>> text_digest(" A  Red car") == text_digest("a red car\\n")
+    True
+    """
+    plain = " ".join(text.lower().split()).encode("utf-8", "replace")
+    return int.from_bytes(hashlib.sha256(plain).digest()[:8], "little", signed=True)
 
 
 class TextMember:

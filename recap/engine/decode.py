@@ -9,6 +9,7 @@ the part that is kept, where the full result would take gigabytes.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,7 @@ from PIL import Image
 
 from recap.data.images import LARGEST, BadImage, EncodedImage
 
-__all__ = ["BadImage", "Geometry", "decode", "decode_noted"]
+__all__ = ["BadImage", "Geometry", "decode", "decode_all", "decode_noted"]
 
 # Longer side over shorter side from which on the whole image is no longer resampled or padded.
 LONGEST_ASPECT = 16
@@ -59,8 +60,17 @@ def decode(data: bytes, geometry: Geometry, max_pixels: int = LARGEST, fast: boo
 
 def decode_noted(encoded: EncodedImage, geometry: Geometry, fast: bool = False) -> tuple[np.ndarray, str]:
     """As `decode`, of an image whose header is read: the pixels, and what is odd about it though they are there."""
-    image = encoded.rgb(_enough(encoded.size, geometry) if fast else None)
-    return np.asarray(_square(image, geometry)), encoded.note
+    return decode_all(encoded, [geometry], fast)[0][0], encoded.note
+
+
+def decode_all(
+    encoded: EncodedImage, geometries: Sequence[Geometry], fast: bool = False
+) -> tuple[list[np.ndarray], str]:
+    """As `decode_noted`, for several squares of an image that is decoded once."""
+    enough = [_enough(encoded.size, geometry) for geometry in geometries] if fast else [None]
+    wanted = [size for size in enough if size is not None]
+    image = encoded.rgb(max(wanted) if len(wanted) == len(enough) else None)
+    return [np.asarray(_square(image, geometry)) for geometry in geometries], encoded.note
 
 
 def _enough(size: tuple[int, int], geometry: Geometry) -> tuple[int, int] | None:

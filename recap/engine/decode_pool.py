@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import mmap
 import os
 import queue
 import select
@@ -20,15 +19,15 @@ import tempfile
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
-
 from recap.data.images import BadImage, EncodedImage
 from recap.data.memory import Memory
-from recap.engine.decode import Geometry, decode_noted
+from recap.engine.decode import Geometry
 from recap.engine.decode_worker import HEADER, NEEDS
+from recap.engine.rings import Rings
 from recap.engine.settings import CaptionerConfig
 
 
@@ -51,22 +50,23 @@ class DecodePool:
     """Decodes images in `workers` processes (0: in `poll`, in this process).
 
     Args:
-        geometry: the square to make.
+        geometry: the square to make, which `ring` holds.
         places: places in the ring; no more than this many images are decoded and not yet released.
         timeout_s: an image that takes longer is given up, and its process killed.
         memory: what images above `recap.data.memory.FREE` may take together while they are decoded; 2 GiB.
+        beside: further squares of the same image, decoded once; `rings.views` holds all.
     """
 
     def __init__(
         self, geometry: Geometry, places: int, workers: int, max_pixels: int, fast: bool, timeout_s: float,
-        memory: Memory | None = None,
+        memory: Memory | None = None, beside: Sequence[Geometry] = (),
     ) -> None:  # fmt: skip
-        self.geometry, self.max_pixels, self.fast, self.timeout_s = geometry, max_pixels, fast, timeout_s
+        self.geometries, self.max_pixels, self.fast, self.timeout_s = [geometry, *beside], max_pixels, fast, timeout_s
         self._memory = memory or Memory(2 << 30)
         self.waiting = 0  # images put and not yet polled
-        shape = (places, geometry.size, geometry.size, 3)
-        self._fd = _shared_file(int(np.prod(shape)))
-        self.ring = np.frombuffer(mmap.mmap(self._fd, int(np.prod(shape))), np.uint8).reshape(shape)
+        self._fd = _shared_file(Rings.bytes(self.geometries, places))
+        self.rings = Rings(self._fd, self.geometries, places)
+        self.ring = self.rings.views[0]
         self._free = deque(range(places))
         self._todo: queue.SimpleQueue[tuple[int, int, bytes] | None] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[Decoded] = queue.SimpleQueue()
@@ -135,7 +135,7 @@ class DecodePool:
     def _decode_here(self, id: int, place: int, image: bytes) -> Decoded:
         try:
             encoded = EncodedImage(image, self.max_pixels)
-            self.ring[place], note = decode_noted(encoded, self.geometry, self.fast)
+            note = self.rings.fill(place, encoded, self.fast)
         except BadImage as error:
             return Decoded(id, place, error.reason, error.detail)
         return Decoded(id, place, note=note)
@@ -175,7 +175,7 @@ class DecodePool:
             "parent": os.getpid(),
             "fd": self._fd,
             "places": len(self.ring),
-            "geometry": asdict(self.geometry),
+            "geometries": [asdict(geometry) for geometry in self.geometries],
             "max_pixels": self.max_pixels,
             "fast": self.fast,
         }

@@ -13,7 +13,6 @@ with its parent, obeys nobody else, and imports no torch.
 from __future__ import annotations
 
 import json
-import mmap
 import os
 import struct
 import sys
@@ -37,15 +36,13 @@ def main() -> None:
     settings = json.loads(sys.argv[1])
     die_with(settings["parent"])
     # Imported after the lines above: a worker is safe before it is ready.
-    import numpy as np
-
     from recap.data.images import BadImage, EncodedImage
     from recap.data.memory import FREE
-    from recap.engine.decode import Geometry, decode_noted
+    from recap.engine.decode import Geometry
+    from recap.engine.rings import Rings
 
-    geometry = Geometry(**{**settings["geometry"], "fill": tuple(settings["geometry"]["fill"])})
-    shape = (settings["places"], geometry.size, geometry.size, 3)
-    ring = np.frombuffer(mmap.mmap(settings["fd"], int(np.prod(shape))), np.uint8).reshape(shape)
+    geometries = [Geometry(**{**given, "fill": tuple(given["fill"])}) for given in settings["geometries"]]
+    rings = Rings(settings["fd"], geometries, settings["places"])
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     while head := source.read(HEADER.size):
         place, length = HEADER.unpack(head)
@@ -54,7 +51,7 @@ def main() -> None:
             if encoded.cost > FREE:
                 _send(sink, NEEDS, -(-encoded.cost >> 20))
                 source.read(1)
-            ring[place], note = decode_noted(encoded, geometry, settings["fast"])
+            note = rings.fill(place, encoded, settings["fast"])
             answer = f"\0\0{note}"
         except BadImage as error:
             answer = f"{error.reason}\0{error.detail}\0"

@@ -101,6 +101,8 @@ def _making(source: Published, account: Account, selection: Selection, told: Tol
     yield f"- schema version {VERSION}, identity `{source.identity}`, column `{source.column}`, {code}"
     if selection.where:
         yield f"- rows that are kept: {_text(json.dumps(selection.where.text, ensure_ascii=False))}"
+    if selection.keep:
+        yield f"- of the selection: {_text(selection.keep.run)}"
     yield f"- effort: {_effort(told.effort)}"
     if told.command:
         yield f"- this export: {_code(shlex.join(map(without_credentials, told.command)))}"

@@ -48,6 +48,7 @@ _LENGTHS = {
 }
 
 
+KEPT = "of --keep"
 _OWN = ("url", "re_caption", "org_caption", "sha256", "key", "image_sha256")  # which no other run has to fill
 _TOLD = ("key", "org_caption", "re_caption", "re_length", "org_length", "tokens", "finish", "lint")  # of by the card
 
@@ -56,13 +57,14 @@ _TOLD = ("key", "org_caption", "re_caption", "re_length", "org_length", "tokens"
 class Selection:
     """Which columns of which rows are written: their schema; `wide`: with what the condition and the card read, too.
 
-    fields: those of the run's own column that are in `wide`.
+    fields: those of the run's own column that are in `wide`. keep: a run whose rows say which are written.
     """
 
     schema: pa.Schema
     wide: pa.Schema
     where: Where | None
     fields: tuple[str, ...]
+    keep: Added | None = None
 
     def unfilled(self, added: Iterable[str]) -> str:
         """For people: columns of the condition that are null in all rows, since nothing fills them; or ""."""
@@ -117,14 +119,18 @@ def rows(
     for name, value in (downloads.read(shard, table["key"].to_pylist()) if downloads else {}).items():
         found[name] = pc.coalesce(value, found[name]) if name in found else value
     read = {name: added.read(shard.shard, table["key"]) for name, added in others.items()}
-    _compare(same, shard, table, read)
+    kept = {KEPT: selection.keep.read(shard.shard, table["key"])} if selection.keep else {}
+    _compare(same, shard, table, read | kept)
     found |= {name: pa.array(values.values) for name, values in read.items()}
     for name, text in _LENGTHS.items():
         if text in found and name not in found:
             found[name] = _words(found[text])
     wide = selection.wide
     whole = {f.name: _cast(found[f.name], f) if f.name in found else pa.nulls(len(table), f.type) for f in wide}
-    captioned = pa.table(whole, schema=wide).filter(pc.equal(table["status"], OK))
+    written = pc.equal(table["status"], OK)
+    if kept:
+        written = pc.and_(written, pa.array([status == OK for status in kept[KEPT].values]))
+    captioned = pa.table(whole, schema=wide).filter(written)
     return selection.where.keep(captioned) if selection.where else captioned
 
 
@@ -143,8 +149,13 @@ class Added:
     """A field of another run over the same tars."""
 
     def __init__(self, run: str, field: str) -> None:
-        self._run, self._field, self._published = run, field, Published(run)
+        self.run, self._field, self._published = run, field, Published(run)
         self._origins = Origins(field, run, self._published.shards)
+
+    def lacks(self, shards: Iterable[Shard]) -> list[str]:
+        """Ids of shards that the other run has not, or has not finished."""
+        found = ((shard, self._origins.find(shard)) for shard in shards)
+        return [shard.id for shard, origin in found if origin is None or origin.shard.id not in self._published]
 
     def read(self, shard: Shard, keys: Any) -> Values:
         """The values of a shard's samples. UserError where the other run has other samples, or no such field."""
@@ -155,9 +166,9 @@ class Added:
         table = other.table()
         if self._field not in table.column_names:
             known = ", ".join(table.column_names)
-            raise UserError(f"export: the column of {self._run} has no field {self._field!r}. It has {known}.")
+            raise UserError(f"export: the column of {self.run} has no field {self._field!r}. It has {known}.")
         if table["key"] != keys:
-            raise UserError(f"export: {shard.id}: {self._run} has other samples. Are both runs of one input?")
+            raise UserError(f"export: {shard.id}: {self.run} has other samples. Are both runs of one input?")
         digests = digest_field(table.schema)
         return Values(table[self._field].to_pylist(), table[digests].to_pylist() if digests else None, origin.doubt)
 

@@ -106,6 +106,8 @@ def _check_source(where: str, source: Source) -> None:
             refuse("path", f"{source.path} does not exist")
         if source.images and not Path(source.images).is_dir() and not glob.glob(source.images):
             refuse("images", f"{source.images} is neither a folder nor an archive that exists")
+    if source.keep and source.kind != "columns":
+        refuse("keep", f"is of tars; {source.kind} has none. Leave it out")
     if source.kind == "columns":
         from recap.sft.tars import check as check_tars
 

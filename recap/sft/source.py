@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hpc.base.fields import semantic
+from hpc.base.fields import execution, semantic
 from recap.engine.settings import PAPER_PROMPT
 
 
@@ -21,6 +21,9 @@ class Source:
                                 "empty: the captions are in the tars")  # fmt: skip
     member: str = semantic("txt", "columns: extension of the tars' member that holds the caption, without `column`")
     field: str = semantic("caption", "columns: name of the text in the column, or in a json member")
+    keep: str | None = execution(
+        None, "columns: run of a selection (recap.select): samples that are ok there, no others"
+    )
     prompts: list[str] = semantic([PAPER_PROMPT], "columns, world: questions; one is drawn for each sample")
     samples: int = semantic(0, "Use the first so many (world: there is no end, so it must be given); 0: all")
     repeat: int = semantic(1, "How often each sample comes in an epoch")

@@ -16,10 +16,9 @@ from PIL import Image
 from hpc.base.errors import UserError
 from recap.data.column import ColumnConfig
 from recap.data.images import BadImage
-from recap.data.index import Index
 from recap.data.inputs import list_shards
 from recap.data.joined import Joined, Reader
-from recap.data.samples import JoinedDataConfig, Shared, check_columns, image_of, opened_columns
+from recap.data.samples import JoinedDataConfig, Shared, blocks_of, check_columns, image_of, opened_columns
 from recap.data.streams import Plan
 from recap.randomness import draw
 from recap.sft.example import Example, decoded
@@ -39,7 +38,8 @@ def data_of(source: Source) -> JoinedDataConfig:
         column = ColumnConfig(run=source.column, field=source.field)
     else:
         column = ColumnConfig(folder=source.column, field=source.field)
-    return JoinedDataConfig(shards=[source.path], columns={_TEXT: column}, streams=1, window=_WINDOW)
+    columns = {_TEXT: column}
+    return JoinedDataConfig(shards=[source.path], columns=columns, keep=source.keep, streams=1, window=_WINDOW)
 
 
 def check(where: str, source: Source) -> None:
@@ -63,11 +63,9 @@ class Tars:
         self._data = data_of(source)
         self._shared = shared
         self.manifests = shared.digests() if shared else {}
-        if shared:
-            blocks = Index.open(shared.index)
-        else:
+        if shared is None:
             check_columns(self._data, [_TEXT])
-            blocks = Index.open_or_make(None, list_shards(self._data), self._data.readers)
+        blocks = blocks_of(self._data, [] if shared else list_shards(self._data), shared)
         if not blocks.samples:
             raise UserError(f"data: the tars of {source.path} hold no sample")
         self.damaged = len(blocks.damaged())  # tars, of which the samples before the damage are used

@@ -49,7 +49,8 @@ class SftTrainer:
         made: dict[str, Any] = {}
         if self.config.model:
             made["model"] = model_identity(self.config.model)
-        if columns := [column_identities(data_of(s)) for s in self.config.data if s.kind == "columns" and s.column]:
+        beside = [s for s in self.config.data if s.kind == "columns" and (s.column or s.keep)]
+        if columns := [column_identities(data_of(source)) for source in beside]:
             made["columns"] = columns
         return made
 

@@ -18,12 +18,14 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
 import yaml
 
 from hpc import config as configs
 from hpc.gang import sweep
 from hpc.pipeline import definition as pipeline
+from recap.select.statistics_file import Shared, Top
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parent / "golden" / "identities.json"
@@ -35,6 +37,7 @@ MODELS = {  # every key that names the folder of a model, by what the config nam
     "recap.dit.sample_job.SampleOperator": ["model"],
     "recap.dit.text_embeddings.TextEmbeddingsOperator": ["text_encoder"],
     "recap.generate.operator.GenerateOperator": ["writer.model"],
+    "recap.score.operator.ScoreOperator": ["scorers.clip.*.model"],
     "recap.dit.trainer.DitTrainer": ["model.vae", "model.text_encoder"],
     "recap.sft.trainer.SftTrainer": ["model"],
 }
@@ -60,7 +63,8 @@ def identities(folder: Path) -> dict[str, dict[str, Any]]:
     columns = mock.patch("recap.data.columns.Published", lambda run: column)
     theirs = mock.patch("recap.join.operator.Theirs", lambda config: SimpleNamespace(digest="their files'", by=["key"]))
     loadable = mock.patch("recap.engine.loadable.check")  # the stand-in is no checkpoint that captions
-    with published, columns, theirs, loadable:
+    edges = mock.patch("recap.select.rules.opened", lambda path: _Edges())
+    with published, columns, theirs, edges, loadable:
         return {name: _facts(config, folder) for name, config in shipped()}
 
 
@@ -100,11 +104,33 @@ def _facts(config: configs.Config, folder: Path) -> dict[str, Any]:
     path = config.run.operator or config.run.trainer
     for key in MODELS.get(path, ()):
         *groups, name = key.split(".")
-        settings = functools.reduce(getattr, groups, config.work)
-        if getattr(settings, name):
-            setattr(settings, name, str(folder))
+        for settings in functools.reduce(_parts, groups, [config.work]):
+            if getattr(settings, name):
+                setattr(settings, name, str(folder))
     work = config.trainer() if config.is_gang else config.operator()
     return {"work": path, "version": type(work).version, "identity": configs.identity(config, work)}
+
+
+def _parts(found: list[Any], name: str) -> list[Any]:
+    """One step of a key's path; `*` stands for all parts of a mapping."""
+    return [part for one in found for part in (one.values() if name == "*" else [getattr(one, name)])]
+
+
+class _Edges:
+    """In the place of a statistics file, which would be of a run."""
+
+    digest = "a statistics file's digest"
+
+    def check(self, *run: Any) -> None: ...
+
+    def top(self, *asked: Any) -> Top:
+        return Top(0.5, 1, 1)
+
+    def shared(self, *asked: Any) -> Shared:
+        return Shared(np.zeros(0, np.int64), np.zeros(0, np.int64), 0)
+
+    def edges(self, *asked: Any) -> list[float]:
+        return [0.5]
 
 
 def test_no_identity_of_a_shipped_config_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,147 @@
+"""Whether a row passes: rules as functions of a value, with what they must know of all rows taken from files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from hpc.base.errors import UserError
+from hpc.operator import Shard
+from hpc.run.published import Published
+from recap.data.column import ColumnConfig
+from recap.data.columns import RunColumn
+from recap.data.rows import Rows
+from recap.data.texts import text_digest
+from recap.select.settings import Rule
+from recap.select.statistics_file import Shared, Statistics
+
+Test = Callable[[Any, int], bool]
+"""Of a value that is not null, and the place digest of its row."""
+
+
+@dataclass(frozen=True)
+class Passing:
+    """A rule that can be asked. told: for a dry run; statistics: digest of its file, "" without one."""
+
+    column: str
+    test: Test
+    told: str
+    statistics: str = ""
+    places: bool = False  # whether the test looks at places
+
+    def fails(self, columns: Mapping[str, Any], place: int) -> str:
+        """Why a row does not pass: "" where it does, "no value" where there is nothing to test."""
+        value = columns[self.column]
+        if not has_value(value):
+            return "no value"
+        return "" if self.test(value, place) else "fails"
+
+
+def has_value(value: Any) -> bool:
+    """Not null, nor NaN or infinite."""
+    return value is not None and not (isinstance(value, float) and not math.isfinite(value))
+
+
+@cache
+def opened(path: str) -> Statistics:
+    return Statistics(path)
+
+
+def statistics_of(path: str, name: str, configs: Mapping[str, ColumnConfig], rows: Rows) -> tuple[Statistics, str]:
+    """A statistics file of the run that a column reads, and the column's field. UserError where it is of another."""
+    column = rows.columns[name]
+    if not isinstance(column, RunColumn):
+        raise UserError(f"config: column {name} is not of a run: statistics are of one. Write data.columns.{name}.run.")
+    found = opened(path)
+    found.check(name, str(configs[name].run), column.published)
+    return found, column.field
+
+
+def passing(rule: Rule, configs: Mapping[str, ColumnConfig], rows: Rows) -> Passing:
+    """A rule over columns that `rows` reads. UserError where its statistics are missing or of another run."""
+    kind = rule.tests()[0]
+    if kind == "top":
+        return _top(rule, configs, rows)
+    if kind == "shared_by":
+        return _shared(rule, configs, rows)
+    if kind in ("one_of", "none_of"):
+        listed, wanted = frozenset(getattr(rule, kind)), kind == "one_of"
+        told = f"{rule.column} {'is one of' if wanted else 'is none of'} {', '.join(sorted(listed))}"
+        return Passing(rule.column, lambda value, _: (not listed.isdisjoint(_texts(value))) == wanted, told)
+    return Passing(
+        rule.column, _bounds(rule), f"{rule.column} {' and '.join(_said(rule, name) for name in rule.tests())}"
+    )
+
+
+def _texts(value: Any) -> list[str]:
+    return [str(one) for one in value] if isinstance(value, list) else [str(value)]
+
+
+def _said(rule: Rule, name: str) -> str:
+    return f"{name.replace('_', ' ')} {getattr(rule, name):g}"
+
+
+def _bounds(rule: Rule) -> Test:
+    tests: list[Callable[[float], bool]] = []
+    if (low := rule.at_least) is not None:
+        tests.append(lambda value: value >= low)
+    if (under := rule.above) is not None:
+        tests.append(lambda value: value > under)
+    if (high := rule.at_most) is not None:
+        tests.append(lambda value: value <= high)
+    if (over := rule.below) is not None:
+        tests.append(lambda value: value < over)
+    return lambda value, _: all(test(_number(rule, value)) for test in tests)
+
+
+def _number(rule: Rule, value: Any) -> float:
+    if isinstance(value, (int, float)):
+        return float(value)
+    raise UserError(f"select: column {rule.column} holds {str(value)[:60]!r}: bounds are of numbers. Set its `field`.")
+
+
+def _top(rule: Rule, configs: Mapping[str, ColumnConfig], rows: Rows) -> Passing:
+    found, field = statistics_of(rule.statistics, rule.column, configs, rows)
+    assert rule.top is not None
+    top, keep = found.top(field, rule.top), rule.edge == "keep"
+    count = top.above + (top.at if keep else 0)
+    tie = f"; {top.at:,} rows at the edge are {'kept' if keep else 'dropped'}" if top.at > 1 or not keep else ""
+    told = f"{rule.column}: best {rule.top:.2%}, {'from' if keep else 'above'} {top.edge:g}: {count:,} rows{tie}"
+    edge = top.edge
+    test: Test = (lambda v, _: _number(rule, v) >= edge) if keep else (lambda v, _: _number(rule, v) > edge)
+    return Passing(rule.column, test, told, found.digest)
+
+
+def _shared(rule: Rule, configs: Mapping[str, ColumnConfig], rows: Rows) -> Passing:
+    found, field = statistics_of(rule.statistics, rule.column, configs, rows)
+    assert rule.shared_by is not None
+    shared = found.shared(field, rule.shared_by)
+    told = f"{rule.column}: values of at most {rule.shared_by:,} rows; {shared.rows:,} rows have others"
+    first = rule.first
+    if first:
+        told += f", of which {len(shared.values):,} are the first of their value and kept"
+
+    def test(value: Any, place: int) -> bool:
+        at = _find(shared, value if isinstance(value, int) else text_digest(str(value)))
+        return at is None or (first and int(shared.first[at]) == place)
+
+    return Passing(rule.column, test, told, found.digest, first)
+
+
+def _find(shared: Shared, value: int) -> int | None:
+    at = int(np.searchsorted(shared.values, value))
+    return at if at < len(shared.values) and int(shared.values[at]) == value else None
+
+
+def check_places(found: Passing, shards: list[Shard], published: Published) -> None:
+    """UserError where rows are known by other shards' ids than those of the run that the statistics are of."""
+    if found.places and (strange := {s.id for s in shards} - {s.id for s in published.shards}):
+        raise UserError(
+            f"select: shard {min(strange)} has another id in {published.run.path}: which row is the first of its value "
+            "is known by that id. Leave data.shards out, so that the run's own shards are read."
+        )

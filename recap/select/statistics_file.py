@@ -1,0 +1,103 @@
+"""The file that tells rules of all rows: edges of shares and bins, values that several rows have."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hpc.base.errors import UserError
+from hpc.operator import Shard
+from hpc.run.published import Published
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Top:
+    """The edge of the largest share. above, at: rows whose value is larger, or equal."""
+
+    edge: float
+    above: int
+    at: int
+
+
+@dataclass(frozen=True)
+class Shared:
+    """values: digests that too many rows have, ascending; first: the place digest of each one's first row."""
+
+    values: np.ndarray
+    first: np.ndarray
+    rows: int
+
+
+def made_of(published: Published) -> dict[str, Any]:
+    """What a statistics file holds of the run that it is of: enough to refuse it for another."""
+    return {"column": published.column, "identity": published.identity, "shards": shards_digest(published.shards)}
+
+
+def shards_digest(shards: Iterable[Shard]) -> str:
+    rows = sorted(f"{shard.id} {shard.bytes} {shard.etag}" for shard in shards)
+    return hashlib.sha256("\n".join(rows).encode()).hexdigest()
+
+
+def packed(values: np.ndarray) -> str:
+    return base64.b64encode(values.astype("<i8").tobytes()).decode()
+
+
+class Statistics:
+    """An opened statistics file.
+
+    Raises:
+        UserError: it is none.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        try:
+            content = Path(path).read_bytes()
+            self._made: dict[str, Any] = json.loads(content)
+            if self._made["version"] != VERSION:
+                raise ValueError(f"version {self._made['version']}, expected {VERSION}")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"select: {path} is no statistics file ({error}). Make it: python -m recap.select.statistics RUN "
+                f"--out {path}"
+            ) from error
+        self.digest = hashlib.sha256(content).hexdigest()
+
+    def check(self, name: str, run: str, published: Published) -> None:
+        """UserError unless the file is of what the run has made."""
+        told = self._made["made_of"]
+        if told != made_of(published):
+            what = "another identity" if told["identity"] != published.identity else "other shards"
+            raise UserError(
+                f"select: {self.path} is of {what} than {run}, which column {name} reads. Make it again: python -m "
+                f"recap.select.statistics {run} --out {self.path} ..."
+            )
+
+    def top(self, field: str, share: float) -> Top:
+        return Top(**self._entry("top", field, repr(share), f"--top {field}={share}"))
+
+    def edges(self, field: str, bins: int, uniform: bool) -> list[float]:
+        kind = "uniform" if uniform else "bins"
+        return self._entry(kind, field, str(bins), f"--{kind} {field}={bins}")
+
+    def shared(self, field: str, most: int) -> Shared:
+        found = self._entry("shared", field, str(most), f"--shared {field}={most}")
+        values, first = (np.frombuffer(base64.b64decode(found[name]), "<i8") for name in ("values", "first"))
+        return Shared(values, first, found["rows"])
+
+    def _entry(self, kind: str, field: str, what: str, flag: str) -> Any:
+        found = self._made[kind].get(field, {}).get(what)
+        if found is None:
+            there = [f"--{k} {f}={w}" for k in ("top", "bins", "uniform", "shared") for f in self._made[k] for w in
+                     self._made[k][f]]  # fmt: skip
+            raise UserError(f"select: {self.path} has no {flag}; it has {', '.join(there)}. Make it again with {flag}.")
+        return found
