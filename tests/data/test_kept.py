@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from hpc.base.errors import UserError
-from hpc.operator import Row, Shard
+from hpc.operator import Shard
 from hpc.run import column as columns
 from recap.data.blocks import ShardBlocks
 from recap.data.column import ColumnConfig
@@ -106,7 +106,7 @@ def test_a_selection_made_again_does_not_move_a_training(world: Path, tmp_path: 
     file = next((tmp_path / "again" / "columns").rglob("*.parquet"))
     table = pq.read_table(file)
     pq.write_table(table.set_column(table.schema.get_field_index("status"), "status", pa.array(["ok"] * 600)), file)
-    samples = Samples(data, [], 5, shared, None, 0, lambda sample, epoch: sample.name)
+    samples: Samples[str] = Samples(data, [], 5, shared, None, 0, lambda sample, epoch: sample.name)
     assert samples.size() == 300
     with pytest.raises(UserError, match="256 were kept when the training began, 512 are now"):
         samples.take(0, 300)
@@ -158,13 +158,14 @@ def test_ten_million_samples(tmp_path: Path, record_property: Callable[[str, flo
     for number in range(many):
         shard = Shard(f"{number:05d}", f"/{number:05d}.tar", 1)
         keep = rng.random(each) < 0.3
-        rows = [
-            Row(shard.id, i, f"{number:05d}{i:06d}", "ok" if k else "skipped", "" if k else "clip",
-                values={"image_sha256": "0" * 64 if i % 512 == 0 else None})
-            for i, k in enumerate(keep)
-        ]  # fmt: skip
+        rows = {
+            "key": [f"{number:05d}{i:06d}" for i in range(each)],
+            "image_sha256": ["0" * 64 if i % 512 == 0 else None for i in range(each)],
+            "status": np.where(keep, "ok", "skipped").tolist(), "reason": np.where(keep, "", "clip").tolist(),
+            "detail": [""] * each,
+        }  # fmt: skip
         file = tmp_path / f"{number:05d}.parquet"
-        columns.write(file, [columns.to_table(rows, schema)], schema)
+        columns.write(file, [pa.table(rows, schema=schema)], schema)
         size += file.stat().st_size
         files[shard.id] = file
         made = ShardBlocks(

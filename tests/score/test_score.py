@@ -20,7 +20,7 @@ from recap.data.inputs import DataConfig, list_shards
 from recap.data.remote import open_shard
 from recap.data.tars import Sample, read_samples
 from recap.engine.decode import Geometry, decode
-from recap.engine.decode_pool import DecodePool
+from recap.engine.decode_pool import Decoded, DecodePool
 from recap.score import image_facts
 from recap.score.operator import NOT_FINITE, TEXT_MISSING, ScoreOperator
 from recap.score.scorer import Picture, Scored
@@ -31,7 +31,7 @@ from tests.support.published import published, rows_of
 
 
 def samples(folder: Path) -> dict[str, Sample]:
-    found = {}
+    found: dict[str, Sample] = {}
     for shard in list_shards(DataConfig(shards=[str(folder)])):
         with open_shard(shard) as file:
             found |= {s.key: s for s in read_samples(file) if isinstance(s, Sample)}
@@ -99,7 +99,10 @@ def test_surface_and_language(world: Path, tmp_path: Path) -> None:
     with (tmp_path / "0.tar").open("wb") as file:
         write_tar(file, ((key, {"txt": text.encode()}) for key, text in texts.items()))
     scorers = {"surface": {"leaks": ["image", "detail"], "readability": True}, "language": {}}
-    changes = {"data": {"shards": [f"{tmp_path}/0.tar"], "columns": {"alt": {"member": "txt"}}}, "texts": ["alt"]}
+    changes: dict[str, Any] = {
+        "data": {"shards": [f"{tmp_path}/0.tar"], "columns": {"alt": {"member": "txt"}}},
+        "texts": ["alt"],
+    }
     rows = {row["key"]: row for row in rows_of(published(tree(world, tmp_path, scorers=scorers, **changes)))}
     first = rows["0"]
     assert (first["words_alt"], first["sentences_alt"], first["opener_alt"]) == (11, 2, "the image")
@@ -121,7 +124,7 @@ def test_several_squares_of_one_decoding() -> None:
     pool = DecodePool(squares[0], 2, 1, 10_000_000, False, 60.0, beside=squares[1:])
     try:
         pool.put(7, out.getvalue())
-        found = []
+        found: list[Decoded] = []
         while not found:
             found = pool.poll(0.1)
         assert not found[0].reason
@@ -141,11 +144,12 @@ def test_image_facts() -> None:
     product = Image.new("RGB", (300, 200), "white")
     product.paste((200, 30, 30), (30, 20, 120, 150))
     scene = Image.effect_mandelbrot((300, 200), (-2, -1, 1, 1), 60).convert("RGB")
+    jpeg: dict[str, Any] = {"form": "JPEG", "quality": 60}
     facts = [
         image_facts.facts(picture(one, **how))
         for one, how in [
             (product, {}), (product.rotate(90, expand=True), {}), (scene, {}), (scene.resize((150, 100)), {}),
-            (scene, {"form": "JPEG", "quality": 60}),
+            (scene, jpeg),
         ]
     ]  # fmt: skip
     assert (facts[0]["width"], facts[0]["height"], facts[0]["aspect"]) == (300, 200, 1.5)

@@ -46,7 +46,9 @@ class Given(ImageJob, Batched):
 
     def column(self) -> Column:
         values = [row for row in VALUES[self.config.name_of_values].values() if row]
-        table = pa.Table.from_pylist([{k: v for row in values for k, v in row.items() if v is not None} | values[0]])
+        table = pa.Table.from_pylist(
+            [{k: v for row in values for k, v in row.items() if v is not None} | dict(values[0])]
+        )
         return Column(self.config.column, [*((f.name, f.type) for f in table.schema), (FIELD, pa.string())])
 
     def setup(self, device: str) -> None: ...
