@@ -58,7 +58,7 @@ def test_tars_of_what_was_kept(world: Path, tmp_path: Path) -> None:
         == 0
     )
     found = []
-    for path in sorted((tmp_path / "tars").iterdir()):
+    for path in sorted((tmp_path / "tars").glob("*.tar")):
         with tarfile.open(path) as tar:
             found += [name.partition(".")[0] for name in tar.getnames() if name.endswith(".jpg")]
     assert found == wanted()
