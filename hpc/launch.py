@@ -62,8 +62,9 @@ def _map(args: argparse.Namespace, config: configs.Config) -> int:
     job = prepare(
         config, supersede=args.supersede, dry_run=args.dry_run, allow_missing=args.allow_missing, append=args.append
     )
+    job.rate = args.rate
     if args.dry_run:
-        return dry_run(job, args.rate)
+        return dry_run(job)
     describe(job)
     if args.check:
         from hpc.map import check_launch
@@ -84,7 +85,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "--supersede", action="store_true", help="continue although the output's identity or input changed"
     )
-    parser.add_argument("--rate", type=float, help="--dry-run: forecast with this rate, samples/s of one GPU or engine")
+    parser.add_argument("--rate", type=float, help="samples/s of one GPU or engine, for forecasts (a launch keeps it)")
     parser.add_argument("--detach", action="store_true", help="cluster=local: go on in the background")
     parser.add_argument("--no-submit", action="store_true", help="write the run directory, start nothing")
     parser.add_argument("--allow-missing", action="store_true", help="plan shards that do not exist, as failed ones")

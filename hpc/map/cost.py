@@ -139,6 +139,9 @@ def spent(found: list[Life], latest: Submission, totals: Totals, speed: float, h
         "hours": round(hours, 6),
         "hours_left": None if left is None else round(left, 3),
         "samples_per_s": round(per_hour / 3600, 3),  # of one engine, loading of models included
+        "times_foreseen": round(3600 * hours * latest.rate / totals.standing, 3)
+        if latest.rate and totals.standing
+        else None,
         "cost": None if price is None else round(hours * price, 2),
         "cost_left": None if price is None or left is None else round(left * price, 2),
         "currency": cluster.get("currency", "$"),
@@ -184,6 +187,13 @@ def nodes(found: list[Life], now: float) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def working_rate(reader: JournalReader, submission: Submission) -> float:
+    """Samples a second of one engine between its life's first claim and last saved block; 0.0 where none was saved."""
+    worked = [life for life in reader.lives.values() if life.samples and life.worked > life.begun]
+    seconds = sum(life.worked - life.begun for life in worked) * cluster_of(submission).workers_per_node
+    return sum(life.samples for life in worked) / seconds if seconds else 0.0
 
 
 def waited_share(found: list[Life]) -> float | None:

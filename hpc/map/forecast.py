@@ -1,5 +1,6 @@
 """How long a job will take and what it will cost, from rates that were measured: in this run, in another with the same
-identity, or given with --rate. There is no built-in rate."""
+identity, or given with --rate. There is no built-in rate. The range is what earlier runs on such nodes made of theirs.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from hpc.base.text import duration, hours_text
 from hpc.config import Config
-from hpc.map import cost
+from hpc.map import cost, track_record
 from hpc.map.tally import Tally
 from hpc.operator import Shard
 from hpc.run.directory import Run, Submission
@@ -36,15 +37,11 @@ def measure(run: Run, submission: Submission) -> Measured | None:
     """The rate of one engine between a life's first claim and its last segment; None where nothing was finished."""
     tally = Tally(run, submission, keep=False)
     totals = tally.count()
-    engine_seconds, samples, last, hosts = 0.0, 0, 0.0, set()
-    for life in tally.reader.lives.values():
-        if life.samples and life.worked > life.begun:
-            engine_seconds += (life.worked - life.begun) * cost.cluster_of(submission).workers_per_node
-            samples += life.samples
-            last = max(last, life.worked)
-            hosts.add(life.host)
-    if not samples or not engine_seconds:
+    rate = cost.working_rate(tally.reader, submission)
+    if not rate:
         return None
+    worked = [life for life in tally.reader.lives.values() if life.samples]
+    hosts, last = {life.host for life in worked}, max(life.worked for life in worked)
     survey = run.ledger(submission.identity).survey()
     done = islice(((i, s.generation) for i, s in survey.items() if s.status == DONE), MARKERS)
     markers = [run.ledger(submission.identity).read(i, f"g{g}.done") for i, g in done]
@@ -53,7 +50,7 @@ def measure(run: Run, submission: Submission) -> Measured | None:
     on = min(hosts) if len(hosts) == 1 else f"{len(hosts)} nodes"
     finished = totals.settled.shards[DONE]
     return Measured(
-        samples / engine_seconds,
+        rate,
         f"measured in {run.name}, {day}, on {on}",
         totals.settled.rows / finished if finished else 0.0,
         sum(m.get("bytes", 0) for m in markers) / rows if rows else 0.0,
@@ -75,6 +72,16 @@ def find(config: Config, identity: str) -> Measured | None:
             if same and (found := measure(run, submission)):
                 return found
     return None
+
+
+def foreseen(config: Config, identity: str, previous: Submission | None, rate: float | None) -> float:
+    """The rate that a launch stands on, for later forecasts: --rate, or what a run with its identity has measured; of a
+    run that goes on what it began with. 0.0 where there is none.
+    """
+    if rate or previous is not None:
+        return rate or (previous.rate if previous is not None and previous.identity == identity else 0.0)
+    measured = find(config, identity)
+    return measured.rate if measured is not None else 0.0
 
 
 def lines(config: Config, identity: str, shards: list[Shard], slots: int, rate: float | None) -> list[str]:
@@ -119,11 +126,31 @@ def _effort(config: Config, measured: Measured | None, shards: list[Shard], slot
     engines = cluster.workers_per_node
     at_once = min(slots, cluster.parallel or slots)
     hours = count / speed / 3600
-    text = f"{speed:,.1f} samples/s per {unit} ({where}) → {hours_text(hours, unit)}"
-    text += f" ≈ {duration(3600 * hours / engines / at_once)} on {at_once} {'node' if at_once == 1 else 'nodes'}"
+    known = track_record.met(Path(config.directory).parent, config.resolved["cluster"])
+    low, high = (hours * times for times in track_record.span(known) or (1.0, 1.0))
+    nodes = f"on {at_once} {'node' if at_once == 1 else 'nodes'}"
+    lasts = _from_to(duration(3600 * low / engines / at_once), duration(3600 * high / engines / at_once))
+    spent = _from_to(hours_text(low, unit), hours_text(high, unit))
+    text = f"{speed:,.1f} samples/s per {unit} ({where}) → {'' if known else 'at least '}{spent} ≈ {lasts} {nodes}"
     if cluster.price is not None:
-        text += f" · {cluster.currency}{hours * cluster.price:,.2f} at {cluster.price:.2f}/h"
+        money = _from_to(*(f"{cluster.currency}{end * cluster.price:,.2f}" for end in (low, high)))
+        text += f" · {money} at {cluster.price:.2f}/h"
+    text += f": {_record(known)}"
     return text + _long_shards(shards, measured, speed, engines * at_once, unit)
+
+
+def _from_to(low: str, high: str) -> str:
+    return low if low == high else f"{low} to {high}"
+
+
+def _record(known: list[track_record.Met]) -> str:
+    """How earlier runs met their forecasts."""
+    if not known:
+        return "no earlier run here, on this kind of nodes, tells what is lost to start-up, waiting and failures"
+    best, worst = (f"{end(one.times for one in known):.2f}" for end in (min, max))
+    runs = "1 earlier run" if len(known) == 1 else f"{len(known)} earlier runs"
+    times = f"{_from_to(best, worst)} times the hours of their rate"
+    return f"{runs} on this kind of nodes took {times} (last: {known[0].run})"
 
 
 def _long_shards(shards: list[Shard], measured: Measured | None, speed: float, engines: int, unit: str) -> str:

@@ -47,6 +47,7 @@ class Job:
     missing: list[Shard] = field(default_factory=list)  # of `shards`: those that do not exist, to be recorded as failed
     changed: list[str] = field(default_factory=list)  # ids whose input is another than in the run's plan
     append: bool = False  # the plan holds shards that this launch does not name
+    rate: float | None = None  # samples/s of one engine, as --rate says
 
     @property
     def slots(self) -> int:
@@ -230,9 +231,9 @@ def _bytes(size: float) -> str:
     raise AssertionError
 
 
-def dry_run(job: Job, rate: float | None = None) -> int:
+def dry_run(job: Job) -> int:
     """Print the plan, a forecast and the exact batch script; leave nothing behind."""
-    describe(job, forecast.lines(job.config, job.identity, job.shards, job.slots, rate))
+    describe(job, forecast.lines(job.config, job.identity, job.shards, job.slots, job.rate))
     submission = Submission.placeholder(
         plan="", identity=job.identity, column=job.operator.column().name, code=snapshot.digest(),
         slots=job.slots, config=job.config.resolved, source=job.config.source,
@@ -267,6 +268,7 @@ def record(job: Job) -> Submission:
         append=job.append,
         overrides=job.config.overrides,
         by_rule=sorted(getattr(job.operator, "by_rule", ())),
+        rate=forecast.foreseen(job.config, job.identity, job.previous, job.rate),
     )
     _record_inputs(job)
     return submission

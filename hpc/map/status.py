@@ -72,6 +72,7 @@ def read_status(run: Run, tally: Tally | None = None) -> dict[str, Any]:
         "reasons": dict(settled.reasons.most_common()),
         "rate": rates,
         "eta_s": round(totals.left / speed, 1) if speed and totals.left and live else None,
+        "eta_range_s": _range(totals.left, rates) if live else None,
         "effort": effort.spent(lives, latest, totals, speed if live else 0.0, sum(by_kind.values()))
         | {"by_kind": hours.described(by_kind, latest.config["cluster"].get("price"))},
         "idle_at_the_end": None if unclaimed else effort.idle_at_the_end(lives, reader, totals.claimed, now),
@@ -115,6 +116,12 @@ def _starving(lives: list[effort.Life], now: float) -> dict[str, Any] | None:
     nodes = [row for row in effort.nodes(lives, now) if row["node"] in hosts and row["waited"] is not None]
     worst = max(nodes, key=lambda row: row["waited"], default=None)
     return {"bound": "input" if waited >= INPUT_BOUND else "engines", "waited": round(waited, 4), "node": worst}
+
+
+def _range(left: int, rates: dict[str, float]) -> list[float] | None:
+    """Seconds that are left at the fastest and at the slowest of the rates."""
+    known = [rate for rate in rates.values() if rate]
+    return [round(left / max(known), 1), round(left / min(known), 1)] if known and left else None
 
 
 def _shards(totals: Totals) -> dict[str, int]:
@@ -270,7 +277,10 @@ def _rate_line(facts: dict[str, Any]) -> str:
     if not facts["rate"]:
         return "nothing finished yet"
     line = " · ".join(f"{rate:,.1f} samples/s ({window})" for window, rate in facts["rate"].items())
-    return line + (f" · {duration(facts['eta_s'])} left at this rate" if facts["eta_s"] else "")
+    if facts["eta_range_s"] is None:
+        return line
+    first, last = (duration(seconds) for seconds in facts["eta_range_s"])
+    return line + (f" · {first} left at this rate" if first == last else f" · {first} to {last} left at these rates")
 
 
 def _effort_line(effort: dict[str, Any]) -> str:
@@ -281,6 +291,8 @@ def _effort_line(effort: dict[str, Any]) -> str:
     line = said(effort["hours"], effort["cost"])
     if effort["hours_left"] is not None:
         line += f" · left: {said(effort['hours_left'], effort['cost_left'])}"
+    if effort["times_foreseen"] is not None:
+        line += f" · {effort['times_foreseen']:.2f} times the hours that its forecast's rate says"
     return line
 
 

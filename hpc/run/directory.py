@@ -60,6 +60,7 @@ class Submission:
     append: bool = False  # the plan holds shards that the config does not name, see hpc.launch
     overrides: list[str] = field(default_factory=list)  # of `source`, as typed
     by_rule: list[str] = field(default_factory=list)  # reasons of rows that a rule of the config drops
+    rate: float = 0.0  # samples/s of one engine that its forecast stood on, see hpc.map.forecast; 0: none
     toolkit: str = field(default_factory=version)  # that wrote it
 
     @classmethod

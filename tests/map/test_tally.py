@@ -257,7 +257,8 @@ def test_engines_idle_after_the_last_claim(tmp_path: Path) -> None:
 
 def test_a_dry_run_warns_of_long_shards(tmp_path: Path) -> None:
     cluster = ClusterConfig(gpus_per_node=8)
-    config: Any = SimpleNamespace(directory=tmp_path / "run", run=SimpleNamespace(cluster=cluster))
+    resolved = {"cluster": {"gpus_per_node": 8}}
+    config: Any = SimpleNamespace(directory=tmp_path / "run", run=SimpleNamespace(cluster=cluster), resolved=resolved)
     for samples, said in ((30_000, False), (60_000, True)):
         shards = [Shard("a", "", 1, expected=10_000), Shard("b", "", 1, expected=samples)]
         line = forecast.lines(config, "00000000", shards, 4, 65.0)[0]
