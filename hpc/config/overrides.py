@@ -34,15 +34,20 @@ def parsed(overrides: list[str]) -> dict[str, Any]:
 
 
 def _parse_value(text: str) -> Any:
-    """A command-line value, read as YAML where it is YAML; {0..9}.tar and @file stay text, in lists too."""
+    """A command-line value, read as YAML where it is YAML; {0..9}.tar, {a,b}.tar and @file stay text, in lists too."""
     if ".." in text or re.match(r"\[?\s*@|\[.*,\s*@", text):
-        if text.startswith("[") and text.endswith("]"):
-            return [part.strip() for part in re.split(r",(?![^{]*\})", text[1:-1])]
-        return text
+        return _texts(text)
     try:
         return parse(text)
     except yaml.YAMLError:
-        return text
+        return _texts(text) if re.search(r"\{[^:{}]+,[^:{}]*\}", text) else text
+
+
+def _texts(text: str) -> str | list[str]:
+    """A text, or the entries of a list of texts; commas in braces part nothing."""
+    if text.startswith("[") and text.endswith("]"):
+        return [part.strip() for part in re.split(r",(?![^{]*\})", text[1:-1])]
+    return text
 
 
 def assign(tree: dict[str, Any], dotted: str, value: Any) -> None:

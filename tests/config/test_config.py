@@ -122,6 +122,9 @@ def test_numbers_and_text(tmp_path: Path) -> None:
     assert load(tmp_path, "prefix=2024-01-01").work.prefix == "2024-01-01"
     assert load(tmp_path, "prefix='7'").work.prefix == "7"
     assert load(tmp_path, "prefix={0..9}").work.prefix == "{0..9}"
+    assert load(tmp_path, "prefix={a,b}.tar").work.prefix == "{a,b}.tar"
+    for lines in (["/d/{a,b}/1.tar", "/d/c.tar"], ["{a,b}/{0..3}.tar"], ["s3://b/x{1,2,3}.tar"]):
+        assert load(tmp_path, f"cluster.prelude=[{', '.join(lines)}]").run.cluster.prelude == lines
     assert load(tmp_path, "prefix=a=b").work.prefix == "a=b"
     assert load(tmp_path, prefix="${HOME} and ${oc.env:USER}").work.prefix == "${HOME} and ${oc.env:USER}"
     assert load(tmp_path, prefix="日本 “x”").work.prefix == "日本 “x”"
