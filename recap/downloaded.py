@@ -19,15 +19,17 @@ class Downloads:
     """Joins shards with the files beside them, by key, and counts.
 
     known, asked: samples that were found there, of those in shards that have such a file. first: a key that was not.
+    unusable: files that could not be joined, `why`: what is wrong with the first.
     """
 
     def __init__(self) -> None:
-        self.known = self.asked = 0
-        self.first = ""
+        self.known = self.asked = self.unusable = 0
+        self.first = self.why = ""
 
     def read(self, shard: PublishedShard, keys: list[str]) -> dict[str, pa.Array]:
         """`url` and `sha256` of a shard's samples; {} where no file lies beside the tar. UserError: no key is in it."""
-        table = _beside(shard.shard.uri)
+        table, why = _beside(shard.shard.uri)
+        self.unusable, self.why = self.unusable + bool(why), self.why or why
         names = [name for name in FIELDS if table is not None and name in table.column_names]
         if table is None or not names or not keys:
             return {}
@@ -45,23 +47,33 @@ class Downloads:
         return {name: table[name].combine_chunks().take(at) for name in names}
 
     def told(self) -> str:
-        """How many samples were found, where not all were; "" otherwise."""
-        if self.known == self.asked:
-            return ""
-        return f"url: found for {self.known:,} of {self.asked:,} samples in the parquet beside their tar"
+        """What was not found, as one line; "" where nothing is missing."""
+        said = []
+        if self.known != self.asked:
+            said.append(f"found for {self.known:,} of {self.asked:,} samples in the parquet beside their tar")
+        if self.unusable:
+            said.append(f"not to be had from {self.unusable:,} parquet files beside tars (the first: {self.why})")
+        return f"url: {'; '.join(said)}" if said else ""
 
     def lines(self) -> list[str]:
         """The same for the card."""
-        return [f"- {self.told()} (not for {self.first})"] if self.told() else []
+        example = f" (not for {self.first})" if self.first else ""
+        return [f"- {self.told()}{example}"] if self.told() else []
 
 
-def _beside(uri: str) -> pa.Table | None:
+def _beside(uri: str) -> tuple[pa.Table | None, str]:
+    """The table beside a tar, without rows that have no key; without one, what is wrong with the file ("": none)."""
     stem = stem_of(uri)
     if stem is None:
-        return None
+        return None, ""
     try:
         with fsspec.open(f"{stem}.parquet", "rb") as file:
             table = pq.read_table(file)
-    except (OSError, pa.ArrowException):
-        return None
-    return table.filter(pc.is_valid(table["key"])) if "key" in table.column_names else None
+    except FileNotFoundError:
+        return None, ""
+    except Exception as error:  # each store's client has exceptions of its own
+        return None, f"{stem}.parquet: {type(error).__name__}: {error}"
+    if "key" not in table.column_names:
+        missing = f"{stem}.parquet has no column `key`, by which it would be joined"
+        return None, missing if "url" in table.column_names else ""
+    return table.filter(pc.is_valid(table["key"])), ""
