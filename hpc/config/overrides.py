@@ -38,7 +38,9 @@ def _parse_value(text: str) -> Any:
     if ".." in text or re.match(r"\[?\s*@|\[.*,\s*@", text):
         return _texts(text)
     try:
-        return parse(text)
+        found = parse(text)
+        # On a command line there are no comments: what stands behind " #" belongs to the text.
+        return text if isinstance(found, str) and " #" in text and text[0] not in "'\"" else found
     except yaml.YAMLError:
         return _texts(text) if re.search(r"\{[^:{}]+,[^:{}]*\}", text) else text
 

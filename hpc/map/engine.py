@@ -359,23 +359,24 @@ def main() -> int:
     except Exception as error:  # told, so that deaths alike are known as such; the traceback is for the log
         engine.emit("broken", reason=fingerprint(error), detail=str(error)[:1000])
         raise
+    code = int(Exit.COMPLETE)
     try:
         engine.loop()
-    except OSError as error:
-        if not storage_full(error):
-            raise
-        log.error("the run directory cannot be written: %s", error)
-        engine.emit("storage", reason=f"storage: {error}")
-    except Exception:  # of the operator: what it has finished is not lost with it
-        with contextlib.suppress(OSError):
-            engine.save_finished()
-        raise
+    except Exception as error:
+        if isinstance(error, OSError) and storage_full(error):
+            log.error("the run directory cannot be written: %s", error)
+            engine.emit("storage", reason=f"storage: {error}")
+        else:  # of the operator: what it has finished is not lost with it
+            with contextlib.suppress(OSError):
+                engine.save_finished()
+            log.exception("the work failed")
+            code = 1
     finally:
         operator.close()
-    # The reader may be inside a blocking read of a dead file system: do not wait for it.
+    # The reader may be inside a blocking read of a dead file system, requests may wait for a server: not waited for.
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(Exit.COMPLETE)
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -43,6 +43,11 @@ def decoded(data: bytes, longest: int | None = None) -> tuple[str, str]:
     return text, note
 
 
+def clean(text: str) -> str:
+    """The text as UTF-8 can hold it: JSON may name half a surrogate pair."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def _encoding(data: bytes) -> tuple[str, int]:
     """(encoding, bytes of its mark). Without a mark, every second byte of Latin text in UTF-16 is NUL."""
     for mark, encoding in _MARKS:

@@ -22,11 +22,13 @@ from functools import partial
 from typing import Any
 
 from hpc.base.errors import UserError
+from recap.data.texts import clean
 
 FIRST_WAIT_S = 0.5  # doubled with each further try
 LONGEST_WAIT_S = 120.0  # whatever Retry-After says
 TRIES = 5
 LONGEST_ANSWER = 8 << 20  # bytes
+_MOST_TOKENS = 1 << 24  # of one answer: more is no count
 _MEDIA = {b"\xff\xd8\xff": "jpeg", b"\x89PNG": "png", b"GIF8": "gif", b"RIFF": "webp"}
 
 
@@ -112,7 +114,7 @@ class ChatServer:
             return {str(model["id"]): model for model in found}
         except http.client.HTTPException as error:
             raise OSError(f"{type(error).__name__}: {error}") from error
-        except (ValueError, KeyError, TypeError, NoAnswer):
+        except (ValueError, KeyError, TypeError, RecursionError, NoAnswer):
             return {}
 
     @property
@@ -189,9 +191,10 @@ def read_choice(answer: bytes) -> Choice:
     try:
         parsed = json.loads(answer)
         choice = parsed["choices"][0]
-        tokens = int((parsed.get("usage") or {}).get("completion_tokens", 0))
-        return Choice(choice["message"]["content"].strip(), choice["finish_reason"], tokens)
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        tokens, finish = (parsed.get("usage") or {}).get("completion_tokens"), choice["finish_reason"]
+        counted = tokens if isinstance(tokens, int) and 0 <= tokens < _MOST_TOKENS else 0
+        return Choice(clean(choice["message"]["content"].strip()), clean(finish or ""), counted)
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
         detail = f"{type(error).__name__}: {error}; {answer[:120].decode('utf-8', 'replace')}"
         raise NoAnswer("server: unreadable answer", detail, transient=True) from error
 

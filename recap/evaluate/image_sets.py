@@ -202,7 +202,7 @@ def _sampling(members: Mapping[str, bytes]) -> dict[str, Any]:
     try:
         about = json.loads(members.get("json", b"{}"))
         guidance, cut = about.get("guidance"), about.get("cut")
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return {}
     return {
         "guidance": float(guidance) if isinstance(guidance, (int, float)) else None,

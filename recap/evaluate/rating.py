@@ -62,7 +62,7 @@ def _of_json(text: str) -> tuple[bool, int | None]:
     for candidate in (text, match[0] if match else ""):
         try:
             found: Any = json.loads(candidate)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(found, dict):
             named = {str(key).lower(): value for key, value in found.items()}

@@ -23,10 +23,10 @@ from recap.data.pictures import find_image
 from recap.data.rows import JoinedRow, Rows
 from recap.data.same_image import digest
 from recap.data.tar_job import OverShards
-from recap.data.texts import LONGEST_TEXT, TextMember
+from recap.data.texts import LONGEST_TEXT, TextMember, clean
 from recap.engine import Caption, Format
 from recap.engine.formats import bank_of, format_name, one_line, said, shuffled
-from recap.generate.parsers import Unparsed, clean, parser_of
+from recap.generate.parsers import Unparsed, parser_of
 from recap.generate.settings import GenerateConfig
 from recap.generate.writing import ALTERNATIVE, FIELDS, PLACEHOLDER, Asked, Writing
 from recap.model_files import model_identity

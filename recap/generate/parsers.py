@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
+from recap.data.texts import clean
 from recap.generate.settings import ParseConfig
 
 
@@ -41,11 +42,6 @@ def parser_of(config: ParseConfig) -> Parser:
         "regex": lambda: RegexParser(config.regex, config.types),
     }
     return makers[given[0]]() if given else TextParser()
-
-
-def clean(text: str) -> str:
-    """The text as UTF-8 can hold it: JSON may name half a surrogate pair."""
-    return text.encode("utf-8", "replace").decode()
 
 
 class TextParser:

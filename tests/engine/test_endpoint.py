@@ -31,7 +31,7 @@ from hpc.map import launch as map_launch
 from hpc.map import status as map_status
 from hpc.run.directory import Run
 from recap.engine import Caption, CaptionerConfig, PromptFormat, Request, load_engine
-from recap.engine.chat import ChatServer, NoAnswer
+from recap.engine.chat import ChatServer, Choice, NoAnswer, read_choice
 from recap.engine.endpoint import EndpointEngine
 from recap.engine.provenance import made_by
 from tests.engine.conftest import drive
@@ -220,6 +220,21 @@ def test_an_answer_has_a_size_and_a_time(server: Server, kind: str, reason: str)
     engine.close()
     assert error.value.reason == reason and error.value.away == (kind == "slow")
     assert kind == "endless" or time.monotonic() - began < 10, "a byte at a time does not hold a request"
+
+
+@pytest.mark.parametrize("answer", ["[" * 100_000, '{"choices": []}', "<html>", '{"choices": [{"message": {"content": null}}]}',
+    '{"choices": [{"message": {"content": "x"}, "finish_reason": 7}]}', b"\xff\xfe".decode("latin-1")])  # fmt: skip
+def test_an_answer_that_is_none(answer: str) -> None:
+    with pytest.raises(NoAnswer, match="unreadable answer"):
+        read_choice(answer.encode("latin-1"))
+
+
+@pytest.mark.parametrize("tokens", ["9", "1e999", "-4", '"many"', str(2**70), "null"])
+def test_what_a_column_cannot_hold_does_not_reach_it(tokens: str) -> None:
+    """Half a surrogate pair, a count that is none: an engine would die of it, with all the rows that it holds."""
+    said = '{"content": " a \\ud800 flag "}, "finish_reason": null}'
+    answer = f'{{"choices": [{{"message": {said}], "usage": {{"completion_tokens": {tokens}}}}}'
+    assert read_choice(answer.encode()) == Choice("a ? flag", "", 9 if tokens == "9" else 0)
 
 
 def test_formats_seeds_and_trimming(server: Server) -> None:
