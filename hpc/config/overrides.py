@@ -39,8 +39,8 @@ def _parse_value(text: str) -> Any:
         return _texts(text)
     try:
         found = parse(text)
-        # On a command line there are no comments: what stands behind " #" belongs to the text.
-        return text if isinstance(found, str) and " #" in text and text[0] not in "'\"" else found
+        # YAML would drop what stands behind " #" of a text without quotes, and make its line breaks spaces.
+        return text if isinstance(found, str) and text[0] not in "'\"|>&!*" else found
     except yaml.YAMLError:
         return _texts(text) if re.search(r"\{[^:{}]+,[^:{}]*\}", text) else text
 

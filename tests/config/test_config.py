@@ -124,6 +124,7 @@ def test_numbers_and_text(tmp_path: Path) -> None:
     assert load(tmp_path, "prefix={0..9}").work.prefix == "{0..9}"
     assert load(tmp_path, "prefix={a,b}.tar").work.prefix == "{a,b}.tar"
     assert load(tmp_path, "prefix=what # is").work.prefix == "what # is"
+    assert load(tmp_path, "prefix=two\nlines\n").work.prefix == "two\nlines\n"
     assert load(tmp_path, "prefix='a # b' # c").work.prefix == "a # b"
     for lines in (["/d/{a,b}/1.tar", "/d/c.tar"], ["{a,b}/{0..3}.tar"], ["s3://b/x{1,2,3}.tar"]):
         assert load(tmp_path, f"cluster.prelude=[{', '.join(lines)}]").run.cluster.prelude == lines
