@@ -71,7 +71,7 @@ def _beside(uri: str) -> tuple[pa.Table | None, str]:
             table = pq.read_table(file)
     except FileNotFoundError:
         return None, ""
-    except Exception as error:  # each store's client has exceptions of its own
+    except Exception as error:  # noqa: BLE001 - each store's client has exceptions of its own
         return None, f"{stem}.parquet: {type(error).__name__}: {error}"
     if "key" not in table.column_names:
         missing = f"{stem}.parquet has no column `key`, by which it would be joined"

@@ -222,8 +222,13 @@ def test_an_answer_has_a_size_and_a_time(server: Server, kind: str, reason: str)
     assert kind == "endless" or time.monotonic() - began < 10, "a byte at a time does not hold a request"
 
 
-@pytest.mark.parametrize("answer", ["[" * 100_000, '{"choices": []}', "<html>", '{"choices": [{"message": {"content": null}}]}',
-    '{"choices": [{"message": {"content": "x"}, "finish_reason": 7}]}', b"\xff\xfe".decode("latin-1")])  # fmt: skip
+UNREADABLE = (
+    "[" * 100_000, '{"choices": []}', "<html>", '{"choices": [{"message": {"content": null}}]}', "\xff\xfe",
+    '{"choices": [{"message": {"content": "x"}, "finish_reason": 7}]}',
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("answer", UNREADABLE, ids=range(len(UNREADABLE)))
 def test_an_answer_that_is_none(answer: str) -> None:
     with pytest.raises(NoAnswer, match="unreadable answer"):
         read_choice(answer.encode("latin-1"))

@@ -381,13 +381,6 @@ def test_keys_that_the_downloader_spells_otherwise(tmp_path: Path, capsys: pytes
     pq.write_table(pa.table({"key": [1, 2], "url": ["a", "b"]}), parquet)
     assert export.main([str(run), str(tmp_path / "two")]) == Exit.USAGE
     assert "the tar spells them '0001', the parquet '1'" in capsys.readouterr().err
-    pq.write_table(pa.table({"id": ["0001"], "url": ["a"]}), parquet)
-    assert export.main([str(run), str(tmp_path / "three")]) == Exit.COMPLETE
-    said = f"url: not to be had from 1 parquet files beside tars (the first: {parquet} has no column `key`"
-    assert said in capsys.readouterr().err and said in (tmp_path / "three" / "README.md").read_text()
-    parquet.write_bytes(b"half a file")
-    assert export.main([str(run), str(tmp_path / "four")]) == Exit.COMPLETE
-    assert f"{parquet}: ArrowInvalid: " in capsys.readouterr().err
     assert export.main([str(run), str(tmp_path / "tars"), "--webdataset"]) == Exit.COMPLETE
     with tarfile.open(tmp_path / "tars" / "in" / "deep" / "00000.tar") as tar:  # a folder, not a %2F
         names = tar.getnames()
