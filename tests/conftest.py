@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.support.slurm_cluster import Cluster, NoSlurm
 
@@ -30,6 +31,10 @@ if importlib.util.find_spec("torchvision"):
     from benchmarks import torchvision_shim
 
     torchvision_shim.install()
+
+# Hypothesis's own clocks say how busy the machine is, not what the code does.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 NO_SLURM = "Slurm cannot be had: "
 
