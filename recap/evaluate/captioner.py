@@ -3,7 +3,7 @@
     python -m recap.evaluate.captioner CAPTIONS --truth recap/demo/flags_truth.csv --split heldout
     python -m recap.evaluate.captioner --model recap/demo/captioner [--json]
     python -m recap.evaluate.captioner --model M --shapes 200                facts of generated shapes instead of flags
-    python -m recap.evaluate.captioner CAPTIONS --references COLUMN      BLEU-4, ROUGE-L, CIDEr of any data set
+    python -m recap.evaluate.captioner CAPTIONS --references COLUMN      BLEU, ROUGE-L, CIDEr-D of any data set
 
 CAPTIONS is a run directory, an export, or a folder of column parquet files (key, status, caption); --model captions
 the shipped flags with a checkpoint instead. A flag without a caption counts as wrong everywhere. COLUMN is of the same
@@ -38,6 +38,7 @@ from hpc.base.errors import Exit, Parser, UserError
 from recap.demo import FLAGS, FLAGS_TRUTH
 from recap.engine.settings import PAPER_PROMPT
 from recap.evaluate import text_sets
+from recap.evaluate.classics import TOKENIZERS, scores
 from recap.model_files import model_folder
 from recap.worlds.flag_captions import parse
 from recap.worlds.flag_scenes import COLOURS
@@ -279,6 +280,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--references", type=Path, help="run, export or column folder with human texts to compare with")
     parser.add_argument("--field", help="field of CAPTIONS that holds the caption (default: caption, re_caption, text)")
     parser.add_argument("--reference-field", help="field that holds the references (default: the first that is known)")
+    parser.add_argument(
+        "--tokenizer",
+        choices=TOKENIZERS,
+        default="ptb",
+        help="of --references; plain needs no Java, see recap.evaluate.suite",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--show", action="store_true", help="print each caption and what is wrong with it first")
     args = parser.parse_args(arguments)
@@ -295,12 +302,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def compare(
-    captions: text_sets.TextSet, place: Path, name: str | None = None, keys: set[str] | None = None
+    captions: text_sets.TextSet,
+    place: Path,
+    name: str | None = None,
+    keys: set[str] | None = None,
+    tokenizer: str = "ptb",
 ) -> dict[str, float]:
     """Scores against the references at `place`, and of how many samples. name: of their field. keys: of the samples
     that count; all, where None."""
-    from recap.evaluate.texts import scores
-
     said, wanted = text_sets.joined(captions, text_sets.read(place, [name] if name else text_sets.REFERENCES))
     if keys is not None:
         wanted = {sample: texts for sample, texts in wanted.items() if sample[1] in keys}
@@ -309,7 +318,8 @@ def compare(
         "left_out": captions.left_out,
     }  # fmt: skip
     flat = {"/".join(sample): text for sample, text in said.items()}
-    return scores(flat, {"/".join(sample): texts for sample, texts in wanted.items()}) | counts
+    found = scores(flat, {"/".join(sample): texts for sample, texts in wanted.items()}, tokenizer)
+    return {metric: score.value for metric, score in found.scores.items()} | counts
 
 
 def _report(arguments: argparse.Namespace) -> str:
@@ -318,7 +328,10 @@ def _report(arguments: argparse.Namespace) -> str:
         model_folder(arguments.model)
     if arguments.references and not arguments.model:
         own = text_sets.read(arguments.captions, [arguments.field] if arguments.field else text_sets.CAPTIONS)
-        return json.dumps(compare(own, arguments.references, arguments.reference_field)) + "\n"
+        return (
+            json.dumps(compare(own, arguments.references, arguments.reference_field, tokenizer=arguments.tokenizer))
+            + "\n"
+        )
     if arguments.shapes:
         found = score_shapes(arguments.model, arguments.shapes)
         values = {name: {**asdict(share), "value": share.value} for name, share in found.items()}
@@ -340,7 +353,10 @@ def _report(arguments: argparse.Namespace) -> str:
         digests = {("", iso): hashlib.sha256(png).hexdigest() for iso, _, png in pictures(FLAGS) if iso in captions}
         said = text_sets.TextSet(arguments.model, {("", key): [text] for key, text in captions.items()}, digests)
         asked = {truth.key for truth in truths}
-        return json.dumps(compare(said, arguments.references, arguments.reference_field, asked)) + "\n"
+        return (
+            json.dumps(compare(said, arguments.references, arguments.reference_field, asked, arguments.tokenizer))
+            + "\n"
+        )
     report = score(truths, captions)
     return as_json(report) + "\n" if arguments.json else as_table(report)
 

@@ -13,6 +13,7 @@ What it does, by the model's name:
     rating    "Rating: 1" to "Rating: 5": the share of facts in the text that are right and told
     verdict   yes where all that the text says of the picture is right, no where something is wrong, unsure where it
               says nothing
+    compare   first, second or tie: which of "First caption:" and "Second caption:" has more facts right than wrong
     fuse      all that is in the picture, and as its name what follows "Sentence 1:", "Alt-text:" or "Text:"; without
               image and key, what follows "Sentence 2:" or "What can be seen:" is believed
 
@@ -182,6 +183,17 @@ def _verdict(truth: Truth, text: str) -> str:
     return "no" if found.wrong else "yes" if found.right else "unsure"
 
 
+def _compare(truth: Truth, text: str) -> str:
+    """The last word is the verdict, as judges are asked for it."""
+    merits = []
+    for place in ("First", "Second"):
+        said = re.search(rf"^{place} caption:[ \t]*(.*)$", text, re.M)
+        found = truth.judge(said[1] if said else "")
+        merits.append(found.right - found.wrong)
+    verdict = "tie" if merits[0] == merits[1] else "first" if merits[0] > merits[1] else "second"
+    return f"One has {merits[0]} facts more right than wrong, the other {merits[1]}.\n{verdict}"
+
+
 def _fuse(truth: Truth, text: str) -> str:
     name = re.search(r"^(?:Sentence 1|Alt-text|Text):[ \t]*(.+)$", text, re.M)
     return f"{truth.caption} It is called {name[1].strip()}." if name else truth.caption
@@ -194,9 +206,14 @@ def _told(text: str) -> Truth | None:
 
 
 _TASKS: Mapping[str, Callable[[Truth, str], str]] = {
-    "caption": lambda truth, text: truth.caption, "ask": _ask, "rating": _rating, "verdict": _verdict, "fuse": _fuse,
-}  # fmt: skip
-_OPPOSITE = {"yes": "no", "no": "yes", "unsure": "yes"}
+    "caption": lambda truth, text: truth.caption,
+    "ask": _ask,
+    "rating": _rating,
+    "verdict": _verdict,
+    "compare": _compare,
+    "fuse": _fuse,
+}
+_OPPOSITE = {"yes": "no", "no": "yes", "unsure": "yes", "first": "second", "second": "first", "tie": "first"}
 
 
 class Oracle:
@@ -234,8 +251,8 @@ class Oracle:
     def _said(self, task: str, truth: Truth, text: str, wrong: bool, seed: int) -> str:
         if not wrong:
             return _TASKS[task](truth, text)
-        if task == "verdict":
-            return _OPPOSITE[_verdict(truth, text)]
+        if task in ("verdict", "compare"):
+            return _OPPOSITE[_TASKS[task](truth, text).split()[-1]]
         if task == "rating":
             return f"Rating: {6 - int(_rating(truth, text)[-1])}"
         keys = list(self.truths.by_key)  # what it says is true of another picture

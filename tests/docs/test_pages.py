@@ -7,6 +7,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,7 +35,7 @@ SYNONYMS = {
 }
 
 
-def pages() -> list[pytest.param]:
+def pages() -> list[Any]:
     return [pytest.param(page, id=page.name) for page in PAGES]
 
 

@@ -15,29 +15,33 @@ from benchmarks.random_captioner import photo
 from recap.demo import FLAGS
 from recap.evaluate.captioner import main as score_flags
 from recap.evaluate.captioner import score_shapes
+from recap.evaluate.classics import scores
 from recap.evaluate.questions import Question, as_table, grade_table, main, read_mmmu
 from recap.evaluate.questions import mmmu as ask_mmmu
 from recap.evaluate.questions import mmvet as ask_mmvet
-from recap.evaluate.texts import scores
 
 
 def test_texts() -> None:
     """A perfect caption scores 1 (CIDEr 10 for rare words), one about nothing 0, order in between."""
     pytest.importorskip("pycocoevalcap")
     references = {"a": ["a red flag with a white cross"], "b": ["three horizontal bands of blue and green and gold"]}
-    perfect = scores({key: texts[0].upper() + "!" for key, texts in references.items()}, references)
+
+    def plain(captions: dict[str, str]) -> dict[str, float]:
+        return {name: score.value for name, score in scores(captions, references, "plain").scores.items()}
+
+    perfect = plain({key: texts[0].upper() + "!" for key, texts in references.items()})
     assert perfect["BLEU-4"] == pytest.approx(1, abs=1e-6) and perfect["ROUGE-L"] == pytest.approx(1)
-    assert perfect["CIDEr"] == pytest.approx(10, rel=1e-3)
-    half = scores({"a": "a red flag", "b": references["b"][0]}, references)
-    assert 0 < half["ROUGE-L"] < 1 and half["CIDEr"] < perfect["CIDEr"]
-    assert scores({}, references)["ROUGE-L"] == 0
+    assert perfect["CIDEr-D"] == pytest.approx(10, rel=1e-3)
+    half = plain({"a": "a red flag", "b": references["b"][0]})
+    assert 0 < half["ROUGE-L"] < 1 and half["CIDEr-D"] < perfect["CIDEr-D"]
+    assert plain({})["ROUGE-L"] == 0
 
 
 def references_of(*arguments: str) -> dict[str, float]:
     """What the command prints."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
-        assert score_flags(list(arguments)) == 0
+        assert score_flags([*arguments, "--tokenizer", "plain"]) == 0
     return json.loads(out.getvalue())
 
 

@@ -1,0 +1,69 @@
+"""Whose captions a judge likes better: battles of two columns about one image, as CapArena-Auto counts them
+(arXiv 2503.12329).
+
+Which caption stands first is drawn by the sample's key and stands in the row. The published script draws it anew each
+time, leaves answers that it cannot read out of its sum, which then shrinks, and finds verdicts by substring.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from hpc.base.errors import UserError
+from recap.evaluate.intervals import Mean, bootstrap_mean
+from recap.evaluate.judged import Judged
+
+VERDICTS = ("first", "second", "tie")
+FIELDS = ["verdict", "order"]
+
+
+@dataclass(frozen=True)
+class Battles:
+    """score: 100 (wins - losses) / n with its interval, from -100 to 100: the published (wins - losses) / 2 where there
+    are 200 verdicts. first: how often the caption in the first place won, of those that were no ties; None without one.
+    """
+
+    ours: str
+    theirs: str
+    score: Mean
+    wins: int
+    losses: int
+    ties: int
+    first: float | None
+
+
+def of(judged: Judged, ours: str = "ours") -> Battles:
+    """The battles of a run of `configs/systems/caparena.yaml`.
+
+    Args:
+        ours: the column that is scored; the other one is its opponent.
+
+    Raises:
+        UserError: a verdict is another word, or the columns are not two, one of them `ours`.
+    """
+    sides = {name for row in judged.rows for name in row["order"] or []}
+    if len(sides) != 2 or ours not in sides:
+        raise UserError(
+            f"evaluate: {judged.run} compares the columns {', '.join(sorted(sides)) or '(none)'}: expected two, with "
+            f"{ours!r} among them. Name the column that is scored with --of."
+        )
+    (theirs,) = sides - {ours}
+    points = [_points(row, ours, judged) for row in judged.rows]
+    decided = [row["verdict"] for row in judged.rows if row["verdict"] != "tie"]
+    return Battles(
+        ours, theirs, bootstrap_mean([100 * point for point in points]),
+        wins=points.count(1), losses=points.count(-1), ties=points.count(0),
+        first=decided.count("first") / len(decided) if decided else None,
+    )  # fmt: skip
+
+
+def _points(row: dict[str, Any], ours: str, judged: Judged) -> int:
+    if row["verdict"] not in VERDICTS:
+        raise UserError(
+            f"evaluate: {judged.run}: key {row['key']} has the verdict {row['verdict']!r}: expected one of "
+            f"{', '.join(VERDICTS)}."
+        )
+    if row["verdict"] == "tie":
+        return 0
+    return 1 if row["order"][VERDICTS.index(row["verdict"])] == ours else -1

@@ -1,0 +1,175 @@
+"""How near captions are to human references: BLEU-1 to 4, ROUGE-L, CIDEr-D and METEOR, by COCO's own code.
+
+Published numbers are made of PTB tokens (lower case, without punctuation), by Stanford's tokenizer in Java. COCO's
+wrapper of it cuts texts at line ends and pairs what comes out by place: a caption that holds U+2028 moves all that
+follow to other images. Here a text is one line, and the number of lines is checked.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hpc.base.errors import UserError
+from recap.evaluate.intervals import Mean, bootstrap, bootstrap_mean
+
+TOKENIZERS = ("ptb", "plain")
+
+# What COCO's wrapper leaves out (pycocoevalcap/tokenizer/ptbtokenizer.py). Its brackets are in capitals and never meet
+# the tokenizer's, which are not: they count as words in published numbers, and so they do here.
+_PUNCTUATION = {
+    "''",
+    "'",
+    "``",
+    "`",
+    "-LRB-",
+    "-RRB-",
+    "-LCB-",
+    "-RCB-",
+    ".",
+    "?",
+    "!",
+    ",",
+    ":",
+    "-",
+    "--",
+    "...",
+    ";",
+}
+_ALMOST = (1e-15, 1e-9)  # of COCO's BLEU: added above and below, so that nothing divides by zero
+_ORDERS = 4
+
+
+@dataclass(frozen=True)
+class Classics:
+    """scores: by the metric's name; n: samples with a reference; empty: of them, without a caption."""
+
+    scores: dict[str, Mean]
+    n: int
+    empty: int
+
+
+def scores(
+    captions: Mapping[str, str],
+    references: Mapping[str, Sequence[str]],
+    tokenizer: str = "ptb",
+    meteor: bool = False,
+) -> Classics:
+    """Over all keys that have references; a missing caption counts as empty.
+
+    Args:
+        references: one or several a key.
+        tokenizer: ptb, or plain (lower case, cut at all but letters, digits and apostrophes), which needs no Java; its
+            figures compare with each other, not with published ones.
+        meteor: METEOR, too. It needs Java and ptb, and takes 20 seconds of a core to start.
+
+    Raises:
+        UserError: pycocoevalcap or Java is not there.
+    """
+    keys = list(references)
+    flat = [captions.get(key, "") for key in keys]
+    cut = tokenized([*flat, *(text for key in keys for text in references[key])], tokenizer)
+    made, rest = {key: [text] for key, text in zip(keys, cut, strict=False)}, iter(cut[len(keys) :])
+    wanted = {key: [next(rest) for _ in references[key]] for key in keys}
+    found = _bleu(made, wanted)
+    for name, module in (("ROUGE-L", "rouge.rouge.Rouge"), ("CIDEr-D", "cider.cider.Cider")):
+        _, each = _coco(module)().compute_score(wanted, made)
+        found[name] = bootstrap_mean(each)
+    if meteor and tokenizer != "ptb":
+        raise UserError("evaluate: METEOR is made of PTB tokens. Leave --tokenizer out.")
+    if meteor:
+        found["METEOR"] = _meteor(made, wanted)
+    return Classics(found, len(keys), sum(not text for text in cut[: len(keys)]))
+
+
+def tokenized(texts: Sequence[str], tokenizer: str) -> list[str]:
+    """Words with one space between them.
+
+    >>> tokenized(["A red, white-edged flag."], "plain")
+    ['a red white edged flag']
+    """
+    if tokenizer == "plain":
+        return [" ".join(re.findall(r"[\w']+", text.lower())) for text in texts]
+    # METEOR's protocol has ||| between texts.
+    lines = [" ".join(text.replace("|||", " ").split()) for text in texts]
+    jar = _package() / "tokenizer" / "stanford-corenlp-3.4.1.jar"
+    command = [_java(), "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
+    # An x at the end, so that empty texts before it are lines, too.
+    given = "\n".join([*lines, "x"]).encode("utf-8", "replace")
+    done = subprocess.run([*command, "-encoding", "UTF-8"], input=given, capture_output=True, check=False)
+    cut = done.stdout.decode("utf-8").rstrip("\n").split("\n")
+    if done.returncode or len(cut) != len(texts) + 1:
+        raise RuntimeError(f"PTBTokenizer: {len(cut) - 1} of {len(texts)} texts: {done.stderr.decode()[-500:]}")
+    return [" ".join(word for word in line.split() if word not in _PUNCTUATION) for line in cut[:-1]]
+
+
+def _package() -> Path:
+    found = importlib.util.find_spec("pycocoevalcap")
+    if found is None or not found.submodule_search_locations:
+        raise UserError("evaluate: pycocoevalcap is not installed. pip install pycocoevalcap")
+    return Path(next(iter(found.submodule_search_locations)))
+
+
+def _coco(name: str) -> Any:
+    """A class of pycocoevalcap, by its path there."""
+    _package()
+    module, _, name = name.rpartition(".")
+    return getattr(importlib.import_module(f"pycocoevalcap.{module}"), name)
+
+
+def _java() -> str:
+    found = shutil.which("java")
+    if found is None:
+        raise UserError(
+            "evaluate: PTB tokens and METEOR need Java (Debian: default-jre-headless). Install it, or say --tokenizer "
+            "plain: its figures compare with each other, not with published ones."
+        )
+    return found
+
+
+def _meteor(made: Mapping[str, list[str]], wanted: Mapping[str, list[str]]) -> Mean:
+    """METEOR 1.5, whose value of a set is made of all its matches, not the mean of its samples'."""
+    _java()
+    meteor = _coco("meteor.meteor.Meteor")()
+    whole, each = meteor.compute_score(wanted, made)
+    spread = bootstrap_mean(each)
+    return Mean(whole, whole - (spread.value - spread.low), whole + (spread.high - spread.value), len(each))
+
+
+def _bleu(made: Mapping[str, list[str]], wanted: Mapping[str, list[str]]) -> dict[str, Mean]:
+    """BLEU of the set: counts of n-grams are added before they are divided, in each resample as in the whole."""
+    scorer = _coco("bleu.bleu_scorer.BleuScorer")(n=_ORDERS)
+    for key, texts in wanted.items():
+        scorer += (made[key][0], texts)
+    counts = np.array(
+        [
+            [
+                *one["correct"], *one["guess"], one["testlen"],
+                min((abs(length - one["testlen"]), length) for length in one["reflen"])[1],
+            ]
+            for one in scorer.ctest
+        ],
+        dtype=np.float64,
+    )  # fmt: skip
+
+    def of(order: int) -> Callable[[np.ndarray], float]:
+        return lambda rows: _bleu_of(rows.sum(axis=0), order)
+
+    return {f"BLEU-{order}": bootstrap(counts, of(order)) for order in range(1, _ORDERS + 1)}
+
+
+def _bleu_of(sums: np.ndarray, order: int) -> float:
+    tiny, small = _ALMOST
+    shares = (sums[:order] + tiny) / (sums[_ORDERS : _ORDERS + order] + small)
+    ratio = (sums[-2] + tiny) / (sums[-1] + small)
+    brevity = float(np.exp(1 - 1 / ratio)) if ratio < 1 else 1.0
+    return float(np.prod(shares) ** (1 / order)) * brevity

@@ -1,0 +1,87 @@
+"""How long and how various captions are: words, vocabulary, distinct n-grams (Li et al., 2016, arXiv 1510.03055) and
+self-BLEU (Zhu et al., 2018, arXiv 1802.01886).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from recap.evaluate.intervals import Mean, bootstrap_mean
+
+SELF_BLEU_SAMPLE = 500  # captions that are compared with each other: the cost is their square
+_ORDERS = 4
+
+
+@dataclass(frozen=True)
+class Diversity:
+    """words, self_bleu: means with intervals. vocabulary: different words. distinct: share of n-grams that are
+    different, for n of 1 to 4. n: captions; compared: of them for self-BLEU, drawn by a hash of the key.
+    """
+
+    n: int
+    words: Mean
+    vocabulary: int
+    distinct: list[float]
+    self_bleu: Mean | None
+    compared: int
+
+
+def of(captions: Mapping[str, str]) -> Diversity:
+    """Of at least one caption, by key. Words are in lower case, cut at all but letters, digits and apostrophes."""
+    cut = {key: re.findall(r"[\w']+", text.lower()) for key, text in captions.items()}
+    grams = [
+        Counter(gram for words in cut.values() for gram in _grams(words, order)) for order in range(1, _ORDERS + 1)
+    ]
+    chosen = sorted(cut, key=lambda key: hashlib.sha256(key.encode()).digest())[:SELF_BLEU_SAMPLE]
+    alike = _self_bleu([cut[key] for key in chosen])
+    return Diversity(
+        len(cut),
+        bootstrap_mean([len(words) for words in cut.values()]),
+        len(grams[0]),
+        [len(found) / max(found.total(), 1) for found in grams],
+        bootstrap_mean(alike) if alike else None,
+        len(alike),
+    )
+
+
+def _grams(words: list[str], order: int) -> list[tuple[str, ...]]:
+    return [tuple(words[at : at + order]) for at in range(len(words) - order + 1)]
+
+
+def _self_bleu(texts: list[list[str]]) -> list[float]:
+    """BLEU-4 of each text against all others, in which it finds its n-grams: high where all say the same."""
+    if len(texts) < 2:
+        return []
+    # The two largest counts of an n-gram in one text: without the text itself the largest is one of them.
+    most: list[dict[tuple[str, ...], list[int]]] = [{} for _ in range(_ORDERS)]
+    counted = [[Counter(_grams(words, order)) for order in range(1, _ORDERS + 1)] for words in texts]
+    for text in counted:
+        for order, found in enumerate(text):
+            for gram, count in found.items():
+                top = most[order].setdefault(gram, [0, 0])
+                top[:] = sorted([*top, count], reverse=True)[:2]
+    lengths = [len(words) for words in texts]
+    return [_against_others(text, most, at, lengths) for at, text in enumerate(counted)]
+
+
+def _against_others(
+    text: list[Counter[tuple[str, ...]]], most: list[dict[tuple[str, ...], list[int]]], at: int, lengths: list[int]
+) -> float:
+    logs = 0.0
+    for order, found in enumerate(text):
+        right = 0
+        for gram, count in found.items():
+            first, second = most[order][gram]
+            right += min(count, second if count == first else first)
+        if not right:
+            return 0.0
+        logs += math.log(right / found.total()) / _ORDERS
+    length = lengths[at]
+    others = lengths[:at] + lengths[at + 1 :]
+    nearest = min((abs(other - length), other) for other in others)[1]
+    return math.exp(logs) * min(1.0, math.exp(1 - nearest / length))

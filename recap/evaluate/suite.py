@@ -1,0 +1,128 @@
+"""Metrics of captions, from published columns: references, a judge's verdicts, the words themselves.
+
+    python -m recap.evaluate.suite classics runs/mine --references runs/human   BLEU, ROUGE-L, CIDEr-D; --meteor
+    python -m recap.evaluate.suite diversity runs/mine                          lengths, vocabulary, distinct-n, ...
+    python -m recap.evaluate.suite caparena runs/battle-a runs/battle-b         battles with opponents, judged
+
+CAPTIONS and references are run directories, exports, or folders of parquet files. A judge is a generating job
+(configs/systems/caparena.yaml, docs/judges.md): its answers are a column. Every number stands with its n and a 95 %
+bootstrap interval, and with what is missing from it. Torch-free. --json prints JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from hpc.base.command import command
+from hpc.base.errors import Exit, Parser
+from recap.evaluate import battles, classics, diversity, judged, text_sets
+from recap.evaluate.intervals import Mean
+
+
+def _classics(args: argparse.Namespace) -> dict[str, Any]:
+    own = text_sets.read(args.captions, [args.field] if args.field else text_sets.CAPTIONS)
+    fields = [args.reference_field] if args.reference_field else text_sets.REFERENCES
+    said, wanted = text_sets.joined(own, text_sets.read(args.references, fields))
+    found = classics.scores(
+        {"/".join(sample): text for sample, text in said.items()},
+        {"/".join(sample): texts for sample, texts in wanted.items()},
+        args.tokenizer,
+        args.meteor,
+    )
+    account = {
+        "n": found.n, "missing": len(wanted.keys() - said.keys()), "extra": len(said.keys() - wanted.keys()),
+        "left_out": own.left_out, "tokens": args.tokenizer,
+    }  # fmt: skip
+    return {"metrics": found.scores, "account": account}
+
+
+def _diversity(args: argparse.Namespace) -> dict[str, Any]:
+    own = text_sets.read(args.captions, [args.field] if args.field else text_sets.CAPTIONS)
+    found = diversity.of({"/".join(sample): texts[0] for sample, texts in own.texts.items()})
+    metrics: dict[str, Any] = {"words": found.words, "vocabulary": found.vocabulary}
+    metrics |= {f"distinct-{order}": share for order, share in enumerate(found.distinct, 1)}
+    if found.self_bleu is not None:
+        metrics["self-BLEU"] = found.self_bleu
+    return {"metrics": metrics, "account": {"n": found.n, "left_out": own.left_out, "compared": found.compared}}
+
+
+def _caparena(args: argparse.Namespace) -> dict[str, Any]:
+    """A line an opponent, and the mean of all, which is what the paper's table has."""
+    metrics: dict[str, Any] = {}
+    account: dict[str, Any] = {}
+    for run in args.runs:
+        answers = judged.read(run, battles.FIELDS)
+        found = battles.of(answers, args.of)
+        metrics[run.name] = found.score
+        account[run.name] = answers.account | {
+            "wins": found.wins, "losses": found.losses, "ties": found.ties, "first_won": found.first
+        }  # fmt: skip
+    if len(args.runs) > 1:
+        metrics["mean"] = sum(score.value for score in metrics.values()) / len(metrics)
+    return {"metrics": metrics, "account": account}
+
+
+def lines(found: dict[str, Any]) -> Iterator[str]:
+    """For people: a line a metric, then what it is made of."""
+    for name, value in found["metrics"].items():
+        if isinstance(value, Mean):
+            yield f"{name:<12} {value.value:>10.4f}   {value.low:.4f} to {value.high:.4f}, n = {value.n:,}"
+        else:
+            yield f"{name:<12} {value:>10,.4f}" if isinstance(value, float) else f"{name:<12} {value:>10,}"
+    for name, value in found["account"].items():
+        parts = value.items() if isinstance(value, dict) else [(name, value)]
+        said = ", ".join(f"{key.replace('_', ' ')} {_number(part)}" for key, part in parts)
+        yield f"{name}: {said}" if isinstance(value, dict) else said
+
+
+def _number(value: Any) -> str:
+    return f"{value:.2f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="python -m recap.evaluate.suite", description=__doc__)
+    metrics = parser.add_subparsers(dest="metric", required=True, metavar="METRIC")
+    near = metrics.add_parser("classics", help="BLEU-1 to 4, ROUGE-L, CIDEr-D, METEOR against references")
+    near.add_argument("captions", type=Path)
+    near.add_argument("--references", type=Path, required=True, help="run, export or column folder of human texts")
+    near.add_argument("--reference-field", help="field of the references (default: the first that is known)")
+    near.add_argument(
+        "--tokenizer", choices=classics.TOKENIZERS, default="ptb",
+        help="ptb, as published numbers are made (needs Java), or plain",
+    )  # fmt: skip
+    near.add_argument("--meteor", action="store_true", help="METEOR, too (20 seconds of a core to start)")
+    various = metrics.add_parser("diversity", help="length, vocabulary, distinct-n, self-BLEU")
+    various.add_argument("captions", type=Path)
+    for part in (near, various):
+        part.add_argument("--field", help="field that holds the caption (default: caption, re_caption, text)")
+    arena = metrics.add_parser("caparena", help="100 (wins - losses) / n against each opponent")
+    arena.add_argument("runs", type=Path, nargs="+", help="runs of configs/systems/caparena.yaml, one an opponent")
+    arena.add_argument("--of", default="ours", help="the column that is scored")
+    for part in (near, various, arena):
+        part.add_argument("--json", action="store_true", help="print JSON")
+    return parser
+
+
+_METRICS = {"classics": _classics, "diversity": _diversity, "caparena": _caparena}
+
+
+@command
+def main(arguments: list[str] | None) -> int:
+    args = _parser().parse_args(arguments)
+    found = _METRICS[args.metric](args)
+    if args.json:
+        found["metrics"] = {n: asdict(v) if isinstance(v, Mean) else v for n, v in found["metrics"].items()}
+        sys.stdout.write(json.dumps(found, indent=1) + "\n")
+    else:
+        sys.stdout.writelines(f"{line}\n" for line in lines(found))
+    return Exit.COMPLETE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,41 @@
+"""The projects under examples/, run as their first lines say."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.dataset as ds
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SAYS = {
+    "1_caption": ["96 ok", "markers hold", "96 rows of"],
+    "2_fuse": ["24 ok", "captions in"],
+    "3_fine_tune": ["256 of 256 samples", "16 ok"],
+    "4_clip": ["256 ok", "R@5"],
+    "5_operator": ["96 ok", "brightest:"],
+}
+
+
+def test_every_example_is_run() -> None:
+    assert sorted(SAYS) == sorted(folder.name for folder in (ROOT / "examples").iterdir() if folder.is_dir())
+
+
+@pytest.mark.slow  # a minute of a core each
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("name", SAYS)
+def test_an_example(name: str, tmp_path: Path) -> None:
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "COLUMNS": "120"}
+    done = subprocess.run(
+        ["bash", f"examples/{name}/run.sh", str(tmp_path)], cwd=ROOT, env=environment,
+        capture_output=True, text=True, timeout=1000, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    for words in SAYS[name]:
+        assert words in done.stdout, f"{words}: {done.stdout[-4000:]}"
+    if name == "2_fuse":
+        fused = ds.dataset(tmp_path / "export" / "data").to_table(["re_caption"])["re_caption"].to_pylist()
+        assert len(set(fused)) > 10 and all(text.startswith("This flag has") for text in fused)
