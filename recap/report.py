@@ -3,6 +3,10 @@
     python -m recap.report runs/demo          writes runs/demo/report.html: images with their original text and
                                               caption, lengths, vocabulary, reasons, throughput, cost
     python -m recap.report runs/demo --text   a few captions beside their originals, in this terminal
+    python -m recap.report runs/demo --statistics [--all] --scores re.clip=runs/clip-scores:clip_re
+                                              --scores org.clip=runs/clip-scores:clip_org
+                                              the table of the paper's section 4: lengths, vocabulary, any scores of
+                                              both texts; with pictures in runs/demo/statistics.html
 
 Reads up to --shards finished shards, evenly spaced, and their tars for the pictures. The page holds no script and loads
 nothing. Exit codes: 0 written, 64 wrong usage.
@@ -34,6 +38,7 @@ from hpc.base.page import escaped as _e
 from hpc.base.page import label
 from hpc.operator import OK, Damage
 from hpc.run.published import Published, PublishedShard
+from recap import text_statistics
 from recap.data.images import BadImage, decode_rgb
 from recap.data.kind import Wanted
 from recap.data.kinds import samples_of
@@ -83,7 +88,7 @@ def look(source: Published, shards: int, samples: int) -> Look:
     done = list(source)
     if not done:
         raise UserError(f"report: no shard of {source.run.path} is finished yet. Look at python -m hpc.status.")
-    chosen = [done[i * len(done) // min(shards, len(done))] for i in range(min(shards, len(done)))]
+    chosen = evenly(done, shards)
     captioner = source.submission.config.get("captioner", {})
     seen = Look(shards=len(chosen), by=dict.fromkeys(writers(captioner, [shard.marker for shard in chosen])))
     first_with: dict[str, Sampled] = {}
@@ -107,6 +112,12 @@ def look(source: Published, shards: int, samples: int) -> Look:
     often = [digest for digest, count in seen.images.most_common(8) if count >= REPEATED and digest in first_with]
     seen.repeated = [first_with[digest] for digest in often]
     return seen
+
+
+def evenly(done: list[PublishedShard], count: int) -> list[PublishedShard]:
+    """At most so many of these, evenly spaced."""
+    count = min(count, len(done))
+    return [done[i * len(done) // count] for i in range(count)]
 
 
 def _count(seen: Look, row: dict[str, Any]) -> None:
@@ -299,10 +310,24 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--samples", type=int, help="samples to show (default: 24; with --text 6)")
     parser.add_argument("--shards", type=int, default=64, help="finished shards to read (default: 64)")
     parser.add_argument("--text", action="store_true", help="print captions beside their originals, write nothing")
+    parser.add_argument("--statistics", action="store_true", help="print lengths, vocabulary and scores of both texts")
+    parser.add_argument("--all", action="store_true", help="with --statistics: of all finished shards")
+    parser.add_argument("--scores", action="append", default=[], metavar="SIDE.NAME=RUN:FIELD",
+                        help="with --statistics: a score of captions (side re) or original texts (org)")  # fmt: skip
     args = parser.parse_args(arguments)
     console, errors = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)
     try:
         source = Published(args.run)
+        if args.statistics:
+            shards = list(source) if args.all else evenly(list(source), args.shards)
+            made = text_statistics.measure(source, shards, text_statistics.scores_of(args.scores))
+            out = args.out or source.run.path / "statistics.html"
+            out.write_text(text_statistics.html(source, made), encoding="utf-8")
+            Console(highlight=False).print(text_statistics.as_table(made))
+            console.print(f"{out}", markup=False)
+            return Exit.COMPLETE
+        if args.all or args.scores:
+            raise UserError("report: --all and --scores belong to --statistics.")
         if args.text:
             Console(highlight=False).print(as_text(look(source, min(args.shards, 4), args.samples or 6)))
             return Exit.COMPLETE

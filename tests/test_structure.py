@@ -41,7 +41,7 @@ RECAP = [
     ["caption", "captioned_tars", "downloaded"],
     ["exporting", "join"],
     ["clip", "dit", "sft"],
-    ["demo", "score"],
+    ["demo", "score", "text_statistics"],
     ["export", "report", "evaluate"],
     ["publish", "__main__"],
 ]

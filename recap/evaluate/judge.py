@@ -24,7 +24,7 @@ from hpc.base.errors import UserError
 from recap.data.images import BadImage, EncodedImage
 from recap.engine.chat import ChatServer, NoAnswer, read_choice, user_message
 from recap.evaluate.image_sets import ImageItem
-from recap.evaluate.rating import parse_rating
+from recap.generate.rating import parse_rating
 
 RATE = (
     "[Image Caption] {caption}  Rate whether the caption is of high-quality and fluent and correctly matches the given "

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from recap.data.texts import clean
+from recap.generate.rating import parse_rating
 from recap.generate.settings import ParseConfig
 
 
@@ -29,7 +30,7 @@ class Parser(Protocol):
 
 def parser_of(config: ParseConfig) -> Parser:
     """The parser that a config describes. ValueError where it describes several, or none that works."""
-    given = [name for name in ("json", "lines", "brackets", "verdict", "regex") if getattr(config, name)]
+    given = [name for name in ("json", "lines", "brackets", "verdict", "rating", "regex") if getattr(config, name)]
     if len(given) > 1:
         raise ValueError(f"parse: {' and '.join(given)}: an answer is parsed in one way; keep one")
     if config.types and given != ["regex"]:
@@ -39,6 +40,7 @@ def parser_of(config: ParseConfig) -> Parser:
         "lines": LinesParser,
         "brackets": lambda: BracketsParser(config.brackets),
         "verdict": lambda: VerdictParser(config.verdict),
+        "rating": RatingParser,
         "regex": lambda: RegexParser(config.regex, config.types),
     }
     return makers[given[0]]() if given else TextParser()
@@ -202,6 +204,18 @@ class VerdictParser:
             if len(found) == 1:
                 return {"verdict": self._by_name[found.pop()]}
         raise Unparsed("none or several of the words" if text.strip() else "an empty answer")
+
+
+class RatingParser:
+    """A rating from 1 to 5, in JSON or in words."""
+
+    fields = [("rating", pa.int64())]
+
+    def __call__(self, text: str) -> dict[str, Any]:
+        rating = parse_rating(text)
+        if rating is None:
+            raise Unparsed("no rating from 1 to 5, or several")
+        return {"rating": rating}
 
 
 class RegexParser:

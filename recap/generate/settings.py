@@ -13,7 +13,7 @@ from recap.engine.processor_files import settle
 
 @dataclass
 class ParseConfig:
-    """How answers become fields: at most one of json, lines, brackets, verdict and regex; none keeps the text alone."""
+    """How answers become fields: at most one of json, lines, brackets, verdict, rating, regex; none keeps the text."""
 
     json: dict[str, str] = semantic(
         {},
@@ -23,6 +23,7 @@ class ParseConfig:
     lines: bool = semantic(False, "field lines: the answer's lines without bullets or numbers")
     brackets: list[str] = semantic([], "fields of items written [a][b], a list each: [name, kind]")
     verdict: list[str] = semantic([], "field verdict: which of these words is said")
+    rating: bool = semantic(False, "field rating: from 1 to 5, however the answer words it")
     regex: str = semantic("", "fields: the named groups of an expression that is searched for")
     types: dict[str, str] = semantic({}, "of regex's groups: string (where not named) | int | float")
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from recap.engine.chat import ChatServer, NoAnswer, read_choice, user_message
-from recap.evaluate.rating import parse_rating
+from recap.generate.rating import parse_rating
 from recap.worlds import emoji, flags, shape_claims, shapes
 from recap.worlds.oracle import Oracle, Truths, serving
 from recap.worlds.tars import write_tar

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from recap.evaluate.rating import parse_rating
+from recap.generate.rating import parse_rating
 
 READ = [
     ("4", 4), ("4.", 4), (" 4\n", 4), ("**4**", 4), ("(4)", 4), ("4/5", 4), ("4 / 5", 4), ("4 out of 5", 4), ("4.0", 4),
