@@ -39,6 +39,8 @@ FAMILIES = {
     "hpc_samples_left": ("gauge", "", "Samples that are not finished, as far as known."),
     "hpc_slots": ("gauge", "", "Slots by the state that their heartbeat tells."),
     "hpc_nodes_excluded": ("gauge", "", "Nodes that the run does not use any more."),
+    "hpc_engine_time_seconds": ("gauge", "seconds", "Time of engines by what became of it: useful, redone, input, ..."),
+    "hpc_engines_waited_ratio": ("gauge", "ratio", "Share of their time that engines lately waited for input."),
     "hpc_eta_seconds": ("gauge", "seconds", "Time left at the present rate; absent where none is known."),
     "hpc_complete": ("gauge", "", "1 once every shard is done, and well."),
     "hpc_failed": ("gauge", "", "1 once nothing is left to do, but shards failed or gave nothing."),
@@ -86,6 +88,10 @@ def _gauges(facts: dict[str, Any]) -> dict[str, Samples]:
         "hpc_paused": _one(int(facts["paused"] is not None)),
         "hpc_cancelled": _one(int(facts["cancelled"] is not None)),
     }
+    spent = facts["effort"]["by_kind"]
+    found["hpc_engine_time_seconds"] = [({"kind": kind}, round(3600 * spent[kind]["hours"], 3)) for kind in spent]
+    if facts["starving"]:
+        found["hpc_engines_waited_ratio"] = _one(facts["starving"]["waited"])
     if facts["left_known"]:
         found["hpc_samples_left"] = _one(samples["left"])
     if facts["eta_s"] is not None:

@@ -101,6 +101,9 @@ def test_counters_grow_through_a_kill_a_rerun_and_another_identity(job: EchoJob)
     produced = value(final, "hpc_samples_produced_total", status="ok")
     assert produced == value(ended, "hpc_samples_produced_total", status="ok") + 60
     assert value(final, "hpc_shards_published_total") == 5
+    times = {dict(labels)["kind"]: v for (name, labels), v in final.items() if name == "hpc_engine_time_seconds"}
+    worked = value(ended, "hpc_engine_time_seconds", kind="useful")
+    assert times["start"] > 0 and times["redone"] > 0.8 * worked, "what another identity has made counts no more"
 
 
 def write(run: Run, life: str, *events: dict[str, object]) -> None:
