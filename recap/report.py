@@ -174,7 +174,7 @@ def captions_page(source: Published, seen: Look, facts: dict[str, Any]) -> str:
     return page.whole(title, parts)
 
 
-def _thumbnail(data: bytes) -> str:
+def thumbnail(data: bytes) -> str:
     try:
         image = decode_rgb(data)
     except BadImage:
@@ -186,7 +186,7 @@ def _thumbnail(data: bytes) -> str:
 
 
 def _picture(sample: Sampled) -> str:
-    source = _thumbnail(sample.image) if sample.image else ""
+    source = thumbnail(sample.image) if sample.image else ""
     return f'<img src="{source}" alt="">' if source else ""
 
 

@@ -43,7 +43,7 @@ RECAP = [
     ["clip", "dit", "sft"],
     ["demo", "score", "text_statistics"],
     ["export", "report", "evaluate"],
-    ["publish", "__main__"],
+    ["publish", "dropped", "__main__"],
 ]
 MEETING = ("hpc.base", "hpc.config", "hpc.operator", "hpc.trainer", "hpc.run.directory", "hpc.run.published")
 """All that recap may know of hpc: the protocols of a job, and where a run's files lie."""
