@@ -4,6 +4,7 @@ captions in them.
     python -m recap.export runs/demo OUT                         OUT/data/*.parquet and a card; loads with datasets,
                                                                  pandas, duckdb
     python -m recap.export runs/demo OUT --webdataset            OUT/<shard>.tar: image, original text, caption
+    python -m recap.export runs/demo OUT --energon               OUT/captions, OUT/images (links): for Megatron-Energon
     python -m recap.export runs/demo OUT --jsonl                 OUT/data/*.jsonl: a JSON object a line
     python -m recap.export runs/v1 OUT --add re_caption_condition_diverse_topk=runs/v2:caption
     python -m recap.export runs/demo OUT --partial               although shards are missing
@@ -59,7 +60,8 @@ from recap.data.headers import plain
 from recap.data.kind import Wanted
 from recap.data.same_image import SameImages
 from recap.exporting.account import Account
-from recap.exporting.card import TARS, Told, write_card
+from recap.exporting.card import ENERGON, TARS, Told, write_card
+from recap.exporting.energon import commands, write_sidecars
 from recap.exporting.files import ROWS, Size, size, write
 from recap.exporting.licences import OPTIONS, Licence, licence
 from recap.exporting.rows import COLUMNS, Added, Selection, rows, select
@@ -139,6 +141,7 @@ def _parser() -> Parser:
     parser.add_argument("out", type=Path, help="folder to make")
     kinds = parser.add_mutually_exclusive_group()
     kinds.add_argument("--webdataset", action="store_true", help="tars with image, original text and caption")
+    kinds.add_argument("--energon", action="store_true", help="tars of captions beside links to the run's, for Energon")
     kinds.add_argument("--jsonl", action="store_true", help="JSON lines in the place of parquet")
     parser.add_argument("--add", action="append", default=[], metavar="COLUMN=RUN:FIELD", help="a field of another run")
     parser.add_argument("--where", default="", metavar="CONDITION", help="rows to keep (default: all with a caption)")
@@ -157,12 +160,16 @@ def _parser() -> Parser:
     return parser
 
 
+def _kind(args: argparse.Namespace) -> str:
+    return TARS if args.webdataset else ENERGON if args.energon else "jsonl" if args.jsonl else "parquet"
+
+
 @command
 def main(arguments: list[str] | None) -> int:
     typed = sys.argv[1:] if arguments is None else arguments
     args = _parser().parse_args(typed)
     stated = (licence(args.caption_licence, OPTIONS[0]), licence(args.image_licence, OPTIONS[1]))
-    if args.webdataset and (args.columns or args.shard_size):
+    if (args.webdataset or args.energon) and (args.columns or args.shard_size):
         raise UserError("export: --columns and --shard-size are of parquet and JSON lines: a tar is a tar of the run.")
     wanted = size(args.shard_size) if args.shard_size else Size()
     source = Published(args.run)
@@ -174,15 +181,19 @@ def main(arguments: list[str] | None) -> int:
     others, selection = _others(args.add), select(source, args.columns, args.where)
     selection = replace(selection, keep=_keep(args.keep, source)) if args.keep else selection
     with _folder(args.out.absolute()) as making:
-        kind = TARS if args.webdataset else "jsonl" if args.jsonl else "parquet"
-        if args.webdataset:
+        kind, left_out = _kind(args), Counter[str]()
+        if kind == TARS:
             account, left_out = _tars(source, making, others, selection)
+        elif kind == ENERGON:
+            account = write_sidecars(source, _progress(source), making, others, selection)
         else:
-            account, left_out = write(source, _progress(source), making, others, selection, kind, wanted), Counter()
+            account = write(source, _progress(source), making, others, selection, kind, wanted)
         told = Told(*stated, ["python", "-m", "recap.export", *typed], _effort(source.run.path))
         write_card(making, source, account, selection, kind, told)
     incomplete = f" · {len(missing):,} shards are missing" if missing else ""
     console.print(f"{account.rows:,} captions in {args.out.absolute()}{incomplete}", markup=False)
+    if kind == ENERGON:
+        console.print("next: " + "\n      ".join(commands(args.out.absolute())), markup=False)
     for said in _said(account, left_out, selection.unfilled(others), stated):
         warn.print(f"[yellow]export: {escape(said)}.[/]")
     return Exit.COMPLETE

@@ -174,6 +174,8 @@ def _files(folder: Path) -> dict[str, Path]:
     found = {
         path.relative_to(folder).as_posix(): path for path in sorted(folder.absolute().rglob("*")) if path.is_file()
     }
+    if link := next((name for name, path in found.items() if path.is_symlink()), ""):
+        raise UserError(f"publish: {folder / link} is a link, as exports for Energon have them. Publish --webdataset.")
     [(fullest, count)] = Counter(os.path.dirname(name) for name in found).most_common(1) or [("", 0)]
     if count > MOST_FILES:
         raise UserError(

@@ -242,6 +242,7 @@ print(dict(counts), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)  # of a busy machine: two minutes of its own
 def test_a_million_rows_in_little_memory(tmp_path: Path) -> None:
     """1,000,000 rows of theirs, by url and digest of the download, against 620,000 of ours in one tar."""
     samples, rows = 620_000, 1_000_000
