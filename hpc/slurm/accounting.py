@@ -7,7 +7,7 @@ import time
 
 from hpc.slurm import commands as slurm
 
-TIMEOUT_S = 10.0
+TIMEOUT_S = 5.0
 EVERY_S = 60.0  # that a watch asks again
 
 
