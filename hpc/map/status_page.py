@@ -100,16 +100,29 @@ def _notes(facts: dict[str, Any]) -> str:
 
 
 def _nodes(facts: dict[str, Any]) -> str:
-    """A row for each, the slowest first."""
+    """A row for each, the slowest first: by the last minutes, or else by all of its hours."""
     rows = ""
-    for row in sorted(facts["nodes"], key=lambda r: (r["rate_per_engine"] is None, r["rate_per_engine"] or 0.0)):
-        rate = "" if row["rate_per_engine"] is None else f"{row['rate_per_engine']:,.1f}"
+    rates = {
+        row["node"]: row["rate_per_engine"] or row["samples"] / max(1.0, 3600 * row["hours"]) for row in facts["nodes"]
+    }
+    for row in sorted(facts["nodes"], key=lambda row: rates[row["node"]]):
+        rate = f"{rates[row['node']]:,.2f}"
         waited = "" if row["waited"] is None else f"{100 * row['waited']:.0f} %"
         cells = [f"{row['slots']:,}", f"{row['cpus']:,}", f"{row['samples']:,}", rate, waited]
         cells += [f"{row['deaths']:,}", f"{row['failures']:,}", f"{row['hours']:,.2f}"]
         rows += f"<tr><td>{escaped(row['node'])}" + "".join(f"<td class=n>{cell}" for cell in cells) + "</tr>"
     unit = escaped(facts["effort"]["unit"])
-    names = ("node", "slots", "cores", "samples", f"a {unit}/s", "waited", "deaths", "failed attempts", f"{unit} h")
+    names = (
+        "node",
+        "slots",
+        "cores",
+        "samples",
+        f"samples/s a {unit}",
+        "waited",
+        "deaths",
+        "failed attempts",
+        f"{unit} h",
+    )
     return (
         f"<table><tr>{''.join(f'<th>{name}' for name in names)}</tr>{rows}</table>" if rows else "<div>none yet</div>"
     )

@@ -44,6 +44,7 @@ def test_the_page_is_whole(job: EchoJob, tmp_path: Path) -> None:
         assert f"<td>{spent['what']}<td class=n>{spent['hours']:,.2f}" in text
     (node,) = facts["nodes"]
     assert f"<td>{node['node']}<td" in text and f"<td class=n>{node['samples']:,}<" in text
+    assert f"<td class=n>{node['samples'] / (3600 * node['hours']):,.2f}<" in text, "its rate over all of its hours"
     assert "<td>failed: line: bad<td class=n>1<td class=key>a / a-00009</tr>" in text, "a reason has its example"
     assert "<td>skipped: line: to skip<td class=n>1<td class=key>d / d-00003</tr>" in text
     assert "<td>shard failed: input: unreadable<td class=n>1<td class=key>b</tr>" in text
