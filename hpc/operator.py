@@ -157,9 +157,14 @@ class Operator(Protocol):
     # Optional, for operators that take samples before these are ready, or many at a time:
     #     starved_s() -> float: seconds until now in which the work stood still for want of input, and the part of
     #     others for which it could have done more at once. It never falls
-    # and for those whose work waits for a service elsewhere:
+    #
+    # Optional, for operators whose engines may have several GPUs (cluster.gpus_per_engine):
+    #     one_gpu() -> str: why an engine uses one at most, as it is configured; "" where it uses all that it sees
+    #
+    # Optional, for operators whose work waits for a service elsewhere:
     #     waiting() -> str: what all samples wait for now (a server that is away), "" where there is nothing
     #     longest_wait() -> (seconds, config key): how long one sample may wait before that counts as away
+    #     longest_setup() -> (seconds, config key): how long `setup` may take for one that it starts
 
     def refuse(self, item: Item, status: str, reason: str) -> Row:
         """A row for an item that is not to be applied (it killed the engine twice)."""

@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 
 _MODULES = (b"hpc.worker", b"hpc.gang.rank")
-_PR_SET_PDEATHSIG = 1  # see prctl(2)
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # see prctl(2)
 _libc = ctypes.CDLL(None)  # loaded here: a child between fork and exec should load nothing
 
 
@@ -28,6 +28,11 @@ def at_work(run: Path) -> list[int]:
 def die_with_parent(number: int = signal.SIGKILL) -> None:
     """In the child, before or after exec: the kernel sends it this signal when its parent is gone, however it went."""
     _libc.prctl(_PR_SET_PDEATHSIG, int(number))
+
+
+def adopt_orphans() -> None:
+    """Descendants that lose their parent become children of this process, not of init."""
+    _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def drain_with_parent() -> None:

@@ -49,11 +49,14 @@ def _numbers(cluster: ClusterConfig) -> Iterator[tuple[str, str]]:
             f'"{cluster.time}" is over before any work: the drain starts {cluster.signal_delay_s} s before its '
             "end (cluster.signal_delay_s). Ask for more time.",
         )
-    for key in ("slots", "engines_per_node"):
+    for key in ("slots", "engines_per_node", "gpus_per_engine"):
         if getattr(cluster, key) < 1:
             yield key, f"{getattr(cluster, key)} is less than 1"
     if cluster.gpus_per_node < 0:
         yield "gpus_per_node", f"{cluster.gpus_per_node} is less than 0"
+    gpus, each = cluster.gpus_per_node, cluster.gpus_per_engine
+    if each > 1 and (gpus < each or gpus % each):
+        yield "gpus_per_engine", f"{gpus} GPUs a node (cluster.gpus_per_node) cannot be dealt out {each} at a time"
 
 
 def _words(cluster: ClusterConfig) -> Iterator[tuple[str, str]]:

@@ -173,6 +173,8 @@ def _check_values(run: RunConfig, source: str) -> None:
         refuse("sweep", "is for trainings; this is a map job. Launch it once for each value, with another `name=`.")
     for key, why in cluster_checks.mistakes(run.cluster):
         refuse(f"cluster.{key}", why)
+    if run.trainer and run.cluster.gpus_per_engine > 1:
+        refuse("cluster.gpus_per_engine", "is for map jobs; each rank of a training has one GPU")
     if run.umask is not None and not re.fullmatch("0?[0-7]{3}", run.umask):
         refuse("umask", f"{run.umask!r} is not three octal digits in quotes, such as '002'")
     if run.gang.nodes < 1:

@@ -26,6 +26,9 @@ class ClusterConfig:
     slots: int = execution(1, "node slots: elements of the job array (slurm) or worker processes (local)")
     parallel: int | None = execution(None, "slots that may run at the same time (slurm; default: all)")
     gpus_per_node: int = execution(0, "GPUs a node; one engine process each. 0: engines run on the CPU")
+    gpus_per_engine: int = execution(
+        1, "GPUs that an engine has, of gpus_per_node (map jobs: vLLM and servers, which split a model over them)"
+    )
     engines_per_node: int = execution(1, "engine processes a node where gpus_per_node is 0")
     device: str | None = execution(None, "cpu | cuda (default: cuda where gpus_per_node is set)")
     cpus_per_node: int | None = execution(None, "CPUs a slot asks for (slurm)")
@@ -55,11 +58,18 @@ class ClusterConfig:
 
     @property
     def workers_per_node(self) -> int:
-        """Engine processes (map) or ranks (gang) of a node: one for each GPU, without GPUs `engines_per_node`."""
+        """Engine processes (map) or ranks (gang) of a node: one for each `gpus_per_engine` GPUs, without GPUs
+        `engines_per_node`.
+        """
+        return self.gpus_per_node // self.gpus_per_engine or self.engines_per_node
+
+    @property
+    def devices_per_node(self) -> int:
+        """Whose hours are counted: GPUs of a node, or its engines or ranks where there are none."""
         return self.gpus_per_node or self.engines_per_node
 
     def unit(self, worker: str) -> str:
-        """What one worker has, for people: a GPU, or a "CPU engine", a "CPU rank"."""
+        """Whose hours are counted, for people: a GPU, or a "CPU engine", a "CPU rank"."""
         return "GPU" if self.gpus_per_node else f"CPU {worker}"
 
 

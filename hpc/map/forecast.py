@@ -123,7 +123,7 @@ def _effort(config: Config, measured: Measured | None, shards: list[Shard], slot
         return "unknown: the shards' numbers of samples are not known (data.expected), nor is there a finished run"
     speed = rate if rate is not None else measured.rate if measured else 0.0
     where = "--rate" if rate is not None else measured.where if measured else ""
-    engines = cluster.workers_per_node
+    engines = cluster.devices_per_node
     at_once = min(slots, cluster.parallel or slots)
     hours = count / speed / 3600
     known = track_record.met(Path(config.directory).parent, config.resolved["cluster"])

@@ -74,6 +74,7 @@ def prepare(
     config = resolve_cluster(config, dry_run)
     operator = config.operator()
     preflight.check_waits(config, operator)
+    preflight.check_devices(config, operator)
     if config.run.output:
         object_store.check(config.run.output)
     webhook.address()
@@ -195,7 +196,8 @@ def describe(job: Job, forecasts: list[str] | None = None) -> None:
     lines += job.operator.describe()
     cluster = job.config.run.cluster
     engines = cluster.workers_per_node
-    device = f"{cluster.unit('engine')}s"
+    several = cluster.gpus_per_engine > 1
+    device = f"engines of {cluster.gpus_per_engine} GPUs" if several else f"{cluster.unit('engine')}s"
     home = -(-len(job.shards) // job.slots)
     if cluster.kind == "slurm":
         limited = cluster.parallel and cluster.parallel < job.slots

@@ -29,18 +29,22 @@ def log_name() -> str:
 
 
 def devices(cluster: configs.ClusterConfig) -> Iterable[dict[str, str]]:
-    """One environment per engine: its own GPU, or none."""
+    """One environment per engine: its own GPUs, as Slurm names them (indices, UUIDs, MIG), or none."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     ids = [d for d in visible.split(",") if d] or [str(i) for i in range(cluster.gpus_per_node)]
     if not cluster.gpus_per_node:
         return [{"device": "cpu", "CUDA_VISIBLE_DEVICES": ""} for _ in range(cluster.engines_per_node)]
     device = cluster.device or "cuda"
-    return [{"device": device, "CUDA_VISIBLE_DEVICES": d} for d in ids[: cluster.gpus_per_node]]
+    each = cluster.gpus_per_engine
+    whole = min(len(ids), cluster.gpus_per_node) // each
+    return [
+        {"device": device, "CUDA_VISIBLE_DEVICES": ",".join(ids[at * each : (at + 1) * each])} for at in range(whole)
+    ]
 
 
 def engines(cluster: configs.ClusterConfig) -> int:
-    """Engine processes of this node."""
-    return len(list(devices(cluster)))
+    """Whose hours this node spends: GPUs of its engines, or its engines where they have none."""
+    return len(list(devices(cluster))) * (cluster.gpus_per_engine if cluster.gpus_per_node else 1)
 
 
 def cpus() -> int:

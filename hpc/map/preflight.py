@@ -31,6 +31,13 @@ def problems(run: Run, submission: Submission, config: Config, operator: Operato
     return found + operator.preflight()
 
 
+def check_devices(config: Config, operator: Operator) -> None:
+    """Raise UserError where an engine would leave GPUs idle that it was given."""
+    gpus, why = config.run.cluster.gpus_per_engine, getattr(operator, "one_gpu", lambda: "this operator uses one")()
+    if gpus > 1 and why:
+        raise UserError(f"config: `cluster.gpus_per_engine`: {gpus}, and {why}. Write 1.")
+
+
 def check_waits(config: Config, operator: Operator) -> None:
     """Raise UserError where waiting for a service would look like a hang: a good sample would be blamed for it."""
     seconds, key = getattr(operator, "longest_wait", lambda: (0.0, ""))()
@@ -38,6 +45,12 @@ def check_waits(config: Config, operator: Operator) -> None:
         raise UserError(
             f"config: `{key}`: with all its tries a request may take {seconds:g} s, and an engine without a finished "
             f"sample is killed after map.hang_s={config.run.map.hang_s:g} s. Lower the one or raise the other."
+        )
+    seconds, key = getattr(operator, "longest_setup", lambda: (0.0, ""))()
+    if seconds >= config.run.map.setup_s:
+        raise UserError(
+            f"config: `{key}`: {seconds:g} s, and an engine that is not ready after map.setup_s="
+            f"{config.run.map.setup_s:g} s is killed. Lower the one or raise the other."
         )
 
 

@@ -81,7 +81,7 @@ def _alone(stage: Stage) -> configs.Config:
 
 def _map(stage: Stage, behind: list[str], supersede: bool) -> Outlook:
     config, cluster = _alone(stage), stage.cluster
-    engines = cluster.workers_per_node
+    engines = cluster.devices_per_node
     what = f"{cluster.unit('engine')}s"
     slots, measured, shards, wrong = cluster.slots, None, [], ""
     try:

@@ -61,7 +61,10 @@ class CaptionOperator(OverShards, Writing):
 
     def identity(self) -> dict[str, Any]:
         self.check_model()
-        return captioner_identity(self.config.captioner) | self.placeholders_digest()
+        try:
+            return captioner_identity(self.config.captioner) | self.placeholders_digest()
+        except FileNotFoundError as error:
+            raise self.refused(error) from error
 
     def describe(self) -> list[tuple[str, str]]:
         lines = [("input", self._input), *super().describe()]

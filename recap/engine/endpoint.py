@@ -1,9 +1,9 @@
-"""Captions from a server that speaks OpenAI's chat protocol (vLLM, SGLang, TensorRT-LLM, ...): standard library only.
+"""Captions from servers that speak OpenAI's chat protocol (vLLM, SGLang, TensorRT-LLM, ...): standard library only.
 
 The image is checked here (a damaged one would only be an HTTP error there) and sent as it is, or where other decoders
 may see other pixels in it, as a PNG of those that we see. A server that is away is waited for, and no sample is charged
-for it. What the server does to the image, its chat template and its weights cannot be seen from here; the model's name
-stands for them in the identity.
+for it; one of several is left out meanwhile, one that is ours is started again. What a server does to the image, its
+chat template and its weights cannot be seen from here; the model's name stands for them in the identity.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from recap.data.memory import Memory
 from recap.engine.asynchronous import AsynchronousEngine
 from recap.engine.captions import Pending, trim_to_sentence
 from recap.engine.chat import ChatServer, NoAnswer, read_choice, user_message
+from recap.engine.fleet import Fleet
 from recap.engine.formats import EXAMPLES, Filling, format_name, one_line, request_seed
 from recap.engine.interface import Caption, Request
+from recap.engine.managed_server import ManagedServer
 from recap.engine.outage import Outage
 from recap.engine.settings import CaptionerConfig
 
@@ -33,13 +35,30 @@ class EndpointEngine(AsynchronousEngine):
 
     def __init__(self, config: CaptionerConfig) -> None:
         self.config = config
-        self._server = ChatServer(config.endpoint, config.endpoint_key_env, config.endpoint_timeout_s)
+        self._managed: ManagedServer | None = None
+        if config.server.command:
+            self._fleet = Fleet([self._chat("http://127.0.0.1/v1")])  # until it has said where it is
+        else:
+            self._fleet = Fleet([self._chat(url) for url in config.endpoints])
         self._memory = Memory(int(config.decode_memory_gb * 2**30))
         self._filling = {name: Filling(name, form, config.seed) for name, form in config.asks().items()}
         # Blocking connections in threads: the work is waiting, and http.client needs no dependency.
         self._outage = Outage(self._probe)
         self._threads = ThreadPoolExecutor(max_workers=min(config.window, 256))
+        if config.server.command:
+            self._managed = ManagedServer(
+                config, lambda url: self._fleet.replace(self._chat(url)), lambda: bool(self._outage.waiting)
+            )
+            self._managed.start()
         super().__init__(config.window)
+
+    def _chat(self, url: str) -> ChatServer:
+        return ChatServer(url, self.config.endpoint_key_env, self.config.endpoint_timeout_s)
+
+    def poll(self, timeout: float) -> list[Caption]:
+        if self._managed is not None and self._managed.failure is not None:
+            raise self._managed.failure
+        return super().poll(timeout)
 
     async def caption(self, request: Request) -> Caption:
         loop = asyncio.get_running_loop()
@@ -48,10 +67,12 @@ class EndpointEngine(AsynchronousEngine):
     @property
     def waiting(self) -> str:
         """Why all requests wait: the server is away. "" while it answers."""
-        return self._outage.waiting
+        return (self._managed.state if self._managed else "") or self._outage.waiting
 
     async def aclose(self) -> None:
         self._outage.close()
+        if self._managed is not None:
+            self._managed.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _caption(self, request: Request) -> Caption:
@@ -78,8 +99,10 @@ class EndpointEngine(AsynchronousEngine):
         while True:
             since = time.monotonic()
             try:
-                answer = self._server.ask(body, noticed=self._outage.notice)
+                answer = self._fleet.ask(body, self._outage.notice)
                 self._outage.served()
+                if self._managed is not None:
+                    self._managed.served()
                 return self._read(request, name, answer)
             except NoAnswer as error:
                 if error.away and self._outage.outlast(since):
@@ -91,8 +114,8 @@ class EndpointEngine(AsynchronousEngine):
         picture = io.BytesIO()
         Image.new("RGB", (64, 64), (127, 127, 127)).save(picture, "JPEG")
         messages = [user_message(picture.getvalue() if self.config.sees else None, "Which colour?")]
-        body = {"model": self.config.served_model, "max_tokens": 1, "messages": messages, "temperature": 0.0}
-        self._server.ask(json.dumps(body).encode(), tries=1)
+        body = {"model": self.config.served_name, "max_tokens": 1, "messages": messages, "temperature": 0.0}
+        self._fleet.ask(json.dumps(body).encode(), lambda error: None, tries=1)
 
     def _body(self, request: Request, image: bytes | None, name: str) -> dict[str, Any]:
         filling = self._filling[format_name(name)]
@@ -100,7 +123,7 @@ class EndpointEngine(AsynchronousEngine):
         messages = [{"role": "system", "content": form.system}] if form.system else []
         messages.append(user_message(image, self._text(filling, request)))
         body: dict[str, Any] = {
-            "model": self.config.served_model,
+            "model": self.config.served_name,
             "max_tokens": form.max_tokens or self.config.max_tokens,
             "messages": messages,
             "temperature": 0.0,

@@ -5,19 +5,19 @@ Digests of large files are cached by path, size and modification time, so that t
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from recap.engine.settings import CaptionerConfig, is_execution
+from recap.engine.settings import CaptionerConfig, WriterConfig, is_execution
 from recap.model_files import model_identity
 
 
 def captioner_identity(config: CaptionerConfig, cache: Path | None = None) -> dict[str, Any]:
     """What makes the captions: settings away from their defaults, and digests of the model's files.
 
-    For a server (`backend: openai`) the weights cannot be seen: the name it serves them under stands for
-    them.
+    Raises FileNotFoundError where these cannot be seen, and no name says what they are.
     """
     default = CaptionerConfig()
     found: dict[str, Any] = {}
@@ -28,9 +28,25 @@ def captioner_identity(config: CaptionerConfig, cache: Path | None = None) -> di
     if config.prompts:
         found["prompts"] = {name: _away_from_default(form) for name, form in sorted(config.prompts.items())}
         found.pop("prompt", None)  # `prompts` takes its place
-    if config.backend != "openai":
-        found["model"] = model_identity(config.model, cache)
-    return found
+    return found | weights_identity(config, cache)
+
+
+def weights_identity(config: WriterConfig, cache: Path | None = None) -> dict[str, Any]:
+    """Digests of the model's files. Of servers that others have started they cannot be seen: the name they are served
+    under, which is a setting, stands for them; so it does where a server that we start finds them elsewhere.
+
+    Raises:
+        FileNotFoundError: they are nowhere, and no name says what they are.
+    """
+    if config.backend == "openai" and not config.server.command:
+        return {}
+    try:
+        return {"model": model_identity(config.model, cache)}
+    except FileNotFoundError:
+        is_name = re.fullmatch(r"[\w.-]+/[\w.-]+", config.model) and not config.model.startswith(".")
+        if config.backend != "openai" or not (config.served_model or is_name):
+            raise
+        return {} if config.served_model else {"model": config.model}
 
 
 def _away_from_default(form: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ changes no identity.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 from hpc.base.fields import execution, semantic
 from recap.data.addresses import without_credentials
@@ -21,6 +21,21 @@ LARGEST_PIXELS = 178_956_970  # twice PIL.Image.MAX_IMAGE_PIXELS: a limit of its
 
 BACKENDS = ("native", "transformers", "vllm", "openai")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "fp8")
+
+
+@dataclass
+class ServerConfig:
+    """A server that each engine starts for itself (backend=openai). What of its command changes texts (a quantisation,
+    a template) is not seen from here: name it in `served_model`."""
+
+    command: list[str] = execution(
+        [], "command line, a word an entry; {port}, {model}, {served_model} and {gpus} are filled in. Empty: none"
+    )
+    env: dict[str, str] = execution({}, "variables of its environment, beside those of the job")
+    health: str = execution("/health", "path that answers 200 when it can be asked")
+    path: str = execution("/v1", "path before /chat/completions")
+    start_s: float = execution(1200.0, "seconds that it may take until it is healthy; less than map.setup_s")
+    hang_s: float = execution(300.0, "seconds without health, or without any answer, after which it is started again")
 
 
 @dataclass
@@ -60,6 +75,7 @@ class WriterConfig:
     kv_precision: str = semantic("auto", "auto (as the activations) | fp8: half the key-value cache (native backend)")
     trim: bool = semantic(False, "Cut a caption that hit the token limit back to its last full sentence")
     served_model: str = semantic("", "The model's name on the server (openai backend)")
+    served_revision: str = semantic("", "Revision of the served model, where its files are not seen from here")
 
     # Where and how fast. The model's path is no part of the identity: the digests of its files are.
     model: str = execution("", "Folder of the checkpoint, or its name on the Hugging Face hub")
@@ -82,12 +98,25 @@ class WriterConfig:
     queue: int | None = execution(None, "Requests accepted ahead of the model; empty: two micro-batches and some")
     threads: int | None = execution(None, "Torch threads on CPU; empty: as torch chooses")
     partial_wait_s: float = execution(0.05, "Seconds without a new request before a partial micro-batch is run")
-    endpoint: str = execution("", "Base URL of the server, e.g. http://node7:8000/v1 (openai backend)")
+    endpoint: list[str] = execution(
+        [], "Base URL of the server, e.g. http://node7:8000/v1 (openai backend); several share the requests"
+    )
+    server: ServerConfig = field(default_factory=ServerConfig, metadata={"execution": True})
     endpoint_key_env: str = execution("OPENAI_API_KEY", "Environment variable with the server's key (openai backend)")
     endpoint_timeout_s: float = execution(
         100.0, "Seconds that one answer of the server may take; five times this must be less than map.hang_s"
     )
     window: int = execution(512, "Requests in flight at a server or in vLLM")
+
+    @property
+    def endpoints(self) -> list[str]:
+        """Base URLs of the servers that others have started."""
+        return [url for url in self.endpoint if url]
+
+    @property
+    def served_name(self) -> str:
+        """What a server that we start is asked for: the model's name there, or its place."""
+        return self.served_model or self.model
 
 
 @dataclass
@@ -128,19 +157,43 @@ def check(config: CaptionerConfig) -> None:
     _check_choices(config)
     _check_numbers(config)
     _check_prompts(config)
-    if config.backend == "openai":
-        if not config.endpoint or not config.served_model:
-            raise _problem(
-                "endpoint",
-                config.endpoint and without_credentials(config.endpoint),
-                "the openai backend needs `endpoint` and `served_model`; set both",
-            )
+    if config.backend == "openai" or config.server.command:
+        _check_server(config)
     elif not config.model:
         raise _problem("model", config.model, "no model is named; set it to a checkpoint folder or a hub name")
 
 
 def _problem(name: str, value: object, advice: str) -> ValueError:
     return ValueError(f"captioner.{name} = {value!r}: {advice}.")
+
+
+def _check_server(config: CaptionerConfig) -> None:
+    """Servers of others, or one that we start: one of the two."""
+    command, shown = config.server.command, [without_credentials(url) for url in config.endpoints]
+    if config.backend != "openai":
+        raise _problem("server.command", command, f"backend={config.backend} asks no server; set backend=openai")
+    if not command:
+        if not shown or not config.served_model:
+            advice = "the openai backend needs `endpoint` and `served_model`, or `server.command`; set them"
+            raise _problem("endpoint", shown[0] if len(shown) == 1 else shown, advice)
+        return
+    if shown:
+        raise _problem("endpoint", shown, "`server.command` starts a server; leave one of both out")
+    words = " ".join(command)
+    if "{port}" not in words:
+        raise _problem("server.command", command, "{port} is nowhere in it; say where the server is told its port")
+    if "{model}" in words and not config.model:
+        raise _problem(
+            "model", config.model, "`server.command` wants {model}; set it to a checkpoint folder or a hub name"
+        )
+    if not config.served_name:
+        raise _problem("served_model", "", "nothing says which model is served; set `model`, or `served_model`")
+    for name in ("start_s", "hang_s"):
+        if getattr(config.server, name) <= 0:
+            raise _problem(f"server.{name}", getattr(config.server, name), "must be above 0; give seconds")
+    for name in ("health", "path"):
+        if not (value := getattr(config.server, name)).startswith("/") and value:
+            raise _problem(f"server.{name}", value, "must begin with /")
 
 
 def _check_choices(config: CaptionerConfig) -> None:

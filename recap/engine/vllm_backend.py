@@ -38,6 +38,7 @@ from recap.engine.checkpoint import (
 from recap.engine.decode import decode_noted
 from recap.engine.formats import request_seed
 from recap.engine.interface import REFUSED, TOO_LONG, Caption, Request
+from recap.engine.managed_server import gpus_seen
 from recap.engine.prompts import Prompt
 from recap.engine.settings import CaptionerConfig
 from recap.engine.transformers_backend import choose_dtype
@@ -76,6 +77,7 @@ class VllmEngine(AsynchronousEngine):
             model=str(self.checkpoint.folder),
             dtype=str(dtype).removeprefix("torch."),
             max_model_len=self._context,
+            tensor_parallel_size=gpus_seen(),
             max_num_seqs=config.slots or 256,
             gpu_memory_utilization=config.memory_share,
             # Every image is another one: caches would only cost hashing. Instructions about texts are the same.

@@ -26,10 +26,10 @@ from recap.data.tar_job import OverShards
 from recap.data.texts import LONGEST_TEXT, TextMember, clean
 from recap.engine import Caption, Format
 from recap.engine.formats import bank_of, format_name, one_line, said, shuffled
+from recap.engine.identity import weights_identity
 from recap.generate.parsers import Unparsed, parser_of
 from recap.generate.settings import GenerateConfig
 from recap.generate.writing import ALTERNATIVE, FIELDS, PLACEHOLDER, Asked, Writing
-from recap.model_files import model_identity
 
 log = logging.getLogger(__name__)
 
@@ -102,9 +102,10 @@ class GenerateOperator(OverShards, Writing):
 
     def identity(self) -> dict[str, Any]:
         self.check_model()
-        made: dict[str, Any] = self.placeholders_digest()
-        if self.config.writer.backend != "openai":
-            made["model"] = model_identity(self.config.writer.model)
+        try:
+            made: dict[str, Any] = self.placeholders_digest() | weights_identity(self.config.writer)
+        except FileNotFoundError as error:
+            raise self.refused(error) from error
         if columns := self._rows.identities():
             made["columns"] = columns
         examples = {n: _file_digest(f.examples.file) for n, f in sorted(self.config.formats.items()) if f.examples}

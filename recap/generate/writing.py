@@ -6,6 +6,7 @@ Torch-free until `setup`.
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
@@ -124,7 +125,7 @@ class Writing:
             *([("", f"{asking.backend}: {reason}")] if (reason := loadable.why(asking)) else []),
             ("", f"{asked} · {asking.decoding}, {asking.max_tokens} tokens"),
         ]
-        if told := self._ask_endpoint() if served else "":
+        if told := self._ask_endpoint() if asking.endpoints else "":
             lines.append(("", told))
         if self._placeholders:
             lines.append(("", f"{len(self._placeholders):,} placeholder images are skipped"))
@@ -140,9 +141,12 @@ class Writing:
         return made_by(self.asking)
 
     def preflight(self) -> list[str]:
-        """The model's files can be read on this node."""
+        """The model's files can be read on this node; a server that we start is installed here."""
         if self.asking.backend == "openai":
-            return []
+            started = self.asking.server.command
+            if not started or shutil.which(started[0]):
+                return []
+            return [f"server: {started[0]!r} is no command on this node (its PATH: cluster.prelude, or write the path)"]
         try:
             folder = model_folder(self.asking.model)
             for path in folder.glob("*.safetensors"):
@@ -216,7 +220,19 @@ class Writing:
         if self.asking.backend != "openai":
             return 0.0, ""
         answers = self.asking.most()  # a row's answers are asked for one after another
-        return answers * TRIES * self.asking.endpoint_timeout_s, f"{self._section}.endpoint_timeout_s"
+        tries = TRIES + max(0, len(self.asking.endpoints) - 1)  # the others of several servers once each
+        return answers * tries * self.asking.endpoint_timeout_s, f"{self._section}.endpoint_timeout_s"
+
+    def one_gpu(self) -> str:
+        """Why an engine uses one GPU at most; "" where it splits the model over all that it sees."""
+        if self.asking.backend == "vllm" or self.asking.server.command:
+            return ""
+        return f"{self._section}.backend={self.asking.backend} uses one (vllm, and servers that we start, use several)"
+
+    def longest_setup(self) -> tuple[float, str]:
+        """Seconds that an engine may take until it is ready, as far as the config says, and the key that sets them."""
+        started = self.asking.server if self.asking.server.command else None
+        return (started.start_s, f"{self._section}.server.start_s") if started else (0.0, "")
 
     def refuse(self, item: Item, status: str, reason: str) -> Row:
         if not item.payload.reason:

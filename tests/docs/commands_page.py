@@ -13,7 +13,7 @@ from hpc.base.errors import Exit
 
 ROOT = Path(__file__).parents[2]
 
-STARTED_BY_US = ("hpc.gang.rank", "hpc.gate", "hpc.map.check", "hpc.pipeline.stage", "hpc.worker")
+STARTED_BY_US = ("hpc.base.keeper", "hpc.gang.rank", "hpc.gate", "hpc.map.check", "hpc.pipeline.stage", "hpc.worker")
 
 EXIT_CODES = {
     Exit.COMPLETE: "complete: every shard is done, the check holds, the question was answered",

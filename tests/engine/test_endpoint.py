@@ -131,7 +131,7 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def config(server: Server, **changes: Any) -> CaptionerConfig:
-    base = CaptionerConfig(backend="openai", endpoint=server.url, served_model="llava", window=8, max_tokens=40)
+    base = CaptionerConfig(backend="openai", endpoint=[server.url], served_model="llava", window=8, max_tokens=40)
     return replace(base, **changes)
 
 
@@ -191,14 +191,14 @@ def test_a_server_that_is_away_is_waited_for(server: Server, monkeypatch: pytest
     for away, said in (("refused", "refused"), ("hung", "took too long|timed out"), ("failing", "status 503")):
         server.away = away
         endpoint = "http://127.0.0.1:9/v1" if away == "refused" else server.url
-        engine = load_engine(config(server, endpoint=endpoint, endpoint_timeout_s=0.2))
+        engine = load_engine(config(server, endpoint=[endpoint], endpoint_timeout_s=0.2))
         assert isinstance(engine, EndpointEngine)
         for number in range(3):
             engine.put(Request(number, photo(number)))
         end = time.monotonic() + 60
         while not (re.search(said, engine.waiting) and engine._outage._away):  # a probe has failed, too
             assert engine.poll(0.05) == [] and time.monotonic() < end, engine.waiting
-        engine._server = ChatServer(server.url, "", 100.0)  # a slow machine may answer late
+        engine._fleet.replace(ChatServer(server.url, "", 100.0))  # a slow machine may answer late
         server.away = ""
         found: dict[int, Caption] = {}
         while len(found) < 3:
@@ -284,14 +284,14 @@ def test_waiting_that_looks_like_a_hang_is_refused_at_launch(tmp_path: Path) -> 
 
 def test_a_bad_url_is_named() -> None:
     with pytest.raises(UserError, match="no http URL"):
-        load_engine(CaptionerConfig(backend="openai", endpoint="node7:8000", served_model="x"))
+        load_engine(CaptionerConfig(backend="openai", endpoint=["node7:8000"], served_model="x"))
     for odd, said in (
         ("http://node7:80000/v1", "Port"),
         ("http://[::1/v1", "IPv6"),
         ("http://me:pw7@node7/v1", "holds a password"),
     ):
         with pytest.raises(UserError, match=said) as error:
-            made_by(CaptionerConfig(backend="openai", endpoint=odd, served_model="x"))
+            made_by(CaptionerConfig(backend="openai", endpoint=[odd], served_model="x"))
         assert "pw7" not in str(error.value)
 
 

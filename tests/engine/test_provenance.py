@@ -50,7 +50,7 @@ def server() -> Iterator[str]:
 
 
 def test_the_server_says_what_it_is(server: str) -> None:
-    config = CaptionerConfig(backend="openai", endpoint=f"{server}/?api_key=secret", served_model="llava", model="x")
+    config = CaptionerConfig(backend="openai", endpoint=[f"{server}/?api_key=secret"], served_model="llava", model="x")
     made = made_by(config)
     assert made["server"] == {"owned_by": "vllm", "max_model_len": 4096}
     assert in_words(made) == f"llava at {server} (max_model_len 4096, owned_by vllm)"
@@ -58,7 +58,7 @@ def test_the_server_says_what_it_is(server: str) -> None:
     config.served_model = "another"
     with pytest.raises(ValueError, match=r"serves llava\. Write one of these"):
         check_served(config)
-    config.endpoint = "http://127.0.0.1:9/v1"
+    config.endpoint = ["http://127.0.0.1:9/v1"]
     assert "does not answer from here" in check_served(config)
     assert made_by(config)["server"] == {}
     old = {"backend": "openai", "endpoint": server, "served_model": "llava", "model": "/models/mine"}

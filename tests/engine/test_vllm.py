@@ -16,6 +16,7 @@ from recap.demo import CAPTIONER, FLAGS
 from recap.engine import Caption, CaptionerConfig, Request, load_engine
 from recap.engine.vllm_backend import check_names, rename
 from tests.engine.conftest import drive
+from tests.support import tiny_vlms
 
 # Head sizes that vLLM's CPU attention takes.
 SHAPE = Shape(hidden=128, heads=4, kv_heads=2, head_dim=32, vision_hidden=64, vision_heads=2)
@@ -49,16 +50,16 @@ def test_captions_equal_the_native_engine(
 
 
 def both_engines(
-    model: Path, requests: list[Request], max_tokens: int
+    model: Path, requests: list[Request], max_tokens: int, other: str = "native"
 ) -> tuple[dict[int, Caption], dict[int, Caption]]:
-    """vLLM's captions and the native engine's. The vision tower's rounding differs (torchvision normalises in another
+    """vLLM's captions and another engine's. The vision tower's rounding differs (torchvision normalises in another
     order): near-ties may fall the other way."""
     config = CaptionerConfig(
         model=str(model), backend="vllm", max_tokens=max_tokens, slots=8, window=6, precision="fp32",
         cuda_graph=False, memory_share=0.5,
     )  # fmt: skip
     found = []
-    for backend in ("vllm", "native"):
+    for backend in ("vllm", other):
         engine = load_engine(replace(config, backend=backend))
         found.append(drive(engine, requests, limit_s=280))
         engine.close()
@@ -83,6 +84,19 @@ def test_a_fine_tuned_captioner_as_it_was_exported(capsys: pytest.CaptureFixture
     with capsys.disabled():
         sys.stdout.write(f"\nvLLM and the native engine: {equal} of 24 captions of flags are equal\n")
     assert equal >= 22 and all(len(found[i].text) > 20 for i in range(24))
+
+
+@pytest.mark.parametrize("name", tiny_vlms.MODELS)
+def test_other_models_than_llava(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same checkpoints as transformers', prepared by vLLM with the model's own processor."""
+    pytest.importorskip("vllm", reason="vLLM is not installed; run: sh tests/engine/vllm-cpu")
+    requests = [Request(i, photo(i, 40 + i, 50), key=str(i)) for i in range(8)] + [Request(99, b"junk")]
+    found, expected = both_engines(tiny_vlms.make(name, tmp_path), requests, max_tokens=8, other="transformers")
+    assert found[99] == expected[99] and found[99].reason == "image: not an image"
+    equal = sum(found[i] == expected[i] for i in range(8))
+    with capsys.disabled():
+        sys.stdout.write(f"\nvLLM and transformers, {name}: {equal} of 8 texts are equal\n")
+    assert equal >= 7, f"{equal} of 8 texts are equal"
 
 
 def test_benchmark_of_vllm_runs() -> None:

@@ -116,6 +116,21 @@ def test_three_nodes_with_two_gpus_each(make: Callable[..., EchoJob]) -> None:
     assert {e.state for e in job.slurm.elements(job.id).values()} == {"COMPLETED"}
 
 
+@pytest.mark.slow
+@pytest.mark.slurm
+def test_engines_of_two_gpus(make: Callable[..., EchoJob]) -> None:
+    """cluster.gpus_per_engine: a node has one engine for its two GPUs, which sees both as Slurm names them."""
+    job = make(shards=12, lines=12, delay_s=0.05)
+    job.launch(f"slots={NODES}", f"gpus_per_node={GPUS}", f"gpus_per_engine={GPUS}", "device=cpu")
+    each = {(f"n{node}", ",".join(map(str, range(GPUS)))) for node in range(1, NODES + 1)}
+    seen: set[tuple[str, str]] = set()
+    wait(lambda: seen.update(devices(job.processes("hpc.map.engine"))) or seen >= each, "every node has had its engine")
+    assert seen == each, "an engine sees both GPUs"
+    job.wait_over()
+    job.check()
+    assert {event["engines"] for event in job.events("start")} == {GPUS}  # whose hours are counted
+
+
 def devices(engines: list[psutil.Process]) -> set[tuple[str, str]]:
     """(node, CUDA_VISIBLE_DEVICES) of engine processes."""
     found = set()

@@ -54,6 +54,9 @@ class Echo(Batched):
     def describe(self) -> list[tuple[str, str]]:
         return [("echo", f"prefix {self.config.prefix!r}")]
 
+    def one_gpu(self) -> str:
+        return ""
+
     def column(self) -> Column:
         return Column(self.config.column, [("text", pa.string()), ("sha256", pa.string())])
 

@@ -1,0 +1,114 @@
+"""Keeps a command for a parent that may be killed: when the parent's end of our standard input closes, however it went,
+the command's whole tree of processes is ended, those in sessions of their own included.
+
+    python -m hpc.base.keeper --log FILE COMMAND...
+
+Death signals of the kernel reach direct children alone; what a server starts for itself would stay behind with its GPU.
+This process is the tree's subreaper: whoever loses its parent in it becomes our child, so that none escapes. It ends
+with the command's exit code (128 + n for signal n) when that ends first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from hpc.base.processes import adopt_orphans, die_with_parent
+
+GRACE_S = 2.0  # between SIGTERM and SIGKILL
+STUCK_S = 20.0  # after SIGKILL, when the kernel does not let go of a process (a dead driver)
+_OURS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)  # Slurm and terminals send them to all of a step
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--log", required=True, type=Path, help="file that the command's output is appended to")
+    parser.add_argument("command", nargs=argparse.REMAINDER)
+    args = parser.parse_args(arguments)
+    for number in _OURS:
+        signal.signal(number, signal.SIG_IGN)
+    adopt_orphans()
+    with args.log.open("ab") as log:
+        try:
+            process = subprocess.Popen(
+                args.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+                preexec_fn=_as_usual,
+            )  # fmt: skip
+        except OSError as error:
+            log.write(f"{args.command[0]}: {error.strerror}\n".encode())
+            return 127
+    code = None
+    while code is None and not _parent_is_gone(0.2):
+        code = process.poll()
+        _reap(process.pid)
+    _end_tree(process)
+    return 128 - process.returncode if (process.returncode or 0) < 0 else process.returncode or 0
+
+
+def _as_usual() -> None:
+    """In the child: signals as a command expects them, and death with this process, should that be killed itself."""
+    for number in _OURS:
+        signal.signal(number, signal.SIG_DFL)
+    die_with_parent()
+
+
+def _parent_is_gone(timeout: float) -> bool:
+    ready, _, _ = select.select([0], [], [], timeout)
+    return bool(ready) and not os.read(0, 1 << 10)
+
+
+def _reap(but: int) -> None:
+    """Take note of orphans that have ended; the command's own end is its Popen's to see."""
+    for pid in _children().get(os.getpid(), []):
+        if pid != but:
+            with suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
+
+
+def _end_tree(process: subprocess.Popen[bytes]) -> None:
+    begun = time.monotonic()
+    asked: set[int] = set()
+    while (left := _descendants()) and time.monotonic() - begun < GRACE_S + STUCK_S:
+        for pid in left:
+            number = signal.SIGKILL if time.monotonic() - begun > GRACE_S else signal.SIGTERM
+            if number == signal.SIGKILL or pid not in asked:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, number)
+                    os.kill(pid, signal.SIGCONT)  # one that was stopped hears nothing else
+                asked.add(pid)
+        process.poll()
+        _reap(process.pid)
+        time.sleep(0.02)
+
+
+def _descendants() -> list[int]:
+    """All of the tree that lives or waits to be reaped."""
+    children, found = _children(), [os.getpid()]
+    for pid in found:  # grows while it is walked
+        found += children.get(pid, [])
+    return found[1:]
+
+
+def _children() -> dict[int, list[int]]:
+    """Processes of this machine by their parent."""
+    found: dict[int, list[int]] = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                stat = Path("/proc", entry, "stat").read_bytes()
+            except OSError:
+                continue
+            parent = int(stat.rpartition(b")")[2].split()[1])  # the name before it may hold anything
+            found.setdefault(parent, []).append(int(entry))
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

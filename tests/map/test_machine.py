@@ -1,0 +1,59 @@
+"""The GPUs of a node, dealt out to its engines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hpc import launch
+from hpc.base.errors import Exit
+from hpc.config import ClusterConfig
+from hpc.map import machine
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["0,1,2,3", "7,5,3,1", "GPU-1f,GPU-2e,GPU-3d,GPU-4c", "MIG-aa/1/0,MIG-aa/2/0,MIG-bb/1/0,MIG-bb/2/0"],
+)
+def test_given_devices_are_split_and_never_renumbered(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    ids = given.split(",")
+    for each in (1, 2, 4):
+        cluster = ClusterConfig(gpus_per_node=4, gpus_per_engine=each)
+        seen = [device["CUDA_VISIBLE_DEVICES"] for device in machine.devices(cluster)]
+        assert seen == [",".join(ids[at : at + each]) for at in range(0, 4, each)]
+        assert len(seen) == cluster.workers_per_node and machine.engines(cluster) == cluster.devices_per_node == 4
+
+
+def test_without_a_word_of_slurm_they_are_numbered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    found = machine.devices(ClusterConfig(gpus_per_node=4, gpus_per_engine=2))
+    assert [device["CUDA_VISIBLE_DEVICES"] for device in found] == ["0,1", "2,3"]
+    cpu = ClusterConfig(engines_per_node=3)
+    assert len(list(machine.devices(cpu))) == machine.engines(cpu) == cpu.devices_per_node == 3
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        (
+            ["cluster.gpus_per_node=4", "cluster.gpus_per_engine=3"],
+            "4 GPUs a node (cluster.gpus_per_node) cannot",
+        ),
+        (["cluster.gpus_per_engine=2"], "0 GPUs a node"),
+        (["cluster.gpus_per_node=2", "cluster.gpus_per_engine=0"], "gpus_per_engine`: 0 is less than 1"),
+        (["cluster.gpus_per_node=2", "cluster.gpus_per_engine=2"], "2, and captioner.backend=native uses one"),
+    ],
+)
+def test_what_does_not_divide_is_refused_at_launch(
+    keys: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert launch.main(["configs/caption/demo.yaml", f"runs={tmp_path}", "--dry-run", *keys]) == Exit.USAGE
+    assert told in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_dry_run_says_how_many(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    served = ["configs/caption/served.yaml", f"runs={tmp_path}", "cluster.gpus_per_node=8", "cluster.gpus_per_engine=4"]
+    assert launch.main([*served, "--dry-run"]) == 0
+    assert "2 engines of 4 GPUs" in " ".join(capsys.readouterr().out.split())
