@@ -78,7 +78,7 @@ class Agent:
         self.breaker = breaker.Breaker(self.settings.breaker)
         self.selector: selectors.BaseSelector = selectors.DefaultSelector()
         self.engines: list[EngineProcess] = []
-        self.time = SlotTime(machine.engines(self.config.run.cluster))
+        self.time = SlotTime(machine.engines(cluster := self.config.run.cluster), machine.counted(cluster))
         self.work: dict[tuple[int, str], Work] = {}  # (engine, shard id)
         self.rows = 0  # samples finished in this life
         self.good = 0  # of these, ok or skipped
@@ -99,7 +99,7 @@ class Agent:
         except UserError as error:
             return self._leave(Exit.USAGE, str(error))
         self.drain.listen()
-        self._note("start", instance=self.instance, engines=machine.engines(self.config.run.cluster), **self.facts)
+        self._note("start", instance=self.instance, engines=self.config.run.cluster.devices_per_node, **self.facts)
         log.info("slot %d, life %d, instance %s on %s", self.slot, self.life, self.instance, self.facts["host"])
         if ended := self._finished():  # a slot that starts late need not load its model
             return self._leave(*ended)

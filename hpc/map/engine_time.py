@@ -114,10 +114,15 @@ class EngineTime:
 
 
 class SlotTime:
-    """Of the engines of a slot."""
+    """Of the engines of a slot.
 
-    def __init__(self, engines: int) -> None:
+    Args:
+        counted: seconds that a second of one engine counts: one for each of its GPUs.
+    """
+
+    def __init__(self, engines: int, counted: int = 1) -> None:
         before = before_s()
+        self._counted = counted
         self.engines = [EngineTime(before) for _ in range(engines)]
         self._past: deque[tuple[float, float, float]] = deque(maxlen=RECENT_MINUTES)  # clock, seconds of work, of input
 
@@ -133,8 +138,8 @@ class SlotTime:
         """
         total = Counter(dict.fromkeys(KINDS, 0.0))
         for engine in self.engines:
-            total.update(engine.seconds())
-        unsaved = sum(engine.unsaved_s() for engine in self.engines)
+            total.update({kind: seconds * self._counted for kind, seconds in engine.seconds().items()})
+        unsaved = sum(engine.unsaved_s() for engine in self.engines) * self._counted
         now = time.monotonic()
         _, work, waited = self._past[0] if self._past else (now, 0.0, 0.0)
         recent = {WORK: max(0.0, round(total[WORK] - work, 3)), INPUT: round(total[INPUT] - waited, 3)}

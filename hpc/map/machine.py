@@ -43,8 +43,13 @@ def devices(cluster: configs.ClusterConfig) -> Iterable[dict[str, str]]:
 
 
 def engines(cluster: configs.ClusterConfig) -> int:
-    """Whose hours this node spends: GPUs of its engines, or its engines where they have none."""
-    return len(list(devices(cluster))) * (cluster.gpus_per_engine if cluster.gpus_per_node else 1)
+    """Engine processes of this node."""
+    return len(list(devices(cluster)))
+
+
+def counted(cluster: configs.ClusterConfig) -> int:
+    """Hours that an hour of one engine counts: one for each of its GPUs."""
+    return cluster.gpus_per_engine if cluster.gpus_per_node else 1
 
 
 def cpus() -> int:

@@ -23,7 +23,8 @@ def test_given_devices_are_split_and_never_renumbered(given: str, monkeypatch: p
         cluster = ClusterConfig(gpus_per_node=4, gpus_per_engine=each)
         seen = [device["CUDA_VISIBLE_DEVICES"] for device in machine.devices(cluster)]
         assert seen == [",".join(ids[at : at + each]) for at in range(0, 4, each)]
-        assert len(seen) == cluster.workers_per_node and machine.engines(cluster) == cluster.devices_per_node == 4
+        assert len(seen) == machine.engines(cluster) == cluster.workers_per_node
+        assert len(seen) * machine.counted(cluster) == cluster.devices_per_node == 4  # hours count GPUs
 
 
 def test_without_a_word_of_slurm_they_are_numbered(monkeypatch: pytest.MonkeyPatch) -> None:
