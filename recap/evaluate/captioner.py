@@ -341,6 +341,11 @@ def _report(arguments: argparse.Namespace) -> str:
         captions = caption_flags(arguments.model, [truth.key for truth in truths])
     else:
         captions = read_captions(arguments.captions)
+        if captions.keys().isdisjoint(truth.key for truth in truths):
+            raise UserError(
+                f"evaluate: none of the {len(captions):,} captions of {arguments.captions} is of a flag in "
+                f"{arguments.truth}. Compare them with human texts: --references COLUMN."
+            )
     for truth in truths if arguments.show else []:
         claim = parse(captions.get(truth.key, ""))
         wrong = "" if truth.colours_right(claim.colours) else "C"

@@ -78,6 +78,13 @@ def test_a_foreign_clip_sees_what_its_processor_makes(tmp_path: Path, processor:
         torch.testing.assert_close(mine, named, rtol=1e-5, atol=1e-5)
 
 
+def test_a_processor_whose_pixels_are_not_made_here_is_refused(tmp_path: Path) -> None:
+    for change in ({"do_rescale": False}, {"rescale_factor": 1 / 127.5}, {"do_resize": False}):
+        CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32, **change).save_pretrained(tmp_path)
+        with pytest.raises(UserError, match="do_resize, do_rescale or"):
+            preprocessing.of_transformers(tmp_path, 32)
+
+
 def test_our_export_gives_the_same_in_transformers(tmp_path: Path) -> None:
     """By CLIPProcessor and in the pipeline for zero-shot classification, though the tokenizer puts no BOS or EOS."""
     config = tiny(tmp_path, "hf")

@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from hpc.base.errors import Exit
 from recap.demo import CAPTIONER, FLAGS_TRUTH
-from recap.evaluate.captioner import Truth, caption_flags, read_truth, score, wilson
+from recap.evaluate.captioner import Truth, caption_flags, main, read_truth, score, wilson
 
 CHILE = Truth("cl", "canton", (), {"red": 0.5, "white": 0.34, "blue": 0.15, "green": 0.004})
 MALI = Truth("ml", "vertical", ("green", "yellow", "red"), {"green": 0.33, "yellow": 0.33, "red": 0.33, "black": 0.02})
@@ -65,6 +66,13 @@ def test_the_command_reads_column_files_and_prints_json(tmp_path: Path) -> None:
     assert report["missing"] == status.count("failed") > 0
     assert report["shares"]["band order"]["value"] == 1.0
     assert 0.4 < report["shares"]["layout"]["value"] < 0.9
+
+
+def test_captions_of_something_else_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pq.write_table(pa.table({"key": ["dog"], "status": ["ok"], "caption": ["a dog"]}), tmp_path / "0.parquet")
+    assert main([str(tmp_path)]) == Exit.USAGE
+    said = capsys.readouterr()
+    assert "none of the 1 captions" in said.err and "--references COLUMN" in said.err and not said.out
 
 
 def test_the_shipped_captioner_keeps_its_floors_on_flags_it_never_saw() -> None:
