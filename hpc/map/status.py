@@ -148,7 +148,8 @@ def _nothing(settled: Settled, latest: Submission, over: bool) -> list[str]:
 
 def _hurt(run: Run, slots: list[dict[str, Any]]) -> list[str]:
     """Why workers cannot work in the run directory, or have given up."""
-    missing = [folder.name for folder in (run.slots, run.journals, run.inflight) if not folder.is_dir()]
+    made = [run.path / name for name in ("ledger", "segments", "columns")]
+    missing = [folder.name for folder in (run.slots, run.journals, run.inflight, *made) if not folder.is_dir()]
     said = [f"{name}/ is missing in {run.path}: no slot can work. Launching again makes it" for name in missing]
     whys = ((s.get("code"), str(s.get("why", ""))) for s in slots)
     left = Counter(why for code, why in whys if code == Exit.USAGE or why.startswith(breaker.GAVE_UP))

@@ -71,9 +71,7 @@ def of_transformers(folder: Path, image: int) -> Preprocessing:
     try:
         processor = AutoImageProcessor.from_pretrained(folder)
         if not (processor.do_resize and processor.do_rescale and abs(processor.rescale_factor * 255 - 1) < 1e-3):
-            raise ValueError(
-                "do_resize, do_rescale or a rescale_factor other than 1/255: 0..1 is what is made."
-            )
+            raise ValueError("do_resize, do_rescale or a rescale_factor other than 1/255: 0..1 is what is made.")
         if not processor.do_center_crop:
             processor.crop_size = None  # it is not used
         geometry = geometry_of(processor, image, None)

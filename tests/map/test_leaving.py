@@ -41,6 +41,14 @@ def test_a_folder_that_is_missing(job: EchoJob, folder: str, caplog: pytest.LogC
     assert (job.run.path / folder).is_dir()
 
 
+def test_folders_of_the_work_that_are_missing_are_named(job: EchoJob) -> None:
+    job.submit()
+    assert job.status()["hurt"] == []
+    for folder in ("ledger", "segments", "columns"):
+        shutil.rmtree(job.run.path / folder)
+    assert [said.partition("/")[0] for said in job.status()["hurt"]] == ["ledger", "segments", "columns"]
+
+
 def test_a_slot_that_is_given_up_needs_no_journal(job: EchoJob) -> None:
     submission = job.submit()
     for _ in range(LIVES):
