@@ -79,6 +79,11 @@ class Stage:
     keep_patches: float = 1.0  # share of patches that are kept (FLIP)
 
 
+def stage_name(number: int, stage: Stage) -> str:
+    """Of its folder under stages/, and in what a dry run prints."""
+    return f"{number}-{stage.image}px"
+
+
 @dataclass
 class LossConfig:
     """What is minimised."""

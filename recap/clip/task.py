@@ -206,7 +206,3 @@ def pair_flops(config: ClipConfig, stage: Stage, batch: int) -> float:
 def _with(config: ClipConfig, start: str) -> Any:
     """The model's config with other weights to start from."""
     return type(config.model)(**{**asdict(config.model), "start": start})
-
-
-def stage_name(number: int, stage: Stage) -> str:
-    return f"{number}-{stage.image}px"

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from hpc.base.errors import UserError
 from hpc.trainer import Gang
-from recap.clip.settings import ClipConfig, check
+from recap.clip.settings import ClipConfig, check, stage_name
 from recap.clip.tokenizer_files import check_tokenizer, make_of_texts
 from recap.data.image_version import VERSION_2
 from recap.data.joined import check_division
@@ -89,7 +89,6 @@ class ClipTrainer:
         import torch
 
         from recap.clip.objective import Objective
-        from recap.clip.task import stage_name
         from recap.clip.weights import build, check_start
 
         config, model = self.config, replace(self.config.model, start="")
@@ -113,7 +112,7 @@ class ClipTrainer:
         return sum(self.config.stage_settings(stage).samples for stage in self.config.stages)
 
     def train(self, gang: Gang) -> int:
-        from recap.clip.task import ClipTask, stage_name
+        from recap.clip.task import ClipTask
         from recap.train.loop import train
 
         config, directory = self.config, Path(gang.directory)

@@ -12,20 +12,21 @@ import math
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from transformers import CLIPConfig
 
 from hpc.base.errors import UserError
-from recap.clip.hf import HfClip, clip_config
 from recap.clip.preprocessing import ours as preprocessing_of
 from recap.clip.settings import LARGEST_LOGIT_SCALE, ClipModelConfig
 from recap.clip.tokenizer_files import check_pooling
-from recap.clip.tokens import Tokens
 from recap.clip.towers import RecapClip, resample_positions, sincos_2d
+
+if TYPE_CHECKING:
+    from recap.clip.hf import HfClip
+    from recap.clip.tokens import Tokens
 
 OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 _HF_WEIGHTS = "model.safetensors"
@@ -34,12 +35,17 @@ _NO_WEIGHTS = ("position_ids", "input_resolution", "context_length", "vocab_size
 
 
 def build(config: ClipModelConfig, image: int, eos: int, temperature: float = 0.07) -> RecapClip | HfClip:
-    """A model with random weights, or those of `model.start` fitted to this resolution."""
-    model: RecapClip | HfClip = (
-        HfClip(config, image, eos, temperature)
-        if config.architecture == "hf"
-        else RecapClip(config, image, temperature)
-    )
+    """A model with random weights, or those of `model.start` fitted to this resolution.
+
+    Where the config's architecture is ours, transformers is not loaded: a dry run lays it out in half the time.
+    """
+    model: RecapClip | HfClip
+    if config.architecture == "hf":
+        from recap.clip.hf import HfClip
+
+        model = HfClip(config, image, eos, temperature)
+    else:
+        model = RecapClip(config, image, temperature)
     if config.start:
         load(model, config, read(config.start), image, config.start)
     return model
@@ -229,6 +235,8 @@ def save(
     Args:
         bias: of the sigmoid loss, float []. open_clip's models have it, transformers' CLIPModel has no place for it.
     """
+    from recap.clip.hf import HfClip, clip_config
+
     folder.mkdir(parents=True, exist_ok=True)
     model_ = model.model if isinstance(model, HfClip) else model
     tensors = {n: t.detach().clone() for n, t in model_.state_dict().items() if not n.endswith("position_ids")}
@@ -257,6 +265,10 @@ def opened(folder: str | Path) -> tuple[RecapClip | HfClip, ClipModelConfig, int
     """A model that `save` wrote, one of the paper's architecture in open_clip's form (its released weights), or a
     transformers CLIPModel (OpenAI's): the model, its config (with its tokenizer), its resolution.
     """
+    from transformers import CLIPConfig
+
+    from recap.clip.tokens import Tokens
+
     path = Path(folder)
     if (path / "recap_clip.json").is_file():
         ours = json.loads((path / "recap_clip.json").read_text())
@@ -304,6 +316,8 @@ def _of_open_clip(given: dict[str, Any], path: Path) -> tuple[ClipModelConfig, i
 
 def _of_transformers(path: Path) -> tuple[ClipModelConfig, int]:
     """Config and resolution of a transformers CLIPModel."""
+    from transformers import CLIPConfig
+
     given = json.loads((path / "config.json").read_text())
     if given.get("model_type") != "clip":
         raise UserError(f"clip: {path} is a {given.get('model_type')} of transformers, not a CLIPModel.")

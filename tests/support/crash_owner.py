@@ -36,7 +36,7 @@ class InlineEngine:
     index = 0
 
     def __init__(self, agent: Agent) -> None:
-        self._agent = agent
+        self._agent, self.time = agent, agent.time.engines[0]
         self._operator = agent.config.operator()
         self._operator.setup("cpu")
         path = agent.run.inflight / f"{agent.instance}.0"
