@@ -154,7 +154,9 @@ def _look(tree: Tree, found: dict[str, float]) -> None:
     """Status, what is left, rerun discovery and an agent's memory, in one tree."""
     look = ("hpc.status", str(tree.run.path), "--json")
     time.sleep(2.5)  # so that no directory has changed just now
-    found["status_first_s"] = seconds(lambda: command(*look), 1)
+    started = time.perf_counter()
+    first = command(*look)
+    found |= {"status_first_s": time.perf_counter() - started, "first_cpu_s": first.cpu_s, "first_mb": first.mb}
     found["status_s"] = seconds(lambda: command(*look), 5)
     found["left_ms"] = 1e3 * seconds(lambda: Tally(tree.run, tree.submission).count())
     found["rerun_s"] = seconds(lambda: rerun.choose(tree.run, tree.submission, None), 1)
@@ -177,6 +179,9 @@ def targets(sizes: dict[int, dict[str, float]], cost: dict[str, float] | None) -
             made.append(Target("status of 130,000", found["status_s"], 1, "s"))
         if count == 1_000_000:
             made.append(Target("status of 1,000,000", found["status_s"], 4, "s"))
+        if count >= 100_000:
+            made.append(Target(f"first look at {count:,}: CPU", found["first_cpu_s"], 10 * count / 140_000, "s"))
+            made.append(Target("memory", found["first_mb"], 600, "MB"))
         if count > min(sizes):
             for what in ("claim_ms", "publish_ms"):
                 share = found[what] / small[what] - 1
@@ -194,7 +199,8 @@ def targets(sizes: dict[int, dict[str, float]], cost: dict[str, float] | None) -
 
 LABELS = {
     "plan_s": "plan (list, statistics, write)", "claim_ms": "claim", "publish_ms": f"publish {ROWS} rows",
-    "status_first_s": "hpc.status, first look", "status_s": "hpc.status, later looks",
+    "status_first_s": "hpc.status, first look", "first_cpu_s": "the same: CPU", "first_mb": "the same: memory",
+    "status_s": "hpc.status, later looks",
     "status_busy_s": "hpc.status, all directories changed", "left_ms": "what is left (in one process)",
     "rerun_s": "rerun discovery", "agent_mb": "agent's memory",
     "datatrove_left_ms": "datatrove: what is left", "datatrove_mark_ms": "datatrove: mark one done",

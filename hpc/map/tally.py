@@ -63,10 +63,11 @@ class Settled:
     unknown: int = 0  # shards without an expected count
 
     def count_done(self, shard: str, done: dict[str, Any]) -> None:
+        samples, reasons = self.samples, self.reasons
         for status, count in done.get("counts", {}).items():  # quicker than Counter.update, a million times
-            self.samples[status] += count
+            samples[status] += count
         for reason, count in done.get("reasons", {}).items():
-            self.reasons[reason] += count
+            reasons[reason] += count
         self.rows += done.get("rows", 0)
         if done.get("damage"):
             self.damaged.setdefault(done["damage"], Reason()).add(
@@ -311,13 +312,17 @@ def _without_overlap(blocks: dict[int, dict[str, int]]) -> Counter[str]:
     return counts
 
 
+_TEXT = (str, type(None))
+
+
 def _sound(event: dict[str, Any]) -> bool:
     """Whether a line can be counted; for one that a crash or a full disk has damaged, its marker is read."""
+    get = event.get
     try:
-        sum(event.get("counts", {}).values(), sum(event.get("reasons", {}).values(), event.get("rows", 0)))
-        return all(isinstance(event.get(word, ""), str | None) for word in ("reason", "damage", "detail"))
+        sum(get("counts", {}).values(), sum(get("reasons", {}).values(), get("rows", 0)))
     except (TypeError, AttributeError):
         return False
+    return type(get("reason")) in _TEXT and type(get("damage")) in _TEXT and type(get("detail")) in _TEXT
 
 
 def _marker(ledger: Ledger, shard_id: str, state: State) -> dict[str, Any]:

@@ -1,14 +1,14 @@
 """Saved blocks, nearly all lines of the journals: taken apart and summed as columns.
 
 At 140,000 shards of 20 blocks a first look meets three million of them, and a JSON parser takes a minute for these.
-Here many lines are taken apart at once, at the words that a journal's writer puts between numbers and names; counts are
-parsed once a wording. Lines of any other form, and blocks of unfinished shards, go through the JSON parser.
+Here many lines are taken apart at once, at the words that a journal's writer puts around a shard's name; what follows
+it, engine, counts and all, is parsed once a wording. Lines of any other form, and blocks of unfinished shards, go
+through the JSON parser.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,8 @@ import pyarrow.compute as pc
 
 from hpc.base import journal
 
-_BEGIN, _BLOCK, _CLAIM = b'{"t": ', b', "event": "segment", ', b', "event": "claim", '
+_BEGIN, _BLOCK, _SHARD, _REST = b'{"t": ', b', "event": "segment", ', b'"shard": "', b'", "g": '
+_CLAIM = b', "event": "claim", '
 
 
 @dataclass
@@ -42,20 +43,30 @@ class Blocks:
 
     def by_time(self, seconds: int, since: float = 0.0) -> Iterator[tuple[int, int]]:
         """New samples in each span of so many seconds: (index of the span, samples)."""
-        for _, _, span, count in self._sums(seconds, since, apart=False):
-            yield span, count
+        at = (self.new > 0) & (self.t >= since)
+        yield from _sums([self.t[at] // seconds], self.new[at])
 
     def by_engine(self, seconds: int, since: float) -> Iterator[tuple[int, int, int, int]]:
         """The same for each engine: (journal, engine, index of the span, samples)."""
-        return self._sums(seconds, since, apart=True)
-
-    def _sums(self, seconds: int, since: float, apart: bool) -> Iterator[tuple[int, int, int, int]]:
         at = (self.new > 0) & (self.t >= since)
-        keys = {"owner": self.owner[at] * apart, "engine": self.engine[at] * apart, "span": self.t[at] // seconds}
-        table = pa.table({**keys, "new": self.new[at]})
-        sums = table.group_by(list(keys), use_threads=False).aggregate([("new", "sum")])
-        sums = sums.set_column(2, "span", sums["span"].cast(pa.int64()))
-        return zip(*(sums[name].to_pylist() for name in (*keys, "new_sum")), strict=True)
+        yield from _sums([self.owner[at], self.engine[at], self.t[at] // seconds], self.new[at])
+
+
+def _sums(keys: list[np.ndarray], values: np.ndarray) -> Iterator[Any]:
+    """(*keys, sum of the values) for each combination of whole numbers that occurs."""
+    whole = [key.astype(np.int64) for key in keys]
+    least = [int(key.min(initial=0)) for key in whole]
+    sizes = [int(key.max(initial=0)) - low + 1 for key, low in zip(whole, least, strict=True)]
+    combined = np.zeros(len(values), np.int64)
+    for key, low, size in zip(whole, least, sizes, strict=True):
+        combined = combined * size + (key - low)
+    found, place = np.unique(combined, return_inverse=True)
+    sums = np.bincount(place, values, len(found)).astype(np.int64)
+    columns = []
+    for low, size in zip(least[::-1], sizes[::-1], strict=True):
+        columns.append((found % size + low).tolist())
+        found = found // size
+    return zip(*columns[::-1], sums.tolist(), strict=True)
 
 
 class Bulk:
@@ -63,6 +74,7 @@ class Bulk:
 
     def __init__(self) -> None:
         self._lines: list[pa.Array] = []
+        self._at: list[np.ndarray] = []  # where in each line the word is that tells blocks
         self.bytes = 0
         self._over: list[bytes] = []  # shards whose blocks need not be told apart: ids in generation 0
         self._over_later: set[tuple[str, int]] = set()
@@ -72,10 +84,11 @@ class Bulk:
         alone.
         """
         lines = _lines(data)
-        mine = pc.match_substring(lines, _BLOCK)
-        self._lines.append(lines.filter(mine))
+        at = pc.find_substring(lines, _BLOCK).to_numpy()
+        self._lines.append(lines.filter(pa.array(at >= 0)))
+        self._at.append(at[at >= 0])
         self.bytes += len(data)
-        others = lines.filter(pc.invert(mine))
+        others = lines.filter(pa.array(at < 0))
         wanted = ~_numpy(pc.match_substring(others, _CLAIM))
         wanted[np.flatnonzero(~wanted)[[0, -1] if not wanted.all() else []]] = True
         return others.filter(pa.array(wanted)).to_pylist()
@@ -94,7 +107,7 @@ class Bulk:
         owner = np.repeat(np.arange(len(self._lines)), [len(of_one) for of_one in self._lines])
         blocks = Blocks(owner, np.zeros(size), np.zeros(size, int), np.zeros(size, int))
         try:
-            sound, over = self._take_apart(lines, blocks)
+            sound, over = self._take_apart(lines, np.concatenate([*self._at, np.zeros(0, np.int32)]), blocks)
         except (pa.ArrowException, ValueError, AttributeError, TypeError):  # a line is damaged
             sound = over = np.zeros(size, bool)
         left = []
@@ -108,48 +121,56 @@ class Bulk:
                     left.append(event)
         return Blocks(*(column[sound] for column in vars(blocks).values())), left
 
-    def _take_apart(self, lines: pa.Array, blocks: Blocks) -> tuple[np.ndarray, np.ndarray]:
-        """Fill in the lines of the usual form. Returns which these are, and which are of shards that are over."""
-        cut = _Cut(lines, _BEGIN, (_BLOCK + b'"shard": "', b'", "g": ', b', "engine": ', b', "counts": '))
+    def _take_apart(self, lines: pa.Array, at: np.ndarray, blocks: Blocks) -> tuple[np.ndarray, np.ndarray]:
+        """Fill in the lines of the usual form. Returns which these are, and which are of shards that are over.
+
+        Args:
+            at: of each line, where `_BLOCK` stands in it.
+        """
+        starts = np.frombuffer(lines.buffers()[1] or b"\0\0\0\0", np.int32)[lines.offset :][: len(lines) + 1]
+        begin, end = starts[:-1], starts[1:]
+        shard = begin + (at + len(_BLOCK + _SHARD)).astype(np.int32)
+        rest = begin + pc.find_substring(lines, _REST).to_numpy()
         usual = pc.and_(pc.starts_with(lines, _BEGIN), pc.ends_with(lines, b"}\n"))
-        sound = cut.ordered & _numpy(usual)
-        t, shard, generation, engine, counts = (cut.text(number, sound) for number in range(5))
-        blocks.t[sound] = t.cast(pa.string()).cast(pa.float64()).to_numpy()
-        blocks.engine[sound] = _by_wording(engine, lambda words: int(words.partition(b",")[0]))
-        # with the rest of the line, that is, whether they were adopted
-        blocks.new[sound] = _by_wording(counts, lambda words: _new(json.loads(b'{"counts": ' + words)))
-        first = pc.or_(pc.equal(generation, b"0"), pc.starts_with(generation, b"0,"))
+        sound = _numpy(usual) & (rest >= shard) & _stands(_SHARD, lines.buffers()[2], shard - len(_SHARD))
+        what = _pieces(lines, (rest + len(_REST))[sound], end[sound]).dictionary_encode()
+        told = np.array([_told(words) for words in what.dictionary.to_pylist()], int).reshape(-1, 4)
+        engine, new, generation, is_sound = told[what.indices.to_numpy()].T
+        ids = _pieces(lines, shard[sound], rest[sound])
+        blocks.t[sound] = (
+            _pieces(lines, (begin + len(_BEGIN))[sound], (begin + at)[sound]).cast(pa.string()).cast(pa.float64())
+        )
+        blocks.engine[sound], blocks.new[sound] = engine, new
         over = np.zeros(len(lines), bool)
-        over[sound] = _numpy(pc.and_(first, pc.is_in(shard, pa.array(self._over, pa.binary()))))
+        over[sound] = _numpy(pc.is_in(ids, pa.array(self._over, pa.binary()))) & (generation == 0)
+        sound[sound] = is_sound == 1
         return sound, over
 
 
-class _Cut:
-    """Many lines cut at the same words, behind as many bytes as `begin` has.
+def _stands(word: bytes, text: pa.Buffer, at: np.ndarray) -> np.ndarray:
+    """Whether a word of 8 to 16 bytes stands at these places of a text: its first eight bytes, and its last."""
+    eights = np.ndarray(max(len(text) - 7, 0) if text else 0, "<u8", text, strides=(1,))
+    found = np.zeros(len(at), bool)
+    inside = (at >= 0) & (at + len(word) <= len(text or b""))
+    for shift, part in ((0, word[:8]), (len(word) - 8, word[-8:])):
+        found[inside] = eights[at[inside] + shift] == int.from_bytes(part, "little")
+        inside &= found
+    return inside
 
-    ordered: the lines that have all words, one behind the other.
-    """
 
-    def __init__(self, lines: pa.Array, begin: bytes, words: tuple[bytes, ...]) -> None:
-        self._text = lines.buffers()[2]
-        offsets = np.frombuffer(lines.buffers()[1] or b"\0\0\0\0", np.int32)[lines.offset :][: len(lines) + 1]
-        self._starts, self._stops = [offsets[:-1] + np.int32(len(begin))], []
-        self.ordered = np.ones(len(lines), bool)
-        for word in words:
-            found = pc.find_substring(lines, word).to_numpy()
-            self._stops.append(offsets[:-1] + found)
-            self.ordered &= (found >= 0) & (self._stops[-1] >= self._starts[-1])
-            self._starts.append(self._stops[-1] + np.int32(len(word)))
-        self._stops.append(offsets[1:])
+def _pieces(lines: pa.Array, starts: np.ndarray, stops: np.ndarray) -> pa.Array:
+    """Parts of the lines' text, from and to these places of it, which rise."""
+    if not len(starts):
+        return pa.array([], pa.binary())
+    offsets = np.stack([starts, stops], axis=1).ravel().astype(np.int32)  # of pieces, of which every second is wanted
+    found = pa.Array.from_buffers(pa.binary(), len(offsets) - 1, [None, pa.py_buffer(offsets), lines.buffers()[2]])
+    return found.take(pa.array(np.arange(0, len(offsets) - 1, 2)))
 
-    def text(self, number: int, which: np.ndarray) -> pa.Array:
-        """What lies before the word of this number, or behind the last."""
-        if not which.any():
-            return pa.array([], pa.binary())
-        both = (self._starts[number][which], self._stops[number][which])
-        offsets = np.stack(both, axis=1).ravel()  # of pieces, of which every second one is wanted
-        pieces = pa.Array.from_buffers(pa.binary(), len(offsets) - 1, [None, pa.py_buffer(offsets), self._text])
-        return pieces.take(pa.array(np.arange(0, len(offsets) - 1, 2)))
+
+def _told(words: bytes) -> tuple[int, int, int, int]:
+    """Engine, new samples and generation of a line, from what follows its shard; and whether it is sound."""
+    event = _sound(b'{"t": 0, "event": "segment", "shard": ""' + _REST[1:] + words)
+    return (event.get("engine", 0), _new(event), event.get("g", 0), 1) if event else (0, 0, 0, 0)
 
 
 def _lines(data: bytes) -> pa.Array:
@@ -157,13 +178,6 @@ def _lines(data: bytes) -> pa.Array:
     ends = np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n")) + 1
     offsets = np.concatenate([[0], ends]).astype(np.int32)
     return pa.Array.from_buffers(pa.binary(), len(ends), [None, pa.py_buffer(offsets), pa.py_buffer(data)])
-
-
-def _by_wording(texts: pa.Array, value: Any) -> np.ndarray:
-    """`value` of each text, computed once for all that are alike."""
-    coded = texts.dictionary_encode()
-    values = np.array([value(words) for words in coded.dictionary.to_pylist()], dtype=int)
-    return values[coded.indices.to_numpy()] if len(values) else np.zeros(0, int)
 
 
 def _numpy(mask: pa.Array) -> np.ndarray:

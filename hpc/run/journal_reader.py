@@ -129,8 +129,11 @@ class JournalReader:
             life.time = event.get("time")
 
     def _seen(self, life: Activity, first: float, last: float) -> None:
-        self.first, self.last = min(self.first or first, first), max(self.last, last)
-        life.first, life.last = min(life.first or first, first), max(life.last, last)
+        for seen in (self, life):
+            if first < seen.first or not seen.first:
+                seen.first = first
+            if last > seen.last:
+                seen.last = last
 
     def _take_bulk(self, bulk: Bulk, lives: list[Activity]) -> None:
         """Saved blocks."""
@@ -147,7 +150,10 @@ class JournalReader:
         for span, count in blocks.by_time(HISTORY_S):
             self.history[span] += count
         for owner, engine, minute, count in blocks.by_engine(60, since=recent):
-            lives[owner].minutes.setdefault(str(engine), Counter())[minute] += count
+            minutes = lives[owner].minutes
+            if (name := str(engine)) not in minutes:
+                minutes[name] = Counter()
+            minutes[name][minute] += count
         # Who takes a shard over names what it adopts; what a zombie saves beside it counts no more.
         for event in left:
             at, epoch = (event["shard"], event.get("g", 0)), event.get("e", -1)
