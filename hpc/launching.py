@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import textwrap
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 
 from hpc import config as configs
-from hpc.base import access, atomic
+from hpc.base import access, atomic, shared_environment
 from hpc.base.command import console, warn
 from hpc.base.errors import Exit, Unanswered, UserError
 from hpc.base.text import short
@@ -42,6 +43,10 @@ def resolve_cluster(config: configs.Config, dry_run: bool) -> configs.Config:
     elif config.run.cluster.kind == "slurm":
         from hpc.slurm.queue import max_array_size
 
+        cluster = config.run.cluster
+        prefix = str(Path(cluster.python).absolute().parent.parent) if cluster.python else sys.prefix
+        if cluster.container is None and (said := shared_environment.warning(prefix)):
+            warn.print(f"[yellow]{escape(said)}[/]")
         most = max_array_size()
         if most is not None and config.run.cluster.slots > most:
             wanted = config.run.cluster.slots

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from hpc import config as configs
-from hpc.base import heartbeat
+from hpc.base import heartbeat, shared_environment
 from hpc.base.errors import FINAL, Exit, Parser, ShardError, UserError, fingerprint
 from hpc.base.journal import Journal, read
 from hpc.map import machine
@@ -204,6 +204,8 @@ def work(run: Run, submission: Submission) -> int:
         journal.close()
         raise
     rank = Rank(run, submission, config)
+    if rank.rank == 0 and (said := shared_environment.warning()):
+        log.warning("%s", said)
     try:
         code = config.trainer().train(rank)
     except (UserError, ShardError) as error:

@@ -6,22 +6,27 @@ No clock is compared. A node that is refused leaves its work to others, and is n
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import subprocess
 from pathlib import Path
 
-from hpc.base import atomic, object_store
+from hpc.base import atomic, object_store, shared_environment
 from hpc.base.errors import UserError
 from hpc.config import Config
 from hpc.operator import Operator
 from hpc.run.directory import Run, Submission
 
+log = logging.getLogger("agent")
+
 BUSY_SHARE = 0.5  # of a GPU's memory in use before we start: somebody else's process lives there
 
 
 def problems(run: Run, submission: Submission, config: Config, operator: Operator) -> list[str]:
-    """What makes this node unfit; empty if nothing does."""
+    """What makes this node unfit; empty if nothing does. What is slow alone is logged."""
+    if said := shared_environment.warning():
+        log.warning("preflight: %s", said)
     found = _run_directory(run, submission)
     if config.run.output:
         name = f"{run.name}/probe-{submission.uuid}-{os.urandom(4).hex()}"
