@@ -9,13 +9,10 @@ Exit codes: 0 all markers hold, 1 some do not, 64 wrong usage.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import pyarrow as pa
@@ -26,13 +23,13 @@ from hpc.base import object_store
 from hpc.base.command import command, console, warn
 from hpc.base.errors import Exit, Parser
 from hpc.base.no_pandas import without_pandas
+from hpc.base.on_all_cores import on_all_cores
 from hpc.run import column as columns
 from hpc.run.directory import Run, Submission
 from hpc.run.ledger import DONE
 from hpc.run.plan import DamagedPlan, Plan
 
 CHUNK = 32  # shards that a process checks at a time
-WORTHWHILE = 8  # chunks up to which one process is quicker
 
 _MARKER = {"file": str, "bytes": int, "rows": int, "sha256": str, "counts": dict, "reasons": dict}
 
@@ -90,15 +87,11 @@ def _check_all(
 def _checked(
     run: Run, latest: Submission, shards: list[tuple[str, int]], full: bool
 ) -> Iterator[tuple[int, list[tuple[str, str]]]]:
-    """The same, chunk by chunk; in as many processes as there are cores where that is worth their start."""
+    """The same, chunk by chunk, on all cores."""
     one = partial(_check_all, run.path, latest.identity, latest.column, full)
     chunks = [shards[start : start + CHUNK] for start in range(0, len(shards), CHUNK)]
-    cores = len(os.sched_getaffinity(0))
-    if cores == 1 or len(chunks) <= WORTHWHILE:
-        yield from map(one, chunks)
-        return
-    with ProcessPoolExecutor(min(cores, len(chunks)), mp_context=get_context("spawn")) as pool:
-        yield from pool.map(one, chunks)
+    for _, found in on_all_cores(one, chunks):
+        yield found
 
 
 def planned(run: Run, latest: Submission) -> tuple[list[str] | None, list[str]]:

@@ -46,6 +46,14 @@ class Downloads:
             self.first = f"{keys[at.is_null().to_pylist().index(True)]} of {shard.shard.id}"
         return {name: table[name].combine_chunks().take(at) for name in names}
 
+    def add(self, other: Downloads) -> None:
+        """Count what another has found in shards that follow."""
+        self.known, self.asked, self.first = (
+            self.known + other.known,
+            self.asked + other.asked,
+            self.first or other.first,
+        )
+
     def told(self) -> str:
         """What was not found, as one line; "" where nothing is missing."""
         said = []

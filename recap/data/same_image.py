@@ -60,7 +60,7 @@ class SameImages:
         self.tells = tells
         self._images = (*_ANY_IMAGE, *(e.lower().lstrip(".") for e in images))
         self._met: set[str] = set()
-        self._told: set[str] = set()
+        self.without_digests: set[str] = set()
         self._proven: set[tuple[str, str]] = set()  # (shard, column) that was in doubt
         self._lock = Lock()
 
@@ -81,7 +81,7 @@ class SameImages:
             UserError: a column was made from another image; shard, key and both digests are named.
         """
         carried = {name: read.digests for name, read in columns.items() if read.digests is not None}
-        self._tell(columns.keys() - carried.keys())
+        self.tell(columns.keys() - carried.keys())
         compared: set[str] = set()
         known = [at for at in range(len(keys)) if any(found[at] for found in carried.values())]
         for at in self._chosen(shard, keys, known):
@@ -114,9 +114,10 @@ class SameImages:
                 raise _mismatch(where, f"column {name}", value, f"column {first}", wanted[first])
         return set(wanted) if len(wanted) > 1 else set()
 
-    def _tell(self, without: Set[str]) -> None:
-        for name in sorted(without - self._told):
-            self._told.add(name)
+    def tell(self, without: Set[str]) -> None:
+        """Name columns that carry no digests, once each."""
+        for name in sorted(without - self.without_digests):
+            self.without_digests.add(name)
             if self.tells:
                 log.warning(
                     "data: column %s carries no %s: that it was made from these images is known by shard and key alone",

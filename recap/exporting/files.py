@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -15,13 +16,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hpc.base.errors import UserError
+from hpc.base.on_all_cores import on_all_cores
 from hpc.run.published import Published, PublishedShard
 from recap.data.exported import ShardRows, file_name, write_contents
 from recap.data.same_image import SameImages
 from recap.exporting.account import Account
-from recap.exporting.rows import Added, Selection, rows
+from recap.exporting.rows import Added, RowsOf, Selection
 
 ROWS = 500_000
+_AT_ONCE = 4  # shards that a process makes the rows of
 _MEASURED = 65536  # rows by which a file's size in bytes is estimated: a row group
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
@@ -121,12 +124,20 @@ def write(
     """Write data/* and, beside parquet, shards.json into a folder."""
     files, places, account = Files(making, kind, selection.schema, size), list[ShardRows](), Account()
     same, captioner = SameImages(), source.submission.config.get("captioner", {})
-    for shard in shards:
-        table = rows(shard, selection, others, same, account.downloads)
-        files.add(table)
-        places.append(ShardRows(shard.shard.id, shard.shard.uri, shard.shard.bytes, account.rows, len(table)))
-        account.add(captioner, shard, table)
+    for chunk, made in on_all_cores(RowsOf(selection, others), _chunks(shards)):
+        for shard, table in zip(chunk, made.tables, strict=True):
+            files.add(table)
+            places.append(ShardRows(shard.shard.id, shard.shard.uri, shard.shard.bytes, account.rows, len(table)))
+            account.add(captioner, shard, table)
+        account.downloads.add(made.downloads)
+        same.tell(made.without_digests)
     files.close()
     if kind == "parquet":  # which opens again as a column
         write_contents(making, source.column, source.identity, files.rows, places)
     return account
+
+
+def _chunks(shards: Iterable[PublishedShard]) -> Iterator[list[PublishedShard]]:
+    left = iter(shards)
+    while chunk := list(itertools.islice(left, _AT_ONCE)):
+        yield chunk

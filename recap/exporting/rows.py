@@ -4,7 +4,7 @@ of the same samples, and of these the columns and rows that were asked for.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,6 +132,28 @@ def rows(
         written = pc.and_(written, pa.array([status == OK for status in kept[KEPT].values]))
     captioned = pa.table(whole, schema=wide).filter(written)
     return selection.where.keep(captioned) if selection.where else captioned
+
+
+@dataclass(frozen=True)
+class Made:
+    """Of some shards: their rows, what the downloader knew of them, and columns that carry no digests of images."""
+
+    tables: list[pa.Table]
+    downloads: Downloads
+    without_digests: set[str]
+
+
+@dataclass(frozen=True)
+class RowsOf:
+    """`rows` of some shards, in whatever process."""
+
+    selection: Selection
+    others: dict[str, Added]
+
+    def __call__(self, shards: Sequence[PublishedShard]) -> Made:
+        same, downloads = SameImages(tells=False), Downloads()
+        tables = [rows(shard, self.selection, self.others, same, downloads) for shard in shards]
+        return Made(tables, downloads, same.without_digests)
 
 
 def _cast(values: Any, field: pa.Field) -> Any:

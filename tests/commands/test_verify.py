@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from hpc import verify
+from hpc.base import on_all_cores
 from hpc.base.errors import Exit
 from tests.support.jobs import EchoJob, inline, texts
 
@@ -22,7 +23,7 @@ def test_several_processes_say_what_one_says(tmp_path: Path, monkeypatch: pytest
             file.write(b"\0\xff\0\xff")
     alone = inline("hpc.verify", str(job.run.path), "--full")
     monkeypatch.setattr(verify, "CHUNK", 1)
-    monkeypatch.setattr(verify, "WORTHWHILE", 1)
+    monkeypatch.setattr(on_all_cores, "WORTHWHILE", 1)
     monkeypatch.setattr(verify.os, "sched_getaffinity", lambda pid: {0, 1})
     several = inline("hpc.verify", str(job.run.path), "--full")
     assert several.returncode == alone.returncode == Exit.INCOMPLETE
