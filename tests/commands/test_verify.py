@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ def test_several_processes_say_what_one_says(tmp_path: Path, monkeypatch: pytest
     alone = inline("hpc.verify", str(job.run.path), "--full")
     monkeypatch.setattr(verify, "CHUNK", 1)
     monkeypatch.setattr(on_all_cores, "WORTHWHILE", 1)
-    monkeypatch.setattr(verify.os, "sched_getaffinity", lambda pid: {0, 1})
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
     several = inline("hpc.verify", str(job.run.path), "--full")
     assert several.returncode == alone.returncode == Exit.INCOMPLETE
     assert several.stdout == alone.stdout and "2 of 8 markers do not hold" in alone.stdout
