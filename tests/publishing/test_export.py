@@ -20,7 +20,6 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset
 
-from hpc.base import on_all_cores
 from hpc.base.errors import Exit, UserError
 from hpc.operator import Shard
 from hpc.run.published import Published
@@ -32,7 +31,6 @@ from recap.data.inputs import DataConfig, list_shards
 from recap.data.manifest import Manifest
 from recap.data.manifest import write as write_manifest
 from recap.evaluate import text_sets
-from recap.exporting import files, rows
 from recap.exporting.files import Files, size
 from recap.worlds.tars import write_tar
 
@@ -86,27 +84,6 @@ def flat(runs: Path) -> Path:
 
 
 ROWS = SHARDS * (SAMPLES - 1)
-
-
-def test_several_processes_write_what_one_writes(
-    runs: Path, flat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(files, "_AT_ONCE", 1)
-    monkeypatch.setattr(on_all_cores, "WORTHWHILE", 1)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
-    monkeypatch.setattr(rows, "rows", lambda *_: pytest.fail("rows are made by other processes"))
-    added = [f"re_caption_condition_diverse_topk={runs}/v2:caption", f"re_gpt4v_score={runs}/v2:tokens"]
-    arguments = [str(runs / "v1"), str(tmp_path / "out"), "--rows-per-file=50", *(f"--add={one}" for one in added)]
-    assert export.main(arguments) == Exit.COMPLETE
-    names = sorted(str(path.relative_to(flat)) for path in flat.rglob("*") if path.is_file())
-    assert len(names) >= 5 and names == sorted(
-        str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()
-    )
-    for name in {*names} - {"README.md"}:
-        assert (tmp_path / "out" / name).read_bytes() == (flat / name).read_bytes(), name
-    cards = [(folder / "README.md").read_text().split("\n## ") for folder in (flat, tmp_path / "out")]
-    one, several = ([part for part in card if "this export: " not in part] for card in cards)  # it holds the command
-    assert one == several and len(one) >= 4
 
 
 def check(row: dict[str, Any]) -> None:
