@@ -81,12 +81,26 @@ class ColumnOfFiles:
                 f"data: column {self.name} ({self.config.run or self.config.folder}) holds no file yet, so that the "
                 "type of its values is not known. Make it first."
             )
-        if self.field not in schema.names:
-            raise UserError(
-                f"config: `data.columns.{self.name}`: there is no field {self.field!r}. There are "
-                f"{', '.join(schema.names)}: set `field`."
-            )
+        self.check_names("its first file", schema.names)
         return schema.field(self.field).type
+
+    def check_names(self, file: str, names: Sequence[str], more: Sequence[str] = ()) -> None:
+        """UserError unless a file has the key, the field, and `more`."""
+        for wanted in ("key", self.field, *more):
+            if wanted not in names:
+                raise UserError(
+                    f"config: `data.columns.{self.name}`: {file} has no field {wanted!r}. It has "
+                    f"{', '.join(names)}: set `field`."
+                )
+
+    def check_first_file(self) -> None:
+        """When it is planned: all files are of one schema, and each is looked at when it is opened."""
+        try:
+            schema = self._some_schema()
+        except (OSError, pa.ArrowException):  # damaged: said with its shard when it is read
+            return
+        if schema is not None:
+            self.check_names("its first file", schema.names)
 
     def _some_schema(self) -> pa.Schema | None:
         """That of one of the files; None where there is none."""

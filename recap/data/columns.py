@@ -175,13 +175,7 @@ class ParquetColumn(ColumnOfFiles):
             yield file, doubt
 
     def _check_file(self, shard: str, file: pq.ParquetFile) -> None:
-        names = file.schema_arrow.names
-        for wanted in ("key", self.field):
-            if wanted not in names:
-                raise UserError(
-                    f"config: `data.columns.{self.name}`: the file of shard {shard} has no field {wanted!r}. "
-                    f"It has {', '.join(names)}: set `field`."
-                )
+        self.check_names(f"the file of shard {shard}", file.schema_arrow.names)
         found = (file.schema_arrow.metadata or {}).get(b"identity", b"").decode()
         with self._lock:
             if self.config.identity is None:
@@ -258,6 +252,7 @@ class FolderColumn(ParquetColumn):
         return None
 
     def check(self, shards: Sequence[Shard]) -> str:
+        self.check_first_file()
         names = [(shard, self._name(shard)) for shard in shards]
         check_missing(self.name, self.config, [s.id for s, name in names if name is None], len(shards))
         return said_once(self.name, [(s, Origin(replace(s, id=name))) for s, name in names if name is not None])
@@ -307,6 +302,7 @@ class RunColumn(ParquetColumn):
             )
 
     def check(self, shards: Sequence[Shard]) -> str:
+        self.check_first_file()
         found = [(shard, self._origin(shard)) for shard in shards]
         check_missing(self.name, self.config, [s.id for s, origin in found if origin is None], len(shards))
         return said_once(self.name, [(s, origin) for s, origin in found if origin])

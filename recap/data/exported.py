@@ -180,11 +180,7 @@ class ExportedColumn(ColumnOfFiles):
         name = f"{self._place}/data/{file_name(number)}"
         try:
             with self._system.open(name, "rb") as source, pq.ParquetFile(source) as file:
-                if missing := [n for n in ("key", self.field, FIELD) if n not in file.schema_arrow.names]:
-                    raise UserError(
-                        f"config: `data.columns.{self.name}`: {name} has no field {missing[0]!r}. It has "
-                        f"{', '.join(file.schema_arrow.names)}: set `field`."
-                    )
+                self.check_names(name, file.schema_arrow.names, [FIELD])
                 found = rows_of(file, first, count, ["key", self.field, FIELD])
                 same = (file.schema_arrow.metadata or {}).get(b"identity", b"").decode() == identity
         except FileNotFoundError:

@@ -107,7 +107,7 @@ def test_what_cannot_be_merged(tmp_path: Path, sources: dict[str, ColumnConfig])
         operator({"alt": sources["alt"]})
     with pytest.raises(UserError, match="'key' is a field of every column"):
         operator({"alt": sources["alt"], "key": sources["text"]})
-    with pytest.raises(UserError, match=r"there is no field 'none'. There are key, text, image_sha256"):
+    with pytest.raises(UserError, match=r"no field 'none'. It has key, text, image_sha256"):
         operator({"alt": sources["alt"], "text": ColumnConfig(folder=sources["text"].folder, field="none")}).column()
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="holds no file yet"):

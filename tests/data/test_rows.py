@@ -93,6 +93,12 @@ def test_rows_that_a_column_lacks_have_no_value(tars: Path) -> None:
     assert [row.key for row in found if row.columns["a"] is not None] == lacking and len(found) == COUNT
 
 
+def test_a_field_that_a_column_lacks_is_said_when_it_is_planned(tars: Path) -> None:
+    write_column(tars / "a", keys())
+    with pytest.raises(UserError, match=r"data.columns.a.: its first file has no field 'captions'.*text"):
+        reader(tars, ["a"], a={"folder": str(tars / "a"), "field": "captions"}).plan()
+
+
 def test_a_few_rows_in_another_order_are_found(tars: Path) -> None:
     mixed = [key for start in range(0, COUNT, 50) for key in reversed(keys()[start : start + 50])]
     write_column(tars / "a", mixed)
