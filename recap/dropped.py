@@ -94,7 +94,8 @@ def fetch(found: Dropped, images: tuple[str, ...], key: str, text: TextMember) -
             for sample in samples_of(shard, Wanted(images, key, frozenset({text.member}))):
                 if isinstance(sample, Damage) or not wanted:
                     break
-                if example := wanted.pop(sample.key, None):
+                if sample.key in wanted:
+                    example = wanted.pop(sample.key)
                     example.image = next((sample.members[e] for e in images if e in sample.members), b"")
                     example.text, _ = text.read(sample.members)
         except (OSError, ShardError):
