@@ -133,6 +133,11 @@ def _reader(folder: str) -> Callable[[str], bytes]:
     return read
 
 
+def folder_of(shard: Shard) -> str:
+    """The folder whose images a list names. UserError where it cannot be read."""
+    return _read(shard)[0]
+
+
 def _read(shard: Shard) -> tuple[str, list[Entry]]:
     """Folder and entries of a list. UserError where it cannot be read: only it says which images its samples are."""
     try:

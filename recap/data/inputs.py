@@ -9,7 +9,7 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -19,7 +19,8 @@ from hpc.base.fields import execution, semantic
 from hpc.operator import MissingShards, Shard
 from recap.data.addresses import _refuse_secrets, absolute, without_credentials
 from recap.data.file_list import ENDING
-from recap.data.frozen import Frozen, freeze
+from recap.data.frozen import Frozen, folder_of, freeze
+from recap.data.hub import Pins
 from recap.data.kind import Wanted
 from recap.data.kinds import ENDINGS, described, expected_samples
 from recap.data.shard_files import Folder, ShardFile, expand, has_file, is_image_folder, is_web_file, match, read_list
@@ -72,6 +73,7 @@ class DataConfig:
         self.planned: list[Shard] = []  # by a run that exists
         self.lists: Path | None = None  # where lists of folders' images lie; None: folders cannot be read
         self.frozen = Frozen()
+        self.pins = Pins([])
         if self.files_per_shard < 1:
             raise UserError(f"config: `data.files_per_shard`: {self.files_per_shard} is less than 1.")
         if self.expected not in EXPECTED:
@@ -83,7 +85,7 @@ class DataConfig:
 
     def described(self, shards: Sequence[Shard], wanted: Wanted) -> str:
         """What a dry run says of the input. UserError where it cannot be read as wanted."""
-        return "; ".join([described(shards, wanted), *self.frozen.told])
+        return "; ".join([described(shards, wanted), *self.pins.told, *self.frozen.told])
 
     def keep_root(self, planned: Iterable[Shard]) -> None:
         """Name shards relative to the root of a run that exists, so that none of its ids change."""
@@ -135,7 +137,9 @@ def list_shards(config: DataConfig) -> list[Shard]:
     found: dict[str, ShardFile] = {}
     missing: dict[str, None] = {}
     patterns, folders = dict[str, None](), list[str]()
-    for pattern in (p for given in config.given for p in read_list(given)):
+    given = [p for pattern in config.given for p in read_list(pattern)]
+    config.pins = Pins(_places(config.planned) if any(p.startswith("hf://") for p in given) else [])
+    for pattern in map(config.pins.pinned, given):
         _refuse_secrets(pattern)
         for name in expand(pattern):
             if is_image_folder(name, config.image, listings):
@@ -161,6 +165,11 @@ def list_shards(config: DataConfig) -> list[Shard]:
         lost = [Shard(ids[n], without_credentials(n), 0, MissingShards.ETAG) for n in sorted(missing)]
         raise MissingShards(", ".join(config.shards), shards, lost)
     return shards
+
+
+def _places(planned: Iterable[Shard]) -> Iterator[str]:
+    """Where shards lie: those that are lists, where their images do."""
+    return (folder_of(shard) if shard.uri.endswith(ENDING) else shard.uri for shard in planned)
 
 
 def _frozen(config: DataConfig, folders: Sequence[str]) -> list[Shard]:

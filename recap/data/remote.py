@@ -135,7 +135,11 @@ class Ranges(io.RawIOBase):
 
 
 def _range(system: Any, path: str, start: int, end: int) -> bytes:
-    data = http.read_range(system, path, start, end) if is_web(system) else system.cat_file(path, start=start, end=end)
+    if is_web(system):
+        data = http.read_range(system, path, start, end)
+    else:  # the Hub's file system opens a file, whose cache would read 5 MiB ahead
+        unbuffered = {"cache_type": "none"} if system.protocol == "hf" else {}
+        data = system.cat_file(path, start=start, end=end, **unbuffered)
     if len(data) != end - start:
         raise ConnectionError(f"asked for {end - start:,} bytes at {start:,}, got {len(data):,}")
     return data

@@ -16,6 +16,9 @@ from recap.data.folder_metadata import NAMES
 from recap.data.kinds import ENDINGS, KINDS
 from recap.data.saved import SPLITS, STATE, data_files, splits
 
+VERSIONS = ("ETag", "etag", "blob_id", "mtime", "LastModified")
+"""What stores call the version of a file; the first that a listing has counts."""
+
 _LOOKED_AT = 16  # folders in a folder, for images
 
 
@@ -215,7 +218,7 @@ def _list_remote(folder: str) -> Folder:
     for entry in system.ls(path, detail=True):
         base = entry["name"].rstrip("/").rpartition("/")[2]
         if entry["type"] == "file":
-            etag = str(entry.get("ETag") or entry.get("etag") or entry.get("mtime") or entry.get("LastModified") or "")
+            etag = str(next((entry[key] for key in VERSIONS if entry.get(key)), ""))
             files[base] = ShardFile(f"{folder.rstrip('/')}/{base}", int(entry.get("size") or 0), etag.strip('"'))
         else:
             folders.append(base)

@@ -8,6 +8,7 @@ from hpc.base.errors import UserError
 from hpc.base.remote_files import file_system
 from recap.data.addresses import without_credentials
 from recap.data.file_list import ListedFile
+from recap.data.shard_files import VERSIONS
 
 
 def walk(folder: str) -> dict[str, ListedFile]:
@@ -53,6 +54,6 @@ def _remote(folder: str) -> dict[str, ListedFile]:
         path = name[len(root) :].lstrip("/")
         if any(part.startswith(".") for part in path.split("/")):
             continue
-        time = next((about[k] for k in ("ETag", "etag", "sha", "blob_id", "mtime", "LastModified") if about.get(k)), "")
+        time = next((about[key] for key in VERSIONS if about.get(key)), "")
         files[path] = ListedFile(path, int(about.get("size") or 0), str(time).strip('"'))
     return files
