@@ -36,8 +36,8 @@ class DataConfig:
 
     shards: list[str] = execution(
         [],
-        "tars, parquet files, folders of images: paths or URLs with braces {00000..00099} or globs, folders of such "
-        "files, or lists (@file)",
+        "tars, parquet and arrow files, folders of images: paths or URLs (hf:// too) with braces {00000..00099} or "
+        "globs, folders of such files, or lists (@file)",
     )
     root: str | None = execution(
         None,

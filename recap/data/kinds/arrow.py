@@ -188,7 +188,10 @@ class _Stream:
 
     def read(self, batch: _Batch) -> pa.RecordBatch:
         """A batch, checked. ArrowInvalid, OSError: it is damaged."""
-        message = pa.ipc.read_message(pa.BufferReader(self._bytes(batch.at, batch.size)))
+        room = pa.allocate_buffer(batch.size)  # Arrow's pool gives the last batch's memory again
+        self._file.seek(batch.at)
+        read = self._file.readinto(room)  # type: ignore[attr-defined]
+        message = pa.ipc.read_message(pa.BufferReader(room.slice(0, read)))
         found = pa.ipc.read_record_batch(message, self.schema)
         found.validate(full=True)  # offsets of bytes that are not there would end the process
         return found
