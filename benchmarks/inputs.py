@@ -85,7 +85,12 @@ def _write_table(folder: Path, kind: str, shard: int, shards: int, rows: list[tu
         writer.write_table(table, max_chunksize=SHARD)
     if shard == shards - 1:
         files = [{"filename": f"data-{n:05d}-of-{shards:05d}.arrow"} for n in range(shards)]
-        state = {"_data_files": files, "_fingerprint": "0", "_format_columns": None, "_format_kwargs": {}}
+        state: dict[str, object] = {
+            "_data_files": files,
+            "_fingerprint": "0",
+            "_format_columns": None,
+            "_format_kwargs": {},
+        }
         state |= {"_format_type": None, "_output_all_columns": False, "_split": None}
         (folder / "state.json").write_text(json.dumps(state))
         datasets.DatasetInfo(features=features).write_to_directory(str(folder))
@@ -106,7 +111,7 @@ def ours(folder: Path) -> Iterator[tuple[bytes, object]]:
 
 
 def webdataset(folder: Path) -> Iterator[tuple[bytes, object]]:
-    from webdataset import WebDataset  # type: ignore[attr-defined]
+    from webdataset import WebDataset
 
     for sample in WebDataset(sorted(map(str, folder.glob("*.tar"))), shardshuffle=False):
         yield sample["jpg"], sample["txt"]
