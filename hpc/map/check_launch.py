@@ -77,7 +77,7 @@ def _here(job: Job) -> int:
                 env={**os.environ, "HPC_LOG": str(log)},
             )  # fmt: skip
         died = f"was killed by signal {-done.returncode}" if done.returncode < 0 else f"exited with {done.returncode}"
-        return _tell(run, submission, log, died)
+        return _print_answer(run, submission, log, died)
 
 
 def _on_slurm(job: Job) -> int:
@@ -96,7 +96,7 @@ def _on_slurm(job: Job) -> int:
     except BaseException:
         _cancel(submission.uuid)
         raise
-    return _tell(run, submission, log, died)
+    return _print_answer(run, submission, log, died)
 
 
 def _cancel(comment: str) -> None:
@@ -130,7 +130,7 @@ def _wait(number: str, answered: Callable[[], bool]) -> str:
     return ""
 
 
-def _tell(run: Run, submission: Submission, log: Path, died: str) -> int:
+def _print_answer(run: Run, submission: Submission, log: Path, died: str) -> int:
     """Print the answer, or the last words of a check that died; the exit code."""
     try:
         answer = json.loads(trial.answer_file(run, submission.uuid).read_bytes())

@@ -88,7 +88,7 @@ class ShardWorker:
                 return
             self.save_due()
             self.feed()
-            self.hand_over()
+            self.put_taken()
             for row in self.operator.poll(0.2):
                 self.take(row)
             self.inflight.write()
@@ -108,10 +108,16 @@ class ShardWorker:
                 self.draining = True
                 self.save_finished()  # at once: what is in flight may take longer than we are given
             else:
-                self.begin(command)
+                self.begin_shard(command)
         return True
 
-    def begin(self, command: dict[str, Any]) -> None:
+    def begin_shard(self, command: dict[str, Any]) -> None:
+        """The agent has claimed a shard: load what earlier owners saved of it, and let the reader go on behind that.
+
+        command: as `agent` sends it: the shard, its generation and epoch, the samples that are suspected or
+            quarantined, whether it is worked on `apart` from others, and whether good rows of the generation before
+            are kept.
+        """
         shard = Shard(**command["shard"])
         task = ShardTask(
             shard,
@@ -126,7 +132,7 @@ class ShardWorker:
             self.schema,
         )
         good = good_before(self.run, self.identity, task) if command["keep"] else []
-        self.tell_saved(task, task.adopt(good), adopted=True)
+        self.tell_saved(task, task.load_saved(good), adopted=True)
         self.tasks.append(task)
         self.to_read = task
         if task.apart:
@@ -223,7 +229,7 @@ class ShardWorker:
                 self.fail_for_change(task, f"sample {item.key}")
             return
         if item.index in task.quarantine:
-            self.settle(task, self.operator.refuse(item, QUARANTINED, KILLED))
+            self.finish_item(task, self.operator.refuse(item, QUARANTINED, KILLED))
         elif item.index in task.suspects:
             self.isolated.append((task, item, 0))
         else:
@@ -234,7 +240,7 @@ class ShardWorker:
         self.inflight.add(task, item, tries)
         self.taken.append(item)
 
-    def hand_over(self) -> None:
+    def put_taken(self) -> None:
         """Give the operator what was taken for it, once that is written down."""
         self.inflight.write()
         for item in self.taken:
@@ -253,9 +259,10 @@ class ShardWorker:
             waiting = self.isolated if item.index in task.suspects else self.again
             waiting.append((task, item, tries + 1))
         else:
-            self.settle(task, row)
+            self.finish_item(task, row)
 
-    def settle(self, task: ShardTask, row: Row) -> None:
+    def finish_item(self, task: ShardTask, row: Row) -> None:
+        """The sample has its row; the last one of a shard closes it."""
         task.add(row)
         if task.finished():
             self.close(task)

@@ -66,7 +66,7 @@ class ShardTask:
     def name(self) -> dict[str, Any]:
         return {"shard": self.shard.id, "generation": self.generation, "epoch": self.epoch}
 
-    def adopt(self, good: Iterable[tuple[int, pa.Table]]) -> list[Saved]:
+    def load_saved(self, good: Iterable[tuple[int, pa.Table]]) -> list[Saved]:
         """Take over what earlier owners saved, and `good` rows of the generation before where these have none."""
         rows, found = self.segments.read(self.schema, self.epoch)
         self._writer = Writer(self.segments.path(self.epoch), found)

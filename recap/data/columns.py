@@ -103,6 +103,11 @@ class ParquetColumn(ColumnOfFiles):
         return [plain(key) for key in found]
 
     def read(self, shard: Shard, block: int, keys: Sequence[str], members: Sequence[Mapping[str, bytes]]) -> Values:
+        """Values and image digests of one block's samples, in the order of `keys`: [len(keys)] each.
+
+        A sample has None where the shard has no file of this column, or its file no row of the key. Raises UserError
+        where the file has a key that the tar has not.
+        """
         with self._file(shard) as (file, doubt):
             if file is None:
                 return Values([None] * len(keys), [None] * len(keys))

@@ -79,6 +79,11 @@ class NativeEngine:
         self._last_put = time.monotonic()
 
     def poll(self, timeout: float) -> list[Caption]:
+        """Fill free slots with decoded images and write one token of every caption, until some are finished.
+
+        Waits up to `timeout` seconds for the first one; 0: one step. Where memory does not suffice, the engine goes on
+        with fewer slots, and what was in flight begins again.
+        """
         deadline = time.monotonic() + timeout
         begun = time.monotonic()
         while True:

@@ -61,7 +61,7 @@ class Training:
         parallel.state_precision(settings, self.ranks.device)
         torch.manual_seed(settings.seed)
         self.module = parallel.build(task, settings, self.ranks)
-        identity = self.ranks.told(task.identity)
+        identity = self.ranks.broadcast_from_rank0(task.identity)
         optimizer = optimizer_of(self.module, task, settings)
         ema = Ema(self.module, settings.ema) if settings.ema else None
         self.state = TrainState(self.module, optimizer, ema, settings.seed)
@@ -75,7 +75,7 @@ class Training:
         self.unchecked: tuple[parallel.AsyncScalar, list[str], int] | None = None
         self.lr = 0.0
         self.stop = 0  # the exit code that the ranks agreed to stop with
-        self.rehearsed = not parallel.rearranges(self.module)
+        self.warmed_up = not parallel.rearranges(self.module)
         self.sums_once = parallel.sums_once(self.module, self.ranks.device)
 
     # --- the story --------------------------------------------------------------------------
@@ -110,7 +110,7 @@ class Training:
             weight = self.agree(batch)
             if batch is None or self.stop:
                 break
-            self.rehearse(batch)
+            self.warm_up(batch)
             loss = self.gradients(batch, weight)
             self.update(batch, loss, weight)
             self.record()
@@ -137,7 +137,7 @@ class Training:
         if self.metrics is not None:
             self.metrics.resume(self.state.progress.metrics_bytes)
         self.module.train()
-        self.tell()
+        self.report_progress()
 
     def feed(self) -> Feed:
         first, last = self.state.progress.step, self.total // self.settings.batch
@@ -181,13 +181,13 @@ class Training:
                 "The log and journal/ name each with its reason."
             )
 
-    def rehearse(self, batch: Batch) -> None:
+    def warm_up(self, batch: Batch) -> None:
         """Where a life's first pass is not added up as the others are, it is one that is thrown away: a resumed run
         would differ in the last bit."""
-        if not self.rehearsed:
+        if not self.warmed_up:
             self.gradients(replace(batch, micro=batch.micro[-1:]), batch.weight)
             self.state.optimizer.zero_grad(set_to_none=True)
-            self.rehearsed = True
+            self.warmed_up = True
 
     def gradients(self, batch: Batch, weight: float) -> torch.Tensor:
         """Forward and backward of all micro-batches. Returns this rank's sum of losses, on the device."""
@@ -257,7 +257,7 @@ class Training:
 
     def write(self) -> None:
         if self.recorder.write():
-            self.tell()
+            self.report_progress()
 
     def evaluate_if_due(self) -> None:
         """A line of metrics.jsonl about the present weights, where it is due and not there yet."""
@@ -278,7 +278,7 @@ class Training:
         if self.metrics is not None:
             self.metrics.write(kind="evaluation", step=progress.step, samples=progress.samples, **found)
             log.info("step %d  evaluation  %s", progress.step, "  ".join(f"{k} {v}" for k, v in found.items()))
-        self.tell()
+        self.report_progress()
 
     def save_if_due(self) -> None:
         if due(self.state.progress.samples, self.settings.batch, self.settings.save_every, default=False):
@@ -289,7 +289,7 @@ class Training:
         ending = self.stop != 0 or self.finished
         self.check_finite()
         self.write()
-        self.recorder.settle()
+        self.recorder.add_unreported()
         if ending:
             self.checkpoints.wait()
         samples = self.state.progress.samples
@@ -301,9 +301,9 @@ class Training:
         if ending and not self.checkpoints.wait():
             log.error("the last checkpoint could not be saved; %s samples are safe", self.checkpoints.last or 0)
             self.stop = self.stop or Exit.REQUEUE
-        self.tell()
+        self.report_progress()
 
-    def tell(self) -> None:
+    def report_progress(self) -> None:
         """What the heartbeat shows: how far, and what is safe."""
         progress = replace(self.state.progress)
         safe = self.checkpoints.last or 0

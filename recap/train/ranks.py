@@ -38,7 +38,7 @@ class Ranks:
         dist.all_gather_object(found, value, group=self.control)
         return max(found)
 
-    def told(self, ask: Callable[[], str]) -> str:
+    def broadcast_from_rank0(self, ask: Callable[[], str]) -> str:
         """What rank 0 finds; the others do not look: it may read all weights."""
         found = [ask() if self.rank == 0 else None]
         dist.broadcast_object_list(found, src=0, group=self.control)

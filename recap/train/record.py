@@ -102,7 +102,7 @@ class Recorder:
             )  # fmt: skip
         return True
 
-    def settle(self) -> None:
+    def add_unreported(self) -> None:
         """Add the steps without a line to the progress, for a checkpoint."""
         if self._window.sums:
             self._reduce(self._window, AsyncScalar(torch.stack(self._window.sums)))

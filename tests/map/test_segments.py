@@ -216,11 +216,11 @@ def test_a_folder_of_an_earlier_version_is_adopted(segments: Segments) -> None:
     folder = folder_of(segments)
     (folder / "00000004-00000008.parquet").write_bytes(b"torn")
     first = task(segments, 1)
-    assert first.adopt([]) == [(0, {"ok": 4}), (8, {"ok": 4})] and len(first.saved) == 8
+    assert first.load_saved([]) == [(0, {"ok": 4}), (8, {"ok": 4})] and len(first.saved) == 8
     assert seen(segments, 1) == span(0, 4, "old") | span(8, 12, "old")
     pq.write_table(table(4, 4, "old, late"), folder / "00000004-00000008.parquet")  # its owner still lives
     assert seen(segments, 1) == span(0, 4, "old") | span(8, 12, "old"), "no more than the owner has seen"
-    assert len(task(segments, 2).adopt([])) == 3
+    assert len(task(segments, 2).load_saved([])) == 3
     segments.remove()
     assert not folder.exists() and seen(segments) == {}
 
@@ -228,9 +228,9 @@ def test_a_folder_of_an_earlier_version_is_adopted(segments: Segments) -> None:
 def test_a_folder_of_another_input_is_not_adopted_again(segments: Segments) -> None:
     folder_of(segments)
     first = task(segments, 1)
-    first.adopt([])
+    first.load_saved([])
     first.discard()
-    assert task(segments, 2).adopt([]) == []
+    assert task(segments, 2).load_saved([]) == []
 
 
 # --- a rerun of samples -----------------------------------------------------------------------
@@ -241,7 +241,7 @@ def test_good_samples_of_the_generation_before(segments: Segments) -> None:
     before = [(0, table(0, 4, "before")), (4, table(4, 2, "bad", "failed")), (6, table(6, 3, "before", "skipped"))]
     owner(segments, 0).append([(2, table(2, 3, "this one"))])
     first = task(segments, 1)
-    assert first.adopt(good_of(before)) == [(0, {"ok": 4}), (4, {"ok": 1, "skipped": 2}), (8, {"skipped": 1})]
+    assert first.load_saved(good_of(before)) == [(0, {"ok": 4}), (4, {"ok": 1, "skipped": 2}), (8, {"skipped": 1})]
     assert seen(segments, 1) == span(0, 2, "before") | span(2, 5, "this one") | span(6, 9, "before")
 
 
@@ -262,7 +262,7 @@ def finish(made: ShardTask, *indices: int) -> None:
 
 def test_whole_blocks_are_saved_every_save_s(segments: Segments, clock: list[float]) -> None:
     made = task(segments, 0, save_s=30.0)
-    assert made.adopt([]) == []
+    assert made.load_saved([]) == []
     finish(made, 0, 1, 2, 3, 4)
     clock[0] += 29
     assert not made.due()
@@ -283,7 +283,7 @@ def test_whole_blocks_are_saved_every_save_s(segments: Segments, clock: list[flo
 def test_a_successor_saves_its_first_block_at_once(segments: Segments, clock: list[float]) -> None:
     """Otherwise a shard whose engines die every twenty seconds would get nowhere."""
     made = task(segments, 1, save_s=30.0)
-    made.adopt([])
+    made.load_saved([])
     finish(made, *range(4))
     assert made.due() and made.save()
     finish(made, *range(4, 8))
@@ -293,6 +293,6 @@ def test_a_successor_saves_its_first_block_at_once(segments: Segments, clock: li
 def test_much_is_saved_before_its_time(segments: Segments, clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hpc.map.shard_task.ASIDE_BYTES", 10)
     made = task(segments, 0, save_s=30.0)
-    made.adopt([])
+    made.load_saved([])
     finish(made, *range(4))
     assert made.due()

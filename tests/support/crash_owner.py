@@ -44,11 +44,11 @@ class InlineEngine:
         self._engine.emit = self._tell  # type: ignore[method-assign]
 
     def send(self, command: dict[str, Any]) -> None:
-        self._engine.begin(command)
+        self._engine.begin_shard(command)
         task = self._engine.tasks[-1]
         for item in [*self._operator.read(task.shard), None]:
             self._engine.receive(task, item)
-            self._engine.hand_over()
+            self._engine.put_taken()
             for row in self._operator.poll(0.0):
                 self._engine.take(row)
             self._engine.save_due()
