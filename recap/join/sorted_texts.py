@@ -1,6 +1,7 @@
 """Their texts, sorted once by the hashes of their identifiers, and looked up from any number of processes.
 
-    FOLDER/<file's number>/<part>.index    hash, row, place of the text: an Arrow file, sorted, that is mapped
+    FOLDER/<file's number>/<part>.hashes   first 8 bytes of each, sorted: mapped
+    FOLDER/<file's number>/<part>.places   in their order: last 8 bytes, row, place and size of the text, 8 bytes each
     FOLDER/<file's number>/<part>.texts    the texts, one after another
     FOLDER/<file's number>/summary.json    rows, and what cannot be joined
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import struct
 import time
 from array import array
 from collections import Counter
@@ -22,17 +24,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from hpc.base.errors import UserError
 from hpc.base.lock import hold
 from recap.join.identifiers import as_numbers, cleaned, hashed
 from recap.join.theirs import File, Theirs, batches
 
-PART = 500_000  # rows
+PART = 200_000  # rows
 SUMMARY = "summary.json"
 NO_TEXT, NO_IDENTIFIER = "no text", "no identifier"
-_FIELDS = ("hash", "rest", "row", "at", "size")
+_PLACE = struct.Struct("<Qqqq")
 
 
 def prepare(theirs: Theirs, folder: Path) -> None:
@@ -102,10 +103,9 @@ class _Writer:
         self._texts.close()
         numbers, places = as_numbers(self._hashes), np.array(self._places, np.int64).reshape(-1, 3)
         order = np.lexsort((places[:, 0], numbers[:, 1], numbers[:, 0]))
-        columns = [numbers[order, 0], numbers[order, 1], *(places[order, n] for n in range(3))]
-        batch = pa.record_batch([pa.array(column) for column in columns], names=list(_FIELDS))
-        with pa.OSFile(str(self._path.with_suffix(".index")), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as out:
-            out.write_batch(batch)
+        numbers[order, 0].tofile(self._path.with_suffix(".hashes"))
+        last = numbers[order, 1].view("<i8")
+        np.column_stack([last, places[order]]).astype("<i8").tofile(self._path.with_suffix(".places"))
 
 
 def _place(folder: Path, number: int) -> Path:
@@ -122,25 +122,26 @@ class Found:
 
 class _Part:
     def __init__(self, path: Path, first: int) -> None:
-        self._file = pa.memory_map(str(path.with_suffix(".index")))
-        reader = pa.ipc.open_file(self._file)
-        batch = reader.get_batch(0)
-        self.hash, self._rest, self._row, self._at, self._size = (batch[name].to_numpy() for name in _FIELDS)
-        self._first, self._texts = first, os.open(path.with_suffix(".texts"), os.O_RDONLY)
+        hashes = path.with_suffix(".hashes")
+        self._hashes = np.memmap(hashes, "<u8", "r") if hashes.stat().st_size else np.empty(0, "<u8")
+        self._first = first
+        self._places, self._texts = (os.open(path.with_suffix(s), os.O_RDONLY) for s in (".places", ".texts"))
 
     def find(self, wanted: np.ndarray) -> Iterator[tuple[int, Found]]:
         """(which of the hashes [N, 2] are wanted, a row that has it)."""
-        left = np.searchsorted(self.hash, wanted[:, 0], "left")
-        right = np.searchsorted(self.hash, wanted[:, 0], "right")
+        left = np.searchsorted(self._hashes, wanted[:, 0], "left")
+        right = np.searchsorted(self._hashes, wanted[:, 0], "right")
         for n in np.nonzero(right > left)[0]:
             for place in range(left[n], right[n]):
-                if self._rest[place] == wanted[n, 1]:
-                    data = os.pread(self._texts, int(self._size[place]), int(self._at[place]))
-                    yield int(n), Found(self._first + int(self._row[place]), data.decode("utf-8", "surrogatepass"))
+                found = os.pread(self._places, _PLACE.size, place * _PLACE.size)
+                last, row, at, size = _PLACE.unpack(found)
+                if last == wanted[n, 1]:
+                    text = os.pread(self._texts, size, at).decode("utf-8", "surrogatepass")
+                    yield int(n), Found(self._first + row, text)
 
     def close(self) -> None:
+        os.close(self._places)
         os.close(self._texts)
-        self._file.close()
 
 
 class SortedTexts:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -95,7 +96,10 @@ def batches(file: File) -> Iterator[pa.Table]:
 
 def _parquet(path: str, names: list[str]) -> Iterator[pa.RecordBatch]:
     system, place = file_system(path)
-    with system.open(place, "rb") as source, pq.ParquetFile(source, buffer_size=1 << 20) as file:
+    with ExitStack() as stack:
+        # Arrow's own reader of local files leaves the memory of its buffers whole; through Python's it comes to pieces.
+        source = place if "://" not in path else stack.enter_context(system.open(place, "rb"))
+        file = stack.enter_context(pq.ParquetFile(source, buffer_size=1 << 20))
         yield from file.iter_batches(_BATCH, columns=names, use_threads=False)
 
 
