@@ -184,6 +184,8 @@ def class_folders(path: Path, names: str) -> tuple[Pairs, list[str]]:
     extensions, pairs = DataConfig().image, Pairs([], [], [], [])
     for number, place in enumerate(folders):
         for file in sorted(place.rglob("*")):
+            if file.name.startswith("."):  # ._1.png, .DS_Store of macOS
+                continue
             if file.suffix.lower().lstrip(".") in extensions:
                 _add(pairs, file, [str(number)])
             else:

@@ -127,7 +127,8 @@ def open_images(path: str, *, partial: bool = False) -> ImageSet:
     folder = Path(path)
     extensions = DataConfig().image
     if folder.is_dir():
-        files = sorted(f for f in folder.iterdir() if f.suffix.lower().lstrip(".") in extensions and f.is_file())
+        seen = (f for f in folder.iterdir() if f.is_file() and not f.name.startswith("."))  # ._1.png of macOS
+        files = sorted(f for f in seen if f.suffix.lower().lstrip(".") in extensions)
         if files or (folder / METADATA).is_file():
             return FolderImages(path, files)
     return TarImages(path)

@@ -202,6 +202,7 @@ def test_classes_from_an_image_folder(model, sets, tmp_path, capsys) -> None:
                 content = tar.extractfile(member)
                 assert content is not None
                 (place / member.name).write_bytes(content.read())
+                (place / f"._{member.name}").write_bytes(b"what macOS leaves")
     (tmp_path / "names.tsv").write_text(
         "".join(f"{i}_{name}\t{name}\n" for i, name in reversed(list(enumerate(names))))
     )
