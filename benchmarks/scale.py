@@ -65,10 +65,12 @@ def build(folder: Path, count: int) -> None:
     tars.mkdir(parents=True)
     for number in range(count):
         if number % LINKS == 0:
-            tar = folder / f"{number}.source"
+            tar, statistics = folder / f"{number}.source", folder / f"{number}.statistics"
+            statistics.write_text(json.dumps({"successes": SAMPLES}))
             with tar.open("wb") as file:
                 write_tar(file, ((key, {"jpg": b"x" * 40, "txt": b"y"}) for key in keys))
         os.link(tar, tars / f"{number:08d}.tar")
+        os.link(statistics, tars / f"{number:08d}_stats.json")
     shards = list_shards(DataConfig(shards=[str(tars)]))
     with tar.open("rb") as opened:
         blocks = scan(opened)
@@ -116,8 +118,10 @@ def rank(folder: Path, what: str) -> None:
     data = data_of(folder, columns=0 if what == "shards" else COLUMNS, merged="merged" in what)
     gang: Any = SimpleNamespace(rank=0 if what in ("shards", "survey") else 1, directory=str(folder))
     memory, cpu = _anonymous_mb(), time.process_time()
-    shared = shared_input(data, gang) if what not in ("nothing", "alone") else None
-    if what not in ("nothing", "shards", "survey"):
+    if what == "list":
+        assert all(shard.expected == SAMPLES for shard in list_shards(data))
+    shared = shared_input(data, gang) if what not in ("nothing", "list", "alone") else None
+    if what not in ("nothing", "list", "shards", "survey"):
         blocks = {"rank": 0, "alone": 0}.get(what, BLOCKS if what.startswith("all") else BLOCKS // 2)
         _start(data, shared, blocks * SAMPLES)
     sys.stdout.write(json.dumps({"cpu_s": time.process_time() - cpu, "mb": _anonymous_mb() - memory}) + "\n")
@@ -161,12 +165,13 @@ def measure(folder: Path, count: int) -> dict[str, float]:
     build(folder, count)
     idle = measured(folder, "nothing")["operations"]
     few = count <= COUNTED
-    shards = measured(folder, "shards", counted=False)
+    listed, shards = measured(folder, "list"), measured(folder, "shards", counted=False)
     made = measured(folder, "survey", few)
     start = measured(folder, "rank")
     blocks = {what: measured(folder, what)["operations"] for what in ("half", "all", "half merged", "all merged")}
     alone = measured(folder, "alone", few)
     return {
+        "list_operations": listed["operations"] - idle, "list_cpu_s": listed["cpu_s"],
         "rank_operations": start["operations"] - idle, "rank_cpu_s": start["cpu_s"], "rank_mb": start["mb"],
         "block_operations": 2 * (blocks["all"] - blocks["half"]) / BLOCKS,
         "merged_operations": 2 * (blocks["all merged"] - blocks["half merged"]) / BLOCKS,
@@ -179,6 +184,7 @@ def measure(folder: Path, count: int) -> dict[str, float]:
 # --- table ------------------------------------------------------------------------------------
 
 LABELS = {
+    "list_operations": "planning with statistics: operations", "list_cpu_s": "CPU, s",
     "rank_operations": "a rank's start: operations", "rank_cpu_s": "CPU, s", "rank_mb": "anonymous memory, MB",
     "block_operations": f"a block with {COLUMNS} columns: operations",
     "merged_operations": "a block, merged: operations",
@@ -191,6 +197,10 @@ LABELS = {
 def targets(sizes: dict[int, dict[str, float]]) -> list[Target]:
     least, most = sizes[min(sizes)], sizes[max(sizes)]
     return [
+        Target(
+            "planning: operations for each shard more (one stat, and its statistics are read)",
+            (most["list_operations"] - least["list_operations"]) / max(max(sizes) - min(sizes), 1), 2.1, "",
+        ),
         Target(
             f"a rank's start at {max(sizes):,} shards: operations more than at {min(sizes):,}",
             most["rank_operations"] - least["rank_operations"], 0, "",

@@ -92,6 +92,7 @@ def test_a_run_whose_output_is_on_an_object_store(tmp_path: Path, object_store: 
     assert shared is not None
     made = open_column("c0", data.columns["c0"], Manifest(shared.manifests["c0"]))
     assert made.read(found.shards[1], 0, ["00000", "00001"], []).values == ["a caption"] * 2
+    scale._start(data, shared, 2 * scale.SAMPLES)  # a rank reads both shards of all four columns
 
 
 def test_a_checkpoint_of_other_columns_is_refused(tmp_path: Path) -> None:
