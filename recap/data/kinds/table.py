@@ -42,6 +42,8 @@ def image_type(data: bytes) -> str:
     >>> image_type(b"\\x89PNG\\r\\n"), image_type(b"RIFF....WEBPVP8 "), image_type(b"")
     ('png', 'webp', 'jpg')
     """
+    if data.startswith(b"\xff\xd8"):
+        return "jpg"
     if data[8:12] == b"WEBP":
         return "webp"
     if data[4:12] in (b"ftypavif", b"ftypavis"):
@@ -64,6 +66,8 @@ class Layout:
         for name in schema.names:
             self._named.setdefault(name.lower(), name)
         self.image, self.problem = self._find_image() if wanted.image else (None, "")
+        own = (self.image or "").lower()
+        self._named_image = own if wanted.members is not None and own in wanted.image else ""
         self.key = self._named.get(wanted.key.lower()) if wanted.key else None
         self.members = self._find_members()
         self._json = self._others() if self._wants_json() else []
@@ -157,12 +161,10 @@ class Layout:
 
     def _member(self, image: bytes) -> str:
         """The extension under which an image's reader finds it; that of its format for who takes everything."""
-        extension = image_type(image)
-        if self._wanted.members is None:
-            return extension
-        named = (self.image or "").lower()
-        wanted = self._wanted.image
-        return next((name for name in (named, extension) if name in wanted), wanted[0])
+        if self._named_image:
+            return self._named_image
+        extension, wanted = image_type(image), self._wanted
+        return extension if wanted.members is None or extension in wanted.image else wanted.image[0]
 
 
 def check_layouts(shards: Sequence[Shard], wanted: Wanted, schema: Callable[[Shard], pa.Schema | None]) -> str:
