@@ -195,17 +195,18 @@ def test_a_dry_run_names_the_backend_and_why(
     assert "has no class for model type 'molmo'" in said and "auto_map) is not run" in said and "backend=vllm" in said
 
     find = loadable.importlib.util.find_spec
+    made = {name: vlm(name) for name in ("mistral3", "smolvlm", "gemma3")}  # while every package is there
     for name, package in (("mistral3", "torchvision"), ("smolvlm", "num2words"), ("smolvlm", "torchvision")):
         with monkeypatch.context() as without:
             without.setattr(
                 processor_files.importlib.util, "find_spec", lambda n, p=package: None if n == p else find(n)
             )
-            assert dry_run(vlm(name), tmp_path, *own) == Exit.USAGE
+            assert dry_run(made[name], tmp_path, *own) == Exit.USAGE
             said = words(capsys)
             assert f"needs the package '{package}', which is not installed here" in said and "[vlm]" in said
     with monkeypatch.context() as without:  # the others have a Pillow path, and its class is in the plan
         without.setattr(processor_files.importlib.util, "find_spec", lambda n: None if n == "torchvision" else find(n))
-        assert dry_run(vlm("gemma3"), tmp_path, *own) == 0
+        assert dry_run(made["gemma3"], tmp_path, *own) == 0
         assert "images by its own Gemma3ImageProcessorPil" in words(capsys)
 
 
