@@ -36,7 +36,7 @@ import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-import benchmarks.torchvision_shim  # noqa: F401 - before transformers
+import recap.torchvision_shim  # noqa: F401 - before transformers
 from recap import device as gpu
 from recap.clip.objective import Objective
 from recap.clip.settings import OPENAI, ClipConfig, ClipModelConfig, LossConfig, Stage

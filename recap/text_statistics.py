@@ -133,7 +133,7 @@ def as_table(made: TextStatistics) -> Table:
     """The paper's table, for a terminal."""
     table = Table(title=f"{made.rows:,} captioned samples of {made.shards:,} shards")
     for heading in ("", *(LABELS[side] for side in SIDES)):
-        table.add_column(heading, justify="right" if heading else "left")
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=not heading)
     for name, *cells in _lines(made):
         table.add_row(name, *cells)
     return table

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import os
 import re
 import signal
@@ -26,11 +25,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (ROOT, os.environ.get("P
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
-if importlib.util.find_spec("torchvision"):
-    # Before transformers is imported, here and in every process that a test starts.
-    from benchmarks import torchvision_shim
-
-    torchvision_shim.install()
+import recap  # noqa: E402, F401 - before transformers: see recap.torchvision_shim
 
 # Hypothesis's own clocks say how busy the machine is, not what the code does.
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])

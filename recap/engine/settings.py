@@ -101,7 +101,10 @@ class WriterConfig:
     endpoint: list[str] = execution(
         [], "Base URL of the server, e.g. http://node7:8000/v1 (openai backend); several share the requests"
     )
-    server: ServerConfig = field(default_factory=ServerConfig, metadata={"execution": True})
+    server: ServerConfig = field(
+        default_factory=ServerConfig,
+        metadata={"execution": True, "help": "A server that each engine starts for itself (openai backend)"},
+    )
     endpoint_key_env: str = execution("OPENAI_API_KEY", "Environment variable with the server's key (openai backend)")
     endpoint_timeout_s: float = execution(
         100.0, "Seconds that one answer of the server may take; five times this must be less than map.hang_s"
@@ -111,7 +114,8 @@ class WriterConfig:
     @property
     def endpoints(self) -> list[str]:
         """Base URLs of the servers that others have started."""
-        return [url for url in self.endpoint if url]
+        given = [self.endpoint] if isinstance(self.endpoint, str) else self.endpoint  # from Python, one may be a text
+        return [url for url in given if url]
 
     @property
     def served_name(self) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-import benchmarks.torchvision_shim  # noqa: F401 - before transformers
+import recap.torchvision_shim  # noqa: F401 - before transformers
 
 
 def open_clip() -> Any:

@@ -12,7 +12,14 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import CLIPImageProcessor, CLIPModel, CLIPProcessor, PreTrainedTokenizerFast, pipeline
+from transformers import (
+    AutoImageProcessor,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPProcessor,
+    PreTrainedTokenizerFast,
+    pipeline,
+)
 
 from hpc.base.errors import UserError
 from recap.clip import preprocessing, weights
@@ -44,6 +51,7 @@ def encoded(image: Image.Image) -> bytes:
 def theirs(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
     """Features by transformers alone."""
     model, processor = CLIPModel.from_pretrained(folder).eval(), CLIPProcessor.from_pretrained(folder)
+    processor.image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil")  # torchvision's pixels differ
     given = processor(text=TEXTS, images=[picture(), picture(40, 90)], return_tensors="pt", padding=True)
     out = model(**given)
     return out.image_embeds, out.text_embeds
@@ -101,6 +109,7 @@ def test_our_export_gives_the_same_in_transformers(tmp_path: Path) -> None:
     for a, b in zip(mine, named, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
     zero_shot = pipeline("zero-shot-image-classification", model=str(tmp_path / "out"))
+    zero_shot.image_processor = AutoImageProcessor.from_pretrained(tmp_path / "out", backend="pil")
     scores = {f["label"]: f["score"] for f in zero_shot(picture(), candidate_labels=TEXTS, hypothesis_template="{}")}
     wanted = (CLIPModel.from_pretrained(tmp_path / "out").logit_scale.exp() * mine[0][0] @ mine[1].T).softmax(-1)
     assert [scores[text] for text in TEXTS] == pytest.approx(wanted.tolist(), rel=1e-4)

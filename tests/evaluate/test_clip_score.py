@@ -38,7 +38,7 @@ def scored(folder: Path, made: list[ImageItem], batch: int) -> ClipScores:
 def by_transformers(folder: Path, made: list[ImageItem]) -> list[float]:
     model = CLIPModel.from_pretrained(folder).eval()
     pictures = [Image.open(io.BytesIO(item.data)) for item in made]
-    pixels = AutoImageProcessor.from_pretrained(folder)(pictures, return_tensors="pt")
+    pixels = AutoImageProcessor.from_pretrained(folder, backend="pil")(pictures, return_tensors="pt")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     ids = tokenizer([i.prompt for i in made], padding=True, truncation=True, max_length=10, return_tensors="pt")
     with torch.no_grad():

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from hpc.base import journal
+from hpc.base import heartbeat, journal
 from hpc.map import openmetrics, work
 from hpc.run.directory import Run
 from tests.support.jobs import ROOT, EchoJob, inline, texts, wait_for
@@ -72,7 +72,8 @@ def test_counters_grow_through_a_kill_a_rerun_and_another_identity(job: EchoJob)
     scraper = Scraper(job.run)
     assert value(scraper.look(), "hpc_samples_produced_total", status="ok") == 0
     first = job.worker()
-    wait_for(lambda: value(scraper.look(), "hpc_samples_produced_total", status="ok") >= 30)
+    # All whole blocks of 8 before the line that waits are saved, so that the kill hits between two saves.
+    wait_for(lambda: value(scraper.look(), "hpc_samples_produced_total", status="ok") >= 38)
     alive = scraper.look()
     assert value(alive, "hpc_engine_seconds_total") > 0 and value(alive, "hpc_complete") == 0
     first.kill()
@@ -91,6 +92,7 @@ def test_counters_grow_through_a_kill_a_rerun_and_another_identity(job: EchoJob)
     assert scraper.look() == ended
     assert inline("hpc.rerun", str(job.run.path), "--shards", "a,c", "--no-submit").returncode == 0
     assert value(scraper.look(), "hpc_failed") == 0  # what is open again has not failed
+    told = sum(beat["time"]["seconds"]["work"] for beat in heartbeat.read_all(job.run.slots))
     (job.inputs / "c.txt").write_text("\n".join(texts(10)))
     job.submit("prefix=x", supersede=True)  # another identity
     reopened = scraper.look()
@@ -102,8 +104,8 @@ def test_counters_grow_through_a_kill_a_rerun_and_another_identity(job: EchoJob)
     assert produced == value(ended, "hpc_samples_produced_total", status="ok") + 60
     assert value(final, "hpc_shards_published_total") == 5
     times = {dict(labels)["kind"]: v for (name, labels), v in final.items() if name == "hpc_engine_time_seconds"}
-    worked = value(ended, "hpc_engine_time_seconds", kind="useful")
-    assert times["start"] > 0 and times["redone"] > 0.8 * worked, "what another identity has made counts no more"
+    assert told > 0 and times["start"] > 0
+    assert times["redone"] > 0.99 * told, "what another identity has made counts no more"
 
 
 def write(run: Run, life: str, *events: dict[str, object]) -> None:

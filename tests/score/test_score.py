@@ -42,7 +42,9 @@ def samples(folder: Path) -> dict[str, Sample]:
 def by_transformers(folder: Path, image: bytes, texts: list[str]) -> tuple[list[float], list[float]]:
     """Cosines, and the model's own probabilities."""
     model = CLIPModel.from_pretrained(folder).eval()
-    pixels = AutoImageProcessor.from_pretrained(folder)(Image.open(io.BytesIO(image)), return_tensors="pt")
+    pixels = AutoImageProcessor.from_pretrained(folder, backend="pil")(
+        Image.open(io.BytesIO(image)), return_tensors="pt"
+    )
     tokenizer = AutoTokenizer.from_pretrained(folder)
     ids = tokenizer(texts, padding=True, truncation=True, max_length=CONTEXT, return_tensors="pt")
     out = model(input_ids=ids["input_ids"], attention_mask=ids["attention_mask"], **pixels)

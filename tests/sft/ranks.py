@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-import benchmarks.torchvision_shim  # noqa: F401 - before transformers
+import recap.torchvision_shim  # noqa: F401 - before transformers
 from hpc import config as configs
 from hpc.base.errors import UserError
 from recap.sft import model as models

@@ -1,15 +1,14 @@
-"""PyPI's torchvision beside a torch without CUDA, as tests and benchmarks have it.
+"""PyPI's torchvision beside a torch without CUDA: CPU nodes, laptops, tests.
 
 A torchvision that was built for CUDA asks for two operators that only CUDA builds of torch register; without them
-neither it nor transformers (which imports it where it finds it) can be imported. Importing this module has their
-signatures declared whenever torchvision is imported in this process, and not before: nothing else is loaded. `install`
-has every process of the environment do so.
+neither it nor transformers (which imports it where it finds it) can be imported, not even for models that need none of
+it. Importing this package has their signatures declared whenever torchvision is imported in this process, and not
+before: nothing else is loaded. `install` has every process of the environment do so, those of vLLM too.
 """
 
 from __future__ import annotations
 
 import importlib.machinery
-import importlib.metadata
 import shutil
 import sys
 import sysconfig
@@ -22,7 +21,9 @@ _declared: list[object] = []  # the declarations live as long as their library
 
 class _Loader(importlib.machinery.SourceFileLoader):
     def exec_module(self, module: ModuleType) -> None:
-        if not _declared and not importlib.metadata.version("torchvision").endswith("+cpu"):
+        from importlib import metadata
+
+        if not _declared and not metadata.version("torchvision").endswith("+cpu"):
             import torch
 
             if torch.version.cuda is None:
