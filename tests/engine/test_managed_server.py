@@ -134,7 +134,7 @@ def test_one_that_never_gets_healthy_names_its_log(control: Path, monkeypatch: p
 def test_nothing_is_left_of_an_engine_that_is_killed(control: Path) -> None:
     """By SIGKILL: not its server, nor what that started in a session of its own and which ignores SIGTERM."""
     code = (
-        "import sys, time; from tests.engine.test_managed_server import *\n"
+        "import recap, sys, time; from tests.engine.test_managed_server import *\n"
         "engine = load_engine(settings(Path(sys.argv[1]))); print('ready', flush=True); time.sleep(600)"
     )
     with subprocess.Popen(

@@ -150,7 +150,7 @@ def test_killed_after_the_first_of_three_commits(run: Path, out: Path, hub: Fake
     command = [sys.executable, "-m", "recap.publish", str(run), "me/x", "--export", str(out)]
     environment = {
         **os.environ, "HF_ENDPOINT": hub.address, "HF_TOKEN": TOKEN, "HF_HOME": str(home), "HOME": str(home),
-        "TMPDIR": str(home), "PYTHONPATH": str(ROOT),
+        "TMPDIR": str(home), "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "0",
     }  # fmt: skip
     lines: list[bytes] = []
 
@@ -163,7 +163,7 @@ def test_killed_after_the_first_of_three_commits(run: Path, out: Path, hub: Fake
     hub.after = kill
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     said, _ = process.communicate(timeout=240)
-    assert process.returncode == -signal.SIGKILL and len(lines) == 1
+    assert process.returncode == -signal.SIGKILL and len(lines) == 1, said.decode()
     repo, first = hub.repos["me/x"], dict(hub.repos["me/x"].files)
     assert 200 < len(first) < 300
     hub.after = lambda hub, request: None
