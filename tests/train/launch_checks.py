@@ -225,7 +225,7 @@ SFT = [
          lambda folder: {"data": [{"kind": "columns", "path": str(gzipped("a.tar.gz")(folder)["data__shards"][0])}]}),
     Case("sft", "attention", "a misspelt kernel", {"attention": "flash_attention2"}, "Did you mean flash_attention_2"),
     Case("sft", "lora.rank", "adapters without the package peft", {"lora": {"rank": 4}}, "pip install peft"),
-    Case("sft", "make", "a maker whose module is not there", {"model": "", "make": "recap.no.demo"}, "no module 'recap.no"),
+    Case("sft", "make", "a maker without its module", {"model": "", "make": "recap.no.demo"}, "no module 'recap.no"),
     Case("sft", "model", "a checkpoint of another type", {}, "'qwen2_vl' cannot be fine-tuned",
          model(config__json={"model_type": "qwen2_vl"})),
     Case("sft", "model", "a checkpoint that cannot caption (processor, sizes, weights)", {}, "no image processor",
