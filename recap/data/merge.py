@@ -9,8 +9,7 @@ they are; no tar is opened but for columns that are members of them.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
@@ -23,8 +22,7 @@ from hpc.operator import OK, SKIPPED, Batched, Column, Damage, Item, Row, Shard
 from recap.data.column import ColumnOfFiles
 from recap.data.rows import JoinedRow, Rows, RowsConfig
 from recap.data.same_image import FIELD
-
-log = logging.getLogger(__name__)
+from recap.data.tar_job import RowsJob
 
 _TAKEN = ("key", "status", "reason", "detail", FIELD)
 
@@ -37,7 +35,7 @@ class MergeConfig:
     data: RowsConfig = field(default_factory=RowsConfig)
 
 
-class MergeOperator(Batched):
+class MergeOperator(RowsJob, Batched):
     """One row a sample, with a field for each column. See hpc.operator.Operator."""
 
     Config: ClassVar[type] = MergeConfig
@@ -56,15 +54,6 @@ class MergeOperator(Batched):
     @cached_property
     def _rows(self) -> Rows:
         return Rows(self.config.data, list(self.config.data.columns), image=False)
-
-    def continues(self, planned: Iterable[Shard]) -> None:
-        self.config.data.keep_root(planned)
-
-    def plan(self) -> list[Shard]:
-        shards, told = self._rows.plan()
-        for line in told:
-            log.warning("data: %s", line)
-        return shards
 
     def identity(self) -> dict[str, Any]:
         return {"columns": self._rows.identities()}

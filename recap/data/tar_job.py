@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from hpc.operator import Damage, Item, Shard
 from recap.data.inputs import list_shards
 from recap.data.pictures import FoundImage, find_image, read_items
+from recap.data.rows import Rows
 from recap.data.tars import Sample
+
+log = logging.getLogger(__name__)
 
 
 class OverShards:
@@ -51,3 +56,17 @@ class ImageJob(TarJob):
     def _found(self, sample: Sample) -> tuple[FoundImage, int]:
         found = find_image(sample, self.config.data.image)
         return found, len(found.image or b"")
+
+
+class RowsJob(OverShards):
+    """The shards of an operator over rows: samples of tars joined with columns, or the rows of a column alone."""
+
+    @cached_property
+    def _rows(self) -> Rows:
+        raise NotImplementedError
+
+    def plan(self) -> list[Shard]:
+        shards, told = self._rows.plan()
+        for line in told:
+            log.warning("data: %s", line)
+        return shards

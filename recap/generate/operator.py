@@ -7,7 +7,6 @@ does not parse is skipped too, and kept as it is in `caption`.
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
@@ -22,7 +21,7 @@ from recap.data.inputs import placeholder_digests
 from recap.data.pictures import find_image
 from recap.data.rows import JoinedRow, Rows
 from recap.data.same_image import digest
-from recap.data.tar_job import OverShards
+from recap.data.tar_job import RowsJob
 from recap.data.texts import LONGEST_TEXT, TextMember, clean
 from recap.engine import Caption, Format
 from recap.engine.formats import bank_of, format_name, one_line, said, shuffled
@@ -31,14 +30,12 @@ from recap.generate.parsers import Unparsed, parser_of
 from recap.generate.settings import GenerateConfig
 from recap.generate.writing import ALTERNATIVE, FIELDS, PLACEHOLDER, Asked, Writing
 
-log = logging.getLogger(__name__)
-
 UNPARSED = "answer: unparsed"
 LEAKED = "answer: leaks the prompt"
 MISSING = "text: missing"
 
 
-class GenerateOperator(OverShards, Writing):
+class GenerateOperator(RowsJob, Writing):
     """See hpc.operator.Operator."""
 
     Config: ClassVar[type] = GenerateConfig
@@ -93,12 +90,6 @@ class GenerateOperator(OverShards, Writing):
         forms = self.config.formats.values()
         names = [column for form in forms for column in (*form.columns(), form.otherwise) if column]
         return Rows(self.config.data, list(dict.fromkeys(names)), image=self.asking.sees)
-
-    def plan(self) -> list[Shard]:
-        shards, told = self._rows.plan()
-        for line in told:
-            log.warning("data: %s", line)
-        return shards
 
     def identity(self) -> dict[str, Any]:
         self.check_model()

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +27,7 @@ from recap.data.expected import stem_of
 from recap.data.pictures import find_image
 from recap.data.rows import JoinedRow, Rows, RowsConfig
 from recap.data.same_image import FIELD, digest
+from recap.data.tar_job import RowsJob
 from recap.join.identifiers import cleaned, hashed
 from recap.join.ours import BESIDE, Beside, keys_twice
 from recap.join.sorted_texts import Found, SortedTexts, prepare
@@ -72,7 +73,7 @@ class _Ours:
     without: str  # what could not be asked for
 
 
-class JoinOperator(Batched):
+class JoinOperator(RowsJob, Batched):
     """See hpc.operator.Operator."""
 
     Config: ClassVar[type] = JoinConfig
@@ -103,12 +104,9 @@ class JoinOperator(Batched):
         chosen = hashed("theirs", f"{self.theirs.digest} {self.theirs.by} {[f.columns for f in self.theirs.files]}")
         return Path(self.config.table) / chosen.hex()
 
-    def continues(self, planned: Iterable[Shard]) -> None:
-        self.config.data.keep_root(planned)
-
     def plan(self) -> list[Shard]:
-        shards, told = self._rows.plan()
-        for line in [*told, *self._without(shards)]:
+        shards = super().plan()
+        for line in self._without(shards):
             log.warning("data: %s", line)
         return shards
 

@@ -5,11 +5,10 @@ Images go through the pool of decode processes, once for all scorers: each gets 
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -22,14 +21,13 @@ from recap.data.inputs import placeholder_digests
 from recap.data.pictures import find_image
 from recap.data.rows import JoinedRow, Rows
 from recap.data.same_image import FIELD, digest
+from recap.data.tar_job import RowsJob
 from recap.engine.decode_pool import Decoded, DecodePool
 from recap.engine.formats import one_line, said
 from recap.generate.writing import PLACEHOLDER
 from recap.score.scorer import IMAGE, TEXTS, Picture, Scored
 from recap.score.scorers import scorers_of
 from recap.score.settings import ScoreConfig
-
-log = logging.getLogger(__name__)
 
 TEXT_MISSING = "text: missing"
 NOT_FINITE = "score: not a finite number"
@@ -49,7 +47,7 @@ class Given:
     detail: str = ""
 
 
-class ScoreOperator:
+class ScoreOperator(RowsJob):
     """See hpc.operator.Operator."""
 
     Config: ClassVar[type] = ScoreConfig
@@ -77,15 +75,6 @@ class ScoreOperator:
     def _rows(self) -> Rows:
         names = [*self.config.texts, *self.config.references]
         return Rows(self.config.data, list(dict.fromkeys(names)), image=self._sees)
-
-    def continues(self, planned: Iterable[Shard]) -> None:
-        self.config.data.keep_root(planned)
-
-    def plan(self) -> list[Shard]:
-        shards, told = self._rows.plan()
-        for line in told:
-            log.warning("data: %s", line)
-        return shards
 
     def identity(self) -> dict[str, Any]:
         made: dict[str, Any] = {"scorers": [scorer.identity() for scorer in self._scorers]}

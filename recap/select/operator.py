@@ -4,9 +4,8 @@ dropped it. Of any number of texts it can write the best one. Torch-free.
 
 from __future__ import annotations
 
-import logging
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -18,18 +17,17 @@ from recap.data.blocks import BLOCK
 from recap.data.columns import RunColumn
 from recap.data.rows import JoinedRow, Rows
 from recap.data.same_image import FIELD
+from recap.data.tar_job import RowsJob
 from recap.data.texts import text_digest
 from recap.engine.formats import one_line, said
 from recap.select.rules import Passing, check_places, has_value, passing, statistics_of
 from recap.select.settings import Best, Bucket, SelectConfig, check
 
-log = logging.getLogger(__name__)
-
 NO_TEXT = "no text is left"
 PROOF = 8 * BLOCK  # rows of which one carries its image's digest
 
 
-class SelectOperator(Batched):
+class SelectOperator(RowsJob, Batched):
     """See hpc.operator.Operator."""
 
     Config: ClassVar[type] = SelectConfig
@@ -72,13 +70,8 @@ class SelectOperator(Batched):
         found, field = statistics_of(bucket.statistics, bucket.column, self.config.data.columns, self._rows)
         return found.edges(field, bucket.bins, bucket.uniform), found.digest
 
-    def continues(self, planned: Iterable[Shard]) -> None:
-        self.config.data.keep_root(planned)
-
     def plan(self) -> list[Shard]:
-        shards, told = self._rows.plan()
-        for line in told:
-            log.warning("data: %s", line)
+        shards = super().plan()
         for found in [*self._rules.values(), *(rule for rule, _ in self._either)]:
             column = self._rows.columns[found.column]
             if isinstance(column, RunColumn):

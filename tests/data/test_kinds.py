@@ -16,7 +16,9 @@ from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
 
+from hpc import config as configs
 from hpc import verify
 from hpc.base.errors import Exit
 from hpc.run.published import Published
@@ -135,3 +137,15 @@ def test_the_same_captions_whatever_was_killed(kind: str, of_tars: list[tuple[An
         with tarfile.open(path) as tar:
             members += [name.partition(".")[2] for name in tar.getnames()]
     assert {"png", "txt", "recap.txt"} <= set(members) and members.count("png") == len(of_tars)
+
+
+def test_jobs_over_rows_take_a_plain_folder(tmp_path: Path) -> None:
+    """As captioning does: its lists are the run's."""
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (9, 9)).save(tmp_path / "pictures" / "a.png")
+    config = configs.load(ROOT / "configs/score/facts.yaml", [f"data.shards=[{tmp_path}/pictures]"])
+    operator: Any = config.operator()
+    operator.keep_in(tmp_path / "lists")
+    (shard,) = operator.plan()
+    operator.freeze(tmp_path / "lists")
+    assert Path(shard.uri).parent == tmp_path / "lists" and Path(shard.uri).is_file()
