@@ -136,7 +136,7 @@ def spent(found: list[Life], latest: Submission, totals: Totals, speed: float, h
     price = cluster.get("price")
     return {
         "unit": unit(cluster_of(latest)),
-        "hours": round(hours, 6),
+        "hours": round(hours, 9),
         "hours_left": None if left is None else round(left, 3),
         "samples_per_s": round(per_hour / 3600, 3),  # of one engine, loading of models included
         "times_foreseen": round(3600 * hours * latest.rate / totals.standing, 3)

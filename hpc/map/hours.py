@@ -61,7 +61,7 @@ def _add(total: dict[str, float], more: Mapping[str, float]) -> None:
 def described(hours: Mapping[str, float], price: float | None) -> dict[str, dict[str, Any]]:
     """The same with money and in words, as status and reports show it."""
     return {
-        kind: {"what": WORDS[kind], "hours": round(h, 6), "cost": None if price is None else round(h * price, 4)}
+        kind: {"what": WORDS[kind], "hours": round(h, 9), "cost": None if price is None else round(h * price, 4)}
         for kind, h in hours.items()
     }
 
