@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Set
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterable, Set
+from functools import partial
+from io import BytesIO
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -34,51 +35,52 @@ def expected_samples(how: str, found: Iterable[str], known: Set[str]) -> dict[st
         elif how in ("auto", "parquet") and f"{stem}.parquet" in known:
             tables[f"{stem}.parquet"] = uri
     counts: dict[str, int] = {}
-    for files, parse in ((stats, _successes), (tables, _rows)):
-        for path, content in _contents(list(files)):
-            count = parse(content)
-            if count is not None:
-                counts[files[path]] = count
+    for files, count in ((stats, _successes), (tables, _rows)):
+        for path, number in _counted(list(files), count):
+            if number is not None:
+                counts[files[path]] = number
     return counts
 
 
-def _contents(paths: list[str]) -> Iterable[tuple[str, bytes]]:
-    """The bytes of many small files; remote ones are asked for together. What cannot be read is left out."""
-    for path, content in small_reads(_read, [p for p in paths if "://" not in p]):
-        if content is not None:
-            yield path, content
+def _counted(paths: list[str], count: Callable[[BinaryIO], int | None]) -> Iterable[tuple[str, int | None]]:
+    """What many small files say; remote ones are asked for together. What cannot be read says nothing."""
+    yield from small_reads(partial(_of_local, count), [p for p in paths if "://" not in p])
     remote = [p for p in paths if "://" in p]
     for start in range(0, len(remote), 1000):
         part = remote[start : start + 1000]
         system, _ = file_system(part[0])
         stripped = {system._strip_protocol(p): p for p in part}
         answers: dict[str, Any] = system.cat(list(stripped), on_error="omit")
-        yield from ((stripped[name], content) for name, content in answers.items())
+        yield from ((stripped[name], count(BytesIO(content))) for name, content in answers.items())
 
 
-def _read(path: str) -> tuple[str, bytes | None]:
+def _of_local(count: Callable[[BinaryIO], int | None], path: str) -> tuple[str, int | None]:
     try:
-        return path, Path(path).read_bytes()
+        with open(path, "rb") as file:
+            return path, count(file)
     except OSError:
         return path, None
 
 
-def _successes(data: bytes) -> int | None:
+def _successes(file: BinaryIO) -> int | None:
     """img2dataset writes its statistics without care for crashes: half a file is no statement."""
     try:
-        count = json.loads(data)["successes"]
+        count = json.load(file)["successes"]
     except (ValueError, KeyError, TypeError):
         return None
     return int(count) if isinstance(count, int) and count >= 0 else None
 
 
-def _rows(data: bytes) -> int | None:
+def _rows(file: BinaryIO) -> int | None:
+    """Reads the one column that it needs: a table beside a tar may hold anything, and gigabytes of it."""
     import pyarrow.compute as pc  # 0.1 s: only where there is such a file
 
     try:
-        status = pq.read_table(pa.BufferReader(data), columns=["status"])["status"]
-        return int(pc.sum(pc.equal(status, "success")).as_py() or 0)
-    except (OSError, pa.ArrowException, KeyError):
+        table = pq.ParquetFile(file)
+        if "status" not in table.schema_arrow.names:
+            return None
+        return int(pc.sum(pc.equal(table.read(["status"])["status"], "success")).as_py() or 0)
+    except (OSError, pa.ArrowException):
         return None
 
 

@@ -94,6 +94,23 @@ def test_expected_samples_of_img2dataset(tmp_path: Path) -> None:
         DataConfig(expected="guess")
 
 
+def test_a_table_beside_a_tar_is_not_read_whole(tmp_path: Path) -> None:
+    """It may be a column with gigabytes of text, or img2dataset's with a thousand rows: only its outcomes matter."""
+    make(tmp_path, "0.tar", "1.tar")
+    blobs = [os.urandom(1000) for _ in range(5000)]
+    pq.write_table(pa.table({"status": ["success"] * 5000, "blob": blobs}), tmp_path / "0.parquet")
+    pq.write_table(pa.table({"caption": blobs}), tmp_path / "1.parquet")
+    before = read_bytes()
+    shards = list_shards(DataConfig(shards=[str(tmp_path)]))
+    assert [shard.expected for shard in shards] == [5000, None]
+    assert read_bytes() - before < 1_000_000
+
+
+def read_bytes() -> int:
+    """What this process asked the system to read so far."""
+    return int(dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())["rchar"])
+
+
 def test_placeholders(tmp_path: Path) -> None:
     one, two = "a" * 64, "b" * 64
     (tmp_path / "list.txt").write_text(f"# dead links\n{two.upper()}\n")
