@@ -65,7 +65,7 @@ def on_cpu(options: argparse.Namespace) -> dict[str, Any]:
     fastest = min(spent.values())
     for batch, used in spent.items():
         say(f"  generate, batch {batch:3d}   {1 / used:8.1f} img/s{'   best' if used == fastest else ''}")
-    plan = generator.plan
+    plan = generator.shapes
     say(f"  native, {plan.slots} slots    {1 / own:8.1f} img/s   {fastest / own:.2f}x generate at its best")
     say("  (images per CPU second; by the clock, on a machine that may be shared, "
         f"the native engine wrote {1 / own_clock:.1f} img/s)")  # fmt: skip

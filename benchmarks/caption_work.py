@@ -21,7 +21,7 @@ from benchmarks.timing import seconds
 from recap.engine import CaptionerConfig, Request
 from recap.engine.agreement import equal_start
 from recap.engine.checkpoint import Normalisation
-from recap.engine.generator import Generator, Image, Plan, Text
+from recap.engine.generator import Generator, Image, Shapes, Text
 from recap.engine.native import NativeEngine
 from recap.engine.sampling import Sampler
 
@@ -112,7 +112,7 @@ def run_generate(work: Work, batch: int, cache: str | None) -> dict[int, list[in
 
 def make_generator(work: Work, micro_batch: int, slots: int, precision: str, cuda_graph: bool = True) -> Generator[int]:
     """The native engine's generator with the work's weights."""
-    plan = Plan(
+    shapes = Shapes(
         micro_batch=micro_batch,
         slots=slots,
         max_tokens=MAX_TOKENS,
@@ -123,7 +123,7 @@ def make_generator(work: Work, micro_batch: int, slots: int, precision: str, cud
     )
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16
     return Generator(
-        work.model, plan, Sampler(), NORMALISE, work.shape.image, work.model.device, dtype,
+        work.model, shapes, Sampler(), NORMALISE, work.shape.image, work.model.device, dtype,
         fp8=precision.startswith("fp8"), kv_fp8=precision == "fp8+kv", cuda_graph=cuda_graph,
     )  # fmt: skip
 
@@ -140,7 +140,7 @@ class Turn:
 def run_native(work: Work, generator: Generator[int], trace: list[Turn] | None = None) -> dict[int, list[int]]:
     """The native engine's own loop, pixels in memory. Every turn is noted in `trace`."""
     found: dict[int, list[int]] = {}
-    random_numbers, n, next_image = torch.zeros(MAX_TOKENS), generator.plan.micro_batch, 0
+    random_numbers, n, next_image = torch.zeros(MAX_TOKENS), generator.shapes.micro_batch, 0
     while len(found) < work.images:
         if next_image < work.images and generator.room():
             several = range(next_image, min(next_image + n, work.images))
@@ -212,10 +212,10 @@ def end_to_end(work: Work, config: CaptionerConfig, photos: list[bytes]) -> dict
     engine.lengths = {str(i): int(length) for i, length in enumerate(work.lengths)}
     try:
         requests = [Request(i, photos[i], key=str(i)) for i in range(work.images)]
-        drive(engine, requests[: engine.generator.plan.slots // 2])  # processes started, kernels compiled
+        drive(engine, requests[: engine.generator.shapes.slots // 2])  # processes started, kernels compiled
         engine.idle_s, engine.generator.times = 0.0, type(engine.generator.times)()
         spent = seconds(lambda: drive(engine, requests), engine.device)
-        times, slots = engine.generator.times, engine.generator.plan.slots
+        times, slots = engine.generator.times, engine.generator.shapes.slots
         return {
             "images_per_s": work.images / spent,
             "busy": 1 - engine.idle_s / spent,

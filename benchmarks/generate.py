@@ -199,7 +199,7 @@ def text(model: str, count: int, tokens: int, threads: int, batches: list[int]) 
         engine.checkpoint.eos, engine.generator.eos = (), torch.tensor([], dtype=torch.long)  # all write `tokens`
         taken = _timed(partial(_drive, engine, asked))
         found[name] = count / taken
-        prefix = len(engine.generator.plan.prefix)
+        prefix = len(engine.generator.shapes.prefix)
         say(f"{name:40} {found[name]:6.2f} a second ({prefix} tokens run once)")
         engine.close()
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()

@@ -72,7 +72,7 @@ def precision(name: str) -> Callable[[Setting, Note], None]:
         start = time.perf_counter()
         generator = make_generator(work, n, n, name)
         slots = setting.slots or fitting_slots(generator, 0.8)
-        generator.reset(replace(generator.plan, slots=slots))
+        generator.reset(replace(generator.shapes, slots=slots))
         warm_up(generator)
         note("slots", slots)
         note("seconds to be ready", time.perf_counter() - start)
@@ -93,15 +93,15 @@ def measured(setting: Setting, note: Note, work: Work, generator: Generator[int]
     times = generator.times
     assert {i: len(tokens) for i, tokens in found.items()} == dict(enumerate(work.lengths.tolist()))
     note("images/s", work.images / spent)
-    note("images/s between full slots", steady_rate(trace, generator.plan.slots, work.images))
+    note("images/s between full slots", steady_rate(trace, generator.shapes.slots, work.images))
     note("steps an image", times.steps / work.images)
-    note("slots busy", times.busy / times.steps / generator.plan.slots)
+    note("slots busy", times.busy / times.steps / generator.shapes.slots)
     note("sensors", sensors.found)
 
 
 def stage_milliseconds(work: Work, generator: Generator[int]) -> dict[str, float]:
     """Each pass alone: vision and prefill of a micro-batch, one decode step of half-written captions."""
-    n = generator.plan.micro_batch
+    n = generator.shapes.micro_batch
     pixels = torch.from_numpy(work.pixels[:n]).to(generator.device)
     slots = torch.arange(n, device=generator.device)
     last = torch.full((n,), len(work.ids) - 1, device=generator.device)
@@ -116,7 +116,7 @@ def stage_milliseconds(work: Work, generator: Generator[int]) -> dict[str, float
     with torch.inference_mode():
         generator.positions.fill_(len(work.ids) + int(work.lengths.mean()) // 2)
         found = {name: milliseconds(action, generator.device) for name, action in actions.items()}
-    generator.reset(generator.plan)
+    generator.reset(generator.shapes)
     if generator.graphed:
         warm_up(generator)
     return found

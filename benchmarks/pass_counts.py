@@ -54,4 +54,4 @@ def _watched(watch: Watch, action: Callable[[], Any]) -> Counts:
 def _images(generator: Generator[int], ids: list[int]) -> list[Image[int]]:
     chances, side = torch.zeros(MAX_TOKENS), generator.image_size
     pixels = np.zeros((side, side, 3), np.uint8)
-    return [Image(pixels, [Text(i, ids, 56, chances)]) for i in range(generator.plan.micro_batch)]
+    return [Image(pixels, [Text(i, ids, 56, chances)]) for i in range(generator.shapes.micro_batch)]

@@ -30,7 +30,7 @@ from recap.data.columns import open_column
 from recap.data.index import Index
 from recap.data.inputs import DataConfig, list_shards
 from recap.data.joined import Reader
-from recap.data.streams import Plan
+from recap.data.streams import StreamPlan
 from recap.worlds.tars import write_tar
 
 TARGET = 0.02
@@ -63,7 +63,7 @@ def seconds(work: Callable[[], object], repeats: int = 9) -> float:
 
 def measure(folder: Path) -> dict[str, float]:
     """CPU seconds of one block: read with its captions, decoded, and compared as a shard's first and as another."""
-    plan = Plan(Index.open_or_make(None, list_shards(DataConfig(shards=[str(folder / "tars")]))), 0, 1)
+    plan = StreamPlan(Index.open_or_make(None, list_shards(DataConfig(shards=[str(folder / "tars")]))), 0, 1)
 
     def reader(name: str) -> Reader:
         column = open_column("re_caption", ColumnConfig(folder=str(folder / name)))

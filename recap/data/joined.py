@@ -28,7 +28,7 @@ from recap.data.kind import Wanted
 from recap.data.kinds import kind_of
 from recap.data.memory import of_rank
 from recap.data.same_image import SameImages
-from recap.data.streams import Plan, Window
+from recap.data.streams import StreamPlan, Window
 from recap.data.tars import Sample
 from recap.randomness import draw
 
@@ -94,7 +94,7 @@ class Reader:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: StreamPlan,
         columns: Mapping[str, Column],
         threads: int = 4,
         keys_from: str | None = None,

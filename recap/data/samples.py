@@ -32,7 +32,7 @@ from recap.data.kinds import check_ranges, described
 from recap.data.manifest import Manifest, write
 from recap.data.open_files import OpenFiles
 from recap.data.pictures import MISSING, why_missing
-from recap.data.streams import Plan
+from recap.data.streams import StreamPlan
 from recap.data.unindexed import StreamedReader, StreamedSlot
 
 log = logging.getLogger(__name__)
@@ -253,9 +253,9 @@ class Samples(Generic[T]):
     ) -> None:
         self.data, self._seed, self._instead, self._total, self._prepare = data, seed, instead, total, prepare
         self._shards: list[Shard] = [] if shared else list_shards(data)
-        self._plan: Plan | None = None
+        self._plan: StreamPlan | None = None
         if data.indexed:
-            self._plan = Plan(blocks_of(data, self._shards, shared), seed, data.streams, data.window)
+            self._plan = StreamPlan(blocks_of(data, self._shards, shared), seed, data.streams, data.window)
         self._columns = opened_columns(data, names, shared)
         if shared is None:
             for column in self._columns.values():

@@ -5,7 +5,7 @@ line (a remainder of less than V samples waits for the next epoch). A stream shu
 consecutive blocks. Batch k is the next B/V samples of each stream. V is fixed in the config and ranks divide it, so
 that the order does not depend on how many there are; any position is found in the same time.
 
-    plan = Plan(index, seed=0, streams=96, window=32)
+    plan = StreamPlan(index, seed=0, streams=96, window=32)
     window = plan.window(stream=5, position=1_000_000)
 """
 
@@ -56,7 +56,7 @@ class Window:
         return permute_array(np.arange(self.size), self.size, self.key)
 
 
-class Plan:
+class StreamPlan:
     """Which samples stand at which positions. Holds one small table for each of the last two epochs.
 
     Args:

@@ -98,13 +98,13 @@ def _forced(ours: NativeEngine, theirs: NativeEngine, images: list[bytes]) -> tu
     same, divergence = [], []
     prompt = ours.book.prompt(next(iter(ours.book.formats)))
     geometry, zeros = ours.checkpoint.geometry, torch.zeros(ours.config.max_tokens)
-    for start in range(0, len(images), a.plan.micro_batch):
-        pixels = [decode(data, geometry) for data in images[start : start + a.plan.micro_batch]]
+    for start in range(0, len(images), a.shapes.micro_batch):
+        pixels = [decode(data, geometry) for data in images[start : start + a.shapes.micro_batch]]
         texts = [Text(None, prompt.ids, prompt.max_tokens, zeros) for _ in pixels]
         for generator in (a, b):
-            generator.reset(replace(generator.plan, shared=0, texts=1))
+            generator.reset(replace(generator.shapes, shared=0, texts=1))
             generator.fill([Image(p, [t]) for p, t in zip(pixels, texts, strict=True)])  # type: ignore[list-item]
-        slots = a.plan.slots
+        slots = a.shapes.slots
         b.tokens.copy_(a.tokens)
         for _ in range(prompt.max_tokens - 1):
             if not a.active[:slots].any():

@@ -54,7 +54,7 @@ class Image(Generic[Tag]):
 
 
 @dataclass(frozen=True)
-class Plan:
+class Shapes:
     """Shapes of a generator.
 
     micro_batch: n, images of a vision and prefill pass.
@@ -111,7 +111,7 @@ class Generator(Generic[Tag]):
     Args:
         model: transformers' `LlavaForConditionalGeneration`, or a causal language model, on any device; its weights are
             copied or shared.
-        plan: the shapes.
+        shapes: the shapes.
         normalise: turns 8-bit pixels into the vision tower's input; None: texts alone are written, without images.
         image_size: pixels a side.
     """
@@ -120,7 +120,7 @@ class Generator(Generic[Tag]):
     def __init__(
         self,
         model: Any,
-        plan: Plan,
+        shapes: Shapes,
         sampler: Sampler,
         normalise: Normalisation | None,
         image_size: int,
@@ -131,34 +131,34 @@ class Generator(Generic[Tag]):
         cuda_graph: bool = True,
     ) -> None:
         device = gpu.numbered(device)
-        self.plan, self.sampler, self.device, self.dtype = plan, sampler, device, dtype
+        self.shapes, self.sampler, self.device, self.dtype = shapes, sampler, device, dtype
         self.image_size, self.kv_fp8 = image_size, kv_fp8
         self.graphed = cuda_graph and device.type == "cuda"
         self.normalise = normalise
         with gpu.current(device):
             self.encoder = None if normalise is None else ImageEncoder(model, device, dtype)
-            self.decoder = Decoder(model, plan.slots, plan.span, device, dtype, fp8, kv_fp8)
+            self.decoder = Decoder(model, shapes.slots, shapes.span, device, dtype, fp8, kv_fp8)
         self.times = Times()
-        self.reset(plan)
+        self.reset(shapes)
 
     @torch.inference_mode()
-    def reset(self, plan: Plan) -> None:
+    def reset(self, shapes: Shapes) -> None:
         """Forget all slots and take new shapes (their number may differ, the prompt may not)."""
-        self.plan = plan
+        self.shapes = shapes
         self._graph: Any = None
-        slots, device = plan.slots, self.device
+        slots, device = shapes.slots, self.device
         if self.decoder.slots != slots:
             self.decoder.keys = self.decoder.values = torch.empty(0)  # given back before the new cache is made
             self.decoder.allocate(slots, self.kv_fp8)
         # One entry more than there are slots: rows of a fill without a caption go there.
         self.tokens = torch.zeros(slots + 1, dtype=torch.long, device=device)
-        self.positions = torch.full((slots + 1,), plan.span - 1, dtype=torch.long, device=device)
+        self.positions = torch.full((slots + 1,), shapes.span - 1, dtype=torch.long, device=device)
         self.counts = torch.zeros(slots + 1, dtype=torch.long, device=device)
         self.limits = torch.ones(slots + 1, dtype=torch.long, device=device)
         self.active = torch.zeros(slots + 1, dtype=torch.bool, device=device)
-        self.out = torch.zeros(slots + 1, plan.max_tokens + 1, dtype=torch.int32, device=device)
-        self.random_numbers = torch.zeros(slots + 1, plan.max_tokens + 1, device=device)
-        self.eos = torch.tensor(plan.eos, device=device)
+        self.out = torch.zeros(slots + 1, shapes.max_tokens + 1, dtype=torch.int32, device=device)
+        self.random_numbers = torch.zeros(slots + 1, shapes.max_tokens + 1, device=device)
+        self.eos = torch.tensor(shapes.eos, device=device)
         self.free = list(range(slots - 1, -1, -1))
         self.texts: list[Text[Tag] | None] = [None] * slots
         # A slot's round is counted up when it is filled: copies of an older round say nothing about it.
@@ -170,11 +170,11 @@ class Generator(Generic[Tag]):
 
     def busy(self) -> int:
         """Slots in use."""
-        return self.plan.slots - len(self.free)
+        return self.shapes.slots - len(self.free)
 
     def room(self) -> bool:
         """Whether a full micro-batch can be filled in now."""
-        return len(self.free) >= self.plan.micro_batch * self.plan.texts
+        return len(self.free) >= self.shapes.micro_batch * self.shapes.texts
 
     @torch.inference_mode()
     def fill(self, images: Sequence[Image[Tag]], width: int | None = None, prefixed: bool = True) -> None:
@@ -183,10 +183,10 @@ class Generator(Generic[Tag]):
 
         Args:
             width: tokens that the prompts are filled up to, if not the longest prompt's.
-            prefixed: False where the prompts do not begin with the plan's prefix.
+            prefixed: False where the prompts do not begin with the shapes' prefix.
         """
         with gpu.current(self.device):
-            self._fill(images, width or self.plan.width, prefixed)
+            self._fill(images, width or self.shapes.width, prefixed)
         self.times.fills += 1
         self.times.images += len(images)
 
@@ -194,28 +194,28 @@ class Generator(Generic[Tag]):
         if self.encoder is None or self.normalise is None:
             return None
         found = [row.pixels for row in rows if row.pixels is not None]
-        pixels = gpu.pinned((self.plan.micro_batch, *found[0].shape), torch.uint8, self.device)
+        pixels = gpu.pinned((self.shapes.micro_batch, *found[0].shape), torch.uint8, self.device)
         np.stack(found, out=pixels.numpy())
         return self.encoder(self.normalise(pixels.to(self.device, non_blocking=True), self.dtype))
 
     def _fill(self, images: Sequence[Image[Tag]], width: int, prefixed: bool) -> None:
-        plan = self.plan
-        rows = [images[min(i, len(images) - 1)] for i in range(plan.micro_batch)]
+        shapes = self.shapes
+        rows = [images[min(i, len(images) - 1)] for i in range(shapes.micro_batch)]
         features = self._features(rows)
-        slots = np.full((plan.texts, plan.micro_batch), plan.slots)
+        slots = np.full((shapes.texts, shapes.micro_batch), shapes.slots)
         for i, image in enumerate(images):
             for j, text in enumerate(image.texts):
                 slots[j, i] = slot = self.free.pop()
                 self.texts[slot] = text
                 self.rounds[slot] += 1
-        start = len(plan.prefix) if prefixed else 0
+        start = len(shapes.prefix) if prefixed else 0
         self._see_to_prefix(slots, prefixed)
-        if plan.shared and features is not None:
+        if shapes.shared and features is not None:
             self._prefill_shared(features, slots)
-            start = plan.shared
-        for j in range(plan.texts):
+            start = shapes.shared
+        for j in range(shapes.texts):
             texts = [row.texts[j] for row in rows]
-            self._prefill_texts(texts, slots[j], start, width, None if plan.shared else features)
+            self._prefill_texts(texts, slots[j], start, width, None if shapes.shared else features)
 
     @torch.inference_mode()
     def step(self) -> list[tuple[Tag, list[int]]]:
@@ -239,7 +239,7 @@ class Generator(Generic[Tag]):
 
     def _advance(self) -> None:
         """The decode step. In place, with fixed shapes and without synchronising: it is captured."""
-        slots = self.plan.slots
+        slots = self.shapes.slots
         active, counts = self.active[:slots], self.counts[:slots]
         at = counts[:, None]
         chance = counts if self.sampler.greedy else self.random_numbers[:slots].gather(1, at).squeeze(1)
@@ -266,7 +266,7 @@ class Generator(Generic[Tag]):
 
     def _copy(self) -> _Copy:
         """Start copying what the host must know of this step."""
-        slots = self.plan.slots
+        slots = self.shapes.slots
         if self.device.type != "cuda":
             return _Copy(self.active[:slots], self.counts[:slots], self.out, self.rounds.copy())
         sources = (self.active, self.counts, self.out)
@@ -295,7 +295,7 @@ class Generator(Generic[Tag]):
 
     def _keep_prefix(self, slots: Sequence[int]) -> None:
         """Write the shared prefix's keys and values into these slots."""
-        prefix = self.plan.prefix
+        prefix = self.shapes.prefix
         if not prefix or not slots:
             return
         x = F.embedding(torch.tensor([prefix], device=self.device), self.decoder.embedding)
@@ -315,17 +315,17 @@ class Generator(Generic[Tag]):
 
     def _prefill_shared(self, features: torch.Tensor, slots: np.ndarray) -> None:
         """Run the image once for all captions of it, and copy its keys and values to their slots."""
-        plan, first = self.plan, self._place(torch.from_numpy(slots[0]))
-        start = len(plan.prefix)
+        shapes, first = self.shapes, self._place(torch.from_numpy(slots[0]))
+        start = len(shapes.prefix)
         self.decoder.prefill(features, first, start, None)
         for row in slots[1:]:
-            self.decoder.copy(first, self._place(torch.from_numpy(row)), start, plan.shared)
+            self.decoder.copy(first, self._place(torch.from_numpy(row)), start, shapes.shared)
 
     def _prefill_texts(
         self, texts: list[Text[Tag]], slots: np.ndarray, start: int, width: int, features: torch.Tensor | None
     ) -> None:
         """Run each row's prompt from position `start` on; its first token and all state go to its slot."""
-        plan = self.plan
+        shapes = self.shapes
         ids = torch.zeros(len(texts), width, dtype=torch.long)
         for row, text in enumerate(texts):
             ids[row, : len(text.ids)] = torch.tensor(text.ids)
@@ -337,7 +337,7 @@ class Generator(Generic[Tag]):
         ids = ids[:, start:]
         x = F.embedding(ids, self.decoder.embedding)
         if features is not None:
-            x = x.masked_scatter((ids == plan.image_token)[..., None], features)
+            x = x.masked_scatter((ids == shapes.image_token)[..., None], features)
         logits = self.decoder.prefill(x, at, start, lengths - 1)
         assert logits is not None
         first = self.sampler.choose(logits, random_numbers[:, 0])

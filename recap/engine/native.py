@@ -21,7 +21,7 @@ from recap import device as gpu
 from recap.engine.captions import Pending
 from recap.engine.checkpoint import Checkpoint, Normalisation, image_tokens, open_checkpoint
 from recap.engine.decode_pool import DecodePool
-from recap.engine.generator import Generator, Image, Plan, Text
+from recap.engine.generator import Generator, Image, Shapes, Text
 from recap.engine.interface import Caption, Request
 from recap.engine.prompts import Prompt, PromptBook
 from recap.engine.sampling import Sampler
@@ -53,14 +53,14 @@ class NativeEngine:
         check_precision(config, self.device)
         if model is None:
             model = AutoModelForImageTextToText.from_pretrained(self.checkpoint.folder, dtype=self.dtype)
-        plan = make_plan(self.checkpoint, config, self.device)
+        shapes = make_shapes(self.checkpoint, config, self.device)
         self.generator: Generator[_Job] = build_generator(
-            model.eval(), plan, self.sampler, config, self.device, self.dtype,
+            model.eval(), shapes, self.sampler, config, self.device, self.dtype,
             self.checkpoint.normalise, self.checkpoint.geometry.size,
         )  # fmt: skip
         del model
-        plan = self.generator.plan
-        self._ring = config.queue or 2 * plan.micro_batch + max(16, 4 * config.decode_workers)
+        shapes = self.generator.shapes
+        self._ring = config.queue or 2 * shapes.micro_batch + max(16, 4 * config.decode_workers)
         self.pool = DecodePool.of(config, self.checkpoint.geometry, self._ring)
         self._pending: dict[int, Pending] = {}
         self._ready: deque[tuple[int, int]] = deque()  # (request id, place in the ring)
@@ -89,7 +89,7 @@ class NativeEngine:
         while True:
             done = self._collect(0.0)
             full = self._may_fill() or not self.generator.room()
-            free = 0.0 if full else len(self.generator.free) / self.generator.plan.slots
+            free = 0.0 if full else len(self.generator.free) / self.generator.shapes.slots
             try:
                 if self._may_fill():
                     self._fill()
@@ -134,14 +134,14 @@ class NativeEngine:
         """A full micro-batch, or what there is when nothing more is coming."""
         if not self._ready or not self.generator.room():
             return False
-        if len(self._ready) >= self.generator.plan.micro_batch:
+        if len(self._ready) >= self.generator.shapes.micro_batch:
             return True
         return not self.pool.waiting and time.monotonic() - self._last_put >= self.config.partial_wait_s
 
     def _fill(self) -> None:
-        batch = [self._ready.popleft() for _ in range(min(len(self._ready), self.generator.plan.micro_batch))]
+        batch = [self._ready.popleft() for _ in range(min(len(self._ready), self.generator.shapes.micro_batch))]
         images = [Image(self.pool.ring[place], self._texts(self._pending[id])) for id, place in batch]
-        prefix = self.generator.plan.prefix
+        prefix = self.generator.shapes.prefix
         try:
             # A column before the image may have made one token of the prefix's last and its own first characters.
             for prefixed in (True, False):
@@ -169,12 +169,12 @@ class NativeEngine:
 
     def _shrink(self, error: Exception) -> None:
         """After running out of memory: fewer slots, and all captions in flight again from their start."""
-        slots = fewer_slots(self.generator.plan)
+        slots = fewer_slots(self.generator.shapes)
         log.warning("out of memory (%s): going on with %d slots", str(error).splitlines()[0], slots)
         for _, place in self._ready:
             self.pool.release(place)
         self._ready.clear()
-        self.generator.reset(replace(self.generator.plan, slots=slots))
+        self.generator.reset(replace(self.generator.shapes, slots=slots))
         gpu.release_memory()
         # The pool is started anew as well: what it holds belongs to requests that are put again.
         self.pool.close()
@@ -186,7 +186,7 @@ class NativeEngine:
 
 def build_generator(
     model: Any,
-    plan: Plan,
+    shapes: Shapes,
     sampler: Sampler,
     config: CaptionerConfig,
     device: torch.device,
@@ -194,18 +194,18 @@ def build_generator(
     normalise: Normalisation | None = None,
     size: int = 0,
 ) -> Generator[Any]:
-    """The generator of a model: with the plan's slots on CPUs, with as many as the memory holds on GPUs."""
+    """The generator of a model: with the shapes' slots on CPUs, with as many as the memory holds on GPUs."""
     options = {
         "fp8": config.precision == "fp8",
         "kv_fp8": config.kv_precision == "fp8",
         "cuda_graph": config.cuda_graph,
     }
     if device.type != "cuda":
-        return Generator(model, plan, sampler, normalise, size, device, dtype, **options)
+        return Generator(model, shapes, sampler, normalise, size, device, dtype, **options)
     # Weights first, with a few slots; then as many slots as the rest of the memory holds.
-    trial = replace(plan, slots=plan.micro_batch * plan.texts)
+    trial = replace(shapes, slots=shapes.micro_batch * shapes.texts)
     generator: Generator[Any] = Generator(model, trial, sampler, normalise, size, device, dtype, **options)
-    fit_slots_to_memory(generator, plan, config)
+    fit_slots_to_memory(generator, shapes, config)
     return generator
 
 
@@ -218,7 +218,7 @@ def check_precision(config: CaptionerConfig, device: torch.device) -> None:
         )
 
 
-def make_plan(checkpoint: Checkpoint, config: CaptionerConfig, device: torch.device) -> Plan:
+def make_shapes(checkpoint: Checkpoint, config: CaptionerConfig, device: torch.device) -> Shapes:
     """The shapes that fit the prompts; slots on CPUs (on GPUs memory decides)."""
     book = checkpoint.book
     prefix = common_prefix(book)
@@ -231,7 +231,7 @@ def make_plan(checkpoint: Checkpoint, config: CaptionerConfig, device: torch.dev
         )
     micro_batch = config.micro_batch or (4 if device.type == "cpu" else 32)
     slots = config.slots or (16 if device.type == "cpu" else 256)
-    return Plan(
+    return Shapes(
         micro_batch=micro_batch,
         slots=max(slots, micro_batch * texts),
         max_tokens=config.max_tokens,
@@ -265,43 +265,43 @@ def fitting_slots(generator: Generator[Any], share: float) -> int:
     each += 12 * generator.decoder.head.shape[0]
     slots = int((free * share - passes) / each)
     slots = min(_MOST_SLOTS, slots // 16 * 16)
-    return max(slots, generator.plan.micro_batch * generator.plan.texts)
+    return max(slots, generator.shapes.micro_batch * generator.shapes.texts)
 
 
-def fit_slots_to_memory(generator: Generator[Any], plan: Plan, config: CaptionerConfig) -> None:
+def fit_slots_to_memory(generator: Generator[Any], shapes: Shapes, config: CaptionerConfig) -> None:
     """Give the generator as many slots as fit. Where memory runs out: fewer slots, then, unless the settings name
     one, half the micro-batch. MemoryError where nothing fits."""
-    slots = plan.slots if config.slots else None
+    slots = shapes.slots if config.slots else None
     while True:
         try:
             if slots is None:
-                generator.reset(replace(plan, slots=plan.micro_batch * plan.texts))
+                generator.reset(replace(shapes, slots=shapes.micro_batch * shapes.texts))
                 slots = fitting_slots(generator, config.memory_share)
-            generator.reset(replace(plan, slots=slots))
+            generator.reset(replace(shapes, slots=slots))
             warm_up(generator)
         except torch.OutOfMemoryError:
             try:
-                slots = fewer_slots(generator.plan)
+                slots = fewer_slots(generator.shapes)
             except MemoryError:
-                if config.micro_batch or plan.micro_batch == 1:
+                if config.micro_batch or shapes.micro_batch == 1:
                     raise
-                plan = replace(plan, micro_batch=plan.micro_batch // 2)
+                shapes = replace(shapes, micro_batch=shapes.micro_batch // 2)
             log.warning(
-                "out of memory while warming up: trying %d images, %s slots", plan.micro_batch, slots or "fewer"
+                "out of memory while warming up: trying %d images, %s slots", shapes.micro_batch, slots or "fewer"
             )
             gpu.release_memory()
         else:
-            log.info("captioning %d images at a time in %d slots", plan.micro_batch, slots)
+            log.info("captioning %d images at a time in %d slots", shapes.micro_batch, slots)
             return
 
 
-def fewer_slots(plan: Plan) -> int:
+def fewer_slots(shapes: Shapes) -> int:
     """Three quarters of the slots; MemoryError where a micro-batch no longer fits."""
-    slots = plan.slots * 3 // 4
+    slots = shapes.slots * 3 // 4
     slots = slots // 8 * 8 if slots >= 32 else slots
-    if slots < plan.micro_batch * plan.texts:
+    if slots < shapes.micro_batch * shapes.texts:
         raise MemoryError(
-            f"The captioner does not fit beside {plan.slots} slots and micro-batches of {plan.micro_batch} images. "
+            f"The captioner does not fit beside {shapes.slots} slots and micro-batches of {shapes.micro_batch} images. "
             "Lower captioner.micro_batch or captioner.max_tokens, or free the device for it."
         )
     return slots
@@ -311,16 +311,17 @@ def warm_up(generator: Generator[Any]) -> None:
     """A full fill and two steps on grey images: compiles kernels, captures the graph, touches all memory."""
     import numpy as np
 
-    plan, size = generator.plan, generator.image_size
-    ids = [*plan.prefix, *[plan.image_token] * (plan.shared - len(plan.prefix) if plan.shared else 0)]
-    if not plan.shared and generator.encoder is not None:
+    shapes, size = generator.shapes, generator.image_size
+    ids = [*shapes.prefix, *[shapes.image_token] * (shapes.shared - len(shapes.prefix) if shapes.shared else 0)]
+    if not shapes.shared and generator.encoder is not None:
         features = generator.encoder(torch.zeros(1, 3, size, size, device=generator.device, dtype=generator.dtype))
-        ids += [plan.image_token] * features.shape[1]
-    ids += [0] * (plan.width - len(ids))
-    random_numbers = torch.zeros(plan.max_tokens)
+        ids += [shapes.image_token] * features.shape[1]
+    ids += [0] * (shapes.width - len(ids))
+    random_numbers = torch.zeros(shapes.max_tokens)
     pixels = np.full((size, size, 3), 127, np.uint8) if generator.encoder is not None else None
     images = [
-        Image(pixels, [Text(None, ids, 2, random_numbers) for _ in range(plan.texts)]) for _ in range(plan.micro_batch)
+        Image(pixels, [Text(None, ids, 2, random_numbers) for _ in range(shapes.texts)])
+        for _ in range(shapes.micro_batch)
     ]
     generator.fill(images)
     while generator.busy():

@@ -20,7 +20,7 @@ from recap import device as gpu
 from recap.engine.buckets import Buckets, width_of
 from recap.engine.captions import Pending
 from recap.engine.checkpoint import TextCheckpoint, open_text_checkpoint
-from recap.engine.generator import Generator, Image, Plan, Text
+from recap.engine.generator import Generator, Image, Shapes, Text
 from recap.engine.interface import Caption, Request
 from recap.engine.native import build_generator, check_precision, common_prefix, fewer_slots
 from recap.engine.prompts import Prompt
@@ -52,15 +52,15 @@ class NativeTextEngine:
         self.book, self.sampler = self.checkpoint.book, Sampler.of(config)
         self.dtype = choose_dtype(config.precision, self.device)
         check_precision(config, self.device)
-        plan = make_text_plan(self.checkpoint, config, self.device, shared)
+        shapes = make_text_shapes(self.checkpoint, config, self.device, shared)
         model = load_language_model(self.checkpoint, self.dtype) if model is None else model
         self.generator: Generator[_Job] = build_generator(
-            model.eval(), plan, self.sampler, config, self.device, self.dtype
+            model.eval(), shapes, self.sampler, config, self.device, self.dtype
         )
         del model
-        plan = self.generator.plan
-        self._most = config.queue or 2 * plan.slots + 4 * plan.micro_batch
-        self._rows: Buckets[_Key, Text[_Job]] = Buckets(plan.micro_batch, 4 * self._most, config.partial_wait_s)
+        shapes = self.generator.shapes
+        self._most = config.queue or 2 * shapes.slots + 4 * shapes.micro_batch
+        self._rows: Buckets[_Key, Text[_Job]] = Buckets(shapes.micro_batch, 4 * self._most, config.partial_wait_s)
         self._pending: dict[int, Pending] = {}
         self.starved_s = 0.0
 
@@ -82,7 +82,7 @@ class NativeTextEngine:
             try:
                 self._fill()
                 # What is free for a whole pass was not filled; a step costs the same for all slots as for a few.
-                free = len(self.generator.free) / self.generator.plan.slots if self.generator.room() else 0.0
+                free = len(self.generator.free) / self.generator.shapes.slots if self.generator.room() else 0.0
                 done = [c for job, ids in self.generator.step() if (c := self._finish(job, ids))]
             except torch.OutOfMemoryError as error:
                 self._shrink(error)
@@ -99,7 +99,7 @@ class NativeTextEngine:
         del self.generator
 
     def _add(self, pending: Pending) -> None:
-        request, prefix = pending.request, self.generator.plan.prefix
+        request, prefix = pending.request, self.generator.shapes.prefix
         for name in pending.names:
             prompt = self.book.prompt(name, request.texts, request.key)
             random_numbers = self.sampler.random_numbers(self.config.seed, request.key, name, self.config.max_tokens)
@@ -107,7 +107,7 @@ class NativeTextEngine:
             # A column's first characters may have become one token with the prefix's last.
             prefixed = len(prompt.ids) > len(prefix) and tuple(prompt.ids[: len(prefix)]) == prefix
             start = len(prefix) if prefixed else 0
-            width = min(start + width_of(len(prompt.ids) - start), self.generator.plan.width)
+            width = min(start + width_of(len(prompt.ids) - start), self.generator.shapes.width)
             self._rows.add((width, prefixed), text)
 
     def _fill(self) -> None:
@@ -124,10 +124,10 @@ class NativeTextEngine:
 
     def _shrink(self, error: Exception) -> None:
         """After running out of memory: fewer slots, and all texts in flight again from their start."""
-        slots = fewer_slots(self.generator.plan)
+        slots = fewer_slots(self.generator.shapes)
         log.warning("out of memory (%s): going on with %d slots", str(error).splitlines()[0], slots)
         self._rows.clear()
-        self.generator.reset(replace(self.generator.plan, slots=slots))
+        self.generator.reset(replace(self.generator.shapes, slots=slots))
         gpu.release_memory()
         for pending in self._pending.values():
             pending.captions.clear()
@@ -140,11 +140,11 @@ def load_language_model(checkpoint: TextCheckpoint, dtype: torch.dtype) -> Any:
     return loader.from_pretrained(checkpoint.folder, dtype=dtype)
 
 
-def make_text_plan(checkpoint: TextCheckpoint, config: CaptionerConfig, device: torch.device, shared: bool) -> Plan:
+def make_text_shapes(checkpoint: TextCheckpoint, config: CaptionerConfig, device: torch.device, shared: bool) -> Shapes:
     """The shapes that fit the prompts; slots on CPUs (on GPUs memory decides)."""
     book, small = checkpoint.book, device.type == "cpu"
     micro_batch = config.micro_batch or (8 if small else 32)
-    return Plan(
+    return Shapes(
         micro_batch=micro_batch,
         slots=max(config.slots or (32 if small else 256), micro_batch),
         max_tokens=config.max_tokens,

@@ -19,7 +19,7 @@ from recap.data.images import BadImage
 from recap.data.inputs import list_shards
 from recap.data.joined import Joined, Reader
 from recap.data.samples import JoinedDataConfig, Shared, blocks_of, check_columns, image_of, opened_columns
-from recap.data.streams import Plan
+from recap.data.streams import StreamPlan
 from recap.randomness import draw
 from recap.sft.example import Example, decoded
 from recap.sft.source import Source
@@ -69,7 +69,7 @@ class Tars:
         if not blocks.samples:
             raise UserError(f"data: the tars of {source.path} hold no sample")
         self.damaged = len(blocks.damaged())  # tars, of which the samples before the damage are used
-        self.plan = Plan(blocks, seed, self._data.streams, self._data.window)
+        self.plan = StreamPlan(blocks, seed, self._data.streams, self._data.window)
         self._reader: Reader | None = None  # made where batches are: it has threads
 
     def __len__(self) -> int:
@@ -100,7 +100,7 @@ class Tars:
         return decoded(data, handle.name)
 
 
-def open_reader(plan: Plan, data: JoinedDataConfig, shared: Shared | None = None) -> Reader:
+def open_reader(plan: StreamPlan, data: JoinedDataConfig, shared: Shared | None = None) -> Reader:
     columns = opened_columns(data, list(data.columns), shared)
     return Reader(plan, columns, data.readers, images=data.image)
 

@@ -22,7 +22,7 @@ from recap.data.joined import Reader
 from recap.data.kind import Wanted
 from recap.data.kinds import samples_of
 from recap.data.samples import JoinedDataConfig, check_columns
-from recap.data.streams import Plan
+from recap.data.streams import StreamPlan
 from recap.data.tars import Sample
 from recap.engine import CaptionerConfig
 from tests.data.flags import flags, write_as_folder, write_as_tar
@@ -110,7 +110,7 @@ def test_trainers_read_the_lists(tmp_path: Path) -> None:
     assert [(s.id, s.expected) for s in shards] == [("images-000000", 600), ("images-000001", 200)]
     index = Index.open_or_make(tmp_path / "blocks.index", shards)
     assert index.kind(0) == "folder list" and len(index) == 3
-    reader = Reader(Plan(index, 0, 4, 2), {"alt": open_column("alt", ColumnConfig(member="txt"))}, images=["png"])
+    reader = Reader(StreamPlan(index, 0, 4, 2), {"alt": open_column("alt", ColumnConfig(member="txt"))}, images=["png"])
     found = {s.key: s for slot in reader.batch(0, index.samples) for s in slot.samples}
     reader.close()
     assert len(found) == 800

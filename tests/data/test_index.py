@@ -10,7 +10,7 @@ import pytest
 from hpc.base.errors import UserError
 from recap.data import index as module
 from recap.data.index import Index
-from recap.data.streams import Plan
+from recap.data.streams import StreamPlan
 from tests.data.corpus import build
 
 COUNTS = (600, 30, 513)
@@ -45,7 +45,7 @@ def test_an_index_of_version_1_is_read_as_before(tmp_path: Path) -> None:
     store(tmp_path / "old.index", table)
     old = Index.open_or_make(tmp_path / "old.index", shards)
     assert [old.block(n) for n in range(len(old))] == [made.block(n) for n in range(len(made))]
-    assert old.digest == "" and old.kind(0) == "tar" and Plan(old, 7, 4).digest == Plan(made, 7, 4).digest
+    assert old.digest == "" and old.kind(0) == "tar" and StreamPlan(old, 7, 4).digest == StreamPlan(made, 7, 4).digest
 
 
 def test_a_damaged_index_and_one_of_the_future_are_refused(tmp_path: Path) -> None:

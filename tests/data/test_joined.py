@@ -29,7 +29,7 @@ from recap.data.kinds import tar as tar_kind
 from recap.data.memory import of_rank
 from recap.data.remote import fetch
 from recap.data.samples import JoinedDataConfig, check_columns, said_of_reading, shared_input
-from recap.data.streams import Plan
+from recap.data.streams import StreamPlan
 from recap.data.tars import read_samples
 from recap.worlds.tars import write_tar
 from tests.data.corpus import build, keys, write_column
@@ -55,7 +55,7 @@ def reader_of(corpus: Path, shards: list[Shard], streams: int = 12, window: int 
         "org_caption": open_column("org_caption", ColumnConfig(member="txt")),
         "re_caption": open_column("re_caption", ColumnConfig(folder=str(corpus / "recap"), field="caption")),
     }
-    return Reader(Plan(Index.open_or_make(None, shards), seed, streams, window), columns)
+    return Reader(StreamPlan(Index.open_or_make(None, shards), seed, streams, window), columns)
 
 
 def usable(slot) -> Joined:
@@ -126,7 +126,7 @@ def test_columns_of_a_run_are_read_through_its_markers(corpus, shards, tmp_path)
     assert [index.block(i) for i in range(len(index))] == [scanned.block(i) for i in range(len(scanned))]
     column = open_column("re_caption", ColumnConfig(run=str(tmp_path / "shout")))
     column.check(shards)
-    sample = usable(Reader(Plan(index, 0, 4), {"re_caption": column}).batch(0, 4)[0])
+    sample = usable(Reader(StreamPlan(index, 0, 4), {"re_caption": column}).batch(0, 4)[0])
     assert sample.columns["re_caption"] == f"ALT {sample.key}!"
     with pytest.raises(UserError, match=r"is of identity .*, not 00000000"):
         open_column("re_caption", ColumnConfig(run=str(tmp_path / "shout"), identity="00000000"))
@@ -141,7 +141,7 @@ def test_columns_that_do_not_belong_to_the_tars_are_refused(corpus, shards, tmp_
     def read(name: str, **settings) -> None:
         column = open_column("re_caption", ColumnConfig(folder=str(tmp_path / name), field="caption", **settings))
         column.check(shards)
-        Reader(Plan(Index.open_or_make(None, shards), 0, 4), {"re_caption": column}).batch(0, 2048)
+        Reader(StreamPlan(Index.open_or_make(None, shards), 0, 4), {"re_caption": column}).batch(0, 2048)
 
     write_column(tmp_path, COUNTS[:3], "short")
     with pytest.raises(UserError, match=r"lacks 2 of 5 shards \(first: 00003\)"):
@@ -168,7 +168,7 @@ def test_a_tar_that_changed_is_refused(tmp_path) -> None:
     with pytest.raises(UserError, match=r"1 shards changed since .*blocks.index.*00001"):
         Index.open_or_make(tmp_path / "blocks.index", changed)
     with pytest.raises(UserError, match="the index says 40 from 00001000000 on"):
-        Reader(Plan(index, 0, 1), {}).batch(0, 640)
+        Reader(StreamPlan(index, 0, 1), {}).batch(0, 640)
     with pytest.raises(UserError, match=r"lacks 1 of 1 shards"):
         Index.open_or_make(tmp_path / "blocks.index", [Shard("other", "x", 1)])
 
@@ -205,7 +205,7 @@ def test_the_index_groups_samples_as_the_reader_does(tmp_path, damage) -> None:
     assert found.first == [key for i, key in enumerate(read) if i % 512 == 0]
     assert sum(found.count) == len(read)
     assert bool(found.damage) == (damage != "whole") or damage == "cut between"
-    Reader(Plan(Index.open_or_make(None, [shard]), 0, 1), {}).batch(0, len(read))
+    Reader(StreamPlan(Index.open_or_make(None, [shard]), 0, 1), {}).batch(0, len(read))
 
 
 # --- memory ------------------------------------------------------------------------------------------
@@ -222,7 +222,7 @@ def test_a_large_block_is_asked_for_in_pieces(tmp_path: Path, monkeypatch: pytes
     index = Index.open_or_make(None, list_shards(DataConfig(shards=[str(tar)])))
 
     def read() -> dict[str, dict[str, bytes]]:
-        reader = Reader(Plan(index, 0, 1), {})
+        reader = Reader(StreamPlan(index, 0, 1), {})
         found = {s.key: dict(s.members) for slot in reader.batch(0, index.samples) for s in slot.samples}
         assert reader.bytes_read >= sum(index.block(i).end - index.block(i).start for i in range(len(index)))
         reader.close()
@@ -300,7 +300,7 @@ def test_an_epoch_from_an_object_store_reads_little_more_than_the_data(tmp_path,
     assert [remote.block(i) for i in range(len(remote))] == [index.block(i) for i in range(len(index))]
     column = open_column("re_caption", ColumnConfig(folder="s3://corpus/recap", field="caption"))
     column.check(shards)
-    reader = Reader(Plan(remote, seed=0, streams=2, window=4), {"re_caption": column}, total=sum(counts))
+    reader = Reader(StreamPlan(remote, seed=0, streams=2, window=4), {"re_caption": column}, total=sum(counts))
     before = object_store.sent()
     names = set()
     for first in range(0, reader.plan.epoch_size, 1024):
@@ -340,7 +340,7 @@ def test_what_is_read_before_the_first_step(tmp_path: Path) -> None:
     """As a dry run says; in the shipped configs at most 1 GB a rank, 2 GB held, with 8 ranks and 100 kB an image."""
     shards = build(tmp_path, [512] * 12)
     blocks = Index.open_or_make(None, shards)
-    reader = Reader(Plan(blocks, 0, 4, 1), {})
+    reader = Reader(StreamPlan(blocks, 0, 4, 1), {})
     reader.batch(0, 4)
     reader.close()
     data = JoinedDataConfig(streams=4, window=1)

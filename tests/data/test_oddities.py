@@ -23,7 +23,7 @@ from recap.data.index import Index
 from recap.data.inputs import DataConfig, list_shards
 from recap.data.joined import Joined, Reader
 from recap.data.samples import JoinedDataConfig, image_of
-from recap.data.streams import Plan
+from recap.data.streams import StreamPlan
 from recap.data.unindexed import StreamedReader
 from tests.data.oddities import ODDITIES, OK, Oddity
 from tests.test_bad_input import CASES
@@ -121,7 +121,7 @@ def test_the_training_index(runs: Path, oddity: Oddity, tmp_path: Path) -> None:
     assert index.samples == len(oddity.rows)
     if not oddity.rows:
         return
-    reader = Reader(Plan(index, seed=0, streams=1, window=4), TEXT)
+    reader = Reader(StreamPlan(index, seed=0, streams=1, window=4), TEXT)
     samples = {s.key + s.problem: s for slot in reader.batch(0, index.samples) for s in slot.samples}
     reader.close()
     assert len(samples) == len(oddity.rows)

@@ -26,7 +26,7 @@ from recap.data.joined import Reader
 from recap.data.kind import Wanted
 from recap.data.kinds import described, parquet, samples_of
 from recap.data.samples import JoinedDataConfig, check_columns
-from recap.data.streams import Plan
+from recap.data.streams import StreamPlan
 from recap.data.tars import Sample
 from recap.engine import CaptionerConfig
 from tests.data.flags import STRUCT, flags, table, write_as_parquet, write_as_tar
@@ -126,7 +126,7 @@ def test_trainers_read_every_block(tmp_path: Path, group: int) -> None:
         "alt": open_column("alt", ColumnConfig(member="txt")),
         "re": open_column("re", ColumnConfig(folder=str(tmp_path / "column"), field="caption")),
     }
-    reader = Reader(Plan(index, 0, 4, 2), columns, images=["png"])
+    reader = Reader(StreamPlan(index, 0, 4, 2), columns, images=["png"])
     found = {s.name: s for slot in reader.batch(0, index.samples) for s in slot.samples}
     reader.close()
     whole = {f"{shard.id}/{s.key}": s for shard in shards for s in samples_of(shard, IMAGES) if isinstance(s, Sample)}

@@ -25,7 +25,7 @@ from recap.data.index import Index
 from recap.data.inputs import DataConfig, list_shards
 from recap.data.joined import Reader
 from recap.data.same_image import SameImages, digest
-from recap.data.streams import Plan
+from recap.data.streams import StreamPlan
 from recap.worlds.tars import write_tar
 
 COUNT = 560  # a block and a bit
@@ -77,7 +77,7 @@ def read(shards: Sequence[Shard], *columns: ColumnConfig, tar: bool = True) -> l
     made = {f"c{n}": open_column(f"c{n}", config) for n, config in enumerate(columns)}
     for column in made.values():
         column.check(shards)
-    plan = Plan(Index.open_or_make(None, list(shards)), 0, 4)
+    plan = StreamPlan(Index.open_or_make(None, list(shards)), 0, 4)
     reader = Reader(plan, made, keys_from=None if tar else "c0")
     try:
         return [next(slot.candidates()).name for slot in reader.batch(0, plan.epoch_size)]

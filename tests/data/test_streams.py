@@ -14,7 +14,7 @@ from hpc.base.errors import UserError
 from hpc.operator import Shard
 from recap.data.blocks import ShardBlocks
 from recap.data.index import Index
-from recap.data.streams import Plan
+from recap.data.streams import StreamPlan
 from recap.randomness import permute_array
 
 
@@ -28,7 +28,7 @@ def synthetic(counts: list[int]) -> Index:
     return Index.of(found)
 
 
-def epoch_of(plan: Plan, epoch: int) -> list[tuple[int, int]]:
+def epoch_of(plan: StreamPlan, epoch: int) -> list[tuple[int, int]]:
     """(block, sample) in the order in which all streams give them in one epoch."""
     given_out = []
     for stream in range(plan.streams):
@@ -60,21 +60,21 @@ def test_an_epoch_gives_every_sample_once_but_for_the_remainder(
 ) -> None:
     if sum(counts) < streams:
         return
-    given_out = epoch_of(Plan(synthetic(counts), seed=1, streams=streams, window=window), epoch)
+    given_out = epoch_of(StreamPlan(synthetic(counts), seed=1, streams=streams, window=window), epoch)
     assert len(given_out) == sum(counts) // streams * streams
     assert len(set(given_out)) == len(given_out)
 
 
 def test_epochs_and_seeds_differ() -> None:
     index = synthetic([700, 1200, 513])
-    first = epoch_of(Plan(index, seed=0, streams=4, window=2), 0)
-    assert first != epoch_of(Plan(index, seed=0, streams=4, window=2), 1)
-    assert first != epoch_of(Plan(index, seed=1, streams=4, window=2), 0)
-    assert first == epoch_of(Plan(index, seed=0, streams=4, window=2), 0)
+    first = epoch_of(StreamPlan(index, seed=0, streams=4, window=2), 0)
+    assert first != epoch_of(StreamPlan(index, seed=0, streams=4, window=2), 1)
+    assert first != epoch_of(StreamPlan(index, seed=1, streams=4, window=2), 0)
+    assert first == epoch_of(StreamPlan(index, seed=0, streams=4, window=2), 0)
 
 
 def test_a_window_mixes_shards() -> None:
-    plan = Plan(synthetic([1024] * 400), seed=0, streams=4, window=32)
+    plan = StreamPlan(synthetic([1024] * 400), seed=0, streams=4, window=32)
     window = plan.window(0, plan.length // 2)
     shards = [plan.index.shard_of(piece.block) for piece in window.pieces for _ in range(piece.count)]
     neighbours = [shards[i] for i in window.order()[:256]]  # one batch's share of one stream
@@ -84,7 +84,7 @@ def test_a_window_mixes_shards() -> None:
 @pytest.mark.parametrize("streams", [2, 12])
 def test_every_batch_of_an_epoch_mixes_shards(streams: int) -> None:
     """Also the first and the last ones, where windows are short."""
-    plan = Plan(synthetic([1024] * 60 + [10240] * 6), seed=0, streams=streams, window=32)
+    plan = StreamPlan(synthetic([1024] * 60 + [10240] * 6), seed=0, streams=streams, window=32)
     shards = [
         np.array([plan.index.shard_of(block) for block, _ in part])
         for part in np.split(np.array(epoch_of(plan, 0)), streams)
@@ -96,7 +96,7 @@ def test_every_batch_of_an_epoch_mixes_shards(streams: int) -> None:
 
 def test_the_golden_order_stays() -> None:
     """A change here changes what every unfinished run would read next."""
-    plan = Plan(synthetic([700, 1200, 513]), seed=7, streams=3, window=2)
+    plan = StreamPlan(synthetic([700, 1200, 513]), seed=7, streams=3, window=2)
     window = plan.window(1, plan.length + 300)
     assert [(p.block, p.first, p.count) for p in window.pieces] == GOLDEN_PIECES
     assert window.order()[:6].tolist() == GOLDEN_ORDER
@@ -108,14 +108,14 @@ GOLDEN_ORDER = [652, 304, 228, 211, 479, 422]
 
 def test_more_streams_than_samples_is_refused() -> None:
     with pytest.raises(UserError, match=r"data.streams.*more than the 10 samples"):
-        Plan(synthetic([10]), seed=0, streams=11)
+        StreamPlan(synthetic([10]), seed=0, streams=11)
 
 
 MEASURE = """
 import sys, time
 import numpy as np
 from recap.data.index import Index
-from recap.data.streams import Plan
+from recap.data.streams import StreamPlan
 def memory(field):
     return int(next(l for l in open("/proc/self/status") if l.startswith(field)).split()[1]) / 1024
 before = memory("VmRSS")
@@ -123,7 +123,7 @@ index = Index.open(sys.argv[1])
 times = []
 for share in (0, 0.5, 0.999, 3.1):
     began = time.process_time()
-    plan = Plan(index, seed=0, streams=96)
+    plan = StreamPlan(index, seed=0, streams=96)
     plan.window(5, int(plan.length * share))
     times.append(time.process_time() - began)
 print(plan.index.samples, memory("VmHWM") - before, *times)

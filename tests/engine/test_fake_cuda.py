@@ -51,7 +51,7 @@ def test_shared_fill_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         work = make_work(LLAMA3_8B, 8, CUDA, torch.bfloat16)
         generator = make_generator(work, 8, 32, "fp8+kv")
         shared = work.ids.index(work.image_token) + work.ids.count(work.image_token)
-        generator.plan = replace(generator.plan, shared=shared, texts=3)
+        generator.shapes = replace(generator.shapes, shared=shared, texts=3)
         images = [
             Image(np.zeros((336, 336, 3), np.uint8), [Text(i, work.ids, 56, torch.zeros(MAX_TOKENS))] * 3)
             for i in range(8)

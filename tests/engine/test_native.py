@@ -124,7 +124,7 @@ def test_logits_are_the_same_bits_in_every_slot(ending: Callable[[Shape], Path])
     ours = noise.integers(0, 256, (28, 28, 3), dtype=np.uint8)
     seen = []
     for place in (0, 3, 2):
-        generator.reset(generator.plan)
+        generator.reset(generator.shapes)
         for fill in range(4):
             images = [noise.integers(0, 256, (28, 28, 3), dtype=np.uint8) for _ in range(4)]
             if fill == place:
@@ -187,8 +187,8 @@ def test_formats_share_the_image(tiny: Callable[..., Path]) -> None:
     config = CaptionerConfig(model=str(tiny()), prompts=FORMATS, formats="all", max_tokens=6, micro_batch=2, slots=6)
     engine = load_engine(config)
     assert isinstance(engine, NativeEngine)
-    plan = engine.generator.plan
-    assert plan.shared == len(common_prefix(engine.book)) + 16 and plan.texts == 3
+    shapes = engine.generator.shapes
+    assert shapes.shared == len(common_prefix(engine.book)) + 16 and shapes.texts == 3
     drive(engine, REQUESTS[:6])
     assert engine.generator.times.fills == 3
     engine.close()
@@ -226,7 +226,7 @@ def test_out_of_memory_means_fewer_slots_and_the_same_captions(
 
     monkeypatch.setattr(engine.generator, "step", failing)
     found = drive(engine, REQUESTS[:30])
-    assert engine.generator.plan.slots == 9  # 16, 12, 9
+    assert engine.generator.shapes.slots == 9  # 16, 12, 9
     engine.close()
     assert {i: caption.text for i, caption in found.items()} == {i: caption.text for i, caption in expected.items()}
 
@@ -235,7 +235,7 @@ def test_a_batch_that_cannot_shrink_says_so(tiny: Callable[..., Path]) -> None:
     engine = load_engine(CaptionerConfig(model=str(tiny()), micro_batch=8, slots=8, decode_workers=0))
     assert isinstance(engine, NativeEngine)
     with pytest.raises(MemoryError, match="micro_batch"):
-        fewer_slots(engine.generator.plan)
+        fewer_slots(engine.generator.shapes)
     engine.close()
 
 
@@ -256,18 +256,20 @@ def test_shapes_settle_on_what_the_memory_holds(
     generator, sizes = engine.generator, []
 
     def tight(generator: Generator[object]) -> None:
-        sizes.append((generator.plan.micro_batch, generator.plan.slots))
-        if 2 * generator.plan.micro_batch + generator.plan.slots > room:
+        sizes.append((generator.shapes.micro_batch, generator.shapes.slots))
+        if 2 * generator.shapes.micro_batch + generator.shapes.slots > room:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
     monkeypatch.setattr(native, "warm_up", tight)
     monkeypatch.setattr(native, "fitting_slots", lambda generator, share: 40)
-    plan = replace(generator.plan, slots=named.get("slots", 8))
-    native.fit_slots_to_memory(generator, plan, replace(engine.config, micro_batch=None, slots=named.get("slots")))
+    shapes = replace(generator.shapes, slots=named.get("slots", 8))
+    native.fit_slots_to_memory(generator, shapes, replace(engine.config, micro_batch=None, slots=named.get("slots")))
     assert sizes[-1] == expected
     if room < 24:
         with pytest.raises(MemoryError, match="micro_batch"):  # a number that the settings name is kept
-            native.fit_slots_to_memory(generator, plan, replace(engine.config, micro_batch=8, slots=named.get("slots")))
+            native.fit_slots_to_memory(
+                generator, shapes, replace(engine.config, micro_batch=8, slots=named.get("slots"))
+            )
     engine.close()
 
 

@@ -17,7 +17,7 @@ from recap.engine import CaptionerConfig, Request, load_engine
 from recap.engine.agreement import compare, read_images
 from recap.engine.checkpoint import open_checkpoint
 from recap.engine.decode import decode
-from recap.engine.generator import Generator, Image, Plan, Text
+from recap.engine.generator import Generator, Image, Shapes, Text
 from recap.engine.native import NativeEngine, check_precision, common_prefix
 from recap.engine.sampling import Sampler
 from tests.engine.conftest import drive
@@ -91,7 +91,7 @@ def test_gpu_sizes_itself_and_lower_precisions_agree(tiny: Callable[..., Path]) 
     shape = Shape(hidden=512, heads=4, kv_heads=2, head_dim=128, ffn=1024)
     base = CaptionerConfig(model=str(tiny(shape)), max_tokens=24, micro_batch=4, slots=16)
     engine = load_engine(replace(base, slots=None), "cuda")
-    assert isinstance(engine, NativeEngine) and engine.generator.plan.slots > 64
+    assert isinstance(engine, NativeEngine) and engine.generator.shapes.slots > 64
     engine.close()
     images = [photo(i) for i in range(24)]
     full = replace(base, precision="fp32")
@@ -136,12 +136,12 @@ def teacher_forced(device: str, dtype: torch.dtype, images: int, tokens: int) ->
     for _ in range(tokens):
         written = torch.cat([written, forward(torch.float32, written)[:, -1:].argmax(-1)], 1)
     sampler = Forced(written)
-    plan = Plan(
+    shapes = Shapes(
         micro_batch=images, slots=images, max_tokens=tokens, prefix=common_prefix(checkpoint.book), width=len(prompt),
         image_token=checkpoint.book.image_token_id, eos=(),
     )  # fmt: skip
     generator: Generator[int] = Generator(
-        models[dtype], plan, sampler, checkpoint.normalise, checkpoint.geometry.size, torch.device(device), dtype,
+        models[dtype], shapes, sampler, checkpoint.normalise, checkpoint.geometry.size, torch.device(device), dtype,
         cuda_graph=False,
     )  # fmt: skip
     zeros = torch.zeros(tokens)

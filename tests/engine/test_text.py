@@ -105,7 +105,7 @@ def test_neighbours_order_and_the_shared_prefix_do_not_matter(writer: Path) -> N
     first = run(replace(settings, samples=1), asked[:10])
     assert [first[i].text for i in range(10)] == [found[i].text for i in range(10)]
     engine = NativeTextEngine(settings, "cpu", shared=False)
-    assert not engine.generator.plan.prefix and {i: c.text for i, c in drive(engine, asked).items()} == {
+    assert not engine.generator.shapes.prefix and {i: c.text for i, c in drive(engine, asked).items()} == {
         i: c.text for i, c in found.items()
     }
     engine.close()
@@ -122,7 +122,7 @@ def test_a_prompt_that_makes_one_token_with_the_prefix(writer: Path) -> None:
     ]
     settings = config(writer, prompts={"fusion": form})
     engine = NativeTextEngine(settings, "cpu")
-    prefix = engine.generator.plan.prefix
+    prefix = engine.generator.shapes.prefix
     misfits = [r for r in asked if tuple(engine.book.prompt("fusion", r.texts).ids[: len(prefix)]) != prefix]
     assert prefix and 0 < len(misfits) < len(asked), "both kinds are met"
     found = drive(engine, asked)

@@ -171,7 +171,7 @@ def test_veclip_runs_the_instruction_once(world: Path, writer: Path) -> None:
     operator.setup("cpu")
     assert isinstance(operator._engine, NativeTextEngine)
     instruction = len(open_text_checkpoint(work.asking()).tokenizer(work.formats["vecap"].text)["input_ids"])
-    assert len(operator._engine.generator.plan.prefix) > 0.8 * instruction
+    assert len(operator._engine.generator.shapes.prefix) > 0.8 * instruction
     rows = rows_of(operator)
     operator.close()
     assert len(rows) == SAMPLES and {row.status for row in rows.values()} == {"ok"}
