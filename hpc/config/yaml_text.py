@@ -1,4 +1,4 @@
-"""YAML as configs write it: 24:00:00 is a time and 1e-3 a number."""
+"""YAML as configs write it: 24:00:00 is a time, 1e-3 a number, and yes a word."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def dump(tree: dict[str, Any]) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 24:00:00 as the number 86400 (base 60) and 1e-3 as text; here they are a time and a number.
-    A key that is given twice is an error."""
+    """YAML 1.1 reads 24:00:00 as the number 86400 (base 60), 1e-3 as text, and yes, no, on and off as truth values; here
+    they are a time, a number and words, as in YAML 1.2. (Keys that are true or false take the words, too.) A key that is given twice is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value if isinstance(key.value, str)]
@@ -34,8 +34,14 @@ for _first in "-+0123456789":
     ]
 
 
+for _first in "yYnNoO":  # what is left of theirs: null, and the empty text
+    _Loader.yaml_implicit_resolvers[_first] = [
+        (tag, pattern) for tag, pattern in yaml.SafeLoader.yaml_implicit_resolvers[_first] if not tag.endswith(":bool")
+    ]
+
+
 class _Dumper(yaml.SafeDumper):
-    """Quotes what our loader would take for a number."""
+    """Quotes what our loader would take for a number or a truth value."""
 
     yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
 

@@ -28,6 +28,7 @@ FIRST_WAIT_S = 0.5  # doubled with each further try
 LONGEST_WAIT_S = 120.0  # whatever Retry-After says
 TRIES = 5
 LONGEST_ANSWER = 8 << 20  # bytes
+UNREADABLE = "server: unreadable answer"
 _MOST_TOKENS = 1 << 24  # of one answer: more is no count
 _MEDIA = {b"\xff\xd8\xff": "jpeg", b"\x89PNG": "png", b"GIF8": "gif", b"RIFF": "webp"}
 
@@ -43,11 +44,14 @@ class NoAnswer(Exception):
 
 @dataclass(frozen=True)
 class Choice:
-    """What a server said. tokens: 0 where it does not count them."""
+    """What a server said. tokens: 0 where it does not count them. model: what it calls its model, without a path; ""
+    where it does not say.
+    """
 
     text: str
     finish: str
     tokens: int
+    model: str = ""
 
 
 class ChatServer:
@@ -193,10 +197,12 @@ def read_choice(answer: bytes) -> Choice:
         choice = parsed["choices"][0]
         tokens, finish = (parsed.get("usage") or {}).get("completion_tokens"), choice["finish_reason"]
         counted = tokens if isinstance(tokens, int) and 0 <= tokens < _MOST_TOKENS else 0
-        return Choice(clean(choice["message"]["content"].strip()), clean(finish or ""), counted)
+        named = parsed.get("model")
+        model = clean(named).rstrip("/").rpartition("/")[2][:200] if isinstance(named, str) else ""
+        return Choice(clean(choice["message"]["content"].strip()), clean(finish or ""), counted, model)
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
         detail = f"{type(error).__name__}: {error}; {answer[:120].decode('utf-8', 'replace')}"
-        raise NoAnswer("server: unreadable answer", detail, transient=True) from error
+        raise NoAnswer(UNREADABLE, detail, transient=True) from error
 
 
 def user_message(image: bytes | None, text: str) -> dict[str, Any]:

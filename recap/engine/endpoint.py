@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -30,6 +31,10 @@ from recap.engine.outage import Outage
 from recap.engine.settings import CaptionerConfig
 
 
+CHANGED = "server: its model changed"
+"""How the reason of a shard begins that is stopped: its rows would be of two models."""
+
+
 class EndpointEngine(AsynchronousEngine):
     """One HTTP request a caption, `window` at a time, over as many connections."""
 
@@ -42,6 +47,7 @@ class EndpointEngine(AsynchronousEngine):
             self._fleet = Fleet([self._chat(url) for url in config.endpoints])
         self._memory = Memory(int(config.decode_memory_gb * 2**30))
         self._filling = {name: Filling(name, form, config.seed) for name, form in config.asks().items()}
+        self._served, self._lock = "", threading.Lock()  # what the model is called by its first answer
         # Blocking connections in threads: the work is waiting, and http.client needs no dependency.
         self._outage = Outage(self._probe)
         self._threads = ThreadPoolExecutor(max_workers=min(config.window, 256))
@@ -147,6 +153,10 @@ class EndpointEngine(AsynchronousEngine):
 
     def _read(self, request: Request, name: str, answer: bytes) -> Caption:
         choice = read_choice(answer)
+        with self._lock:
+            first = self._served = self._served or choice.model
+        if choice.model not in ("", first):
+            return Caption(request.id, reason=f"{CHANGED} from {first} to {choice.model}", transient=True)
         text, tokens = choice.text, choice.tokens
         if choice.finish == "stop" and tokens:
             tokens -= 1  # servers count the end token

@@ -193,10 +193,7 @@ def _about(measures: Measures) -> list[str]:
             lines.append(f"{label}: {clip.name}, reads {clip.context} tokens")
     if measures.judge:
         config = measures.judge.config
-        how = "held to a JSON schema" if config.structured else "parsed from its text"
-        lines.append(
-            f"judge: {config.model}, the paper's prompt, rating 1–5 {how}, up to {measures.most:,} images a set"
-        )
+        lines.append(f"judge: {config.model}, the paper's prompt, rating 1–5, up to {measures.most:,} images a set")
     return lines
 
 
@@ -225,7 +222,6 @@ def _parser() -> Parser:
     parser.add_argument("--judge-model", metavar="NAME", help="as that server names it")
     parser.add_argument("--judge-on", choices=["raw", "recap", "both"], default="both", help="which prompts are judged")
     parser.add_argument("--judge-images", type=int, default=3000, help="images a set (the paper's 3,000)")
-    parser.add_argument("--judge-json", action="store_true", help="hold the server to a JSON schema")
     parser.add_argument("--judge-key-env", default="OPENAI_API_KEY", metavar="NAME", help="variable that holds the key")
     parser.add_argument("--judge-window", type=int, default=8, help="requests at a time")
     parser.add_argument("--judge-cache", type=Path, default=Path("runs/judge-cache"), metavar="FOLDER")
@@ -321,7 +317,7 @@ def _check(given: argparse.Namespace, sources: list[Source]) -> None:
 def _judge_config(given: argparse.Namespace) -> JudgeConfig:
     return JudgeConfig(
         endpoint=given.judge, model=given.judge_model, cache=given.judge_cache, key_env=given.judge_key_env,
-        structured=given.judge_json, window=given.judge_window,
+        window=given.judge_window,
     )  # fmt: skip
 
 

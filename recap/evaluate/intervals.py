@@ -33,6 +33,24 @@ def bootstrap(rows: np.ndarray, statistic: Callable[[np.ndarray], float], seed: 
     return Mean(statistic(rows), float(low), float(high), len(rows))
 
 
+def bootstrap_ratio(parts: Sequence[tuple[float, float]], seed: int = 0) -> Mean | None:
+    """The ratio of two sums with its 95 % bootstrap interval; n is the number of parts. None where it is undefined: the
+    second sum is 0. Resamples in which it is are left out of the interval.
+
+    Args:
+        parts: numerator and denominator of what is drawn together: of one image, whose answers depend on each other.
+    """
+    rows = np.asarray(parts, dtype=np.float64).reshape(-1, 2)
+    whole = rows.sum(axis=0)
+    if not whole[1]:
+        return None
+    rng = np.random.default_rng(seed)
+    sums = np.array([rows[rng.integers(0, len(rows), len(rows))].sum(axis=0) for _ in range(_RESAMPLES)])
+    defined = sums[sums[:, 1] > 0]
+    low, high = np.percentile(defined[:, 0] / defined[:, 1], [2.5, 97.5])
+    return Mean(float(whole[0] / whole[1]), float(low), float(high), len(rows))
+
+
 def bootstrap_mean(values: Sequence[float], seed: int = 0) -> Mean:
     """The mean with its 95 % bootstrap interval, of at least one value."""
     return bootstrap(np.asarray(values, dtype=np.float64), lambda chosen: float(chosen.mean()), seed)

@@ -1,8 +1,9 @@
-"""A vision language model rates images against their captions from 1 to 5, with the prompt of the paper (section 4).
+"""A vision language model rates images against the texts that they were made from: `configs/generate/rating.yaml` for
+images that lie in no tars, without a run. Its engine asks, its parser reads, and its words are the same.
 
-Any OpenAI-compatible server judges. What it answered is kept on disk under a hash of the whole request (model, prompt,
-caption, image, parameters): a second run asks nothing again, and a killed one goes on. Answers are kept as they were
-given, so that another parser needs no new ones. Torch-free.
+What the judge answered is kept on disk under a hash of what it was asked (model, words, image, length): a second call
+asks nothing again, and a killed one goes on. Answers are kept as they were given, so that another parser needs no new
+ones. Torch-free.
 """
 
 from __future__ import annotations
@@ -11,38 +12,24 @@ import hashlib
 import json
 import os
 import socket
-import threading
+import time
 import uuid
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from hpc.base.errors import UserError
-from recap.data.images import BadImage, EncodedImage
-from recap.engine.chat import ChatServer, NoAnswer, read_choice, user_message
+from recap.engine import Caption, CaptionerConfig, Format, Request, check
+from recap.engine.chat import UNREADABLE, ChatServer
+from recap.engine.endpoint import CHANGED, EndpointEngine
 from recap.evaluate.image_sets import ImageItem
-from recap.generate.rating import parse_rating
+from recap.evaluate.rating import RATE
+from recap.generate.parsers import RatingParser, Unparsed
 
-RATE = (
-    "[Image Caption] {caption}  Rate whether the caption is of high-quality and fluent and correctly matches the given "
-    "image. The rating should be 1-5, where 1 is incorrect and not fluent at all, and 5 is correct and very fluent. "
-    "Try to just give a numerical rating."
-)
-AS_TEXT = "  Your response should be in the format: Rating: (int)"
-AS_JSON = '  Your response should be in the format: {"rating": (int)}'
-"""The paper's words are RATE + AS_TEXT; where its line breaks stood is not known."""
-
-_SCHEMA = {
-    "type": "object",
-    "properties": {"rating": {"type": "integer", "enum": [1, 2, 3, 4, 5]}},
-    "required": ["rating"],
-    "additionalProperties": False,
-}
-_UNREADABLE_TRIES = 3
-_LOST_IN_A_ROW = 10  # images without an answer after which the server counts as down
+_TRIES = 3  # of what may go better: half an answer, of a server under load
+_POLL_S = 0.2
+_REFUSALS = tuple(f"server: status {status}" for status in (401, 403, 404))
 
 
 @dataclass(frozen=True)
@@ -52,8 +39,8 @@ class JudgeConfig:
     Args:
         endpoint: base URL, e.g. http://node7:8000/v1. model: the name that the server knows.
         key_env: environment variable with the key; it is neither logged nor stored.
-        structured: have the server hold to a JSON schema (response_format) instead of the paper's "Rating: (int)".
         window: requests at a time. timeout_s: seconds for one answer. max_tokens: of an answer.
+        patience_s: seconds for which a server that is away is waited for.
         cache: folder of answers.
     """
 
@@ -61,10 +48,18 @@ class JudgeConfig:
     model: str
     cache: Path
     key_env: str = "OPENAI_API_KEY"
-    structured: bool = False
     window: int = 8
     timeout_s: float = 120.0
     max_tokens: int = 64
+    patience_s: float = 60.0
+
+    def asking(self) -> CaptionerConfig:
+        """The same as an engine is told."""
+        return CaptionerConfig(
+            backend="openai", endpoint=self.endpoint, endpoint_key_env=self.key_env, endpoint_timeout_s=self.timeout_s,
+            served_model=self.model, window=self.window, max_tokens=self.max_tokens,
+            prompts={"rating": Format(text=RATE)},  # type: ignore[dict-item]
+        )  # fmt: skip
 
 
 @dataclass
@@ -90,7 +85,6 @@ class Answers:
 
     def __init__(self, folder: Path) -> None:
         self._known: dict[str, str] = {}
-        self._lock = threading.Lock()
         folder.mkdir(parents=True, exist_ok=True)
         for path in sorted(folder.glob("*.jsonl")):
             for line in path.read_bytes().splitlines():
@@ -106,7 +100,7 @@ class Answers:
 
     def keep(self, request: str, answer: str) -> None:
         line = json.dumps({"request": request, "answer": answer}) + "\n"
-        with self._lock, open(self._path, "a", encoding="utf-8") as file:
+        with open(self._path, "a", encoding="utf-8") as file:
             file.write(line)
             self._known[request] = answer
 
@@ -120,113 +114,114 @@ class Judge:
 
     def __init__(self, config: JudgeConfig) -> None:
         self.config = config
-        self._server = ChatServer(config.endpoint, config.key_env, config.timeout_s)
+        try:
+            check(config.asking())
+            ChatServer(config.endpoint, config.key_env, config.timeout_s)
+        except ValueError as error:
+            raise UserError(f"judge: {error}") from error
         self._answers = Answers(config.cache)
+        self._parse = RatingParser()
 
     def rate(self, images: Iterable[ImageItem], done: Callable[[], object] = lambda: None) -> Ratings:
         """Rate images against their prompts, `window` at a time. done: called after each.
 
         Raises:
-            UserError: the server refuses the key or the model, does not answer at all, an image cannot be decoded.
+            UserError: the server refuses the key or the model, or stays away, or an image cannot be decoded.
         """
-        made, lost_in_a_row, why = Ratings(), 0, ""
-        pool = ThreadPoolExecutor(self.config.window)
-        waiting: deque[tuple[ImageItem, Future[_Outcome]]] = deque()
-
-        def finish() -> None:
-            nonlocal lost_in_a_row, why
-            item, future = waiting.popleft()
-            outcome = future.result()
-            _count(made, item, outcome)
-            lost_in_a_row, why = (lost_in_a_row + 1, outcome.lost) if outcome.lost else (0, why)
-            if lost_in_a_row >= max(_LOST_IN_A_ROW, 2 * self.config.window):
-                raise self._down(why)
-            done()
-
+        asking = _Asking(self.config, self._answers, done)
         try:
             for item in images:
-                waiting.append((item, pool.submit(self._answer, item)))
-                if len(waiting) >= 2 * self.config.window:
-                    finish()
-            while waiting:
-                finish()
+                asking.put(item)
+            asking.finish()
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-        if made.unanswered and not made.asked and not made.cached:
-            raise self._down(why)
+            asking.close()
+        made = Ratings(asked=asking.asked, cached=asking.cached)
+        for number in sorted(asking.outcomes):
+            name, outcome = asking.outcomes[number]
+            if outcome.reason:
+                made.unanswered[outcome.reason] += 1
+                continue
+            try:
+                made.ratings.append(self._parse(outcome.text)["rating"])
+            except Unparsed:
+                made.unparsed.append((name, outcome.text[:200]))
         return made
 
-    def _answer(self, item: ImageItem) -> _Outcome:
-        try:
-            image = EncodedImage(item.data).portable()  # a damaged one would only be an odd rating
-        except BadImage as error:
-            raise UserError(f"judge: {item.name}: {error}") from error
-        body = json.dumps(self._body(image, item.prompt), sort_keys=True).encode()
-        request = hashlib.sha256(body).hexdigest()
+
+class _Asking:
+    """One call of `Judge.rate`: what is in flight, and what came of the images, by their number."""
+
+    def __init__(self, config: JudgeConfig, answers: Answers, done: Callable[[], object]) -> None:
+        self.config, self._answers, self._done = config, answers, done
+        self._engine = EndpointEngine(config.asking())
+        self._flying: dict[int, tuple[ImageItem, str, int]] = {}
+        self.outcomes: dict[int, tuple[str, Caption]] = {}
+        self.asked = self.cached = 0
+
+    def put(self, item: ImageItem) -> None:
+        """Ask about an image, or know the answer; waits while the window is full."""
+        number, request = len(self.outcomes) + len(self._flying), self._digest(item)
         if (known := self._answers.find(request)) is not None:
-            return _Outcome(known, cached=True)
-        try:
-            answer = self._ask(body)
-        except NoAnswer as error:
-            if error.status in (401, 403, 404):
+            self.cached += 1
+            self._end(number, item, Caption(number, known))
+            return
+        while self._engine.want() <= 0:
+            self._take()
+        self._send(number, item, request, 1)
+
+    def finish(self) -> None:
+        while self._flying:
+            self._take()
+
+    def close(self) -> None:
+        self._engine.close()
+
+    def _send(self, number: int, item: ImageItem, request: str, attempt: int) -> None:
+        self._flying[number] = (item, request, attempt)
+        self._engine.put(Request(number, item.data, {"caption": item.prompt or ""}, item.key))
+
+    def _digest(self, item: ImageItem) -> str:
+        about = {
+            "model": self.config.model, "words": RATE, "max_tokens": self.config.max_tokens,
+            "caption": item.prompt or "", "image": hashlib.sha256(item.data).hexdigest(),
+        }  # fmt: skip
+        return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+    def _take(self) -> None:
+        """What the engine has answered. UserError where it has not for as long as the server may be away."""
+        end = time.monotonic() + self.config.patience_s
+        while not (captions := self._engine.poll(_POLL_S)):
+            if not self._engine.waiting:
+                end = time.monotonic() + self.config.patience_s
+            elif time.monotonic() > end:
+                raise self._down(self._engine.waiting)
+        for caption in captions:
+            item, request, attempt = self._flying.pop(caption.id)
+            if caption.reason.startswith("image:"):  # a damaged one would only be an odd rating
+                raise UserError(f"judge: {item.name}: {caption.reason}: {caption.detail}")
+            if caption.reason.startswith(CHANGED):
                 raise UserError(
-                    f"judge: {self.config.endpoint} refuses ({error}). Is the model named {self.config.model!r} there, "
-                    f"and the key in ${self.config.key_env}?"
-                ) from error
-            return _Outcome(lost=str(error), reason=error.reason)
-        self._answers.keep(request, answer)
-        return _Outcome(answer)
+                    f"judge: {self.config.endpoint}: {caption.reason}. Ratings of one set are of one model."
+                )
+            if caption.reason.startswith(_REFUSALS):
+                raise UserError(
+                    f"judge: {self.config.endpoint} refuses ({caption.reason}: {caption.detail}). Is the model named "
+                    f"{self.config.model!r} there, and the key in ${self.config.key_env}?"
+                )
+            if caption.reason == UNREADABLE and attempt < _TRIES:
+                self._send(caption.id, item, request, attempt + 1)
+                continue
+            if not caption.reason:
+                self.asked += 1
+                self._answers.keep(request, caption.text)
+            self._end(caption.id, item, caption)
 
-    def _ask(self, body: bytes) -> str:
-        """A readable answer; servers and proxies under load also send half ones."""
-        for attempt in range(_UNREADABLE_TRIES):
-            answer = self._server.ask(body)
-            try:
-                return read_choice(answer).text
-            except NoAnswer:
-                if attempt == _UNREADABLE_TRIES - 1:
-                    raise
-        raise AssertionError("unreachable")
-
-    def _body(self, image: bytes, prompt: str | None) -> dict[str, Any]:
-        config = self.config
-        text = (RATE + (AS_JSON if config.structured else AS_TEXT)).replace("{caption}", prompt or "")
-        body: dict[str, Any] = {
-            "model": config.model,
-            "max_tokens": config.max_tokens,
-            "temperature": 0.0,
-            "messages": [user_message(image, text)],
-        }
-        if config.structured:
-            schema = {"name": "rating", "strict": True, "schema": _SCHEMA}
-            body["response_format"] = {"type": "json_schema", "json_schema": schema}
-        return body
+    def _end(self, number: int, item: ImageItem, caption: Caption) -> None:
+        self.outcomes[number] = (item.name, caption)
+        self._done()
 
     def _down(self, why: str) -> UserError:
         return UserError(
             f"judge: {self.config.endpoint} gives no answers ({why}). Those so far are kept in {self.config.cache}; "
             "when the server is well, run this again."
         )
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    """An answer, or why there is none (lost, with particulars; reason, to count)."""
-
-    answer: str = ""
-    cached: bool = False
-    lost: str = ""
-    reason: str = ""
-
-
-def _count(made: Ratings, item: ImageItem, outcome: _Outcome) -> None:
-    if outcome.lost:
-        made.unanswered[outcome.reason] += 1
-        return
-    made.cached += outcome.cached
-    made.asked += not outcome.cached
-    rating = parse_rating(outcome.answer)
-    if rating is None:
-        made.unparsed.append((item.name, outcome.answer[:200]))
-    else:
-        made.ratings.append(rating)

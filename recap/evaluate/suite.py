@@ -2,11 +2,12 @@
 
     python -m recap.evaluate.suite classics runs/mine --references runs/human   BLEU, ROUGE-L, CIDEr-D; --meteor
     python -m recap.evaluate.suite diversity runs/mine                          lengths, vocabulary, distinct-n, ...
+    python -m recap.evaluate.suite rating runs/rated-a runs/rated-b             a judge's ratings from 1 to 5
     python -m recap.evaluate.suite caparena runs/battle-a runs/battle-b         battles with opponents, judged
 
 CAPTIONS and references are run directories, exports, or folders of parquet files. A judge is a generating job
-(configs/systems/caparena.yaml, docs/judges.md): its answers are a column. Every number stands with its n and a 95 %
-bootstrap interval, and with what is missing from it. Torch-free. --json prints JSON.
+(configs/generate/rating.yaml, configs/systems, docs/judges.md): its answers are a column. Every number stands with its
+n and a 95 % bootstrap interval, and with what is missing from it. Torch-free. --json prints JSON.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 
 from hpc.base.command import command
 from hpc.base.errors import Exit, Parser
-from recap.evaluate import battles, classics, diversity, judged, text_sets
+from recap.evaluate import classics, diversity, suite_judges, text_sets
 from recap.evaluate.intervals import Mean
 
 
@@ -52,29 +53,15 @@ def _diversity(args: argparse.Namespace) -> dict[str, Any]:
     return {"metrics": metrics, "account": {"n": found.n, "left_out": own.left_out, "compared": found.compared}}
 
 
-def _caparena(args: argparse.Namespace) -> dict[str, Any]:
-    """A line an opponent, and the mean of all, which is what the paper's table has."""
-    metrics: dict[str, Any] = {}
-    account: dict[str, Any] = {}
-    for run in args.runs:
-        answers = judged.read(run, battles.FIELDS)
-        found = battles.of(answers, args.of)
-        metrics[run.name] = found.score
-        account[run.name] = answers.account | {
-            "wins": found.wins, "losses": found.losses, "ties": found.ties, "first_won": found.first
-        }  # fmt: skip
-    if len(args.runs) > 1:
-        metrics["mean"] = sum(score.value for score in metrics.values()) / len(metrics)
-    return {"metrics": metrics, "account": account}
-
-
 def lines(found: dict[str, Any]) -> Iterator[str]:
     """For people: a line a metric, then what it is made of."""
     for name, value in found["metrics"].items():
         if isinstance(value, Mean):
-            yield f"{name:<12} {value.value:>10.4f}   {value.low:.4f} to {value.high:.4f}, n = {value.n:,}"
+            yield f"{name:<20} {value.value:>10.4f}   {value.low:.4f} to {value.high:.4f}, n = {value.n:,}"
+        elif value is None:
+            yield f"{name:<20}  undefined"
         else:
-            yield f"{name:<12} {value:>10,.4f}" if isinstance(value, float) else f"{name:<12} {value:>10,}"
+            yield f"{name:<20} {value:>10,.4f}" if isinstance(value, float) else f"{name:<20} {value:>10,}"
     for name, value in found["account"].items():
         parts = value.items() if isinstance(value, dict) else [(name, value)]
         said = ", ".join(f"{key.replace('_', ' ')} {_number(part)}" for key, part in parts)
@@ -101,26 +88,23 @@ def _parser() -> Parser:
     various.add_argument("captions", type=Path)
     for part in (near, various):
         part.add_argument("--field", help="field that holds the caption (default: caption, re_caption, text)")
-    arena = metrics.add_parser("caparena", help="100 (wins - losses) / n against each opponent")
-    arena.add_argument("runs", type=Path, nargs="+", help="runs of configs/systems/caparena.yaml, one an opponent")
-    arena.add_argument("--of", default="ours", help="the column that is scored")
-    for part in (near, various, arena):
+    measures = {"classics": _classics, "diversity": _diversity} | suite_judges.add(metrics)
+    for name, part in metrics.choices.items():
+        part.set_defaults(measure=measures[name])
         part.add_argument("--json", action="store_true", help="print JSON")
+        part.add_argument("--out", type=Path, metavar="FILE", help="write the JSON into a file, too")
     return parser
-
-
-_METRICS = {"classics": _classics, "diversity": _diversity, "caparena": _caparena}
 
 
 @command
 def main(arguments: list[str] | None) -> int:
     args = _parser().parse_args(arguments)
-    found = _METRICS[args.metric](args)
-    if args.json:
-        found["metrics"] = {n: asdict(v) if isinstance(v, Mean) else v for n, v in found["metrics"].items()}
-        sys.stdout.write(json.dumps(found, indent=1) + "\n")
-    else:
-        sys.stdout.writelines(f"{line}\n" for line in lines(found))
+    found = args.measure(args)
+    plain = found | {"metrics": {n: asdict(v) if isinstance(v, Mean) else v for n, v in found["metrics"].items()}}
+    written = json.dumps(plain, indent=1, ensure_ascii=False) + "\n"
+    if args.out:
+        args.out.write_text(written, encoding="utf-8")
+    sys.stdout.write(written if args.json else "".join(f"{line}\n" for line in lines(found)))
     return Exit.COMPLETE
 
 

@@ -24,7 +24,7 @@ from recap.data.same_image import digest
 from recap.data.tar_job import RowsJob
 from recap.data.texts import LONGEST_TEXT, TextMember, clean
 from recap.engine import Caption, Format
-from recap.engine.formats import bank_of, format_name, one_line, said, shuffled
+from recap.engine.formats import Said, bank_of, format_name, one_line, said, shuffled
 from recap.engine.identity import weights_identity
 from recap.generate.parsers import Unparsed, parser_of
 from recap.generate.settings import GenerateConfig
@@ -82,6 +82,9 @@ class GenerateOperator(RowsJob, Writing):
                 raise UserError(
                     f"config: `formats.{name}.otherwise`: a copied text is not parsed. Leave out one of both."
                 )
+        for name in self.config.numbered:
+            if name not in {column for form in self.config.formats.values() for column in form.columns()}:
+                raise UserError(f"config: `numbered`: no format's text has {{{name}}}. Correct it, or leave it out.")
 
     # --- what a login node asks ---------------------------------------------------------------
 
@@ -138,6 +141,7 @@ class GenerateOperator(RowsJob, Writing):
         if row.sample is not None:
             text, _ = self._text.read(row.sample.members, row.sample.odd, LONGEST_TEXT)
         texts = {name: said(value) for name, value in row.columns.items()}
+        texts |= {name: numbered(texts[name]) for name in self.config.numbered}
         names = [format_name(answer) for answer in self.asking.names(row.key)]
         sha256 = digest(image) if image is not None else row.image
         name = names[0] if len(self.config.formats) > 1 else ""
@@ -191,6 +195,17 @@ class GenerateOperator(RowsJob, Writing):
                 text = text[len(beginning) :].lstrip()
                 text = text[:1].upper() + text[1:]
         return text
+
+
+def numbered(value: Said) -> Said:
+    """A list's entries with their numbers before them; empty ones are none.
+
+    >>> numbered(("a cat", "", "a dog"))
+    ('1. a cat', '2. a dog')
+    """
+    if isinstance(value, str):
+        return value
+    return tuple(f"{number}. {entry}" for number, entry in enumerate(filter(one_line, value), 1))
 
 
 def _file_digest(path: str) -> str:

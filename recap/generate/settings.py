@@ -45,6 +45,7 @@ class GenerateConfig:
     writer: WriterConfig = field(default_factory=WriterConfig)
     formats: dict[str, Format] = semantic({}, "what the model is asked, by name: see configs/prompts")
     choose: str = semantic("one", "one: each row in one format, by weight and key | all: in every format")
+    numbered: list[str] = semantic([], "columns of lists whose entries are shown behind their numbers, from 1")
     parse: ParseConfig = field(default_factory=ParseConfig)
     clean: CleanConfig = field(default_factory=CleanConfig)
 

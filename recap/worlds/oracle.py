@@ -17,6 +17,18 @@ What it does, by the model's name:
     fuse      all that is in the picture, and as its name what follows "Sentence 1:", "Alt-text:" or "Text:"; without
               image and key, what follows "Sentence 2:" or "What can be seen:" is believed
 
+and of texts in the shapes' words, which it knows by labels at the beginning of a line:
+
+    facts     "[fact][yes]" for each fact of "Caption:"
+    match     the number of "Fact:" in a numbered list, or 0
+    supports  yes where "Text:" says all of "Statement:", no where it does not
+    objects   the things that "Caption:" names, a line each
+    contains  yes where the descriptions name "the following object", no where they do not
+    questions "[question][answer]" for each fact of "Reference:"
+    answer    what "Caption:" answers to "Question:"
+    grade     {"verdict", "score"}: "Answer:" against "Right answer:"
+    graph     {"objects", "attributes", "relations"} of "Caption:"
+
 and what goes wrong, each with a share of the requests that the seed and the request decide: `wrong` answers, `unparsed`
 ones, `errors` (a 503, once: the second try is answered), `refused` (a 400, always).
 """
@@ -26,194 +38,24 @@ from __future__ import annotations
 import argparse
 import base64
 import hashlib
-import itertools
 import json
 import logging
-import re
-import tarfile
 import threading
 import urllib.parse
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from hpc.base.errors import Parser, UserError
+from hpc.base.errors import Parser
 from recap.randomness import draw
-from recap.worlds import emoji, flag_captions, shape_claims, shape_scenes, shapes
+from recap.worlds.answers import OF_TEXTS, TASKS, mistaken, told
+from recap.worlds.truths import Truth, Truths
 
 log = logging.getLogger(__name__)
 
-_WORD = re.compile(r"[\w./#@-]+")
 _RATES = ("wrong", "unparsed", "errors", "refused")
-
-
-@dataclass(frozen=True)
-class Judged:
-    """Facts of a picture that a text has right, has wrong, and leaves out."""
-
-    right: int
-    wrong: int
-    unsaid: int
-
-
-@dataclass(frozen=True)
-class Truth:
-    """What is known of one picture.
-
-    judge: counts a text's facts. attributes: what may be asked for, by the word that asks.
-    """
-
-    key: str
-    caption: str
-    judge: Callable[[str], Judged]
-    attributes: Mapping[str, str]
-
-
-def _of_shapes(key: str, about: dict[str, Any]) -> Truth:
-    scene = shapes.scene_from_json(about)
-    first = scene.groups[0]
-
-    def judge(text: str) -> Judged:
-        found = shape_claims.judge(text, scene)
-        return Judged(len(found.verdicts) - len(found.wrong), len(found.wrong), len(found.unsaid))
-
-    attributes = {
-        "colour": f"The {first.kind} is {first.colour}.",
-        "how many": f"There is {shapes.caption(shape_scenes.Scene(scene.background, (first,)), 'short')}.",
-        "where": f"The {first.kind} is in the {first.place}.",
-        "background": f"The background is {scene.background}.",
-    }
-    return Truth(key, shapes.caption(scene), judge, attributes)
-
-
-def _of_emoji(key: str, about: dict[str, Any]) -> Truth:
-    scene = emoji.scene_from_json(about)
-
-    def judge(text: str) -> Judged:
-        if emoji.parse(text) is None:
-            return Judged(0, 0, len(scene.sprites))
-        found = [right for fact, right in emoji.judge(text, scene).items() if fact != "all"]
-        return Judged(sum(found), len(found) - sum(found), 0)
-
-    first = scene.sprites[0]
-    attributes = {
-        "where": f"The {first.name} is at the {first.place}.",
-        "background": f"The background is {scene.background}.",
-    }
-    return Truth(key, emoji.describe(scene), judge, attributes)
-
-
-def _of_flags(key: str, about: dict[str, Any]) -> Truth:
-    colours = set(about["colours"])
-
-    def judge(text: str) -> Judged:
-        told = set(flag_captions.colours_in(text))
-        return Judged(len(told & colours), len(told - colours), len(colours - told))
-
-    said = ", ".join(sorted(colours))
-    attributes = {"colour": f"Its colours are {said}.", "layout": f"Its layout is {about['layout']}."}
-    return Truth(key, f"This {about['layout']} flag is {said}.", judge, attributes)
-
-
-_WORLDS: Mapping[str, Callable[[str, dict[str, Any]], Truth]] = {
-    "groups": _of_shapes,
-    "sprites": _of_emoji,
-    "colours": _of_flags,
-}
-"""By a field that the truth of this world alone has."""
-
-
-class Truths:
-    """The truth of all samples of some tars, by key and by the image's digest."""
-
-    def __init__(self, tars: Iterable[str | Path]) -> None:
-        self.by_key: dict[str, Truth] = {}
-        self.by_image: dict[str, Truth] = {}
-        for tar in tars:
-            for key, members in _samples(tar):
-                self._add(key, members)
-        if not self.by_key:
-            raise UserError("oracle: no sample of the tars has a truth: a json member as recap.worlds writes it.")
-
-    def _add(self, key: str, members: Mapping[str, bytes]) -> None:
-        about = json.loads(members.get("json", b"{}"))
-        world = next((make for field, make in _WORLDS.items() if field in about), None)
-        if world is None:
-            return
-        self.by_key[key] = truth = world(key, about)
-        for extension, data in members.items():
-            if extension not in ("json", "txt"):
-                self.by_image[hashlib.sha256(data).hexdigest()] = truth
-
-    def find(self, image: bytes | None, text: str) -> Truth | None:
-        """By the image, else by the first word of the text that is a key, or a child's (`k#3`)."""
-        if image is not None:
-            return self.by_image.get(hashlib.sha256(image).hexdigest())
-        words = (word.strip(".") for word in _WORD.findall(text))
-        names = (name for word in words for name in (word, word.rpartition("#")[0]))
-        return next((self.by_key[name] for name in names if name in self.by_key), None)
-
-
-def _samples(tar: str | Path) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Keys and members of a tar as recap.worlds writes them: whole, a sample's members one after another."""
-    with tarfile.open(tar) as file:
-        for key, group in itertools.groupby(file, lambda member: member.name.partition(".")[0]):
-            yield key, {m.name.partition(".")[2]: found.read() for m in group if (found := file.extractfile(m))}
-
-
-# --- answers ----------------------------------------------------------------------------------------
-
-
-def _ask(truth: Truth, text: str) -> str:
-    asked = [answer for word, answer in truth.attributes.items() if word in text.lower()]
-    return " ".join(asked) or truth.caption
-
-
-def _rating(truth: Truth, text: str) -> str:
-    found = truth.judge(text)
-    share = found.right / max(found.right + found.wrong + found.unsaid, 1)
-    return f"Rating: {1 + round(4 * share)}"
-
-
-def _verdict(truth: Truth, text: str) -> str:
-    found = truth.judge(text)
-    return "no" if found.wrong else "yes" if found.right else "unsure"
-
-
-def _compare(truth: Truth, text: str) -> str:
-    """The last word is the verdict, as judges are asked for it."""
-    merits = []
-    for place in ("First", "Second"):
-        said = re.search(rf"^{place} caption:[ \t]*(.*)$", text, re.M)
-        found = truth.judge(said[1] if said else "")
-        merits.append(found.right - found.wrong)
-    verdict = "tie" if merits[0] == merits[1] else "first" if merits[0] > merits[1] else "second"
-    return f"One has {merits[0]} facts more right than wrong, the other {merits[1]}.\n{verdict}"
-
-
-def _fuse(truth: Truth, text: str) -> str:
-    name = re.search(r"^(?:Sentence 1|Alt-text|Text):[ \t]*(.+)$", text, re.M)
-    return f"{truth.caption} It is called {name[1].strip()}." if name else truth.caption
-
-
-def _told(text: str) -> Truth | None:
-    """What a text for `fuse` says itself of a picture that it does not name: its second sentence is believed."""
-    seen = re.search(r"^(?:Sentence 2|What can be seen):[ \t]*(.+)$", text, re.M)
-    return Truth("", seen[1].strip(), lambda text: Judged(0, 0, 0), {}) if seen else None
-
-
-_TASKS: Mapping[str, Callable[[Truth, str], str]] = {
-    "caption": lambda truth, text: truth.caption,
-    "ask": _ask,
-    "rating": _rating,
-    "verdict": _verdict,
-    "compare": _compare,
-    "fuse": _fuse,
-}
-_OPPOSITE = {"yes": "no", "no": "yes", "unsure": "yes", "first": "second", "second": "first", "tie": "first"}
 
 
 class Oracle:
@@ -237,29 +79,32 @@ class Oracle:
         with self._lock:
             self.asked += 1
             first = digest not in self._failed
-            self._failed.add(digest)
+            if hit["errors"]:
+                self._failed.add(digest)
         if hit["refused"]:
             return 400, {"error": {"message": "refused, as asked for"}}
         if hit["errors"] and first:
             return 503, {"error": {"message": "failed once, as asked for"}}
-        truth = self.truths.find(image, text) or (_told(text) if task == "fuse" else None)
-        if truth is None:
-            return 400, {"error": {"message": "neither the image nor a key in the text is of this world"}}
-        said = "Hm." if hit["unparsed"] else self._said(task, truth, text, hit["wrong"], seed)
-        return 200, _completion(said, int(body.get("max_tokens") or 1 << 30))
+        if task in OF_TEXTS:
+            right = OF_TEXTS[task](text)
+        else:
+            truth = self.truths.find(image, text) or (told(text) if task == "fuse" else None)
+            if truth is None:
+                return 400, {"error": {"message": "neither the image nor a key in the text is of this world"}}
+            right = TASKS[task](truth, text)
+            if hit["wrong"] and mistaken(task, right) is None:
+                right = TASKS[task](self._other(truth, seed), text)
+        if hit["wrong"]:
+            right = mistaken(task, right) or right
+        said = "Hm." if hit["unparsed"] else right
+        return 200, _completion(said, int(body.get("max_tokens") or 1 << 30), str(body["model"]))
 
-    def _said(self, task: str, truth: Truth, text: str, wrong: bool, seed: int) -> str:
-        if not wrong:
-            return _TASKS[task](truth, text)
-        if task in ("verdict", "compare"):
-            return _OPPOSITE[_TASKS[task](truth, text).split()[-1]]
-        if task == "rating":
-            return f"Rating: {6 - int(_rating(truth, text)[-1])}"
-        keys = list(self.truths.by_key)  # what it says is true of another picture
+    def _other(self, truth: Truth, seed: int) -> Truth:
+        """Another picture, of which other things are true."""
+        keys = list(self.truths.by_key)
         start = draw(seed, "other", truth.key)
         others = (self.truths.by_key[keys[(start + step) % len(keys)]] for step in range(len(keys)))
-        other = next((found for found in others if found.caption != truth.caption), truth)
-        return _TASKS[task](other, text)
+        return next((found for found in others if found.caption != truth.caption), truth)
 
 
 def _content(messages: list[dict[str, Any]]) -> tuple[bytes | None, str]:
@@ -277,19 +122,20 @@ def _behaviour(model: str) -> tuple[str, dict[str, float], int]:
     name, _, query = model.partition("?")
     task = name.removeprefix("oracle/")
     given = dict(urllib.parse.parse_qsl(query))
-    if task not in _TASKS or set(given) - {*_RATES, "seed"}:
+    if task not in {*TASKS, *OF_TEXTS} or set(given) - {*_RATES, "seed"}:
         raise ValueError(
-            f"no model {model!r}: oracle/ and one of {', '.join(_TASKS)}, with ?{'=&'.join(_RATES)}=&seed="
+            f"no model {model!r}: oracle/ and one of {', '.join([*TASKS, *OF_TEXTS])}, with ?{'=&'.join(_RATES)}=&seed="
         )
     return task, {rate: float(given.get(rate, 0)) for rate in _RATES}, int(given.get("seed", 0))
 
 
-def _completion(text: str, most: int) -> dict[str, Any]:
+def _completion(text: str, most: int, model: str) -> dict[str, Any]:
     words = text.split()
     cut = len(words) > most
     message = {"role": "assistant", "content": " ".join(words[:most]) if cut else text}
     choice = {"index": 0, "message": message, "finish_reason": "length" if cut else "stop"}
-    return {"object": "chat.completion", "choices": [choice], "usage": {"completion_tokens": min(len(words) + 1, most)}}
+    usage = {"completion_tokens": min(len(words) + 1, most)}
+    return {"object": "chat.completion", "model": model, "choices": [choice], "usage": usage}
 
 
 # --- the server -------------------------------------------------------------------------------------

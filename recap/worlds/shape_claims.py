@@ -114,3 +114,22 @@ def judge(text: str, scene: Scene) -> Judgement:
     ground = re.search(r"background is (\w+)", text, re.IGNORECASE)
     background = [Verdict("background", ground[1].lower(), scene.background)] if ground else []
     return Judgement((*best[1], *background), tuple(best[2]))
+
+
+def facts(text: str) -> list[str]:
+    """What a text says of shapes, one fact a phrase; each names what it is about, so that it can be judged alone.
+
+    >>> facts("Two small red circles are in the top left. The background is white.")
+    ['red circle', 'two red circles', 'small red circle', 'red circle in the top left', 'The background is white']
+    """
+    found = []
+    for claim in parse(text):
+        named = " ".join(filter(None, (claim.colour, claim.kind)))
+        found.append(named)
+        if claim.count:
+            plain = " ".join(filter(None, (claim.colour, plural(claim.kind) if claim.count > 1 else claim.kind)))
+            found.append(f"{COUNTS[claim.count]} {plain}")
+        found += [f"{claim.size} {named}"] if claim.size else []
+        found += [f"{named} in the {claim.place}"] if claim.place else []
+    ground = re.search(r"background is (\w+)", text, re.IGNORECASE)
+    return [*dict.fromkeys(found), *([f"The background is {ground[1].lower()}"] if ground else [])]

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from hpc.base.errors import UserError
-from recap.evaluate import judge as judging
 from recap.evaluate.image_sets import ImageItem
 from recap.evaluate.judge import Judge, JudgeConfig
+from recap.evaluate.rating import RATE
 from tests.evaluate.paint import paint
 
 KEY = "sk-very-secret"
@@ -56,7 +57,7 @@ class Server:
         time.sleep(self.delay_s)
         image = base64.b64decode(picture["image_url"]["url"].partition(";base64,")[2])
         rating = rating_of(image, text["text"])
-        said = json.dumps({"rating": rating}) if "response_format" in body else f"Rating: {rating}"
+        said = f"Rating: {rating}"
         choice = {"message": {"content": self.says.get(caption, said)}, "finish_reason": "stop"}
         return 200, json.dumps({"choices": [choice]}), {}
 
@@ -98,22 +99,27 @@ def images(count: int) -> list[ImageItem]:
     return [ImageItem(f"{i}", f"image {i}", paint(p, 3, i), p) for i, p in enumerate(prompts)]
 
 
-def expected(made: list[ImageItem], ending: str = judging.AS_TEXT) -> list[int]:
-    return [rating_of(i.data, (judging.RATE + ending).replace("{caption}", str(i.prompt))) for i in made]
+def expected(made: list[ImageItem]) -> list[int]:
+    return [rating_of(i.data, RATE.replace("{caption}", str(i.prompt))) for i in made]
 
 
 def config(server: Server, folder: Path, **changes: Any) -> JudgeConfig:
     return replace(JudgeConfig(server.url, "judge-1", folder / "cache", window=4), **changes)
 
 
-@pytest.mark.parametrize("structured", [False, True])
-def test_ratings_are_the_servers_and_asked_for_once(server: Server, tmp_path: Path, structured: bool) -> None:
-    made, settings = images(30), config(server, tmp_path, structured=structured)
+def test_it_asks_what_the_rating_job_asks() -> None:
+    """One prompt, in two places: the config of jobs, and here for images without a run."""
+    shipped = yaml.safe_load((Path(__file__).parents[2] / "configs/generate/rating.yaml").read_text())
+    assert shipped["formats"]["rating"]["text"] == RATE
+
+
+def test_ratings_are_the_servers_and_asked_for_once(server: Server, tmp_path: Path) -> None:
+    made, settings = images(30), config(server, tmp_path)
     first = Judge(settings).rate(made)
-    assert first.ratings == expected(made, judging.AS_JSON if structured else judging.AS_TEXT)
+    assert first.ratings == expected(made)
     assert len(set(first.ratings)) == 5 and (first.asked, first.cached, len(server.bodies)) == (30, 0, 30)
     body = server.bodies[0]
-    assert (body["model"], body["temperature"], "response_format" in body) == ("judge-1", 0.0, structured)
+    assert (body["model"], body["temperature"], body["max_tokens"]) == ("judge-1", 0.0, 64)
 
     again = Judge(settings).rate(made)
     assert again.ratings == first.ratings and (again.asked, again.cached) == (0, 30) and len(server.bodies) == 30
@@ -139,12 +145,12 @@ def test_bad_answers_are_retried_or_counted(server: Server, tmp_path: Path) -> N
     assert found.ratings == expected([made[0], made[1], made[2], made[7]])
     assert found.unparsed == [("image 5", "A lovely picture."), ("image 6", "Rating: 7")]
     assert found.unanswered == {"server: status 400": 1, "server: status 503": 1}
-    assert len(server.bodies) == 2 + 4 + 3 + 1 + 5 + 1 + 1 + 1
+    assert len(server.bodies) == 2 + 4 + 3 + 1 + 5 + 1 + 1 + 1 + 1  # one more asks whether the server is away
     assert server.times[1] - server.times[0] >= 0.4, "Retry-After is honoured"
 
     server.plan.clear()
     again = Judge(config(server, tmp_path)).rate(made)  # only what had no answer is asked again
-    assert (again.asked, again.cached, len(server.bodies)) == (2, 6, 20)
+    assert (again.asked, again.cached, len(server.bodies)) == (2, 6, 21)
     assert len(again.ratings) == 6 and again.unparsed == found.unparsed and not again.unanswered
 
 
@@ -152,6 +158,7 @@ _PROCESS = """
 import sys
 from pathlib import Path
 from recap.evaluate.judge import Judge, JudgeConfig
+from recap.evaluate.rating import RATE
 from tests.evaluate.test_judge import images
 Judge(JudgeConfig(sys.argv[1], "judge-1", Path(sys.argv[2]), window=4)).rate(images(40))
 """
@@ -189,7 +196,7 @@ def test_a_refusal_stops_at_once(server: Server, tmp_path: Path, status: int, wh
 
 
 def test_what_cannot_be_judged_is_named(server: Server, tmp_path: Path) -> None:
-    nobody = config(server, tmp_path, endpoint="http://127.0.0.1:9/v1")
+    nobody = config(server, tmp_path, endpoint="http://127.0.0.1:9/v1", patience_s=0.5)
     for count in (2, 40):
         with pytest.raises(UserError, match=r"127.0.0.1:9/v1 gives no answers .*refused.*kept in"):
             Judge(nobody).rate(images(count))

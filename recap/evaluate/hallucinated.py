@@ -1,0 +1,32 @@
+"""OpenCHAIR: of the objects that captions name, the share that the image does not hold (arXiv 2312.03631)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from recap.evaluate.intervals import Mean, bootstrap_ratio
+from recap.evaluate.judged import Judged
+
+FIELDS = ["verdict"]
+
+
+@dataclass(frozen=True)
+class Hallucinated:
+    """rate: no / (yes + no) of all objects, drawn by caption; None where there is neither: it is undefined. yes, no,
+    unsure: answers. captions: with an object that was asked about.
+    """
+
+    rate: Mean | None
+    yes: int
+    no: int
+    unsure: int
+    captions: int
+
+
+def of(asked: Judged) -> Hallucinated:
+    """The published script fails where no answer is "no"."""
+    captions = [Counter(row["verdict"] for row in rows) for rows in asked.of_samples().values()]
+    all_of_them: Counter[str] = sum(captions, Counter())
+    rate = bootstrap_ratio([(count["no"], count["yes"] + count["no"]) for count in captions])
+    return Hallucinated(rate, all_of_them["yes"], all_of_them["no"], all_of_them["unsure"], len(captions))

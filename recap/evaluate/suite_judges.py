@@ -1,0 +1,167 @@
+"""The suite's metrics of judges' answers: their arguments, and which runs they read."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hpc.base.errors import UserError
+from recap.evaluate import battles, claims, crosscheck, dcscore, hallucinated, judged, rating, text_sets, vdcscore
+
+Found = dict[str, Any]
+Measure = Callable[[argparse.Namespace], Found]
+
+
+def _rating(args: argparse.Namespace) -> Found:
+    metrics: dict[str, Any] = {}
+    account: dict[str, Any] = {}
+    for name, run in _named(args.runs).items():
+        answers = judged.read(run, rating.FIELDS)
+        found = rating.of([row["rating"] for row in answers.rows])
+        metrics[name] = found.mean
+        account[name] = answers.account | {f"rated_{given}": count for given, count in found.counts.items()}
+    return {"metrics": metrics, "account": account}
+
+
+def _caparena(args: argparse.Namespace) -> Found:
+    """A line an opponent, and the mean of all, which is what the paper's table has."""
+    metrics: dict[str, Any] = {}
+    account: dict[str, Any] = {}
+    for name, run in _named(args.runs).items():
+        answers = judged.read(run, battles.FIELDS)
+        found = battles.of(answers, args.of)
+        metrics[name] = found.score
+        account[name] = answers.account | {
+            "wins": found.wins, "losses": found.losses, "ties": found.ties, "first_won": found.first
+        }  # fmt: skip
+    if len(metrics) > 1:
+        metrics["mean"] = sum(score.value for score in metrics.values()) / len(metrics)
+    return {"metrics": metrics, "account": account}
+
+
+def _claims(args: argparse.Namespace) -> Found:
+    facts = judged.read(args.facts, claims.FACTS)
+    metrics: dict[str, Any] = {}
+    account: dict[str, Any] = {"facts": facts.account}
+    for name, run in _named(args.runs).items():
+        verified = judged.read(run, claims.VERDICTS)
+        found = claims.of(facts, verified)
+        metrics |= {"claimed": found.claimed, f"supported {name}": found.supported, f"risk {name}": found.risk}
+        account[name] = verified.account | {"unsure": found.unsure}
+    if args.captions:
+        texts = text_sets.read(args.captions, text_sets.CAPTIONS).texts.values()
+        metrics["opener"] = claims.opener_rate(text[0] for text in texts)
+    return {"metrics": metrics, "account": account}
+
+
+def _dcscore(args: argparse.Namespace) -> Found:
+    runs = {
+        "facts": judged.read(args.facts, dcscore.FACTS),
+        "verified": judged.read(args.verified, dcscore.VERIFIED),
+        "matched": judged.read(args.matched, dcscore.MATCHED),
+    }
+    fields = [args.reference_field] if args.reference_field else ["facts", "lines", *text_sets.REFERENCES]
+    found = dcscore.of(**runs, references=text_sets.read(args.references, fields))
+    names = ("precision", "recall", "f1", "f1_describing")
+    metrics = {"DCScore": found.score} | {name.replace("_", " "): getattr(found, name) for name in names}
+    counts = {name: getattr(found, name) for name in ("trials", "unknown", "bare", "lost", "missing")}
+    return {"metrics": metrics, "account": {"captions": counts} | {name: run.account for name, run in runs.items()}}
+
+
+def _openchair(args: argparse.Namespace) -> Found:
+    metrics: dict[str, Any] = {}
+    account: dict[str, Any] = {}
+    for name, run in _named(args.runs).items():
+        answers = judged.read(run, hallucinated.FIELDS)
+        found = hallucinated.of(answers)
+        metrics[name] = found.rate
+        counts = {key: getattr(found, key) for key in ("yes", "no", "unsure", "captions")}
+        account[name] = answers.account | counts
+    return {"metrics": metrics, "account": account}
+
+
+def _vdcscore(args: argparse.Namespace) -> Found:
+    """A pair of lines an aspect, and their means."""
+    if len(args.answered) != len(args.graded):
+        raise UserError("evaluate: vdcscore: give --answered and --graded once an aspect each, in the same order.")
+    metrics: dict[str, Any] = {}
+    account: dict[str, Any] = {}
+    aspects = []
+    for (name, run), graded_run in zip(_named(args.answered).items(), args.graded, strict=True):
+        answered, graded = judged.read(run, vdcscore.ANSWERED), judged.read(graded_run, vdcscore.GRADED)
+        found = vdcscore.of(answered, graded)
+        aspects.append(found)
+        metrics |= {f"{name} accuracy": found.accuracy, f"{name} score": found.score}
+        account[f"{name} answered"] = answered.account
+        account[f"{name} graded"] = graded.account | {"questions": found.questions}
+    if len(aspects) > 1:
+        metrics["accuracy"] = sum(found.accuracy.value for found in aspects) / len(aspects)
+        metrics["score"] = sum(found.score.value for found in aspects) / len(aspects)
+    return {"metrics": metrics, "account": account}
+
+
+def _crosscheck(args: argparse.Namespace) -> Found:
+    evidence = {name: judged.read(run, crosscheck.FIELDS) for name, run in _named(args.runs).items()}
+    found = crosscheck.of(evidence)
+    account = {name: run.account for name, run in evidence.items()}
+    return {"metrics": {"CrossCheck": found.score} | found.each, "account": {"sentences": found.sentences} | account}
+
+
+def _named(runs: list[str]) -> dict[str, Path]:
+    """Runs by name: NAME=RUN, or the directory's own name. UserError where two have one name."""
+    found: dict[str, Path] = {}
+    for given in runs:
+        name, sign, place = given.partition("=")
+        path = Path(place if sign else given)
+        name = name if sign else path.name
+        if name in found:
+            raise UserError(f"evaluate: {found[name]} and {path} are both called {name!r}: write NAME=RUN.")
+        found[name] = path
+    return found
+
+
+def add(metrics: Any) -> dict[str, Measure]:
+    """Add the parsers of these metrics; what measures each, by name."""
+
+    def parser(name: str, help: str, runs: str = "") -> argparse.ArgumentParser:
+        made: argparse.ArgumentParser = metrics.add_parser(name, help=help)
+        if runs:
+            made.add_argument("runs", nargs="+", metavar="[NAME=]RUN", help=runs)
+        return made
+
+    parser("rating", "mean of ratings from 1 to 5", "runs of configs/generate/rating.yaml, one a captioner")
+    battle = "runs of configs/systems/caparena.yaml, one an opponent"
+    arena = parser("caparena", "100 (wins - losses) / n against each opponent", battle)
+    arena.add_argument("--of", default="ours", help="the column that is scored")
+    said = parser(
+        "claims", "claimed and supported claims, risk, opener rate", "runs that asked about claims, one a judge"
+    )
+    said.add_argument("--facts", type=Path, required=True, help="the run that took the captions apart")
+    said.add_argument("--captions", type=Path, help="run or column folder of the captions, for the opener rate")
+    fine = parser("dcscore", "precision and recall of facts (DeCapBench)")
+    for name, of in (
+        ("facts", "the run that took the captions apart"), ("verified", "the run that asked whether each is right"),
+        ("matched", "the run that asked which of the reference's each is"),
+        ("references", "run, export or column folder of the references' facts"),
+    ):  # fmt: skip
+        fine.add_argument(f"--{name}", type=Path, required=True, help=of)
+    fine.add_argument("--reference-field", help="field of the references' facts (default: facts, lines)")
+    parser(
+        "openchair",
+        "share of named objects that are not there",
+        "runs of configs/systems/openchair.yaml, one a captioner",
+    )
+    questions = parser("vdcscore", "questions that captions answer as their reference does")
+    questions.add_argument(
+        "--answered", action="append", required=True, metavar="ASPECT=RUN", help="run of answers; one an aspect"
+    )
+    questions.add_argument(
+        "--graded", action="append", required=True, type=Path, metavar="RUN", help="run of their grades; one an aspect"
+    )
+    parser("crosscheck", "share that other captioners do not confirm", "runs that asked, one an other captioner")
+    return {
+        "rating": _rating, "caparena": _caparena, "claims": _claims, "dcscore": _dcscore, "openchair": _openchair,
+        "vdcscore": _vdcscore, "crosscheck": _crosscheck,
+    }  # fmt: skip

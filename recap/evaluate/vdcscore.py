@@ -1,0 +1,60 @@
+"""VDCscore: how many questions about an image a caption alone answers as its reference does (arXiv 2410.03051).
+
+The published script leaves out captions of which no answer is right, and those that it fails on; here they count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hpc.base.errors import UserError
+from recap.data.headers import plain
+from recap.data.rows import parent_of
+from recap.evaluate.intervals import Mean, bootstrap_mean
+from recap.evaluate.judged import Judged
+from recap.evaluate.text_sets import Sample
+
+ANSWERED, GRADED = ["caption"], ["verdict", "score"]
+_MOST = 5
+
+
+@dataclass(frozen=True)
+class Aspect:
+    """accuracy: per cent of a caption's questions that are answered right; score: from 0 to 5; means over captions.
+    empty: questions about captions that are empty or missing, which are answered wrong.
+    """
+
+    accuracy: Mean
+    score: Mean
+    questions: int
+    empty: int
+
+
+def of(answered: Judged, graded: Judged) -> Aspect:
+    """One aspect's captions (short, main object, background, detailed).
+
+    Args:
+        answered: the run that answers the questions from the captions. graded: the run that grades these answers; what
+            it could not grade is left out.
+    """
+    found: dict[Sample, list[tuple[bool, int]]] = {}
+    for sample, rows in graded.of_samples().items():
+        for row in rows:
+            if not 0 <= row["score"] <= _MOST:
+                raise UserError(
+                    f"evaluate: {graded.run}: key {row['key']} has the score {row['score']}: expected 0 to {_MOST}."
+                )
+            found.setdefault(sample, []).append((row["verdict"].strip().lower() == "yes", row["score"]))
+    for shard, key in answered.empties:
+        found.setdefault((shard, plain(parent_of(key))), []).append((False, 0))
+    return Aspect(
+        bootstrap_mean([100 * _mean([right for right, _ in grades]) for grades in found.values()]),
+        bootstrap_mean([_mean([score for _, score in grades]) for grades in found.values()]),
+        sum(map(len, found.values())),
+        len(answered.empties),
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
