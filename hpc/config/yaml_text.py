@@ -14,8 +14,10 @@ def dump(tree: dict[str, Any]) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 24:00:00 as the number 86400 (base 60), 1e-3 as text, and yes, no, on and off as truth values; here
-    they are a time, a number and words, as in YAML 1.2. (Keys that are true or false take the words, too.) A key that is given twice is an error."""
+    """YAML 1.1 reads 24:00:00 as the number 86400 (base 60), 1e-3 as text, and yes, no, on and off as truth values.
+    Here they are a time, a number and words, as in YAML 1.2; keys that are true or false take the words, too. A key
+    that is given twice is an error.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value if isinstance(key.value, str)]

@@ -30,7 +30,6 @@ from recap.engine.managed_server import ManagedServer
 from recap.engine.outage import Outage
 from recap.engine.settings import CaptionerConfig
 
-
 CHANGED = "server: its model changed"
 """How the reason of a shard begins that is stopped: its rows would be of two models."""
 

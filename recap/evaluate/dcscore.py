@@ -115,8 +115,10 @@ def of(facts: Judged, verified: Judged, matched: Judged, references: TextSet) ->
             rows += [np.mean(found, axis=0).tolist()] if found else []
     if not rows:
         raise UserError(f"evaluate: no caption of {facts.run} has facts with answers in both judges' runs.")
-    means = [bootstrap_mean([100 * row[at] for row in rows]) for at in range(5)]
-    return DCScore(*means, trials, unknown, references.left_out, lost, missing)
+    score, precision, recall, f1, describing = (bootstrap_mean([100 * row[at] for row in rows]) for at in range(5))
+    return DCScore(
+        score, precision, recall, f1, describing, trials, unknown, references.left_out, lost, missing
+    )  # fmt: skip
 
 
 def _answers(

@@ -56,8 +56,8 @@ class JudgeConfig:
     def asking(self) -> CaptionerConfig:
         """The same as an engine is told."""
         return CaptionerConfig(
-            backend="openai", endpoint=self.endpoint, endpoint_key_env=self.key_env, endpoint_timeout_s=self.timeout_s,
-            served_model=self.model, window=self.window, max_tokens=self.max_tokens,
+            backend="openai", endpoint=[self.endpoint], endpoint_key_env=self.key_env,
+            endpoint_timeout_s=self.timeout_s, served_model=self.model, window=self.window, max_tokens=self.max_tokens,
             prompts={"rating": Format(text=RATE)},  # type: ignore[dict-item]
         )  # fmt: skip
 

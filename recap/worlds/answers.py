@@ -123,7 +123,7 @@ _QUESTIONS = {
 
 def _asked(text: str) -> dict[str, str]:
     """Questions that a text answers, and its answers."""
-    found = {}
+    found: dict[str, str] = {}
     for claim in shape_claims.parse(text):
         names = {"name": _named(claim), "plural": " ".join(filter(None, (claim.colour, plural(claim.kind))))}
         found |= {asks.format(**names): answer for asks, of in _QUESTIONS.items() if (answer := of(claim))}
