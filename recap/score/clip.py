@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import pyarrow as pa
 
 from hpc.base.errors import UserError
 from recap.engine.decode import Geometry
-from recap.model_files import file_digest
+from recap.score.model_folder import check_precision, files_of
 from recap.score.scorer import IMAGE, REFERENCES, TEXTS, Scored, named
 from recap.score.settings import ClipScore
 
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
 
 CLIPSCORE = 2.5
 """Of Hessel et al. 2021, in RefCLIPScore whatever the scale of the cosines."""
-_PRECISIONS = ("fp32", "bf16")
-_FILES = ("*.safetensors", "*.json", "*.txt", "*.model")
 
 
 class ClipScorer:
@@ -36,8 +33,7 @@ class ClipScorer:
         self, name: str, config: ClipScore, texts: Sequence[str], encoders: dict[tuple[str, str], ClipEncoder]
     ) -> None:
         where = f"config: `scorers.clip.{name}"
-        if config.precision not in _PRECISIONS:
-            raise UserError(f"{where}.precision`: {config.precision!r} is unknown. Write {' or '.join(_PRECISIONS)}.")
+        check_precision(config.precision, f"scorers.clip.{name}")
         if not config.scale > 0:
             raise UserError(f"{where}.scale`: {config.scale} is no scale. Write 1 (the cosine), 2.5 or 100.")
         if config.share and len(texts) < 2:
@@ -62,10 +58,7 @@ class ClipScorer:
     def setup(self, device: str) -> None:
         from recap.score.encoder import ClipEncoder
 
-        place = (self.config.model, self.config.precision)
-        if place not in self._encoders:
-            self._encoders[place] = ClipEncoder(*place, device)
-        self._encoder = self._encoders[place]
+        self._encoder = ClipEncoder.shared(self._encoders, self.config.model, self.config.precision, device)
         self.geometries = [self._encoder.geometry]
 
     def score(self, rows: Sequence[Scored]) -> list[dict[str, Any]]:
@@ -128,10 +121,5 @@ def ref_clip_score(image_cosine: float, reference_cosine: float) -> float:
 
 def clip_files(folder: str, key: str) -> dict[str, str]:
     """sha256 by name of a CLIP's weights, configs and tokenizer. UserError where there are no weights."""
-    found = sorted({path for pattern in _FILES for path in Path(folder).glob(pattern)}) if folder else []
-    if not any(path.suffix == ".safetensors" for path in found):
-        raise UserError(
-            f"config: `{key}`: {folder or 'empty'} is no CLIP: a folder with *.safetensors is expected, an export of "
-            "this toolkit, Recap-CLIP in open_clip's form or what CLIPModel.save_pretrained wrote."
-        )
-    return {path.name: file_digest(path) for path in found}
+    made = "an export of this toolkit, Recap-CLIP in open_clip's form or what CLIPModel.save_pretrained wrote"
+    return files_of(folder, key, made)

@@ -9,7 +9,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -26,7 +26,8 @@ from recap.engine.decode_pool import Decoded, DecodePool
 from recap.engine.formats import one_line, said
 from recap.generate.writing import PLACEHOLDER
 from recap.score.scorer import IMAGE, TEXTS, Picture, Scored
-from recap.score.scorers import scorers_of
+from recap.score.scorers import columns_beside, scorers_of
+from recap.score.self_retrieval import in_bags
 from recap.score.settings import ScoreConfig
 
 TEXT_MISSING = "text: missing"
@@ -45,6 +46,9 @@ class Given:
     references: Sequence[str] = ()
     reason: str = ""
     detail: str = ""
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    bag_of: Any = None
+    bag: Sequence[bytes] | None = None
 
 
 class ScoreOperator(RowsJob):
@@ -73,7 +77,7 @@ class ScoreOperator(RowsJob):
 
     @cached_property
     def _rows(self) -> Rows:
-        names = [*self.config.texts, *self.config.references]
+        names = [*self.config.texts, *self.config.references, *columns_beside(self.config)]
         return Rows(self.config.data, list(dict.fromkeys(names)), image=self._sees)
 
     def identity(self) -> dict[str, Any]:
@@ -119,7 +123,8 @@ class ScoreOperator(RowsJob):
             )  # fmt: skip
 
     def read(self, shard: Shard) -> Iterator[Item | Damage]:
-        return self._rows.read(shard, self._given)
+        items = self._rows.read(shard, self._given)
+        return in_bags(items, self.config.bag.rows) if self.config.bag else items
 
     def _given(self, row: JoinedRow) -> tuple[Given, int]:
         image, reason, detail = None, "", ""
@@ -134,7 +139,9 @@ class ScoreOperator(RowsJob):
         if sha256 in self._placeholders:
             reason, detail = PLACEHOLDER, ""
         size = len(image or b"") + sum(map(len, texts.values()))
-        return Given(image, sha256, texts, references, reason, detail), size
+        beside = {name: row.columns[name] for name in columns_beside(self.config)}
+        bag_of = beside.get(self.config.bag.column) if self.config.bag else None
+        return Given(image, sha256, texts, references, reason, detail, beside, bag_of), size
 
     def want(self) -> int:
         return 3 * self.config.batch - len(self._decoding) - len(self._ready)
@@ -198,7 +205,7 @@ class ScoreOperator(RowsJob):
             views = self._pool.rings.views
             squares = {one: view[decoded.place] for one, view in zip(self._pool.geometries, views, strict=True)}
             picture = Picture(given.image, squares)
-        return Scored(item.key, picture, given.texts, given.references)
+        return Scored(item.key, picture, given.texts, given.references, given.bag, given.columns)
 
     def refuse(self, item: Item, status: str, reason: str) -> Row:
         return self._row(item, status, reason)

@@ -12,7 +12,7 @@ import pyarrow as pa
 from recap.data.images import EncodedImage
 from recap.engine.decode import Geometry
 
-IMAGE, TEXTS, REFERENCES = "image", "texts", "references"
+IMAGE, TEXTS, REFERENCES, BAG = "image", "texts", "references", "bag"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,18 +30,22 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """One row to score. texts: by name, without those that say nothing."""
+    """One row to score. texts: by name, without those that say nothing. bag: other images, among which its own is
+    looked for; None where it is in no bag. columns: values of other columns that scorers read.
+    """
 
     key: str
     picture: Picture | None = None
     texts: Mapping[str, str] = field(default_factory=dict)
     references: Sequence[str] = ()
+    bag: Sequence[bytes] | None = None
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Scorer(Protocol):
     """Constructed from its settings alone; cheap until `setup`.
 
-    needs: of IMAGE, TEXTS and REFERENCES, what every row must have for a score at all.
+    needs: of IMAGE, TEXTS, REFERENCES and BAG, what every row must have for a score at all.
     fields: what it writes of a row, by name.
     geometries: squares of the image that it looks at; known after `setup`.
     """

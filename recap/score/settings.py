@@ -10,18 +10,93 @@ from recap.data.rows import RowsConfig
 
 
 @dataclass
-class ClipScore:
+class _Model:
+    """A model of the user's."""
+
+    model: str = execution("", "folder of the model")
+    precision: str = semantic("fp32", "of the model: fp32 | bf16 (GPUs)")
+
+    def __post_init__(self) -> None:
+        """Paths become absolute: a rerun may be typed in another folder."""
+        self.model = os.path.abspath(self.model) if self.model else ""
+
+
+@dataclass
+class ClipScore(_Model):
     """Cosines of images and texts under a CLIP. Fields: NAME_TEXT, and cut_NAME_TEXT: whether the text was cut."""
 
     model: str = execution("", "folder of a CLIP: of this toolkit, in open_clip's form, or a CLIPModel of transformers")
     scale: float = semantic(1.0, "1: the cosine; else scale x max(cosine, 0): 2.5 is CLIPScore's, 100 torchmetrics'")
     share: bool = semantic(False, "field share_NAME_TEXT: softmax of a row's texts under the model's temperature, in %")
     references: bool = semantic(False, "field ref_NAME_TEXT: RefCLIPScore against `references`")
-    precision: str = semantic("fp32", "of the towers: fp32 | bf16 (GPUs)")
+
+
+@dataclass
+class SelfRetrieval(_Model):
+    """Whether a text finds its image in the job's `bag` by a CLIP. Fields: NAME_TEXT (log-probability of the image),
+    rank_NAME_TEXT (1: it is found), cut_NAME_TEXT, and bag_NAME (images in the bag)."""
+
+
+@dataclass
+class ImageHead(_Model):
+    """A number of each image by a head over a CLIP's image features: aesthetics, safety. Field: NAME."""
+
+    weights: str = execution(
+        "", "safetensors of the head's linear layers, in the order of their names (its digest counts)"
+    )
+    activation: str = semantic("none", "between its layers: none | relu")
+    sigmoid: bool = semantic(False, "the value is the logistic function of the head's")
 
     def __post_init__(self) -> None:
-        """Paths become absolute: a rerun may be typed in another folder."""
-        self.model = os.path.abspath(self.model) if self.model else ""
+        super().__post_init__()
+        self.weights = os.path.abspath(self.weights) if self.weights else ""
+
+
+@dataclass
+class Matching(_Model):
+    """The probability that image and text match by BLIP's head. Fields: NAME_TEXT, cut_NAME_TEXT."""
+
+
+@dataclass
+class LogProbability(_Model):
+    """Mean log-probability of a text's tokens under a captioner. Fields: NAME_TEXT, tokens_NAME_TEXT."""
+
+    prompt: str = semantic("", "what the captioner is asked; empty: the paper's prompt")
+    template: str | None = semantic(None, "the words around the prompt, where the model has no chat template")
+
+
+@dataclass
+class Similarity(_Model):
+    """Cosine of sentence embeddings with the nearest of `references`. Fields: NAME_TEXT, cut_NAME_TEXT."""
+
+
+@dataclass
+class BertScore(_Model):
+    """BERTScore against `references`. Fields: NAME_TEXT (F1), precision_NAME_TEXT, recall_NAME_TEXT, cut_NAME_TEXT."""
+
+    layer: int = semantic(0, "whose embeddings are matched, from 1; 0: the last (the paper: 17 of roberta-large)")
+
+
+@dataclass
+class Entailment(_Model):
+    """Probability that `references` entail a text, the mean over them. Fields: NAME_TEXT, cut_NAME_TEXT."""
+
+    contradiction: bool = semantic(False, "field contradiction_NAME_TEXT: probability that they contradict it")
+
+
+@dataclass
+class Reward(_Model):
+    """A reward model's logit. Fields: NAME_TEXT and cut_NAME_TEXT, or NAME of the image."""
+
+    of: str = semantic("texts", "what it looks at: texts | image")
+
+
+@dataclass
+class Verdict:
+    """A judge's parsed answer, the field of a generating job, as a number. Field: NAME."""
+
+    column: str = semantic("", "which of data.columns holds it: a number, or a word of `values`")
+    values: dict[str, float] = semantic({}, "what each word is worth: {yes: 1, no: 0}")
 
 
 @dataclass
@@ -54,9 +129,26 @@ class ScorersConfig:
     """Scorers with a model have names, since there may be several; of the others there is one or none."""
 
     clip: dict[str, ClipScore] = semantic({}, "CLIPs by name: {clip: {model: models/clip}}")
+    self_retrieval: dict[str, SelfRetrieval] = semantic({}, "CLIPs by name, whose text must find its image in a bag")
+    head: dict[str, ImageHead] = semantic({}, "heads over a CLIP's image features, by name")
+    itm: dict[str, Matching] = semantic({}, "image-text matching heads, by name")
+    logprob: dict[str, LogProbability] = semantic({}, "captioners by name, under which a text has a probability")
+    similarity: dict[str, Similarity] = semantic({}, "sentence encoders by name, for texts and references")
+    bert_score: dict[str, BertScore] = semantic({}, "encoders by name, whose tokens are matched with the references'")
+    nli: dict[str, Entailment] = semantic({}, "models of entailment by name, of texts by references")
+    reward: dict[str, Reward] = semantic({}, "reward models by name")
+    verdict: dict[str, Verdict] = semantic({}, "judges' answers that are read as numbers, by name")
     surface: SurfaceScore | None = semantic(None, "words, sentences, faults of texts: {}")
     language: LanguageScore | None = semantic(None, "languages of texts: {}")
     facts: ImageFacts | None = semantic(None, "size, aspect, uniformity and a perceptual hash of images: {}")
+
+
+@dataclass
+class Bag:
+    """The images among which a text must find its own. Write one of both."""
+
+    rows: int = semantic(0, "so many rows of a shard that follow one another")
+    column: str = semantic("", "which of data.columns names the bag: rows that follow one another with one value")
 
 
 @dataclass
@@ -67,6 +159,7 @@ class ScoreConfig:
     data: RowsConfig = field(default_factory=RowsConfig)
     texts: list[str] = semantic([], "which of data.columns are scored")
     references: list[str] = semantic([], "which of data.columns hold references: texts, or lists of them")
+    bag: Bag | None = semantic(None, "for scorers.self_retrieval: {rows: 5} or {column: NAME}")
     scorers: ScorersConfig = field(default_factory=ScorersConfig)
     batch: int = execution(64, "rows that are scored at a time")
     decode_workers: int = execution(2, "processes that decode images; 0: in the engine's own process")

@@ -37,7 +37,10 @@ MODELS = {  # every key that names the folder of a model, by what the config nam
     "recap.dit.sample_job.SampleOperator": ["model"],
     "recap.dit.text_embeddings.TextEmbeddingsOperator": ["text_encoder"],
     "recap.generate.operator.GenerateOperator": ["writer.model"],
-    "recap.score.operator.ScoreOperator": ["scorers.clip.*.model"],
+    "recap.score.operator.ScoreOperator": [
+        f"scorers.{kind}.*.model"
+        for kind in ("clip", "self_retrieval", "head", "itm", "logprob", "similarity", "bert_score", "nli", "reward")
+    ],
     "recap.dit.trainer.DitTrainer": ["model.vae", "model.text_encoder"],
     "recap.sft.trainer.SftTrainer": ["model"],
 }
@@ -64,8 +67,17 @@ def identities(folder: Path) -> dict[str, dict[str, Any]]:
     theirs = mock.patch("recap.join.operator.Theirs", lambda config: SimpleNamespace(digest="their files'", by=["key"]))
     loadable = mock.patch("recap.engine.loadable.check")  # the stand-in is no checkpoint that captions
     edges = mock.patch("recap.select.rules.opened", lambda path: _Edges())
-    with published, columns, theirs, edges, loadable:
+    told = mock.patch("recap.score.model_folder.json_of", _told)
+    head = mock.patch.multiple("recap.score.head", layers_of=mock.DEFAULT, file_digest=lambda path: "a head's digest")
+    with published, columns, theirs, edges, loadable, told, head:
         return {name: _facts(config, folder) for name, config in shipped()}
+
+
+def _told(path: Path, key: str) -> dict[str, Any]:
+    """The config.json that a scorer expects."""
+    labels = {"0": "entailment", "1": "contradiction"} if key.startswith("scorers.nli") else {"0": "reward"}
+    kinds = ["BertForSequenceClassification", "BlipForImageTextRetrieval"]
+    return {"architectures": kinds, "id2label": labels, "model_type": "llava", "num_hidden_layers": 24}
 
 
 def shipped() -> Iterator[tuple[str, configs.Config]]:

@@ -222,5 +222,5 @@ def test_wrong_configs_are_refused_when_planned(
 def test_a_folder_without_weights_is_no_clip(world: Path, tmp_path: Path) -> None:
     given = tree(world, tmp_path, scorers={"clip": {"clip": {"model": str(tmp_path)}}})
     operator = ScoreOperator(configs.check({"cluster": {"kind": "local"}, **given}, "test").work)
-    with pytest.raises(UserError, match=r"`scorers.clip.clip.model`: .* is no CLIP: a folder with \*.safetensors"):
+    with pytest.raises(UserError, match=r"`scorers.clip.clip.model`: .* is no model: a folder with \*.safetensors"):
         operator.identity()

@@ -1,0 +1,101 @@
+"""A transformer of texts as scorers run it: tokenised in Rust, all texts of a batch in one call, and run in parts of
+like length, so that little is padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from hpc.base.errors import UserError
+
+_PART = 32  # texts that are run at a time
+_SHIFTED = ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer")  # whose positions begin behind the padding's
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of a text (or of a pair), as the model takes them. cut: whether its context did not hold them all."""
+
+    inputs: dict[str, list[int]]
+    cut: bool
+
+    def __len__(self) -> int:
+        return len(self.inputs["input_ids"])
+
+
+class TextModel:
+    """A model and its tokenizer.
+
+    Args:
+        limit: tokens of a text at most; 0: as many as its tokenizer and its positions allow.
+
+    Raises:
+        UserError: the tokenizer is not a fast one.
+    """
+
+    def __init__(self, folder: str, model: Any, limit: int = 0) -> None:
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        if not isinstance(self.tokenizer, PreTrainedTokenizerFast):
+            raise UserError(f"score: {folder} holds no fast (Rust) tokenizer: tokenizer.json is missing.")
+        self.model, self.device = model, model.device
+        self.limit = limit or _limit(self.tokenizer, model.config)
+
+    @classmethod
+    def open(cls, folder: str, kind: str, device: str, precision: str, limit: int = 0, **options: Any) -> TextModel:
+        """As transformers' class `kind` opens it, with these options."""
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        made = getattr(transformers, kind).from_pretrained(folder, dtype=dtype, **options)
+        return cls(folder, made.to(device).eval(), limit)
+
+    def encode(self, texts: Sequence[str], seconds: Sequence[str] | None = None, lead: str = "") -> list[Encoded]:
+        """Texts, or pairs of them, each cut at its end (of a pair the longer one). lead: stands before each text."""
+        if not texts:
+            return []
+        firsts = [lead + " ".join(text.split()) for text in texts]
+        others = None if seconds is None else [" ".join(text.split()) for text in seconds]
+        found = self.tokenizer(firsts, others, truncation=True, max_length=self.limit)
+        return [
+            Encoded({name: found[name][row] for name in found}, bool(found.encodings[row].overflowing))
+            for row in range(len(firsts))
+        ]
+
+    @torch.inference_mode()
+    def run(self, texts: Sequence[Encoded], take: Callable[[Any, torch.Tensor], torch.Tensor]) -> list[np.ndarray]:
+        """What `take` makes of the model's output and the mask [b, T] of a part: a row each, float64."""
+        found: dict[int, np.ndarray] = {}
+        for rows, inputs in self.parts(texts):
+            made = take(self.model(**inputs), inputs["attention_mask"]).double().cpu().numpy()
+            found |= dict(zip(rows, made, strict=True))
+        return [found[row] for row in range(len(texts))]
+
+    def parts(self, texts: Sequence[Encoded]) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
+        """Numbers of texts of like length, and these padded to one."""
+        order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
+        for start in range(0, len(order), _PART):
+            rows = order[start : start + _PART]
+            yield rows, self.padded([texts[row] for row in rows])
+
+    def padded(self, texts: Sequence[Encoded]) -> dict[str, torch.Tensor]:
+        """int64 [b, T] by name, on the model's device, filled up on the right."""
+        longest = max(map(len, texts))
+        fill = {"input_ids": self.tokenizer.pad_token_id or 0, "token_type_ids": self.tokenizer.pad_token_type_id}
+        rows = {
+            name: [text.inputs[name] + [fill.get(name, 0)] * (longest - len(text)) for text in texts]
+            for name in texts[0].inputs
+        }
+        return {name: torch.tensor(values, device=self.device) for name, values in rows.items()}
+
+
+def _limit(tokenizer: Any, config: Any) -> int:
+    config = getattr(config, "text_config", config)
+    positions = int(getattr(config, "max_position_embeddings", 0) or tokenizer.model_max_length)
+    if config.model_type in _SHIFTED:
+        positions -= int(config.pad_token_id or 0) + 1
+    return min(int(tokenizer.model_max_length), positions)
