@@ -48,11 +48,6 @@ class ClipEncoder:
             opened[folder, precision] = cls(folder, precision, device)
         return opened[folder, precision]
 
-    @property
-    def width(self) -> int:
-        """Numbers of a feature."""
-        return int(self._encoded({"ids": self.tokens.shape([[]])}).shape[1])
-
     def images(self, rows: Sequence[Scored]) -> list[np.ndarray | None]:
         """float64 [D] of length 1 for each row with an image. The tower runs once a batch, whoever asks."""
         self._look(rows)

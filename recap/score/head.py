@@ -18,7 +18,7 @@ from hpc.base.errors import UserError
 from recap.engine.decode import Geometry
 from recap.model_files import file_digest
 from recap.score.clip import clip_files
-from recap.score.model_folder import check_precision
+from recap.score.model_folder import check_precision, json_of
 from recap.score.scorer import IMAGE, Scored
 from recap.score.settings import ImageHead
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from recap.score.encoder import ClipEncoder
 
 _ACTIVATIONS = ("none", "relu")
+_WIDTH = 512  # of a CLIPConfig that does not say
 Layer = tuple[np.ndarray, np.ndarray]
 
 
@@ -44,9 +45,14 @@ class HeadScorer:
         self.fields: list[tuple[str, pa.DataType]] = [(name, pa.float32())]
 
     def identity(self) -> dict[str, Any]:
-        layers_of(self.config.weights, f"{self._key}.weights")
-        return {"model": clip_files(self.config.model, f"{self._key}.model"),
-                "weights": file_digest(Path(self.config.weights))}  # fmt: skip
+        files = clip_files(self.config.model, f"{self._key}.model")
+        layers = layers_of(self.config.weights, f"{self._key}.weights")
+        if (given := width_of(self.config.model, f"{self._key}.model")) != (taken := layers[0][0].shape[1]):
+            raise UserError(
+                f"config: `{self._key}`: {self.config.weights} takes features of {taken} numbers, {self.config.model} "
+                f"makes {given}: it was trained on those of another CLIP."
+            )
+        return {"model": files, "weights": file_digest(Path(self.config.weights))}
 
     def describe(self) -> str:
         return f"{Path(self.config.weights).name} over the image features of {self.config.model}"
@@ -57,11 +63,6 @@ class HeadScorer:
         self._encoder = ClipEncoder.shared(self._encoders, self.config.model, self.config.precision, device)
         self._layers = layers_of(self.config.weights, f"{self._key}.weights")
         self.geometries = [self._encoder.geometry]
-        if (given := self._encoder.width) != (taken := self._layers[0][0].shape[1]):
-            raise UserError(
-                f"config: `{self._key}`: {self.config.weights} takes features of {taken} numbers, {self.config.model} "
-                f"makes {given}: it was trained on those of another CLIP."
-            )
 
     def score(self, rows: Sequence[Scored]) -> list[dict[str, Any]]:
         return [{} if one is None else {self.name: self._of(one)} for one in self._encoder.images(rows)]
@@ -75,6 +76,16 @@ class HeadScorer:
         if not self.config.sigmoid:
             return value
         return float(1 / (1 + np.exp(-value))) if value >= 0 else float(np.exp(value) / (1 + np.exp(value)))
+
+
+def width_of(folder: str, key: str) -> int:
+    """Numbers of a feature of a CLIP, as its configuration says, whoever wrote it."""
+    root = Path(folder)
+    if (root / "recap_clip.json").is_file():
+        return int(json_of(root / "recap_clip.json", key)["model"]["embed"])
+    if (root / "open_clip_config.json").is_file():
+        return int(json_of(root / "open_clip_config.json", key)["model_cfg"]["embed_dim"])
+    return int(json_of(root / "config.json", key).get("projection_dim", _WIDTH))
 
 
 def layers_of(file: str, key: str) -> list[Layer]:

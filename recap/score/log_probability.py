@@ -35,6 +35,7 @@ class LogProbabilityScorer:
         self.fields: list[tuple[str, pa.DataType]] = []
         for text in texts:
             self.fields += [(named(name, text), pa.float32()), (named(f"tokens_{name}", text), pa.int32())]
+            self.fields += [(named(f"cut_{name}", text), pa.bool_())]
 
     def identity(self) -> dict[str, Any]:
         key = f"{self._key}.model"
@@ -58,6 +59,13 @@ class LogProbabilityScorer:
         prompt, template = self.config.prompt or PAPER_PROMPT, self.config.template
         self._opened = open_checkpoint(CaptionerConfig(model=self.config.model, prompt=prompt, template=template))
         self._prompt = self._opened.book.prompt("").ids
+        context = self._opened.config.get_text_config().max_position_embeddings
+        self._room = context - len(self._prompt) - 1
+        if self._room < 1:
+            raise UserError(
+                f"config: `{self._key}.prompt`: with its image it has {len(self._prompt):,} tokens, and the model "
+                f"reads {context:,}. Shorten it."
+            )
         self._dtype = torch.bfloat16 if self.config.precision == "bf16" else torch.float32
         made = AutoModelForImageTextToText.from_pretrained(self._opened.folder, dtype=self._dtype)
         self._model, self._device = made.to(device).eval(), torch.device(device)
@@ -71,7 +79,7 @@ class LogProbabilityScorer:
         found: list[dict[str, Any]] = [{} for _ in rows]
         if not of_row:
             return found
-        answers = self._answers([rows[at].texts[name] for at, name in of_row])
+        answers, cut = self._answers([rows[at].texts[name] for at, name in of_row])
         order = sorted(range(len(of_row)), key=lambda one: len(answers[one]))
         with torch.inference_mode():
             seen = dict(zip(shown, self._seen([rows[at] for at in shown]), strict=True))
@@ -82,13 +90,13 @@ class LogProbabilityScorer:
                     at, name = of_row[one]
                     found[at][named(self.name, name)] = mean
                     found[at][named(f"tokens_{self.name}", name)] = len(answers[one])
+                    found[at][named(f"cut_{self.name}", name)] = cut[one]
         return found
 
-    def _answers(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of texts, with the token that ends them; cut where the context ends."""
-        room = self._opened.config.get_text_config().max_position_embeddings - len(self._prompt) - 1
+    def _answers(self, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
+        """Token ids of texts, with the token that ends them, and which were cut where the context ends."""
         ids = self._opened.tokenizer([" ".join(text.split()) for text in texts], add_special_tokens=False)["input_ids"]
-        return [[*one[:room], self._opened.eos[0]] for one in ids]
+        return [[*one[: self._room], self._opened.eos[0]] for one in ids], [len(one) > self._room for one in ids]
 
     def _seen(self, rows: Sequence[Scored]) -> list[torch.Tensor]:
         """Each image's features, [P, D]."""

@@ -106,7 +106,7 @@ def _bag(item: Item | Damage, number: int | None) -> Any:
     if number is not None:
         return "rows", number
     value = item.payload.bag_of
-    return ("alone", item.index) if value is None else ("column", str(value))
+    return ("column", str(value)) if str("" if value is None else value).strip() else ("alone", item.index)
 
 
 def _with_bag(item: Item, members: Sequence[Item | Damage]) -> Item:

@@ -59,7 +59,8 @@ class Matching(_Model):
 
 @dataclass
 class LogProbability(_Model):
-    """Mean log-probability of a text's tokens under a captioner. Fields: NAME_TEXT, tokens_NAME_TEXT."""
+    """Mean log-probability of a text's tokens under a captioner. Fields: NAME_TEXT, tokens_NAME_TEXT,
+    cut_NAME_TEXT."""
 
     prompt: str = semantic("", "what the captioner is asked; empty: the paper's prompt")
     template: str | None = semantic(None, "the words around the prompt, where the model has no chat template")

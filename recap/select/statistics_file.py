@@ -17,6 +17,7 @@ from hpc.operator import Shard
 from hpc.run.published import Published
 
 VERSION = 1
+PARTS = ("made_of", "fields", "top", "bins", "uniform", "shared")
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,8 @@ class Statistics:
             self._made: dict[str, Any] = json.loads(content)
             if self._made["version"] != VERSION:
                 raise ValueError(f"version {self._made['version']}, expected {VERSION}")
+            if odd := [name for name in PARTS if not isinstance(self._made.get(name), dict)]:
+                raise ValueError(f"{odd[0]} is not in it")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"select: {path} is no statistics file ({error}). Make it: python -m recap.select.statistics RUN "
@@ -76,7 +79,7 @@ class Statistics:
         """UserError unless the file is of what the run has made."""
         told = self._made["made_of"]
         if told != made_of(published):
-            what = "another identity" if told["identity"] != published.identity else "other shards"
+            what = "another identity" if told.get("identity") != published.identity else "other shards"
             raise UserError(
                 f"select: {self.path} is of {what} than {run}, which column {name} reads. Make it again: python -m "
                 f"recap.select.statistics {run} --out {self.path} ..."

@@ -68,9 +68,15 @@ def identities(folder: Path) -> dict[str, dict[str, Any]]:
     loadable = mock.patch("recap.engine.loadable.check")  # the stand-in is no checkpoint that captions
     edges = mock.patch("recap.select.rules.opened", lambda path: _Edges())
     told = mock.patch("recap.score.model_folder.json_of", _told)
-    head = mock.patch.multiple("recap.score.head", layers_of=mock.DEFAULT, file_digest=lambda path: "a head's digest")
+    head = mock.patch.multiple("recap.score.head", **_HEAD)
     with published, columns, theirs, edges, loadable, told, head:
         return {name: _facts(config, folder) for name, config in shipped()}
+
+
+_HEAD: Any = {
+    "layers_of": lambda *given: [(np.zeros((1, 512)), np.zeros(1))], "width_of": lambda *given: 512,
+    "file_digest": lambda path: "a head's digest",
+}  # fmt: skip
 
 
 def _told(path: Path, key: str) -> dict[str, Any]:
