@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ from hpc.base.errors import UserError
 from recap.clip.settings import OPENAI, ClipModelConfig
 from recap.engine.decode import Geometry, decode
 
-_MODES = {"squash": "squash", "shortest": "crop", "longest": "pad"}
-_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_MODES = {"squash": "squash", "shortest": "crop", "longest": "fit"}
+_FILTERS = {  # "random" is for training: open_clip evaluates with bicubic then
+    "bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC, "random": Image.Resampling.BICUBIC,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -50,13 +53,13 @@ def ours(config: ClipModelConfig, image: int) -> Preprocessing:
 
 
 def of_open_clip(given: dict[str, Any], image: int) -> Preprocessing:
-    """Of open_clip's `preprocess_cfg`; what it leaves out is as there."""
-    mode, filter_ = given.get("resize_mode", "shortest"), given.get("interpolation", "bicubic")
+    """Of open_clip's `preprocess_cfg`; what it leaves out is as there, and its `size` is the model's."""
+    mode, filter_ = given.get("resize_mode") or "shortest", given.get("interpolation") or "bicubic"
     if mode not in _MODES or filter_ not in _FILTERS:
         raise UserError(f"clip: preprocess_cfg: resize_mode {mode!r} with interpolation {filter_!r} is not known here.")
-    fill = int(given.get("fill_color", 0))
-    geometry = Geometry(image, _MODES[mode], (fill, fill, fill), int(_FILTERS[filter_]))
-    return Preprocessing(geometry, tuple(given.get("mean", OPENAI[0])), tuple(given.get("std", OPENAI[1])))
+    fill = int(given.get("fill_color") or 0)
+    geometry = Geometry(image, _MODES[mode], (fill, fill, fill), int(_FILTERS[filter_]), halves="even")
+    return Preprocessing(geometry, _three(given.get("mean") or OPENAI[0]), _three(given.get("std") or OPENAI[1]))
 
 
 def of_transformers(folder: Path, image: int) -> Preprocessing:
@@ -70,16 +73,18 @@ def of_transformers(folder: Path, image: int) -> Preprocessing:
 
     try:
         processor = AutoImageProcessor.from_pretrained(folder)
-        if not (processor.do_resize and processor.do_rescale and abs(processor.rescale_factor * 255 - 1) < 1e-3):
-            raise ValueError("do_resize, do_rescale or a rescale_factor other than 1/255: 0..1 is what is made.")
-        if not processor.do_center_crop:
-            processor.crop_size = None  # it is not used
         geometry = geometry_of(processor, image, None)
     except (OSError, ValueError) as error:
         raise UserError(f"clip: {folder}: its image processor cannot be used: {str(error)[:300]}") from error
-    if not processor.do_normalize:
-        return Preprocessing(geometry, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-    return Preprocessing(geometry, tuple(processor.image_mean), tuple(processor.image_std))
+    # (pixels * factor - mean) / std, said of pixels in [0, 1]
+    factor = 255 * processor.rescale_factor if processor.do_rescale else 255.0
+    mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else (0.0, 1.0)
+    return Preprocessing(geometry, *(tuple(value / factor for value in _three(values)) for values in (mean, std)))
+
+
+def _three(values: float | Sequence[float]) -> tuple[float, ...]:
+    """Of each channel; both libraries take one number for all of them."""
+    return tuple(values) if isinstance(values, Sequence) else (float(values),) * 3
 
 
 def of_folder(folder: str | Path, config: ClipModelConfig, image: int) -> Preprocessing:
@@ -88,5 +93,18 @@ def of_folder(folder: str | Path, config: ClipModelConfig, image: int) -> Prepro
     if (path / "recap_clip.json").is_file():
         return ours(config, image)
     if (path / "open_clip_config.json").is_file():
-        return of_open_clip(json.loads((path / "open_clip_config.json").read_text()).get("preprocess_cfg", {}), image)
+        return of_open_clip(_said(path / "open_clip_config.json").get("preprocess_cfg", {}), image)
     return of_transformers(path, image)
+
+
+def rules(folder: str | Path) -> dict[str, Any]:
+    """What the identity of scores says of the pixels, beside the files: they were others before, for these CLIPs."""
+    if (Path(folder) / "recap_clip.json").is_file():
+        return {}
+    said = _said(Path(folder, "open_clip_config.json")).get("preprocess_cfg", {})
+    cropped = said and said.get("resize_mode") != "squash"
+    return {"pixels": 2} if cropped or _said(Path(folder, "preprocessor_config.json")).get("do_pad") else {}
+
+
+def _said(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.is_file() else {}

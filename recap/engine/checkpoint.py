@@ -3,14 +3,15 @@ tokens."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+from transformers.image_processing_backends import PilBackend, TorchvisionBackend
 
 from recap.engine.decode import Geometry
 from recap.engine.processor import image_mark, image_text, load_processor
@@ -200,19 +201,66 @@ class Normalisation:
 
 
 def geometry_of(image_processor: Any, size: int, wanted: str | None) -> Geometry:
-    """The square that the processor makes, or the one that the settings ask for."""
+    """The square that the processor makes, or the one that the settings ask for.
+
+    Raises ValueError where the processor makes no square of `size` pixels, or does more than is known here.
+    """
+    _check_steps(image_processor)
     mean = image_processor.image_mean if image_processor.do_normalize else (0.0, 0.0, 0.0)
-    if getattr(image_processor, "do_pad", False):
-        mode = "pad"
+    red, green, blue = (int(value * 255) for value in np.broadcast_to(mean, 3))
+    edges = {name: int(edge) for name, edge in dict(image_processor.size or {}).items() if edge}
+    mode, whole, made = "squash", _whole(image_processor, edges), set(edges.values())
+    if _pads_to_square(image_processor):
+        mode, whole = "pad", ()
     elif image_processor.do_center_crop:
-        mode = "crop"
-    else:
-        mode = "squash"
-    edges = itertools.chain(dict(image_processor.size).values(), dict(image_processor.crop_size or {}).values())
-    if unequal := {int(edge) for edge in edges if edge} - {size}:
+        mode, made = "crop", set()
+    elif edges.keys() != {"height", "width"} or not image_processor.do_resize:
+        raise ValueError(f"{_name(image_processor)} makes no squares: it neither resizes to two sides nor crops.")
+    if image_processor.do_center_crop:
+        made |= {int(edge) for edge in dict(image_processor.crop_size or {}).values() if edge}
+    if unequal := made - {size}:
         raise ValueError(
             f"The processor makes images of {sorted(unequal)} pixels, the vision tower takes {size}. "
             "Correct size and crop_size in preprocessor_config.json."
         )
-    red, green, blue = (int(value * 255) for value in mean)
-    return Geometry(size, wanted or mode, (red, green, blue), int(image_processor.resample))
+    if wanted not in (None, mode):
+        mode, whole = wanted, ()
+    return Geometry(size, mode, (red, green, blue), int(image_processor.resample), () if whole == (size,) else whole)
+
+
+def _whole(image_processor: Any, edges: dict[str, int]) -> tuple[int, ...] | None:
+    """`Geometry.whole`. ValueError for sizes that depend on the image in other ways."""
+    if not image_processor.do_resize:
+        return None
+    if edges.keys() == {"shortest_edge"}:
+        return (edges["shortest_edge"],)
+    if edges.keys() == {"height", "width"}:
+        return edges["height"], edges["width"]
+    raise ValueError(
+        f"{_name(image_processor)} has the size {edges}: only shortest_edge, or height and width, are known here."
+    )
+
+
+def _check_steps(image_processor: Any) -> None:
+    """ValueError for a class of processors that does something else than resize, crop, rescale and normalise."""
+    kind = type(image_processor)
+    plain = [base for base in (PilBackend, TorchvisionBackend) if issubclass(kind, base)]
+    changed = [step for step in _STEPS for base in plain if getattr(kind, step) is not getattr(base, step)]
+    if not plain or (changed and kind.__name__ not in _LLAVA):
+        raise ValueError(
+            f"{_name(image_processor)} is not known here: processors of LLaVA, and those that resize, crop, rescale "
+            "and normalise and nothing else, are."
+        )
+
+
+def _pads_to_square(image_processor: Any) -> bool:
+    """Others pad what they have made: squares of one size stay as they are."""
+    return bool(getattr(image_processor, "do_pad", False)) and type(image_processor).__name__ in _LLAVA
+
+
+def _name(image_processor: Any) -> str:
+    return f"The processor {type(image_processor).__name__}"
+
+
+_STEPS = ("_preprocess", "resize", "center_crop")
+_LLAVA = ("LlavaImageProcessor", "LlavaImageProcessorPil")

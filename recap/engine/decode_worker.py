@@ -41,7 +41,7 @@ def main() -> None:
     from recap.engine.decode import Geometry
     from recap.engine.rings import Rings
 
-    geometries = [Geometry(**{**given, "fill": tuple(given["fill"])}) for given in settings["geometries"]]
+    geometries = [Geometry.of_json(given) for given in settings["geometries"]]
     rings = Rings(settings["fd"], geometries, settings["places"])
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     while head := source.read(HEADER.size):

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from hpc.base.errors import UserError
+from recap.clip.preprocessing import rules
 from recap.engine.decode import Geometry
 from recap.score.model_folder import check_precision, files_of
 from recap.score.scorer import IMAGE, REFERENCES, TEXTS, Scored, named
@@ -48,7 +49,7 @@ class ClipScorer:
             self.fields += [(named(f"ref_{name}", text), pa.float32())] if config.references else []
 
     def identity(self) -> dict[str, Any]:
-        return {"model": clip_files(self.config.model, f"scorers.clip.{self.name}.model")}
+        return {"model": clip_files(self.config.model, f"scorers.clip.{self.name}.model"), **rules(self.config.model)}
 
     def describe(self) -> str:
         scale = "cosine" if self.config.scale == 1 else f"{self.config.scale:g} x max(cosine, 0)"

@@ -114,13 +114,14 @@ def join(tower: CLIPVisionModel, writer: Any, tokenizer: Any, layer: int) -> Lla
 
 
 def processor_of(tokenizer: Any, tower: Any, folder: Path) -> LlavaProcessor:
-    """LLaVA-1.5's: pad to a square on the mean colour, then resize. The numbers (mean, deviation) are those of the
-    tower's folder, CLIP's where it has none."""
+    """LLaVA-1.5's: pad to a square on the mean colour, then resize. The numbers (scale, mean, deviation) are those of
+    the tower's folder, CLIP's where it has none."""
     side, numbers = tower.image_size, folder / "preprocessor_config.json"
     said = json.loads(numbers.read_text()) if numbers.is_file() else {}
     image_processor = LlavaImageProcessorPil(
         do_pad=True, size={"shortest_edge": side}, crop_size={"height": side, "width": side},
         image_mean=said.get("image_mean", _CLIP_MEAN), image_std=said.get("image_std", _CLIP_STD),
+        rescale_factor=said.get("rescale_factor", 1 / 255),
     )  # fmt: skip
     return LlavaProcessor(
         image_processor, tokenizer, patch_size=tower.patch_size, vision_feature_select_strategy="default",

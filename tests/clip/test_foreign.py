@@ -12,11 +12,14 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as vision
 from transformers import (
     AutoImageProcessor,
     CLIPImageProcessor,
     CLIPModel,
     CLIPProcessor,
+    ConvNextImageProcessor,
     PreTrainedTokenizerFast,
     pipeline,
 )
@@ -25,7 +28,8 @@ from hpc.base.errors import UserError
 from recap.clip import preprocessing, weights
 from recap.clip.encoder import Encoder
 from recap.clip.hf import clip_config
-from recap.clip.settings import ClipConfig
+from recap.clip.objective import Objective
+from recap.clip.settings import OPENAI, ClipConfig, LossConfig
 from recap.clip.tokenizer_files import check_tokenizer
 from recap.clip.tokens import Tokens
 from recap.evaluate.clip_score import open_clip
@@ -57,8 +61,8 @@ def theirs(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
     return out.image_embeds, out.text_embeds
 
 
-def ours(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    encoder = Encoder(folder)
+def ours(folder: Path, opens: Any = Encoder) -> tuple[torch.Tensor, torch.Tensor]:
+    encoder = opens(folder)
     pictures = [lambda: encoded(picture()), lambda: encoded(picture(40, 90))]
     return encoder.images(pictures, ["one", "two"]), encoder.texts(TEXTS)[0]
 
@@ -68,9 +72,10 @@ def ours(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
     [
         {"size": {"shortest_edge": 32}, "crop_size": 32, "resample": 3},
         {"size": {"height": 32, "width": 32}, "do_center_crop": False, "resample": 2, "image_mean": [0.5] * 3},
+        {"size": {"shortest_edge": 41}, "crop_size": 32, "resample": 1, "image_std": [0.2, 0.3, 0.4]},
         None,
     ],
-    ids=["crop", "squash", "no processor"],
+    ids=["crop", "squash", "larger", "no processor"],
 )
 def test_a_foreign_clip_sees_what_its_processor_makes(tmp_path: Path, processor: dict[str, Any] | None) -> None:
     config = tiny(tmp_path, "hf")
@@ -82,15 +87,57 @@ def test_a_foreign_clip_sees_what_its_processor_makes(tmp_path: Path, processor:
     wanted = theirs(tmp_path)
     if processor is None:
         (tmp_path / "preprocessor_config.json").unlink()
-    for mine, named in zip(ours(tmp_path), wanted, strict=True):
-        torch.testing.assert_close(mine, named, rtol=1e-5, atol=1e-5)
+    for opens in (Encoder, *([lambda folder: open_clip(folder).encoder] if processor else [])):
+        for mine, named in zip(ours(tmp_path, opens), wanted, strict=True):
+            torch.testing.assert_close(mine, named, rtol=1e-5, atol=1e-5)
 
 
-def test_a_processor_whose_pixels_are_not_made_here_is_refused(tmp_path: Path) -> None:
-    for change in ({"do_rescale": False}, {"rescale_factor": 1 / 127.5}, {"do_resize": False}):
-        CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32, **change).save_pretrained(tmp_path)
-        with pytest.raises(UserError, match="do_resize, do_rescale or"):
-            preprocessing.of_transformers(tmp_path, 32)
+SIZES = [(120, 40), (40, 90), (37, 55), (32, 35), (33, 32), (5, 9), (700, 20)]
+
+
+def normalised(made: preprocessing.Preprocessing, data: bytes) -> torch.Tensor:
+    """float32 [3, H, W], as a module of ours takes it."""
+    objective = Objective(torch.nn.Identity(), LossConfig(), made.mean, made.std)
+    return objective.pixels(torch.tensor(made.pixels(data))[None])[0]
+
+
+@pytest.mark.parametrize("filter_", list(Image.Resampling))
+@pytest.mark.parametrize(
+    "processor",
+    [
+        {"size": {"shortest_edge": 24}, "crop_size": 32, "rescale_factor": 1 / 127.5},
+        {"size": {"shortest_edge": 45}, "crop_size": 32, "rescale_factor": 0.01, "image_std": 0.5, "image_mean": 0.1},
+        {"size": {"height": 37, "width": 50}, "crop_size": 32, "do_normalize": False},
+        {"do_resize": False, "crop_size": 32, "do_rescale": False, "image_mean": [99.0] * 3, "image_std": [50.0] * 3},
+        {"size": {"shortest_edge": 32}, "crop_size": 32, "do_pad": True},
+    ],
+    ids=["smaller", "larger", "both sides", "as it is", "nothing to pad"],
+)
+def test_pixels_of_any_plain_processor(tmp_path: Path, processor: dict[str, Any], filter_: int) -> None:
+    CLIPImageProcessor(**processor, resample=int(filter_)).save_pretrained(tmp_path)
+    made = preprocessing.of_transformers(tmp_path, 32)
+    theirs = AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
+    for size in SIZES:
+        wanted = theirs(picture(*size), return_tensors="pt")["pixel_values"][0]
+        off = 0.0 if max(size) < 16 * min(size) else 2 / 255 / min(made.std)  # very long ones: see recap.engine.decode
+        torch.testing.assert_close(normalised(made, encoded(picture(*size))), wanted, rtol=1e-5, atol=1e-5 + off)
+
+
+@pytest.mark.parametrize(
+    ("processor", "why"),
+    [
+        (CLIPImageProcessor(size={"shortest_edge": 40}, crop_size=40), "the vision tower takes 32"),
+        (CLIPImageProcessor(size={"height": 40, "width": 40}, do_center_crop=False), "the vision tower takes 32"),
+        (CLIPImageProcessor(crop_size={"height": 32, "width": 30}), "the vision tower takes 32"),
+        (CLIPImageProcessor(size={"shortest_edge": 32}, do_center_crop=False), "makes no squares"),
+        (CLIPImageProcessor(size={"shortest_edge": 32, "longest_edge": 64}, crop_size=32), "only shortest_edge"),
+        (ConvNextImageProcessor(size={"shortest_edge": 32}), "and nothing else"),
+    ],
+)
+def test_a_processor_whose_pixels_are_not_made_here_is_refused(tmp_path: Path, processor: Any, why: str) -> None:
+    processor.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=why):
+        preprocessing.of_transformers(tmp_path, 32)
 
 
 def test_our_export_gives_the_same_in_transformers(tmp_path: Path) -> None:
@@ -115,11 +162,42 @@ def test_our_export_gives_the_same_in_transformers(tmp_path: Path) -> None:
     assert [scores[text] for text in TEXTS] == pytest.approx(wanted.tolist(), rel=1e-4)
 
 
-def test_open_clips_settings() -> None:
-    found = preprocessing.of_open_clip({"interpolation": "bilinear", "resize_mode": "squash", "mean": [0.1] * 3}, 32)
-    assert (found.geometry.mode, found.geometry.resample, found.mean) == ("squash", 2, (0.1, 0.1, 0.1))
-    default = preprocessing.of_open_clip({}, 32)
-    assert (default.geometry.mode, default.geometry.resample) == ("crop", 3)
+def open_clips(image: Image.Image, given: dict[str, Any]) -> torch.Tensor:
+    """As open_clip's `image_transform` has it for evaluation, by torchvision."""
+    filter_ = InterpolationMode.BILINEAR if given.get("interpolation") == "bilinear" else InterpolationMode.BICUBIC
+    mode = given.get("resize_mode", "shortest")
+    if mode == "squash":
+        made = vision.resize(image, [32, 32], filter_)
+    elif mode == "shortest":
+        made = vision.center_crop(vision.resize(image, [32], filter_), [32, 32])
+    else:
+        sides = [round(side / (max(image.size) / 32)) for side in image.size]
+        small = vision.resize(image, sides[::-1], filter_)
+        left, top = ((32 - side) // 2 for side in sides)
+        room = [left, top, 32 - sides[0] - left, 32 - sides[1] - top]
+        made = vision.pad(small, room, fill=given.get("fill_color", 0))
+    mean, std = (given.get(name, OPENAI[i]) for i, name in enumerate(("mean", "std")))
+    return vision.normalize(
+        vision.to_tensor(made), *([v] * 3 if isinstance(v, float) else list(v) for v in (mean, std))
+    )
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"interpolation": "bilinear", "resize_mode": "squash", "mean": [0.1] * 3, "std": [0.3, 0.4, 0.5]},
+        {"interpolation": "random"},
+        {"resize_mode": "longest", "interpolation": "bicubic", "fill_color": 90},
+        {"resize_mode": "shortest", "interpolation": "bilinear", "size": 224, "mean": 0.5, "std": 0.25},
+    ],
+)
+def test_open_clips_pixels(given: dict[str, Any], size: tuple[int, int]) -> None:
+    mine = normalised(preprocessing.of_open_clip(given, 32), encoded(picture(*size)))
+    torch.testing.assert_close(mine, open_clips(picture(*size), given), rtol=1e-5, atol=0.02 if 700 in size else 1e-5)
+
+
+def test_settings_that_open_clip_does_not_have() -> None:
     with pytest.raises(UserError, match="resize_mode 'tile'"):
         preprocessing.of_open_clip({"resize_mode": "tile"}, 32)
 
