@@ -144,9 +144,8 @@ class Agent:
         return code
 
     def open_journal(self) -> None:
-        """UserError where it cannot be made."""
-        file = self.run.journals / f"{self.instance}.jsonl"
-        self.journal = patiently(lambda: Journal(file), self.settings.lease_s)
+        """UserError where it cannot be made, or other folders of the run are not there either."""
+        self.journal = patiently(lambda: self.run.open_journal(self.instance), self.settings.lease_s)
 
     def _note(self, event: str, **facts: Any) -> None:
         if self.journal:
@@ -292,7 +291,7 @@ class Agent:
             self._note("segment", **at, engine=engine.index, **{k: event[k] for k in ("start", "counts", "adopted")})
         elif event["event"] == "finished":
             self._finish(engine, work, event)
-        elif event["event"] == "failed":
+        elif event["event"] == "failed" and not self.drain.hurt():
             self._give_back(engine, work, event["reason"], event["detail"])
 
     def _finish(self, engine: EngineProcess, work: Work, event: dict[str, Any]) -> None:
@@ -308,8 +307,8 @@ class Agent:
             log.error("%s: not published: %s", claim.shard.id, error)
             if storage_full(error) or isinstance(error, object_store.Unavailable):
                 self.drain.fault = f"storage: {error}"  # the slot's trouble, not the shard's: its claim is released
-                return
-            self._give_back(engine, work, fingerprint(error), str(error))
+            elif not self.drain.hurt():
+                self._give_back(engine, work, fingerprint(error), str(error))
             return
         del self.work[engine.index, claim.shard.id]
         self.breaker.success()

@@ -62,6 +62,12 @@ class Drain:
             self.reason, self.until = reason, time.monotonic() + limit
         return bool(reason)
 
+    def hurt(self) -> bool:
+        """Whether the run directory has lost folders: what fails then is no fault of a shard, and the slot stops."""
+        if missing := self._run.missing():
+            self.fault = f"storage: {missing} missing in {self._run.path}"
+        return bool(missing)
+
     @property
     def signalled(self) -> bool:
         """Whether a signal has told the slot to stop."""

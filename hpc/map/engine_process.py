@@ -216,7 +216,7 @@ class EngineProcess:
         was_ready = self.ready
         code = self._forget()
         self.time.died(self._hung)
-        if self._agent.drain.reason or self._agent.drain.fault:
+        if self._agent.drain.reason or self._agent.drain.fault or self._agent.drain.hurt():
             self._agent.release(self)
             return
         why = self._why or (f"killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}")

@@ -148,9 +148,8 @@ def _nothing(settled: Settled, latest: Submission, over: bool) -> list[str]:
 
 def _hurt(run: Run, slots: list[dict[str, Any]]) -> list[str]:
     """Why workers cannot work in the run directory, or have given up."""
-    made = [run.path / name for name in ("ledger", "segments", "columns")]
-    missing = [folder.name for folder in (run.slots, run.journals, run.inflight, *made) if not folder.is_dir()]
-    said = [f"{name}/ is missing in {run.path}: no slot can work. Launching again makes it" for name in missing]
+    missing = [name for name in run.missing().split(", ") if name]
+    said = [f"{name} is missing in {run.path}: no slot can work. Launching again makes it" for name in missing]
     whys = ((s.get("code"), str(s.get("why", ""))) for s in slots)
     left = Counter(why for code, why in whys if code == Exit.USAGE or why.startswith(breaker.GAVE_UP))
     return said + [f"{count:,} {'slot' if count == 1 else 'slots'} left: {why}" for why, count in left.items()]

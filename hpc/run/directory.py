@@ -36,6 +36,7 @@ from hpc import config as configs
 from hpc.base import atomic, damage, object_store
 from hpc.base.command_list import version
 from hpc.base.errors import UserError
+from hpc.base.journal import Journal
 from hpc.run.generations import Generations
 from hpc.run.ledger import Ledger, bucket_of
 
@@ -157,12 +158,27 @@ class Run:
         """What `hpc.map.segments.Segments` takes."""
         return self.path / "segments" / identity / bucket_of(shard_id) / f"{shard_id}.g{generation}"
 
+    @property
+    def _work(self) -> list[Path]:
+        """What slots need, and never make: they would bring a directory back that was deleted, or lies elsewhere."""
+        below = [self.path / name for name in ("ledger", "segments", "columns")]  # workers make what is in these
+        return [self.slots, self.journals, self.inflight, self.control, *below]
+
+    def missing(self) -> str:
+        """The names of folders that slots cannot work without and that are not there, "" where all are."""
+        return ", ".join(f"{folder.name}/" for folder in self._work if not folder.is_dir())
+
+    def open_journal(self, instance: str) -> Journal:
+        """Of a slot that begins to work. FileNotFoundError where folders are missing."""
+        if missing := self.missing():
+            raise FileNotFoundError(f"{missing} missing in {self.path}")
+        return Journal(self.journals / f"{instance}.jsonl")
+
     def make(self) -> None:
         self._submissions.mkdir(
             parents=True, exist_ok=True
         )  # first: it tells a launch that died here from others' files
-        made = [self.path / name for name in ("ledger", "segments", "columns")]  # workers make what is below
-        for folder in (self.plans, self.slots, self.journals, self.logs, self.inflight, self.control, self.code, *made):
+        for folder in (self.plans, self.logs, self.code, *self._work):
             folder.mkdir(parents=True, exist_ok=True)
         self.generations.folder.mkdir(exist_ok=True)
         if self.code.stat().st_uid == os.geteuid():  # a group may add its snapshots, not replace another's

@@ -147,9 +147,8 @@ def list_shards(config: DataConfig) -> list[Shard]:
                 continue
             patterns[pattern] = None
             files = match(name, listings)
-            found.update((f.uri, f) for f in files)
-            if not files:
-                missing[name] = None
+            found.update((f.uri, f) for f in files if not f.lost)
+            missing |= dict.fromkeys([f.uri for f in files if f.lost] if files else [name])
     known = {file.uri for listing in listings.values() for file in listing.files.values()}
     counts = expected_samples(config.expected, found, known)
     common = without_credentials(_common_root(list(patterns), listings))

@@ -24,9 +24,12 @@ _LOOKED_AT = 16  # folders in a folder, for images
 
 @dataclass(frozen=True, slots=True)
 class ShardFile:
+    """lost: it has a name and is no file, as a link that leads nowhere."""
+
     uri: str
     size: int
     etag: str = ""
+    lost: bool = False
 
 
 @dataclass(frozen=True)
@@ -207,8 +210,10 @@ def _list_local(folder: str) -> Folder:
                         files[entry.name] = ShardFile(uri, 0)
                 elif entry.is_dir():
                     folders.append(entry.name)
+                elif entry.name.endswith(ENDINGS):  # a link that leads nowhere, a pipe: named, and not to be read
+                    files[entry.name] = ShardFile(os.path.join(folder, entry.name), 0, lost=True)
             except FileNotFoundError:
-                continue  # a dangling link, or gone since the listing
+                continue  # gone since the listing
     return Folder(files, sorted(folders))
 
 

@@ -48,7 +48,8 @@ class Geometry:
     @staticmethod
     def of_json(given: dict[str, Any]) -> Geometry:
         """What `dataclasses.asdict` and JSON made of one."""
-        return Geometry(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
+        facts: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in given.items()}
+        return Geometry(**facts)
 
     def resized(self, size: tuple[int, int]) -> tuple[int, int]:
         """Width and height of what "crop" cuts from, for an image of this width and height."""

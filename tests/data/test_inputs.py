@@ -259,6 +259,17 @@ def test_hidden_files_are_no_shards(tmp_path: Path) -> None:
     assert ids(f"{tmp_path}/.hidden/*.tar") == ["1"]
 
 
+def test_links_that_lead_nowhere_and_pipes_are_shards_that_do_not_exist(tmp_path: Path) -> None:
+    make(tmp_path, "a/0.tar", "a/notes.txt")
+    (tmp_path / "a/1.tar").symlink_to(tmp_path / "annex/1.tar")
+    (tmp_path / "a/2.txt").symlink_to(tmp_path / "annex/2.txt")
+    os.mkfifo(tmp_path / "a/3.tar")
+    for pattern in ("a", "a/*.tar", "a/{0,1,3}.tar"):
+        with pytest.raises(MissingShards, match="2 of 3 shards do not exist") as error:
+            ids(f"{tmp_path}/{pattern}")
+        assert [s.id for s in error.value.missing] == ["1", "3"]
+
+
 def test_names_with_brackets_are_taken_literally_where_they_exist(tmp_path: Path) -> None:
     make(
         tmp_path,

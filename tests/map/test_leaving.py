@@ -13,8 +13,9 @@ from hpc.base import heartbeat
 from hpc.base.errors import Exit
 from hpc.map import local
 from hpc.map.breaker import LIVES
-from hpc.operator import Shard
+from hpc.operator import Damage, Item, Shard
 from hpc.run.ledger import Claim, Ledger
+from tests.support.echo import Echo
 from tests.support.jobs import EchoJob, inline, texts, wait_for
 
 
@@ -25,7 +26,7 @@ def job(tmp_path: Path) -> Iterator[EchoJob]:
     job.close()
 
 
-@pytest.mark.parametrize("folder", ["journal", "slots"])
+@pytest.mark.parametrize("folder", ["journal", "slots", "ledger", "segments", "columns", "inflight", "control"])
 def test_a_folder_that_is_missing(job: EchoJob, folder: str, caplog: pytest.LogCaptureFixture) -> None:
     job.submit()
     (job.run.path / folder).rmdir()
@@ -33,7 +34,7 @@ def test_a_folder_that_is_missing(job: EchoJob, folder: str, caplog: pytest.LogC
     assert "trying again" in caplog.text
     facts = json.loads(inline("hpc.status", str(job.run.path), "--json").stdout)
     assert f"{folder}/ is missing" in facts["hurt"][0]
-    if folder == "journal":
+    if folder != "slots":
         assert "slot: it cannot work in the run directory" in facts["hurt"][1]
         assert folder in inline("hpc.status", str(job.run.path)).stdout
     assert not (job.run.path / folder).exists(), "a worker that makes slots/ anew would take its own name again"
@@ -47,6 +48,28 @@ def test_folders_of_the_work_that_are_missing_are_named(job: EchoJob) -> None:
     for folder in ("ledger", "segments", "columns"):
         shutil.rmtree(job.run.path / folder)
     assert [said.partition("/")[0] for said in job.status()["hurt"]] == ["ledger", "segments", "columns"]
+
+
+class Losing(Echo):
+    """Echo that has read a shard when a folder of the run is gone."""
+
+    def read(self, shard: Shard) -> Iterator[Item | Damage]:
+        yield from super().read(shard)
+        shutil.rmtree(Path(self.config.inputs).parent / "runs/job" / shard.id, ignore_errors=True)
+
+
+@pytest.mark.parametrize(
+    "folder", ["columns", *(pytest.param(f, marks=pytest.mark.slow) for f in ("segments", "ledger"))]
+)
+def test_a_folder_that_goes_under_a_worker(tmp_path: Path, folder: str) -> None:
+    """No shard is charged; the next life waits for it as long as a lease, and leaves for good."""
+    job = EchoJob(tmp_path, {folder: texts(3)}, operator="tests.map.test_leaving.Losing", map={"lease_s": 1.0})
+    job.submit()
+    assert job.work() == Exit.REQUEUE, job.log()
+    assert job.heartbeats()[0]["why"].startswith("storage: ") and folder in job.heartbeats()[0]["why"]
+    assert job.ends("failed") == job.ends("died") == [] and not any(n.endswith("failed") for n in job.names())
+    assert job.work() == Exit.USAGE, job.log()
+    assert f"{folder}/ missing in" in job.heartbeats()[1]["why"]
 
 
 def test_a_slot_that_is_given_up_needs_no_journal(job: EchoJob) -> None:
