@@ -66,19 +66,24 @@ from hpc.base.heartbeat import Observer
 from hpc.run.ledger import Ledger
 from hpc.run.plan import Plan
 from hpc.run.directory import Run
+from hpc.map import verdict
 import hpc.map.agent
 run = Run(sys.argv[1]); latest = run.latest()
 plan = Plan(run.plans, latest.plan)
 ledger = run.ledger(latest.identity)
+verdict.of_run(run, latest, ledger, plan)  # as each slot asks when it starts and before it ends
 candidates = Candidates(run, plan, ledger, Observer(run.slots, "me", 300.0), "me", 7, latest.slots, 60.0)
 while candidates.acquire(0.0, ()) is not None:
     pass
+verdict.of_run(run, latest, ledger, plan)
 print(next(int(line.split()[1]) / 1024 for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
 
 
 def agent_memory(tree: Tree) -> float:
-    """Peak MB of a process with an agent's modules and its search for work, after a whole pass over the plan."""
+    """Peak MB of a process with an agent's modules, its search for work and its question whether the run has ended,
+    after a whole pass over the plan.
+    """
     done = subprocess.run(
         [sys.executable, "-c", AGENT, str(tree.run.path)], capture_output=True, text=True, cwd=ROOT, check=True
     )
