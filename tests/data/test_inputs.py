@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from typing import BinaryIO
 
 import fsspec
 import pyarrow as pa
@@ -19,6 +20,7 @@ from moto.server import ThreadedMotoServer
 
 from hpc.base.errors import UserError
 from hpc.operator import MissingShards
+from recap.data import expected
 from recap.data.addresses import without_credentials
 from recap.data.inputs import DataConfig, list_shards, placeholder_digests
 from tests.support.fault_proxy import FaultProxy
@@ -150,16 +152,17 @@ def test_statistics_that_take_long_are_read_at_the_same_time(tmp_path: Path, mon
         (tmp_path / f"{number:05d}_stats.json").write_text(json.dumps({"successes": number}))
     near = list_shards(DataConfig(shards=[str(tmp_path)]))
     assert [shard.expected for shard in near] == list(range(400))
-    read = Path.read_bytes
+    read, slept = expected._successes, []
 
-    def slowly(path: Path) -> bytes:
+    def slowly(file: BinaryIO) -> int | None:
         time.sleep(0.01)
-        return read(path)
+        slept.append(file.name)
+        return read(file)
 
-    monkeypatch.setattr(Path, "read_bytes", slowly)
+    monkeypatch.setattr(expected, "_successes", slowly)
     started = time.perf_counter()
     assert list_shards(DataConfig(shards=[str(tmp_path)])) == near
-    assert time.perf_counter() - started < 400 * 0.01 / 1.5
+    assert time.perf_counter() - started < 400 * 0.01 / 1.5 and len(slept) == 400
 
 
 @pytest.mark.parametrize("count", [13_000, pytest.param(130_000, marks=pytest.mark.slow)])
