@@ -127,17 +127,20 @@ def multi_positive_loss(
     return total / (2 * texts)
 
 
-def grouping_loss(patches_bND: torch.Tensor, texts_bKD: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+def grouping_loss(
+    patches_bND: torch.Tensor, texts_bKD: torch.Tensor, scale: torch.Tensor, threshold: float | None = None
+) -> torch.Tensor:
     """DreamLIP's: each text gathers the patches that speak of it; the two are contrasted over batch and texts.
 
-    A text's weights over its image's patches are its similarities, scaled to [0, 1], set to 0 below 1/N, and scaled to
-    sum 1.
+    A text's weights over its image's patches are its similarities, scaled to [0, 1], set to 0 below the threshold (None:
+    1/N), and scaled to sum 1.
     """
     patches_bND = F.normalize(patches_bND, dim=-1)
     similar = torch.einsum("bkd,bnd->bkn", texts_bKD, patches_bND)
     low, high = similar.amin(-1, keepdim=True), similar.amax(-1, keepdim=True)
     weights = (similar - low) / (high - low).clamp_min(1e-6)
-    weights = torch.where(weights < 1 / patches_bND.shape[1], 0.0, weights)
+    lowest = 1 / patches_bND.shape[1] if threshold is None else threshold
+    weights = torch.where(weights < lowest, 0.0, weights)
     weights = weights / weights.sum(-1, keepdim=True).clamp_min(1e-6)
     grouped = F.normalize(torch.einsum("bkn,bnd->bkd", weights, patches_bND), dim=-1)
     texts = texts_bKD.shape[1]

@@ -95,7 +95,8 @@ class Objective(nn.Module):
         else:
             loss = losses.softmax_loss(images, texts[:, 0], self.scale, stream)
         if patches is not None:
-            loss = loss + self.config.grouping * losses.grouping_loss(patches, texts, self.scale)
+            grouped = losses.grouping_loss(patches, texts, self.scale, self.config.grouping_threshold)
+            loss = loss + self.config.grouping * grouped
         return loss
 
 

@@ -90,6 +90,9 @@ class LossConfig:
 
     kind: str = semantic("softmax", "softmax | sigmoid | multi_positive (several texts an image)")
     grouping: float = semantic(0.0, "weight of DreamLIP's grouping loss (recap architecture, several texts)")
+    grouping_threshold: float | None = semantic(
+        None, "its patches of a lower weight, from 0 to 1, do not count; empty: 1 over the number of patches"
+    )
     temperature: float = semantic(0.07, "at the start; it is learned")
     bias: float = semantic(-10.0, "of the sigmoid loss, at the start; it is learned")
     chunk: int = execution(0, "images that are encoded at a time, with gradients cached; 0: the rank's whole batch")
@@ -196,6 +199,11 @@ def check(config: ClipConfig) -> None:
         refuse("loss.kind", f"{config.loss.kind} takes one text an image, text.texts is {config.text.texts}")
     if config.loss.grouping and model.architecture != "recap":
         refuse("loss.grouping", "needs patch features in the shared space: set model.architecture=recap")
+    if (threshold := config.loss.grouping_threshold) is not None:
+        if not 0 <= threshold <= 1:
+            refuse("loss.grouping_threshold", f"{threshold} is not from 0 to 1, as the weights of patches are")
+        if not config.loss.grouping:
+            refuse("loss.grouping_threshold", "is of the grouping loss: write loss.grouping too, or leave it out")
     for name, evaluation in config.evaluate.items():
         check_evaluation(f"config: `evaluate.{name}`", evaluation)
     if bool(config.evaluate) != bool(config.train.evaluate_every):

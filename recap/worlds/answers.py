@@ -44,12 +44,22 @@ def _verdict(truth: Truth, text: str) -> str:
 
 def _compare(truth: Truth, text: str) -> str:
     """The last word is the verdict, as judges are asked for it."""
-    merits = []
-    for place in ("First", "Second"):
-        found = truth.judge(_after(f"{place} caption", text) or "")
-        merits.append(found.right - found.wrong)
+    merits = [_merit(truth, text, place) for place in ("First", "Second")]
     verdict = "tie" if merits[0] == merits[1] else "first" if merits[0] > merits[1] else "second"
     return f"One has {merits[0]} facts more right than wrong, the other {merits[1]}.\n{verdict}"
+
+
+def _pick(truth: Truth, text: str) -> str:
+    merits = {place: _merit(truth, text, place) for place in ("First", "Second", "Third")}
+    best = max(merits, key=lambda place: merits[place])
+    said = ", ".join(f"the {place.lower()} {merit}" for place, merit in merits.items())
+    return f"Facts more right than wrong: {said}.\n{best.lower()}"
+
+
+def _merit(truth: Truth, text: str, place: str) -> int:
+    """Facts more right than wrong in the caption that stands at a place."""
+    found = truth.judge(_after(f"{place} caption", text) or "")
+    return found.right - found.wrong
 
 
 def _fuse(truth: Truth, text: str) -> str:
@@ -69,6 +79,7 @@ TASKS: Mapping[str, Callable[[Truth, str], str]] = {
     "rating": _rating,
     "verdict": _verdict,
     "compare": _compare,
+    "pick": _pick,
     "fuse": _fuse,
 }
 """Of pictures, by name."""
@@ -175,7 +186,9 @@ OF_TEXTS: Mapping[str, Callable[[str], str]] = {
 
 # --- mistakes ---------------------------------------------------------------------------------------
 
-_OPPOSITE = {"yes": "no", "no": "yes", "unsure": "yes", "first": "second", "second": "first", "tie": "first"}
+_OPPOSITE = {
+    "yes": "no", "no": "yes", "unsure": "yes", "first": "second", "second": "first", "third": "first", "tie": "first",
+}  # fmt: skip
 
 
 def mistaken(task: str, right: str) -> str | None:
@@ -193,4 +206,4 @@ def mistaken(task: str, right: str) -> str | None:
     if task in ("facts", "questions", "objects"):  # the first of several is overlooked
         first, _, rest = right.partition("\n")
         return rest or first
-    return _OPPOSITE[right.split()[-1]] if task in ("verdict", "compare", "supports", "contains") else None
+    return _OPPOSITE[right.split()[-1]] if task in ("verdict", "compare", "pick", "supports", "contains") else None

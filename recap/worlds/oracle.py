@@ -14,6 +14,8 @@ What it does, by the model's name:
     verdict   yes where all that the text says of the picture is right, no where something is wrong, unsure where it
               says nothing
     compare   first, second or tie: which of "First caption:" and "Second caption:" has more facts right than wrong
+    pick      first, second or third: which of "First caption:", "Second caption:" and "Third caption:" has most facts
+              more right than wrong, of equal ones the earlier
     fuse      all that is in the picture, and as its name what follows "Sentence 1:", "Alt-text:" or "Text:"; without
               image and key, what follows "Sentence 2:" or "What can be seen:" is believed
 

@@ -140,6 +140,21 @@ def test_grouping_by_hand() -> None:
     assert torch.autograd.gradcheck(lambda p, t: losses.grouping_loss(p, t, torch.tensor(2.0)), checked)
 
 
+@pytest.mark.parametrize("threshold, counts", [(0.0, True), (None, True), (0.7, True), (0.72, False), (1.0, False)])
+def test_grouping_thresholds_by_hand(threshold: float | None, counts: bool) -> None:
+    """Patches at 0, 45 and 90 degrees, texts at 0 and 90: the middle patch weighs 0.707 for both; 1/N is a third."""
+    half = 0.5**0.5
+    patches = torch.tensor([[[1.0, 0.0], [half, half], [0.0, 1.0]]])
+    texts = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
+    middle = half if counts else 0.0
+    weights = torch.tensor([[1.0, middle, 0.0], [0.0, middle, 1.0]])
+    grouped = F.normalize(weights @ patches[0], dim=-1)
+    logits = 2.0 * grouped @ texts[0].T
+    expected = (F.cross_entropy(logits, torch.arange(2)) + F.cross_entropy(logits.T, torch.arange(2))) / 2 * 2 / 2
+    found = losses.grouping_loss(patches, texts, torch.tensor(2.0), threshold)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
 def test_sigmoid_by_hand() -> None:
     images, texts = torch.eye(2), torch.tensor([[1.0, 0.0], [1.0, 0.0]])
     found = losses.sigmoid_loss(images, texts, torch.tensor(4.0), torch.tensor(-1.0))

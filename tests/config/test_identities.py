@@ -41,7 +41,7 @@ MODELS = {  # every key that names the folder of a model, by what the config nam
         f"scorers.{kind}.*.model"
         for kind in ("clip", "self_retrieval", "head", "itm", "logprob", "similarity", "bert_score", "nli", "reward")
     ],
-    "recap.dit.trainer.DitTrainer": ["model.vae", "model.text_encoder"],
+    "recap.dit.trainer.DitTrainer": ["model.vae", "model.text_encoder", "model.start"],
     "recap.sft.trainer.SftTrainer": ["model"],
 }
 STAND_IN = {
