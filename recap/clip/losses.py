@@ -132,8 +132,8 @@ def grouping_loss(
 ) -> torch.Tensor:
     """DreamLIP's: each text gathers the patches that speak of it; the two are contrasted over batch and texts.
 
-    A text's weights over its image's patches are its similarities, scaled to [0, 1], set to 0 below the threshold (None:
-    1/N), and scaled to sum 1.
+    A text's weights over its image's patches are its similarities, scaled to [0, 1], set to 0 below the threshold (of
+    None: 1/N), and scaled to sum 1.
     """
     patches_bND = F.normalize(patches_bND, dim=-1)
     similar = torch.einsum("bkd,bnd->bkn", texts_bKD, patches_bND)

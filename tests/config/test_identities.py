@@ -125,6 +125,9 @@ def _facts(config: configs.Config, folder: Path) -> dict[str, Any]:
         for settings in functools.reduce(_parts, groups, [config.work]):
             if getattr(settings, name):
                 setattr(settings, name, str(folder))
+    for form in vars(config.work).get("formats", {}).values():
+        if form.examples is not None:  # a file of this tree, wherever the work is launched from
+            form.examples.file = str(ROOT / Path(form.examples.file).relative_to(Path.cwd()))
     work = config.trainer() if config.is_gang else config.operator()
     return {"work": path, "version": type(work).version, "identity": configs.identity(config, work)}
 

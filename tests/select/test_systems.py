@@ -132,7 +132,8 @@ def test_sail_wants_both_judges_ratings(tmp_path: Path) -> None:
     assert reasons == ["", "informative", "", "aligned", "informative: no value", "aligned: no value"]
 
 
-ALIGN = {  # number of the sample: what is wrong with it, and by which rule it goes
+# Number of the sample: the rule by which it goes, and what is wrong with it.
+ALIGN: dict[int, tuple[str, dict[str, float]]] = {
     1: ("narrow", {"width": 200}), 2: ("low", {"height": 199}), 3: ("long", {"aspect": 3.0}),
     4: ("words", {"words_alt": 2}), 5: ("words", {"words_alt": 21}),
     **dict.fromkeys(range(6, 17), ("shared", {"digest_alt": 77})),
