@@ -5,9 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+import pytest
 
 NAME = "me/set"
 
@@ -100,3 +104,23 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(part)
 
     def log_message(self, format: str, *args: object) -> None: ...
+
+
+@contextmanager
+def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubFiles]:
+    """A Hub that this process, and those that it starts, take for the real one."""
+    from huggingface_hub import HfFileSystem
+
+    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_TOKEN", "hf_of_a_test")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    with HubFiles() as found:
+        monkeypatch.setenv("HF_ENDPOINT", found.address)
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", found.address)
+        template = f"{found.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        HfFileSystem.clear_instance_cache()
+        yield found
+        HfFileSystem.clear_instance_cache()

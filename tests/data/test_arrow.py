@@ -137,6 +137,19 @@ def test_a_damaged_batch_is_as_many_rows(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("rows", [10**12, -5])
+def test_a_header_that_says_more_rows_than_there_are(tmp_path: Path, rows: int) -> None:
+    """None is made up: the batches before it are the shard."""
+    write(tmp_path / "0.arrow", tiny(900), 300)
+    data = bytearray((tmp_path / "0.arrow").read_bytes())
+    at = data.index((300).to_bytes(8, "little"), len(data) // 3)
+    data[at : at + 8] = rows.to_bytes(8, "little", signed=True)
+    (tmp_path / "0.arrow").write_bytes(data)
+    [shard] = shards_of(tmp_path)
+    *found, damage = samples_of(shard, IMAGES)
+    assert len(found) == shard.expected == 300 and isinstance(damage, Damage) and damage.reason == "arrow: damaged"
+
+
 @pytest.mark.parametrize(
     "data", [b"", b"<html>gone</html>", b"\xff" * 64, b"\0" * 64, b"\xff\xff\xff\xff\x10\0\0\0" + b"\x7f" * 16]
 )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from recap.data.tars import Sample
 from recap.engine import CaptionerConfig
 from tests.data.flags import flags, write_as_folder, write_as_tar
 
+ROOT = Path(__file__).parents[2]
 WANTED = Wanted(("png", "jpg"), "", frozenset(["txt"]))
 
 
@@ -210,6 +213,47 @@ def test_a_folder_of_many_files_and_a_link_in_a_circle(tmp_path: Path) -> None:
     (tmp_path / "images/0/up").symlink_to(tmp_path / "images")
     made = frozen.freeze(str(tmp_path / "images"), tmp_path / "lists", [], ["png"], 300)
     assert [shard.expected for shard in made.shards] == [300] * 6 + [200] and len(made.new) == 7
+
+
+FREEZE = """
+import sys
+from pathlib import Path
+import recap
+from recap.data import frozen
+folder, lists, known = sys.argv[1], Path(sys.argv[2]), []
+for launch in range(2):
+    made = frozen.freeze(folder, lists, known, ["png"], 1000)
+    made.write(lists)
+    print(len(made.shards), sum(shard.expected for shard in made.shards), len(made.new), made.shards == known)
+    known = made.shards
+peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))  # of this program alone
+print(peak.split()[1])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)  # of a busy machine: 40 seconds of its own
+def test_a_folder_of_200_000_files(tmp_path: Path) -> None:
+    """With a line of metadata each: 200 lists in 0.35 GB; a launch again makes none."""
+    with (tmp_path / "lines").open("w") as lines:
+        for part in range(20):  # of 10,000: a file has at most 65,000 links
+            (tmp_path / f"images/{part}").mkdir(parents=True)
+            source = tmp_path / f"source{part}"
+            source.write_bytes(b"\x89PNG")
+            for number in range(10_000):
+                os.link(source, tmp_path / f"images/{part}/{number}.png")
+                lines.write(
+                    json.dumps({"file_name": f"{part}/{number}.png", "text": f"{number} of {part} " * 8}) + "\n"
+                )
+    (tmp_path / "lines").rename(tmp_path / "images/metadata.jsonl")
+    command = [sys.executable, "-c", FREEZE, str(tmp_path / "images"), str(tmp_path / "lists")]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    first, again, kilobytes = done.stdout.splitlines()
+    assert (first, again) == ("200 200000 200 False", "200 200000 0 True") and int(kilobytes) < 500_000, done.stdout
+    keys_of_last = keys([Shard("x", str(tmp_path / "lists/images-000199.files"), 0)])
+    assert len(keys_of_last[0]) == 1000 and len(list((tmp_path / "lists").iterdir())) == 200
 
 
 def test_no_list_and_a_damaged_one(tmp_path: Path) -> None:

@@ -18,27 +18,16 @@ from recap.data.kinds import kind_of, samples_of
 from recap.data.tars import Sample
 from recap.worlds.tars import write_tar
 from tests.data.flags import flags, table
-from tests.data.hub_files import HubFiles
+from tests.data.hub_files import HubFiles, served
 
 SET = "hf://datasets/me/set"
 WANTED = Wanted(("png",), "", frozenset(["txt"]))
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubFiles]:
-    from huggingface_hub import HfFileSystem
-
-    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HF_TOKEN", "hf_of_a_test")
-    with HubFiles() as found:
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", found.address)
-        template = f"{found.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-        HfFileSystem.clear_instance_cache()
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubFiles]:
+    with served(monkeypatch) as found:
         yield found
-        HfFileSystem.clear_instance_cache()
 
 
 def parquet(shard: int, count: int | None = None) -> bytes:

@@ -24,6 +24,7 @@ from hpc.base.errors import Exit
 from hpc.run.published import Published
 from recap import export, report
 from tests.data.flags import flags, write_as_folder, write_as_parquet, write_as_tar
+from tests.data.hub_files import served
 from tests.support.jobs import wait_for
 
 ROOT = Path(__file__).parents[2]
@@ -76,6 +77,7 @@ KINDS: dict[str, Callable[[Path], dict[str, Any]]] = {
 
 
 def configured(folder: Path, make: Callable[[Path], dict[str, Any]]) -> Path:
+    """A config; the job's files are made in the folder `in` of a folder, unless `make` names others."""
     data = {"shards": [str(folder / "in")], **make(folder / "in")}
     tree = {
         "name": "r", "runs": str(folder), "operator": "recap.caption.operator.CaptionOperator", "cluster": "local",
@@ -114,7 +116,30 @@ def of_tars(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Any, ...]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_captions_whatever_was_killed(kind: str, of_tars: list[tuple[Any, ...]], tmp_path: Path) -> None:
-    config = configured(tmp_path, KINDS[kind])
+    killed_and_launched_again(configured(tmp_path, KINDS[kind]), of_tars, tmp_path, kind)
+
+
+@pytest.mark.slow
+def test_the_same_captions_from_the_hub(
+    of_tars: list[tuple[Any, ...]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the commit that the address names, and not at its newest."""
+    as_parquet(tmp_path / "files")
+    with served(monkeypatch) as hub:
+        commit = hub.commit({f"data/{file.name}": file.read_bytes() for file in (tmp_path / "files").iterdir()})
+        hub.commit({"data/0.parquet": b"another"})
+        address = f"hf://datasets/me/set@{commit}/data/*.parquet"
+        config = configured(tmp_path, lambda folder: {"shards": [address]})
+        killed_and_launched_again(config, of_tars, tmp_path, "parquet")
+        shards = [shard.shard.uri for shard in Published(tmp_path / "r")]
+        assert shards == [f"hf://datasets/me/set@{commit}/data/{n}.parquet" for n in SHARDS]
+        assert [request for request in hub.requests if f"/resolve/{commit}/" in request and "bytes=" in request]
+
+
+def killed_and_launched_again(config: Path, of_tars: list[tuple[Any, ...]], tmp_path: Path, kind: str) -> None:
+    """Launched, killed with all that it started, launched again: the rows are those of the tars; and what works on a
+    run of tars works on this.
+    """
     first = launched(config)
     try:
         wait_for(lambda: any(file.stat().st_size for file in (tmp_path / "r/segments").rglob("*.rows")), 600)
@@ -136,7 +161,8 @@ def test_the_same_captions_whatever_was_killed(kind: str, of_tars: list[tuple[An
     for path in (tmp_path / "out").rglob("*.tar"):
         with tarfile.open(path) as tar:
             members += [name.partition(".")[2] for name in tar.getnames()]
-    assert {"png", "txt", "recap.txt"} <= set(members) and members.count("png") == len(of_tars)
+    original = "json" if kind == "json beside" else "txt"
+    assert {"png", original, "recap.txt"} <= set(members) and members.count("png") == len(of_tars)
 
 
 def test_jobs_over_rows_take_a_plain_folder(tmp_path: Path) -> None:

@@ -263,6 +263,17 @@ def test_a_damaged_row_group_is_as_many_rows(tmp_path: Path) -> None:
         assert [(s.key, s.members) for block in blocks for s in block] == [(s.key, s.members) for s in samples]
 
 
+@pytest.mark.parametrize("said", [b"\x16\xfe\x7f", b"\x16\xd7\x04"])
+def test_a_footer_that_says_more_rows_than_there_are(tmp_path: Path, said: bytes) -> None:
+    """8,191 rows of a group of 300, or -300: none is made up."""
+    pq.write_table(tiny(900), tmp_path / "0.parquet", row_group_size=300)
+    data = (tmp_path / "0.parquet").read_bytes()
+    at = data.rindex(b"\x16\xd8\x04")  # RowGroup.num_rows = 300, in Thrift's compact protocol
+    (tmp_path / "0.parquet").write_bytes(data[:at] + said + data[at + 3 :])
+    [damage] = samples_of(Shard("0", str(tmp_path / "0.parquet"), len(data)), IMAGES)
+    assert isinstance(damage, Damage) and "rows has a column of 300 values" in damage.detail
+
+
 @pytest.mark.parametrize("how", ["cut", "text", "empty"])
 def test_files_without_a_footer(tmp_path: Path, how: str) -> None:
     """No rows, and the shard says what it looks like; it does not stop the plan."""

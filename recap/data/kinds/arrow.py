@@ -9,10 +9,8 @@ other format, the random access one, holds a stream behind its first eight bytes
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Generator, Iterator, Sequence
-from collections.abc import Set as AbstractSet
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import IO
 
@@ -24,19 +22,19 @@ from recap.data.blocks import BLOCK, Block, ShardBlocks
 from recap.data.headers import looks_like
 from recap.data.kind import Wanted
 from recap.data.kinds.kept import Kept
-from recap.data.kinds.table import KEPT, Reading, batch_rows, check_layouts, first_line, raise_unless_damage
+from recap.data.kinds.table import KEPT, Reading, batch_rows, first_line, raise_unless_damage
+from recap.data.kinds.table_files import TableFiles
 from recap.data.remote import open_shard
 from recap.data.tars import Sample
 
-LOST = "in a damaged batch"
+LOST, ENCODED = "in a damaged batch", "arrow: dictionary-encoded columns"
 _MAGIC = b"ARROW1"  # of the random access format
 _CONTINUES = b"\xff\xff\xff\xff"
 _SCHEMA, _BATCH = 1, 3  # kinds of messages
 _LARGEST_HEADER = 1 << 26  # bytes
-_THREADS = 16
 
 
-class Arrow:
+class Arrow(TableFiles):
     """See `recap.data.kind.Kind`."""
 
     name = "arrow"
@@ -45,31 +43,23 @@ class Arrow:
     def __init__(self) -> None:
         self._kept: Kept[pa.RecordBatch] = Kept(KEPT)
 
-    def expected(self, how: str, uris: Sequence[str], known: AbstractSet[str]) -> dict[str, int]:
-        """From the batches' headers, on disks."""
-        local = [uri for uri in uris if how == "auto" and "://" not in uri]
-        with ThreadPoolExecutor(_THREADS) as pool:
-            counts = zip(local, pool.map(_rows_in, local), strict=True)
-            return {uri: rows for uri, rows in counts if rows is not None}
+    def _opened(self, shard: Shard) -> AbstractContextManager[_Stream | Damage]:
+        return _opened(shard)
 
-    def check(self, shards: Sequence[Shard], wanted: Wanted) -> str:
-        return check_layouts(shards, wanted, _schema)
+    def _count(self, uri: str) -> int | None:
+        """From the batches' headers."""
+        try:
+            with open(uri, "rb") as file:
+                stream = _Stream(file)
+                return sum(batch.rows for batch in stream.batches(stream.begin))
+        except (OSError, pa.ArrowException, struct.error):
+            return None
 
-    def check_ranges(self, shards: Sequence[Shard]) -> None:
-        """There are, in all of them."""
-
-    def samples(self, shard: Shard, wanted: Wanted) -> Generator[Sample | Damage]:
+    def _schema(self, shard: Shard) -> pa.Schema | None:
         with _opened(shard) as found:
-            if isinstance(found, Damage):
-                yield found
-                return
-            reading, first = Reading(found.schema, wanted), 0
-            for batch in found.batches(found.begin):
-                yield from _rows(found.read, batch, 0, batch.rows, first, reading)
-                first += batch.rows
-            reading.damages += [found.damage] if found.damage else []
-            if damage := reading.damage():
-                yield damage
+            if isinstance(found, Damage) and found.reason == ENCODED:
+                raise UserError(f"data: {shard.uri}: {found.reason}: {found.detail}")
+            return None if isinstance(found, Damage) else found.schema
 
     def scan(self, shard: Shard, wanted: Wanted) -> ShardBlocks:
         made = ShardBlocks()
@@ -182,9 +172,19 @@ class _Stream:
                 what = f"at byte {at:,} is a message of {size:,} bytes, {self._length - at:,} are there"
                 self.damage = Damage("arrow: ends in the middle of a batch", what)
                 return
+            if rows > 8 * size:  # a bit a row is the least that any column takes
+                self.damage = Damage("arrow: damaged", f"at byte {at:,}: {rows:,} rows in {size:,} bytes")
+                return
             if kind == _BATCH:
                 yield _Batch(at, size, rows)
             at += size
+
+    def rows(self, reading: Reading) -> Iterator[Sample]:
+        first = 0
+        for batch in self.batches(self.begin):
+            yield from _rows(self.read, batch, 0, batch.rows, first, reading)
+            first += batch.rows
+        reading.damages += [self.damage] if self.damage else []
 
     def read(self, batch: _Batch) -> pa.RecordBatch:
         """A batch, checked. ArrowInvalid, OSError: it is damaged."""
@@ -251,26 +251,9 @@ def _opened(shard: Shard) -> Iterator[_Stream | Damage]:
             file.seek(0)
             found = Damage("arrow: not an arrow stream", f"{first_line(error)}; {looks_like(file.read(16))}")
         if isinstance(found, _Stream) and (names := _encoded(found.schema)):
-            found = Damage("arrow: dictionary-encoded columns", f"{', '.join(names)}: not read, write them plainly")
+            found = Damage(ENCODED, f"{', '.join(names)}: not read, write them plainly")
         yield found
 
 
 def _encoded(schema: pa.Schema) -> list[str]:
     return [field.name for field in schema if pa.types.is_dictionary(field.type)]
-
-
-def _schema(shard: Shard) -> pa.Schema | None:
-    with _opened(shard) as found:
-        if isinstance(found, Damage) and "dictionary" in found.reason:
-            raise UserError(f"data: {shard.uri}: {found.reason}: {found.detail}")
-        return None if isinstance(found, Damage) else found.schema
-
-
-def _rows_in(uri: str) -> int | None:
-    """None where the file says nothing: who reads it says why."""
-    try:
-        with open(uri, "rb") as file:
-            stream = _Stream(file)
-            return sum(batch.rows for batch in stream.batches(stream.begin))
-    except (OSError, pa.ArrowException, struct.error):
-        return None

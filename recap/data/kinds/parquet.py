@@ -7,10 +7,8 @@ samples without an image: nothing after it moves.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from collections.abc import Set as AbstractSet
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from itertools import accumulate
 
 import pyarrow as pa
@@ -23,16 +21,16 @@ from recap.data.blocks import BLOCK, Block, ShardBlocks
 from recap.data.headers import looks_like
 from recap.data.kind import Wanted
 from recap.data.kinds.kept import Kept
-from recap.data.kinds.table import KEPT, Layout, Reading, batch_rows, check_layouts, first_line, raise_unless_damage
+from recap.data.kinds.table import KEPT, Layout, Reading, batch_rows, first_line, raise_unless_damage
+from recap.data.kinds.table_files import TableFiles
 from recap.data.remote import open_shard
 from recap.data.tars import Sample
 
 LOST = "in a damaged row group"
 _BUFFER = 1 << 20  # bytes of a column that are read at a time
-_THREADS = 16
 
 
-class Parquet:
+class Parquet(TableFiles):
     """See `recap.data.kind.Kind`."""
 
     name = "parquet"
@@ -41,30 +39,17 @@ class Parquet:
     def __init__(self) -> None:
         self._kept: Kept[list[pa.RecordBatch]] = Kept(KEPT)
 
-    def expected(self, how: str, uris: Sequence[str], known: AbstractSet[str]) -> dict[str, int]:
-        """From the footers."""
-        wanted = [uri for uri in uris if how == "parquet" or (how == "auto" and "://" not in uri)]
-        with ThreadPoolExecutor(_THREADS) as pool:
-            counts = zip(wanted, pool.map(_rows_in, wanted), strict=True)
-            return {uri: rows for uri, rows in counts if rows is not None}
+    def _opened(self, shard: Shard) -> AbstractContextManager[_File | Damage]:
+        return _opened(shard)
 
-    def check(self, shards: Sequence[Shard], wanted: Wanted) -> str:
-        return check_layouts(shards, wanted, _schema)
-
-    def check_ranges(self, shards: Sequence[Shard]) -> None:
-        """There are, in all of them."""
-
-    def samples(self, shard: Shard, wanted: Wanted) -> Generator[Sample | Damage]:
-        with _opened(shard) as found:
-            if isinstance(found, Damage):
-                yield found
-                return
-            reading, first = Reading(found.schema, wanted), 0
-            for group, count in enumerate(found.counts):
-                yield from found.samples(group, 0, count, found.batches(group, reading.layout.columns), first, reading)
-                first += count
-            if damage := reading.damage():
-                yield damage
+    def _count(self, uri: str) -> int | None:
+        """From the footer."""
+        try:
+            system, path = file_system(uri)
+            with system.open(path, "rb") as file:
+                return int(pq.ParquetFile(file).metadata.num_rows)
+        except Exception:  # noqa: BLE001 - each store's client has exceptions of its own
+            return None
 
     def scan(self, shard: Shard, wanted: Wanted) -> ShardBlocks:
         made = ShardBlocks()
@@ -132,6 +117,12 @@ class _File:
         self._file, self.metadata, self.schema = file, file.metadata, file.schema_arrow
         self.counts = [self.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
 
+    def rows(self, reading: Reading) -> Iterator[Sample]:
+        first, columns = 0, reading.layout.columns
+        for group, count in enumerate(self.counts):
+            yield from self.samples(group, 0, count, self.batches(group, columns), first, reading)
+            first += count
+
     def bytes_of(self, group: int, columns: Sequence[str]) -> int:
         """Unpacked, as the footer says."""
         about = self.metadata.row_group(group)
@@ -185,6 +176,7 @@ def _opened(shard: Shard) -> Iterator[_File | Damage]:
         found: pq.ParquetFile | Damage
         try:
             found = pq.ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False, page_checksum_verification=True)
+            _check_counts(found.metadata)
         except (pa.ArrowException, OSError) as error:
             raise_unless_damage(error)
             file.seek(0)
@@ -194,19 +186,13 @@ def _opened(shard: Shard) -> Iterator[_File | Damage]:
         yield found if isinstance(found, Damage) else _File(found)
 
 
-def _schema(shard: Shard) -> pa.Schema | None:
-    with _opened(shard) as found:
-        return None if isinstance(found, Damage) else found.schema
-
-
-def _rows_in(uri: str) -> int | None:
-    """None where the file says nothing: who reads it says why."""
-    try:
-        system, path = file_system(uri)
-        with system.open(path, "rb") as file:
-            return int(pq.ParquetFile(file).metadata.num_rows)
-    except Exception:  # noqa: BLE001 - each store's client has exceptions of its own
-        return None
+def _check_counts(footer: pq.FileMetaData) -> None:
+    """ArrowInvalid where a row group says more rows than a column of it has values, or fewer than none."""
+    for group in range(footer.num_row_groups):
+        about = footer.row_group(group)
+        values = min((about.column(at).num_values for at in range(about.num_columns)), default=0)
+        if not 0 <= about.num_rows <= values:
+            raise pa.ArrowInvalid(f"row group {group} of {about.num_rows:,} rows has a column of {values:,} values")
 
 
 def _cut(batches: Iterable[pa.RecordBatch], skip: int, take: int) -> Iterator[pa.RecordBatch]:
