@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from hpc.base.errors import ShardError
 from hpc.operator import OK, Damage
@@ -98,42 +98,31 @@ def caption_by_key(shard: PublishedShard) -> dict[str, Captioned]:
     return {plain(key): Captioned(caption, image) for key, caption, image, status in rows if status == OK}
 
 
-def write_tars(
-    shards: Iterable[PublishedShard],
-    folder: Path,
-    member: str,
-    wanted: Wanted,
-    keep: Callable[[PublishedShard], set[str]] | None = None,
+def write_captioned(
+    shard: PublishedShard, file: BinaryIO, member: str, wanted: Wanted, kept: Container[str]
 ) -> tuple[int, Counter[str]]:
-    """Write `folder`/<shard>.tar with every captioned sample (where there is one): its members, and the caption.
+    """Write a tar with every captioned sample of a shard, where there is one: its members, and the caption.
 
     Args:
-        wanted: of each sample.
-        keep: keys of a shard's samples that are wanted.
+        wanted: of each sample. kept: keys of those that are written.
 
     Returns:
-        (samples, members that were left out by reason).
+        (samples, members that were left out by reason); no sample where the shard cannot be read any more.
     """
-    total, left_out = 0, Counter[str]()
-    for shard in shards:
-        path = folder / f"{safe_name(shard.shard.id.replace('%2F', '/'))}.tar"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        made, captions = Counter[str](), caption_by_key(shard)
-        if keep is not None:
-            kept = keep(shard)
-            captions = {key: captioned for key, captioned in captions.items() if key in kept}
-        try:
-            with path.open("wb") as file:
-                found = samples_of(shard.shard, wanted)
-                samples = _with_captions(found, shard, captions, member, left_out, made)
-                write_tar(file, samples, tarfile.PAX_FORMAT)
-        except (OSError, ShardError) as error:
-            left_out[f"shard that cannot be read any more ({error})"] += 1
-            made.clear()
-        if not made["samples"]:
-            path.unlink(missing_ok=True)  # `datasets` refuses a data set that begins with an empty tar
-        total += made["samples"]
-    return total, left_out
+    left_out, made, failed = Counter[str](), Counter[str](), list[Exception]()
+    captions = {key: captioned for key, captioned in caption_by_key(shard).items() if key in kept}
+    samples = _with_captions(_read(shard, wanted, failed), shard, captions, member, left_out, made)
+    write_tar(file, samples, tarfile.PAX_FORMAT)
+    left_out.update(f"shard that cannot be read any more ({error})" for error in failed)
+    return 0 if failed else made["samples"], left_out
+
+
+def _read(shard: PublishedShard, wanted: Wanted, failed: list[Exception]) -> Iterator[Sample | Damage]:
+    """A shard's samples, until it cannot be read: what is wrong when they are written is another matter."""
+    try:
+        yield from samples_of(shard.shard, wanted)
+    except (OSError, ShardError) as error:
+        failed.append(error)
 
 
 def _with_captions(

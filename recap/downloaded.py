@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,6 +17,7 @@ from recap.data.headers import plain
 FIELDS = ("url", "sha256")
 
 
+@dataclass
 class Downloads:
     """Joins shards with the files beside them, by key, and counts.
 
@@ -22,9 +25,11 @@ class Downloads:
     unusable: files that could not be joined, `why`: what is wrong with the first.
     """
 
-    def __init__(self) -> None:
-        self.known = self.asked = self.unusable = 0
-        self.first = self.why = ""
+    known: int = 0
+    asked: int = 0
+    unusable: int = 0
+    first: str = ""
+    why: str = ""
 
     def read(self, shard: PublishedShard, keys: list[str]) -> dict[str, pa.Array]:
         """`url` and `sha256` of a shard's samples; {} where no file lies beside the tar. UserError: no key is in it."""
@@ -48,11 +53,9 @@ class Downloads:
 
     def add(self, other: Downloads) -> None:
         """Count what another has found in shards that follow."""
-        self.known, self.asked, self.first = (
-            self.known + other.known,
-            self.asked + other.asked,
-            self.first or other.first,
-        )
+        self.known, self.asked = self.known + other.known, self.asked + other.asked
+        self.unusable, self.why = self.unusable + other.unusable, self.why or other.why
+        self.first = self.first or other.first
 
     def told(self) -> str:
         """What was not found, as one line; "" where nothing is missing."""

@@ -6,6 +6,7 @@ captions in them.
     python -m recap.export runs/demo OUT --webdataset            OUT/<shard>.tar: image, original text, caption
     python -m recap.export runs/demo OUT --energon               OUT/captions, OUT/images (links): for Megatron-Energon
     python -m recap.export runs/demo OUT --jsonl                 OUT/data/*.jsonl: a JSON object a line
+    python -m recap.export runs/demo OUT --lance                 OUT/data/train.lance
     python -m recap.export runs/v1 OUT --add re_caption_condition_diverse_topk=runs/v2:caption
     python -m recap.export runs/demo OUT --partial               although shards are missing
     python -m recap.export runs/demo OUT --where "re_length >= 8 and lint is null" --columns key,re_caption,lint
@@ -32,19 +33,17 @@ and with our reader, which reads damaged tars to their last good byte:
 
     dataset = webdataset.DataPipeline(webdataset.SimpleShardList(view.urls), view.read)
 
+Killed, it goes on where it ended when the same is asked for again: OUT is there once it is whole.
+
 Exit codes: 0 written, 1 the run is not complete, 64 wrong usage.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import shutil
 import sys
-from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,39 +52,33 @@ from rich.markup import escape
 from rich.progress import Progress
 
 from hpc.base.command import command, console, warn
+from hpc.base.command_list import version
 from hpc.base.errors import Exit, Parser, UserError
 from hpc.run.published import Published, PublishedShard
-from recap.captioned_tars import CaptionView, write_tars
-from recap.data.headers import plain
+from recap.captioned_tars import CaptionView
 from recap.data.kind import Wanted
 from recap.data.same_image import SameImages
 from recap.exporting.account import Account
-from recap.exporting.card import ENERGON, TARS, Told, write_card
-from recap.exporting.energon import commands, write_sidecars
-from recap.exporting.files import ROWS, Size, size, write
+from recap.exporting.card import ENERGON, LANCE, TARS, Told, write_card
+from recap.exporting.energon import Sidecar, commands, write_metadataset
+from recap.exporting.files import (
+    ROWS,
+    Size,
+    captioner_of,
+    rows_of_a_file,
+    size,
+    write_files,
+    write_places,
+    write_rows,
+)  # fmt: skip
+from recap.exporting.lance import library, write_lance
 from recap.exporting.licences import OPTIONS, Licence, licence
-from recap.exporting.rows import COLUMNS, Added, Selection, rows, select
+from recap.exporting.parts import Parts, parts_of
+from recap.exporting.rows import COLUMNS, VERSION, Added, Selection, select
+from recap.exporting.tars import CaptionedTar
 from recap.run_status import status
 
 __all__ = ["CaptionView"]
-
-
-def _tars(
-    source: Published, making: Path, others: dict[str, Added], selection: Selection
-) -> tuple[Account, Counter[str]]:
-    """What was written, and the members that were left out, by reason."""
-    account, same = Account(), SameImages()
-    captioner = source.submission.config.get("captioner", {})
-    asked = selection.where is not None and {"url", "sha256"} & {*selection.where.columns}
-
-    def keep(shard: PublishedShard) -> set[str]:
-        table = rows(shard, selection, others, same, account.downloads if asked else None)
-        account.add(captioner, shard, table)
-        return {plain(key) for key in table["key"].to_pylist()}
-
-    wanted = Wanted.everything(source.submission.config.get("data") or {})
-    account.rows, left_out = write_tars(_progress(source), making, f"{source.column}.txt", wanted, keep)
-    return account, left_out
 
 
 def _keep(run: str, source: Published) -> Added:
@@ -97,22 +90,6 @@ def _keep(run: str, source: Published) -> Added:
             f"(python -m hpc.status {run}), or name the selection of these samples."
         )
     return found
-
-
-@contextmanager
-def _folder(out: Path) -> Iterator[Path]:
-    """A folder that gets the name `out` at the end. UserError where that is taken."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"export: {out} exists and is not empty. Choose another folder.")
-    if out.exists():
-        out.rmdir()
-    making = out.with_name(f".{out.name}-{os.getpid()}")
-    making.mkdir(parents=True)
-    try:
-        yield making
-        making.rename(out)
-    finally:
-        shutil.rmtree(making, ignore_errors=True)
 
 
 def _progress(source: Published) -> Iterator[PublishedShard]:
@@ -143,6 +120,7 @@ def _parser() -> Parser:
     kinds.add_argument("--webdataset", action="store_true", help="tars with image, original text and caption")
     kinds.add_argument("--energon", action="store_true", help="tars of captions beside links to the run's, for Energon")
     kinds.add_argument("--jsonl", action="store_true", help="JSON lines in the place of parquet")
+    kinds.add_argument("--lance", action="store_true", help="a Lance data set (needs pylance)")
     parser.add_argument("--add", action="append", default=[], metavar="COLUMN=RUN:FIELD", help="a field of another run")
     parser.add_argument("--where", default="", metavar="CONDITION", help="rows to keep (default: all with a caption)")
     parser.add_argument("--keep", default="", metavar="RUN", help="a selecting job: rows that are ok there, no others")
@@ -161,6 +139,10 @@ def _parser() -> Parser:
 
 
 def _kind(args: argparse.Namespace) -> str:
+    """UserError where what it needs is not installed."""
+    if args.lance:
+        library()
+        return LANCE
     return TARS if args.webdataset else ENERGON if args.energon else "jsonl" if args.jsonl else "parquet"
 
 
@@ -180,30 +162,77 @@ def main(arguments: list[str] | None) -> int:
         return Exit.INCOMPLETE
     others, selection = _others(args.add), select(source, args.columns, args.where)
     selection = replace(selection, keep=_keep(args.keep, source)) if args.keep else selection
-    with _folder(args.out.absolute()) as making:
-        kind, left_out = _kind(args), Counter[str]()
-        if kind == TARS:
-            account, left_out = _tars(source, making, others, selection)
-        elif kind == ENERGON:
-            account = write_sidecars(source, _progress(source), making, others, selection)
-        else:
-            account = write(source, _progress(source), making, others, selection, kind, wanted)
+    kind = _kind(args)
+    with parts_of(args.out.absolute(), _asked(args, kind, wanted, source, others, selection)) as parts:
+        account = _write(parts, kind, source, others, selection, wanted)
+        SameImages().tell(account.without_digests)
         told = Told(*stated, ["python", "-m", "recap.export", *typed], _effort(source.run.path))
-        write_card(making, source, account, selection, kind, told)
+        write_card(parts.out, source, account, selection, kind, told)
     incomplete = f" · {len(missing):,} shards are missing" if missing else ""
     console.print(f"{account.rows:,} captions in {args.out.absolute()}{incomplete}", markup=False)
     if kind == ENERGON:
         console.print("next: " + "\n      ".join(commands(args.out.absolute())), markup=False)
-    for said in _said(account, left_out, selection.unfilled(others), stated):
+    for said in _said(account, selection.unfilled(others), stated):
         warn.print(f"[yellow]export: {escape(said)}.[/]")
     return Exit.COMPLETE
 
 
-def _said(
-    account: Account, left_out: Counter[str], unfilled: str, stated: tuple[Licence | None, Licence | None]
-) -> Iterator[str]:
-    if left_out:
-        yield "left out of the tars: " + "; ".join(f"{number:,} {reason}" for reason, number in left_out.most_common(5))
+def _write(
+    parts: Parts, kind: str, source: Published, others: dict[str, Added], selection: Selection, size: Size
+) -> Account:
+    """All but the card."""
+    captioner = captioner_of(source)
+    if kind not in (TARS, ENERGON):
+        return _write_rows(parts, kind, source, others, selection, size)
+    work: CaptionedTar | Sidecar
+    if kind == TARS:
+        wanted = Wanted.everything(source.submission.config.get("data") or {})
+        work = CaptionedTar(parts.out, source.column, wanted, selection, others, captioner)
+    else:
+        work = Sidecar(parts.out, source.column, selection, others, captioner)
+        write_metadataset(parts.out)
+    account = Account()
+    for _, marker in parts.make(kind, work, _progress(source)):
+        account.merge(Account.of(marker))
+    return account
+
+
+def _write_rows(
+    parts: Parts, kind: str, source: Published, others: dict[str, Added], selection: Selection, size: Size
+) -> Account:
+    """Rows of all shards, and then the files of them."""
+    account, counts = write_rows(parts, _progress(source), others, selection, source)
+    if kind == LANCE:
+        write_lance(parts, counts, selection.schema, size)
+        return account
+    each = rows_of_a_file(parts, counts, kind, selection.schema, size)
+    write_files(parts, counts, kind, selection.schema, each)
+    if kind == "parquet":
+        write_places(parts.out, source, account.each, each)
+    return account
+
+
+def _asked(
+    args: argparse.Namespace,
+    kind: str,
+    size: Size,
+    source: Published,
+    others: dict[str, Added],
+    selection: Selection,
+) -> dict[str, Any]:
+    """All that decides what the files hold: an export that was killed goes on where the same is asked for."""
+    runs = {"": source, **{name: added.published for name, added in others.items()}}
+    runs |= {"keep": selection.keep.published} if selection.keep else {}
+    return {
+        "toolkit": version(), "schema": VERSION, "kind": kind, "size": asdict(size), "columns": selection.schema.names,
+        "where": args.where, "add": args.add,
+        "runs": {name: [str(run.run.path), run.identity, run.digest()] for name, run in runs.items()},
+    }  # fmt: skip
+
+
+def _said(account: Account, unfilled: str, stated: tuple[Licence | None, Licence | None]) -> Iterator[str]:
+    if left_out := account.left_out.most_common(5):
+        yield "left out of the tars: " + "; ".join(f"{number:,} {reason}" for reason, number in left_out)
     if found := account.downloads.told():
         yield found
     if unfilled:

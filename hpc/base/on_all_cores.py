@@ -10,6 +10,8 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import Any, TypeVar
 
+from hpc.base.processes import die_with_parent
+
 WORTHWHILE = 8  # chunks up to which one process is quicker than the start of others
 
 Chunk = TypeVar("Chunk")
@@ -30,7 +32,7 @@ def on_all_cores(call: Callable[[Chunk], Result], chunks: Iterable[Chunk]) -> It
     if cores == 1 or len(few) <= WORTHWHILE:
         yield from ((chunk, call(chunk)) for chunk in everything)
         return
-    pool = ProcessPoolExecutor(cores, get_context("spawn"), _begin, (call,))
+    pool = ProcessPoolExecutor(cores, get_context("spawn"), _begin, (call, os.getpid()))
     try:
         ahead = deque[tuple[Chunk, Future[Result]]]()
         for chunk in everything:
@@ -44,9 +46,12 @@ def on_all_cores(call: Callable[[Chunk], Result], chunks: Iterable[Chunk]) -> It
         pool.shutdown(cancel_futures=True)
 
 
-def _begin(call: Callable[[Any], Any]) -> None:
+def _begin(call: Callable[[Any], Any], parent: int) -> None:
     global _call
     _call = call
+    die_with_parent()  # else it would wait for ever for more work
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def _work(chunk: Any) -> Any:

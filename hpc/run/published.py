@@ -7,6 +7,7 @@ files.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +87,11 @@ class Published:
     def missing(self) -> list[str]:
         """Ids of planned shards that are not finished."""
         return [s.id for s in self.shards if s.id not in self._done]
+
+    def digest(self) -> str:
+        """Of which shards are finished, in which generation."""
+        done = "".join(f"{shard} {self._done[shard]}\n" for shard in sorted(self._by_id) if shard in self._done)
+        return hashlib.sha256(done.encode("utf-8", "surrogateescape")).hexdigest()
 
     def __contains__(self, shard_id: str) -> bool:
         """Whether a shard is finished; its marker is not read."""

@@ -26,8 +26,9 @@ from recap.exporting.statistics import draw_lengths, mean, quantile
 from recap.model_files import model_folder, model_identity
 
 NAME, PICTURE = "README.md", "lengths.png"
-TARS, ENERGON = "webdataset", "energon"
-_FILES = {TARS: "**/*.tar", ENERGON: "captions/**/*.tar"}  # of others: data/*.parquet
+TARS, ENERGON, LANCE = "webdataset", "energon", "lance"
+_OF_MEMBERS = (TARS, ENERGON)
+_FILES = {TARS: "**/*.tar", ENERGON: "captions/**/*.tar", LANCE: "data/train.lance/**"}  # of others: data/*.parquet
 _SIZES = ("", "1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")  # the Hub's: 10**(3 + place - 1)
 _SAMPLED = ("temperature", "top_k", "top_p", "seed")
 _ALWAYS = ("prompt", "decoding", "max_tokens")  # others where they are not at their default
@@ -47,7 +48,7 @@ class Told:
 def write_card(
     folder: Path, source: Published, account: Account, selection: Selection, kind: str, told: Told = Told()
 ) -> None:
-    """Write README.md and its picture into a folder. kind: parquet, jsonl, webdataset or energon."""
+    """Write README.md and its picture into a folder. kind: parquet, jsonl, lance, webdataset or energon."""
     draw_lengths(account.statistics, folder / PICTURE)
     (folder / NAME).write_text(_card(source, account, selection, kind, told), encoding="utf-8")
 
@@ -60,7 +61,7 @@ def _card(source: Published, account: Account, selection: Selection, kind: str, 
         "## Source\n\n" + "\n".join(_source(source, account)),
         "## How the captions were made\n\n" + "\n".join(_making(source, account, selection, told)),
         f"## Members\n\nThe members of the tars, and beside them `{source.column}.txt`, the caption."
-        if kind in _FILES
+        if kind in _OF_MEMBERS
         else _table("## Columns", ("column", "type", "meaning"), _columns(selection)),
         _table("## Outcomes\n\nSamples without a caption are left out.", ("reason", "samples"), _outcomes(account)),
         "## Lengths\n\n" + _lengths(account),
@@ -191,7 +192,7 @@ def _limits(account: Account, selection: Selection, kind: str) -> Iterable[str]:
         yield f"- the token limit ended {cut:,} captions ({cut * each:.2f} %)"
     for name, count in counts.lint.most_common():
         yield f"- lint notes “{_text(name)}” in {count:,} captions ({count * each:.2f} %)"
-    if kind not in _FILES and (empty := [name for name in selection.schema.names if name not in account.filled]):
+    if kind not in _OF_MEMBERS and (empty := [name for name in selection.schema.names if name not in account.filled]):
         yield f"- null in all rows: {_text(', '.join(empty))}"
 
 

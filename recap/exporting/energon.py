@@ -9,54 +9,63 @@ from __future__ import annotations
 
 import shlex
 import tarfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import yaml
 
 from hpc.base.errors import UserError
-from hpc.run.published import Published, PublishedShard
-from recap.captioned_tars import safe_name
+from hpc.run.published import PublishedShard
 from recap.data.same_image import SameImages
 from recap.exporting.account import Account
+from recap.exporting.parts import whole
 from recap.exporting.rows import Added, Selection, rows
+from recap.exporting.tars import tar_name
 from recap.worlds.tars import write_tar
 
 CAPTIONS, IMAGES, METADATASET = "captions", "images", "metadataset.yaml"
 
 
-def write_sidecars(
-    source: Published,
-    shards: Iterable[PublishedShard],
-    making: Path,
-    others: dict[str, Added],
-    selection: Selection,
-) -> Account:
-    """Write tars of captions, links, and metadataset.yaml into a folder.
-
-    Raises:
-        UserError: a shard is not a plain tar on a file system of this machine: Energon reads no others.
+@dataclass(frozen=True)
+class Sidecar:
+    """A shard's tar of captions and its link, as a part. UserError: it is not a plain tar on a file system of this
+    machine; Energon reads no others.
     """
-    account, same = Account(), SameImages()
-    captioner = source.submission.config.get("captioner", {})
-    for shard in shards:
-        table = rows(shard, selection, others, same, None)
-        account.add(captioner, shard, table)
-        name = f"{safe_name(shard.shard.id.replace('%2F', '/'))}.tar"
-        if not len(table):
-            continue  # Energon indexes no empty tar
-        uri = shard.shard.uri
+
+    out: Path
+    column: str
+    selection: Selection
+    others: dict[str, Added]
+    captioner: dict[str, Any]
+
+    def __call__(self, number: int, shard: PublishedShard) -> dict[str, Any]:
+        account, same = Account(), SameImages(tells=False)
+        table = rows(shard, self.selection, self.others, same, None)
+        account.add(self.captioner, shard, table)
+        account.without_digests |= same.without_digests
+        if len(table):  # Energon indexes no empty tar
+            self._write(shard, table)
+        return account.as_record()
+
+    def _write(self, shard: PublishedShard, table: pa.Table) -> None:
+        name, uri = tar_name(shard), shard.shard.uri
         if "://" in uri or not uri.endswith(".tar"):
             raise UserError(f"export: {uri}: Energon reads plain tars of a file system. Use --webdataset.")
-        for folder in (CAPTIONS, IMAGES):
-            (making / folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (making / IMAGES / name).symlink_to(Path(uri).absolute())
-        with (making / CAPTIONS / name).open("wb") as file:
+        link = self.out / IMAGES / name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if not link.is_symlink():
+            link.symlink_to(Path(uri).absolute())
+        with whole(self.out / CAPTIONS / name) as file:
             pairs = zip(table["key"].to_pylist(), table["re_caption"].to_pylist(), strict=True)
-            write_tar(file, ((key, {f"{source.column}.txt": text.encode()}) for key, text in pairs), tarfile.PAX_FORMAT)
-    (making / METADATASET).write_text(yaml.safe_dump(_metadataset(), sort_keys=False))
-    return account
+            write_tar(file, ((key, {f"{self.column}.txt": text.encode()}) for key, text in pairs), tarfile.PAX_FORMAT)
+
+
+def write_metadataset(folder: Path) -> None:
+    """What joins the two."""
+    (folder / METADATASET).write_text(yaml.safe_dump(_metadataset(), sort_keys=False))
 
 
 def _metadataset() -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""The files of an export: parquet or JSON lines of about one size, in the order of the run's shards."""
+"""The files of an export: parquet or JSON lines of about one size, in the order of the run's shards.
+
+Rows of a few shards are a part, and then each file of theirs is one (`recap.exporting.parts`).
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -16,16 +19,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hpc.base.errors import UserError
-from hpc.base.on_all_cores import on_all_cores
 from hpc.run.published import Published, PublishedShard
 from recap.data.exported import ShardRows, file_name, write_contents
 from recap.data.same_image import SameImages
 from recap.exporting.account import Account
-from recap.exporting.rows import Added, RowsOf, Selection
+from recap.exporting.parts import Parts, whole
+from recap.exporting.rows import Added, Selection, rows
 
 ROWS = 500_000
 _AT_ONCE = 4  # shards that a process makes the rows of
-_MEASURED = 65536  # rows by which a file's size in bytes is estimated: a row group
+_GROUP = 65536  # rows of a row group, by the first of which a file's size in bytes is estimated
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
 
@@ -50,15 +53,29 @@ def size(text: str) -> Size:
     return Size(bytes=int(number)) if found[2] or found[3] else Size(rows=int(number))
 
 
-def write_parquet(table: pa.Table, file: IO[bytes]) -> None:
-    pq.write_table(table, file, compression="zstd", row_group_size=65536)
+def write_parquet(tables: Iterable[pa.Table], schema: pa.Schema, file: IO[bytes]) -> None:
+    """Row groups of 65,536 rows, whatever the tables are."""
+    with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        for rows in _of_one_size(tables, _GROUP):
+            writer.write_table(rows, row_group_size=_GROUP)
 
 
-def write_jsonl(table: pa.Table, file: IO[bytes]) -> None:
+def write_jsonl(tables: Iterable[pa.Table], schema: pa.Schema, file: IO[bytes]) -> None:
     """A JSON object a line, UTF-8; NaN and infinities, which JSON does not know, become null."""
-    for batch in table.to_batches(max_chunksize=4096):
+    for batch in (batch for table in tables for batch in table.to_batches(max_chunksize=4096)):
         for row in batch.to_pylist():
             file.write(json.dumps(_finite(row), ensure_ascii=False, allow_nan=False).encode() + b"\n")
+
+
+def _of_one_size(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
+    held: pa.Table | None = None
+    for table in tables:
+        held = pa.concat_tables([held, table]) if held is not None else table
+        while len(held) >= rows:
+            yield held.slice(0, rows)
+            held = held.slice(rows)
+    if held is not None and len(held):
+        yield held
 
 
 def _finite(value: Any) -> Any:
@@ -69,72 +86,131 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-FORMATS: dict[str, Callable[[pa.Table, IO[bytes]], None]] = {"parquet": write_parquet, "jsonl": write_jsonl}
+FORMATS: dict[str, Callable[[Iterable[pa.Table], pa.Schema, IO[bytes]], None]] = {
+    "parquet": write_parquet, "jsonl": write_jsonl
+}  # fmt: skip
 
 
-class Files:
-    """Writes tables one after another into data/train-NNNNN.FORMAT, each file but the last with `rows` rows."""
+@dataclass(frozen=True)
+class _Rows:
+    """The rows of some shards, as a part."""
 
-    def __init__(self, folder: Path, kind: str, schema: pa.Schema, size: Size) -> None:
-        self._folder, self._kind, self._schema, self._size = folder / "data", kind, schema, size
-        self.rows = 0 if size.bytes else size.rows  # of a file; 0: not measured yet
-        self._held, self._number = [schema.empty_table()], 0
-        self._folder.mkdir(parents=True)
+    parts: Parts
+    selection: Selection
+    others: dict[str, Added]
+    captioner: dict[str, Any]
 
-    def add(self, table: pa.Table) -> None:
-        chosen = table.select(self._schema.names).replace_schema_metadata(self._schema.metadata)
-        self._held.append(chosen)
-        if not self.rows and sum(map(len, self._held)) >= _MEASURED:
-            self._measure()
-        while self.rows and sum(map(len, self._held)) >= self.rows:
-            whole = pa.concat_tables(self._held)
-            self._write(whole.slice(0, self.rows))
-            self._held = [whole.slice(self.rows)]
-
-    def close(self) -> None:
-        """Write what is left; an export without rows is one file without rows."""
-        if not self.rows:
-            self._measure()
-            self.add(self._schema.empty_table())
-        if sum(map(len, self._held)) or not self._number:
-            self._write(pa.concat_tables(self._held))
-
-    def _measure(self) -> None:
-        sample, written = pa.concat_tables(self._held), io.BytesIO()
-        FORMATS[self._kind](sample.slice(0, _MEASURED), written)
-        self.rows = (
-            max(1, int(self._size.bytes * min(len(sample), _MEASURED) / written.tell())) if len(sample) else ROWS
-        )
-
-    def _write(self, table: pa.Table) -> None:
-        with (self._folder / file_name(self._number, self._kind)).open("wb") as file:
-            FORMATS[self._kind](table, file)
-        self._number += 1
+    def __call__(self, number: int, shards: Sequence[PublishedShard]) -> dict[str, Any]:
+        account, same, tables = Account(), SameImages(tells=False), []
+        for shard in shards:
+            tables.append(rows(shard, self.selection, self.others, same, account.downloads))
+            account.add(self.captioner, shard, tables[-1])
+        account.without_digests |= same.without_digests
+        schema = self.selection.schema
+        write_part(self.parts, number, pa.concat_tables(tables).select(schema.names).cast(schema))
+        return account.as_record()
 
 
-def write(
-    source: Published,
-    shards: Iterable[PublishedShard],
-    making: Path,
-    others: dict[str, Added],
-    selection: Selection,
-    kind: str,
-    size: Size,
-) -> Account:
-    """Write data/* and, beside parquet, shards.json into a folder."""
-    files, places, account = Files(making, kind, selection.schema, size), list[ShardRows](), Account()
-    same, captioner = SameImages(), source.submission.config.get("captioner", {})
-    for chunk, made in on_all_cores(RowsOf(selection, others), _chunks(shards)):
-        for shard, table in zip(chunk, made.tables, strict=True):
-            files.add(table)
-            places.append(ShardRows(shard.shard.id, shard.shard.uri, shard.shard.bytes, account.rows, len(table)))
-            account.add(captioner, shard, table)
-        account.downloads.add(made.downloads)
-        same.tell(made.without_digests)
-    files.close()
-    if kind == "parquet":  # which opens again as a column
-        write_contents(making, source.column, source.identity, files.rows, places)
-    return account
+@dataclass(frozen=True)
+class _Slice:
+    """So many rows of a part, from `first` on."""
+
+    part: int
+    first: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file of the export, from its slices, as a part."""
+
+    parts: Parts
+    kind: str
+    schema: pa.Schema
+
+    def __call__(self, number: int, slices: Sequence[_Slice]) -> dict[str, Any]:
+        with whole(self.parts.out / "data" / file_name(number, self.kind)) as file:
+            FORMATS[self.kind](read(self.parts, slices), self.schema, file)
+        return {}
+
+
+def write_part(parts: Parts, number: int, table: pa.Table) -> None:
+    options = pa.ipc.IpcWriteOptions(compression="lz4")
+    with (
+        whole(parts.rows / f"{number}.arrow") as file,
+        pa.ipc.new_file(file, table.schema, options=options) as writer,
+    ):
+        writer.write_table(table, max_chunksize=_GROUP)
+
+
+def read(parts: Parts, slices: Iterable[_Slice]) -> Iterator[pa.Table]:
+    """The rows, of a part at a time."""
+    for cut in slices:
+        with pa.memory_map(str(parts.rows / f"{cut.part}.arrow")) as source:
+            yield pa.ipc.open_file(source).read_all().slice(cut.first, cut.rows)
+
+
+def cuts(counts: Sequence[int], size: int) -> Iterator[list[_Slice]]:
+    """The slices of each file: all but the last have `size` rows. Without rows there is one file without any.
+
+    Args:
+        counts: rows of each part.
+
+    >>> [[(cut.part, cut.first, cut.rows) for cut in file] for file in cuts([3, 0, 4], 5)]
+    [[(0, 0, 3), (2, 0, 2)], [(2, 2, 2)]]
+    """
+    held, room = list[_Slice](), size
+    for part, count in enumerate(counts):
+        first = 0
+        while first < count:
+            held.append(_Slice(part, first, min(count - first, room)))
+            first, room = first + held[-1].rows, room - held[-1].rows
+            if not room:
+                yield held
+                held, room = [], size
+    if held or not any(counts):
+        yield held
+
+
+def write_rows(
+    parts: Parts, shards: Iterable[PublishedShard], others: dict[str, Added], selection: Selection, source: Published
+) -> tuple[Account, list[int]]:
+    """Make the rows of all shards. Returns what is told of them, and how many rows each part has."""
+    made, account, counts = _Rows(parts, selection, others, captioner_of(source)), Account(), list[int]()
+    for _, marker in parts.make("rows", made, _chunks(shards)):
+        found = Account.of(marker)
+        counts.append(found.rows)
+        account.merge(found)
+    return account, counts
+
+
+def write_files(parts: Parts, counts: Sequence[int], kind: str, schema: pa.Schema, each: int) -> None:
+    """data/*, from parts of so many rows."""
+    for _ in parts.make("files", _File(parts, kind, schema), cuts(counts, each)):
+        pass
+
+
+def rows_of_a_file(parts: Parts, counts: Sequence[int], kind: str, schema: pa.Schema, size: Size) -> int:
+    """As asked for; a size in bytes is measured on the first rows."""
+    if not size.bytes or not any(counts):
+        return ROWS if size.bytes else size.rows
+    written, sample = io.BytesIO(), next(cuts(counts, _GROUP))
+    FORMATS[kind](read(parts, sample), schema, written)
+    return max(1, int(size.bytes * sum(cut.rows for cut in sample) / written.tell()))
+
+
+def write_places(folder: Path, source: Published, each: Sequence[int], rows_per_file: int) -> None:
+    """shards.json, with which parquet opens again as a column. each: rows of the shards that are finished."""
+    done = [shard for shard in source.shards if shard.id in source]
+    starts = itertools.accumulate(each, initial=0)
+    found = zip(done, starts, each, strict=False)
+    places = [ShardRows(shard.id, shard.uri, shard.bytes, first, rows) for shard, first, rows in found]
+    write_contents(folder, source.column, source.identity, rows_per_file, places)
+
+
+def captioner_of(source: Published) -> dict[str, Any]:
+    found: dict[str, Any] = source.submission.config.get("captioner", {})
+    return found
 
 
 def _chunks(shards: Iterable[PublishedShard]) -> Iterator[list[PublishedShard]]:

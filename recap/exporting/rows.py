@@ -4,7 +4,7 @@ of the same samples, and of these the columns and rows that were asked for.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,28 +134,6 @@ def rows(
     return selection.where.keep(captioned) if selection.where else captioned
 
 
-@dataclass(frozen=True)
-class Made:
-    """Of some shards: their rows, what the downloader knew of them, and columns that carry no digests of images."""
-
-    tables: list[pa.Table]
-    downloads: Downloads
-    without_digests: set[str]
-
-
-@dataclass(frozen=True)
-class RowsOf:
-    """`rows` of some shards, in whatever process."""
-
-    selection: Selection
-    others: dict[str, Added]
-
-    def __call__(self, shards: Sequence[PublishedShard]) -> Made:
-        same, downloads = SameImages(tells=False), Downloads()
-        tables = [rows(shard, self.selection, self.others, same, downloads) for shard in shards]
-        return Made(tables, downloads, same.without_digests)
-
-
 def _cast(values: Any, field: pa.Field) -> Any:
     try:
         return values.cast(field.type)
@@ -171,18 +149,18 @@ class Added:
     """A field of another run over the same tars."""
 
     def __init__(self, run: str, field: str) -> None:
-        self.run, self._field, self._published = run, field, Published(run)
-        self._origins = Origins(field, run, self._published.shards)
+        self.run, self._field, self.published = run, field, Published(run)
+        self._origins = Origins(field, run, self.published.shards)
 
     def lacks(self, shards: Iterable[Shard]) -> list[str]:
         """Ids of shards that the other run has not, or has not finished."""
         found = ((shard, self._origins.find(shard)) for shard in shards)
-        return [shard.id for shard, origin in found if origin is None or origin.shard.id not in self._published]
+        return [shard.id for shard, origin in found if origin is None or origin.shard.id not in self.published]
 
     def read(self, shard: Shard, keys: Any) -> Values:
         """The values of a shard's samples. UserError where the other run has other samples, or no such field."""
         origin = self._origins.find(shard)
-        other = self._published.find(origin.shard.id) if origin else None
+        other = self.published.find(origin.shard.id) if origin else None
         if origin is None or other is None:
             return Values([None] * len(keys), [None] * len(keys))
         table = other.table()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import heapq
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -41,8 +43,26 @@ class Statistics:
                     counts[found["values"]] += found["counts"]
         shown = table.slice(0, _FIRST_ROWS).select(["key", "org_caption", "re_caption"]).to_pylist()
         order = [hashlib.sha256(f"{shard}/{row['key']}".encode()).hexdigest() for row in shown]
-        new = [(at, *row.values()) for at, row in zip(order, shown, strict=True)]
-        self.pairs = heapq.nsmallest(PAIRS, [*self.pairs, *new], key=lambda pair: pair[0])
+        new = [(at, r["key"], r["org_caption"], r["re_caption"]) for at, r in zip(order, shown, strict=True)]
+        self._show(new)
+
+    def merge(self, other: Statistics) -> None:
+        """Count what another has counted of shards that follow."""
+        for name, counts in other.counts.items():
+            self.counts[name].update(counts)
+        self.finish.update(other.finish)
+        self.lint.update(other.lint)
+        self._show(other.pairs)
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Statistics:
+        """Of `vars`, as JSON keeps it."""
+        counts = {name: Counter({int(k): n for k, n in found.items()}) for name, found in record["counts"].items()}
+        pairs = [(at, key, original, caption) for at, key, original, caption in record["pairs"]]
+        return cls(counts, Counter(record["finish"]), Counter(record["lint"]), pairs)
+
+    def _show(self, more: Sequence[tuple[str, str, str | None, str]]) -> None:
+        self.pairs = heapq.nsmallest(PAIRS, [*self.pairs, *more], key=lambda pair: pair[0])
 
 
 def quantile(counts: Counter[int], share: float) -> int:
