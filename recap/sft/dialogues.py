@@ -1,19 +1,10 @@
-"""Conversations in JSON, as LLaVA, ShareGPT and chat servers write them.
+"""Conversations in JSON, as LLaVA, ShareGPT and chat servers write them (`recap.sft.dialogue_rows`).
 
-A file is a list of rows, or has a row a line. A row is of one of these forms, whatever the source's kind is called:
-
-    {"id", "image": name or names, "conversations": [{"from": "human" | "gpt" | "system", "value": text}, ...]}
-    {"id", "images": names, "messages": [{"role": "user" | "assistant" | "system", "content": text or parts}, ...]}
-
-Parts are {"type": "text", "text"}, {"type": "image"} (the next of the row's names, or its own: "image", "path") and
-{"type": "image_url", "image_url": {"url"}} (a name, or the image itself as a data URL). In texts, <image> stands for
-one; where no text says so, images stand before the first question. Rows without images are text alone.
+A file is a list of rows, or has a row a line.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 from pathlib import Path
 from typing import Any
@@ -21,101 +12,100 @@ from typing import Any
 from PIL import Image
 
 from hpc.base.errors import UserError
+from recap.sft import dialogue_rows
 from recap.sft.example import Example, decoded
 from recap.sft.image_store import ImageStore
 from recap.sft.source import Source
-from recap.sft.templates import IMAGE, BadSample
+from recap.sft.templates import BadSample, check_turns
 
 _FORMS = {"llava": "LLaVA's", "sharegpt": "ShareGPT's", "messages": "messages'"}
-_ROLES = {
-    "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "chatgpt": "assistant",
-    "model": "assistant", "system": "system",
-}  # fmt: skip
+_LOOKED_AT = 16  # rows, when a launch asks whether a file holds conversations
+_HEAD = 4 << 20  # characters that are read for them
+_BETWEEN = " \t\r\n,["  # what may stand before a row
 
 
 class Dialogues:
-    """See the module's text."""
+    """The conversations of a file, and the images that they name."""
 
     def __init__(self, source: Source) -> None:
-        path = Path(source.path)
-        try:
-            text = path.read_text(encoding="utf-8")
-            lines = path.suffix == ".jsonl" or not text.lstrip().startswith("[")
-            self._rows = [json.loads(line) for line in text.split("\n") if line.strip()] if lines else json.loads(text)
-        except (OSError, ValueError) as error:
-            raise UserError(f"data: {path} cannot be read as {_FORMS[source.kind]} JSON: {error}") from error
-        self._store, self._form = ImageStore(source.images), _FORMS[source.kind]
+        self._form = _FORMS[source.kind]
+        self._rows = _read(source)
+        self._store = ImageStore(source.images)
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def example(self, index: int, epoch: int) -> Example:
-        row = self._rows[index]
-        key = str(row.get("id", index)) if isinstance(row, dict) else str(index)
-        try:
-            return _read(key, row)
-        except (KeyError, TypeError, AttributeError, binascii.Error) as error:
-            raise BadSample(f"conversation: not {self._form} format", f"{key}: {error!r}") from error
+        return dialogue_rows.example(self._rows[index], index, self._form)
 
     def image(self, handle: Any) -> Image.Image:
         if isinstance(handle, bytes):
-            return decoded(handle, "a data URL")
+            return decoded(handle, "an image inside the JSON")
         return decoded(self._store.read(handle), handle)
 
 
-def _read(key: str, row: dict[str, Any]) -> Example:
-    names = _names(row.get("image") or row.get("images") or [])
-    turns: list[tuple[str, str]] = []
-    images: list[Any] = []
-    for role, content in _turns(row):
-        if isinstance(content, list):
-            turns.append((role, _parts(content, names, images)))
-            continue
-        turns.append((role, _text(content)))
-        marks = content.count(IMAGE) if role == "user" else 0
-        images += names[:marks]
-        del names[:marks]
-    if names and not images and turns:  # nothing says where they stand
-        first = next((n for n, (role, _) in enumerate(turns) if role == "user"), 0)
-        turns[first] = (turns[first][0], f"{IMAGE}\n" * len(names) + turns[first][1])
-    system = turns.pop(0)[1] if turns and turns[0][0] == "system" else None
-    return Example(key, turns, images + names, system)
+def check(where: str, source: Source) -> None:
+    """UserError where none of a file's first rows can be learned from: not their form, or their images are not there.
+
+    Images are looked for in folders; archives are listed when the training starts.
+    """
+    store = ImageStore(source.images) if not source.images or Path(source.images).is_dir() else None
+    reasons = []
+    for index, row in enumerate(_first(source)):
+        try:
+            found = dialogue_rows.example(row, index, _FORMS[source.kind])
+            check_turns(found.turns)
+            for handle in found.images if store else ():
+                if isinstance(handle, str):
+                    store.read(handle)
+            return
+        except BadSample as error:
+            reasons.append(str(error))
+    if not reasons:
+        raise UserError(f"config: `{where}.path`: {source.path} holds no conversation")
+    raise UserError(
+        f"config: `{where}`: none of the first {len(reasons)} rows of {source.path} can be learned from; the first: "
+        f"{reasons[0]}. docs/training.md shows the forms that are read; images are looked up in `images`."
+    )
 
 
-def _turns(row: dict[str, Any]) -> list[tuple[str, Any]]:
-    if "messages" in row:
-        return [(_ROLES[turn["role"]], turn["content"]) for turn in row["messages"]]
-    return [(_ROLES[turn["from"]], turn["value"]) for turn in row["conversations"]]
+def _read(source: Source) -> list[Any]:
+    try:
+        return _rows(source.path, Path(source.path).read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise _unreadable(source, error) from error
 
 
-def _parts(parts: list[dict[str, Any]], names: list[Any], images: list[Any]) -> str:
-    """The text of a message in parts, with a mark for each image; their names, or they themselves, go to `images`."""
-    text = ""
-    for part in parts:
-        if part["type"] == "text":
-            text += _text(part["text"])
-            continue
-        if part["type"] not in ("image", "image_url"):
-            raise TypeError(f"a part of type {part['type']!r}")
-        url = part.get("image_url")
-        own = (url["url"] if isinstance(url, dict) else url) or part.get("image") or part.get("path") or part.get("url")
-        images += _names([own]) if own else [names.pop(0)] if names else []
-        text += f"{IMAGE}\n"
-    return text
+def _first(source: Source) -> list[Any]:
+    """The first rows; a file of gigabytes is not read for them."""
+    try:
+        with open(source.path, encoding="utf-8-sig") as file:
+            text = file.read(_HEAD)
+        if len(text) < _HEAD:
+            return _rows(source.path, text)[:_LOOKED_AT]
+        decoder, rows, at = json.JSONDecoder(), [], 0
+        while len(rows) < _LOOKED_AT:
+            at += len(text[at:]) - len(text[at:].lstrip(_BETWEEN))
+            try:
+                row, at = decoder.raw_decode(text, at)
+            except ValueError:  # the head ends within it, unless it is the first
+                if rows:
+                    break
+                raise
+            rows.append(row)
+    except (OSError, ValueError) as error:
+        raise _unreadable(source, error) from error
+    return rows
 
 
-def _names(value: Any) -> list[Any]:
-    """Names of images, or the bytes of those that are data URLs."""
-    given = [value] if isinstance(value, (str, dict)) else list(value)
-    found: list[Any] = []
-    for item in given:
-        name = _text(item["path"] if isinstance(item, dict) else item).removeprefix("file://")
-        head, _, data = name.partition(";base64,")
-        found.append(base64.b64decode(data, validate=True) if head.startswith("data:") else name)
-    return found
+def _rows(path: str, text: str) -> list[Any]:
+    if path.endswith(".jsonl") or not text.lstrip().startswith("["):
+        return [json.loads(line) for line in text.split("\n") if line.strip()]
+    return json.loads(text)
 
 
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
-    return value
+def _unreadable(source: Source, error: Exception) -> UserError:
+    form = _FORMS[source.kind]
+    return UserError(
+        f"data: {source.path} cannot be read as {form} JSON ({error}). Write a list of rows, or a row a line."
+    )

@@ -94,6 +94,8 @@ def check(config: SftConfig) -> None:
 
 
 def _check_source(where: str, source: Source) -> None:
+    from recap.sft.dialogues import check as check_dialogues
+
     def refuse(name: str, advice: str) -> None:
         raise UserError(f"config: `{where}.{name}`: {advice}")
 
@@ -106,6 +108,7 @@ def _check_source(where: str, source: Source) -> None:
             refuse("path", f"{source.path} does not exist")
         if source.images and not Path(source.images).is_dir() and not glob.glob(source.images):
             refuse("images", f"{source.images} is neither a folder nor an archive that exists")
+        check_dialogues(where, source)
     if source.keep and source.kind != "columns":
         refuse("keep", f"is of tars; {source.kind} has none. Leave it out")
     if source.kind == "columns":

@@ -123,7 +123,7 @@ class Renderer:
         turns: ("user" | "assistant", text), alternating, beginning with the user. Raises BadSample.
         closed: False leaves the end marks out. system: the conversation's own system text.
         """
-        _check_turns(turns)
+        check_turns(turns)
         if system is not None and not self._has_system:
             raise BadSample("template: has no place for a system text", system[:40])
         text, spans = (self._system if system is None else system.strip()).join(self._begin), []
@@ -211,7 +211,8 @@ def _jinja(text: str) -> str:
     return "{{ " + repr(text) + " }}" if text else ""
 
 
-def _check_turns(turns: Sequence[tuple[str, str]]) -> None:
+def check_turns(turns: Sequence[tuple[str, str]]) -> None:
+    """Raises BadSample unless the user asks first and every question has an answer."""
     if not turns or turns[0][0] != "user":
         raise BadSample("conversation: does not begin with the user")
     for number, (role, said) in enumerate(turns):

@@ -137,7 +137,7 @@ def spoil(folder: Path, changes: dict[str, Any]) -> None:
     [
         ({"conversations": [{"from": "human", "value": "<image> hello"}]}, "conversation: ends without an answer"),
         ({"image": ["007.jpg", "008.jpg"]}, "image tokens: not as many as images"),
-        ({"conversations": [{"from": "robot", "value": "x"}]}, "conversation: not LLaVA's format"),
+        ({"conversations": [{"from": "robot", "value": "x"}]}, "conversation: a turn of an unknown role"),
         ({"conversations": [{"from": "human", "value": None}]}, "conversation: not LLaVA's format"),
         ({"image": 7}, "conversation: not LLaVA's format"),
     ],

@@ -17,6 +17,8 @@ from PIL import Image
 from benchmarks.random_captioner import photo
 from hpc import config as configs
 from hpc.base.errors import UserError
+from recap.sft.dialogues import check
+from recap.sft.source import Source
 from recap.sft.task import SftTask
 from tests.sft.conftest import Make, tree
 from tests.train.ranks import curve, launch, log
@@ -159,6 +161,29 @@ FORMS: dict[str, dict[str, Any]] = {
         {"role": "user", "content": [{"type": "image_url", "image_url": {"url": URL}},
                                      {"type": "text", "text": ASKED}]},
         {"role": "assistant", "content": SAID}]},
+    "upper case, other roles": ROW | {"conversations": [{"from": "Human", "value": ASKED},
+                                                        {"from": "bing", "value": SAID}]},
+    "turns of one kind under the key of the other": ROW | {"messages": [{"from": "user", "value": ASKED},
+                                                                        {"from": "assistant", "value": SAID}]},
+    "ollama": {"id": "r", "messages": [{"role": "user", "content": ASKED, "images": [URL.partition(",")[2]]},
+                                       {"role": "assistant", "content": SAID}]},
+    "responses": {"id": "r", "messages": [
+        {"role": "user", "content": [{"type": "input_image", "image_url": URL}, {"type": "input_text", "text": ASKED}]},
+        {"role": "assistant", "content": [{"type": "output_text", "text": SAID}]}]},
+    "anthropic": {"id": "r", "messages": [
+        {"role": "user", "content": [
+            {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": URL.partition(",")[2]}},
+            {"type": "text", "text": ASKED}]},
+        {"role": "assistant", "content": SAID}]},
+    "parts without types": {"id": "r", "messages": [{"role": "user", "content": [{"image": "0.png"}, {"text": ASKED}]},
+                                                    {"role": "assistant", "content": [{"text": SAID}]}]},
+    "parts by number": {"id": "r", "images": ["0.png"], "messages": [
+        {"role": "user", "content": [{"index": None, "text": ASKED, "type": "text"},
+                                     {"index": 0, "text": None, "type": "image"}]},
+        {"role": "assistant", "content": SAID}]},
+    "a part and its mark": {"id": "r", "images": ["0.png"], "messages": [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": f"<image>\n{ASKED}"}]},
+        {"role": "assistant", "content": SAID}]},
 }  # fmt: skip
 
 
@@ -192,6 +217,45 @@ def test_a_conversations_own_system_text(task: Make, tmp_path: Path) -> None:
     assert text.startswith(prompt) and prompt.endswith("ASSISTANT:")
     batch = task(data=[source], template="short").batch(0, 1, 0, 1)
     assert batch.rejected == [("r", "template: has no place for a system text (r: Be brief.)")]
+
+
+SPOKEN = [{"role": "user", "content": ASKED}, {"role": "assistant", "content": SAID}]
+
+
+def test_a_system_text_beside_the_turns(task: Make, tmp_path: Path) -> None:
+    (tmp_path / "mine.json").write_bytes(
+        b"\xef\xbb\xbf" + json.dumps([{"system": "Be brief.", "messages": SPOKEN}]).encode()
+    )
+    made = task(data=[{"kind": "messages", "path": str(tmp_path / "mine.json")}], template="vicuna")
+    assert made.processor.tokenizer.decode(made.ready(0).rendered.ids).startswith("<s>Be brief. USER:")
+
+
+@pytest.mark.parametrize(
+    ("row", "word"),
+    [
+        ({"instruction": ASKED, "output": SAID}, "not messages' format (0: no 'messages')"),
+        ({"image": "gone.png", "messages": SPOKEN}, "image: missing (gone.png"),
+        ({"image": "https://x.org/0.png", "messages": SPOKEN}, "a URL, which is never fetched"),
+        ({"videos": ["0.mp4"], "messages": SPOKEN}, "holds what is not read (0: videos)"),
+        ({"messages": [SPOKEN[0], SPOKEN[1] | {"weight": 0}]}, "an answer of weight 0"),
+        ({"messages": SPOKEN[:1]}, "ends without an answer"),
+        ({"messages": [*SPOKEN, {"role": "tool", "content": "{}"}]}, "a turn of an unknown role (0: tool)"),
+    ],
+)
+def test_a_file_of_other_things_is_refused_at_launch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row: dict[str, Any], word: str
+) -> None:
+    """By name, from its first rows, of which one that is good is enough; whole or from a file's beginning."""
+    path = tmp_path / "mine.json"
+    source = Source(kind="messages", path=str(path), images=str(tmp_path))
+    for head in (1 << 20, 2000):
+        monkeypatch.setattr("recap.sft.dialogues._HEAD", head)
+        path.write_text(json.dumps([row] * 40))
+        with pytest.raises(UserError) as refused:
+            check("data[0]", source)
+        assert word in str(refused.value) and "none of the first " in str(refused.value)
+        path.write_text(json.dumps([row, {"messages": SPOKEN}, *[row] * 40]))
+        check("data[0]", source)
 
 
 @pytest.mark.parametrize("name", ["own_tars", "own_conversations"])
