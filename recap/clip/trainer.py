@@ -20,7 +20,7 @@ from recap.model_files import file_digest
 from recap.text_policy import TextPolicy
 from recap.train.groups import Layout, table
 from recap.train.settings import check as check_training
-from recap.train.settings import length
+from recap.train.settings import length, length_in_words
 
 
 class ClipTrainer:
@@ -74,8 +74,7 @@ class ClipTrainer:
             s = c.stage_settings(stage)
             warmup = f"{s.warmup:.1%}" if s.warmup < 1 else f"{s.warmup:,.0f} samples"
             rate = f"lr {s.lr:.3g} {s.schedule}, warm-up {warmup}"
-            samples = f"{s.samples:,} samples" if s.samples else f"{s.epochs:g} epochs"
-            lines.append(("stage", f"{stage.image} px · {samples}, {s.batch:,} a step · {rate}"))
+            lines.append(("stage", f"{stage.image} px · {length_in_words(s)}, {s.batch:,} a step · {rate}"))
         lines.append(("input", self._input))
         if told := said_of_reading(c.data, ranks):
             lines.append(("reading", told))

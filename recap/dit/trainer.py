@@ -21,6 +21,7 @@ from recap.model_files import file_digest
 from recap.text_policy import TextPolicy
 from recap.train.groups import Layout, table
 from recap.train.settings import check as check_training
+from recap.train.settings import length_in_words
 
 
 class DitTrainer:
@@ -82,7 +83,7 @@ class DitTrainer:
                 "texts",
                 f"{shares} · {c.model.context} tokens · {'precomputed' if c.data.embeddings else 'encoded live'}",
             ),
-            ("length", f"{t.samples:,} samples, {t.batch:,} a step · lr {t.lr:.3g} {t.schedule}"),
+            ("length", f"{length_in_words(t)}, {t.batch:,} a step · lr {t.lr:.3g} {t.schedule}"),
             ("input", self._input),
             ("reading", said_of_reading(c.data, ranks) or "tars are streamed"),
         ]

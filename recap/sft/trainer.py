@@ -22,6 +22,7 @@ from recap.sft.startable import check as check_start
 from recap.sft.tars import data_of
 from recap.train.groups import Layout, table
 from recap.train.settings import check as check_training
+from recap.train.settings import length_in_words
 
 _WAIT_S = 600.0
 _TEXTS_2 = (
@@ -56,13 +57,12 @@ class SftTrainer:
 
     def describe(self, ranks: int) -> list[tuple[str, str]]:
         c, t = self.config, self.config.train
-        length = f"{t.samples:,} samples" if t.samples else f"{t.epochs:g} epochs"
         rows = f"rows of {c.pack:,} tokens" if c.pack else f"one sample of up to {c.max_tokens:,} tokens a row"
         trained = ", ".join(c.trainable) + (f" + LoRA rank {c.lora.rank}" if c.lora.rank else "")
         return [
             ("model", f"{c.model or c.make} · template {c.template}"),
             ("data", " + ".join(f"{s.path} ({s.kind})" for s in c.data)),
-            ("train", f"{length}, {t.batch:,} a step · lr {t.lr:g} {t.schedule} · {t.precision} · {rows}"),
+            ("train", f"{length_in_words(t)}, {t.batch:,} a step · lr {t.lr:g} {t.schedule} · {t.precision} · {rows}"),
             ("trainable", trained),
         ]
 

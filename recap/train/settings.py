@@ -109,6 +109,11 @@ def warmup_share(settings: TrainSettings, total: int) -> float:
     return settings.warmup if settings.warmup < 1 else settings.warmup / total
 
 
+def length_in_words(settings: TrainSettings) -> str:
+    """Of the whole training, as far as the config tells."""
+    return f"{settings.samples:,} samples" if settings.samples else f"{settings.epochs:g} epochs of the data"
+
+
 def length(settings: TrainSettings, size: int) -> int:
     """Samples of the whole training, in whole steps, where an epoch has `size`."""
     samples = settings.samples or round(settings.epochs * size)
