@@ -4,11 +4,14 @@ import sys
 from pathlib import Path
 
 from hpc.base import command_list
+from hpc.base.command import end_with_reader
 
 _FIRST = tuple(f"hpc.{name}" for name in ("launch", "status", "logs", "cancel", "rerun", "verify", "keys"))
-_HIDDEN = tuple(f"hpc.{name}" for name in ("bootstrap", "engine", "gang", "stage", "local", "trial"))
+# Started by the others, and by nobody else.
+HIDDEN = tuple(f"hpc.{name}" for name in ("base.keeper", "gang.rank", "gate", "map.check", "pipeline.stage", "worker"))
 
 if __name__ == "__main__":
+    end_with_reader()
     sys.exit(
-        command_list.main(Path(__file__).parent, "Jobs on Slurm or here, and what becomes of them.", _FIRST, _HIDDEN)
+        command_list.main(Path(__file__).parent, "Jobs on Slurm or here, and what becomes of them.", _FIRST, HIDDEN)
     )

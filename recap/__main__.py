@@ -4,8 +4,10 @@ import sys
 from pathlib import Path
 
 from hpc.base import command_list
+from hpc.base.command import end_with_reader
 
 if __name__ == "__main__":
+    end_with_reader()
     sys.exit(
         command_list.main(Path(__file__).parent, "Captions, and what is trained on them. Jobs: python -m hpc.launch")
     )

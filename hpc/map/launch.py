@@ -79,6 +79,7 @@ def prepare(
         object_store.check(config.run.output)
     webhook.address()
     run = Run(config.directory)
+    append = append or _appended(run, config)
     missing: list[Shard] = []
     planned, hurt = _planned(run)
     if keep_in := getattr(operator, "keep_in", None):
@@ -101,6 +102,12 @@ def prepare(
     job = Job(config, operator, run, shards, configs.identity(config, operator), missing=missing, append=append)
     _check_continuation(job, planned, supersede, mended)
     return job
+
+
+def _appended(run: Run, config: configs.Config) -> bool:
+    """Whether this is the run's own config.yaml, of a launch with --append: it names that launch's shards alone."""
+    known = run.submissions()
+    return bool(known) and known[-1].append and Path(config.source).absolute() == run.config_file.absolute()
 
 
 def _planned(run: Run) -> tuple[plan.Plan | None, plan.DamagedPlan | None]:

@@ -24,6 +24,7 @@ from recap.data.headers import (
     LONGEST_NAME,
     MOST_RECORDS,
     Pending,
+    kind_of,
     looks_like,
     parse,
     pax,
@@ -194,6 +195,8 @@ class Archive:
         at = self._offset
         self._block = block = self._read(BLOCK)
         if len(block) < BLOCK:
+            if block and at == 0 and kind_of(block):
+                raise _Damaged("tar: not a tar", looks_like(block))
             if block:
                 raise _Damaged("tar: truncated", f"a header is cut off at byte {self._offset:,}")
             if at == 0:

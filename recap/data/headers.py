@@ -54,9 +54,14 @@ def parse(block: bytes) -> tarfile.TarInfo | None:
     return None if info.size < 0 else info
 
 
-def looks_like(header: bytes) -> str:
+def kind_of(header: bytes) -> str:
+    """What else than a tar begins so; "" where that is not known."""
     kinds = {b"PK": "zip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"<": "HTML or XML"}
-    kind = next((name for magic, name in kinds.items() if header.startswith(magic)), "")
+    return next((name for magic, name in kinds.items() if header.startswith(magic)), "")
+
+
+def looks_like(header: bytes) -> str:
+    kind = kind_of(header)
     return f"the file looks like {kind}" if kind else f"the file begins with {header[:16]!r}"
 
 

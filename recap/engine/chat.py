@@ -71,6 +71,11 @@ class ChatServer:
             raise UserError(f"endpoint: {error}. {example}") from error
         if url.username or url.password:  # not shown: errors are logged
             raise UserError(f"endpoint: the URL of {url.hostname} holds a password; put the key into ${key_env}.")
+        if url.query or url.fragment:  # nor is what may be a token
+            raise UserError(
+                f"endpoint: the URL of {url.hostname} has something behind '?' or '#', which is not sent. Leave "
+                f"it out; a key belongs into ${key_env}."
+            )
         if url.scheme not in ("http", "https") or not url.hostname:
             raise UserError(f"endpoint: {endpoint!r} is no http URL. {example}")
         self._url, self._key_env, self._timeout_s = url, key_env, timeout_s

@@ -111,7 +111,7 @@ def warmup_share(settings: TrainSettings, total: int) -> float:
 
 def length_in_words(settings: TrainSettings) -> str:
     """Of the whole training, as far as the config tells."""
-    return f"{settings.samples:,} samples" if settings.samples else f"{settings.epochs:g} epochs of the data"
+    return f"{settings.samples:,} samples" if settings.samples else f"{settings.epochs:g} times the data"
 
 
 def length(settings: TrainSettings, size: int) -> int:

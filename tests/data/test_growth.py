@@ -121,3 +121,4 @@ def test_a_run_grows_by_launches(
     assert all(s.table()["caption"].to_pylist() == [f"{Path(u).parent.name.upper()}!"] for u, s in published.items())
     assert {p: p.stat().st_mtime_ns for p in first} == first
     assert len(Plan(run.plans, run.latest().plan)) == 3 and run.latest().append
+    assert launch.main([str(run.config_file), "--dry-run"]) == Exit.COMPLETE, capsys.readouterr().err  # as it is

@@ -124,6 +124,7 @@ def test_two_garbage_headers_and_one_without_an_end() -> None:
         (b"", "tar: zero bytes", "the file is empty"),
         (b"PK\3\4" + bytes(2000), "tar: not a tar", "the file looks like zip"),
         (b"<html>404</html>" * 100, "tar: not a tar", "the file looks like HTML or XML"),
+        (b"<html>404</html>", "tar: not a tar", "the file looks like HTML or XML"),
         (pack(simple(2)) + pack(simple(2)), "tar: data after the end of the archive", "the end mark is at byte 6,144"),
         (pack(simple(2))[: 4 * 1536], "tar: no end of archive", None),
         (gzip.compress(pack(simple(2)), mtime=0)[:80], "tar: gzip ends early or is damaged", None),

@@ -8,12 +8,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from hpc.__main__ import HIDDEN
 from hpc.base.command_list import commands
 from hpc.base.errors import Exit
 
 ROOT = Path(__file__).parents[2]
-
-STARTED_BY_US = ("hpc.base.keeper", "hpc.gang.rank", "hpc.gate", "hpc.map.check", "hpc.pipeline.stage", "hpc.worker")
 
 EXIT_CODES = {
     Exit.COMPLETE: "complete: every shard is done, the check holds, the question was answered",
@@ -61,9 +60,9 @@ def page() -> str:
     for package, title in (("hpc", "Jobs"), ("recap", "The work"), ("benchmarks", "Benchmarks and studies")):
         lines += ["", f"## {title}", "", "| command | |", "|---|---|"]
         found = dict(commands(ROOT / package))
-        lines += [f"| `python -m {name}` | {text} |" for name, text in found.items() if name not in STARTED_BY_US]
+        lines += [f"| `python -m {name}` | {text} |" for name, text in found.items() if name not in HIDDEN]
     lines += ["", "Each has `--help`, with examples. Started by these, and by nobody else: "]
-    lines[-1] += ", ".join(f"`{name}`" for name in STARTED_BY_US) + "."
+    lines[-1] += ", ".join(f"`{name}`" for name in HIDDEN) + "."
     lines += ["", "## Exit codes", "", "The same for every command.", "", "| code | |", "|---|---|"]
     lines += [f"| {int(code)} | {text} |" for code, text in EXIT_CODES.items()]
     lines += ["", "## Environment variables", "", "| variable | |", "|---|---|"]

@@ -289,6 +289,7 @@ def test_a_bad_url_is_named() -> None:
         ("http://node7:80000/v1", "Port"),
         ("http://[::1/v1", "IPv6"),
         ("http://me:pw7@node7/v1", "holds a password"),
+        ("http://node7/v1?api-key=pw7", "which is not sent"),
     ):
         with pytest.raises(UserError, match=said) as error:
             made_by(CaptionerConfig(backend="openai", endpoint=[odd], served_model="x"))

@@ -61,8 +61,8 @@ class Tar:
         for shard in shards:
             if shard.uri.endswith((".tar.gz", ".tgz")) or (shard.id in looked_at and _gzipped(shard.uri)):
                 raise UserError(
-                    f"data: shard {shard.id}: {shard.uri} is gzipped, and trainings read ranges of tars. Unpack it, or "
-                    "stream all tars with data.indexed=false."
+                    f"data: shard {shard.id}: {shard.uri} is gzipped, and trainings read ranges of tars. Unpack it (a "
+                    "training of CLIP or DiT may stream all tars instead: data.indexed=false)."
                 )
 
     def samples(self, shard: Shard, wanted: Wanted) -> Generator[Sample | Damage]:
