@@ -41,11 +41,14 @@ def resolve_cluster(config: configs.Config, dry_run: bool) -> configs.Config:
         if not dry_run:
             return _on(config, {"kind": "local"})
     elif config.run.cluster.kind == "slurm":
+        from hpc.slurm import nodes
         from hpc.slurm.queue import max_array_size
 
         cluster = config.run.cluster
         prefix = str(Path(cluster.python).absolute().parent.parent) if cluster.python else sys.prefix
         if cluster.container is None and (said := shared_environment.warning(prefix)):
+            warn.print(f"[yellow]{escape(said)}[/]")
+        if said := nodes.too_large(cluster):
             warn.print(f"[yellow]{escape(said)}[/]")
         most = max_array_size()
         if most is not None and config.run.cluster.slots > most:

@@ -93,7 +93,8 @@ def _turn(turn: dict[str, Any]) -> tuple[str, str, list[Any]]:
 
 def _joined(parts: list[Any]) -> tuple[str, list[Any]]:
     """Text and images of a message in parts. Images stand where the texts say so, else where their parts do."""
-    texts, marked, given = "", "", []
+    texts, marked = "", ""
+    given: list[Any] = []
     for part in parts:
         part = {"text": part} if isinstance(part, str) else part
         kind = _PARTS.get(part["type"]) if part.get("type") else "text" if "text" in part else "image"

@@ -6,6 +6,7 @@ A file is a list of rows, or has a row a line.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from recap.sft.templates import BadSample, check_turns
 _FORMS = {"llava": "LLaVA's", "sharegpt": "ShareGPT's", "messages": "messages'"}
 _LOOKED_AT = 16  # rows, when a launch asks whether a file holds conversations
 _HEAD = 4 << 20  # characters that are read for them
-_BETWEEN = " \t\r\n,["  # what may stand before a row
+_BETWEEN = re.compile(r"[\s,\[]*")  # what may stand before a row
 
 
 class Dialogues:
@@ -55,8 +56,8 @@ def check(where: str, source: Source) -> None:
         try:
             found = dialogue_rows.example(row, index, _FORMS[source.kind])
             check_turns(found.turns)
-            for handle in found.images if store else ():
-                if isinstance(handle, str):
+            for handle in found.images:
+                if store and isinstance(handle, str):
                     store.read(handle)
             return
         except BadSample as error:
@@ -83,11 +84,11 @@ def _first(source: Source) -> list[Any]:
             text = file.read(_HEAD)
         if len(text) < _HEAD:
             return _rows(source.path, text)[:_LOOKED_AT]
-        decoder, rows, at = json.JSONDecoder(), [], 0
+        decoder, at = json.JSONDecoder(), 0
+        rows: list[Any] = []
         while len(rows) < _LOOKED_AT:
-            at += len(text[at:]) - len(text[at:].lstrip(_BETWEEN))
             try:
-                row, at = decoder.raw_decode(text, at)
+                row, at = decoder.raw_decode(text, _BETWEEN.match(text, at).end())  # type: ignore[union-attr]
             except ValueError:  # the head ends within it, unless it is the first
                 if rows:
                     break
