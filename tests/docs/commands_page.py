@@ -42,6 +42,7 @@ VARIABLES = {
     "WORLD_SIZE": "the same",
     "LOCAL_RANK": "the same",
     "LOCAL_WORLD_SIZE": "the same",
+    "SBATCH_PARTITION": "the partition where `cluster.partition` names none, as sbatch takes it",
     "SLURM_ARRAY_TASK_ID": "set by Slurm: tasks of an array may not publish",
     "SLURM_JOB_ID": "set by Slurm",
     "SLURM_JOB_END_TIME": "set by Slurm: when this life ends",
