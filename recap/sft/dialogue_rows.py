@@ -112,7 +112,7 @@ def _joined(parts: list[Any]) -> tuple[str, list[Any]]:
 
 def _names(holder: dict[str, Any]) -> list[Any]:
     """The images that a row or a turn names."""
-    given = next((holder[name] for name in _NAMES if holder.get(name)), [])
+    given: Any = next((holder[name] for name in _NAMES if holder.get(name)), [])
     return [_image(item) for item in ([given] if isinstance(given, (str, dict)) else given)]
 
 
