@@ -13,6 +13,7 @@ from recap.score.image_facts import FactsScorer
 from recap.score.language import LanguageScorer
 from recap.score.log_probability import LogProbabilityScorer
 from recap.score.matching import MatchingScorer
+from recap.score.nudity import NudityScorer
 from recap.score.reward import RewardScorer
 from recap.score.scorer import BAG, REFERENCES, TEXTS, Scorer
 from recap.score.self_retrieval import LARGEST, SelfRetrievalScorer
@@ -38,6 +39,8 @@ def scorers_of(config: ScoreConfig) -> list[Scorer]:
         found.append(LanguageScorer(given.language, texts))
     if given.facts is not None:
         found.append(FactsScorer())
+    if given.nudity is not None:
+        found.append(NudityScorer(given.nudity))
     found += [SelfRetrievalScorer(name, one, texts, encoders) for name, one in given.self_retrieval.items()]
     found += [HeadScorer(name, one, encoders) for name, one in given.head.items()]
     found += [MatchingScorer(name, one, texts) for name, one in given.itm.items()]

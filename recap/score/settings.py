@@ -126,10 +126,21 @@ class ImageFacts:
 
 
 @dataclass
+class Nudity:
+    """What an image shows of bodies, by NudeNet. Fields: nudity, face: the largest score of such a part, 0 to 1."""
+
+    model: str = execution("", "NudeNet's 320n.onnx (default: that of the package nudenet; its digest counts)")
+
+    def __post_init__(self) -> None:
+        self.model = os.path.abspath(self.model) if self.model else ""
+
+
+@dataclass
 class ScorersConfig:
     """Scorers with a model have names, since there may be several; of the others there is one or none."""
 
     clip: dict[str, ClipScore] = semantic({}, "CLIPs by name: {clip: {model: models/clip}}")
+    nudity: Nudity | None = semantic(None, "nudity and faces of images by NudeNet: {}")
     self_retrieval: dict[str, SelfRetrieval] = semantic({}, "CLIPs by name, whose text must find its image in a bag")
     head: dict[str, ImageHead] = semantic({}, "heads over a CLIP's image features, by name")
     itm: dict[str, Matching] = semantic({}, "image-text matching heads, by name")

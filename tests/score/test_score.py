@@ -210,6 +210,7 @@ def test_what_is_not_a_number_is_no_score(world: Path, tmp_path: Path, monkeypat
         ({"scorers": {"clip": {"a": {"model": "none", "scale": 0}}}}, "`scorers.clip.a.scale`: 0.0 is no scale"),
         ({"scorers": {"clip": {"words": {"model": "x"}}, "surface": {}}}, "two fields would be called 'words_org'"),
         ({"scorers": {"language": {"model": "/none"}}}, "scorers.language.model=FILE"),
+        ({"scorers": {"nudity": {"model": "/none"}}, "texts": []}, "no /none is here. pip install 'recap-hpc"),
     ],
 )  # fmt: skip
 def test_wrong_configs_are_refused_when_planned(

@@ -29,7 +29,7 @@ from transformers import (
 
 from hpc.operator import OK
 from recap.demo import CAPTIONER, FLAGS
-from recap.score.scorer import Scored
+from recap.score.scorer import Picture, Scored
 from recap.score.settings import Similarity
 from recap.score.similarity import SimilarityScorer
 from recap.worlds.tars import write_tar
@@ -233,6 +233,36 @@ def test_a_verdict_is_a_number(world: Path, tmp_path: Path) -> None:
     rows = rows_of(published(given))
     assert [row["true"] for row in rows] == [1.0, 0.0, None, None]
     assert [row["reason"] for row in rows] == ["", "", "score: not a finite number", ""]
+
+
+def test_nudity_is_nudenets_own() -> None:
+    """On square images as files, which the package reads with OpenCV: the scores that its detections are made of."""
+    from nudenet import nudenet
+
+    from recap.score.nudity import CLASSES, SQUARE, NudityScorer
+    from recap.score.settings import Nudity
+
+    assert list(CLASSES) == nudenet.__dict__["__labels"]
+    scorer = NudityScorer(Nudity())
+    scorer.setup("cpu")
+    rng = np.random.default_rng(0)
+    rows, wanted = [], []
+    detector = nudenet.NudeDetector()
+    for cells in (4, 20, 320):
+        image = Image.fromarray(rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8)).resize((320, 320))
+        out = io.BytesIO()
+        image.save(out, "PNG")
+        theirs = detector.onnx_session.run(None, {detector.input_name: nudenet._read_image(out.getvalue())[0]})[0][0]
+        best = dict(zip(CLASSES, theirs[4:].max(-1).tolist(), strict=True))
+        exposed = [value for name, value in best.items() if name.endswith("EXPOSED")
+                   and not name.startswith(("MALE_BREAST", "FEET", "BELLY", "ARMPITS"))]  # fmt: skip
+        wanted.append({"nudity": max(exposed), "face": max(best["FACE_FEMALE"], best["FACE_MALE"])})
+        rows.append(Scored("k", Picture(out.getvalue(), {SQUARE: np.asarray(image)})))
+    found = scorer.score([*rows, Scored("none")])
+    assert found[-1] == {}
+    for one, other in zip(found[:-1], wanted, strict=True):
+        assert one == pytest.approx(other, abs=1e-5)
+    assert len({row["face"] for row in wanted}) == 3
 
 
 def test_real_sentence_embeddings(tmp_path: Path) -> None:
