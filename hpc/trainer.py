@@ -43,6 +43,10 @@ class Trainer(Protocol):
     def check(self, ranks: int) -> None:
         """Raise UserError for what cannot work on that many ranks: data or weights that are missing, ..."""
 
+    def check_memory(self, ranks: int, run: Path, memory: int | None) -> None:
+        """Raise UserError for what a rank could not hold in so many bytes (None: the ranks share this machine's), as
+        far as earlier starts of the run have left what tells. May be left out."""
+
     def identity(self) -> dict[str, Any]:
         """What makes the result besides the config's semantic fields: digests of the weights it starts from, ..."""
 

@@ -5,6 +5,7 @@ The map side's counterpart is `hpc.launch`, which hands over to this module wher
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import dataclass
 
@@ -77,9 +78,25 @@ def prepare(config: configs.Config, *, supersede: bool) -> GangJob:
     trainer = config.trainer()
     job = GangJob(config, trainer, Run(config.directory), "", supersede)
     trainer.check(job.ranks)
+    _check_memory(job)
     job.identity = configs.identity(config, trainer)
     check_continuation(job)
     return job
+
+
+def _check_memory(job: GangJob) -> None:
+    """Where the memory of a node is known: of this machine, or of what sbatch is asked for."""
+    cluster = job.config.run.cluster
+    asked = re.fullmatch(r"(\d+)([KMGT]?)B?", str(cluster.sbatch.get("mem") or ""), re.IGNORECASE)
+    if asked and int(asked[1]) == 0:  # all that a node has
+        asked = None
+    if hasattr(job.trainer, "check_memory") and (asked or cluster.kind == "local"):
+        node = int(asked[1]) << _SHIFT[asked[2].upper()] if asked and cluster.kind == "slurm" else None
+        job.trainer.check_memory(job.ranks, job.run.path, None if node is None else node // cluster.workers_per_node)
+
+
+_SHIFT = {"K": 10, "": 20, "M": 20, "G": 30, "T": 40}
+"""Of sbatch's --mem, to bytes."""
 
 
 def check_continuation(job: GangJob) -> None:

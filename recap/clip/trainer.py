@@ -15,7 +15,7 @@ from recap.clip.settings import ClipConfig, check, stage_name
 from recap.clip.tokenizer_files import check_tokenizer, make_of_texts
 from recap.data.image_version import VERSION_2
 from recap.data.joined import check_division
-from recap.data.samples import check_columns, column_identities, said_of_reading, shared_input
+from recap.data.samples import check_columns, check_memory, column_identities, said_of_reading, shared_input
 from recap.model_files import file_digest
 from recap.text_policy import TextPolicy
 from recap.train.groups import Layout, table
@@ -51,6 +51,9 @@ class ClipTrainer:
             raise UserError(f"config: `model.start`: {model.start}: there is no such folder.")
         check_tokenizer(self.config)
         self._input = check_columns(self.config.data, TextPolicy(self.config.text).columns)
+
+    def check_memory(self, ranks: int, run: Path, memory: int | None) -> None:
+        check_memory(self.config.data, self.config.train.seed, ranks, run, memory)
 
     def identity(self) -> dict[str, Any]:
         """Digests of the tokenizer and of the weights to start from, identities of the columns of runs."""

@@ -23,6 +23,7 @@ from hpc.operator import OK, Shard
 from recap.data.blocks import BLOCK, Block
 from recap.data.column import Column, Values
 from recap.data.columns import MemberColumn, ParquetColumn, members_of
+from recap.data.index import Index
 from recap.data.kept import KEEP
 from recap.data.kind import Wanted
 from recap.data.kinds import kind_of
@@ -127,7 +128,7 @@ class Reader:
         check_division(count, streams, world)
         if first % streams:
             raise UserError(f"data: training cannot start at sample {first:,}: the {streams} streams do not divide it.")
-        mine = range(rank * streams // world, (rank + 1) * streams // world)
+        mine = streams_of(rank, world, streams)
         positions = range(first // streams, (first + count) // streams)
         for stream in mine:  # all at once, so that a start reads in parallel
             if not self._have(stream, positions[0]):
@@ -174,8 +175,7 @@ class Reader:
         """Of the tars' blocks that a window holds."""
         if self._instead is not None:
             return 0
-        blocks = [self.plan.index.block(piece.block) for piece in window.pieces]
-        return sum(block.end - block.start for block in blocks)
+        return bytes_of(window, self.plan.index)
 
     def _in_memory(self) -> list[_Held]:
         return [*self._held.values(), *self._ahead.values()]
@@ -187,13 +187,7 @@ class Reader:
     def _refused(self, size: int) -> UserError:
         """The process would be killed without a word."""
         whole, count = size + sum(held.bytes for held in self._in_memory()), len(self._in_memory()) + 1
-        most = _MEMORY * of_rank()
-        fits = max(1, int(self.plan.blocks_per_window * most / whole / 2))
-        return UserError(
-            f"config: `data.window`: {count} windows of {self.plan.blocks_per_window} blocks hold "
-            f"{whole / 2**30:,.1f} GiB of tars, this rank has {most / 2**30:,.1f} GiB for them. Write about {fits}, "
-            "use more nodes, or shrink the images first (configs/data/shrink.yaml) and name the column in data.pixels."
-        )
+        return _too_large(whole, count, self.plan.blocks_per_window, _MEMORY * of_rank())
 
     # --- one block --------------------------------------------------------------------------------
 
@@ -235,6 +229,34 @@ class Reader:
             self.bytes_read += size
 
         return kind_of(shard.uri).block(shard, block, self._wanted, read)
+
+
+def check_held(plan: StreamPlan, world: int, memory: int) -> None:
+    """UserError where a rank of so many, with so many bytes, could not hold the windows of its first step."""
+    for rank in range(world):
+        mine = streams_of(rank, world, plan.streams)
+        whole = sum(bytes_of(plan.window(stream, 0), plan.index) for stream in mine)
+        if whole > _MEMORY * memory:
+            raise _too_large(whole, len(mine), plan.blocks_per_window, _MEMORY * memory)
+
+
+def streams_of(rank: int, world: int, streams: int) -> range:
+    return range(rank * streams // world, (rank + 1) * streams // world)
+
+
+def bytes_of(window: Window, index: Index) -> int:
+    """Of the tars' blocks that a window holds."""
+    blocks = [index.block(piece.block) for piece in window.pieces]
+    return sum(block.end - block.start for block in blocks)
+
+
+def _too_large(size: int, windows: int, blocks: int, most: float) -> UserError:
+    fits = max(1, int(blocks * most / size / 2))
+    return UserError(
+        f"config: `data.window`: {windows} windows of {blocks} blocks hold {size / 2**30:,.1f} GiB of tars, a rank has "
+        f"{most / 2**30:,.1f} GiB for them. Write about {fits}, use more nodes, or shrink the images first "
+        "(configs/data/shrink.yaml) and name the column in data.pixels."
+    )
 
 
 class _Held:

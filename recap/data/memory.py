@@ -51,13 +51,16 @@ def to_decode(cost: int) -> Iterator[None]:
 
 
 def of_rank() -> int:
-    """Bytes that one of the ranks here may use (LOCAL_WORLD_SIZE says how many there are): together they have the
-    machine's, or less where a cgroup or Slurm says so.
-    """
+    """Bytes that one of the ranks here may use (LOCAL_WORLD_SIZE says how many there are)."""
+    return of_machine() // max(1, int(os.environ.get("LOCAL_WORLD_SIZE") or 1))
+
+
+def of_machine() -> int:
+    """Bytes of this machine, or less where a cgroup or Slurm says so."""
     found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     for limit in _LIMITS:
         with contextlib.suppress(OSError, ValueError):  # "max"
             found.append(int(Path(limit).read_text()))
     with contextlib.suppress(ValueError):
         found.append(int(os.environ.get("SLURM_MEM_PER_NODE", "")) << 20)
-    return min(value for value in found if value > 0) // max(1, int(os.environ.get("LOCAL_WORLD_SIZE") or 1))
+    return min(value for value in found if value > 0)

@@ -26,10 +26,11 @@ from recap.data.columns import ParquetColumn, members_of, open_column
 from recap.data.images import BadImage
 from recap.data.index import Index
 from recap.data.inputs import DataConfig, list_shards
-from recap.data.joined import HELD, Joined, Reader, Slot
+from recap.data.joined import HELD, Joined, Reader, Slot, check_held
 from recap.data.kept import KEEP, Kept, KeptIndex, check_selection, count, selection
 from recap.data.kinds import check_ranges, described
 from recap.data.manifest import Manifest, write
+from recap.data.memory import of_machine
 from recap.data.open_files import OpenFiles
 from recap.data.pictures import MISSING, why_missing
 from recap.data.streams import StreamPlan
@@ -39,6 +40,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+INDEX = "blocks.index"  # of the blocks, in a training's run
 _IMAGE_BYTES = 100_000  # of an encoded image of the web, at most: what a dry run reckons with
 _WAIT_S = 1500.0  # for rank 0's index; below the gang's own limit on setting up
 
@@ -82,6 +84,18 @@ def said_of_reading(data: JoinedDataConfig, ranks: int) -> str:
         f"{first:,.0f} samples a rank before the first step, {HELD * first:,.0f} held: {size:.2f} and "
         f"{HELD * size:.2f} GB at {_IMAGE_BYTES // 1000} kB a sample (data.streams x data.window blocks of {BLOCK})"
     )
+
+
+def check_memory(data: JoinedDataConfig, seed: int, ranks: int, run: Path, memory: int | None) -> None:
+    """UserError where the block index, if there is one by now, tells that a rank cannot hold its first windows.
+
+    Args:
+        seed: of the order. run: of the training. memory: bytes of a rank; None: the ranks share this machine's.
+    """
+    path = Path(data.index) if data.index else run / INDEX
+    if data.indexed and not data.pixels and path.exists():
+        plan = StreamPlan(Index.open(path), seed, data.streams, data.window)
+        check_held(plan, ranks, of_machine() // ranks if memory is None else memory)
 
 
 def check_columns(data: JoinedDataConfig, names: Sequence[str]) -> str:
@@ -139,7 +153,7 @@ def shared_input(data: JoinedDataConfig, gang: Gang, folder: str = "columns") ->
     """
     if not data.indexed:
         return None
-    index = Path(data.index) if data.index else Path(gang.directory) / "blocks.index"
+    index = Path(data.index) if data.index else Path(gang.directory) / INDEX
     columns = Path(gang.directory) / folder
     beside = [*(name for name, column in data.columns.items() if not column.member), *([KEEP] if data.keep else [])]
     kept = columns / f"{KEEP}.npz" if data.keep else None

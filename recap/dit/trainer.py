@@ -11,7 +11,7 @@ from hpc.base.errors import UserError
 from hpc.trainer import Gang
 from recap.data.image_version import VERSION_2
 from recap.data.joined import check_division
-from recap.data.samples import check_columns, column_identities, said_of_reading, shared_input
+from recap.data.samples import check_columns, check_memory, column_identities, said_of_reading, shared_input
 from recap.dit import startable
 from recap.dit.encoder_files import make_encoder
 from recap.dit.settings import DitConfig, check
@@ -56,6 +56,9 @@ class DitTrainer:
         names = [*TextPolicy(config.text).columns, *data.embeddings.values(), *([data.latents] if data.latents else [])]
         self._input = check_columns(data, names)
         startable.check(config)
+
+    def check_memory(self, ranks: int, run: Path, memory: int | None) -> None:
+        check_memory(self.config.data, self.config.train.seed, ranks, run, memory)
 
     def identity(self) -> dict[str, Any]:
         """Digests of the VAE, of the text encoder and of the weights to start from, identities of the columns."""

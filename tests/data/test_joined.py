@@ -28,7 +28,7 @@ from recap.data.joined import Joined, Reader
 from recap.data.kinds import tar as tar_kind
 from recap.data.memory import of_rank
 from recap.data.remote import fetch
-from recap.data.samples import JoinedDataConfig, check_columns, said_of_reading, shared_input
+from recap.data.samples import JoinedDataConfig, check_columns, check_memory, said_of_reading, shared_input
 from recap.data.streams import StreamPlan
 from recap.data.tars import read_samples
 from recap.worlds.tars import write_tar
@@ -242,9 +242,11 @@ def test_a_large_block_is_asked_for_in_pieces(tmp_path: Path, monkeypatch: pytes
 
 
 def test_windows_that_the_machine_cannot_hold_are_refused(
-    corpus: Path, shards: list[Shard], monkeypatch: pytest.MonkeyPatch
+    corpus: Path, shards: list[Shard], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before anything is read; and where there is room for no more than one window, none is read ahead."""
+    """Before anything is read, at launch where there is an index; where there is room for one window, none is read
+    ahead.
+    """
     free = reader_of(corpus, shards, streams=1, window=2)
     held = [free._bytes(free.plan.window(0, p)) for p in range(0, free.plan.epoch_size, 100)]
     monkeypatch.setattr(joined, "of_rank", lambda: max(held) / joined._MEMORY)
@@ -265,6 +267,13 @@ def test_windows_that_the_machine_cannot_hold_are_refused(
     monkeypatch.setattr(joined, "of_rank", lambda: min(held) / joined._MEMORY - 1)
     with pytest.raises(UserError, match=r"`data.window`: 1 windows of 2 blocks hold .* Write about 1, use more nodes"):
         reader_of(corpus, shards, streams=1, window=2).batch(0, 100)
+    data, index = JoinedDataConfig(shards=[str(corpus / "tars")], streams=1, window=2), tmp_path / "blocks.index"
+    check_memory(data, 0, 1, tmp_path, 1)  # no index tells yet
+    Index.open_or_make(index, shards)
+    for memory in (None, int(held[0] / joined._MEMORY) + 1):
+        check_memory(data, 0, 1, tmp_path, memory)
+    with pytest.raises(UserError, match=r"`data.window`: 1 windows of 2 blocks hold .* Write about 1, use more nodes"):
+        check_memory(data, 0, 1, tmp_path, int(held[0] / joined._MEMORY) - 1)
 
 
 def test_of_rank_is_its_part_of_what_slurm_grants(monkeypatch: pytest.MonkeyPatch) -> None:

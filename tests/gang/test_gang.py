@@ -20,9 +20,10 @@ import yaml
 from hpc import launch
 from hpc.base import heartbeat
 from hpc.base.errors import Exit
-from hpc.config import importable
+from hpc.config import ClusterConfig, importable
 from hpc.gang import rank as gang
 from hpc.gang import status as gang_status
+from hpc.gang.launch import GangJob, _check_memory
 from hpc.run.directory import Run
 from tests.support.jobs import inline, wait_for
 from tests.train.plain import Plain
@@ -66,6 +67,24 @@ def test_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("cluster", "asked"),
+    [
+        ({"kind": "local"}, [(8, None)]),
+        ({"kind": "slurm", "sbatch": {"mem": "64G"}}, [(8, 16 << 30)]),
+        ({"kind": "slurm", "sbatch": {"mem": 4000}}, [(8, 1000 << 20)]),
+        ({"kind": "slurm", "sbatch": {"mem": "0"}}, []),
+        ({"kind": "slurm"}, []),
+    ],
+)
+def test_memory_is_asked_about_where_it_is_known(tmp_path: Path, cluster: dict[str, Any], asked: list[Any]) -> None:
+    said: list[tuple[int, int | None]] = []
+    trainer: Any = SimpleNamespace(check_memory=lambda ranks, run, memory: said.append((ranks, memory)))
+    settings = SimpleNamespace(cluster=ClusterConfig(**cluster, gpus_per_node=4), gang=SimpleNamespace(nodes=2))
+    _check_memory(GangJob(SimpleNamespace(run=settings), trainer, Run(tmp_path), ""))  # type: ignore[arg-type]
+    assert said == asked
+
+
 def test_gives_up_after_five_lives_without_progress(tmp_path: Path) -> None:
     """A rank that dies at once takes the other with it, is restarted four times, and no more."""
     code, said, run = finish(tmp_path, does="die")
