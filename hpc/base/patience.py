@@ -1,8 +1,9 @@
-"""Trying again, for a while: a file system may be away; a worker must neither crash nor wait for ever."""
+"""Trying again, for a while: what is away may come back; a worker must neither crash nor wait for ever."""
 
 from __future__ import annotations
 
 import logging
+import random
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -13,6 +14,13 @@ log = logging.getLogger(__name__)
 
 MOST_S = 60.0
 Result = TypeVar("Result")
+
+
+def pause_s(attempt: int, first_s: float, longest_s: float) -> float:
+    """Seconds before try number `attempt` + 1: about twice as long each time, and spread out, so that hundreds of
+    clients of a service that comes back do not ask it all at once.
+    """
+    return random.uniform(0.5, 1.0) * min(longest_s, first_s * 2**attempt)
 
 
 def patiently(do: Callable[[], Result], lease_s: float) -> Result:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-import random
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
+
+from hpc.base.patience import pause_s
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +29,7 @@ def is_web(system: Any) -> bool:
 
 
 def retry(call: Callable[[], Result], what: str, tries: int, is_final: Callable[[Exception], bool]) -> Result:
-    """The result of a request, asked for at most `tries` times with growing pauses. The pauses are jittered, so that
-    many clients of a store that comes back do not ask it all at once.
+    """The result of a request, asked for at most `tries` times with growing pauses (`hpc.base.patience.pause_s`).
 
     Raises the last error, at once where `is_final` says that another try would end in the same.
     """
@@ -39,7 +39,7 @@ def retry(call: Callable[[], Result], what: str, tries: int, is_final: Callable[
         except Exception as error:  # each store's client has exceptions of its own
             if attempt == tries or is_final(error):
                 raise
-            pause = min(LONGEST_PAUSE_S, 0.25 * 2**attempt) * random.uniform(0.5, 1.0)
+            pause = pause_s(attempt, 0.25, LONGEST_PAUSE_S)
             log.warning("%s: %s: trying again in %.1f s (%d of %d)", what, error, pause, attempt, tries)
             time.sleep(pause)
     raise AssertionError("unreachable: the last try returns or raises")

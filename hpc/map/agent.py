@@ -18,6 +18,7 @@ from hpc.base import heartbeat, object_store
 from hpc.base.errors import Exit, ShardError, UserError, fingerprint, storage_full
 from hpc.base.journal import Journal
 from hpc.base.patience import patiently
+from hpc.config.devices import devices
 from hpc.map import breaker, machine, preflight, suspects, verdict, webhook
 from hpc.map.claiming import Candidates
 from hpc.map.drain import Drain
@@ -107,7 +108,7 @@ class Agent:
             self.time.unfit()
             return self._leave(Exit.REQUEUE, unfit)
         try:
-            for index, device in enumerate(machine.devices(self.config.run.cluster)):
+            for index, device in enumerate(devices(self.config.run.cluster)):
                 self.engines.append(EngineProcess(index, device, self, self.time.engines[index]))
                 self.engines[-1].start()
             code, why = self._loop()
@@ -118,8 +119,7 @@ class Agent:
 
     def _unfit(self) -> str:
         """Why this node must not work for the run, "" if it may."""
-        host = self.facts["host"]
-        if host in (known := breaker.excluded(self.run)):
+        if (host := self.facts["host"]) in (known := breaker.excluded(self.run)):
             return f"node {host} is excluded: {known[host]} (control/excluded/{host})"
         if shared := preflight.full(self.run, self.config):
             return "preflight: " + "; ".join(shared)

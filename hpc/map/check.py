@@ -24,6 +24,7 @@ from typing import Any
 
 from hpc.base import atomic
 from hpc.base.errors import Exit, Parser, ShardError, UserError
+from hpc.config.devices import devices
 from hpc.map import machine, preflight
 from hpc.operator import FAILED, OK, Damage, Item, Operator, Row, Shard
 from hpc.run import column as columns
@@ -73,7 +74,7 @@ def write(run: Run, submission: Submission, shards: list[Shard]) -> None:
 def attempt(run: Run, submission: Submission, shards: list[Shard]) -> Answer:
     """Load the work's models and apply them to a few samples."""
     config = submission.checked()
-    device = next(iter(machine.devices(config.run.cluster)))
+    device = next(iter(devices(config.run.cluster)))
     os.environ["CUDA_VISIBLE_DEVICES"] = device["CUDA_VISIBLE_DEVICES"]
     answer = Answer(machine.describe()["host"], device["device"])
     operator = config.operator()

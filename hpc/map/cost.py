@@ -190,9 +190,11 @@ def nodes(found: list[Life], now: float) -> list[dict[str, Any]]:
 
 
 def working_rate(reader: JournalReader, submission: Submission) -> float:
-    """Samples a second of one engine between its life's first claim and last saved block; 0.0 where none was saved."""
+    """Samples a second of one GPU (of one engine without) between its life's first claim and last saved block; 0.0
+    where none was saved.
+    """
     worked = [life for life in reader.lives.values() if life.samples and life.worked > life.begun]
-    seconds = sum(life.worked - life.begun for life in worked) * cluster_of(submission).workers_per_node
+    seconds = sum(life.worked - life.begun for life in worked) * cluster_of(submission).devices_per_node
     return sum(life.samples for life in worked) / seconds if seconds else 0.0
 
 

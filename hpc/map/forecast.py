@@ -1,5 +1,6 @@
 """How long a job will take and what it will cost, from rates that were measured: in this run, in another with the same
-identity, or given with --rate. There is no built-in rate. The range is what earlier runs on such nodes made of theirs.
+identity, by a tuning with the same settings (hpc.config.tuned), or given with --rate. There is no built-in rate. The
+range is what earlier runs on such nodes made of theirs.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 
 from hpc.base.text import duration, hours_text
-from hpc.config import Config
+from hpc.config import Config, tuned
 from hpc.map import cost, track_record
 from hpc.map.tally import Tally
 from hpc.operator import Shard
@@ -25,7 +26,9 @@ FILES_A_SHARD = 4  # claim, its end, marker, column file
 
 @dataclass(frozen=True)
 class Measured:
-    """What an earlier run did. rate: samples a second of one engine; the others a shard or a sample."""
+    """What an earlier run did. rate: samples a second of one GPU (of one engine without); the others a shard or a
+    sample.
+    """
 
     rate: float
     where: str
@@ -58,19 +61,30 @@ def measure(run: Run, submission: Submission) -> Measured | None:
 
 
 def find(config: Config, identity: str) -> Measured | None:
-    """The newest measurement with this identity and the same kind of engine, in the run itself or beside it."""
+    """The newest measurement with this identity and the same kind of engine: in the run itself, by a tuning with these
+    very settings, or in a run beside it.
+    """
     gpus = bool(config.run.cluster.gpus_per_node)
     folder = Path(config.directory).parent
     here = [config.directory] if config.directory.is_dir() else []
     beside = sorted(p for p in folder.iterdir() if p != config.directory) if folder.is_dir() else []
-    for path in [*here, *beside]:
-        if not (path / "ledger" / identity).is_dir():
-            continue
-        run = Run(path)
-        for submission in reversed(run.submissions()):
-            same = submission.identity == identity and bool(submission.config["cluster"]["gpus_per_node"]) == gpus
-            if same and (found := measure(run, submission)):
-                return found
+    own = next((found for path in here if (found := _measured(path, identity, gpus))), None)
+    if own is not None:
+        return own
+    if (trial := tuned.find(folder, config, identity)) is not None:
+        return Measured(trial.rate, trial.where)
+    return next((found for path in beside if (found := _measured(path, identity, gpus))), None)
+
+
+def _measured(path: Path, identity: str, gpus: bool) -> Measured | None:
+    """What the newest launch of a run with this identity did, on nodes with GPUs or without."""
+    if not (path / "ledger" / identity).is_dir():
+        return None
+    run = Run(path)
+    for submission in reversed(run.submissions()):
+        same = submission.identity == identity and bool(submission.config["cluster"]["gpus_per_node"]) == gpus
+        if same and (found := measure(run, submission)):
+            return found
     return None
 
 

@@ -1,13 +1,13 @@
-"""Where this process runs: host, job, log, and the devices for its engines."""
+"""Where this process runs: host, job, log, and how many engines there are."""
 
 from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterable
 from typing import Any
 
 from hpc import config as configs
+from hpc.config.devices import devices
 
 
 def describe() -> dict[str, Any]:
@@ -26,20 +26,6 @@ def describe() -> dict[str, Any]:
 
 def log_name() -> str:
     return os.environ.get("HPC_LOG", "")
-
-
-def devices(cluster: configs.ClusterConfig) -> Iterable[dict[str, str]]:
-    """One environment per engine: its own GPUs, as Slurm names them (indices, UUIDs, MIG), or none."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    ids = [d for d in visible.split(",") if d] or [str(i) for i in range(cluster.gpus_per_node)]
-    if not cluster.gpus_per_node:
-        return [{"device": "cpu", "CUDA_VISIBLE_DEVICES": ""} for _ in range(cluster.engines_per_node)]
-    device = cluster.device or "cuda"
-    each = cluster.gpus_per_engine
-    whole = min(len(ids), cluster.gpus_per_node) // each
-    return [
-        {"device": device, "CUDA_VISIBLE_DEVICES": ",".join(ids[at * each : (at + 1) * each])} for at in range(whole)
-    ]
 
 
 def engines(cluster: configs.ClusterConfig) -> int:

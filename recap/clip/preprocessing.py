@@ -74,7 +74,7 @@ def of_transformers(folder: Path, image: int) -> Preprocessing:
     try:
         processor = AutoImageProcessor.from_pretrained(folder)
         geometry = geometry_of(processor, image, None)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, UserError) as error:
         raise UserError(f"clip: {folder}: its image processor cannot be used: {str(error)[:300]}") from error
     # (pixels * factor - mean) / std, said of pixels in [0, 1]
     factor = 255 * processor.rescale_factor if processor.do_rescale else 255.0

@@ -20,7 +20,7 @@ def load_engine(config: CaptionerConfig, device: str = "cpu") -> Engine:
     processes.
 
     Raises:
-        ValueError: a setting cannot work, or does not fit the checkpoint.
+        UserError: a setting cannot work, or does not fit the checkpoint.
         FileNotFoundError: there is no checkpoint at `config.model`.
     """
     check(config)

@@ -12,6 +12,7 @@ import time
 from abc import ABC, abstractmethod
 
 from hpc.base.underfilled import Underfilled
+from recap.engine.holding import check_put
 from recap.engine.interface import Caption, Request
 
 
@@ -36,10 +37,7 @@ class AsynchronousEngine(ABC):
         return self.window - len(self._in_flight)
 
     def put(self, request: Request) -> None:
-        if self.want() <= 0:
-            raise ValueError("The engine is full: put() was called while want() is 0. Poll first.")
-        if request.id in self._in_flight:
-            raise ValueError(f"Request id {request.id} is already in flight; ids must be unique.")
+        check_put(request, self._in_flight, self.want())
         self._in_flight[request.id] = len(self._in_flight) + 1, time.monotonic()
         self._loop.call_soon_threadsafe(self._start, request)
 

@@ -12,7 +12,6 @@ import http.client
 import io
 import json
 import os
-import random
 import socket
 import time
 import urllib.parse
@@ -22,6 +21,7 @@ from functools import partial
 from typing import Any
 
 from hpc.base.errors import UserError
+from hpc.base.patience import pause_s
 from recap.data.texts import clean
 
 FIRST_WAIT_S = 0.5  # doubled with each further try
@@ -92,9 +92,7 @@ class ChatServer:
         found, wanted = NoAnswer("server: no answer", "", transient=True, away=True), 0.0
         for attempt in range(tries):
             if attempt:
-                # Spread out, so that hundreds of workers do not come back to a restarted server at once.
-                pause = random.uniform(0.5, 1.5) * FIRST_WAIT_S * 2 ** (attempt - 1)
-                time.sleep(min(max(pause, wanted), LONGEST_WAIT_S))
+                time.sleep(min(max(pause_s(attempt, FIRST_WAIT_S, LONGEST_WAIT_S), wanted), LONGEST_WAIT_S))
             try:
                 status, answer, wanted = self._post(body)
             except (OSError, http.client.HTTPException) as error:

@@ -13,6 +13,7 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from transformers.image_processing_backends import PilBackend, TorchvisionBackend
 
+from hpc.base.errors import UserError
 from recap.engine.decode import Geometry
 from recap.engine.processor import image_mark, image_text, load_processor
 from recap.engine.prompts import PromptBook
@@ -57,7 +58,7 @@ class TextCheckpoint:
 def open_text_checkpoint(settings: CaptionerConfig, weights: bool = True) -> TextCheckpoint:
     """Read the configuration and tokenizer of the checkpoint `settings.model`, for formats that show no image.
 
-    Raises FileNotFoundError or ValueError naming what is missing or does not fit.
+    Raises FileNotFoundError or UserError naming what is missing or does not fit.
     """
     folder = model_folder(settings.model, weights)
     config = AutoConfig.from_pretrained(folder)
@@ -69,7 +70,7 @@ def open_text_checkpoint(settings: CaptionerConfig, weights: bool = True) -> Tex
     if context is not None and book.bounded():
         longest = max(book.formats, key=book.length)
         if (needed := book.length(longest) + settings.max_tokens) > context:
-            raise ValueError(
+            raise UserError(
                 f"Format {longest!r} and its answer need {needed:,} tokens, and the context of {folder} has "
                 f"{context:,}. Lower the budgets or max_tokens, or shorten the prompt."
             )
@@ -95,7 +96,7 @@ class VisionCheckpoint:
 def open_vision_checkpoint(settings: CaptionerConfig) -> VisionCheckpoint:
     """Read the configuration, processor and tokenizer of the checkpoint `settings.model`.
 
-    Raises FileNotFoundError or ValueError naming what is missing or does not fit.
+    Raises FileNotFoundError or UserError naming what is missing or does not fit.
     """
     folder = model_folder(settings.model)
     config = AutoConfig.from_pretrained(folder)
@@ -118,12 +119,12 @@ def is_llava(folder: Path) -> bool:
 def open_checkpoint(settings: CaptionerConfig, weights: bool = True) -> Checkpoint:
     """Read the configuration, processor and tokenizer of the LLaVA checkpoint `settings.model`.
 
-    Raises FileNotFoundError or ValueError naming what is missing or does not fit.
+    Raises FileNotFoundError or UserError naming what is missing or does not fit.
     """
     folder = model_folder(settings.model, weights)
     config = AutoConfig.from_pretrained(folder)
     if config.model_type != "llava":
-        raise ValueError(
+        raise UserError(
             f"{folder}: a checkpoint of model type {config.model_type!r}, and this backend reads 'llava'. "
             "Use captioner.backend=transformers."
         )
@@ -160,7 +161,7 @@ def end_tokens(folder: Path, config: Any, tokenizer: Any) -> tuple[int, ...]:
     for place in (config, config.get_text_config(), tokenizer):
         found = getattr(place, "eos_token_id", None) if found is None else found
     if found is None:
-        raise ValueError(f"{folder}: no end token is named. Set eos_token_id in generation_config.json.")
+        raise UserError(f"{folder}: no end token is named. Set eos_token_id in generation_config.json.")
     return tuple(found) if isinstance(found, list | tuple) else (int(found),)
 
 
@@ -203,7 +204,7 @@ class Normalisation:
 def geometry_of(image_processor: Any, size: int, wanted: str | None) -> Geometry:
     """The square that the processor makes, or the one that the settings ask for.
 
-    Raises ValueError where the processor makes no square of `size` pixels, or does more than is known here.
+    Raises UserError where the processor makes no square of `size` pixels, or does more than is known here.
     """
     _check_steps(image_processor)
     mean = image_processor.image_mean if image_processor.do_normalize else (0.0, 0.0, 0.0)
@@ -215,11 +216,11 @@ def geometry_of(image_processor: Any, size: int, wanted: str | None) -> Geometry
     elif image_processor.do_center_crop:
         mode, made = "crop", set()
     elif edges.keys() != {"height", "width"} or not image_processor.do_resize:
-        raise ValueError(f"{_name(image_processor)} makes no squares: it neither resizes to two sides nor crops.")
+        raise UserError(f"{_name(image_processor)} makes no squares: it neither resizes to two sides nor crops.")
     if image_processor.do_center_crop:
         made |= {int(edge) for edge in dict(image_processor.crop_size or {}).values() if edge}
     if unequal := made - {size}:
-        raise ValueError(
+        raise UserError(
             f"The processor makes images of {sorted(unequal)} pixels, the vision tower takes {size}. "
             "Correct size and crop_size in preprocessor_config.json."
         )
@@ -229,25 +230,25 @@ def geometry_of(image_processor: Any, size: int, wanted: str | None) -> Geometry
 
 
 def _whole(image_processor: Any, edges: dict[str, int]) -> tuple[int, ...] | None:
-    """`Geometry.whole`. ValueError for sizes that depend on the image in other ways."""
+    """`Geometry.whole`. UserError for sizes that depend on the image in other ways."""
     if not image_processor.do_resize:
         return None
     if edges.keys() == {"shortest_edge"}:
         return (edges["shortest_edge"],)
     if edges.keys() == {"height", "width"}:
         return edges["height"], edges["width"]
-    raise ValueError(
+    raise UserError(
         f"{_name(image_processor)} has the size {edges}: only shortest_edge, or height and width, are known here."
     )
 
 
 def _check_steps(image_processor: Any) -> None:
-    """ValueError for a class of processors that does something else than resize, crop, rescale and normalise."""
+    """UserError for a class of processors that does something else than resize, crop, rescale and normalise."""
     kind = type(image_processor)
     plain = [base for base in (PilBackend, TorchvisionBackend) if issubclass(kind, base)]
     changed = [step for step in _STEPS for base in plain if getattr(kind, step) is not getattr(base, step)]
     if not plain or (changed and kind.__name__ not in _LLAVA):
-        raise ValueError(
+        raise UserError(
             f"{_name(image_processor)} is not known here: processors of LLaVA, and those that resize, crop, rescale "
             "and normalise and nothing else, are."
         )

@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from hpc.base.errors import UserError
 from hpc.base.fields import execution, semantic
 from recap.randomness import uniform
 
@@ -137,7 +138,7 @@ def shuffled(form: Format, name: str, seed: int, key: str) -> list[str]:
 
 
 class Bank:
-    """In-context examples of a file. ValueError where it holds too few, or one without a key that the text names."""
+    """In-context examples of a file. UserError where it holds too few, or one without a key that the text names."""
 
     def __init__(self, config: Examples) -> None:
         self.config = config
@@ -146,12 +147,12 @@ class Bank:
             try:
                 self.texts.append(_filled_in(config.text, json.loads(line)))
             except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(
+                raise UserError(
                     f"examples.file = {config.file!r}, line {number}: not an object with the keys that "
                     f"{config.text!r} names ({error!r}); correct the line."
                 ) from error
         if len(self.texts) < config.count:
-            raise ValueError(
+            raise UserError(
                 f"examples.count = {config.count}: {config.file} holds {len(self.texts)}; add some, or lower it."
             )
 
@@ -180,7 +181,7 @@ def _lines(file: str) -> list[str]:
     try:
         return [line for line in Path(file).read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"examples.file = {file!r}: cannot be read ({error}); correct the path.") from error
+        raise UserError(f"examples.file = {file!r}: cannot be read ({error}); correct the path.") from error
 
 
 # --- filling ------------------------------------------------------------------------------------
@@ -250,15 +251,15 @@ def one_line(value: Said, special: Iterable[str] = ()) -> str:
 
 
 def check_format(where: str, form: Format) -> None:
-    """ValueError for the first thing in a format that cannot work."""
+    """UserError for the first thing in a format that cannot work."""
 
-    def refuse(name: str, value: object, advice: str) -> ValueError:
-        return ValueError(f"{where}.{name} = {value!r}: {advice}.")
+    def refuse(name: str, value: object, advice: str) -> UserError:
+        return UserError(f"{where}.{name} = {value!r}: {advice}.")
 
     if not form.text.strip():
         raise refuse("text", form.text, "the prompt is empty; write one")
     if form.weight < 0 or (form.max_tokens is not None and form.max_tokens < 1):
-        raise ValueError(f"{where} = {form!r}: weight must be >= 0 and max_tokens >= 1; correct them.")
+        raise UserError(f"{where} = {form!r}: weight must be >= 0 and max_tokens >= 1; correct them.")
     columns = form.columns()
     for name, tokens in form.budgets().items():
         if tokens < 1:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from hpc.base.errors import UserError
 from recap.engine.kernels import (
     add_rms_norm,
     bits,
@@ -210,23 +211,23 @@ class Decoder:
 
 
 def check_family(config: Any, span: int) -> None:
-    """Raise ValueError for a decoder that is not computed as this module computes it."""
+    """Raise UserError for a decoder that is not computed as this module computes it."""
     advice = "Use captioner.backend=transformers."
     if config.model_type not in FAMILIES:
-        raise ValueError(
+        raise UserError(
             f"The native engine runs decoders of {', '.join(FAMILIES)}, not {config.model_type!r}. {advice}"
         )
     if config.hidden_act not in ("silu", "swish"):
-        raise ValueError(f"The native engine runs SwiGLU decoders, not hidden_act={config.hidden_act!r}. {advice}")
+        raise UserError(f"The native engine runs SwiGLU decoders, not hidden_act={config.hidden_act!r}. {advice}")
     windowed = config.model_type == "mistral" or getattr(config, "use_sliding_window", False)
     window = getattr(config, "sliding_window", None) if windowed else None
     if window and span > window:
-        raise ValueError(f"The native engine has no sliding window ({window} positions; {span} are needed). {advice}")
+        raise UserError(f"The native engine has no sliding window ({window} positions; {span} are needed). {advice}")
     rope = config.rope_parameters
     if rope["rope_type"] in ("dynamic", "longrope") or rope.get("partial_rotary_factor", 1.0) != 1.0:
-        raise ValueError(f"The native engine does not run rotary embeddings {dict(rope)}. {advice}")
+        raise UserError(f"The native engine does not run rotary embeddings {dict(rope)}. {advice}")
     if span > config.max_position_embeddings:
-        raise ValueError(
+        raise UserError(
             f"Prompt and caption need {span} positions and the decoder has {config.max_position_embeddings}. "
             "Lower captioner.max_tokens or shorten the prompts."
         )

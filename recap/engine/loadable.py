@@ -10,6 +10,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+from hpc.base.errors import UserError
 from recap.engine.processor_files import (
     VLM_EXTRA,
     image_processor_class,
@@ -34,7 +35,7 @@ def check(config: CaptionerConfig) -> None:
     """Look at the files of the model that `config` names.
 
     Raises:
-        ValueError: what does not fit, where, and what to do.
+        UserError: what does not fit, where, and what to do.
         FileNotFoundError: there is no checkpoint.
     """
     if config.backend == "openai":
@@ -48,7 +49,7 @@ def check(config: CaptionerConfig) -> None:
         _check_sizes(folder, about)
     # Without torch this is a login node, and engines run in another environment.
     if importlib.util.find_spec("torch") and (missing := packages(config, folder)):
-        raise ValueError(missing)
+        raise UserError(missing)
 
 
 def packages(config: CaptionerConfig, folder: Path) -> str:
@@ -72,7 +73,7 @@ def why(config: CaptionerConfig) -> str:
     try:
         folder = model_folder(config.model)
         kind = str(read_json(folder / "config.json").get("model_type"))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, UserError):
         return ""
     if config.backend == "vllm":
         return f"vLLM reads {kind!r} with its own kernels"
@@ -88,9 +89,9 @@ def why(config: CaptionerConfig) -> str:
 def _check_type(config: CaptionerConfig, folder: Path, about: dict[str, Any]) -> None:
     kind = about.get("model_type")
     if not kind:
-        raise ValueError(f"{folder}/config.json names no model_type: it is no checkpoint of transformers.")
+        raise UserError(f"{folder}/config.json names no model_type: it is no checkpoint of transformers.")
     if "mm_vision_tower" in about:
-        raise ValueError(
+        raise UserError(
             f"{folder}: a checkpoint of the original LLaVA code (model type {kind!r}). Convert it: "
             f"python -m recap.sft.convert {folder} OUT --vision CLIP --tokenizer LLM"
         )
@@ -98,23 +99,23 @@ def _check_type(config: CaptionerConfig, folder: Path, about: dict[str, Any]) ->
         _check_text_type(config, folder, about)
         return
     if kind in _SILENT:
-        raise ValueError(f"{folder}: a checkpoint of model type {kind!r} writes no text. Name a captioner.")
+        raise UserError(f"{folder}: a checkpoint of model type {kind!r} writes no text. Name a captioner.")
     known = model_class(kind)
     if not known and not any(name in about for name in _SIGHT):
-        raise ValueError(f"{folder}: a checkpoint of model type {kind!r} sees no images. Name a captioner.")
+        raise UserError(f"{folder}: a checkpoint of model type {kind!r} sees no images. Name a captioner.")
     if kind == "llava":
         return
     if config.backend == "native":
         best = (
             "transformers (right for any of them) or vllm (faster)" if known != "" else "vllm, or openai with a server"
         )
-        raise ValueError(
+        raise UserError(
             f"{folder}: a checkpoint of model type {kind!r}, and the native engine reads 'llava' (LLaVA-1.5: CLIP or "
             f"SigLIP, and LLaMA). Take captioner.backend={best}; docs/captioners.md says which when."
         )
     if config.backend == "transformers" and known == "":
         own = " Code that comes with a checkpoint (auto_map) is not run." if "auto_map" in about else ""
-        raise ValueError(
+        raise UserError(
             f"{folder}: transformers {importlib.metadata.version('transformers')} has no class for model type {kind!r}."
             f"{own} Take captioner.backend=vllm, or openai with a server that reads it; or a checkpoint that was "
             "converted for transformers (often the same name with -hf)."
@@ -127,7 +128,7 @@ def _check_own_images(config: CaptionerConfig, folder: Path, kind: str) -> None:
     """Settings of pixels that only LLaVA checkpoints take: the others' processors decide."""
     for name, default in (("geometry", None), ("decode", "exact")):
         if (value := getattr(config, name)) != default:
-            raise ValueError(
+            raise UserError(
                 f"captioner.{name} = {value!r}: only LLaVA checkpoints take it. {folder} is of model type {kind!r}, "
                 "whose processor decides. Leave it out."
             )
@@ -137,11 +138,11 @@ def _check_text_type(config: CaptionerConfig, folder: Path, about: dict[str, Any
     """A causal language model, or one inside a model that sees."""
     kind = about["model_type"]
     if kind in _SILENT or about.get("is_encoder_decoder"):
-        raise ValueError(
+        raise UserError(
             f"{folder}: a checkpoint of model type {kind!r} is no causal language model. Name one, or a captioner."
         )
     if config.backend == "native" and any(name in about for name in _SIGHT) and kind != "llava":
-        raise ValueError(
+        raise UserError(
             f"{folder}: a checkpoint of model type {kind!r}; of models that see, this backend reads the language model "
             "of 'llava'. Use captioner.backend=transformers."
         )
@@ -151,7 +152,7 @@ def _check_files(folder: Path, sees: bool) -> None:
     wanted = (("image processor", _PROCESSORS), ("tokenizer", _TOKENIZERS))
     for what, names in wanted if sees else wanted[1:]:
         if not any((folder / name).is_file() for name in names):
-            raise ValueError(f"{folder} has no {what} ({', '.join(names)}). Copy it from the original checkpoint.")
+            raise UserError(f"{folder} has no {what} ({', '.join(names)}). Copy it from the original checkpoint.")
 
 
 def _check_template(config: CaptionerConfig, folder: Path) -> None:
@@ -163,12 +164,12 @@ def _check_template(config: CaptionerConfig, folder: Path) -> None:
     settings = [read_json(folder / name) for name in ("processor_config.json", "tokenizer_config.json")]
     written += [str(template) for found in settings if (template := found.get("chat_template"))]
     if not written:
-        raise ValueError(
+        raise UserError(
             f"{folder} has no chat template: the words around the prompt are unknown. Set captioner.template, "
             r'e.g. "USER: {image}\n{prompt} ASSISTANT:" for LLaVA-1.5, or "{prompt}" for a plain model of texts.'
         )
     if config.sees and not any(map(_shows_images, written)):
-        raise ValueError(
+        raise UserError(
             f"{folder}: its chat template has no place for an image, and the formats show one. Set captioner.template, "
             r'e.g. "USER: {image}\n{prompt} ASSISTANT:", or image: false in the formats.'
         )
@@ -200,7 +201,7 @@ def _check_sizes(folder: Path, about: dict[str, Any]) -> None:
         value = processor.get(name)
         edges |= {v for v in (value.values() if isinstance(value, dict) else [value]) if isinstance(v, int)}
     if isinstance(size, int) and (unequal := edges - {size}):
-        raise ValueError(
+        raise UserError(
             f"{folder}: the processor makes images of {sorted(unequal)} pixels, the vision tower takes {size}. "
             "Correct size and crop_size in preprocessor_config.json."
         )

@@ -1,7 +1,7 @@
 """A server that an engine starts for itself, on its own GPUs and a free port: waited for until it is healthy, started
 again when it dies or hangs, and ended with the engine by a keeper (`hpc.base.keeper`), whatever ends the engine.
 
-Its command line has `{port}`, `{model}`, `{served_model}` and `{gpus}` filled in; no shell reads it.
+Its command line has `{port}`, `{gpus}` and settings such as `{model}` and `{slots}` filled in; no shell reads it.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
+from hpc.base.errors import UserError
 from recap.engine.settings import WriterConfig
 
 log = logging.getLogger("server")
@@ -49,10 +51,10 @@ class ManagedServer:
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def start(self) -> None:
-        """Returns when it is healthy. ValueError where it never gets so: names its log."""
+        """Returns when it is healthy. UserError where it never gets so: names its log."""
         try:
             self._launch()
-        except ValueError:
+        except UserError:
             self._end()
             raise
         self._thread.start()
@@ -80,9 +82,9 @@ class ManagedServer:
         end = time.monotonic() + self.settings.start_s
         while not self._healthy():
             if (code := self._keeper.poll()) is not None:
-                raise ValueError(f"captioner.server: it ended with {code} before it was healthy. {self._last_words()}")
+                raise UserError(f"captioner.server: it ended with {code} before it was healthy. {self._last_words()}")
             if time.monotonic() > end or self._closed.is_set():
-                raise ValueError(
+                raise UserError(
                     f"captioner.server: {self._url()} was not healthy within captioner.server.start_s="
                     f"{self.settings.start_s:g} s. {self._last_words()}"
                 )
@@ -106,11 +108,11 @@ class ManagedServer:
             self._barren += 1
             try:
                 if self._barren > RESTARTS:
-                    raise ValueError(f"captioner.server: {why}, for the {self._barren}th time. {self._last_words()}")
+                    raise UserError(f"captioner.server: {why}, for the {self._barren}th time. {self._last_words()}")
                 log.warning("%s; starting it again", why)
                 self._end()
                 self._launch()
-            except ValueError as error:
+            except UserError as error:
                 self.failure = error
                 return
             self.state, well = "", time.monotonic()
@@ -148,11 +150,10 @@ class ManagedServer:
 
 
 def command_line(config: WriterConfig, port: int) -> list[str]:
-    """The server's command with its places filled in."""
-    places = {
-        "{port}": str(port), "{model}": config.model, "{served_model}": config.served_name,
-        "{gpus}": str(gpus_seen()),
-    }  # fmt: skip
+    """The server's command with its places filled in: {port}, {gpus}, {served_model}, and settings by their names."""
+    plain = {item.name: getattr(config, item.name) for item in fields(WriterConfig)}
+    places = {f"{{{name}}}": str(value) for name, value in plain.items() if isinstance(value, int | float | str)}
+    places |= {"{port}": str(port), "{served_model}": config.served_name, "{gpus}": str(gpus_seen())}
     found = []
     for word in config.server.command:
         for place, value in places.items():

@@ -17,11 +17,13 @@ from typing import Any
 import torch
 from transformers import AutoModelForImageTextToText
 
+from hpc.base.errors import UserError
 from recap import device as gpu
 from recap.engine.captions import Pending
 from recap.engine.checkpoint import Checkpoint, Normalisation, image_tokens, open_checkpoint
 from recap.engine.decode_pool import DecodePool
 from recap.engine.generator import Generator, Image, Shapes, Text
+from recap.engine.holding import check_put
 from recap.engine.interface import Caption, Request
 from recap.engine.prompts import Prompt, PromptBook
 from recap.engine.sampling import Sampler
@@ -72,8 +74,7 @@ class NativeEngine:
         return self.pool.room()
 
     def put(self, request: Request) -> None:
-        if request.id in self._pending:
-            raise ValueError(f"Request id {request.id} is already in flight; ids must be unique.")
+        check_put(request, self._pending, self.want())
         self.pool.put(request.id, request.image or b"")
         self._pending[request.id] = Pending(request, self.book.names(request.key))
         self._last_put = time.monotonic()
@@ -210,10 +211,10 @@ def build_generator(
 
 
 def check_precision(config: CaptionerConfig, device: torch.device) -> None:
-    """Raise ValueError where the device has no fp8 matrix products (they run, slowly, on CPUs for tests)."""
+    """Raise UserError where the device has no fp8 matrix products (they run, slowly, on CPUs for tests)."""
     wanted = "fp8" in (config.precision, config.kv_precision)
     if wanted and not gpu.has_fp8(device):
-        raise ValueError(
+        raise UserError(
             f"captioner.precision and kv_precision = 'fp8': {gpu.name(device)} has no fp8; use bf16 and auto."
         )
 
@@ -225,7 +226,7 @@ def make_shapes(checkpoint: Checkpoint, config: CaptionerConfig, device: torch.d
     texts = config.most()
     features = image_tokens(checkpoint.config)
     if texts > 1 and any(book.prompt(name).ids[len(prefix)] != book.image_token_id for name in book.formats):
-        raise ValueError(
+        raise UserError(
             "captioner.formats = 'all', or samples above 1: the prompts differ before the image, so that its work "
             "cannot be shared. Put the image first in captioner.template, or use formats=choose and samples=1."
         )

@@ -21,6 +21,7 @@ from recap.engine.buckets import Buckets, width_of
 from recap.engine.captions import Pending
 from recap.engine.checkpoint import TextCheckpoint, open_text_checkpoint
 from recap.engine.generator import Generator, Image, Shapes, Text
+from recap.engine.holding import Holding
 from recap.engine.interface import Caption, Request
 from recap.engine.native import build_generator, check_precision, common_prefix, fewer_slots
 from recap.engine.prompts import Prompt
@@ -41,7 +42,7 @@ class _Job:
     prompt: Prompt
 
 
-class NativeTextEngine:
+class NativeTextEngine(Holding):
     """Texts by this package's own decoder. See `recap.engine.interface.Engine`."""
 
     def __init__(self, config: CaptionerConfig, device: str, model: Any = None, shared: bool = True) -> None:
@@ -59,21 +60,12 @@ class NativeTextEngine:
         )
         del model
         shapes = self.generator.shapes
-        self._most = config.queue or 2 * shapes.slots + 4 * shapes.micro_batch
+        super().__init__(config.queue or 2 * shapes.slots + 4 * shapes.micro_batch)
         self._rows: Buckets[_Key, Text[_Job]] = Buckets(shapes.micro_batch, 4 * self._most, config.partial_wait_s)
-        self._pending: dict[int, Pending] = {}
         self.starved_s = 0.0
 
-    def want(self) -> int:
-        return self._most - len(self._pending)
-
     def put(self, request: Request) -> None:
-        if request.id in self._pending:
-            raise ValueError(f"Request id {request.id} is already in flight; ids must be unique.")
-        if self.want() <= 0:
-            raise ValueError("The engine is full: put() was called while want() is 0. Poll first.")
-        self._pending[request.id] = pending = Pending(request, self.book.names(request.key))
-        self._add(pending)
+        self._add(self.hold(request))
 
     def poll(self, timeout: float) -> list[Caption]:
         deadline = time.monotonic() + timeout
@@ -83,7 +75,7 @@ class NativeTextEngine:
                 self._fill()
                 # What is free for a whole pass was not filled; a step costs the same for all slots as for a few.
                 free = len(self.generator.free) / self.generator.shapes.slots if self.generator.room() else 0.0
-                done = [c for job, ids in self.generator.step() if (c := self._finish(job, ids))]
+                done = [c for job, ids in self.generator.step() if (c := self.finish(job, ids))]
             except torch.OutOfMemoryError as error:
                 self._shrink(error)
                 done, free = [], 0.0
@@ -114,13 +106,6 @@ class NativeTextEngine:
         while self.generator.room() and (key := self._rows.ready(pressing=self.want() <= 0)) is not None:
             width, prefixed = key
             self.generator.fill([Image(None, [text]) for text in self._rows.take(key)], width, prefixed)
-
-    def _finish(self, job: _Job, ids: list[int]) -> Caption | None:
-        prompt = job.prompt
-        caption = job.pending.write(prompt.format, ids, prompt.max_tokens, self.checkpoint, self.config.trim)
-        if caption:
-            del self._pending[caption.id]
-        return caption
 
     def _shrink(self, error: Exception) -> None:
         """After running out of memory: fewer slots, and all texts in flight again from their start."""

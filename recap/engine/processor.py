@@ -9,6 +9,7 @@ from typing import Any
 import transformers
 from transformers import AutoImageProcessor, AutoProcessor
 
+from hpc.base.errors import UserError
 from recap.engine.processor_files import VLM_EXTRA, lacking, processor_class
 from recap.engine.prompts import question
 
@@ -22,7 +23,7 @@ def load_processor(folder: Path, image_processor: str | None = None) -> Any:
         image_processor: the class that must prepare the images; None: whichever transformers takes here.
 
     Raises:
-        ValueError: there is no Pillow path, a package is missing, or the class cannot be had here.
+        UserError: there is no Pillow path, a package is missing, or the class cannot be had here.
     """
     processor = _load(folder)
     if image_processor is None or (found := type(processor.image_processor).__name__) == image_processor:
@@ -30,7 +31,7 @@ def load_processor(folder: Path, image_processor: str | None = None) -> Any:
     backend = "pil" if image_processor.endswith("Pil") else "torchvision"
     processor.image_processor = AutoImageProcessor.from_pretrained(folder, backend=backend)
     if (other := type(processor.image_processor).__name__) != image_processor:
-        raise ValueError(
+        raise UserError(
             f"captioner.image_processor = {image_processor!r}: here transformers has {found} and {other} for {folder}. "
             f"Pixels of another class make other texts. Install what is missing ({VLM_EXTRA}), or name one of these."
         )
@@ -68,7 +69,7 @@ def _load(folder: Path) -> Any:
         try:
             return _for_stills(_processor_class(folder)).from_pretrained(folder)
         except (ImportError, TypeError, ValueError) as again:
-            raise ValueError(
+            raise UserError(
                 f"{folder}: its processor needs the package {needed or 'torchvision'!r}, which is not installed here. "
                 f"Install it ({VLM_EXTRA}), or let a server read the model (captioner.backend=openai)."
             ) from (again if isinstance(again, ImportError) else error)
@@ -79,7 +80,7 @@ def _processor_class(folder: Path) -> Any:
     name = processor_class(folder)
     found = getattr(transformers, name, None) if name else None
     if found is None:
-        raise ValueError(f"{folder}: transformers has no processor {name!r}")
+        raise UserError(f"{folder}: transformers has no processor {name!r}")
     return found
 
 

@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from hpc.base.errors import UserError
 from recap.engine.settings import WriterConfig
 from recap.model_files import model_folder
 
@@ -20,15 +21,15 @@ _SAID = re.compile(r"Package `(\w+)` is required")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A checkpoint's file of settings; {} where there is none. ValueError where it is no JSON object."""
+    """A checkpoint's file of settings; {} where there is none. UserError where it is no JSON object."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as JSON ({error}). Download the checkpoint again.") from error
+        raise UserError(f"{path} cannot be read as JSON ({error}). Download the checkpoint again.") from error
     if not isinstance(found, dict):
-        raise ValueError(f"{path} holds no JSON object. Download the checkpoint again.")
+        raise UserError(f"{path} holds no JSON object. Download the checkpoint again.")
     return found
 
 
@@ -91,7 +92,7 @@ def settle(writer: WriterConfig, sees: bool) -> None:
         folder = model_folder(writer.model)
         if read_json(folder / "config.json").get("model_type") not in (None, "llava"):
             writer.image_processor = image_processor_class(folder) or None
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, UserError):
         return  # `recap.engine.loadable.check` says what is wrong
 
 

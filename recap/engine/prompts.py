@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from hpc.base.errors import UserError
 from recap.engine.formats import EXAMPLES, Filling, Format, Said, format_name, one_line
 from recap.engine.settings import CaptionerConfig
 
@@ -69,10 +70,10 @@ class Encoder:
 
 def question(chat: Any, prompt: str, images: int = 1, system: str = "") -> str:
     """The text that a user's prompt about images, which stand before its words, becomes by the checkpoint's chat
-    template. chat: the processor, or the tokenizer of a model of texts. ValueError where there is no template."""
+    template. chat: the processor, or the tokenizer of a model of texts. UserError where there is no template."""
     if not getattr(chat, "chat_template", None):
         mark = "{image}\\n" if images else ""
-        raise ValueError(
+        raise UserError(
             "The checkpoint has no chat template: the words around the prompt are unknown. Set captioner.template, "
             f'e.g. "USER: {mark}{{prompt}} ASSISTANT:" for LLaVA-1.5, or "{mark}{{prompt}}" for a plain model.'
         )
@@ -158,7 +159,7 @@ class PromptBook:
     def length(self, name: str) -> int:
         """Largest number of tokens that format `name` can have, image features included."""
         if name not in self._lengths:
-            raise ValueError(
+            raise UserError(
                 f"Format {name!r}: column {self._unbounded(name)[0]} has no budget, so that its prompts have no "
                 "largest length; set one."
             )
@@ -216,7 +217,7 @@ class PromptBook:
     def _ids(self, name: str, shown: Mapping[str, str]) -> list[int]:
         ids = self._encode(self._filled(name, shown)).ids
         if (found := ids.count(self.image_token_id)) != self.image_tokens:
-            raise ValueError(
+            raise UserError(
                 f"Prompt format {name!r} holds the image token {found // max(1, self.image_tokens)} times. "
                 "The chat template must place the image once; set captioner.template to say where."
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from hpc.base.errors import UserError
 from recap.data.addresses import without_credentials
 from recap.engine.chat import ChatServer
 from recap.engine.settings import CaptionerConfig
@@ -54,7 +55,7 @@ def check_served(config: CaptionerConfig) -> str:
     """Ask the endpoints for their models. What is to be told where one cannot say; "" where all is well.
 
     Raises:
-        ValueError: one serves others.
+        UserError: one serves others.
     """
     told = (_check_one(server, config.served_model) for server in _servers(config))
     return "; ".join(filter(None, told))
@@ -66,7 +67,7 @@ def _check_one(server: ChatServer, name: str) -> str:
     except OSError as error:
         return f"{server.address} does not answer from here ({error}); captions wait until it does"
     if models and name not in models:
-        raise ValueError(
+        raise UserError(
             f"captioner.served_model = {name!r}: {server.address} serves {', '.join(sorted(models))}. "
             "Write one of these."
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 
+from hpc.base.errors import UserError
 from hpc.base.fields import execution, semantic
 from recap.data.addresses import without_credentials
 from recap.engine.formats import Format, PromptFormat, asked, check_format
@@ -29,7 +30,9 @@ class ServerConfig:
     a template) is not seen from here: name it in `served_model`."""
 
     command: list[str] = execution(
-        [], "command line, a word an entry; {port}, {model}, {served_model} and {gpus} are filled in. Empty: none"
+        [],
+        "command line, a word an entry; {port}, {gpus} and settings by their names ({model}, {served_model}, {slots}, "
+        "{precision}, ...) are filled in. Empty: none",
     )
     env: dict[str, str] = execution({}, "variables of its environment, beside those of the job")
     health: str = execution("/health", "path that answers 200 when it can be asked")
@@ -157,7 +160,7 @@ def is_execution(config: type, name: str) -> bool:
 
 
 def check(config: CaptionerConfig) -> None:
-    """Raise ValueError for the first setting that cannot work: what is wrong, where, and what to do."""
+    """Raise UserError for the first setting that cannot work: what is wrong, where, and what to do."""
     _check_choices(config)
     _check_numbers(config)
     _check_prompts(config)
@@ -167,8 +170,8 @@ def check(config: CaptionerConfig) -> None:
         raise _problem("model", config.model, "no model is named; set it to a checkpoint folder or a hub name")
 
 
-def _problem(name: str, value: object, advice: str) -> ValueError:
-    return ValueError(f"captioner.{name} = {value!r}: {advice}.")
+def _problem(name: str, value: object, advice: str) -> UserError:
+    return UserError(f"captioner.{name} = {value!r}: {advice}.")
 
 
 def _check_server(config: CaptionerConfig) -> None:
@@ -190,6 +193,9 @@ def _check_server(config: CaptionerConfig) -> None:
         raise _problem(
             "model", config.model, "`server.command` wants {model}; set it to a checkpoint folder or a hub name"
         )
+    for item in fields(WriterConfig):
+        if f"{{{item.name}}}" in words and getattr(config, item.name) is None:
+            raise _problem(item.name, None, f"`server.command` wants {{{item.name}}}; set it")
     if not config.served_name:
         raise _problem("served_model", "", "nothing says which model is served; set `model`, or `served_model`")
     for name in ("start_s", "hang_s"):

@@ -24,6 +24,7 @@ from recap import device as gpu
 from recap.engine.captions import Pending
 from recap.engine.checkpoint import open_checkpoint
 from recap.engine.decode_pool import DecodePool
+from recap.engine.holding import check_put
 from recap.engine.interface import Caption, Request
 from recap.engine.prompts import Prompt
 from recap.engine.sampling import Sampler
@@ -72,8 +73,7 @@ class TransformersEngine:
         return self.pool.room()
 
     def put(self, request: Request) -> None:
-        if request.id in self._pending:
-            raise ValueError(f"Request id {request.id} is already in flight; ids must be unique.")
+        check_put(request, self._pending, self.want())
         self.pool.put(request.id, request.image or b"")
         self._pending[request.id] = Pending(request, self.book.names(request.key))
         self._last_put = time.monotonic()

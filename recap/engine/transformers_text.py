@@ -11,6 +11,7 @@ import torch
 from recap.engine.buckets import Buckets, width_of
 from recap.engine.captions import Pending
 from recap.engine.checkpoint import open_text_checkpoint
+from recap.engine.holding import Holding
 from recap.engine.interface import TOO_LONG, Caption, Request
 from recap.engine.native_text import load_language_model
 from recap.engine.prompts import Prompt
@@ -25,7 +26,7 @@ class _Job:
     prompt: Prompt
 
 
-class TransformersTextEngine:
+class TransformersTextEngine(Holding):
     """See `recap.engine.interface.Engine`."""
 
     def __init__(self, config: CaptionerConfig, device: str) -> None:
@@ -35,28 +36,20 @@ class TransformersTextEngine:
         dtype = choose_dtype(config.precision, self.device)
         self.model = plain(load_language_model(self.checkpoint, dtype).to(self.device))
         self.batch = config.micro_batch or (8 if self.device.type == "cpu" else 32)
-        self._most = config.queue or 8 * self.batch
+        super().__init__(config.queue or 8 * self.batch)
         self._rows: Buckets[int, _Job] = Buckets(self.batch, 4 * self._most, config.partial_wait_s)
-        self._pending: dict[int, Pending] = {}
         self._refused: list[Caption] = []
 
-    def want(self) -> int:
-        return self._most - len(self._pending)
-
     def put(self, request: Request) -> None:
-        if request.id in self._pending:
-            raise ValueError(f"Request id {request.id} is already in flight; ids must be unique.")
-        if self.want() <= 0:
-            raise ValueError("The engine is full: put() was called while want() is 0. Poll first.")
-        pending = Pending(request, self.book.names(request.key))
+        pending = self.hold(request)
         jobs = [_Job(pending, self.book.prompt(name, request.texts, request.key)) for name in pending.names]
         context = self.checkpoint.context
         longest = max(len(job.prompt.ids) + job.prompt.max_tokens for job in jobs)
         if context is not None and longest > context:
             detail = f"{longest:,} tokens with the answer, the model's context is {context:,}"
+            del self._pending[request.id]
             self._refused.append(Caption(request.id, reason=TOO_LONG, detail=detail))
             return
-        self._pending[request.id] = pending
         for job in jobs:
             self._rows.add(width_of(len(job.prompt.ids)), job)
 
@@ -92,11 +85,4 @@ class TransformersTextEngine:
             input_ids=ids.to(self.device), attention_mask=mask.to(self.device),
         )  # fmt: skip
         made = zip(jobs, new[: len(jobs)], strict=True)  # rows behind the jobs fill up the batch
-        return [caption for job, row in made if (caption := self._finish(job, row))]
-
-    def _finish(self, job: _Job, ids: list[int]) -> Caption | None:
-        prompt = job.prompt
-        caption = job.pending.write(prompt.format, ids, prompt.max_tokens, self.checkpoint, self.config.trim)
-        if caption:
-            del self._pending[caption.id]
-        return caption
+        return [caption for job, row in made if (caption := self.finish(job, row))]

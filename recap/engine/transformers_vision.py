@@ -18,11 +18,13 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText
 
+from hpc.base.errors import UserError
 from recap.data.images import BadImage, EncodedImage
 from recap.data.memory import Memory
 from recap.engine.buckets import Buckets, width_of
 from recap.engine.captions import Pending
 from recap.engine.checkpoint import open_vision_checkpoint
+from recap.engine.holding import Holding
 from recap.engine.interface import REFUSED, TOO_LONG, Caption, Request
 from recap.engine.prompts import Prompt
 from recap.engine.sampling import Sampler
@@ -41,7 +43,7 @@ class _Row:
     inputs: Inputs
 
 
-class TransformersVisionEngine:
+class TransformersVisionEngine(Holding):
     """See `recap.engine.interface.Engine`."""
 
     def __init__(self, config: CaptionerConfig, device: str) -> None:
@@ -56,23 +58,15 @@ class TransformersVisionEngine:
         model = AutoModelForImageTextToText.from_pretrained(self.checkpoint.folder, dtype=self.dtype)
         self.model = plain(model.to(self.device))
         self.batch = config.micro_batch or (4 if self.device.type == "cpu" else 8)
-        self._most = config.queue or 8 * self.batch
+        super().__init__(config.queue or 8 * self.batch)
         self._rows: Buckets[tuple[Any, ...], _Row] = Buckets(self.batch, 4 * self._most, config.partial_wait_s)
-        self._pending: dict[int, Pending] = {}
         self._memory = Memory(int(config.decode_memory_gb * 2**30))
         self._threads = ThreadPoolExecutor(max_workers=max(1, config.decode_workers))
         self._prepared: queue.SimpleQueue[list[_Row] | Caption | Exception] = queue.SimpleQueue()
         self._preparing = 0
 
-    def want(self) -> int:
-        return self._most - len(self._pending)
-
     def put(self, request: Request) -> None:
-        if request.id in self._pending:
-            raise ValueError(f"Request id {request.id} is already in flight; ids must be unique.")
-        if self.want() <= 0:
-            raise ValueError("The engine is full: put() was called while want() is 0. Poll first.")
-        pending = self._pending[request.id] = Pending(request, self.book.names(request.key))
+        pending = self.hold(request)
         self._preparing += 1
         self._threads.submit(self._prepare_safely, pending)
 
@@ -152,7 +146,7 @@ class TransformersVisionEngine:
         """Every format with a grey image, so that what suits no image is said before the first, not of each.
 
         Raises:
-            ValueError: the processor refuses it.
+            UserError: the processor refuses it.
         """
         image = Image.new("RGB", (224, 224), (127, 127, 127))
         for name in self.book.formats:
@@ -160,7 +154,7 @@ class TransformersVisionEngine:
             try:
                 self._inputs(name, text, image)
             except Exception as error:
-                raise ValueError(
+                raise UserError(
                     f"{self.checkpoint.folder}: its processor cannot take an image with the prompt of format {name!r} "
                     f"({type(error).__name__}: {error}). Correct captioner.template, or the files of the processor."
                 ) from error
@@ -201,11 +195,4 @@ class TransformersVisionEngine:
             self.model, sampler, torch.stack(numbers), self.checkpoint.eos, config.max_tokens, config.beams, **inputs
         )
         made = zip(rows, new[: len(rows)], strict=True)
-        return [caption for row, ids in made if (caption := self._finish(row, ids))]
-
-    def _finish(self, row: _Row, ids: list[int]) -> Caption | None:
-        prompt = row.prompt
-        caption = row.pending.write(prompt.format, ids, prompt.max_tokens, self.checkpoint, self.config.trim)
-        if caption:
-            del self._pending[caption.id]
-        return caption
+        return [caption for row, ids in made if (caption := self.finish(row, ids))]

@@ -22,6 +22,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from hpc.base.errors import UserError
 from recap.data.images import BadImage, EncodedImage
 from recap.data.memory import Memory
 from recap.engine.asynchronous import AsynchronousEngine
@@ -57,7 +58,7 @@ class VllmEngine(AsynchronousEngine):
             asynchronous = importlib.import_module("vllm.v1.engine.async_llm")
             self._parameters = importlib.import_module("vllm.sampling_params")
         except ImportError as error:
-            raise ValueError(
+            raise UserError(
                 f"captioner.backend = 'vllm': vLLM cannot be imported ({error}). Install it in this environment, "
                 "or use backend=native, or backend=openai with a vLLM server."
             ) from error
@@ -174,12 +175,12 @@ def _open(config: CaptionerConfig) -> Checkpoint | VisionCheckpoint | TextCheckp
 
 
 def check_names(folder: Path) -> None:
-    """Raise ValueError for weight names that vLLM does not read (transformers 5 writes them)."""
+    """Raise UserError for weight names that vLLM does not read (transformers 5 writes them)."""
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
             flat = any(_vllm_name(name) != name for name in file.keys())  # noqa: SIM118 - not a dictionary
         if flat:
-            raise ValueError(
+            raise UserError(
                 f"{folder}: vLLM does not read the weight names of transformers 5. Make a copy that both read: "
                 f"python -m recap.engine.vllm_backend {folder} TARGET"
             )

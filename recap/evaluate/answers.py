@@ -42,7 +42,7 @@ class Answerer:
         """Token ids of a question about so many images."""
         try:
             return self._encode(question(self._processor, prompt, images)).ids
-        except ValueError as error:
+        except (UserError, ValueError) as error:
             raise UserError(f"evaluate: {error}") from error
 
     def ask(self, prompt: str, images: Sequence[Image.Image], max_tokens: int = 128) -> str:

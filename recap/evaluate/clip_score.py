@@ -81,7 +81,7 @@ class TransformersEncoder:
             self.tokenizer = AutoTokenizer.from_pretrained(folder)
             processor = AutoImageProcessor.from_pretrained(folder)
             self._geometry = geometry_of(processor, model.config.vision_config.image_size, None)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, UserError) as error:
             raise UserError(f"evaluate: the CLIP in {folder} cannot be opened: {str(error)[:300]}") from error
         if loading["missing_keys"]:  # transformers would go on with random weights
             raise UserError(

@@ -54,7 +54,7 @@ class GenerateOperator(RowsJob, Writing):
             for form in config.formats.values():
                 if (e := form.examples) is not None:
                     bank_of(e.file, e.count, e.text, e.between)
-        except ValueError as error:
+        except (UserError, ValueError) as error:
             raise self.refused(error) from error
         self._check_fields()
         self._text = TextMember.named(config.data.text)

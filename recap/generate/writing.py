@@ -80,7 +80,7 @@ class Writing:
         self.asking, self._section, self._placeholders = asking, section, placeholders
         try:
             check(asking)
-        except ValueError as error:
+        except UserError as error:
             raise self.refused(error) from error
         self._sees = asking.sees
         forms = asking.asks().values()
@@ -106,7 +106,7 @@ class Writing:
         """UserError unless the model's files can be what is wanted, as far as small files tell."""
         try:
             loadable.check(self.asking)
-        except (FileNotFoundError, ValueError) as error:
+        except (FileNotFoundError, UserError) as error:
             raise self.refused(error) from error
 
     def placeholders_digest(self) -> dict[str, str]:
@@ -134,7 +134,7 @@ class Writing:
     def _ask_endpoint(self) -> str:
         try:
             return check_served(self.asking)
-        except ValueError as error:
+        except UserError as error:
             raise self.refused(error) from error
 
     def made_by(self) -> dict[str, Any]:

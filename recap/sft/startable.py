@@ -30,9 +30,9 @@ def check(config: SftConfig) -> None:
         folder = model_folder(config.model)
         about = json.loads((folder / "config.json").read_text())
         if (kind := about.get("model_type")) not in ("llava", "llava_llama"):
-            raise ValueError(f"{folder}: model type {kind!r} cannot be fine-tuned; recap.sft.assemble makes a 'llava'.")
+            raise UserError(f"{folder}: model type {kind!r} cannot be fine-tuned; recap.sft.assemble makes a 'llava'.")
         loadable.check(CaptionerConfig(model=str(folder), template="{image}{prompt}"))
-    except (FileNotFoundError, ValueError) as error:
+    except (FileNotFoundError, ValueError, UserError) as error:
         raise UserError(f"config: `model`: {error}") from error
     _check_tokenizer(config, folder)
     _check_length(config, about)

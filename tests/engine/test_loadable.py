@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from hpc import launch
-from hpc.base.errors import Exit
+from hpc.base.errors import Exit, UserError
 from recap.engine import CaptionerConfig, loadable
 
 DEMO = Path(__file__).resolve().parents[2] / "recap/demo/captioner"
@@ -91,7 +91,7 @@ def test_a_processor_without_torchvision(tmp_path: Path, monkeypatch: pytest.Mon
         sam = {**about, "image_processor_type": "Sam2ImageProcessor"}
         (tmp_path / "preprocessor_config.json").write_text(json.dumps(sam))
         with pytest.raises(
-            ValueError, match=r"processor \(Qwen2VLProcessor, Sam2ImageProcessor\) needs the package 'torchvision'"
+            UserError, match=r"processor \(Qwen2VLProcessor, Sam2ImageProcessor\) needs the package 'torchvision'"
         ):
             loadable.check(settings)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(about))

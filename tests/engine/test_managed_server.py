@@ -17,7 +17,7 @@ import pytest
 
 from benchmarks.random_captioner import photo
 from hpc import launch
-from hpc.base.errors import Exit
+from hpc.base.errors import Exit, UserError
 from hpc.run.published import Published
 from recap.demo import CAPTIONER
 from recap.engine import Caption, CaptionerConfig, Request, load_engine, managed_server
@@ -123,11 +123,11 @@ def test_one_that_never_gets_healthy_names_its_log(control: Path, monkeypatch: p
     monkeypatch.setenv("HPC_LOG", str(control / "slot_0.log"))
     (control / "unhealthy").write_text("always")
     with pytest.raises(
-        ValueError, match=r"was not healthy within .*start_s=3 s. Its log: .*slot_0.server-\d+.log"
+        UserError, match=r"was not healthy within .*start_s=3 s. Its log: .*slot_0.server-\d+.log"
     ) as told:
         load_engine(settings(control, start_s=3.0))
     assert "scripted server:" in str(told.value) or not pids(control)
-    with pytest.raises(ValueError, match=r"ended with 127 before it was healthy.*no-such-server"):
+    with pytest.raises(UserError, match=r"ended with 127 before it was healthy.*no-such-server"):
         load_engine(settings(control, command=["no-such-server", "--port", "{port}"]))
 
 

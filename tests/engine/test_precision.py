@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from benchmarks.random_captioner import Shape, photo
+from hpc.base.errors import UserError
 from recap.engine import CaptionerConfig, Request, load_engine
 from recap.engine.agreement import compare, read_images
 from recap.engine.checkpoint import open_checkpoint
@@ -40,7 +41,7 @@ def test_fp8_is_refused_where_the_gpu_has_none(
         if fits:
             check_precision(config, gpu)
         else:
-            with pytest.raises(ValueError, match="NVIDIA A100 has no fp8; use bf16 and auto"):
+            with pytest.raises(UserError, match="NVIDIA A100 has no fp8; use bf16 and auto"):
                 check_precision(config, gpu)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from hpc import launch
-from hpc.base.errors import Exit
+from hpc.base.errors import Exit, UserError
 from hpc.run.published import Published
 from recap import export
 from recap.engine import CaptionerConfig
@@ -56,7 +56,7 @@ def test_the_server_says_what_it_is(server: str) -> None:
     assert in_words(made) == f"llava at {server} (max_model_len 4096, owned_by vllm)"
     assert check_served(config) == ""
     config.served_model = "another"
-    with pytest.raises(ValueError, match=r"serves llava\. Write one of these"):
+    with pytest.raises(UserError, match=r"serves llava\. Write one of these"):
         check_served(config)
     config.endpoint = ["http://127.0.0.1:9/v1"]
     assert "does not answer from here" in check_served(config)

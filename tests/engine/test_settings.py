@@ -15,6 +15,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from hpc import config as configs
+from hpc.base.errors import UserError
 from recap.engine import CaptionerConfig, PromptFormat, check
 from recap.engine.checkpoint import open_checkpoint
 from recap.engine.identity import captioner_identity
@@ -52,7 +53,7 @@ def test_every_field_has_help_and_omegaconf_reads_them() -> None:
 )
 def test_settings_that_cannot_work_say_so(changes: dict[str, object]) -> None:
     check(CaptionerConfig(model="x"))
-    with pytest.raises(ValueError, match=r"^captioner\.\w+.* = .*: .*; .*\.$|^captioner\.\w+.*needs .*"):
+    with pytest.raises(UserError, match=r"^captioner\.\w+.* = .*: .*; .*\.$|^captioner\.\w+.*needs .*"):
         check(replace(CaptionerConfig(model="x"), **changes))  # type: ignore[arg-type]
 
 

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from benchmarks.random_captioner import photo
 from benchmarks.random_writer import make
 from hpc import config as configs
+from hpc.base.errors import UserError
 from recap.demo import smollm2
 from recap.engine import Caption, CaptionerConfig, Format, Request, load_engine, loadable
 from recap.engine.checkpoint import open_text_checkpoint
@@ -155,7 +156,7 @@ def test_beams(writer: Path) -> None:
 
 def test_prompts_longer_than_the_context(writer: Path, tmp_path: Path) -> None:
     small = make(tmp_path, context=200)
-    with pytest.raises(ValueError, match=r"need 315 tokens, and the context of .* has 200"):
+    with pytest.raises(UserError, match=r"need 315 tokens, and the context of .* has 200"):
         load_engine(config(small, max_tokens=120))
     form = Format("Say {alt}", image=False)
     asked = [Request(i, None, {"alt": "flag " * (300 if i == 1 else 3)}, str(i)) for i in range(3)]
@@ -166,9 +167,9 @@ def test_prompts_longer_than_the_context(writer: Path, tmp_path: Path) -> None:
 
 def test_models_that_do_not_fit_are_said(writer: Path, tiny: Callable[..., Path], tmp_path: Path) -> None:
     shown = config(writer, prompts={"f": Format("x")})
-    with pytest.raises(ValueError, match="sees no images"):
+    with pytest.raises(UserError, match="sees no images"):
         loadable.check(shown)
-    with pytest.raises(ValueError, match="no causal language model"):
+    with pytest.raises(UserError, match="no causal language model"):
         (tmp_path / "config.json").write_text('{"model_type": "t5", "is_encoder_decoder": true}')
         (tmp_path / "model.safetensors").touch()
         loadable.check(config(tmp_path))
@@ -182,9 +183,9 @@ def test_a_template_without_a_place_for_the_image(tiny: Callable[..., Path], tmp
     (tmp_path / "chat_template.jinja").unlink()
     template = "{% for m in messages %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endfor %}"
     (tmp_path / "chat_template.jinja").write_text(template)
-    with pytest.raises(ValueError, match="chat template has no place for an image"):
+    with pytest.raises(UserError, match="chat template has no place for an image"):
         loadable.check(CaptionerConfig(model=str(tmp_path)))
-    with pytest.raises(ValueError, match="holds the image token 0 times"):
+    with pytest.raises(UserError, match="holds the image token 0 times"):
         load_engine(CaptionerConfig(model=str(tmp_path), decode_workers=0))
     assert run(config(tmp_path), requests(2))[0].text
 

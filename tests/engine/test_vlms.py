@@ -17,7 +17,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from benchmarks.random_captioner import photo
 from hpc import launch
-from hpc.base.errors import Exit
+from hpc.base.errors import Exit, UserError
 from hpc.run.published import Published
 from recap.caption.operator import CaptionConfig
 from recap.engine import CaptionerConfig, PromptFormat, Request, load_engine, loadable, processor_files
@@ -133,7 +133,7 @@ def test_an_image_that_the_processor_refuses(vlm: Callable[[str], Path]) -> None
     engine.close()
     assert found[1].reason == REFUSED and "aspect ratio" in found[1].detail and not found[1].transient
     assert found[0].tokens == found[2].tokens == 3
-    with pytest.raises(ValueError, match=r"format '' holds the image token 3 times"):
+    with pytest.raises(UserError, match=r"format '' holds the image token 3 times"):
         load_engine(CaptionerConfig(model=str(vlm("llava_next")), backend="transformers", prompt="<image> <image>"))
 
 
@@ -152,7 +152,7 @@ def test_the_pillow_class_on_request_is_part_of_the_identity(vlm: Callable[[str]
     own = Own(folder, load_processor(folder, "Qwen2VLImageProcessorPil"))
     assert type(own.processor.image_processor).__name__ == "Qwen2VLImageProcessorPil"
     assert [found[i].text for i in range(3)] == [own.text(photo(i)) for i in range(3)]
-    with pytest.raises(ValueError, match=r"image_processor = 'Other'.*Qwen2VLImageProcessor"):
+    with pytest.raises(UserError, match=r"image_processor = 'Other'.*Qwen2VLImageProcessor"):
         load_processor(folder, "Other")
 
 

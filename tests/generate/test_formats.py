@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from hpc.base.errors import UserError
 from recap.engine import CaptionerConfig, Format, PromptFormat, check
 from recap.engine.formats import EXAMPLES, Examples, Filling, Places, asked, one_line, said, shuffled
 
@@ -65,12 +66,12 @@ def test_examples_are_drawn_by_key_without_repeats(tmp_path: Path) -> None:
         assert all(len(set(fill(form, str(key), alt="x").split("\n"))) == 4 for key in range(50))
         assert fill(form, "7", alt="x") == fill(form, "7", alt="x") and len(seen) == min(count, len(seen))
         assert len(seen) > 5 and max(seen.values()) < 300
-    with pytest.raises(ValueError, match="holds 6; add some, or lower it"):
+    with pytest.raises(UserError, match="holds 6; add some, or lower it"):
         Filling("f", Format("{examples}", examples=Examples(str(tmp_path / "6.jsonl"), count=7)), 0)
     (tmp_path / "bad.jsonl").write_text('{"source": "a"}\n')
-    with pytest.raises(ValueError, match="line 1: not an object with the keys"):
+    with pytest.raises(UserError, match="line 1: not an object with the keys"):
         Filling("f", Format("{examples}", examples=Examples(str(tmp_path / "bad.jsonl"), count=1)), 0)
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(UserError, match="cannot be read"):
         Filling("f", Format("{examples}", examples=Examples(str(tmp_path / "none.jsonl"))), 0)
 
 
@@ -98,5 +99,5 @@ def test_names_of_answers() -> None:
     ],
 )
 def test_what_cannot_work_is_said(changes: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         check(CaptionerConfig(**({"model": "m"} | changes)))

@@ -9,6 +9,7 @@ import pytest
 from hpc import launch
 from hpc.base.errors import Exit
 from hpc.config import ClusterConfig
+from hpc.config.devices import devices
 from hpc.map import machine
 
 
@@ -21,7 +22,7 @@ def test_given_devices_are_split_and_never_renumbered(given: str, monkeypatch: p
     ids = given.split(",")
     for each in (1, 2, 4):
         cluster = ClusterConfig(gpus_per_node=4, gpus_per_engine=each)
-        seen = [device["CUDA_VISIBLE_DEVICES"] for device in machine.devices(cluster)]
+        seen = [device["CUDA_VISIBLE_DEVICES"] for device in devices(cluster)]
         assert seen == [",".join(ids[at : at + each]) for at in range(0, 4, each)]
         assert len(seen) == machine.engines(cluster) == cluster.workers_per_node
         assert len(seen) * machine.counted(cluster) == cluster.devices_per_node == 4  # hours count GPUs
@@ -29,10 +30,10 @@ def test_given_devices_are_split_and_never_renumbered(given: str, monkeypatch: p
 
 def test_without_a_word_of_slurm_they_are_numbered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    found = machine.devices(ClusterConfig(gpus_per_node=4, gpus_per_engine=2))
+    found = devices(ClusterConfig(gpus_per_node=4, gpus_per_engine=2))
     assert [device["CUDA_VISIBLE_DEVICES"] for device in found] == ["0,1", "2,3"]
     cpu = ClusterConfig(engines_per_node=3)
-    assert len(list(machine.devices(cpu))) == machine.engines(cpu) == cpu.devices_per_node == 3
+    assert len(list(devices(cpu))) == machine.engines(cpu) == cpu.devices_per_node == 3
 
 
 @pytest.mark.parametrize(

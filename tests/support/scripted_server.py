@@ -5,6 +5,9 @@
 DIR/unhealthy (a number: so many refusals of /health, or `always`), DIR/failing (answers 500 while it is there),
 DIR/hanging (answers nobody while it is there). It writes its number, and that of a process in a session of its own
 which ignores SIGTERM, as files in DIR/pids.
+
+With --surface NAME --seed N --sizes 5,4 --at I,J it answers as many requests a second as that surface says at that
+point, counted from 1 (tests.support.surfaces), and runs out of memory before it is healthy where that says so.
 """
 
 from __future__ import annotations
@@ -19,6 +22,9 @@ import sys
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Lock
+
+from tests.support.surfaces import surface
 
 _STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(600)"
 
@@ -32,7 +38,12 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--control", type=Path, required=True)
+    parser.add_argument("--surface", default="")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--sizes", default="")
+    parser.add_argument("--at", default="")
     args, _ = parser.parse_known_args()
+    busy_s, busy = _busy_s(args), Lock()
     control: Path = args.control
     refused = 0
     (control / "pids").mkdir(parents=True, exist_ok=True)
@@ -54,6 +65,9 @@ def main() -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             while (control / "hanging").exists():
                 time.sleep(0.02)
+            if busy_s:
+                with busy:  # one after another, as a GPU works
+                    time.sleep(busy_s)
             if (control / "failing").exists():
                 self._say(500, b"switched off")
                 return
@@ -75,6 +89,18 @@ def main() -> None:
     (control / "pids" / f"server-{args.port}").write_text(str(os.getpid()))
     print("scripted server:", *sys.argv[1:], flush=True)  # noqa: T201 - its log
     server.serve_forever()
+
+
+def _busy_s(args: argparse.Namespace) -> float:
+    """Seconds that a request takes; ends the process where memory does not suffice."""
+    if not args.surface:
+        return 0.0
+    sizes, at = (tuple(map(int, text.split(","))) for text in (args.sizes, args.at))
+    rate = surface(args.surface, args.seed, sizes)[tuple(number - 1 for number in at)]
+    if rate is None:
+        print("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.", flush=True)  # noqa: T201
+        sys.exit(1)
+    return 1.0 / rate
 
 
 if __name__ == "__main__":

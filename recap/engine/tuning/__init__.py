@@ -1,0 +1,1 @@
+"""Tuning: trials of a job's settings on real samples. See recap.engine.tune."""
