@@ -87,8 +87,8 @@ def test_what_is_no_grid_and_what_a_launch_would_refuse(tmp_path: Path, capsys: 
     assert grid.values == {"a": [1, 2, 4], "b": ["fp8", "bf16"]} and grid.axes.ordered == (True, False)
     assert grid.changes((2, 1)) == {"a": 4, "b": "bf16"}
     job = configs.check(job_tree(tmp_path), "job")
-    none: dict[str, Any] = {}
-    for wrong in (none, {"a": 3}, {"a": []}, {"a": list(range(50)), "b": list(range(50))}):
+    mistakes: list[dict[str, Any]] = [{}, {"a": 3}, {"a": []}, {"a": list(range(50)), "b": list(range(50))}]
+    for wrong in mistakes:
         with pytest.raises(UserError, match="tune: grid"):
             Grid.checked(wrong)
     for changes, told in (
