@@ -13,6 +13,7 @@ import io
 import json
 import os
 import socket
+import threading
 import time
 import urllib.parse
 from collections.abc import Callable
@@ -79,6 +80,7 @@ class ChatServer:
         if url.scheme not in ("http", "https") or not url.hostname:
             raise UserError(f"endpoint: {endpoint!r} is no http URL. {example}")
         self._url, self._key_env, self._timeout_s = url, key_env, timeout_s
+        self._kept = threading.local()
 
     def ask(self, body: bytes, tries: int = TRIES, noticed: Callable[[NoAnswer], object] = lambda error: None) -> bytes:
         """The body of a good answer to a chat completion request.
@@ -134,13 +136,36 @@ class ChatServer:
         return self._request("POST", "/chat/completions", body, self._timeout_s)
 
     def _request(self, method: str, path: str, body: bytes | None, timeout_s: float) -> tuple[int, bytes, float]:
-        kind = http.client.HTTPSConnection if self._url.scheme == "https" else http.client.HTTPConnection
-        end = time.monotonic() + timeout_s
-        connection = kind(self._url.netloc, timeout=timeout_s)
-        connection.response_class = partial(_TimedResponse, end)  # type: ignore[assignment]
         headers = {"Content-Type": "application/json"}
         if key := os.environ.get(self._key_env, "").strip():  # http.client would show one that ends in a line break
             headers["Authorization"] = f"Bearer {key}"
+        connection, used = self._connection(timeout_s)
+        try:
+            return self._exchange(connection, timeout_s, method, path, body, headers)
+        except (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError):
+            if not used:
+                raise
+        connection, _ = self._connection(timeout_s)  # the server had let the old one go
+        return self._exchange(connection, timeout_s, method, path, body, headers)
+
+    def _connection(self, timeout_s: float) -> tuple[http.client.HTTPConnection, bool]:
+        """This thread's connection, and whether it has had answers: one that is kept spares the server and us its
+        opening, a millisecond or more.
+        """
+        kept: http.client.HTTPConnection | None = getattr(self._kept, "connection", None)
+        if kept is not None and kept.sock is not None:
+            kept.sock.settimeout(timeout_s)
+            return kept, True
+        kind = http.client.HTTPSConnection if self._url.scheme == "https" else http.client.HTTPConnection
+        self._kept.connection = made = kind(self._url.netloc, timeout=timeout_s)
+        return made, False
+
+    def _exchange(
+        self, connection: http.client.HTTPConnection, timeout_s: float, method: str, path: str, body: bytes | None,
+        headers: dict[str, str],
+    ) -> tuple[int, bytes, float]:  # fmt: skip
+        end, whole = time.monotonic() + timeout_s, False
+        connection.response_class = partial(_TimedResponse, end)  # type: ignore[assignment]
         try:
             connection.request(method, self._url.path.rstrip("/") + path, body, headers)
             with connection.getresponse() as response:
@@ -149,9 +174,11 @@ class ChatServer:
                     raise NoAnswer("server: answer too long", f"more than {LONGEST_ANSWER:,} bytes", transient=False)
                 if response.length:
                     raise http.client.IncompleteRead(answer, response.length)
+                whole = True
                 return response.status, answer, _seconds(response.headers.get("Retry-After", ""))
         finally:
-            connection.close()
+            if not whole:
+                connection.close()
 
     def _without_key(self, text: str) -> str:
         key = os.environ.get(self._key_env, "").strip()
@@ -208,12 +235,21 @@ def read_choice(answer: bytes) -> Choice:
         raise NoAnswer(UNREADABLE, detail, transient=True) from error
 
 
-def user_message(image: bytes | None, text: str) -> dict[str, Any]:
-    """A message of an image file, sent as it is, and a text; of the text alone where there is no image."""
+def data_url(image: bytes) -> str:
+    """An image file, sent as it is."""
+    kind = next((name for magic, name in _MEDIA.items() if image.startswith(magic)), "jpeg")
+    return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
+
+
+def user_message(image: bytes | str | None, text: str) -> dict[str, Any]:
+    """A message of an image and a text; of the text alone where there is no image.
+
+    Args:
+        image: a file, or its `data_url`, which several messages may share.
+    """
     if image is None:
         return {"role": "user", "content": text}
-    kind = next((name for magic, name in _MEDIA.items() if image.startswith(magic)), "jpeg")
-    url = f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
+    url = image if isinstance(image, str) else data_url(image)
     return {
         "role": "user",
         "content": [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": text}],

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,7 @@ from recap.data.images import BadImage, EncodedImage
 from recap.data.memory import Memory
 from recap.engine.asynchronous import AsynchronousEngine
 from recap.engine.captions import Pending, trim_to_sentence
-from recap.engine.chat import ChatServer, NoAnswer, read_choice, user_message
+from recap.engine.chat import ChatServer, NoAnswer, data_url, read_choice, user_message
 from recap.engine.fleet import Fleet
 from recap.engine.formats import EXAMPLES, Filling, format_name, one_line, request_seed
 from recap.engine.interface import Caption, Request
@@ -30,12 +31,15 @@ from recap.engine.managed_server import ManagedServer
 from recap.engine.outage import Outage
 from recap.engine.settings import CaptionerConfig
 
+_AHEAD = 8  # requests that are ready beside those in flight, or one in so many of these
+
 CHANGED = "server: its model changed"
 """How the reason of a shard begins that is stopped: its rows would be of two models."""
 
 
 class EndpointEngine(AsynchronousEngine):
-    """One HTTP request a caption, `window` at a time, over as many connections."""
+    """One HTTP request a caption, `window` at a time, over as many connections; a few more are made ready meanwhile, so
+    that an answer makes room for a request that need only be sent."""
 
     def __init__(self, config: CaptionerConfig) -> None:
         self.config = config
@@ -49,13 +53,14 @@ class EndpointEngine(AsynchronousEngine):
         self._served, self._lock = "", threading.Lock()  # what the model is called by its first answer
         # Blocking connections in threads: the work is waiting, and http.client needs no dependency.
         self._outage = Outage(self._probe)
-        self._threads = ThreadPoolExecutor(max_workers=min(config.window, 256))
+        self._threads = ThreadPoolExecutor(max_workers=config.window)
+        self._preparing = ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0)))
         if config.server.command:
             self._managed = ManagedServer(
                 config, lambda url: self._fleet.replace(self._chat(url)), lambda: bool(self._outage.waiting)
             )
             self._managed.start()
-        super().__init__(config.window)
+        super().__init__(config.window + max(_AHEAD, config.window // _AHEAD))
 
     def _chat(self, url: str) -> ChatServer:
         return ChatServer(url, self.config.endpoint_key_env, self.config.endpoint_timeout_s)
@@ -67,7 +72,13 @@ class EndpointEngine(AsynchronousEngine):
 
     async def caption(self, request: Request) -> Caption:
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self._caption, request)
+        picture, note = None, ""
+        if self.config.sees:
+            try:
+                picture, note = await loop.run_in_executor(self._preparing, self._picture, request.image or b"")
+            except BadImage as error:
+                return Caption(request.id, reason=error.reason, detail=error.detail)
+        return await loop.run_in_executor(self._threads, self._caption, request, picture, note)
 
     @property
     def waiting(self) -> str:
@@ -78,29 +89,28 @@ class EndpointEngine(AsynchronousEngine):
         self._outage.close()
         if self._managed is not None:
             self._managed.close()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._preparing, self._threads):
+            pool.shutdown(wait=False, cancel_futures=True)
 
-    def _caption(self, request: Request) -> Caption:
-        image, note = None, ""
-        if self.config.sees:
-            try:
-                encoded = EncodedImage(request.image or b"", self.config.max_pixels)
-                with self._memory.lent(encoded.cost):
-                    image, note = encoded.portable(), encoded.note
-            except BadImage as error:
-                return Caption(request.id, reason=error.reason, detail=error.detail)
+    def _picture(self, image: bytes) -> tuple[str, str]:
+        """What all requests about an image show, made once, and what is odd about it. BadImage where it is damaged."""
+        encoded = EncodedImage(image, self.config.max_pixels)
+        with self._memory.lent(encoded.cost):
+            return data_url(encoded.portable()), encoded.note
+
+    def _caption(self, request: Request, picture: str | None, note: str) -> Caption:
         pending = Pending(request, self.config.names(request.key), note=note)
         whole = None
         for name in pending.names:  # one after another: other requests keep the server busy
-            answer = self._answer(request, image, name)
+            answer = self._answer(request, picture, name)
             if answer.reason:
                 return answer
             whole = pending.add(answer)
         assert whole is not None
         return whole
 
-    def _answer(self, request: Request, image: bytes | None, name: str) -> Caption:
-        body = json.dumps(self._body(request, image, name)).encode()
+    def _answer(self, request: Request, picture: str | None, name: str) -> Caption:
+        body = json.dumps(self._body(request, picture, name)).encode()
         while True:
             since = time.monotonic()
             try:
@@ -122,11 +132,11 @@ class EndpointEngine(AsynchronousEngine):
         body = {"model": self.config.served_name, "max_tokens": 1, "messages": messages, "temperature": 0.0}
         self._fleet.ask(json.dumps(body).encode(), lambda error: None, tries=1)
 
-    def _body(self, request: Request, image: bytes | None, name: str) -> dict[str, Any]:
+    def _body(self, request: Request, picture: bytes | str | None, name: str) -> dict[str, Any]:
         filling = self._filling[format_name(name)]
         form = filling.form
         messages = [{"role": "system", "content": form.system}] if form.system else []
-        messages.append(user_message(image, self._text(filling, request)))
+        messages.append(user_message(picture, self._text(filling, request)))
         body: dict[str, Any] = {
             "model": self.config.served_name,
             "max_tokens": form.max_tokens or self.config.max_tokens,

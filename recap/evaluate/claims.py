@@ -8,10 +8,8 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from hpc.base.errors import UserError
-from recap.data.headers import plain
 from recap.evaluate.intervals import Mean, bootstrap_mean, bootstrap_ratio
 from recap.evaluate.judged import Judged
 from recap.evaluate.text_sets import Sample
@@ -46,7 +44,7 @@ def of(facts: Judged, verified: Judged) -> Claims:
         facts: the run that took the captions apart. verified: the run that asked about each claim.
     """
     verdicts = verdicts_of(facts, verified)
-    said = {sample: len(row["facts"]) for sample, row in samples_of(facts).items()}
+    said = {sample: len(row["facts"]) for sample, row in facts.of_rows().items()}
     counted = [Counter(verdicts.get(sample, {}).values()) for sample in said]
     nothing = [0] * facts.empty
     return Claims(
@@ -57,14 +55,9 @@ def of(facts: Judged, verified: Judged) -> Claims:
     )
 
 
-def samples_of(run: Judged) -> dict[Sample, dict[str, Any]]:
-    """The rows of a run of samples, by shard and key."""
-    return {(row["shard"], plain(row["key"])): row for row in run.rows}
-
-
 def verdicts_of(facts: Judged, verified: Judged) -> dict[Sample, dict[int, str]]:
     """A sample's verdicts, by the number of the claim. UserError where a claim is of none of the captions."""
-    known = samples_of(facts)
+    known = facts.of_rows()
     found: dict[Sample, dict[int, str]] = {}
     for sample, rows in verified.of_samples().items():
         for row in rows:

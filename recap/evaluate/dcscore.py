@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from hpc.base.errors import UserError
-from recap.evaluate.claims import number_of, samples_of
+from recap.evaluate.claims import number_of
 from recap.evaluate.intervals import Mean, bootstrap_mean
 from recap.evaluate.judged import Judged, name_of
 from recap.evaluate.text_sets import Sample, TextSet, joined
@@ -95,7 +95,7 @@ def of(facts: Judged, verified: Judged, matched: Judged, references: TextSet) ->
     Raises:
         UserError: the runs are not of one another.
     """
-    own = samples_of(facts)
+    own = facts.of_rows()
     right, match = _answers(verified, "verdict", own, facts), _answers(matched, "match", own, facts)
     names, wanted = joined(facts.named(), references)
     back = {name_of(sample): sample for sample in facts.samples()}

@@ -7,6 +7,7 @@ captions do, and answers are kept. A metric is a function of its rows.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,9 +57,13 @@ class Judged:
         """Shard and key of all rows that were asked about, with a verdict or without."""
         return [*((row["shard"], plain(row["key"])) for row in self.rows), *sorted(self.empties), *sorted(self.lost)]
 
-    def named(self) -> TextSet:
-        """The samples as a set of texts, which joins them with another's: each one's text is its name."""
-        texts = {sample: [name_of(sample)] for sample in self.samples()}
+    def of_rows(self) -> dict[Sample, dict[str, Any]]:
+        """The rows of a run of samples, by shard and key."""
+        return {(row["shard"], plain(row["key"])): row for row in self.rows}
+
+    def named(self, samples: Iterable[Sample] = ()) -> TextSet:
+        """All samples, or some, as a set of texts, which joins them with another's: each one's text is its name."""
+        texts = {sample: [name_of(sample)] for sample in samples or self.samples()}
         return TextSet(self.run, texts, {sample: found for sample, found in self.digests.items() if sample in texts})
 
     @property

@@ -8,7 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from hpc.base.errors import UserError
-from recap.evaluate import battles, claims, crosscheck, dcscore, hallucinated, judged, rating, text_sets, vdcscore
+from recap.evaluate import (
+    battles,
+    capture,
+    claims,
+    crosscheck,
+    dcscore,
+    hallucinated,
+    judged,
+    rating,
+    text_sets,
+    vdcscore,
+)
+from recap.evaluate.wordnet import WordNet
 
 Found = dict[str, Any]
 Measure = Callable[[argparse.Namespace], Found]
@@ -109,6 +121,18 @@ def _crosscheck(args: argparse.Namespace) -> Found:
     return {"metrics": {"CrossCheck": found.score} | found.each, "account": {"sentences": found.sentences} | account}
 
 
+def _capture(args: argparse.Namespace) -> Found:
+    run = judged.read(args.graphs, capture.FIELDS)
+    references = [judged.read(place, capture.FIELDS) for place in args.references]
+    wordnet = WordNet(args.wordnet) if args.wordnet else None
+    found = capture.of(run, references, capture.Matcher(wordnet))
+    metrics: dict[str, Any] = {"CAPTURE": found.score}
+    metrics |= {name: getattr(found, name) for name in capture.FIELDS}
+    counts = {name: getattr(found, name) for name in ("unknown", "missing", "odd")}
+    accounts = {f"reference {number}": one.account for number, one in enumerate(references, 1)}
+    return {"metrics": metrics, "account": {"captions": counts, "graphs": run.account} | accounts}
+
+
 def _named(runs: list[str]) -> dict[str, Path]:
     """Runs by name: NAME=RUN, or the directory's own name. UserError where two have one name."""
     found: dict[str, Path] = {}
@@ -161,7 +185,11 @@ def add(metrics: Any) -> dict[str, Measure]:
         "--graded", action="append", required=True, type=Path, metavar="RUN", help="run of their grades; one an aspect"
     )
     parser("crosscheck", "share that other captioners do not confirm", "runs that asked, one an other captioner")
+    scene = parser("capture", "scene graphs of captions against those of references")
+    scene.add_argument("graphs", type=Path, help="run of configs/generate/graph.yaml over the captions")
+    scene.add_argument("--references", type=Path, nargs="+", required=True, help="its runs over the references")
+    scene.add_argument("--wordnet", type=Path, metavar="FOLDER", help="WordNet 3's files: /usr/share/wordnet")
     return {
         "rating": _rating, "caparena": _caparena, "claims": _claims, "dcscore": _dcscore, "openchair": _openchair,
-        "vdcscore": _vdcscore, "crosscheck": _crosscheck,
+        "vdcscore": _vdcscore, "crosscheck": _crosscheck, "capture": _capture,
     }  # fmt: skip

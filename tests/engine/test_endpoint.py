@@ -260,7 +260,7 @@ def test_formats_seeds_and_trimming(server: Server) -> None:
 
 
 def test_an_engine_that_fails_says_so_in_poll(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(self: EndpointEngine, request: Request) -> None:
+    def broken(self: EndpointEngine, *_: object) -> None:
         raise RuntimeError("bug")
 
     monkeypatch.setattr(EndpointEngine, "_caption", broken)

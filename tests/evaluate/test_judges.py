@@ -247,6 +247,14 @@ def test_questions_that_a_wrong_caption_answers(world: tuple[Path, str]) -> None
 
 
 @pytest.mark.slow
+def test_a_wrong_colour_is_an_attribute_less(world: tuple[Path, str]) -> None:
+    found = launched(world, "capture", graph__caption="recoloured", reference__caption="true")["metrics"]
+    zero = 100 * (SAMPLES - 1) / SAMPLES  # but for the empty caption
+    assert found["objects"]["value"] == pytest.approx(zero) == pytest.approx(found["relations"]["value"])
+    assert 50 < found["attributes"]["value"] < zero
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["crosscheck", "crosscheck_implicit"])
 def test_sentences_that_others_do_not_confirm(world: tuple[Path, str], kind: str) -> None:
     others = {"one__other": "true", "two__other": "true"} if kind == "crosscheck" else {"one": "", "two": ""}
