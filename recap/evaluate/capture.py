@@ -161,13 +161,13 @@ def of(captions: Judged, references: Sequence[Judged], matcher: Matcher) -> Capt
     samples = {name_of(sample): sample for sample in captions.samples()}
     rows: list[list[Scored]] = []
     unknown = missing = 0
-    for key, listed in wanted.items():
+    for key, known in wanted.items():
         sample = samples.get(names.get(key, ""))
         if sample is None or sample in captions.empties:
             missing += sample is None
-            rows.append([matcher.score(Graph((), (), ()), graph) for graph in listed])
+            rows.append([matcher.score(Graph((), (), ()), graph) for graph in known])
         elif sample in own:
-            rows.append([matcher.score(own[sample], graph) for graph in listed])
+            rows.append([matcher.score(own[sample], graph) for graph in known])
         else:
             unknown += 1
     if not rows:

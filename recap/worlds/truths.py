@@ -40,7 +40,7 @@ class Truth:
     attributes: Mapping[str, str]
 
 
-def _of_shapes(key: str, about: dict[str, Any]) -> Truth:
+def truth_of_shapes(key: str, about: dict[str, Any]) -> Truth:
     scene = shapes.scene_from_json(about)
     first = scene.groups[0]
 
@@ -87,7 +87,7 @@ def _of_flags(key: str, about: dict[str, Any]) -> Truth:
 
 
 _WORLDS: Mapping[str, Callable[[str, dict[str, Any]], Truth]] = {
-    "groups": _of_shapes,
+    "groups": truth_of_shapes,
     "sprites": _of_emoji,
     "colours": _of_flags,
 }

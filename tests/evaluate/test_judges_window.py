@@ -37,6 +37,7 @@ def test_an_image_is_encoded_once_a_row(tmp_path: Path, monkeypatch: pytest.Monk
     assert len(rows) == 5 == len(made) == len(set(made))
 
 
+@pytest.mark.slow  # a share of time, on a machine that may have other work
 def test_most_of_the_window_is_busy() -> None:
     """Half of it on any machine, whatever else it does; `python -m benchmarks.judges window --check` wants 95 %."""
     share, _ = judges.busy(rows=160, window=8)
