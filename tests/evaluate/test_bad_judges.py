@@ -148,7 +148,7 @@ def test_a_model_that_changes_stops_its_shard(shard: Path, tmp_path: Path) -> No
     with serving(lambda number, text: (200, "yes", "one" if number < 20 else "two")) as (url, _):
         done = command(
             "hpc.launch", "configs/generate/supports.yaml", f"runs={tmp_path}", "name=changed",
-            f"data.shards=[{shard}]", "data.rows=", "formats.supports.text='Statement: {each} Is it so?'",
+            f"data.shards=[{shard}]", "formats.supports.text='Statement: {each} Is it so?'",
             "data.columns.each.run=null", f"data.columns.each.folder={captions['folder']}",
             "data.columns.each.field=caption", f"writer.endpoint={url}", "writer.window=1", "map.min_free_gb=0",
             "map.attempts=1",
