@@ -45,6 +45,11 @@ class TextModel:
         if not isinstance(self.tokenizer, PreTrainedTokenizerFast):
             raise UserError(f"score: {folder} holds no fast (Rust) tokenizer: tokenizer.json is missing.")
         self.model, self.device = model, model.device
+        self._pad = next(
+            one for one in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0) if one is not None
+        )
+        if getattr(model.config, "pad_token_id", None) is None:
+            model.config.pad_token_id = self._pad  # decoders with one logit find a text's last token by it
         self.limit = limit or _limit(self.tokenizer, model.config)
 
     @classmethod
@@ -85,7 +90,7 @@ class TextModel:
     def padded(self, texts: Sequence[Encoded]) -> dict[str, torch.Tensor]:
         """int64 [b, T] by name, on the model's device, filled up on the right."""
         longest = max(map(len, texts))
-        fill = {"input_ids": self.tokenizer.pad_token_id or 0, "token_type_ids": self.tokenizer.pad_token_type_id}
+        fill = {"input_ids": self._pad, "token_type_ids": self.tokenizer.pad_token_type_id}
         rows = {
             name: [text.inputs[name] + [fill.get(name, 0)] * (longest - len(text)) for text in texts]
             for name in texts[0].inputs

@@ -23,14 +23,17 @@ from transformers import (
     BertForSequenceClassification,
     BlipForImageTextRetrieval,
     CLIPModel,
+    LlamaConfig,
+    LlamaForSequenceClassification,
     LlavaForConditionalGeneration,
     ViTForImageClassification,
 )
 
 from hpc.operator import OK
 from recap.demo import CAPTIONER, FLAGS
+from recap.score.reward import RewardScorer
 from recap.score.scorer import Picture, Scored
-from recap.score.settings import Similarity
+from recap.score.settings import Reward, Similarity
 from recap.score.similarity import SimilarityScorer
 from recap.worlds.tars import write_tar
 from tests.score import models
@@ -147,6 +150,27 @@ def test_rewards_are_logits(folder: Path, pairs: Pairs) -> None:
     for row, data, _, new in pairs:
         assert row["kind_re"] == pytest.approx(text(**tokenizer(new, return_tensors="pt")).logits.item(), abs=1e-5)
         assert row["pretty"] == pytest.approx(image(**pixels(folder / "pretty", data)).logits.item(), abs=1e-5)
+
+
+@torch.no_grad()
+def test_a_reward_of_a_decoder_that_names_no_padding(tmp_path: Path) -> None:
+    """Texts of unequal length side by side have the logit that each has alone."""
+    tokenizer = models.bert_tokenizer(tmp_path)
+    torch.manual_seed(1)
+    shape = LlamaConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, num_labels=1,
+        vocab_size=len(tokenizer), max_position_embeddings=32, pad_token_id=None,
+    )  # fmt: skip
+    LlamaForSequenceClassification(shape).save_pretrained(tmp_path)
+    scorer = RewardScorer("good", Reward(model=str(tmp_path)), ["t"])
+    scorer.identity()
+    scorer.setup("cpu")
+    texts = ["a red car", "the flag is blue and the star is red", "a"]
+    found = scorer.score([Scored(str(at), texts={"t": text}) for at, text in enumerate(texts)])
+    alone = LlamaForSequenceClassification.from_pretrained(tmp_path).eval()
+    for row, text in zip(found, texts, strict=True):
+        ids = tokenizer(text, return_tensors="pt")["input_ids"]
+        assert row["good_t"] == pytest.approx(alone(input_ids=ids).logits.item(), abs=1e-5)
 
 
 @torch.no_grad()
