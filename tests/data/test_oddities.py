@@ -182,3 +182,23 @@ def test_the_docs_list_the_same() -> None:
         assert said[case.key] == case.status + (f": `{case.reason}`" if case.reason else "")
     images = [c.key for c in CASES if c.image is not None and c.text == b"a flag" and c.key.replace("-", "").isalnum()]
     assert set(images) - set(said) <= {"k" * 200}
+    tars, pictures = (_first_cells(lines, title) for title in ("## Tars, keys and texts", "## Images"))
+    assert tars == {oddity.name for oddity in ODDITIES} and pictures <= {case.key for case in CASES}
+
+
+def _first_cells(lines: list[str], title: str) -> set[str]:
+    """Of the table of a section, its head left out."""
+    section = lines[lines.index(title) + 1 :]
+    section = section[: next(i for i, line in enumerate(section) if line.startswith("## "))]
+    return {line.strip("| ").split(" | ")[0] for line in section if line.startswith("| ")} - {"input", "image"}
+
+
+def test_the_docs_name_no_reason_that_is_not_written() -> None:
+    """Phrases in code in docs/input.md, numbers aside, stand in the code."""
+    text = (ROOT / "docs" / "input.md").read_text(encoding="utf-8")
+    said = set(re.findall(r"`((?:image|text|key|input): [^`]+)`", text))
+    source = " ".join(
+        path.read_text(encoding="utf-8") for place in ("recap", "hpc") for path in (ROOT / place).rglob("*.py")
+    )
+    parts = {part.strip() for phrase in said for part in re.split(r"[\d,]+(?: MiB)?|^\w+: ", phrase) if part.strip()}
+    assert len(said) > 20 and [part for part in sorted(parts) if part not in source] == []
