@@ -22,7 +22,8 @@ from pathlib import Path
 
 from hpc.base.processes import adopt_orphans, die_with_parent
 
-GRACE_S = 2.0  # between SIGTERM and SIGKILL
+LOOK_S = 0.2  # between two looks at the command, while the parent is there
+GRACE_S = 1.5  # between SIGTERM and SIGKILL: nothing is left a few seconds after the parent
 STUCK_S = 20.0  # after SIGKILL, when the kernel does not let go of a process (a dead driver)
 _OURS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)  # Slurm and terminals send them to all of a step
 
@@ -45,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
             log.write(f"{args.command[0]}: {error.strerror}\n".encode())
             return 127
     code = None
-    while code is None and not _parent_is_gone(0.2):
+    while code is None and not _parent_is_gone(LOOK_S):
         code = process.poll()
         _reap(process.pid)
     _end_tree(process)
