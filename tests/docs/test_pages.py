@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from hpc.base.errors import Exit
-from tests.docs import commands_page
+from tests.docs import commands_page, schemas_page
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -141,6 +141,11 @@ def test_every_page_is_in_the_index() -> None:
     index = (ROOT / "docs" / "index.md").read_text()
     missing = [page.name for page in (ROOT / "docs").glob("*.md") if page.name != "index.md" and page.name not in index]
     assert not missing
+
+
+def test_the_schemas_page_is_up_to_date() -> None:
+    """`python -m tests.docs.schemas_page > docs/schemas.md` mends it."""
+    assert schemas_page.page() == (ROOT / "docs" / "schemas.md").read_text()
 
 
 def test_the_commands_page_is_up_to_date() -> None:
