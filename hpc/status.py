@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.live import Live
 
 from hpc import any_status, overview
-from hpc.base.command import command
+from hpc.base.command import command, end_with_reader
 from hpc.base.errors import Exit, Parser, UserError
 from hpc.base.no_pandas import without_pandas
 from hpc.base.text import printable as clean
@@ -159,5 +159,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    end_with_reader()
     without_pandas()
     sys.exit(main())

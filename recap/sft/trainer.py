@@ -81,7 +81,7 @@ class SftTrainer:
     def next_steps(self, run: str) -> list[str]:
         model = f"captioner.model={run}/exports/final"
         return [
-            f"python -m hpc.launch configs/caption/demo.yaml name=mine {model} data.shards='[…]'",
+            f"python -m hpc.launch configs/caption/demo.yaml name={Path(run).name}-captions {model} data.shards='[…]'",
             f"python -m recap.evaluate.captioner --model {run}/exports/final     (a captioner of flags)",
         ]
 

@@ -85,11 +85,12 @@ def run(command: str, work: Path) -> str:
     """What a command prints on a terminal of 80 columns, without the names of this machine."""
     _, *arguments = shlex.split(command)
     done = subprocess.run(
-        [sys.executable, *arguments], cwd=work, text=True, timeout=600, check=False,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        [sys.executable, *arguments], cwd=work, text=True, timeout=600, check=False, stdout=subprocess.PIPE,
         env={**os.environ, "COLUMNS": "80", "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
-    text = done.stdout.replace(str(work), HOME).replace(str(ROOT), HOME).replace(os.uname().nodename, "node7")
+    text = done.stdout.replace(sys.executable, f"{HOME}/.venv/bin/python")
+    text = text.replace(str(work), HOME).replace(str(ROOT), HOME)
+    text = re.sub(rf"\b{re.escape(os.uname().nodename)}\b", "node7", text)
     return "".join(f"{line.rstrip()}\n" for line in text.strip().splitlines())
 
 
