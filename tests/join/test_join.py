@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -146,6 +147,51 @@ def test_parts_and_gzipped_tables(ours: Path, tmp_path: Path, monkeypatch: pytes
     assert [told(found[f"d/{n:04d}"]) for n in range(50)] == [("ok", "key", f"text {n}") for n in range(50)]
     monkeypatch.setattr(tables, "batches", lambda file: [][0])  # sorted once: never read again
     assert joined(ours, [tmp_path / "t.tsv.gz"])[0] == found
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, {root!r})
+from pathlib import Path
+from recap.join import sorted_texts
+from recap.join.sorted_texts import prepare
+from recap.join.theirs import Theirs, TheirsConfig
+sorted_texts.PART, close, left = 1000, sorted_texts._Writer.close, [int(sys.argv[2])]
+def closes(part):
+    left[0] -= 1
+    if not left[0]:
+        part._texts.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+    close(part)
+sorted_texts._Writer.close = closes
+prepare(Theirs(TheirsConfig({files!r})), Path(sys.argv[1]))
+"""
+
+
+@pytest.mark.slow
+def test_killed_while_theirs_is_sorted(tmp_path: Path) -> None:
+    """In the first file and in the second: sorted again, the bytes are those of a sort that nobody disturbed."""
+    monday = [{"url": f"http://x/{n * 7919 % 40_000}", "text": f"text {n}"} for n in range(40_000)]
+    for number, rows in enumerate((monday[:20_000], monday[20_000:])):
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{number}.parquet", row_group_size=5000)
+    files = [str(tmp_path / f"{number}.parquet") for number in range(2)]
+    script = KILLED.format(root=str(ROOT), files=files)
+
+    def sort(folder: str, at: int) -> int:
+        command = [sys.executable, "-c", script, str(tmp_path / folder), str(at)]
+        return subprocess.run(command, timeout=500, check=False).returncode
+
+    assert sort("one", 0) == 0
+    for at in (2, 6):  # each file has four parts
+        assert sort("other", at) == -signal.SIGKILL and list((tmp_path / "other").glob(".[01]-*"))
+    assert [p.name for p in (tmp_path / "other").iterdir() if p.name == "000000"]  # of which the second was killed
+    assert sort("other", 0) == 0
+
+    def content(folder: str) -> dict[str, bytes]:
+        return {f.name: f.read_bytes() for n in range(2) for f in (tmp_path / folder / f"{n:06d}").iterdir()}
+
+    assert content("one") == content("other") and len(content("one")) > 6
+    assert not list((tmp_path / "other").glob(".[01]-*"))  # what the killed ones had begun
 
 
 def test_a_job_and_its_account(ours: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 
 import duckdb
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hpc.base.errors import UserError
 from recap.exporting.where import parse
@@ -32,10 +35,15 @@ ATOMS = [
 ]  # fmt: skip
 
 
-def test_counts_are_duckdbs() -> None:
+@pytest.fixture(scope="module")
+def database() -> Iterator[duckdb.DuckDBPyConnection]:
+    with duckdb.connect(config={"threads": 1}) as found:
+        found.register("given", TABLE)
+        yield found
+
+
+def test_counts_are_duckdbs(database: duckdb.DuckDBPyConnection) -> None:
     rng, shapes = random.Random(0), ["({}) and {}", "{} or {}", "not ({}) and {}", "{} AND NOT {}", "not ({} or {})"]
-    database = duckdb.connect()
-    database.register("given", TABLE)
     for number in range(150):
         condition = ATOMS[number % len(ATOMS)]
         for _ in range(rng.randint(0, 4) if number >= len(ATOMS) else 0):
@@ -45,6 +53,40 @@ def test_counts_are_duckdbs() -> None:
     assert parse("length > 0", TABLE.schema).keep(TABLE)["length"].to_pylist() == [1, 2, 4, 5, 2]  # in their order
     numbers = parse(f"length in ({','.join(map(str, range(5000)))})", TABLE.schema)
     assert numbers.keep(TABLE).num_rows == 6
+
+
+NUMBERS = st.one_of(
+    st.integers(-9, 9).map(str),
+    st.floats(-2, 2, allow_nan=False).map(repr),
+    st.sampled_from(["score", "other", "length"]),
+)
+TEXTS = st.one_of(st.text("ab' é\"", max_size=3).map(lambda text: "'" + text.replace("'", "''") + "'"), st.just("text"))
+OPERATORS = st.sampled_from(["=", "!=", "<>", "<", "<=", ">", ">="])
+
+
+CONDITIONS = st.recursive(
+    st.one_of(
+        st.builds("{} {} {}".format, NUMBERS, OPERATORS, NUMBERS),
+        st.builds("{} {} {}".format, TEXTS, OPERATORS, TEXTS),
+        st.builds("{} {} ({})".format, st.sampled_from(["score", "length"]), st.sampled_from(["in", "NOT IN"]),
+                  st.lists(st.integers(-9, 9).map(str), min_size=1, max_size=3).map(", ".join)),
+        st.builds("{} is {}".format, st.sampled_from(["score", "text", "lint", '"is good"']),
+                  st.sampled_from(["null", "not null"])),
+    ),
+    lambda parts: st.one_of(
+        st.builds("({}) {} ({})".format, parts, st.sampled_from(["and", "or", "AND NOT"]), parts),
+        st.builds("not ({})".format, parts),
+    ),
+    max_leaves=6,
+)  # fmt: skip
+
+
+@pytest.mark.slow
+@settings(max_examples=300, deadline=None)
+@given(CONDITIONS)
+def test_counts_of_any_condition_are_duckdbs(database: duckdb.DuckDBPyConnection, condition: str) -> None:
+    [(count,)] = database.sql(f"select count(*) from given where {condition}").fetchall()
+    assert parse(condition, TABLE.schema).keep(TABLE).num_rows == count
 
 
 @pytest.mark.parametrize(
