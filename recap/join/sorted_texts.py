@@ -54,6 +54,8 @@ def _sort_alone(theirs: Theirs, folder: Path, number: int) -> None:
     try:
         with hold(folder / "locks" / str(number), "sort"):
             if not _place(folder, number).exists():
+                for dead in folder.glob(f".{number}-*"):  # as large as their texts
+                    shutil.rmtree(dead, ignore_errors=True)
                 making.mkdir()
                 _sort(theirs.files[number], theirs.by, making)
                 making.rename(_place(folder, number))
