@@ -85,7 +85,7 @@ def test_energon_joins_them(out: Path, tmp_path: Path) -> None:
 def test_sidecars_are_small(tmp_path: Path) -> None:
     """Beside pictures as people keep them (512 x 384) and captions of 100 words: less than a twentieth of the tars."""
     photos, caption = (
-        encoded_photos(24, 512, 384),
+        encoded_photos(1, 512, 384) * 24,
         "A picture of a market under plane trees, with stalls of fruit. " * 9,
     )
     keys, tar = [f"{number:09d}" for number in range(24)], tmp_path / "00000.tar"
