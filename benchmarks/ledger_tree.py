@@ -13,7 +13,7 @@ import yaml
 
 from hpc import config as configs
 from hpc.map.publish import Publisher
-from hpc.map.segments import Segments, Writer
+from hpc.run.segments import Segments, Writer
 from hpc.operator import Row, Shard
 from hpc.run import column as columns
 from hpc.run import plan

@@ -22,9 +22,9 @@ from pathlib import Path
 from hpc.base import atomic
 from hpc.base.command import command, console
 from hpc.base.errors import Exit, Parser, UserError
-from hpc.map.segments import SUFFIX
 from hpc.run.directory import Run
 from hpc.run.ledger import DONE, Ledger, State
+from hpc.run.segments import SUFFIX
 
 TEMPORARY_S = 3600.0  # of age, from which on a temporary file has no writer any more
 

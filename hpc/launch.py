@@ -6,11 +6,14 @@
     python -m hpc.launch configs/sft/demo.yaml                             train here (gang: the config names a trainer)
     python -m hpc.launch configs/pipeline/recap_demo.yaml                  a pipeline: the config has `stages:`
     python -m hpc.launch CONFIG captioner.model=/models/llava-llama-3-8b name=first-try
+    python -m hpc.launch CONFIG pilot=20000                                so many samples first, from all over the plan
 
 `key=value` changes the config (`data.0.path=/data` the first entry of a list), `--flags` are actions. Launching over a
 run that exists continues it: finished shards are never redone. --check loads the model as a slot does, here or in a job
 that it waits for, applies it to a few samples of the data, and shows what came of them, before anything is submitted:
 python -m hpc.launch CONFIG --check
+
+With pilot=N whole blocks of 512 samples are made, which the same launch with pilot=0 takes over, and is compared with.
 
 HPC_WEBHOOK in the environment (of slots: cluster.prelude can set it) is an address that is told when a map run is
 complete, has paused or has failed, see docs/operating.md.

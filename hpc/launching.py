@@ -143,9 +143,9 @@ def open_run(run: Run, config: configs.Config, identity: str, previous: Submissi
 
 
 def keep_config(run: Run, config: configs.Config, identity: str) -> None:
-    """Write the run's config.yaml: every key, but where the run is, which is where the file lies."""
+    """Write the run's config.yaml: every key, but where the run is, which is where the file lies, and its pilot."""
     other = "operator" if config.is_gang else "trainer"
-    tree = {key: value for key, value in config.resolved.items() if key not in ("name", "runs", other)}
+    tree = {key: value for key, value in config.resolved.items() if key not in ("name", "runs", "pilot", other)}
     head = f"# {f'identity {identity}; ' if identity else ''}python -m hpc.launch takes this file as it is\n"
     atomic.replace(run.config_file, (head + configs.dump(tree)).encode())
 

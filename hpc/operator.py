@@ -154,6 +154,10 @@ class Operator(Protocol):
     #     keep_in(folder: Path): where these files are to lie; told before `plan`, which writes nothing
     #     freeze(folder: Path): write those that are new; asked when the launch is recorded
     #
+    # Optional, for operators that can read 512 samples of a shard (a block) without what lies before them, for pilots:
+    #     block_counts(shards) -> dict[str, list[int]]: samples of each block, by shard, where that is so
+    #     read_blocks(shard, numbers) -> Iterator[Item | Damage]: the samples of these, as `read` gives them
+    #
     # Optional, for operators that take samples before these are ready, or many at a time:
     #     starved_s() -> float: seconds until now in which the work stood still for want of input, and the part of
     #     others for which it could have done more at once. It never falls

@@ -20,10 +20,11 @@ def of(run: Run) -> list[str]:
 
 
 def command(run: Run) -> list[str]:
-    """Of a map job, training or sweep, the newest launch."""
+    """Of a map job, training or sweep, the newest launch; behind a pilot, the full run."""
     latest = run.latest()
     flags = ["--append"] if latest.append else []
-    return [*_command(run, latest.source, latest.overrides, launched_at(latest)), *flags]
+    overrides = changed(latest.overrides, ["pilot=0"]) if latest.pilot else latest.overrides
+    return [*_command(run, latest.source, overrides, launched_at(latest)), *flags]
 
 
 def launched_at(submission: Submission) -> Path:

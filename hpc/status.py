@@ -111,14 +111,15 @@ def _print_again(run: Run, facts: dict[str, Any]) -> None:
     """How a run that is over, or was cancelled, goes on; what can be done with one that is complete."""
     from hpc import relaunch
 
-    if facts["exit"] == Exit.COMPLETE and not {"runs", "stages", "arms"} & facts.keys():
+    if facts["exit"] == Exit.COMPLETE and not ({"runs", "stages", "arms"} & facts.keys() or facts.get("pilot")):
         for number, step in enumerate(relaunch.next_steps(run)):
             sys.stdout.write(f"{'' if number else 'next':<9}{step}\n")
 
     over = facts["exit"] != Exit.INCOMPLETE or facts.get("cancelled") is not None or facts.get("paused") is not None
     if over and "runs" not in facts:
         again = relaunch.of(run)
-        sys.stdout.write(f"launch again: {relaunch.text(again, first=65)}\n")
+        what = "the full run" if facts.get("pilot") else "launch again"
+        sys.stdout.write(f"{what}: {relaunch.text(again, first=65)}\n")
 
 
 @command

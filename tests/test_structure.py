@@ -43,9 +43,17 @@ RECAP = [
     ["clip", "dit", "sft"],
     ["demo", "score", "text_statistics"],
     ["export", "report", "evaluate"],
-    ["publish", "dropped", "__main__"],
+    ["publish", "dropped", "pilots", "__main__"],
 ]
-MEETING = ("hpc.base", "hpc.config", "hpc.operator", "hpc.trainer", "hpc.run.directory", "hpc.run.published")
+MEETING = (
+    "hpc.base",
+    "hpc.config",
+    "hpc.operator",
+    "hpc.trainer",
+    "hpc.run.directory",
+    "hpc.run.published",
+    "hpc.run.pilot",
+)
 """All that recap may know of hpc: the protocols of a job, and where a run's files lie."""
 
 

@@ -1,8 +1,8 @@
 """Append-only event logs, one writer each: the fast path for status. Markers are the truth; a journal may lack its
 last line.
 
-Events (JSON objects, one a line): start, segment, done, failed, ended, engine, stop. `t` is the writer's wall clock,
-used for rates within one journal and for display.
+Events (JSON objects, one a line): start, segment, measured, done, failed, ended, engine, stop. `t` is the writer's wall
+clock, used for rates within one journal and for display.
 """
 
 from __future__ import annotations

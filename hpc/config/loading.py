@@ -175,6 +175,8 @@ def _check_values(run: RunConfig, source: str) -> None:
         refuse(f"cluster.{key}", why)
     if run.trainer and run.cluster.gpus_per_engine > 1:
         refuse("cluster.gpus_per_engine", "is for map jobs; each rank of a training has one GPU")
+    if run.pilot < 0 or (run.pilot and run.trainer):
+        refuse("pilot", "is for map jobs" if run.trainer else f"{run.pilot} is not a number of samples")
     if run.umask is not None and not re.fullmatch("0?[0-7]{3}", run.umask):
         refuse("umask", f"{run.umask!r} is not three octal digits in quotes, such as '002'")
     if run.gang.nodes < 1:

@@ -26,8 +26,10 @@ from hpc.map.engine_process import EngineProcess
 from hpc.map.engine_time import SlotTime
 from hpc.map.in_flight import Held
 from hpc.map.publish import Publisher
+from hpc.map.watch import Watch
 from hpc.operator import OK, SKIPPED
 from hpc.run import column as columns
+from hpc.run import pilot
 from hpc.run.directory import Run, Submission
 from hpc.run.ledger import FAILED, Claim
 from hpc.run.plan import Plan
@@ -59,13 +61,16 @@ class Agent:
         )
         self.ledger = run.ledger(submission.identity)
         observer = heartbeat.Observer(run.slots, self.instance, self.settings.lease_s)
-        self.plan = patiently(lambda: Plan(run.plans, submission.plan), self.settings.lease_s)
+        self.pilot = pilot.read(run, submission.pilot) if submission.pilot else None
+        which = self.pilot.plan if self.pilot else submission.plan
+        self.plan = patiently(lambda: Plan(run.plans, which), self.settings.lease_s)
         # How often shared files that rarely change are looked at: hundreds of slots do so.
         look_s = min(10.0, max(0.2, self.settings.lease_s / 30))
         self.candidates = Candidates(
-            run, self.plan, self.ledger, observer, self.instance, slot, submission.slots, look_s
+            run, self.plan, self.ledger, observer, self.instance, slot, submission.slots, look_s, submission.pilot
         )
         self.heartbeat = heartbeat.Heartbeat(run.slots, self.instance, self.settings.lease_s)
+        self.watch = Watch(run, submission, self.instance, self.heartbeat, observer, look_s)
         self.drain = Drain(run, self.instance, self.heartbeat, self.config.run, look_s)
         self.webhook = webhook.Webhook(run, self.instance, self.heartbeat, self.drain, self.settings)
         self.journal: Journal | None = None  # from `open_journal` on
@@ -104,7 +109,7 @@ class Agent:
         log.info("slot %d, life %d, instance %s on %s", self.slot, self.life, self.instance, self.facts["host"])
         if ended := self._finished():  # a slot that starts late need not load its model
             return self._leave(*ended)
-        if unfit := self._unfit():
+        if unfit := preflight.unfit(self.run, self.submission, self.config, self.operator, self.facts["host"]):
             self.time.unfit()
             return self._leave(Exit.REQUEUE, unfit)
         try:
@@ -116,18 +121,6 @@ class Agent:
             for engine in self.engines:
                 engine.kill()
         return self._leave(code, why)
-
-    def _unfit(self) -> str:
-        """Why this node must not work for the run, "" if it may."""
-        if (host := self.facts["host"]) in (known := breaker.excluded(self.run)):
-            return f"node {host} is excluded: {known[host]} (control/excluded/{host})"
-        if shared := preflight.full(self.run, self.config):
-            return "preflight: " + "; ".join(shared)
-        problems = preflight.problems(self.run, self.submission, self.config, self.operator)
-        return self._blame_node("preflight: " + "; ".join(problems)) if problems else ""
-
-    def _blame_node(self, reason: str) -> str:
-        return breaker.blame_node(self.run, self.submission.uuid, self.facts["host"], reason)
 
     def _leave(self, code: Exit, why: str) -> Exit:
         log.info("leaving with exit code %d: %s", code, why)
@@ -154,6 +147,7 @@ class Agent:
     def _loop(self) -> tuple[Exit, str]:
         while True:
             self.heartbeat.advance(self._status())
+            self.watch.look()
             for key, _ in self.selector.select(min(0.5, self.settings.lease_s / 10)):
                 key.data.receive()
             for engine in self.engines:
@@ -195,7 +189,7 @@ class Agent:
         unread = [at for engine in self.engines for at in engine.unread]
         if unread and not any(self.ledger.read(shard, f"g{generation}.done") for shard, generation in unread):
             return reason
-        return self._blame_node(reason)
+        return breaker.blame_node(self.run, self.submission.uuid, self.facts["host"], reason)
 
     def _needs_node_alone(self) -> bool:
         """Whether a shard under suspicion of killing the whole node waits for the other engines to finish, or runs."""
@@ -221,6 +215,8 @@ class Agent:
     def _finished(self) -> tuple[Exit, str] | None:
         """How the job ended, if no shard of the plan is left."""
         self.reruns = self.run.generations.count()
+        if self.pilot:
+            return pilot.ended(self.run, self.ledger, self.plan, self.submission.pilot)
         return verdict.of_run(self.run, self.submission, self.ledger, self.plan, self.empty)
 
     # --- stopping ---------------------------------------------------------------------------
@@ -270,12 +266,13 @@ class Agent:
                 "epoch": claim.epoch, "suspects": verdict.suspects, "quarantine": verdict.quarantine,
                 "apart": verdict.apart,
                 "keep": self.run.generations.keeps(claim.shard.id, claim.generation),
+                "only": self.pilot.blocks[claim.shard.id] if self.pilot else None,
             }
         )  # fmt: skip
         return True
 
     def on_event(self, engine: EngineProcess, event: dict[str, Any]) -> None:
-        """segment, finished and failed events of an engine."""
+        """What an engine says of a shard, or of its storage."""
         if event["event"] == "storage":
             self.drain.fault = event["reason"]
             return
@@ -289,8 +286,14 @@ class Agent:
                 self.good += event["counts"].get(OK, 0) + event["counts"].get(SKIPPED, 0)
             at = {"shard": event["shard"], "g": event["generation"], "e": event["epoch"]}
             self._note("segment", **at, engine=engine.index, **{k: event[k] for k in ("start", "counts", "adopted")})
+        elif event["event"] == "measured":
+            if self.submission.compared:
+                self._note("measured", shard=event["shard"], like=event["like"])
         elif event["event"] == "finished":
             self._finish(engine, work, event)
+        elif event["event"] == "piloted":
+            self._end(work.claim, pilot.SAVED, pilot=self.submission.pilot)
+            self._settle(engine, work.claim)
         elif event["event"] == "failed" and not self.drain.hurt():
             self._give_back(engine, work, event["reason"], event["detail"])
 
@@ -310,9 +313,7 @@ class Agent:
             elif not self.drain.hurt():
                 self._give_back(engine, work, fingerprint(error), str(error))
             return
-        del self.work[engine.index, claim.shard.id]
-        self.breaker.success()
-        self.settled += 1
+        self._settle(engine, claim)
         if marker is None:
             log.warning("%s: epoch %d was superseded", claim.shard.id, claim.epoch)
             return
@@ -322,6 +323,11 @@ class Agent:
             self.empty.add((claim.shard.id, claim.generation))
         facts |= {"damage": damage.get("reason"), "detail": damage.get("detail")}
         self._note("done", shard=claim.shard.id, g=claim.generation, **facts)
+
+    def _settle(self, engine: EngineProcess, claim: Claim) -> None:
+        del self.work[engine.index, claim.shard.id]
+        self.breaker.success()
+        self.settled += 1
 
     def _give_back(self, engine: EngineProcess, work: Work, reason: str, detail: str) -> None:
         """An application failure: charged to the shard; the last one allowed marks it failed."""
@@ -340,12 +346,8 @@ class Agent:
 
     def _trip(self, stop: str) -> None:
         """Stop for a reason of the breaker's, if there is one: the node where others do well, else the run."""
-        if not stop:
-            return
-        self.drain.fault = self._blame_node(stop)
-        if self.drain.fault == stop and not breaker.successful(self.run, self.submission.uuid):
-            breaker.pause(self.run, stop)
-            self.drain.fault = f"paused: {stop}"
+        if stop:
+            self.drain.fault = breaker.stop(self.run, self.submission.uuid, self.facts["host"], stop)
 
     def _fail(self, claim: Claim, reason: str, detail: str, ends: list[dict[str, Any]]) -> None:
         where = {"host": self.facts["host"], "log": machine.log_name()}

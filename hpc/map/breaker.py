@@ -4,6 +4,7 @@ A slot stops whose first `map.breaker` shards all fail with one fingerprint, and
 times with one fingerprint before anything succeeded (a death by a signal tells of the machine: it does not count). If
 slots on other nodes succeed, the node is at fault: it is excluded (`control/excluded/<host>`), and no later life of a
 slot works there, wherever Slurm requeues it. If nothing succeeds, the run is at fault: it is paused with that reason.
+So is a run whose rows are no longer like those of its pilot (hpc.map.compare).
 """
 
 from __future__ import annotations
@@ -65,6 +66,17 @@ def blame_node(run: Run, submission: str, host: str, reason: str) -> str:
         return reason
     exclude(run, host, reason)
     return f"node {host} is excluded, others do well: {reason}"
+
+
+def stop(run: Run, submission: str, host: str, reason: str) -> str:
+    """What a slot ends with that stops for this reason: the node is excluded where others do well, else the run pauses
+    where nothing succeeds.
+    """
+    fault = blame_node(run, submission, host, reason)
+    if fault == reason and not successful(run, submission):
+        pause(run, reason)
+        return f"paused: {reason}"
+    return fault
 
 
 def hopeless(run: Run, instance: str, life: int) -> str:

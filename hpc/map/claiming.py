@@ -13,6 +13,7 @@ from hpc.base.heartbeat import Observer
 from hpc.operator import Shard
 from hpc.run.directory import Run
 from hpc.run.ledger import CLAIMED, Claim, Ledger, State, bucket_of, states
+from hpc.run.pilot import is_over
 from hpc.run.plan import Plan
 
 FIRST_PAUSE_S = 0.25
@@ -20,11 +21,17 @@ _CHUNK = 4096
 
 
 class Candidates:
-    """Claims shards for one slot."""
+    """Claims shards for one slot.
+
+    Args:
+        pilot: the name of the pilot whose part of the shards is to be made; "": all of them.
+    """
 
     def __init__(
-        self, run: Run, plan: Plan, ledger: Ledger, observer: Observer, me: str, slot: int, slots: int, look_s: float
-    ) -> None:
+        self, run: Run, plan: Plan, ledger: Ledger, observer: Observer, me: str, slot: int, slots: int, look_s: float,
+        pilot: str = "",
+    ) -> None:  # fmt: skip
+        self._pilot = pilot
         self._run, self._plan, self._ledger, self._observer, self._me = run, plan, ledger, observer, me
         self._order = _chunks(len(plan), slot, slots)
         self._terminal = bytearray(len(plan) // 8 + 1)
@@ -101,7 +108,7 @@ class Candidates:
                 # The listing may be hours old, and the dead owner may have finished before it went: look again.
                 self._listings.pop(bucket_of(shard.id), None)
                 state = self._state(shard)
-            if state.terminal:
+            if is_over(self._ledger, self._pilot, shard, state):
                 self._terminal[ordinal // 8] |= 1 << ordinal % 8
                 return None
             if shard.id in held or shard.id in self._left_to_others:

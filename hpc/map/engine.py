@@ -5,9 +5,9 @@ It speaks JSON lines: tasks come on stdin, events go out on what was stdout (pri
 the agent is dead and the engine stops. It never claims, publishes or decides anything about other shards.
 
     in   {"do": "shard", "shard": {...}, "generation": 0, "epoch": 1, "suspects": [7], "quarantine": [],
-          "apart": false, "keep": false}
+          "apart": false, "keep": false, "only": null}
          {"do": "drain"}
-    out  ready | progress | hungry | segment | finished | failed | storage | drained
+    out  ready | progress | hungry | segment | measured | finished | piloted | failed | storage | drained
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ from typing import Any
 
 from hpc import config as configs
 from hpc.base.errors import Exit, Parser, ShardError, fingerprint, storage_full
+from hpc.map.compare import Measure
 from hpc.map.in_flight import InFlight
 from hpc.map.reader import Reader
-from hpc.map.segments import Segments
 from hpc.map.shard_task import Saved, ShardTask, good_before
 from hpc.operator import FAILED, QUARANTINED, Damage, Item, Operator, Row, Shard
 from hpc.run import column as columns
 from hpc.run.directory import Run
+from hpc.run.segments import Segments
 
 log = logging.getLogger("engine")
 
@@ -115,8 +116,8 @@ class ShardWorker:
         """The agent has claimed a shard: load what earlier owners saved of it, and let the reader go on behind that.
 
         command: as `agent` sends it: the shard, its generation and epoch, the samples that are suspected or
-            quarantined, whether it is worked on `apart` from others, and whether good rows of the generation before
-            are kept.
+            quarantined, whether it is worked on `apart` from others, whether good rows of the generation before
+            are kept, and, of a pilot, the `only` blocks that are wanted.
         """
         shard = Shard(**command["shard"])
         task = ShardTask(
@@ -130,6 +131,7 @@ class ShardWorker:
             self.config.run.map.save_s,
             Segments(self.run.segments(self.identity, shard.id, command["generation"])),
             self.schema,
+            command.get("only"),
         )
         good = good_before(self.run, self.identity, task) if command["keep"] else []
         self.tell_saved(task, task.load_saved(good), adopted=True)
@@ -205,7 +207,7 @@ class ShardWorker:
 
     def receive(self, task: ShardTask, item: Item | Damage | BaseException | None) -> None:
         if isinstance(item, Item):
-            task.seen = item.index + 1
+            task.see(item.index)
             self.consider(task, item)
         elif isinstance(item, Damage):
             task.damage = item
@@ -269,13 +271,9 @@ class ShardWorker:
 
     def end(self, task: ShardTask) -> None:
         """The reader has come to the shard's end: now the number of samples is known."""
-        task.total = task.seen
-        if any(index >= task.total for index in task.saved):
+        if not task.end():
             self.fail_for_change(task, f"it has {task.total} samples now")
-            return
-        for block in range(-(-task.total // task.segment)):
-            task.complete(block)
-        if task.finished():
+        elif task.finished():
             self.close(task)
 
     # --- saving -----------------------------------------------------------------------------
@@ -295,6 +293,9 @@ class ShardWorker:
         for start, counts in blocks:
             facts = {"start": start, "rows": sum(counts.values()), "counts": counts, "adopted": adopted}
             self.emit("segment", **task.name(), **facts)
+        if task.unsaid.rows:
+            self.emit("measured", **task.name(), like=task.unsaid)
+            task.unsaid = Measure()
 
     # --- the end of a shard -----------------------------------------------------------------
 
@@ -302,12 +303,15 @@ class ShardWorker:
         if task not in self.tasks:
             return
         # What the column file is made of at once need not be forced to storage before.
-        self.tell_saved(task, task.save(all_finished=True, sync=bool(task.transient)))
+        sync = bool(task.transient) or task.only is not None
+        self.tell_saved(task, task.save(all_finished=True, sync=sync))
         self.forget(task)
         if task.transient:
             reason, count = task.transient.most_common(1)[0]
             detail = f"{count} samples failed {TRIES} times in a row"
             self.emit("failed", **task.name(), reason=f"samples: {reason}", detail=detail, counts={FAILED: count})
+        elif task.only is not None:
+            self.emit("piloted", **task.name())
         else:
             damage = asdict(task.damage) if task.damage else None
             self.emit("finished", **task.name(), rows=task.total, damage=damage)

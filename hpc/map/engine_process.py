@@ -151,7 +151,7 @@ class EngineProcess:
                 self.done, self._changed = event["done"], time.monotonic()
             if not self.waiting:
                 self._served = time.monotonic()
-        elif kind in ("segment", "finished", "failed", "storage"):
+        elif kind in ("segment", "measured", "finished", "piloted", "failed", "storage"):
             self._changed = time.monotonic()
             self._agent.on_event(self, event)
 

@@ -26,11 +26,12 @@ from hpc.launching import (
     submit_to_slurm,
     what_changed,
 )
-from hpc.map import forecast, preflight, webhook
+from hpc.map import forecast, pilot_launch, preflight, webhook
 from hpc.operator import MissingShards, Operator, Shard
 from hpc.run import lost, plan
 from hpc.run.directory import Run, Submission
 from hpc.run.ledger import DONE, FAILED, Claim, State
+from hpc.run.pilot import Pilot
 
 
 @dataclass
@@ -48,13 +49,19 @@ class Job:
     changed: list[str] = field(default_factory=list)  # ids whose input is another than in the run's plan
     append: bool = False  # the plan holds shards that this launch does not name
     rate: float | None = None  # samples/s of one engine, as --rate says
+    pilot: Pilot | None = None  # that is to be made, of all that is planned
 
     @property
     def slots(self) -> int:
         """No more slots than there are shards for their engines."""
         cluster = self.config.run.cluster
         engines = cluster.workers_per_node
-        return max(1, min(cluster.slots, -(-(self.limit or len(self.shards)) // engines)))
+        return max(1, min(cluster.slots, -(-(self.limit or len(self.wanted)) // engines)))
+
+    @property
+    def wanted(self) -> list[Shard]:
+        """The shards of this launch: of a pilot those of its blocks, as long as these."""
+        return pilot_launch.shards(self.pilot, self.shards) if self.pilot else self.shards
 
 
 def prepare(
@@ -101,6 +108,8 @@ def prepare(
         planned = _mended(run, shards, hurt, supersede and not append, dry_run)
     job = Job(config, operator, run, shards, configs.identity(config, operator), missing=missing, append=append)
     _check_continuation(job, planned, supersede, mended)
+    if config.run.pilot:
+        job.pilot = pilot_launch.drawn(config, operator, shards, run if job.previous else None, job.identity)
     return job
 
 
@@ -184,10 +193,11 @@ def _check_input(job: Job, planned: plan.Plan, supersede: bool, mended: Collecti
 def _check_identity(job: Job, old: Submission, supersede: bool) -> None:
     if old.identity != job.identity and not supersede:
         done = sum(s.status == DONE for s in job.run.ledger(old.identity).survey().values())
+        stale = f"{done:,} finished shards{' and its pilot' if pilot_launch.newest(job.run, old.identity) else ''}"
         what = what_changed(old, job.config) or "the model's files"
         raise UserError(
-            f"launch: what makes the output changed ({what}; identity {old.identity} → {job.identity}): {done:,} "
-            "finished shards would be stale. Choose another `name=`, or say --supersede."
+            f"launch: what makes the output changed ({what}; identity {old.identity} → {job.identity}): {stale} "
+            "would be stale. Choose another `name=`, or say --supersede."
         )
 
 
@@ -200,12 +210,13 @@ def describe(job: Job, forecasts: list[str] | None = None) -> None:
         samples += f" in {len(known):,} of them"
     size = sum(s.bytes for s in job.shards)
     lines = [("plan", f"{len(job.shards):,} shards · {samples} · {_bytes(size)}")]
+    lines += pilot_launch.described(job.pilot, job.config, job.run, job.identity, len(job.shards))
     lines += job.operator.describe()
     cluster = job.config.run.cluster
     engines = cluster.workers_per_node
     several = cluster.gpus_per_engine > 1
     device = f"engines of {cluster.gpus_per_engine} GPUs" if several else f"{cluster.unit('engine')}s"
-    home = -(-len(job.shards) // job.slots)
+    home = -(-len(job.wanted) // job.slots)
     if cluster.kind == "slurm":
         limited = cluster.parallel and cluster.parallel < job.slots
         at_once = f", at most {cluster.parallel} at a time" if limited else ""
@@ -242,7 +253,7 @@ def _bytes(size: float) -> str:
 
 def dry_run(job: Job) -> int:
     """Print the plan, a forecast and the exact batch script; leave nothing behind."""
-    describe(job, forecast.lines(job.config, job.identity, job.shards, job.slots, job.rate))
+    describe(job, forecast.lines(job.config, job.identity, job.wanted, job.slots, job.rate))
     submission = Submission.placeholder(
         plan="", identity=job.identity, column=job.operator.column().name, code=snapshot.digest(),
         slots=job.slots, config=job.config.resolved, source=job.config.source,
@@ -278,6 +289,8 @@ def record(job: Job) -> Submission:
         overrides=job.config.overrides,
         by_rule=sorted(getattr(job.operator, "by_rule", ())),
         rate=forecast.foreseen(job.config, job.identity, job.previous, job.rate),
+        pilot=pilot_launch.write(run, job.pilot, job.shards) if job.pilot else "",
+        compared="" if job.pilot else pilot_launch.compare(run, job.config, job.identity),
     )
     _record_inputs(job)
     return submission
@@ -309,7 +322,7 @@ def submit(job: Job, *, start: bool = True, detach: bool = False) -> int:
         return Exit.COMPLETE
     code = local.supervise(job.run, submission)
     if code == Exit.COMPLETE:
-        say_next(job.operator.next_steps, short(job.run.path))
+        say_next(pilot_launch.next_steps if job.pilot else job.operator.next_steps, short(job.run.path))
     return code
 
 
@@ -348,7 +361,7 @@ def _submit_gate(job: Job, submission: Submission) -> None:
     from hpc.slurm.jobs import GateLauncher
 
     cluster = job.config.run.cluster
-    if not cluster.gate or submission.gate:
+    if not cluster.gate or submission.gate or submission.pilot:
         return
     array, allowed = submission.job_ids[0], job.config.run.map.allow_failed
     submission.gate = GateLauncher(job.run, submission, cluster, array, allowed).submit_script()
@@ -363,8 +376,7 @@ def _recover_lost_array(job: Job) -> bool:
 
     found = False
     for submission in recover_lost_submissions(job.run):
-        same = submission.identity == job.identity and submission.plan == plan.write(job.run.plans, job.shards)
-        if same and live_jobs(submission.job_ids):
+        if _does(job, submission, plan.write(job.run.plans, job.shards)) and live_jobs(submission.job_ids):
             job_id = submission.job_ids[0]
             console.print(f"an earlier launch was submitted after all, as job {job_id}; nothing more was submitted")
             _submit_gate(job, submission)
@@ -372,12 +384,18 @@ def _recover_lost_array(job: Job) -> bool:
     return found
 
 
+def _does(job: Job, other: Submission, shards: str) -> bool:
+    """Whether another launch does this one's work. shards: the name of this one's plan."""
+    asked = (job.identity, shards, job.pilot.name if job.pilot else "")
+    return (other.identity, other.plan, other.pilot) == asked
+
+
 def _waits_already(job: Job) -> bool:
     """Whether slots that would do this launch's work wait in Slurm's queue: more of them would not start earlier."""
     from hpc.slurm.queue import pending
 
     shards = plan.write(job.run.plans, job.shards) if job.previous else ""
-    same = [s for s in job.run.submissions() if s.identity == job.identity and s.plan == shards]
+    same = [s for s in job.run.submissions() if _does(job, s, shards)]
     waiting = pending([i for s in same for i in s.job_ids])
     for job_id, (count, reason) in waiting.items():
         console.print(

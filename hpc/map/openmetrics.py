@@ -83,7 +83,7 @@ def _gauges(facts: dict[str, Any]) -> dict[str, Samples]:
         "hpc_samples": _by("status", {status: samples[status] for status in STATUSES}),
         "hpc_slots": _by("state", facts["slots"]["states"]),
         "hpc_nodes_excluded": _one(len(facts["excluded"])),
-        "hpc_complete": _one(int(facts["exit"] == Exit.COMPLETE)),
+        "hpc_complete": _one(int(facts["exit"] == Exit.COMPLETE and not facts["pilot"])),
         "hpc_failed": _one(int(facts["exit"] == Exit.SOME_FAILED)),
         "hpc_paused": _one(int(facts["paused"] is not None)),
         "hpc_cancelled": _one(int(facts["cancelled"] is not None)),

@@ -15,12 +15,23 @@ from pathlib import Path
 from hpc.base import atomic, object_store, shared_environment
 from hpc.base.errors import UserError
 from hpc.config import Config
+from hpc.map import breaker
 from hpc.operator import Operator
 from hpc.run.directory import Run, Submission
 
 log = logging.getLogger("agent")
 
 BUSY_SHARE = 0.5  # of a GPU's memory in use before we start: somebody else's process lives there
+
+
+def unfit(run: Run, submission: Submission, config: Config, operator: Operator, host: str) -> str:
+    """Why a node must not work for the run, "" if it may."""
+    if host in (known := breaker.excluded(run)):
+        return f"node {host} is excluded: {known[host]} (control/excluded/{host})"
+    if shared := full(run, config):
+        return "preflight: " + "; ".join(shared)
+    found = "; ".join(problems(run, submission, config, operator))
+    return breaker.blame_node(run, submission.uuid, host, f"preflight: {found}") if found else ""
 
 
 def problems(run: Run, submission: Submission, config: Config, operator: Operator) -> list[str]:

@@ -19,11 +19,11 @@ import pyarrow as pa
 
 from hpc.base import atomic, object_store
 from hpc.base.errors import ShardError
-from hpc.map.segments import Rows, Segments
 from hpc.operator import FAILED, Shard
 from hpc.run import column as columns
 from hpc.run.directory import Run
 from hpc.run.ledger import DONE, Claim, Ledger
+from hpc.run.segments import Rows, Segments
 
 
 @dataclass(frozen=True)

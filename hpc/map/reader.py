@@ -9,12 +9,13 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
 from hpc.map.shard_task import ShardTask
 from hpc.operator import Damage, Item, Operator
+from hpc.run.pilot import items
 
 READ_AHEAD = 64  # items the reader thread may be ahead
 READ_AHEAD_BYTES = 1 << 28  # of their payloads; one item may be larger
@@ -66,13 +67,16 @@ class Reader(threading.Thread):
         while True:
             task = self._tasks.get()
             try:
-                items = iter(self._step(partial(self._operator.read, task.shard)))
-                while (found := self._step(partial(next, items, None))) is not None:
+                found_items = iter(self._step(partial(self._read, task)))
+                while (found := self._step(partial(next, found_items, None))) is not None:
                     self.out.put((task, found))
                 self.out.put((task, None))
             except Exception as error:  # noqa: BLE001 - whatever an operator raises is this shard's failure
                 self.out.put((task, error))
             self.ahead.set()
+
+    def _read(self, task: ShardTask) -> Iterable[Item | Damage]:
+        return self._operator.read(task.shard) if task.only is None else items(self._operator, task.shard, task.only)
 
     def _step(self, read: Callable[[], Any]) -> Any:
         """Run the operator's code, once it may."""

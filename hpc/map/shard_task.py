@@ -14,10 +14,11 @@ import pyarrow as pa
 
 from hpc.base import object_store
 from hpc.base.errors import storage_full
-from hpc.map.segments import Segments, Writer
+from hpc.map.compare import Measure
 from hpc.operator import OK, SKIPPED, Damage, Row, Shard
 from hpc.run import column as columns
 from hpc.run.directory import Run
+from hpc.run.segments import Segments, Writer
 
 log = logging.getLogger("engine")
 
@@ -44,6 +45,7 @@ class ShardTask:
     save_s: float
     segments: Segments
     schema: pa.Schema
+    only: list[int] | None = None  # blocks that are read, of a pilot
     saved: dict[int, str] = field(default_factory=dict)  # index -> key of samples that were adopted or laid aside
     rows: dict[int, Row] = field(default_factory=dict)  # finished, their blocks are not
     held: int = 0  # samples that the operator holds
@@ -55,8 +57,11 @@ class ShardTask:
     transient: Counter[str] = field(default_factory=Counter)
     error: BaseException | None = None
     changed: bool = False  # the input is another than that which samples were saved of
+    delivered: set[int] | None = None  # all samples of a pilot's blocks, known when the reader has come to their end
+    unsaid: Measure = field(default_factory=Measure)  # what samples are like that were laid aside since it was said
 
     def __post_init__(self) -> None:
+        self._read: set[int] = set()  # samples of a pilot's blocks
         self._aside: list[tuple[int, pa.Table]] = []  # first sample, rows
         self._bytes = 0  # of these
         self._new: defaultdict[int, Counter[str]] = defaultdict(Counter)  # of these, by status: by block
@@ -83,6 +88,24 @@ class ShardTask:
                 self.finished_in[index // self.segment] += 1
                 blocks[index // self.segment][status] += 1
         return self._named(blocks)
+
+    def see(self, index: int) -> None:
+        """The reader has delivered this sample."""
+        self.seen = index + 1
+        if self.only is not None:
+            self._read.add(index)
+
+    def end(self) -> bool:
+        """The reader has come to its end. False where what was saved is of another input: it has more samples."""
+        if self.only is not None:
+            self.delivered = self._read
+            return True
+        self.total = self.seen
+        if any(index >= self.total for index in self.saved):
+            return False
+        for block in range(-(-self.total // self.segment)):
+            self.complete(block)
+        return True
 
     def add(self, row: Row) -> None:
         """Take a finished row; when its block is complete, lay that aside."""
@@ -142,6 +165,8 @@ class ShardTask:
         self._writer.close()
 
     def finished(self) -> bool:
+        if self.delivered is not None:
+            return all(index in self.saved or index in self.rows for index in self.delivered)
         if self.total is None:
             return False
         return len(self.saved) + len(self.rows) >= self.total
@@ -151,6 +176,7 @@ class ShardTask:
         for run in _runs(rows):
             table = columns.to_table(run, self.schema)
             self._aside.append((run[0].index, table))
+            self.unsaid = self.unsaid.plus(Measure.of(table))
             self._bytes += table.nbytes
         for row in rows:
             self.saved[row.index] = row.key

@@ -15,7 +15,7 @@ from hpc.base.errors import Exit
 from hpc.base.heartbeat import STALE_S
 from hpc.base.text import SCHEMA, duration, hours_text
 from hpc.base.text import printable as clean
-from hpc.map import breaker, hours, verdict
+from hpc.map import breaker, hours, pilot_status, verdict
 from hpc.map import cost as effort
 from hpc.map.tally import Settled, Tally, Totals
 from hpc.operator import STATUSES
@@ -54,6 +54,10 @@ def read_status(run: Run, tally: Tally | None = None) -> dict[str, Any]:
     gone = tally.lost.look()
     ended = Exit.SOME_FAILED if settled.shards[FAILED] or nothing or gone else Exit.COMPLETE
     code = ended if finished == totals.total else Exit.INCOMPLETE
+    pilot = pilot_status.read(run, latest, reader)
+    left = totals.left
+    if pilot is not None:
+        code, left = Exit.COMPLETE if pilot["complete"] else code, pilot["samples_left"]
     lives = effort.lives(run, reader, slots["list"])
     by_kind = _hours(run, tally, lives, totals)
     return {
@@ -67,12 +71,14 @@ def read_status(run: Run, tally: Tally | None = None) -> dict[str, Any]:
         "submission": {"uuid": latest.uuid, "state": latest.state, "error": latest.error},
         "exit": int(code),
         "shards": _shards(totals),
-        "samples": {**{s: totals.samples[s] for s in STATUSES}, "left": totals.left},
+        "pilot": pilot,
+        "compared": pilot_status.compared(run, latest),
+        "samples": {**{s: totals.samples[s] for s in STATUSES}, "left": left},
         "left_known": 2 * totals.unknown <= totals.total - finished,
         "reasons": dict(settled.reasons.most_common()),
         "rate": rates,
-        "eta_s": round(totals.left / speed, 1) if speed and totals.left and live else None,
-        "eta_range_s": _range(totals.left, rates) if live else None,
+        "eta_s": round(left / speed, 1) if speed and left and live else None,
+        "eta_range_s": _range(left, rates) if live else None,
         "effort": effort.spent(lives, latest, totals, speed if live else 0.0, sum(by_kind.values()))
         | {"by_kind": hours.described(by_kind, latest.config["cluster"].get("price"))},
         "idle_at_the_end": None if unclaimed else effort.idle_at_the_end(lives, reader, totals.claimed, now),
@@ -206,6 +212,8 @@ def render(facts: dict[str, Any]) -> Group:
     )
     table = picture.facts_table()
     table.add_row("shards", _shard_bar(facts["shards"]))
+    if facts["pilot"]:
+        table.add_row("pilot", pilot_status.line(facts["pilot"], facts["shards"]["total"]))
     table.add_row("samples", _samples(facts["samples"], facts["left_known"]))
     table.add_row("rate", _rate_line(facts))
     if facts["effort"]["hours"]:
@@ -215,6 +223,8 @@ def render(facts: dict[str, Any]) -> Group:
         table.add_row("idle", f"{idle} after the last shard was claimed: shorter shards end together")
     if facts["starving"]:
         table.add_row("bound", _starving_line(facts["starving"], facts["effort"]["unit"]))
+    if facts["compared"]:
+        table.add_row("compared", pilot_status.compared_line(facts["compared"]))
     table.add_row("slots", _slot_line(facts["slots"]))
     for number, row in enumerate(facts["slow"][:4]):
         table.add_row("slow" if number == 0 else "", _slow_line(row, facts["effort"]["unit"]))

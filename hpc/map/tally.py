@@ -27,7 +27,7 @@ from hpc.run.lost import LostFiles
 from hpc.run.plan import Plan
 from hpc.slurm.accounting import Accounting
 
-FORMAT = 5  # of the cache
+FORMAT = 6  # of the cache
 WORTHWHILE = 5000  # shards from which on the cache is written
 _RACY_S = 2.0  # a directory that changed so shortly before its listing may change again under the same time stamp
 

@@ -27,6 +27,7 @@ from hpc.base import atomic, heartbeat
 from hpc.base.errors import Exit, UserError
 from hpc.config import MapConfig
 from hpc.map.drain import Drain
+from hpc.map.office import Office
 from hpc.run.directory import Run
 from hpc.run.events import unsent
 
@@ -108,7 +109,7 @@ class Webhook:
 
     def _work(self, where: str, code: Exit, why: str, reruns: int) -> None:
         try:
-            if code in (Exit.COMPLETE, Exit.SOME_FAILED):
+            if code in (Exit.COMPLETE, Exit.SOME_FAILED) and not self._run.latest().pilot:  # a pilot ends no run
                 self._create((COMPLETE, FAILED), why, reruns)
             elif why.startswith("paused"):
                 self._create((PAUSED,), why, reruns)
@@ -143,10 +144,11 @@ class Webhook:
         """Send until a 2xx, or see another do it. Others' deaths take a lease to be seen."""
         data = (self._run.event_files / f"{event}.json").read_bytes()
         name, sent = json.loads(data)["name"], self._run.event_files / f"{event}.sent"
+        office = Office(self._run.event_files, event, self._instance, self._beat, self._observer)
         begun, pause = time.monotonic(), 0.5
         while not sent.exists():
             waited = time.monotonic() - begun
-            if not self._mine(event):
+            if not office.mine():
                 if waited > min(2 * self._lease_s, OTHERS_S):
                     return  # its owner goes on, or its next life does
                 time.sleep(min(1.0, self._lease_s / 10))
@@ -161,22 +163,3 @@ class Webhook:
                 return
             time.sleep(pause)
             pause = min(LONGEST_PAUSE_S, 2 * pause)
-
-    def _mine(self, event: str) -> bool:
-        """Whether this slot is the one that sends; takes over from a dead one."""
-        if self._beat.fenced():
-            return False
-        number, owner = self._owner(event)
-        if owner == self._instance:
-            return True
-        if number >= 0 and not self._observer.dead(owner):
-            return False
-        return atomic.create(self._run.event_files / f"{event}.e{number + 1}", self._instance.encode())
-
-    def _owner(self, event: str) -> tuple[int, str]:
-        prefix = f"{event}.e"
-        found = (name.removeprefix(prefix) for name in os.listdir(self._run.event_files) if name.startswith(prefix))
-        numbers = [int(number) for number in found if number.isdigit()]
-        if not numbers:
-            return -1, ""
-        return max(numbers), (self._run.event_files / f"{prefix}{max(numbers)}").read_text()

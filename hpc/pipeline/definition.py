@@ -282,6 +282,8 @@ def _checked(
     runs = str(Path(top.runs).expanduser().absolute())
     tree |= {"name": f"{top.name}/{name}", "runs": runs, "cluster": _cluster(top.cluster, stage)}
     config = configs.check(tree, str(file))
+    if config.run.pilot:
+        raise UserError("`pilot`: later stages need all of this one. Launch its config by itself for a pilot")
     about = {"rate": stage.rate, "samples": stage.samples}
     return Stage(name, needs, config.run.cluster, config=config, tree=tree, source=str(file), **about)  # type: ignore[arg-type]
 

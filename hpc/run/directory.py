@@ -9,10 +9,11 @@ runs/<name>/
   inflight/<instance>.<engine> samples that an engine has in flight, readable after its death
   journal/<instance>.jsonl     append-only, one writer each: the fast path for status
   ledger/<identity8>/<bucket>/ claims and markers, see hpc.run.ledger
-  segments/<identity8>/<bucket>/<id>.g<G>.e<k>.rows   finished parts of unfinished shards, see hpc.map.segments
+  segments/<identity8>/<bucket>/<id>.g<G>.e<k>.rows   finished parts of unfinished shards, see hpc.run.segments
   columns/<column>/<identity8>/<bucket>/<id>.g<G>.parquet    published once; readers resolve through markers
   tally/<identity8>.arrow      what hpc.status has counted: a cache, see hpc.map.tally
   tally/work.json              what hpc.status --openmetrics has counted: a cache, see hpc.map.work
+  pilot/                       what a pilot is made of, and what its rows are like: hpc.run.pilot, hpc.map.compare
   generations/<n>.json         shards reopened by a rerun, with the reason, see hpc.run.generations
   checks/<id>.json             what `hpc.launch --check` tried under Slurm, and <id>.answer.json: what came of it
   events/                      what was told outside, see hpc.run.events
@@ -62,6 +63,8 @@ class Submission:
     overrides: list[str] = field(default_factory=list)  # of `source`, as typed
     by_rule: list[str] = field(default_factory=list)  # reasons of rows that a rule of the config drops
     rate: float = 0.0  # samples/s of one engine that its forecast stood on, see hpc.map.forecast; 0: none
+    pilot: str = ""  # what it draws from the plan, see hpc.run.pilot; "": all of it is done
+    compared: str = ""  # the pilot that its rows are compared with, see hpc.map.compare; "": none
     toolkit: str = field(default_factory=version)  # that wrote it
 
     @classmethod
@@ -155,7 +158,7 @@ class Run:
         return file if object_store.is_url(file) else str(self.path / file)
 
     def segments(self, identity: str, shard_id: str, generation: int) -> Path:
-        """What `hpc.map.segments.Segments` takes."""
+        """What `hpc.run.segments.Segments` takes."""
         return self.path / "segments" / identity / bucket_of(shard_id) / f"{shard_id}.g{generation}"
 
     @property

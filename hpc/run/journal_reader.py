@@ -72,6 +72,7 @@ class JournalReader:
         self.history: Counter[int] = Counter()  # samples by ten minutes, of the whole run
         self.first = self.last = self.last_claim = 0.0
         self.ends: list[float] = []  # when shards ended, since the last claim
+        self.piloted: dict[str, list[str]] = {}  # by shard, the pilots whose blocks of it are saved
 
     def refresh(self, ended: Ended = lambda shard, generation, event: False) -> None:
         """Read on.
@@ -120,6 +121,8 @@ class JournalReader:
             life.deaths[f"{event.get('engine', 0)}: {event['died']}"] += 1
         elif kind == "ended" and event.get("how") == "failed":
             life.failures[str(event.get("reason", "unknown"))] += 1
+        elif kind == "ended" and event.get("how") == "piloted":
+            self.piloted.setdefault(event["shard"], []).append(event["pilot"])
         elif kind == "claim":
             life.begun = life.begun or t
             self.last_claim = max(self.last_claim, t)
@@ -190,14 +193,14 @@ class JournalReader:
         return {
             "offsets": self.offsets, "partial": partial, "rates": self.rates, "lives": lives,
             "first": self.first, "last": self.last, "history": self.history, "last_claim": self.last_claim,
-            "ends": self.ends,
+            "ends": self.ends, "piloted": self.piloted,
         }  # fmt: skip
 
     def restore(self, saved: dict[str, Any]) -> None:
         self.offsets, self.first, self.last = saved["offsets"], saved["first"], saved["last"]
         for shard, generation, epoch, blocks in saved["partial"]:
             self.partial[shard, generation] = Saved(epoch, dict(blocks))
-        self.last_claim, self.ends = saved["last_claim"], saved["ends"]
+        self.last_claim, self.ends, self.piloted = saved["last_claim"], saved["ends"], saved["piloted"]
         self.rates = Counter({int(second): n for second, n in saved["rates"].items()})
         self.history = Counter({int(bin): n for bin, n in saved["history"].items()})
         for name, life in saved["lives"].items():

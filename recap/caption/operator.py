@@ -5,14 +5,15 @@ looks at images and knows one column, `{alt}`, a member of the tars. Torch-free 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from hpc.base.fields import semantic
 from hpc.operator import Column, Damage, Item, Shard
+from recap.data.block_items import IndexedDataConfig, block_counts, read_blocks
 from recap.data.image_version import VERSION_2
-from recap.data.inputs import DataConfig, list_shards, placeholder_digests
+from recap.data.inputs import list_shards, placeholder_digests
 from recap.data.pictures import find_image, read_items
 from recap.data.tar_job import OverShards
 from recap.data.tars import READING_2, Sample
@@ -28,7 +29,7 @@ class CaptionConfig:
     """Config keys of a captioning job."""
 
     column: str = semantic("recap", "name of the column that is made")
-    data: DataConfig = field(default_factory=DataConfig)
+    data: IndexedDataConfig = field(default_factory=IndexedDataConfig)
     captioner: CaptionerConfig = field(default_factory=CaptionerConfig)
 
     def __post_init__(self) -> None:
@@ -79,6 +80,12 @@ class CaptionOperator(OverShards, Writing):
 
     def read(self, shard: Shard) -> Iterator[Item | Damage]:
         return read_items(shard, self.config.data, self._picture, self._wanted)
+
+    def block_counts(self, shards: Sequence[Shard]) -> dict[str, list[int]]:
+        return block_counts(self.config.data, shards)
+
+    def read_blocks(self, shard: Shard, numbers: Sequence[int]) -> Iterator[Item]:
+        return read_blocks(shard, numbers, self.config.data, self._picture, self._wanted)
 
     def _picture(self, sample: Sample) -> tuple[Asked, int]:
         found = find_image(sample, self.config.data.image)

@@ -19,9 +19,9 @@ from PIL import Image
 from hpc.base.errors import UserError
 from hpc.base.fields import execution, semantic
 from hpc.operator import OK, SKIPPED, Batched, Column, Item, Row
+from recap.data.block_items import IndexedDataConfig
 from recap.data.image_version import VERSION_2
 from recap.data.images import BadImage, EncodedImage
-from recap.data.inputs import DataConfig
 from recap.data.memory import to_decode
 from recap.data.pictures import FoundImage
 from recap.data.same_image import FIELD, digest
@@ -41,7 +41,7 @@ class ShrinkConfig:
     """Config keys of a shrinking job."""
 
     column: str = semantic("small", "name of the column that is made")
-    data: DataConfig = field(default_factory=DataConfig)
+    data: IndexedDataConfig = field(default_factory=IndexedDataConfig)
     side: int = semantic(128, "pixels of the shorter side; smaller images stay as they are")
     quality: int = semantic(90, "of the JPEGs, 1 to 95")
     threads: int = execution(4, "images at the same time")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from hpc.operator import Damage, Item, Shard
+from recap.data.block_items import block_counts, read_blocks
 from recap.data.inputs import list_shards
 from recap.data.pictures import FoundImage, find_image, read_items
 from recap.data.rows import Rows
@@ -43,7 +44,9 @@ class TarJob(OverShards):
 
 
 class ImageJob(TarJob):
-    """Items are samples; their payload is the image found in each, or why there is none."""
+    """Items are samples; their payload is the image found in each, or why there is none. Its config's `data` is an
+    `IndexedDataConfig`.
+    """
 
     def plan(self) -> list[Shard]:
         shards = super().plan()
@@ -52,6 +55,12 @@ class ImageJob(TarJob):
 
     def read(self, shard: Shard) -> Iterator[Item | Damage]:
         return read_items(shard, self.config.data, self._found, self.config.data.wanted())
+
+    def block_counts(self, shards: Sequence[Shard]) -> dict[str, list[int]]:
+        return block_counts(self.config.data, shards)
+
+    def read_blocks(self, shard: Shard, numbers: Sequence[int]) -> Iterator[Item]:
+        return read_blocks(shard, numbers, self.config.data, self._found, self.config.data.wanted())
 
     def _found(self, sample: Sample) -> tuple[FoundImage, int]:
         found = find_image(sample, self.config.data.image)

@@ -22,9 +22,9 @@ import pyarrow as pa
 from hpc.base.errors import UserError
 from hpc.base.fields import execution, semantic
 from hpc.operator import OK, SKIPPED, Batched, Column, Item, Row, Shard
+from recap.data.block_items import IndexedDataConfig
 from recap.data.image_version import VERSION_2
 from recap.data.images import BadImage, EncodedImage
-from recap.data.inputs import DataConfig
 from recap.data.pictures import FoundImage
 from recap.data.same_image import FIELD, digest
 from recap.data.tar_job import ImageJob
@@ -51,7 +51,7 @@ class LatentsConfig:
     """Config keys of a job that makes latents."""
 
     column: str = semantic("latents", "name of the column that is made")
-    data: DataConfig = field(default_factory=DataConfig)
+    data: IndexedDataConfig = field(default_factory=IndexedDataConfig)
     vae: str = execution("", "folder of a VAE that diffusers loads (AutoencoderKL)")
     side: int = semantic(256, "pixels of the centre crop's side")
     kind: str = semantic("mean", "mean | moments (mean and logarithm of variance, to draw from; twice as large)")

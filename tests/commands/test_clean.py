@@ -11,10 +11,10 @@ import pytest
 
 from hpc import clean
 from hpc.base.errors import Exit
-from hpc.map.segments import Segments, Writer
 from hpc.operator import Shard
 from hpc.run.directory import Run
 from hpc.run.ledger import DONE, FAILED, Claim
+from hpc.run.segments import Segments, Writer
 from tests.support.jobs import inline
 
 IDENTITY = "12345678"

@@ -18,10 +18,10 @@ from hpc.base import heartbeat
 from hpc.map import breaker, suspects
 from hpc.map.agent import Agent
 from hpc.map.in_flight import Held, InFlight
-from hpc.map.segments import Segments
 from hpc.map.shard_task import ShardTask
 from hpc.operator import Damage, Item, Row, Shard
 from hpc.run.ledger import DONE, Claim
+from hpc.run.segments import Segments
 from tests.support.echo import Echo, EchoConfig
 from tests.support.jobs import EchoJob, texts
 

@@ -21,11 +21,11 @@ from hpc import config as configs
 from hpc import launch, verify
 from hpc.base import snapshot
 from hpc.map import status as map_status
-from hpc.map.segments import Segments
 from hpc.run import column as columns
 from hpc.run import plan
 from hpc.run.directory import Run, Submission
 from hpc.run.ledger import DONE, State
+from hpc.run.segments import Segments
 from tests.support.echo import Echo, EchoConfig
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hpc.map.segments import Rows, Segments, Writer
 from hpc.map.shard_task import ShardTask, good_of
 from hpc.operator import Row, Shard
 from hpc.run import column
+from hpc.run.segments import Rows, Segments, Writer
 
 SCHEMA = column.schema(column.Column("c", [("text", pa.string())]), "id")
 SEGMENT = 4

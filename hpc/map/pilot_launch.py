@@ -1,0 +1,95 @@
+"""What a launch does of pilots: draws one, or finds the one that its run is compared with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import reduce
+from itertools import groupby
+
+from hpc.base import atomic
+from hpc.base.command import console
+from hpc.base.errors import UserError
+from hpc.base.text import short
+from hpc.config import Config
+from hpc.map.compare import LEAST_UNITS, Measure
+from hpc.operator import Operator, Shard
+from hpc.run import pilot, plan
+from hpc.run.directory import Run
+from hpc.run.pilot import Pilot, newest
+
+__all__ = ["compare", "described", "drawn", "newest", "shards", "units", "write"]
+
+
+def drawn(config: Config, operator: Operator, planned: Sequence[Shard], run: Run | None, identity: str) -> Pilot:
+    """The pilot that a config asks for. UserError where there is none to be made.
+
+    Args:
+        run: which is there already, if any.
+    """
+    if run is not None:
+        survey = run.ledger(identity).survey(run.generations.opened())
+        if planned and all(shard.id in survey and survey[shard.id].terminal for shard in planned):
+            raise UserError(
+                f"launch: `pilot`: {short(run.path)} is complete: its rows are there, a pilot would make nothing. "
+                "For another prompt choose another `name=`."
+            )
+    counts = getattr(operator, "block_counts", lambda shards: {})(planned)
+    return pilot.draw(planned, config.run.pilot, counts)
+
+
+def shards(made: Pilot, planned: Sequence[Shard]) -> list[Shard]:
+    """Those that a pilot has blocks of, each as long as these are."""
+    chosen = [shard for shard in planned if shard.id in made.blocks]
+    return [replace(shard, expected=pilot.length(shard, made.blocks[shard.id])) for shard in chosen]
+
+
+def write(run: Run, made: Pilot, planned: Sequence[Shard]) -> str:
+    """Record what was drawn; its name."""
+    of_them = [shard for shard in planned if shard.id in made.blocks]
+    return pilot.write(run, replace(made, plan=plan.write(run.plans, of_them)))
+
+
+def described(made: Pilot | None, config: Config, run: Run, identity: str, planned: int) -> list[tuple[str, str]]:
+    """Lines of a launch, before it writes anything."""
+    if made is not None:
+        return [("pilot", made.described(planned)), ("", "the full run takes them over: the same launch with pilot=0")]
+    found = newest(run, identity)
+    if found is None:
+        return []
+    how = "what it made is taken over"
+    if not config.run.map.compare:
+        return [("pilot", f"{how}; its rows are not compared with the run's (map.compare)")]
+    return [("pilot", f"{how}, and the run pauses where its rows are no longer like these (map.compare)")]
+
+
+def next_steps(run: str) -> list[str]:
+    """Behind a pilot that was made."""
+    return [f"python -m recap.pilots {run}    # and of others with other prompts", "the same launch with pilot=0"]
+
+
+def units(run: Run, name: str) -> list[Measure]:
+    """What the rows of a run's pilot are like, one for each of its shards."""
+    record = json.loads((run.path / "pilot" / f"{name}.like.json").read_bytes())
+    return [Measure(*numbers) for numbers in record["units"]]
+
+
+def compare(run: Run, config: Config, identity: str) -> str:
+    """Write down what the rows of a run's pilot are like; its name, "" where there is nothing to compare with.
+
+    It is made anew at each launch: what the full run has made of the pilot's shards since is the pilot's, too.
+    """
+    found = newest(run, identity)
+    if found is None or not config.run.map.compare:
+        return ""
+    by_shard = groupby(pilot.saved(run, found), lambda part: part[0].id)
+    made = [reduce(Measure.plus, (Measure.of(table) for _, _, table in parts)) for _, parts in by_shard]
+    if len(made) < LEAST_UNITS:
+        said = f"its pilot has rows of {len(made)} shards; a run is compared with one that has some of {LEAST_UNITS}"
+        console.print(f"[bold]{'pilot':<10}[/]{said}")
+        return ""
+    name = f"{found.pilot}-{identity}"
+    record = {"units": made}
+    atomic.replace(run.path / "pilot" / f"{name}.like.json", atomic.as_json(record), durable=True)
+    return name
