@@ -13,12 +13,12 @@ import yaml
 
 from hpc import config as configs
 from hpc.map.publish import Publisher
-from hpc.run.segments import Segments, Writer
 from hpc.operator import Row, Shard
 from hpc.run import column as columns
 from hpc.run import plan
 from hpc.run.directory import Run
 from hpc.run.ledger import Claim
+from hpc.run.segments import Segments, Writer
 from recap.data.inputs import DataConfig, list_shards
 from recap.worlds.tars import write_tar
 

@@ -35,8 +35,8 @@ def drawn(config: Config, operator: Operator, planned: Sequence[Shard], run: Run
                 f"launch: `pilot`: {short(run.path)} is complete: its rows are there, a pilot would make nothing. "
                 "For another prompt choose another `name=`."
             )
-    counts = getattr(operator, "block_counts", lambda shards: {})(planned)
-    return pilot.draw(planned, config.run.pilot, counts)
+    count = getattr(operator, "block_counts", None)
+    return pilot.draw(planned, config.run.pilot, count(planned) if count else {})
 
 
 def shards(made: Pilot, planned: Sequence[Shard]) -> list[Shard]:

@@ -39,25 +39,20 @@ def read_status(run: Run, tally: Tally | None = None) -> dict[str, Any]:
     """The facts, as --json prints them."""
     latest = run.latest()
     tally = current(run, tally)
-    newest = heartbeat.newest(run.slots, tally.exited)
-    totals = tally.count()
-    settled, reader = totals.settled, tally.reader
-    slots = _slots(run, run.submissions(), newest)
+    newest, totals = heartbeat.newest(run.slots, tally.exited), tally.count()
+    settled, reader, slots = totals.settled, tally.reader, _slots(run, newest)
     live = any(s["state"] != "exited" for s in slots["list"])
     # of a run that is over: up to its last sample, not to a launch that found nothing to do
     now = time.time() if live else max(reader.rates, default=0) + 1.0
     rates = _rates(reader, now)
     speed = rates.get("5 min") or rates.get("1 h") or 0.0
     finished = settled.shards[DONE] + settled.shards[FAILED]
-    unclaimed = totals.total - finished - totals.claimed
     nothing = _nothing(settled, latest, finished == totals.total)
     gone = tally.lost.look()
-    ended = Exit.SOME_FAILED if settled.shards[FAILED] or nothing or gone else Exit.COMPLETE
-    code = ended if finished == totals.total else Exit.INCOMPLETE
     pilot = pilot_status.read(run, latest, reader)
-    left = totals.left
-    if pilot is not None:
-        code, left = Exit.COMPLETE if pilot["complete"] else code, pilot["samples_left"]
+    left = totals.left if pilot is None else pilot["samples_left"]
+    ended = Exit.SOME_FAILED if settled.shards[FAILED] or nothing or gone else Exit.COMPLETE
+    code = ended if finished == totals.total or (pilot and pilot["complete"]) else Exit.INCOMPLETE
     lives = effort.lives(run, reader, slots["list"])
     by_kind = _hours(run, tally, lives, totals)
     return {
@@ -77,11 +72,10 @@ def read_status(run: Run, tally: Tally | None = None) -> dict[str, Any]:
         "left_known": 2 * totals.unknown <= totals.total - finished,
         "reasons": dict(settled.reasons.most_common()),
         "rate": rates,
-        "eta_s": round(left / speed, 1) if speed and left and live else None,
-        "eta_range_s": _range(left, rates) if live else None,
+        **_outlook(left if live else 0, speed, rates),
         "effort": effort.spent(lives, latest, totals, speed if live else 0.0, sum(by_kind.values()))
         | {"by_kind": hours.described(by_kind, latest.config["cluster"].get("price"))},
-        "idle_at_the_end": None if unclaimed else effort.idle_at_the_end(lives, reader, totals.claimed, now),
+        "idle_at_the_end": None if totals.unclaimed else effort.idle_at_the_end(lives, reader, totals.claimed, now),
         "nodes": effort.nodes(lives, now),
         "starving": _starving(lives, now),
         "slow": effort.slow(lives, now),
@@ -122,6 +116,11 @@ def _starving(lives: list[effort.Life], now: float) -> dict[str, Any] | None:
     nodes = [row for row in effort.nodes(lives, now) if row["node"] in hosts and row["waited"] is not None]
     worst = max(nodes, key=lambda row: row["waited"], default=None)
     return {"bound": "input" if waited >= INPUT_BOUND else "engines", "waited": round(waited, 4), "node": worst}
+
+
+def _outlook(left: int, speed: float, rates: dict[str, float]) -> dict[str, Any]:
+    """Seconds that are left: at the present rate, and at the fastest and the slowest. None where nothing goes on."""
+    return {"eta_s": round(left / speed, 1) if speed and left else None, "eta_range_s": _range(left, rates)}
 
 
 def _range(left: int, rates: dict[str, float]) -> list[float] | None:
@@ -172,8 +171,9 @@ def _rates(reader: JournalReader, now: float) -> dict[str, float]:
     return rates
 
 
-def _slots(run: Run, submissions: list[Submission], newest: list[dict[str, Any]]) -> dict[str, Any]:
+def _slots(run: Run, newest: list[dict[str, Any]]) -> dict[str, Any]:
     """The newest life of every slot, as its heartbeat says; and what squeue says where it answers."""
+    submissions = run.submissions()
     wanted = {s.uuid for s in submissions[-1:]}
     rows = []
     for facts in newest:

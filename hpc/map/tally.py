@@ -93,6 +93,11 @@ class Totals:
     unknown: int = 0  # unfinished shards whose count is not known
     standing: int = 0  # samples in published files and in saved blocks
 
+    @property
+    def unclaimed(self) -> int:
+        """Shards that nobody has taken yet."""
+        return self.total - self.settled.shards[DONE] - self.settled.shards[FAILED] - self.claimed
+
 
 class Tally:
     """Counts one run, again and again. keep: write the cache."""

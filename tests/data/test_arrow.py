@@ -12,6 +12,7 @@ import pytest
 from hpc.base.errors import ShardError, UserError
 from hpc.operator import Damage, Item, Shard
 from recap.caption.operator import CaptionConfig, CaptionOperator
+from recap.data.block_items import IndexedDataConfig
 from recap.data.index import Index
 from recap.data.inputs import DataConfig, list_shards
 from recap.data.kind import Wanted
@@ -43,7 +44,7 @@ def shards_of(path: Path) -> list[Shard]:
 
 
 def asked(folder: Path) -> list[tuple[str, str | None]]:
-    data = DataConfig(shards=[str(folder)])
+    data = IndexedDataConfig(shards=[str(folder)])
     operator = CaptionOperator(CaptionConfig(data=data, captioner=CaptionerConfig(model="recap/demo/captioner")))
     items = [item for shard in operator.plan() for item in operator.read(shard)]
     return [(i.payload.sha256, i.payload.text) for i in items if isinstance(i, Item)]

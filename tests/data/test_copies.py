@@ -8,7 +8,7 @@ from typing import Any
 
 from hpc.operator import Item, Row
 from recap.caption.operator import CaptionConfig, CaptionOperator
-from recap.data.inputs import DataConfig
+from recap.data.block_items import IndexedDataConfig
 from recap.engine import CaptionerConfig
 from recap.generate.writing import Asked
 from recap.worlds.tars import write_tar
@@ -22,7 +22,7 @@ def operate(members: list[tuple[str, bytes]], tmp_path: Path, **settings: Any) -
         write_tar(file, [(name.partition(".")[0], {name.partition(".")[2]: data}) for name, data in members])
     data = {k: v for k, v in settings.items() if k in ("placeholders",)}
     captioner = CaptionerConfig(model="instant", **{k: v for k, v in settings.items() if k not in data})
-    inputs = DataConfig(shards=[f"{tmp_path}/0.tar"], **data)
+    inputs = IndexedDataConfig(shards=[f"{tmp_path}/0.tar"], **data)
     operator = InstantOperator(CaptionConfig(data=inputs, captioner=captioner))
     operator.setup("cpu")
     rows: list[Row] = []
@@ -67,7 +67,7 @@ def test_placeholders_are_skipped(tmp_path: Path) -> None:
     assert len(engine.seen) == 5
     plain = CaptionOperator(CaptionConfig(captioner=CaptionerConfig(model=CAPTIONER)))
     listed = CaptionOperator(
-        CaptionConfig(data=DataConfig(placeholders=[dead.upper()]), captioner=CaptionerConfig(model=CAPTIONER))
+        CaptionConfig(data=IndexedDataConfig(placeholders=[dead.upper()]), captioner=CaptionerConfig(model=CAPTIONER))
     )
     assert plain.identity() != listed.identity()
 

@@ -16,6 +16,7 @@ from hpc.base.errors import UserError
 from hpc.operator import Damage, Item, Shard
 from recap.caption.operator import CaptionConfig, CaptionOperator
 from recap.data import freeze, frozen
+from recap.data.block_items import IndexedDataConfig
 from recap.data.column import ColumnConfig
 from recap.data.columns import open_column
 from recap.data.index import Index
@@ -36,7 +37,7 @@ WANTED = Wanted(("png", "jpg"), "", frozenset(["txt"]))
 def captioning(folder: Path, lists: Path | None, planned: list[Shard] = [], **data: Any) -> CaptionOperator:  # noqa: B006
     """The captioning job of a folder, planned; its lists are written."""
     config = CaptionConfig(
-        data=DataConfig(shards=[str(folder)], **data), captioner=CaptionerConfig(model="recap/demo/captioner")
+        data=IndexedDataConfig(shards=[str(folder)], **data), captioner=CaptionerConfig(model="recap/demo/captioner")
     )
     operator = CaptionOperator(config)
     if lists is not None:

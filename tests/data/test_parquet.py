@@ -16,6 +16,7 @@ import pytest
 from hpc.base.errors import ShardError, UserError
 from hpc.operator import Damage, Item, Shard
 from recap.caption.operator import CaptionConfig, CaptionOperator
+from recap.data.block_items import IndexedDataConfig
 from recap.data.blocks import BLOCK
 from recap.data.column import ColumnConfig
 from recap.data.columns import open_column
@@ -41,7 +42,7 @@ def shards_of(*paths: Path, **settings: Any) -> list[Shard]:
 def captioning(folder: Path, **data: Any) -> tuple[CaptionOperator, list[Shard]]:
     """The captioning job of a folder, and its plan."""
     config = CaptionConfig(
-        data=DataConfig(shards=[str(folder)], **data), captioner=CaptionerConfig(model="recap/demo/captioner")
+        data=IndexedDataConfig(shards=[str(folder)], **data), captioner=CaptionerConfig(model="recap/demo/captioner")
     )
     operator = CaptionOperator(config)
     return operator, operator.plan()

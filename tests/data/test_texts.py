@@ -10,9 +10,9 @@ import pytest
 
 from hpc.base.errors import UserError
 from recap.caption.operator import CaptionConfig
+from recap.data.block_items import IndexedDataConfig
 from recap.data.column import ColumnConfig
 from recap.data.columns import open_column
-from recap.data.inputs import DataConfig
 from recap.data.texts import TextMember, decoded
 from recap.engine import CaptionerConfig
 from recap.worlds.tars import write_tar
@@ -90,7 +90,7 @@ def test_a_key_that_the_first_shard_has_not_is_named_when_planned(tmp_path: Path
         write_tar(file, [(str(n), {"jpg": b"1", "json": b'{"title": "x", "url": "y"}'}) for n in range(3)])
 
     def plan(text: str) -> int:
-        data = DataConfig(shards=[f"{tmp_path}/0.tar"], text=text)
+        data = IndexedDataConfig(shards=[f"{tmp_path}/0.tar"], text=text)
         return len(InstantOperator(CaptionConfig(data=data, captioner=CaptionerConfig(model="instant"))).plan())
 
     assert plan("json.title") == plan("txt") == plan("json") == 1

@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from hpc.base.errors import UserError
 from hpc.operator import Shard
 from hpc.run.published import Published
+from recap.data.block_items import IndexedDataConfig
 from recap.data.column import ColumnConfig
 from recap.data.images import BadImage
 from recap.data.inputs import DataConfig
@@ -96,7 +97,9 @@ def vae() -> Vae:
 @pytest.fixture(scope="module")
 def flags() -> torch.Tensor:
     """uint8 [19, 64, 64, 3]: two micro-batches and a rest."""
-    crops = [i.payload.image for i in items(LatentsOperator(LatentsConfig(data=DataConfig(shards=[str(FLAGS)]))))[:19]]
+    crops = [
+        i.payload.image for i in items(LatentsOperator(LatentsConfig(data=IndexedDataConfig(shards=[str(FLAGS)]))))[:19]
+    ]
     return torch.from_numpy(np.stack([centre_crop(data, 64) for data in crops]))
 
 

@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 
 from hpc import config as configs
 from hpc.base.errors import UserError
+from recap.data.block_items import IndexedDataConfig
 from recap.data.column import ColumnConfig
-from recap.data.inputs import DataConfig
 from recap.data.rows import RowsConfig
 from recap.demo import VAE
 from recap.dit.latents import LatentsConfig, LatentsOperator
@@ -121,7 +121,7 @@ def columns(world: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     folder = tmp_path_factory.mktemp("columns")
     shards = [str(world / "tars")]
     text = tree(world)["data"]["columns"]
-    latents = LatentsConfig(data=DataConfig(shards=shards), vae=str(VAE), side=32, kind="moments")
+    latents = LatentsConfig(data=IndexedDataConfig(shards=shards), vae=str(VAE), side=32, kind="moments")
     write_column(folder / "latents", LatentsOperator(latents))
     made = {**text, "latents": {"folder": str(folder / "latents"), "field": "latent"}}
     for name, column in text.items():
