@@ -14,7 +14,7 @@ from hpc import config as configs
 from hpc.base import object_store, snapshot
 from hpc.base.command import console, warn
 from hpc.base.errors import Exit, UserError
-from hpc.base.text import short
+from hpc.base.text import file_size, short
 from hpc.launching import (
     check_access,
     end_dry_run,
@@ -209,7 +209,7 @@ def describe(job: Job, forecasts: list[str] | None = None) -> None:
     if known and unknown:
         samples += f" in {len(known):,} of them"
     size = sum(s.bytes for s in job.shards)
-    lines = [("plan", f"{len(job.shards):,} shards · {samples} · {_bytes(size)}")]
+    lines = [("plan", f"{len(job.shards):,} shards · {samples} · {file_size(size)}")]
     lines += pilot_launch.described(job.pilot, job.config, job.run, job.identity, len(job.shards))
     lines += job.operator.describe()
     cluster = job.config.run.cluster
@@ -241,14 +241,6 @@ def describe(job: Job, forecasts: list[str] | None = None) -> None:
         if gone := lost.LostFiles(job.run, job.previous).all():
             for line in lost.said(gone, short(job.run.path)):
                 warn.print(line, style="red", markup=False)
-
-
-def _bytes(size: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if size < 1024 or unit == "TiB":
-            return f"{size:,.1f} {unit}" if unit != "B" else f"{size:,.0f} B"
-        size /= 1024
-    raise AssertionError
 
 
 def dry_run(job: Job) -> int:
