@@ -128,8 +128,7 @@ class Agent:
         self.webhook.leave(code, why, self.reruns, lambda: self.heartbeat.advance(self._status()))
         self.heartbeat.advance({**self._status(), "state": "exited", "code": int(code), "why": why}, force=True)
         if code in (Exit.COMPLETE, Exit.SOME_FAILED) and self.run.generations.count() != self.reruns:
-            # A rerun reads heartbeats after it has written: one of the two sees the other, and the shards are not
-            # left alone.
+            # A rerun reads heartbeats after it has written: one of the two sees the other, and no shard is left alone.
             code, why = Exit.REQUEUE, "a rerun has just reopened shards"
             log.info("leaving with exit code %d: %s", code, why)
         if self.journal:
