@@ -47,9 +47,11 @@ def verdicts(found: Sequence[tuple[dict[str, Any], str, tuple[float, float, floa
     return lines
 
 
-def table_of_arms(columns: Sequence[str], arms: Mapping[str, Sequence[Sequence[float]]]) -> list[str]:
-    """Markdown: means over seeds (range). arms: by name, for each column a percentage a seed."""
-    lines = ["| arm (share of originals) | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
+def table_of_arms(
+    columns: Sequence[str], arms: Mapping[str, Sequence[Sequence[float]]], named: str = "arm (share of originals)"
+) -> list[str]:
+    """Markdown: means over seeds (range). arms: by name, for each column a percentage a seed; named: what arms are."""
+    lines = [f"| {named} | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
     for name, row in arms.items():
         cells = [f"{np.mean(v):.1f} ({min(v):.1f}-{max(v):.1f})" if len(v) else "-" for v in row]
         lines.append(f"| {name} ({len(row[0])} seeds) | " + " | ".join(cells) + " |")

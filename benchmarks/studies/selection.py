@@ -217,7 +217,11 @@ def report(study: dict[str, Any], results: Sequence[dict[str, Any]]) -> str:
         + [[100 * r["true"] for r in results if r["arm"] == name]]
         for name in names
     }
-    lines = [*table_of_arms([*METRICS, "true pairs"], means), ""]
+    lines = [*table_of_arms([*METRICS, "true pairs"], means, "trained on"), ""]
+    if len(results) < len(plan(study)):
+        return "\n".join(
+            [*lines, f"{len(results)} of {len(plan(study))} trainings are done: differences are told of all."]
+        )
     lines += verdicts([(one, one["metric"], difference(one, results)) for one in study["primary"]])
     others = [{**one, "metric": "paraphrase_r5"} for one in study["primary"]]
     others += [{"metric": metric, "better": "clip", "worse": "all"} for metric in METRICS]
