@@ -218,10 +218,12 @@ def report(study: dict[str, Any], results: Sequence[dict[str, Any]]) -> str:
         for name in names
     }
     lines = [*table_of_arms([*METRICS, "true pairs"], means, "trained on"), ""]
+    done = f"{len(results)} of {len(plan(study))} trainings are done"
+    by = {(r["arm"], r["seed"]): r for r in results}
+    if not all(paired_seeds(one, by) for one in study["primary"]):
+        return "\n".join([*lines, f"{done}: no difference is told yet."])
     if len(results) < len(plan(study)):
-        return "\n".join(
-            [*lines, f"{len(results)} of {len(plan(study))} trainings are done: differences are told of all."]
-        )
+        lines.append(f"{done}; differences are of the seeds that both arms have.")
     lines += verdicts([(one, one["metric"], difference(one, results)) for one in study["primary"]])
     others = [{**one, "metric": "paraphrase_r5"} for one in study["primary"]]
     others += [{"metric": metric, "better": "clip", "worse": "all"} for metric in METRICS]
