@@ -53,7 +53,7 @@ class Corpus:
         return next((at * BLOCK for at, (shard, like) in made if comparison.add(shard, like)), 0)
 
 
-@pytest.mark.parametrize(("between", "engines"), [(0.01, 8), (0.02, 64)])
+@pytest.mark.parametrize(("between", "engines"), [(0.01, 8), pytest.param(0.02, 64, marks=pytest.mark.slow)])
 def test_200_runs_like_their_pilots_and_as_many_that_drift(between: float, engines: int) -> None:
     corpus = Corpus(7, between, engines, rows=5000)
     assert not any(corpus.paused(160_000) for _ in range(200))
@@ -61,6 +61,7 @@ def test_200_runs_like_their_pilots_and_as_many_that_drift(between: float, engin
     assert min(late) > WINDOW and max(late) <= 60_000  # one window alone does not stop a run
 
 
+@pytest.mark.slow
 def test_two_windows_of_one_large_shard_are_no_two_witnesses() -> None:
     corpus = Corpus(11, 0.04, rows=200_000)
     assert not any(corpus.paused(400_000) for _ in range(60))
