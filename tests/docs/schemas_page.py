@@ -53,6 +53,7 @@ MARKER = {
 EVENTS = {
     "start": "a life begins", "stop": "it ends: exit code, why, rows, and where its time went",
     "claim": "a shard was claimed", "segment": "a block was finished and saved",
+    "measured": "what rows that were made since are like, to be compared with the pilot's",
     "done": "a shard's marker was linked", "failed": "a shard, or a rank, gave up",
     "engine": "an engine died", "ended": "a claim ended without a marker: released, failed, died",
     "end": "a pipeline's stage ended", "launch": "a pipeline's stage launched its job",
