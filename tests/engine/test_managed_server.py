@@ -67,7 +67,9 @@ def server_of(control: Path) -> int:
 
 def engine_of(control: Path) -> int:
     """The engine whose server runs now: the parent of its keeper."""
-    return psutil.Process(server_of(control)).parent().ppid()  # type: ignore[union-attr]
+    keeper = psutil.Process(server_of(control)).parent()
+    assert keeper is not None
+    return keeper.ppid()
 
 
 def agent_of(control: Path) -> int:
