@@ -30,7 +30,7 @@ def settings(config: Config) -> dict[str, Any]:
     """All that a rate depends on but the input and the machine: the work's keys, and how a node is dealt out."""
     others = {f.name for f in dataclasses.fields(RunConfig)} | {"data"}
     work = {key: value for key, value in config.resolved.items() if key not in others}
-    return {"work": work, "node": {key: config.resolved["cluster"][key] for key in _PLACE}}
+    return {"work": work, "node": {key: config.resolved["cluster"].get(key) for key in _PLACE}}
 
 
 def find(runs: Path, config: Config, identity: str) -> Tuned | None:
