@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from hpc.base import atomic
+from hpc.base import atomic, damage
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +54,9 @@ def complete(path: Path, offset: int = 0) -> tuple[bytes, int]:
             file.seek(offset)
             data = file.read()
     except FileNotFoundError:
+        return b"", offset
+    except (IsADirectoryError, PermissionError) as error:  # for good, unlike an EIO, after which a process is run again
+        damage.say(damage.text(path, error.strerror, "What it tells of its slot's work is left out."))
         return b"", offset
     whole = data if data.endswith(b"\n") else data[: data.rfind(b"\n") + 1]
     return whole, offset + len(whole)

@@ -207,7 +207,7 @@ class Run:
         path = self._submissions / f"{uuid_}.json"
         try:
             return Submission.read(json.loads(path.read_bytes()), uuid_)
-        except ValueError as error:
+        except (ValueError, IsADirectoryError, PermissionError) as error:  # for good, unlike an EIO
             raise UserError(damage.text(path, error, _LOST)) from error
 
     def submissions(self) -> list[Submission]:

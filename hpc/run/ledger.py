@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from hpc.base import atomic
+from hpc.base.errors import UserError
 from hpc.operator import Shard
 
 BUCKETS = 1024  # about a thousand names in a directory at 300,000 shards
@@ -245,11 +246,21 @@ class Ledger:
         return atomic.create(self.directory(claim.shard.id) / name, _json(record))
 
     def read(self, shard_id: str, suffix: str) -> dict[str, Any]:
-        """The content of `<id>.<suffix>`, {} if there is none. A half-visible file (NFS) reads as {} too."""
+        """The content of `<id>.<suffix>`, {} if there is none. A half-visible file (NFS) reads as {} too.
+
+        Raises:
+            UserError: the file may not be read.
+        """
+        path = f"{self.root}/{bucket_of(shard_id)}/{shard_id}.{suffix}"
         try:
-            record = json.loads(_content(f"{self.root}/{bucket_of(shard_id)}/{shard_id}.{suffix}"))
-        except (FileNotFoundError, ValueError):  # ValueError: not JSON, not even UTF-8 (zeros after a machine's crash)
-            return {}
+            record = json.loads(_content(path))
+        except (FileNotFoundError, IsADirectoryError, ValueError):  # ValueError: not JSON, not even UTF-8
+            return {}  # (zeros after a machine's crash)
+        except PermissionError as error:
+            raise UserError(
+                f"{path} may not be read by this user. Ask its owner for the run's files to be readable "
+                "(chmod -R g+rX), and try again."
+            ) from error
         return record if isinstance(record, dict) else {}
 
 

@@ -70,6 +70,21 @@ def truth(run: Run, kind: str) -> Path:
     return sorted((run.path / kind).iterdir())[0]
 
 
+@pytest.mark.parametrize("kind", ["submissions", "journal", "marker"])
+def test_a_file_that_cannot_be_read_breaks_no_command(
+    job: EchoJob, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A folder in its place: what root may not read either, as a file without permission is to others."""
+    path = truth(job.run, kind)
+    path.unlink()
+    path.mkdir()
+    for command in (["hpc.status"], ["hpc.verify"], ["hpc.logs", "--failed"], ["hpc.rerun", "--no-submit"]):
+        damage.say.cache_clear()
+        done = inline(command[0], str(job.run.path), *command[1:])
+        assert done.returncode in tuple(Exit), (command, done)
+    assert kind == "marker" or path.name in caplog.text
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["submissions", "generations", "plan", "marker"])
 def test_no_command_breaks(job: EchoJob, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
