@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import re
 import types
 import typing
@@ -24,12 +25,20 @@ def structured(schema: type, values: dict[str, Any], source: str) -> Any:
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(_settled(values, source, "")))
+        merged = OmegaConf.merge(_defaults(schema), OmegaConf.create(_settled(values, source, "")))
         made = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or getattr(error, "key", None) or "?"
         raise UserError(f"config: {source}: `{key}`: {str(error.msg or error).splitlines()[0]}") from error
     return made
+
+
+@functools.cache
+def _defaults(schema: type) -> Any:
+    """A schema with its defaults. `merge` copies it, so that it is made once: a pipeline asks for it many times."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.structured(schema)
 
 
 def _settled(value: Any, source: str, key: str) -> Any:
