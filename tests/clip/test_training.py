@@ -80,7 +80,7 @@ def run(directory: Path, world: int, config: dict[str, Any], **gang: Any) -> lis
     return launch(directory, world, config, module="tests.sft.ranks", **gang)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(ci=True)
 def test_a_training_of_two_stages_resumes_exactly_on_other_ranks(world, tmp_path) -> None:
     config = tree(world)
     config["train"]["workers"] = 1
@@ -105,7 +105,7 @@ def test_a_training_of_two_stages_resumes_exactly_on_other_ranks(world, tmp_path
     assert model.encode_text(torch.zeros(1, 12, dtype=torch.long)).shape == (1, 24)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(ci=True)
 @pytest.mark.parametrize("precision, near", [("fp32", 1e-4), ("bf16", 0.03)])
 def test_fsdp_trains_as_ddp_does(world, tmp_path, precision, near) -> None:
     config = tree(world, train__precision=precision)
@@ -202,7 +202,7 @@ def test_what_a_stage_writes_keeps_what_it_did_not_train(world, tmp_path) -> Non
     assert out.keys() == tensors.keys() and all(torch.equal(out[name], tensors[name]) for name in out)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(ci=True)
 def test_what_the_objective_learned_is_carried_on(world, tmp_path) -> None:
     """SigLIP's bias from stage to stage and into the export, as open_clip has it; a temperature within its bounds."""
     config = tree(world, loss={"kind": "sigmoid", "temperature": 0.005, "bias": -8.0})
@@ -220,6 +220,7 @@ def test_what_the_objective_learned_is_carried_on(world, tmp_path) -> None:
     assert one["logit_scale"].exp() <= 100.001 and two["logit_scale"].exp() <= 100.001
 
 
+@pytest.mark.slow(ci=True)
 def test_warm_up_in_samples_where_epochs_say_the_length(world, tmp_path) -> None:
     config = tree(world)
     config["stages"] = [{"image": 16, "warmup": 96}, {"image": 16, "samples": 48}]

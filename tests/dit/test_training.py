@@ -53,7 +53,7 @@ def transformer(directory: Path) -> dict[str, torch.Tensor]:
     return load_file(next((directory / "exports/final/transformer").glob("*.safetensors")))
 
 
-@pytest.mark.slow
+@pytest.mark.slow(ci=True)
 def test_killed_and_resumed_equals_undisturbed(world, tmp_path) -> None:
     """Bit for bit on the same ranks; on others the same data, noise, times and dropped texts, so the same curve."""
     config = tree(world, train__save_every=96)
@@ -73,7 +73,7 @@ def test_killed_and_resumed_equals_undisturbed(world, tmp_path) -> None:
     np.testing.assert_allclose([loss for _, loss in curve(tmp_path / "other")], losses, rtol=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(ci=True)
 @pytest.mark.parametrize("objective", [{"kind": "flow"}, {"kind": "ddpm"}])
 def test_fsdp_in_bf16_trains_as_ddp_does(world, tmp_path, objective) -> None:
     curves = []
@@ -84,7 +84,7 @@ def test_fsdp_in_bf16_trains_as_ddp_does(world, tmp_path, objective) -> None:
     np.testing.assert_allclose(curves[1], curves[0], rtol=0.02)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(ci=True)
 def test_the_export_is_of_the_averaged_weights(world, tmp_path) -> None:
     """Without an average the export differs from the one with it, at the same curve."""
     runs = {}

@@ -45,7 +45,7 @@ def check(found: list[dict[str, Any]]) -> None:
             assert kernel["tensor core"] > 0 and ctas(kernel) >= 2, where
 
 
-@pytest.mark.slow
+@pytest.mark.slow(ci=True)
 def test_kernels_compile_for_hopper() -> None:
     """bf16, fp8 and the fp8 cache."""
     found = compiled("bf16", 90)

@@ -21,7 +21,9 @@ MOST = {"bf16": (337, 700), "fp8": (369, 740), "fp8+kv": (369, 740)}
 
 
 # The one with most kernels of its own is in the default run.
-@pytest.mark.parametrize("precision", [pytest.param(p, marks=() if p == "fp8+kv" else pytest.mark.slow) for p in MOST])
+@pytest.mark.parametrize(
+    "precision", [pytest.param(p, marks=() if p == "fp8+kv" else pytest.mark.slow(ci=True)) for p in MOST]
+)
 def test_step_and_fill_wait_for_nothing(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transformers.PreTrainedModel, "to", lambda self, *_: self)
     with fake_cuda() as watch:

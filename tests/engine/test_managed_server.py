@@ -164,6 +164,7 @@ def test_a_keeper_ends_a_tree_within_its_bound() -> None:
     assert keeper.LOOK_S + keeper.GRACE_S <= 2.0
 
 
+@pytest.mark.slow(ci=True)
 def test_a_job_whose_server_engine_and_agent_are_killed(control: Path) -> None:
     """Launched as users do; each is killed (SIGKILL) under it in turn. Every sample once, and nothing is left behind of
     a server whose engine, or whose agent, is no more.

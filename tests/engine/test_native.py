@@ -68,6 +68,7 @@ def ending(tiny: Callable[..., Path]) -> Callable[[Shape], Path]:
     return get
 
 
+@pytest.mark.slow(ci=True)
 def test_tokens_equal_transformers_on_the_shipped_captioner() -> None:
     """All images of the flags set, as they lie in the tars."""
     demo = Path(__file__).parents[2] / "recap" / "demo"

@@ -22,7 +22,7 @@ COMMAND = [
 ]  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.slow(ci=True)
 def test_it_captions_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip(
         "fastapi", reason="its serving extra is not installed; run: pip install 'transformers[serving]'"

@@ -210,6 +210,7 @@ def test_a_dry_run_names_the_backend_and_why(
         assert "images by its own Gemma3ImageProcessorPil" in words(capsys)
 
 
+@pytest.mark.slow(ci=True)
 def test_a_job_captions_with_it(vlm: Callable[[str], Path], tmp_path: Path) -> None:
     """Launched as a user does, in processes of its own: every text is the model's own."""
     with tarfile.open(tmp_path / "a.tar", "w") as tar:

@@ -85,6 +85,7 @@ def test_memory_is_asked_about_where_it_is_known(tmp_path: Path, cluster: dict[s
     assert said == asked
 
 
+@pytest.mark.slow(ci=True)
 def test_gives_up_after_five_lives_without_progress(tmp_path: Path) -> None:
     """A rank that dies at once takes the other with it, is restarted four times, and no more."""
     code, said, run = finish(tmp_path, does="die")
@@ -258,6 +259,7 @@ def test_launch_does_not_import_torch(tmp_path: Path) -> None:
     assert "the table" in done.stdout and "RANK=0 WORLD_SIZE=2" in done.stdout
 
 
+@pytest.mark.slow(ci=True)
 def test_status_shows_a_training(tmp_path: Path) -> None:
     """Two real ranks of the tiny task; then what people and scripts are shown."""
     train = {"samples": 96, "batch": 12, "save_every": 48, "evaluate_every": 48, "threads": 1, "max_rejected": 0.1}

@@ -113,6 +113,7 @@ def test_capsfusion_asks_what_was_published(world: Path, writer: Path) -> None:
     assert len(book.tokenizer(first, add_special_tokens=False)["input_ids"]) <= 96 < len(long.split())
 
 
+@pytest.mark.slow(ci=True)
 def test_capsfusion_killed_in_mid_shard_is_finished_to_the_byte(
     world: Path, tmp_path: Path, oracle: tuple[str, Oracle], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -194,6 +194,7 @@ def test_killed_while_theirs_is_sorted(tmp_path: Path) -> None:
     assert not list((tmp_path / "other").glob(".[01]-*"))  # what the killed ones had begun
 
 
+@pytest.mark.slow(ci=True)
 def test_a_job_and_its_account(ours: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """As typed; its column is read as others are; bytes are equal when it is made anew; no tar is read where a column
     knows the images.

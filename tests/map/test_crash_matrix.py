@@ -247,7 +247,9 @@ def _torn_and_cut_otherwise(job: EchoJob) -> None:
     job.submit("map.segment=5")
 
 
-@pytest.mark.parametrize("rerun", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.parametrize(
+    "rerun", [pytest.param(False, marks=pytest.mark.slow), pytest.param(True, marks=pytest.mark.slow(ci=True))]
+)
 def test_frames_torn_and_of_another_size(forks: crashes.Forks, folder: Path, rerun: bool) -> None:
     """The owner dies at each of its saves; in a rerun of bad samples too, which begins with what it keeps."""
     owners = Owners(forks, folder)
@@ -385,6 +387,7 @@ def _whole_jobs(folder: Path, which: list[tuple[str, int]]) -> None:
     assert {p for p, _ in hit} == {"agent", "engine"}
 
 
+@pytest.mark.slow(ci=True)
 def test_whole_job_killed(folder: Path) -> None:
     _whole_jobs(folder, [("link", 8), ("pwrite64", 3)])
 

@@ -338,6 +338,7 @@ def test_lives_with_progress_do_not_count(make: Make) -> None:
     assert job.work() == 0
 
 
+@pytest.mark.slow(ci=True)
 def test_the_local_supervisor_restarts_on_75_and_drains(make: Make) -> None:
     job = make({"a": texts(100)}, submit=False, delay_s=0.02, batch=4)
     arguments = [sys.executable, "-m", "hpc.launch", str(job.config_file)]

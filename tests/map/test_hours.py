@@ -120,6 +120,7 @@ def test_a_node_that_may_not_work() -> None:
 # --- a real run -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow(ci=True)
 def test_through_a_kill_and_a_rerun(make: Make, tmp_path: Path) -> None:
     """Known stalls: half a second of set-up a process, lines that take 0.15 s to be read and 0.05 s of work, a
     kill with nothing saved, one of two shards done again. The whole is what the processes lasted.

@@ -112,6 +112,7 @@ def applied(job: EchoJob) -> Counter[tuple[str, int]]:
     return Counter((shard, int(index)) for _, shard, index in lines)
 
 
+@pytest.mark.slow(ci=True)
 def test_the_full_run_takes_a_pilot_over(job: EchoJob) -> None:
     asked = (f"applied={job.folder / 'applied'}",)
     made = job.launch("pilot=4000", *asked)

@@ -19,11 +19,11 @@ from tests.support.jobs import EchoJob, inline, texts
 
 def test_a_slow_reader_and_a_slow_engine(tmp_path: Path) -> None:
     """Each within 5 points: lines that take 0.3 s to be read, of whose time work takes a third, as it says itself; and
-    lines that are read at once.
+    lines that are read at once. Saving is work too, which the operator cannot time: it is done at the end.
     """
-    applied = tmp_path / "applied"
-    slow = EchoJob(tmp_path / "reader", {"a": texts(20)}, read_s=0.3, delay_s=0.1, applied=str(applied))
-    busy = EchoJob(tmp_path / "engine", {"a": texts(60)}, delay_s=0.1, batch=4)
+    applied, at_the_end = tmp_path / "applied", {"save_s": 600.0, "segment": 64}
+    slow = EchoJob(tmp_path / "reader", {"a": texts(20)}, read_s=0.3, delay_s=0.1, applied=str(applied), map=at_the_end)
+    busy = EchoJob(tmp_path / "engine", {"a": texts(60)}, delay_s=0.1, batch=4, map=at_the_end)
     workers = []
     for job in (slow, busy):
         job.submit()

@@ -117,6 +117,7 @@ def test_a_failed_stage_stops_what_needs_it_and_nothing_is_done_twice(tmp_path: 
     assert [s.config["stage"] for s in bench.run.submissions()][4:] == ["last"]
 
 
+@pytest.mark.slow(ci=True)
 def test_what_changed_is_done_again_with_all_that_needs_it(tmp_path: Path) -> None:
     (tmp_path / "flag").touch()
     stages = {**CHAIN, "check": {**CHAIN["check"], "command": [*NEEDS_FLAG, str(tmp_path / "flag")]}}

@@ -258,6 +258,7 @@ def test_a_file_of_other_things_is_refused_at_launch(
         check("data[0]", source)
 
 
+@pytest.mark.slow(ci=True)
 @pytest.mark.parametrize("name", ["own_tars", "own_conversations"])
 def test_the_shipped_examples_on_ten_pictures(tmp_path: Path, name: str) -> None:
     """As they are, but for the paths that a user names."""

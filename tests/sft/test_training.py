@@ -170,7 +170,7 @@ def run_stage(captioner: Path, folder: Path, directory: Path, world: int, **chan
     assert codes == [0] * world, (directory / "rank0.log").read_text()
 
 
-@pytest.mark.parametrize(("world", "parallel"), [(1, "ddp"), (2, "fsdp")])
+@pytest.mark.parametrize(("world", "parallel"), [(1, "ddp"), pytest.param(2, "fsdp", marks=pytest.mark.slow(ci=True))])
 def test_stages(captioner: Path, conversations: Path, tmp_path: Path, world: int, parallel: str) -> None:
     """Stage 1 changes the projector alone; stage 2 leaves the vision tower as it was, bit for bit. The end loads in
     transformers and in the caption job's engine. With FSDP2 rank 0 alone reads the weights."""
@@ -236,6 +236,7 @@ def test_resume_on_other_ranks(captioner: Path, conversations: Path, tmp_path: P
     assert configs.check(base, "t").work.pack == 256
 
 
+@pytest.mark.slow(ci=True)
 def test_held_out_loss(captioner: Path, conversations: Path, tmp_path: Path) -> None:
     """On two ranks, packed: the loss of the finished model on seven conversations, as one process finds it unpacked.
     The training is that without evaluation."""

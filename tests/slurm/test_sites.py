@@ -136,6 +136,7 @@ def test_a_container_s_command_line_reaches_the_node(job: EchoJob, tmp_path: Pat
     assert f"exec --bind {job.run.path}:{job.run.path} --bind /data:/data /images/recap.sif {sys.executable}" in said
 
 
+@pytest.mark.slow(ci=True)
 @pytest.mark.slurm
 @pytest.mark.parametrize("job", [{"shards": 1100, "lines": 1, "delay_s": 0.5}], indirect=True)
 def test_more_slots_than_an_array_may_have(job: EchoJob, monkeypatch: pytest.MonkeyPatch) -> None:

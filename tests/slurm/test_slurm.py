@@ -166,6 +166,7 @@ def suspended_with(engine: psutil.Process) -> list[tuple[str, int, int]]:
     return InFlight.read(Path(engine.cmdline()[-1])).samples
 
 
+@pytest.mark.slow(ci=True)
 @pytest.mark.slurm
 def test_agent_killed(make: Callable[..., EchoJob]) -> None:
     job = make(shards=8, lines=12, delay_s=0.05)
@@ -266,6 +267,7 @@ def test_node_dies(make: Callable[..., EchoJob]) -> None:
         assert marker["epoch"] > 0 and marker["by"]["host"] != "n2"
 
 
+@pytest.mark.slow(ci=True)
 @pytest.mark.slurm
 def test_captioner(slurm: Cluster, tmp_path: Path) -> None:
     """The demo's model and pictures, on two nodes."""

@@ -142,7 +142,9 @@ def test_moving_average() -> None:
     assert module.weight.item() == 0.0
 
 
-@pytest.mark.parametrize("parallel", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp"])
+@pytest.mark.parametrize(
+    "parallel", [pytest.param("ddp", marks=pytest.mark.slow), pytest.param("fsdp", marks=pytest.mark.slow(ci=True))]
+)
 def test_killed_ends_bit_for_bit_alike(tmp_path: Path, parallel: str) -> None:
     """kill -9 of one rank at step 10, while checkpoints are written; then told to stop after 3 steps; then to the end.
 

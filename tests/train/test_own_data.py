@@ -20,6 +20,7 @@ def tars(folder: Path) -> None:
                                     (("jpg", photo(n)), ("txt", f"a picture of number {n}".encode()))})  # fmt: skip
 
 
+@pytest.mark.slow(ci=True)
 def test_what_is_missing_is_a_command_away(tmp_path: Path) -> None:
     """A launch without a tokenizer, or a text encoder, says what to type; what it says makes the tokenizer."""
     tars(tmp_path)
