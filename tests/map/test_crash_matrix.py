@@ -247,9 +247,8 @@ def _torn_and_cut_otherwise(job: EchoJob) -> None:
     job.submit("map.segment=5")
 
 
-@pytest.mark.parametrize(
-    "rerun", [pytest.param(False, marks=pytest.mark.slow), pytest.param(True, marks=pytest.mark.slow(ci=True))]
-)
+@pytest.mark.slow(ci=True)
+@pytest.mark.parametrize("rerun", [False, True])
 def test_frames_torn_and_of_another_size(forks: crashes.Forks, folder: Path, rerun: bool) -> None:
     """The owner dies at each of its saves; in a rerun of bad samples too, which begins with what it keeps."""
     owners = Owners(forks, folder)
