@@ -23,6 +23,32 @@ def pause_s(attempt: int, first_s: float, longest_s: float) -> float:
     return random.uniform(0.5, 1.0) * min(longest_s, first_s * 2**attempt)
 
 
+def retry(
+    call: Callable[[], Result], tries: int, is_final: Callable[[Exception], bool], first_s: float, longest_s: float,
+    asked_s: Callable[[Exception], float] = lambda error: 0.0,
+    waiting: Callable[[Exception, int, float], object] = lambda error, attempt, pause: None,
+) -> Result:  # fmt: skip
+    """What `call` returns, of at most `tries` tries in growing pauses (see `pause_s`).
+
+    Args:
+        is_final: whether another try would end in the same error.
+        asked_s: seconds that the error itself asks to wait; a pause is that long, or `longest_s`.
+        waiting: told of each pause: the error, the number of the try that met it, seconds.
+
+    Raises the last error.
+    """
+    for attempt in range(1, tries):
+        try:
+            return call()
+        except Exception as error:  # each service's client has exceptions of its own
+            if is_final(error):
+                raise
+            pause = min(max(pause_s(attempt, first_s, longest_s), asked_s(error)), longest_s)
+            waiting(error, attempt, pause)
+        time.sleep(pause)
+    return call()
+
+
 def patiently(do: Callable[[], Result], lease_s: float) -> Result:
     """What `do` returns; tried again after an OSError, in pauses that double, for a lease (at most a minute).
 

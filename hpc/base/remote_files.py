@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from hpc.base.patience import pause_s
+from hpc.base import patience
 
 log = logging.getLogger(__name__)
 
-LONGEST_PAUSE_S = 20.0
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 20.0
 Result = TypeVar("Result")
 
 
@@ -29,17 +28,9 @@ def is_web(system: Any) -> bool:
 
 
 def retry(call: Callable[[], Result], what: str, tries: int, is_final: Callable[[Exception], bool]) -> Result:
-    """The result of a request, asked for at most `tries` times with growing pauses (`hpc.base.patience.pause_s`).
+    """The result of a request to a store, asked for as `hpc.base.patience.retry` does; each pause is logged."""
 
-    Raises the last error, at once where `is_final` says that another try would end in the same.
-    """
-    for attempt in range(1, tries + 1):
-        try:
-            return call()
-        except Exception as error:  # each store's client has exceptions of its own
-            if attempt == tries or is_final(error):
-                raise
-            pause = pause_s(attempt, 0.25, LONGEST_PAUSE_S)
-            log.warning("%s: %s: trying again in %.1f s (%d of %d)", what, error, pause, attempt, tries)
-            time.sleep(pause)
-    raise AssertionError("unreachable: the last try returns or raises")
+    def waiting(error: Exception, attempt: int, pause: float) -> None:
+        log.warning("%s: %s: trying again in %.1f s (%d of %d)", what, error, pause, attempt, tries)
+
+    return patience.retry(call, tries, is_final, FIRST_PAUSE_S, LONGEST_PAUSE_S, waiting=waiting)

@@ -22,7 +22,7 @@ from functools import partial
 from typing import Any
 
 from hpc.base.errors import UserError
-from hpc.base.patience import pause_s
+from hpc.base.patience import retry
 from recap.data.texts import clean
 
 FIRST_WAIT_S = 0.5  # doubled with each further try
@@ -36,11 +36,14 @@ _MEDIA = {b"\xff\xd8\xff": "jpeg", b"\x89PNG": "png", b"GIF8": "gif", b"RIFF": "
 
 class NoAnswer(Exception):
     """A request without a usable answer. `reason` is a fixed phrase; transient: a later try may succeed; away: it
-    may be the server's trouble, whatever it was asked."""
+    may be the server's trouble, whatever it was asked; asked_s: seconds that the server asks to wait."""
 
-    def __init__(self, reason: str, detail: str, transient: bool, status: int = 0, away: bool = False) -> None:
+    def __init__(
+        self, reason: str, detail: str, transient: bool, status: int = 0, away: bool = False, asked_s: float = 0.0
+    ) -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason, self.detail, self.transient, self.status, self.away = reason, detail, transient, status, away
+        self.asked_s = asked_s
 
 
 @dataclass(frozen=True)
@@ -91,23 +94,25 @@ class ChatServer:
         Raises:
             NoAnswer: the server refused, or did not answer in all tries.
         """
-        found, wanted = NoAnswer("server: no answer", "", transient=True, away=True), 0.0
-        for attempt in range(tries):
-            if attempt:
-                time.sleep(min(max(pause_s(attempt, FIRST_WAIT_S, LONGEST_WAIT_S), wanted), LONGEST_WAIT_S))
-            try:
-                status, answer, wanted = self._post(body)
-            except (OSError, http.client.HTTPException) as error:
-                found, wanted = NoAnswer("server: no answer", _name(error), transient=True, away=True), 0.0
-                noticed(found)
-                continue
-            if status == 200:
-                return answer
-            hopeless = status < 500 and status not in (408, 429)
-            detail = self._without_key(answer[:200].decode("utf-8", "replace"))
-            found = NoAnswer(f"server: status {status}", detail, not hopeless, status, away=not hopeless)
-            if hopeless:  # asking again would not help
-                break
+        return retry(
+            lambda: self._answer(body, noticed), tries, lambda error: not getattr(error, "transient", False),
+            FIRST_WAIT_S, LONGEST_WAIT_S, lambda error: getattr(error, "asked_s", 0.0),
+        )  # fmt: skip
+
+    def _answer(self, body: bytes, noticed: Callable[[NoAnswer], object]) -> bytes:
+        """The body of a good answer, in one try."""
+        try:
+            status, answer, asked_s = self._post(body)
+        except (OSError, http.client.HTTPException) as error:
+            found = NoAnswer("server: no answer", _name(error), transient=True, away=True)
+            noticed(found)
+            raise found from error
+        if status == 200:
+            return answer
+        hopeless = status < 500 and status not in (408, 429)  # asking again would not help
+        detail = self._without_key(answer[:200].decode("utf-8", "replace"))
+        found = NoAnswer(f"server: status {status}", detail, not hopeless, status, away=not hopeless, asked_s=asked_s)
+        if not hopeless:
             noticed(found)
         raise found
 
