@@ -207,6 +207,10 @@ def _override(stages: dict[str, StageConfig], key: str, value: Any) -> None:
         configs.assign({"cluster": stages[name].cluster}, rest, value)
     elif rest in ("rate", "samples"):
         setattr(stages[name], rest, value)
+    elif rest == "command" and stages[name].command:
+        if not isinstance(value, list) or not value:
+            raise UserError(f"config: `{key}`: {value!r} is no list of a program and its arguments: [python, -m, ...]")
+        stages[name].command = [str(part) for part in value]
     else:
         stages[name].set[rest] = value
 

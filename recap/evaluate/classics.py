@@ -1,4 +1,4 @@
-"""How near captions are to human references: BLEU-1 to 4, ROUGE-L, CIDEr-D and METEOR, by COCO's own code.
+"""How near captions are to human references: BLEU-1 to 4, ROUGE-L, CIDEr-D, METEOR and SPICE, by COCO's own code.
 
 Published numbers are made of PTB tokens (lower case, without punctuation), by Stanford's tokenizer in Java. COCO's
 wrapper of it cuts texts at line ends and pairs what comes out by place: a caption that holds U+2028 moves all that
@@ -20,7 +20,9 @@ from typing import Any
 import numpy as np
 
 from hpc.base.errors import UserError
+from recap.evaluate import spice
 from recap.evaluate.intervals import Mean, bootstrap, bootstrap_mean
+from recap.evaluate.spice import Spice
 
 TOKENIZERS = ("ptb", "plain")
 
@@ -51,11 +53,14 @@ _ORDERS = 4
 
 @dataclass(frozen=True)
 class Classics:
-    """scores: by the metric's name; n: samples with a reference; empty: of them, without a caption."""
+    """scores: by the metric's name; n: samples with a reference; empty: of them, without a caption; spice: where it was
+    asked for.
+    """
 
     scores: dict[str, Mean]
     n: int
     empty: int
+    spice: Spice | None = None
 
 
 def scores(
@@ -63,6 +68,7 @@ def scores(
     references: Mapping[str, Sequence[str]],
     tokenizer: str = "ptb",
     meteor: bool = False,
+    spice_models: Path | None = None,
 ) -> Classics:
     """Over all keys that have references; a missing caption counts as empty.
 
@@ -71,10 +77,15 @@ def scores(
         tokenizer: ptb, or plain (lower case, cut at all but letters, digits and apostrophes), which needs no Java; its
             figures compare with each other, not with published ones.
         meteor: METEOR, too. It needs Java and ptb, and takes 20 seconds of a core to start.
+        spice_models: folder of CoreNLP's jars: SPICE, too (recap.evaluate.spice). It needs Java and ptb.
 
     Raises:
-        UserError: pycocoevalcap or Java is not there.
+        UserError: pycocoevalcap or Java is not there, or what SPICE needs is not.
     """
+    if (meteor or spice_models) and tokenizer != "ptb":
+        raise UserError("evaluate: METEOR and SPICE are made of PTB tokens. Leave --tokenizer out.")
+    if spice_models:
+        spice.check(spice_models, _java())
     keys = list(references)
     flat = [captions.get(key, "") for key in keys]
     cut = tokenized([*flat, *(text for key in keys for text in references[key])], tokenizer)
@@ -84,11 +95,10 @@ def scores(
     for name, module in (("ROUGE-L", "rouge.rouge.Rouge"), ("CIDEr-D", "cider.cider.Cider")):
         _, each = _coco(module)().compute_score(wanted, made)
         found[name] = bootstrap_mean(each)
-    if meteor and tokenizer != "ptb":
-        raise UserError("evaluate: METEOR is made of PTB tokens. Leave --tokenizer out.")
     if meteor:
         found["METEOR"] = _meteor(made, wanted)
-    return Classics(found, len(keys), sum(not text for text in cut[: len(keys)]))
+    parsed = spice.scores(made, wanted, _package(), spice_models, _java()) if spice_models else None
+    return Classics(found, len(keys), sum(not text for text in cut[: len(keys)]), parsed)
 
 
 def tokenized(texts: Sequence[str], tokenizer: str) -> list[str]:
@@ -130,8 +140,8 @@ def _java() -> str:
     found = shutil.which("java")
     if found is None:
         raise UserError(
-            "evaluate: PTB tokens and METEOR need Java (Debian: default-jre-headless). Install it, or say --tokenizer "
-            "plain: its figures compare with each other, not with published ones."
+            "evaluate: PTB tokens, METEOR and SPICE need Java (Debian: default-jre-headless). Install it, or say "
+            "--tokenizer plain: its figures compare with each other, not with published ones."
         )
     return found
 

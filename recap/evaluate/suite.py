@@ -1,9 +1,10 @@
 """Metrics of captions, from published columns: references, a judge's verdicts, the words themselves.
 
-    python -m recap.evaluate.suite classics runs/mine --references runs/human   BLEU, ROUGE-L, CIDEr-D; --meteor
+    python -m recap.evaluate.suite classics runs/mine --references runs/human   BLEU, ROUGE-L, CIDEr-D, METEOR, SPICE
     python -m recap.evaluate.suite diversity runs/mine                          lengths, vocabulary, distinct-n, ...
     python -m recap.evaluate.suite rating runs/rated-a runs/rated-b             a judge's ratings from 1 to 5
     python -m recap.evaluate.suite caparena runs/battle-a runs/battle-b         battles with opponents, judged
+    python -m recap.evaluate.suite truematch runs/features --bags 3.json 5.json captions that find their image in a bag
 
 CAPTIONS and references are run directories, exports, or folders of parquet files. A judge is a generating job
 (configs/generate/rating.yaml, configs/systems, docs/judges.md): its answers are a column. Every number stands with its
@@ -15,14 +16,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from hpc.base.command import command
 from hpc.base.errors import Exit, Parser
-from recap.evaluate import classics, diversity, suite_judges, text_sets
+from recap.evaluate import classics, diversity, suite_features, suite_judges, text_sets
 from recap.evaluate.intervals import Mean
 
 
@@ -35,12 +36,16 @@ def _classics(args: argparse.Namespace) -> dict[str, Any]:
         {"/".join(sample): texts for sample, texts in wanted.items()},
         args.tokenizer,
         args.meteor,
+        args.spice,
     )
     account = {
         "n": found.n, "missing": len(wanted.keys() - said.keys()), "extra": len(said.keys() - wanted.keys()),
         "left_out": own.left_out, "tokens": args.tokenizer,
     }  # fmt: skip
-    return {"metrics": found.scores, "account": account}
+    if found.spice is None:
+        return {"metrics": found.scores, "account": account}
+    account["without_elements"] = found.spice.bare
+    return {"metrics": found.scores | {"SPICE": found.spice.score}, "account": account}
 
 
 def _diversity(args: argparse.Namespace) -> dict[str, Any]:
@@ -75,25 +80,36 @@ def _number(value: Any) -> str:
 def _parser() -> Parser:
     parser = Parser(prog="python -m recap.evaluate.suite", description=__doc__)
     metrics = parser.add_subparsers(dest="metric", required=True, metavar="METRIC")
-    near = metrics.add_parser("classics", help="BLEU-1 to 4, ROUGE-L, CIDEr-D, METEOR against references")
+    near = metrics.add_parser("classics", help="BLEU-1 to 4, ROUGE-L, CIDEr-D, METEOR, SPICE against references")
     near.add_argument("captions", type=Path)
     near.add_argument("--references", type=Path, required=True, help="run, export or column folder of human texts")
     near.add_argument("--reference-field", help="field of the references (default: the first that is known)")
-    near.add_argument(
-        "--tokenizer", choices=classics.TOKENIZERS, default="ptb",
-        help="ptb, as published numbers are made (needs Java), or plain",
-    )  # fmt: skip
-    near.add_argument("--meteor", action="store_true", help="METEOR, too (20 seconds of a core to start)")
     various = metrics.add_parser("diversity", help="length, vocabulary, distinct-n, self-BLEU")
     various.add_argument("captions", type=Path)
-    for part in (near, various):
-        part.add_argument("--field", help="field that holds the caption (default: caption, re_caption, text)")
-    measures = {"classics": _classics, "diversity": _diversity} | suite_judges.add(metrics)
+    measures = (
+        {"classics": _classics, "diversity": _diversity} | suite_judges.add(metrics) | suite_features.add(metrics)
+    )
+    _of_texts(metrics.choices)
     for name, part in metrics.choices.items():
         part.set_defaults(measure=measures[name])
         part.add_argument("--json", action="store_true", help="print JSON")
         part.add_argument("--out", type=Path, metavar="FILE", help="write the JSON into a file, too")
     return parser
+
+
+def _of_texts(parsers: Mapping[str, argparse.ArgumentParser]) -> None:
+    """Arguments that several metrics of texts have."""
+    for name in ("classics", "diversity", "finecapeval"):
+        parsers[name].add_argument("--field", help="field of the caption (default: caption, re_caption, text)")
+    for name in ("classics", "finecapeval"):
+        parsers[name].add_argument(
+            "--tokenizer", choices=classics.TOKENIZERS, default="ptb",
+            help="ptb, as published numbers are made (needs Java), or plain",
+        )  # fmt: skip
+        parsers[name].add_argument("--meteor", action="store_true", help="METEOR, too (20 seconds of a core to start)")
+        parsers[name].add_argument(
+            "--spice", type=Path, metavar="FOLDER", help="SPICE, too, by Stanford CoreNLP 3.6.0's jars in a folder"
+        )
 
 
 @command

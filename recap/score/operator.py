@@ -223,8 +223,9 @@ class ScoreOperator(RowsJob):
             self._pool.close()
 
     def next_steps(self, run: str) -> list[str]:
-        first = next((n for n, kind in self.column().fields if pa.types.is_floating(kind)), "FIELD")
-        return [f"python -m recap.select.statistics {run} --top {first}=0.3 --out edges.json     for configs/select/*"]
+        numbers = [name for name, kind in self.column().fields if pa.types.is_floating(kind)]
+        made = f"python -m recap.select.statistics {run} --top {numbers[0]}=0.3 --out edges.json" if numbers else ""
+        return [f"{made}     for configs/select/*"] if made else []
 
 
 def _lines(value: Any) -> list[str]:

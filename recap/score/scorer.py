@@ -13,6 +13,7 @@ from recap.data.images import EncodedImage
 from recap.engine.decode import Geometry
 
 IMAGE, TEXTS, REFERENCES, BAG = "image", "texts", "references", "bag"
+TEXTS_IF_ANY = "texts, where there are any"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,8 @@ class Scored:
 class Scorer(Protocol):
     """Constructed from its settings alone; cheap until `setup`.
 
-    needs: of IMAGE, TEXTS, REFERENCES and BAG, what every row must have for a score at all.
+    needs: of IMAGE, TEXTS, REFERENCES and BAG, what every row must have for a score at all; TEXTS_IF_ANY: texts that a
+        row may have.
     fields: what it writes of a row, by name.
     geometries: squares of the image that it looks at; known after `setup`.
     """

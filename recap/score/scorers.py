@@ -8,6 +8,7 @@ from hpc.base.errors import UserError
 from recap.score.bert_score import BertScorer
 from recap.score.clip import ClipScorer
 from recap.score.entailment import EntailmentScorer
+from recap.score.features import FeaturesScorer
 from recap.score.head import HeadScorer
 from recap.score.image_facts import FactsScorer
 from recap.score.language import LanguageScorer
@@ -15,7 +16,7 @@ from recap.score.log_probability import LogProbabilityScorer
 from recap.score.matching import MatchingScorer
 from recap.score.nudity import NudityScorer
 from recap.score.reward import RewardScorer
-from recap.score.scorer import BAG, REFERENCES, TEXTS, Scorer
+from recap.score.scorer import BAG, REFERENCES, TEXTS, TEXTS_IF_ANY, Scorer
 from recap.score.self_retrieval import LARGEST, SelfRetrievalScorer
 from recap.score.settings import ScoreConfig
 from recap.score.similarity import SimilarityScorer
@@ -41,6 +42,7 @@ def scorers_of(config: ScoreConfig) -> list[Scorer]:
         found.append(FactsScorer())
     if given.nudity is not None:
         found.append(NudityScorer(given.nudity))
+    found += [FeaturesScorer(name, one, texts, encoders) for name, one in given.features.items()]
     found += [SelfRetrievalScorer(name, one, texts, encoders) for name, one in given.self_retrieval.items()]
     found += [HeadScorer(name, one, encoders) for name, one in given.head.items()]
     found += [MatchingScorer(name, one, texts) for name, one in given.itm.items()]
@@ -67,7 +69,7 @@ def _check(config: ScoreConfig, found: list[Scorer]) -> None:
         wanted = any(needed in scorer.needs for scorer in found)
         if wanted and not names:
             raise UserError(f"config: `{key}`: empty, and a scorer needs it. Name columns of data.columns.")
-        if names and not wanted:
+        if names and not wanted and not (needed == TEXTS and any(TEXTS_IF_ANY in scorer.needs for scorer in found)):
             raise UserError(f"config: `{key}`: {names[0]}: no scorer looks at {key}. Leave it out, or add one.")
         for name in names:
             _check_column(config, key, name)

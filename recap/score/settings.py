@@ -32,6 +32,14 @@ class ClipScore(_Model):
 
 
 @dataclass
+class ClipFeatures(_Model):
+    """Features of images and texts under a CLIP, lists of float32, of length 1. Fields: NAME (of the image), NAME_TEXT,
+    cut_NAME_TEXT."""
+
+    model: str = execution("", "folder of a CLIP: of this toolkit, in open_clip's form, or a CLIPModel of transformers")
+
+
+@dataclass
 class SelfRetrieval(_Model):
     """Whether a text finds its image in the job's `bag` by a CLIP. Fields: NAME_TEXT (log-probability of the image),
     rank_NAME_TEXT (1: it is found), cut_NAME_TEXT, and bag_NAME (images in the bag)."""
@@ -140,6 +148,7 @@ class ScorersConfig:
     """Scorers with a model have names, since there may be several; of the others there is one or none."""
 
     clip: dict[str, ClipScore] = semantic({}, "CLIPs by name: {clip: {model: models/clip}}")
+    features: dict[str, ClipFeatures] = semantic({}, "CLIPs by name, whose features are written themselves")
     nudity: Nudity | None = semantic(None, "nudity and faces of images by NudeNet: {}")
     self_retrieval: dict[str, SelfRetrieval] = semantic({}, "CLIPs by name, whose text must find its image in a bag")
     head: dict[str, ImageHead] = semantic({}, "heads over a CLIP's image features, by name")

@@ -39,7 +39,10 @@ MODELS = {  # every key that names the folder of a model, by what the config nam
     "recap.generate.operator.GenerateOperator": ["writer.model"],
     "recap.score.operator.ScoreOperator": [
         f"scorers.{kind}.*.model"
-        for kind in ("clip", "self_retrieval", "head", "itm", "logprob", "similarity", "bert_score", "nli", "reward")
+        for kind in (
+            *("clip", "features", "self_retrieval", "head", "itm", "logprob"),
+            *("similarity", "bert_score", "nli", "reward"),
+        )
     ],
     "recap.dit.trainer.DitTrainer": ["model.vae", "model.text_encoder", "model.start"],
     "recap.sft.trainer.SftTrainer": ["model"],

@@ -1,0 +1,126 @@
+"""Features of images and captions as a job of configs/score/features.yaml has published them, and who finds whom.
+
+Torch-free: a CLIP was asked by the job, and metrics of its features are sums over its rows.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from hpc.base.errors import UserError
+from hpc.operator import OK
+from hpc.run.published import Published
+from recap.data.headers import plain
+from recap.evaluate.text_sets import Sample
+
+_SAME = 1e-6  # cosines nearer than this are equal: the last bits depend on the batch that an image was in
+
+
+@dataclass
+class Features:
+    """images, texts: float32 [D] of length 1, by shard and key; a sample without a caption has no text. cut: captions
+    that the CLIP did not read to their ends. unread: samples whose image could not be read.
+    """
+
+    run: Path
+    images: dict[Sample, np.ndarray] = field(default_factory=dict)
+    texts: dict[Sample, np.ndarray] = field(default_factory=dict)
+    cut: set[Sample] = field(default_factory=set)
+    unread: set[Sample] = field(default_factory=set)
+
+    @property
+    def account(self) -> dict[str, int | float]:
+        """What stands beside every number."""
+        counts: dict[str, int | float] = {"images": len(self.images), "unread": len(self.unread)}
+        if not self.texts:
+            return counts
+        return counts | {
+            "captions": len(self.texts),
+            "cut": len(self.cut),
+            "cut_share": len(self.cut) / len(self.texts),
+        }
+
+    def keys(self) -> dict[str, Sample]:
+        """All samples by their keys alone. UserError where a key stands in several shards."""
+        samples = [*self.images, *self.unread]
+        seen = Counter(key for _, key in samples)
+        if twice := next((key for key, count in seen.items() if count > 1), None):
+            raise UserError(f"evaluate: key {twice} stands in several shards of {self.run}: images are named by keys.")
+        return {key: (shard, key) for shard, key in samples}
+
+
+def read(run: Path, clip: str | None = None, text: str | None = None) -> Features:
+    """The features of a run.
+
+    Args:
+        clip, text: which of its CLIPs and of its texts, where it has several.
+
+    Raises:
+        UserError: it is no such run, holds several and none is named, or nothing is published yet.
+    """
+    found = Features(run)
+    for shard in Published(run):
+        table = shard.table()
+        image, caption = _fields(table.schema, run, clip, text)
+        cut = f"cut_{caption}"
+        for row in table.select(["key", "status", image, *([caption, cut] if caption else [])]).to_pylist():
+            sample = (shard.shard.id, plain(row["key"]))
+            if row["status"] != OK or row[image] is None:
+                found.unread.add(sample)
+                continue
+            found.images[sample] = np.array(row[image], np.float32)
+            if caption and row[caption] is not None:
+                found.texts[sample] = np.array(row[caption], np.float32)
+                found.cut |= {sample} if row[cut] else set()
+    if not found.images:
+        raise UserError(f"evaluate: no row of {run} has features ({len(found.unread):,} images could not be read).")
+    return found
+
+
+def _fields(schema: pa.Schema, run: Path, clip: str | None, text: str | None) -> tuple[str, str]:
+    """Names of the fields of images' features and of texts'; the latter is empty where there are none."""
+    lists = [one.name for one in schema if pa.types.is_list(one.type) and pa.types.is_floating(one.type.value_type)]
+    captions = [name for name in lists if f"cut_{name}" in schema.names]
+    images = [name for name in lists if name not in captions]
+    image = _one_of(images, clip, run, "--clip", "features of images")
+    own = [name for name in captions if name.startswith(f"{image}_")]
+    if not own and text is None:
+        return image, ""
+    return image, _one_of(own, f"{image}_{text}" if text else None, run, "--text", "features of texts", f"{image}_")
+
+
+def _one_of(names: list[str], wanted: str | None, run: Path, flag: str, what: str, before: str = "") -> str:
+    said = ", ".join(name.removeprefix(before) for name in names) or "none"
+    if wanted is None and len(names) == 1:
+        return names[0]
+    if wanted in names:
+        return wanted
+    hint = "Make them by configs/score/features.yaml." if not names else f"Name one of them with {flag}."
+    raise UserError(f"evaluate: {run} has these {what}: {said}. {hint}")
+
+
+def found_within(text: np.ndarray, images: np.ndarray, own: int, most: int = 1) -> float:
+    """Whether a text's own image is among the `most` that are most like it; where others are as like it as its own, the
+    chance that it is, were equal ones drawn.
+
+    Args:
+        text: [D]; images: [N, D], all of length 1; own: its image's number.
+
+    >>> found_within(np.array([1.0, 0.0]), np.array([[0.6, 0.8], [0.6, 0.8], [0.0, 1.0]]), own=0)
+    0.5
+    """
+    cosines = images @ text
+    ahead = int((cosines > cosines[own] + _SAME).sum())
+    equal = int((np.abs(cosines - cosines[own]) <= _SAME).sum())
+    return min(max((most - ahead) / equal, 0.0), 1.0)
+
+
+def stacked(features: dict[Sample, np.ndarray], samples: Iterable[Sample]) -> np.ndarray:
+    """float32 [N, D]."""
+    return np.stack([features[sample] for sample in samples])

@@ -1,0 +1,105 @@
+"""TrueMatch: does a caption find its image among others that are nearly the same (arXiv 2409.03025)?
+
+R@1 by the size of a bag: the share of a bag's captions that are more like their own image than like any other of it,
+under a CLIP. The published script takes the first of images that are equally like a caption, and stops where a caption
+is missing; here equal ones share, and a missing caption finds nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hpc.base.errors import UserError
+from recap.data.headers import plain
+from recap.evaluate.features import Features, found_within, stacked
+from recap.evaluate.intervals import Mean, bootstrap_mean
+from recap.evaluate.text_sets import Sample
+
+Bag = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TrueMatch:
+    """recall: R@1 in %, by the size of a bag; its n is bags. incomplete: bags with an image that has no features, left
+    out. missing: captions that bags lack, which find nothing.
+    """
+
+    recall: dict[int, Mean]
+    incomplete: int
+    missing: int
+
+
+def read_bags(paths: Sequence[Path]) -> list[Bag]:
+    """Names of images, a bag each, of JSON files that hold lists of lists.
+
+    Raises:
+        UserError: a file is no such list, or a bag has fewer than two images, or one twice.
+    """
+    found: list[Bag] = []
+    for path in paths:
+        try:
+            listed = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"evaluate: --bags {path} cannot be read: {error}") from error
+        if not isinstance(listed, list) or not listed or not all(isinstance(bag, list) for bag in listed):
+            raise UserError(f"evaluate: --bags {path}: expected a list of bags, each a list of images' keys.")
+        for number, bag in enumerate(listed, 1):
+            names = tuple(plain(str(name)) for name in bag)
+            if len(names) < 2 or len(set(names)) < len(names) or not all(isinstance(n, (str, int)) for n in bag):
+                said = ", ".join(names)[:80]
+                raise UserError(f"evaluate: --bags {path}: bag {number} ({said}) is not two or more different keys.")
+            found.append(names)
+    return found
+
+
+def of(features: Features, bags: Sequence[Bag]) -> TrueMatch:
+    """Over all bags whose images have features. UserError where none has, or a name stands for several images."""
+    named = _Names(features)
+    shares: dict[int, list[float]] = {}
+    incomplete = missing = 0
+    for bag in bags:
+        samples = [named.sample(name) for name in bag]
+        whole = [sample for sample in samples if sample in features.images]
+        if len(whole) < len(bag):
+            incomplete += 1
+            continue
+        images = stacked(features.images, whole)
+        texts = [features.texts.get(sample) for sample in whole]
+        missing += sum(text is None for text in texts)
+        found = [0.0 if text is None else found_within(text, images, at) for at, text in enumerate(texts)]
+        shares.setdefault(len(bag), []).append(100 * sum(found) / len(bag))
+    if not shares:
+        example = next((name for bag in bags for name in bag if named.sample(name) not in features.images), "")
+        key = next(iter(features.images))[1]
+        raise UserError(
+            f"evaluate: no bag has all its images in {features.run}: {example!r} is none of its keys (they look like "
+            f"{key!r}), or could not be read."
+        )
+    recall = {size: bootstrap_mean(found) for size, found in sorted(shares.items())}
+    return TrueMatch(recall, incomplete, missing)
+
+
+class _Names:
+    """Samples by the names of bags: a key, a shard and a key, a file's name, or the number that a key ends in."""
+
+    def __init__(self, features: Features) -> None:
+        self._run = features.run
+        self._names: dict[str, list[Sample]] = {}
+        for shard, key in (*features.images, *features.unread):
+            number = re.search(r"\d+$", key)
+            names = {key, f"{shard}/{key}"} | ({f"#{int(number[0])}"} if number else set())
+            for name in names:
+                self._names.setdefault(name, []).append((shard, key))
+
+    def sample(self, name: str) -> Sample | None:
+        bare = re.sub(r"\.(jpe?g|png|webp)$", "", name, flags=re.I)
+        tries = [name, bare, f"#{int(bare)}" if bare.isdecimal() else ""]
+        found = next((self._names[one] for one in tries if one in self._names), [])
+        if len(found) > 1:
+            places = " and ".join("/".join(sample) for sample in found[:2])
+            raise UserError(f"evaluate: {name} of a bag is {places} of {self._run}. Write shard/key there.")
+        return found[0] if found else None
