@@ -24,7 +24,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from benchmarks.studies.arms import Alone, Arm, arguments, cpu_seconds, load, run_missing, save, word_tokenizer
+from benchmarks.studies.arms import Arm, arguments, cpu_seconds, load, run_missing, save, word_tokenizer
+from benchmarks.studies.clip_arm import clip_config, trained
 from benchmarks.studies.contrasts import bootstrap, curves, paired_seeds, table_of_arms, verdicts
 from benchmarks.studies.recap_clip_world import View, encode, retrieval, test_views, write_shards
 from hpc.run.published import Published
@@ -61,24 +62,27 @@ def build(world: Path, study: dict[str, Any]) -> None:
                 texts[one] = made[other][2]
             wrong = {keys[number] for number in moved}
         samples[part] = [
-            (key, _files(scene, picture, text))
-            for key, (scene, picture, _), text in zip(keys, made, texts, strict=True)
+            (key, files(scene, picture, text)) for key, (scene, picture, _), text in zip(keys, made, texts, strict=True)
         ]
     write_shards(world, samples, random.Random(about["seed"]))
     _write_columns(world, samples["train"], wrong, study)
-    told = [text for scene, _, text in (emoji.sample(-1, n) for n in range(1000)) for text in (text, *_asked(scene))]
+    told = [
+        text for scene, _, text in (emoji.sample(-1, n) for n in range(1000)) for text in (text, *paraphrases(scene))
+    ]
     tokens = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     word_tokenizer(told, tokens, world / "tokenizer")
 
 
-def _files(scene: emoji.Scene, picture: Any, text: str) -> dict[str, bytes]:
+def files(scene: emoji.Scene, picture: Any, text: str) -> dict[str, bytes]:
+    """The members of a scene's sample."""
     out = io.BytesIO()
     picture.save(out, "JPEG", quality=90)
     truth = json.dumps(emoji.truth(scene)).encode()
     return {"jpg": out.getvalue(), "txt": text.encode(), "cls": scene.sprites[0].name.encode(), "json": truth}
 
 
-def _asked(scene: emoji.Scene) -> list[str]:
+def paraphrases(scene: emoji.Scene) -> list[str]:
+    """Every paraphrase of a scene."""
     return [emoji.paraphrase(scene, number) for number in range(len(emoji.PARAPHRASES))]
 
 
@@ -143,56 +147,21 @@ def truth_of(kept: Path | None, world: Path) -> tuple[int, float]:
 
 def train(arm: Arm, study: dict[str, Any], world: Path, runs: Path) -> dict[str, Any]:
     """Select, train and evaluate one arm in this process: for each test scene and metric a number from 0 to 1."""
-    import torch
-
-    from recap.clip.encoder import Encoder
-    from recap.clip.task import ClipTask
-    from recap.train.loop import train as run
-
-    torch.set_num_threads(1)
     kept = select(arm, world, runs)
-    out = runs / f"{arm.name}-{arm.seed}"
-    config = _config(arm, study, world, kept)
-    task = ClipTask(config, 0, None, "")
-    run(task, config.stage_settings(config.stages[0]), Alone(out))
-    task.close()
+    config = clip_config(study, world, {"org_caption": "txt"}, {"org_caption": 1.0}, arm.seed, keep=kept)
+    encoder, curve = trained(config, runs / f"{arm.name}-{arm.seed}")
     views = test_views(world)
     count, true = truth_of(kept, world)
-    told = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return {
         "arm": arm.name,
         "seed": arm.seed,
         "codes": [view.code for view in views],
-        "hits": score(Encoder(out / "exports" / "final"), views),
+        "hits": score(encoder, views),
         "kept": count,
         "true": true,
-        "curve": [line["loss"] for line in told if "loss" in line][::10],
+        "curve": curve,
         "cpu_s": cpu_seconds(),
     }
-
-
-def _config(arm: Arm, study: dict[str, Any], world: Path, kept: Path | None) -> Any:
-    from recap.clip.settings import ClipConfig, ClipModelConfig, Stage
-    from recap.data.column import ColumnConfig
-    from recap.data.samples import JoinedDataConfig
-    from recap.text_policy import TextPolicyConfig
-    from recap.train.settings import TrainSettings
-
-    t, tokenizer = study["training"], world / "tokenizer"
-    vocabulary = len(json.loads((tokenizer / "tokenizer.json").read_text())["model"]["vocab"])
-    return ClipConfig(
-        model=ClipModelConfig(vocabulary=vocabulary, tokenizer=str(tokenizer), **study["model"]),
-        data=JoinedDataConfig(
-            shards=[str(world / "train")], root=str(world), streams=4, window=3, decoders=1, readers=1,
-            columns={"org_caption": ColumnConfig(member="txt")}, keep=str(kept) if kept else None,
-        ),
-        text=TextPolicyConfig(weights={"org_caption": 1.0}),
-        stages=[Stage(image=t["image"], samples=t["samples"], warmup=t["warmup"])],
-        train=TrainSettings(
-            batch=t["batch"], lr=t["lr"], weight_decay=t["weight_decay"], beta2=0.95, clip=1.0, seed=arm.seed, threads=1
-        ),
-        area=t["area"],
-    )  # fmt: skip
 
 
 def score(encoder: Any, views: Sequence[View]) -> dict[str, list[float]]:
@@ -201,7 +170,7 @@ def score(encoder: Any, views: Sequence[View]) -> dict[str, list[float]]:
     scenes = [emoji.scene_from_json(json.loads(view.members["json"])) for view in views]
     asked = {
         "told_r5": [view.members["txt"].decode() for view in views],
-        "paraphrase_r5": [_asked(scene)[number % 3] for number, scene in enumerate(scenes)],
+        "paraphrase_r5": [paraphrases(scene)[number % 3] for number, scene in enumerate(scenes)],
     }
     return {name: retrieval(images, encoder.texts(texts)[0], keys) for name, texts in asked.items()}
 

@@ -12,7 +12,7 @@ import hashlib
 import math
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import combinations
@@ -191,16 +191,16 @@ BOILERPLATE = ("free download image {}", "IMG_{} jpg", "buy now best price {}", 
 NAMED = ("{}", "{} official", "original {} picture", "{} shop")
 
 
-def alt_text(scene: Scene, rng: random.Random) -> str:
-    """A text as the web has it: the large sprite's brand (60 %), boilerplate (20 %), the brand of one that is not there
-    (20 %).
+def alt_text(scene: Scene, rng: random.Random, names: Mapping[str, str] = BRANDS) -> str:
+    """A text as the web has it: what `names` call the large sprite (60 %), boilerplate (20 %), the name of one that is
+    not there (20 %).
     """
     kind = rng.random()
     if kind < 0.2:
         return rng.choice(BOILERPLATE).format(rng.randint(100, 9999))
     shown = {sprite.name for sprite in scene.sprites}
     told = scene.sprites[0].name if kind < 0.8 else rng.choice([name for name in SPRITES if name not in shown])
-    return rng.choice(NAMED).format(BRANDS[told])
+    return rng.choice(NAMED).format(names[told])
 
 
 # --- judging ------------------------------------------------------------------------------------------
