@@ -66,9 +66,8 @@ def build(world: Path, study: dict[str, Any]) -> None:
         ]
     write_shards(world, samples, random.Random(about["seed"]))
     _write_columns(world, samples["train"], wrong, study)
-    told = [
-        text for scene, _, text in (emoji.sample(-1, n) for n in range(1000)) for text in (text, *paraphrases(scene))
-    ]
+    scenes = [emoji.sample(-1, number) for number in range(1000)]
+    told = [text for scene, _, text in scenes for text in (text, *paraphrases(scene))]
     tokens = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     word_tokenizer(told, tokens, world / "tokenizer")
 

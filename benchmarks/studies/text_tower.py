@@ -3,9 +3,9 @@
     python -m benchmarks.studies.text_tower OUT [--jobs 2] [--only large-mixed/3]    train what is not done, report
     python -m benchmarks.studies.text_tower OUT --report                             the table alone
 
-What is asked, and what would falsify it, stands in text_tower.yaml, written before the run. Two text towers, each trained on
-alt-texts alone and on a mixture with recaptions. All trainings cost equally many FLOPs, so that the small tower sees
-more samples; arms of one seed and tower share their initial weights, images, order and crops.
+What is asked, and what would falsify it, stands in text_tower.yaml, written before the run. Two text towers: each is
+trained on alt-texts alone and on a mixture with recaptions. All trainings cost equally many FLOPs, so that the small
+tower sees more samples; arms of one seed and tower share their initial weights, images, order and crops.
 """
 
 from __future__ import annotations

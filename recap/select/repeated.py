@@ -1,18 +1,22 @@
-"""Values that several rows have, among billions: digests are sorted into files by their first bits, which are counted
-one after another. Exact for any number; 16 bytes a row on a disk while it lasts.
+"""Values that several rows have, among billions: digests are sorted into files, which are counted one after another.
+Exact for any number; 16 bytes a row on a disk while it lasts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 
-_PARTS = 64
+from recap.select.parts import Parts
+
 _ROW = np.dtype([("value", np.int64), ("place", np.int64)])
+
+Often = tuple[np.ndarray, np.ndarray, int]
+"""int64 values that too many rows have, ascending; the place of each one's first row; how many rows have them."""
+
+NONE: Often = (np.empty(0, np.int64), np.empty(0, np.int64), 0)
 
 
 class Repeated:
@@ -23,41 +27,33 @@ class Repeated:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._stack = ExitStack()
-        self._folder = Path(self._stack.enter_context(TemporaryDirectory(prefix=".repeated-", dir=folder)))
-        self._files = [self._stack.enter_context((self._folder / str(n)).open("wb")) for n in range(_PARTS)]
+        self._parts = Parts(folder, _ROW)
 
     def __enter__(self) -> Repeated:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._stack.close()
+        self._parts.__exit__(*exception)
 
     def add(self, values: np.ndarray, places: np.ndarray) -> None:
         """int64 digests of the values of rows, and of where the rows are, in the rows' order."""
         rows = np.empty(len(values), _ROW)
         rows["value"], rows["place"] = values, places
-        part = (values.view(np.uint64) % np.uint64(_PARTS)).astype(np.int64)
-        order = np.argsort(part, kind="stable")
-        bounds = np.searchsorted(part[order], np.arange(_PARTS + 1))
-        for number, file in enumerate(self._files):
-            file.write(rows[order[bounds[number] : bounds[number + 1]]].tobytes())
+        self._parts.add(rows, values)
 
-    def more_than(self, limits: Sequence[int]) -> dict[int, tuple[np.ndarray, np.ndarray, int]]:
-        """For each limit: digests that more rows have, ascending; the place of the first row of each; their rows."""
-        for file in self._files:
-            file.flush()
-        found: dict[int, list[tuple[np.ndarray, np.ndarray, int]]] = {limit: [] for limit in limits}
-        for number in range(_PARTS):
-            rows = np.fromfile(self._folder / str(number), _ROW)
+    def more_than(self, limits: Sequence[int]) -> dict[int, Often]:
+        """For each limit: the values that more rows have."""
+        found: dict[int, list[Often]] = {limit: [] for limit in limits}
+        for rows in self._parts:
             values, first, counts = np.unique(rows["value"], return_index=True, return_counts=True)
             for limit, parts in found.items():
                 often = counts > limit
                 parts.append((values[often], rows["place"][first[often]], int(counts[often].sum())))
-        return {limit: _joined(parts) for limit, parts in found.items()}
+        return {limit: joined(parts) for limit, parts in found.items()}
 
 
-def _joined(parts: Sequence[tuple[np.ndarray, np.ndarray, int]]) -> tuple[np.ndarray, np.ndarray, int]:
+def joined(parts: Sequence[Often]) -> Often:
+    """What was found in parts, as one."""
     values, places = (np.concatenate([part[at] for part in parts]) for at in (0, 1))
     order = np.argsort(values)
     return values[order], places[order], sum(rows for _, _, rows in parts)

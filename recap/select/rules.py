@@ -120,11 +120,11 @@ def _top(rule: Rule, configs: Mapping[str, ColumnConfig], rows: Rows) -> Passing
 def _shared(rule: Rule, configs: Mapping[str, ColumnConfig], rows: Rows) -> Passing:
     found, field = statistics_of(rule.statistics, rule.column, configs, rows)
     assert rule.shared_by is not None
-    shared = found.shared(field, rule.shared_by)
-    told = f"{rule.column}: values of at most {rule.shared_by:,} rows; {shared.rows:,} rows have others"
-    first = rule.first
+    shared, first = found.shared(field, rule.shared_by, rule.distance), rule.first
+    near = f", those within {rule.distance} bits being one" if rule.distance else ""
+    told = f"{rule.column}: values of at most {rule.shared_by:,} rows{near}; {shared.rows:,} rows have others"
     if first:
-        told += f", of which {len(shared.values):,} are the first of their value and kept"
+        told += f", of which {len(np.unique(shared.first)):,} are the first of their value and kept"
 
     def test(value: Any, place: int) -> bool:
         at = _find(shared, value if isinstance(value, int) else text_digest(str(value)))

@@ -10,6 +10,7 @@ from hpc.base.fields import execution, semantic
 from recap.data.rows import RowsConfig
 
 TESTS = ("at_least", "above", "at_most", "below", "one_of", "none_of", "top", "shared_by")
+FARTHEST = 16  # bits of a distance: the search takes longer with each
 GLOBAL = ("top", "shared_by")  # need the statistics of all rows
 
 
@@ -28,6 +29,7 @@ class Rule:
     edge: str = semantic("keep", "top: rows that share the value at the edge: keep | drop")
     shared_by: int | None = semantic(None, "at most so many rows have the value")
     first: bool = semantic(False, "shared_by: of a value that more rows have, the first row is kept")
+    distance: int = semantic(0, "shared_by: hashes that differ in at most so many of their 64 bits are one value")
     statistics: str = execution("", "top, shared_by: file of python -m recap.select.statistics (its digest counts)")
 
     def __post_init__(self) -> None:
@@ -121,6 +123,8 @@ def _check_rule(where: str, rule: Rule) -> None:
         raise UserError(f"config: `{where}.edge`: {rule.edge!r} is unknown. Write keep or drop.")
     if rule.shared_by is not None and rule.shared_by < 1:
         raise UserError(f"config: `{where}.shared_by`: {rule.shared_by}: a value that a row has is had by 1 at least.")
+    if not 0 <= rule.distance <= FARTHEST or (rule.distance and rule.shared_by is None):
+        raise UserError(f"config: `{where}.distance`: {rule.distance}: 0 to {FARTHEST} bits, and only with shared_by.")
     if bool(rule.statistics) != bool(set(given) & set(GLOBAL)):
         raise UserError(
             f"config: `{where}.statistics`: {' and '.join(GLOBAL)} are of all rows and need the file that python -m "

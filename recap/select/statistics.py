@@ -4,6 +4,8 @@
     python -m recap.select.statistics runs/scores --bins clip_alt=8 --out edges.json       8 bins of equally many rows
     python -m recap.select.statistics runs/scores --uniform clip_alt=8 --out edges.json    8 bins of equal width
     python -m recap.select.statistics runs/scores --shared digest_alt=10 --out edges.json  values of more than 10 rows
+    python -m recap.select.statistics runs/facts --shared phash=1:4 --out edges.json       ... where hashes that differ
+                                                                                     in at most 4 bits are one value
 
 Flags may be repeated. Edges are values of rows, exactly, whatever their number: a run is read once for its extent and
 its repetitions, and four times for its edges, one field at a time. Rows without a value (null, NaN, infinite; rows
@@ -33,12 +35,17 @@ from hpc.base.errors import Exit, Parser, UserError
 from hpc.operator import OK
 from hpc.run.published import Published, PublishedShard
 from recap.data.texts import text_digest
+from recap.select.near import Near
 from recap.select.order import Place, Summary, at_ranks
 from recap.select.repeated import Repeated
-from recap.select.statistics_file import VERSION, made_of, packed
+from recap.select.settings import FARTHEST
+from recap.select.statistics_file import VERSION, made_of, packed, shared_name
 
 KINDS = ("top", "bins", "uniform", "shared")
 _READERS = 8
+
+Wanted = dict[str, dict[str, list[Any]]]
+"""What is asked for, by kind and field: shares, numbers of bins, or (number of rows, distance)."""
 
 
 class Field:
@@ -118,24 +125,26 @@ def uniform(bins: Sequence[int], seen: Summary) -> dict[str, list[float]]:
     return {str(number): np.linspace(seen.least, seen.greatest, number + 1)[1:-1].tolist() for number in bins}
 
 
-def shared(field: Field, limits: Sequence[int], folder: Path) -> dict[str, dict[str, Any]]:
-    """By limit: the values that more rows have."""
-    with Repeated(folder) as counted:
+def shared(field: Field, limits: Sequence[int], distance: int, folder: Path) -> dict[str, dict[str, Any]]:
+    """By limit: the values that more rows have. distance: bits in which hashes of one value may differ."""
+    with Near(folder, distance) if distance else Repeated(folder) as counted:
         for shard, table in field.tables():
+            kind = table.schema.field(field.name).type
+            if distance and kind != pa.int64():
+                raise UserError(f"select: {field.name} of {shard.run} is a {kind}: distances are between int64 hashes.")
             table = table.filter(pc.is_valid(table[field.name]))
             counted.add(value_digests(table[field.name]), place_digests(shard.shard.id, table["key"].to_pylist()))
         found = counted.more_than(limits)
     return {
-        str(limit): {"values": packed(values), "first": packed(first), "rows": rows}
+        shared_name(limit, distance): {"values": packed(values), "first": packed(first), "rows": rows}
         for limit, (values, first, rows) in found.items()
     }
 
 
-def statistics(published: Published, wanted: dict[str, dict[str, list[float]]], folder: Path) -> dict[str, Any]:
+def statistics(published: Published, wanted: Wanted, folder: Path) -> dict[str, Any]:
     """The content of a statistics file.
 
     Args:
-        wanted: by kind and field: shares, or numbers of bins or rows.
         folder: for files while it is made.
     """
     made: dict[str, Any] = {"version": VERSION, "made_of": made_of(published), "fields": {}} | {k: {} for k in KINDS}
@@ -146,11 +155,16 @@ def statistics(published: Published, wanted: dict[str, dict[str, list[float]]], 
         if name in wanted["top"]:
             made["top"][name] = tops(field, wanted["top"][name], seen.count)
         if name in wanted["bins"]:
-            made["bins"][name] = quantiles(field, [int(n) for n in wanted["bins"][name]], seen.count)
+            made["bins"][name] = quantiles(field, wanted["bins"][name], seen.count)
         if name in wanted["uniform"]:
-            made["uniform"][name] = uniform([int(n) for n in wanted["uniform"][name]], seen)
-    for name, limits in sorted(wanted["shared"].items()):
-        made["shared"][name] = shared(Field(published, name), [int(n) for n in limits], folder)
+            made["uniform"][name] = uniform(wanted["uniform"][name], seen)
+    for name, asked in sorted(wanted["shared"].items()):
+        by_distance: dict[int, list[int]] = {}
+        for limit, distance in asked:
+            by_distance.setdefault(distance, []).append(limit)
+        made["shared"][name] = {}
+        for distance, limits in by_distance.items():
+            made["shared"][name] |= shared(Field(published, name), limits, distance, folder)
     return made
 
 
@@ -167,26 +181,42 @@ def in_words(made: dict[str, Any]) -> Iterator[str]:
                 yield f"{name}: {bins} {kind} at {', '.join(f'{edge:g}' for edge in edges)}{empty}"
     for name, found in made["shared"].items():
         for limit, entry in found.items():
-            yield f"{name}: {entry['rows']:,} rows have a value of more than {limit} rows"
+            rows, _, distance = limit.partition(":")
+            near = f", or one within {distance} bits of it," if distance else ""
+            yield f"{name}: {entry['rows']:,} rows have a value{near} of more than {rows} rows"
 
 
-def _wanted(args: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
-    found: dict[str, dict[str, list[float]]] = {kind: {} for kind in KINDS}
+_EXAMPLES = {"top": "0.3", "bins": "8", "uniform": "8", "shared": "10, or of hashes 1:4,"}
+
+
+def _wanted(args: argparse.Namespace) -> Wanted:
+    found: Wanted = {kind: {} for kind in KINDS}
     for kind in KINDS:
         for given in getattr(args, kind):
             name, _, number = given.rpartition("=")
-            try:
-                value = float(number)
-            except ValueError:
-                value = -1.0
-            whole = kind == "top" or (value.is_integer() and value >= (2 if kind in ("bins", "uniform") else 1))
-            if not name or not whole or (kind == "top" and not 0 < value <= 1):
-                example = "0.3" if kind == "top" else "8"
-                raise UserError(f"select: --{kind} {given}: write FIELD and a number, e.g. --{kind} clip_alt={example}")
+            value = _asked(kind, number)
+            if not name or value is None:
+                raise UserError(
+                    f"select: --{kind} {given}: write FIELD and a number, e.g. --{kind} clip_alt={_EXAMPLES[kind]}"
+                )
             found[kind].setdefault(name, []).append(value)
     if not any(found.values()):
         raise UserError(f"select: nothing is asked for. Write {', '.join(f'--{kind}' for kind in KINDS)}: see --help.")
     return found
+
+
+def _asked(kind: str, number: str) -> float | tuple[int, int] | None:
+    """A share, a number of bins, or a number of rows and a distance. None: it is none that can be."""
+    try:
+        if kind == "top":
+            return share if 0 < (share := float(number)) <= 1 else None
+        if kind != "shared":
+            return bins if (bins := int(number)) >= 2 else None
+        rows, _, distance = number.partition(":")
+        limit, apart = int(rows), int(distance or 0)
+    except ValueError:
+        return None
+    return (limit, apart) if limit >= 1 and 0 <= apart <= FARTHEST else None
 
 
 @command

@@ -52,6 +52,15 @@ def packed(values: np.ndarray) -> str:
     return base64.b64encode(values.astype("<i8").tobytes()).decode()
 
 
+def shared_name(most: int, distance: int) -> str:
+    """Of an entry of values that more than `most` rows have, hashes within a distance being one.
+
+    >>> shared_name(10, 0), shared_name(1, 4)
+    ('10', '1:4')
+    """
+    return f"{most}:{distance}" if distance else str(most)
+
+
 class Statistics:
     """An opened statistics file.
 
@@ -92,8 +101,9 @@ class Statistics:
         kind = "uniform" if uniform else "bins"
         return self._entry(kind, field, str(bins), f"--{kind} {field}={bins}")
 
-    def shared(self, field: str, most: int) -> Shared:
-        found = self._entry("shared", field, str(most), f"--shared {field}={most}")
+    def shared(self, field: str, most: int, distance: int) -> Shared:
+        name = shared_name(most, distance)
+        found = self._entry("shared", field, name, f"--shared {field}={name}")
         values, first = (np.frombuffer(base64.b64decode(found[name]), "<i8") for name in ("values", "first"))
         return Shared(values, first, found["rows"])
 

@@ -1,0 +1,48 @@
+"""Rows of numbers on a disk, sorted into files by a hash, so that rows of one kind can be looked at together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+PARTS = 64
+_SPREAD = np.uint64(0x9E3779B97F4A7C15)  # of Fibonacci hashing: neighbouring numbers go to different files
+
+
+class Parts:
+    """PARTS files of rows. A context manager: the files are gone at the end.
+
+    Args:
+        folder: where the files may lie.
+        row: type of a row.
+    """
+
+    def __init__(self, folder: Path, row: np.dtype) -> None:
+        self._stack, self._row = ExitStack(), row
+        self._folder = Path(self._stack.enter_context(TemporaryDirectory(prefix=".parts-", dir=folder)))
+        self._files = [self._stack.enter_context((self._folder / str(n)).open("wb")) for n in range(PARTS)]
+
+    def __enter__(self) -> Parts:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
+
+    def add(self, rows: np.ndarray, kinds: np.ndarray) -> None:
+        """kinds: 64 bits a row; rows of one kind come into one file, in their order."""
+        part = (kinds.view(np.uint64) * _SPREAD) >> np.uint64(64 - (PARTS - 1).bit_length())
+        order = np.argsort(part, kind="stable")
+        bounds = np.searchsorted(part[order], np.arange(PARTS + 1))
+        for number, file in enumerate(self._files):
+            file.write(rows[order[bounds[number] : bounds[number + 1]]].tobytes())
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """The files' rows, one file after another."""
+        for file in self._files:
+            file.flush()
+        for number in range(PARTS):
+            yield np.fromfile(self._folder / str(number), self._row)
