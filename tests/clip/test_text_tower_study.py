@@ -32,7 +32,8 @@ def test_the_plan_is_what_was_registered_and_every_training_costs_the_same() -> 
 
 
 def test_recaptions_are_true_but_for_the_share_of_errors() -> None:
-    right, named = Counter(), Counter()
+    right: Counter[bool] = Counter()
+    named: Counter[bool] = Counter()
     for number in range(400):
         rng = random.Random(f"drawn/{number}")
         scene = emoji.new_scene(rng)
