@@ -37,7 +37,7 @@ def hold(lock: Path, what: str, patience: float = 0.0) -> Iterator[None]:
     Raises:
         UserError: another process lives and holds it still after `patience` seconds.
     """
-    mine = {"token": uuid.uuid4().hex, "pid": os.getpid(), "started": _started(os.getpid()), **_place()}
+    mine = {"token": uuid.uuid4().hex, **process()}
     try:
         _take(lock, mine, what, patience)
     except PermissionError as error:
@@ -65,7 +65,7 @@ def _take(lock: Path, mine: dict[str, Any], what: str, patience: float) -> None:
         facts, silent = held[0], time.monotonic() - since
         if silent > 2 * _DEAD_S:  # who took its place was killed as it did
             raise UserError(f"{what}: one that was killed has left {lock} behind. Remove {lock.parent}/{lock.name}*.")
-        if facts and (_gone(facts) or silent > _DEAD_S):
+        if facts and (gone(facts) or silent > _DEAD_S):
             _remove(lock, facts)
         elif facts and not told:
             told = True
@@ -106,6 +106,11 @@ def _remove(lock: Path, dead: dict[str, Any]) -> None:
     won.unlink()
 
 
+def process() -> dict[str, Any]:
+    """What tells this process from all others, for `gone`."""
+    return {"pid": os.getpid(), "started": _started(os.getpid()), **_place()}
+
+
 def _place() -> dict[str, Any]:
     """Where a process' number means something: this boot of this host, this namespace."""
     boot = Path("/proc/sys/kernel/random/boot_id")
@@ -125,9 +130,14 @@ def _started(pid: int) -> str:
         return ""
 
 
-def _gone(facts: dict[str, Any]) -> bool:
+def near(facts: dict[str, Any]) -> bool:
+    """Whether the number of a process means something here."""
+    return all(facts[name] == value for name, value in _place().items())
+
+
+def gone(facts: dict[str, Any]) -> bool:
     """Whether the holder is a process of this place that has ended. Not by /proc alone, which may hide others'."""
-    if any(facts[name] != value for name, value in _place().items()):
+    if not near(facts):
         return False
     try:
         os.kill(facts["pid"], 0)

@@ -12,8 +12,8 @@ Fields are *semantic* (they make the output, and enter its identity) unless thei
 
 from __future__ import annotations
 
-from hpc.config.checked import Config, identity
-from hpc.config.loading import changed, check, check_run, load, merged, read, tree_of
+from hpc.config.checked import Config, directory_of, identity
+from hpc.config.loading import changed, check, check_run, load, merged, profile, read, tree_of
 from hpc.config.overrides import assign, parsed, with_overrides
 from hpc.config.schema import ClusterConfig, ContainerConfig, GangConfig, MapConfig, RunConfig
 from hpc.config.structure import structured
@@ -30,11 +30,13 @@ __all__ = [
     "changed",
     "check",
     "check_run",
+    "directory_of",
     "dump",
     "identity",
     "load",
     "merged",
     "parsed",
+    "profile",
     "read",
     "structured",
     "tree_of",

@@ -35,7 +35,7 @@ def tree_of(path: str | Path, overrides: list[str]) -> dict[str, Any]:
     path = Path(path)
     tree = _placed(path, read(path))
     profiles = [o.partition("=")[2] for o in overrides if o.startswith("cluster=")]
-    tree["cluster"] = _cluster(profiles[-1] if profiles else tree.get("cluster", "auto"), path)
+    tree["cluster"] = profile(profiles[-1] if profiles else tree.get("cluster", "auto"), path)
     return with_overrides(tree, [o for o in overrides if not o.startswith("cluster=")])
 
 
@@ -142,7 +142,8 @@ def check_run(tree: dict[str, Any], source: str) -> RunConfig:
     return run
 
 
-def _cluster(value: Any, source: Path) -> dict[str, Any]:
+def profile(value: Any, source: Path) -> dict[str, Any]:
+    """The keys of a cluster's profile, by name or file, as a config at `source` finds it; a mapping is one itself."""
     if isinstance(value, dict):
         return value
     if value == "auto":

@@ -85,10 +85,11 @@ def _run_directory(run: Run, submission: Submission) -> list[str]:
 
 def full(run: Run, config: Config) -> list[str]:
     """Whether the file system that all nodes share is full: no node is to blame for that."""
-    return _disk(run.path, config.run.map.min_free_gb)
+    return disk(run.path, config.run.map.min_free_gb)
 
 
-def _disk(path: Path, least_gb: float) -> list[str]:
+def disk(path: Path, least_gb: float) -> list[str]:
+    """What a file system lacks in bytes or names."""
     stat = os.statvfs(path)
     free_gb = stat.f_bavail * stat.f_frsize / 1e9
     if free_gb < least_gb:

@@ -31,7 +31,9 @@ _PASSING = re.compile(
     r"timed out|Unable to contact|Connection (refused|reset)|temporarily|try again|no job id|Communication|Socket",
     re.IGNORECASE,
 )
-_LIMIT = re.compile(r"MaxSubmit|job submit limit|Invalid job array specification", re.IGNORECASE)
+LIMIT = re.compile(
+    r"MaxSubmit|job submit limit|Invalid job array specification", re.IGNORECASE
+)  # on jobs, not on what one asks
 
 
 class Launcher(submitit.SlurmExecutor):
@@ -219,7 +221,7 @@ class Launcher(submitit.SlurmExecutor):
                 said = (str(error).strip().splitlines() or ["no reason given"])[-1]
             if found := self._look_up(end):
                 return found
-            if _LIMIT.search(said) and self._halve():
+            if LIMIT.search(said) and self._halve():
                 continue
             if not _PASSING.search(said):
                 raise UserError(f"launch: sbatch refused the job: {said}")

@@ -1,0 +1,213 @@
+"""Where a drill's files lie, and how nothing of it is left: not by Ctrl-C, nor by kill -9, after which the next drill
+cleans up.
+
+`<runs>/hpc-drill-<8 hex digits>/drill.json` says whose it is before there is anything to clean, and all jobs of a drill
+carry its folder's name. No link() and no lock is used: that they work is what a drill finds out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hpc.base import atomic, lock, processes
+from hpc.base.text import short
+from hpc.run.directory import Run
+from hpc.slurm import commands as slurm
+from hpc.slurm.queue import NoSqueueAnswer, named
+
+PREFIX, FACTS = "hpc-drill-", "drill.json"
+TOUCH_S, DEAD_S = 2.0, 20.0  # between the owner's touches; without one, by our clock, it is dead
+_ENDING_S = 90.0  # that Slurm gets to end what was cancelled: its KillWait is 30 s
+_NODES_S = 20.0  # that files of a node's last processes may hinder a removal (NFS keeps open ones as .nfs...)
+
+Say = Callable[[str], None]
+
+
+class Place:
+    """The folder of one drill. Everything of it lies below, and `run` is how launchers see it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.name = path, path.name
+        self.run = Run(path)
+        self.temporary = path / "tmp"  # TMPDIR of the drill's jobs: nothing stays on a node's own disks
+
+    @classmethod
+    def new(cls, runs: Path) -> Place:
+        return cls(runs / f"{PREFIX}{os.urandom(4).hex()}")
+
+    def facts(self) -> dict[str, Any]:
+        try:
+            facts = dict(json.loads((self.path / FACTS).read_bytes()))
+        except (OSError, ValueError, TypeError):
+            return {}
+        return facts if "pid" in facts else {}
+
+    def folder(self, name: str) -> Path:
+        """A new folder below, on this machine's behalf."""
+        made = self.path / name
+        made.mkdir(parents=True)
+        return made
+
+    def make(self, slurm: bool) -> None:
+        """Make it, whole with its facts, and folders above that are not there. OSError where that cannot be."""
+        above = [folder for folder in self.path.parents if not folder.exists()]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        making = self.path.parent / f"{atomic.TEMPORARY}{self.name}"
+        making.mkdir(mode=0o700)
+        self._write(making, {**lock.process(), "slurm": slurm, "above": [str(folder) for folder in above]})
+        making.rename(self.path)
+        for folder in (self.run.logs, self.run.code, self.temporary):
+            folder.mkdir(mode=0o700)
+
+    def keep(self) -> str:
+        """End its jobs, and let its files be: later drills leave them alone. Why that cannot be, or ""."""
+        facts = self.facts()
+        left = end_jobs(self.name) if facts.get("slurm") else ""
+        if facts and not left:
+            self._write(self.path, {**facts, "kept": True})
+        return left
+
+    @staticmethod
+    def _write(folder: Path, facts: dict[str, Any]) -> None:
+        atomic.replace(folder / FACTS, atomic.as_json(facts))
+
+    @contextmanager
+    def owned(self) -> Iterator[None]:
+        """Show other machines that the owner lives."""
+        over = threading.Event()
+        toucher = threading.Thread(target=self._touch, args=(over,), name="owner", daemon=True)
+        toucher.start()
+        try:
+            yield
+        finally:
+            over.set()
+            toucher.join(TOUCH_S)
+
+    def _touch(self, over: threading.Event) -> None:
+        while not over.wait(TOUCH_S):
+            try:
+                os.utime(self.path / FACTS)
+            except OSError:
+                pass
+
+    def abandoned(self) -> bool:
+        """Whether its owner is gone. Takes a while where that is another machine's process."""
+        facts = self.facts()
+        if not facts:
+            return True
+        if lock.near(facts):
+            return lock.gone(facts)
+        first, end = self._touched(), time.monotonic() + DEAD_S
+        while time.monotonic() < end:
+            if self._touched() != first:
+                return False
+            time.sleep(0.5)
+        return True
+
+    def _touched(self) -> int:
+        try:
+            with open(self.path / FACTS, "rb") as file:  # NFS asks its server at an open
+                return os.fstat(file.fileno()).st_mtime_ns
+        except OSError:
+            return 0
+
+    def clean(self) -> str:
+        """Cancel its jobs, wait for their end, remove its files. Why something is left, "" where nothing is."""
+        facts = self.facts()
+        if facts.get("slurm") and (left := end_jobs(self.name)):
+            return left
+        self._end_processes()
+        end = time.monotonic() + _NODES_S
+        while self.path.exists():
+            try:
+                self._remove()
+            except FileNotFoundError:  # what another process, at its end, was still removing
+                continue
+            except OSError as error:
+                if time.monotonic() > end:
+                    return f"{short(self.path)} cannot be removed: {error}"
+                time.sleep(0.5)
+        for folder in facts.get("above", []):
+            try:
+                os.rmdir(folder)
+            except OSError:
+                break
+        return ""
+
+    def _end_processes(self) -> None:
+        """Those of its small run on this machine, whose supervisor may have been killed."""
+        for pid in processes.at_work(self.path / self.name):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+
+    def _remove(self) -> None:
+        """The facts last: who is killed in this leaves what the next one knows."""
+        for entry in list(os.scandir(self.path)):
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path)
+            elif entry.name != FACTS:
+                os.unlink(entry.path)
+        (self.path / FACTS).unlink(missing_ok=True)
+        self.path.rmdir()
+
+
+def end_jobs(name: str) -> str:
+    """Cancel the jobs of this name and wait until Slurm has none. Why some are left, "" where none is."""
+    end, told = time.monotonic() + _ENDING_S, 0.0
+    try:
+        while jobs := named(name):
+            if time.monotonic() > end:
+                return f"jobs {', '.join(jobs)} have not ended yet"
+            if time.monotonic() > told:
+                slurm.run(["scancel", *jobs], timeout=60)
+                told = time.monotonic() + 15.0
+            time.sleep(0.5)
+    except (NoSqueueAnswer, OSError, subprocess.SubprocessError) as error:
+        return f"whether Slurm has jobs named {name} is not known: {error}"
+    return ""
+
+
+def clean_earlier(runs: Path, say: Say) -> None:
+    """Clean what killed drills have left in a folder, and tell of it; of those that live or were kept, only tell."""
+    for place in _earlier(runs):
+        facts = place.facts()
+        if not facts:  # killed in its first or last moment: it is empty, or it is not a drill's
+            if _is_empty(place.path) and place.abandoned():
+                place.path.rmdir()
+        elif facts.get("kept"):
+            say(f"kept by an earlier drill: {short(place.path)} (to remove it: rm -r {short(place.path)})")
+        elif not place.abandoned():
+            say(f"another drill, process {facts['pid']} on {facts['host']}, is at work in {short(place.path)}")
+        else:
+            left = place.clean()
+            say(f"left by a drill that was killed: {short(place.path)}; {left or 'cleaned'}")
+
+
+def _earlier(runs: Path) -> list[Place]:
+    """Our folders of that name, and those that were still being made."""
+    ours = re.compile(f"({re.escape(atomic.TEMPORARY)})?{PREFIX}[0-9a-f]{{8}}")
+    try:
+        found = [Path(entry.path) for entry in os.scandir(runs) if ours.fullmatch(entry.name)]
+        return [Place(path) for path in sorted(found) if path.lstat().st_uid == os.geteuid() and path.is_dir()]
+    except OSError:
+        return []
+
+
+def _is_empty(path: Path) -> bool:
+    try:
+        return not os.listdir(path) and time.time() - path.stat().st_mtime > DEAD_S
+    except OSError:
+        return False

@@ -1,0 +1,108 @@
+"""One drill: where it works, by which settings, until when, and what it has found."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hpc.base.errors import Unanswered
+from hpc.config import RunConfig
+from hpc.drilling.board import Board
+from hpc.drilling.place import Place
+from hpc.map.check import last_lines
+from hpc.map.drain import TERM_S
+from hpc.slurm.queue import pending, surely_live
+
+LATE_SHARE = 4  # of a lease: others must see a heartbeat this many times before the lease ends
+GONE, UNKNOWN = "gone", "unknown"
+_ASK_S = 1.0  # between two questions to Slurm
+
+
+@dataclass
+class Session:
+    """nodes: that take part. code: the snapshot's name. late_s: how
+    late machines see one another's changes. end: as time.monotonic() counts. watched: what goes on beside
+    the rest, and is looked at while that waits.
+    """
+
+    place: Place
+    config: RunConfig
+    board: Board
+    nodes: int
+    minutes: float
+    code: str = ""
+    late_s: float = 0.0
+    end: float = field(init=False)
+    watched: list[Callable[[], None]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.end = time.monotonic() + 60 * self.minutes
+
+    @property
+    def over(self) -> bool:
+        return time.monotonic() > self.end
+
+    @property
+    def limit(self) -> str:
+        """The time limit of a job that has to end with the drill, as Slurm writes it."""
+        return str(math.ceil(self.minutes) + 1)
+
+    @property
+    def patience_s(self) -> float:
+        """How long a machine waits until it sees what another has done: longer than that is unfit."""
+        return self.config.map.lease_s / LATE_SHARE + 1.0
+
+    @property
+    def drain_s(self) -> float:
+        """Seconds that slots take to drain after TERM."""
+        return min(self.config.map.drain_s, TERM_S)
+
+    def wait(self, condition: Callable[[], object], most_s: float = math.inf) -> bool:
+        """Until a condition holds; False where the drill's time, or so many seconds, are over first."""
+        end = min(self.end, time.monotonic() + most_s)
+        while not condition():
+            if time.monotonic() > end:
+                return False
+            for look in self.watched:
+                look()
+            time.sleep(0.2)
+        return True
+
+
+class SlurmJob:
+    """A job of the drill's, as squeue tells of it."""
+
+    def __init__(self, number: str, log: Path) -> None:
+        self.number, self._log = number, log
+        self._state, self._asked, self.reason = "PENDING", 0.0, ""
+        self._submitted = time.monotonic()
+        self.waited_s = 0.0
+
+    def state(self) -> str:
+        """PENDING, RUNNING, ..., GONE, or UNKNOWN where the controller does not answer."""
+        if self._state == GONE or time.monotonic() - self._asked < _ASK_S:
+            return self._state
+        try:
+            live = surely_live([self.number], patience_s=0)
+            self._state = next(iter(live.values()), GONE)
+        except Unanswered:
+            self._state = UNKNOWN
+        if self._state == "PENDING":
+            self.reason = pending([self.number]).get(self.number, (0, self.reason))[1]
+            self.waited_s = time.monotonic() - self._submitted
+        self._asked = time.monotonic()
+        return self._state
+
+    def why_not(self) -> str:
+        """Why it has done nothing yet."""
+        if self._state == UNKNOWN:
+            return "Slurm's controller does not answer"
+        waits = f"job {self.number} has waited to start for {self.waited_s:.0f} s"
+        return f"{waits} ({self.reason or 'no reason given'})" if self._state == "PENDING" else "the time was over"
+
+    def last_words(self) -> str:
+        """The end of its log, which does not stay."""
+        return " / ".join(last_lines(self._log)[-4:]) or "its log is empty"
