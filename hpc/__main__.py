@@ -8,7 +8,17 @@ from hpc.base.command import end_with_reader
 
 _FIRST = tuple(f"hpc.{name}" for name in ("launch", "status", "logs", "cancel", "rerun", "verify", "keys"))
 # Started by the others, and by nobody else.
-HIDDEN = tuple(f"hpc.{name}" for name in ("base.keeper", "gang.rank", "gate", "map.check", "pipeline.stage", "worker"))
+_OWN = (
+    "base.keeper",
+    "drilling.life",
+    "drilling.witness",
+    "gang.rank",
+    "gate",
+    "map.check",
+    "pipeline.stage",
+    "worker",
+)
+HIDDEN = tuple(f"hpc.{name}" for name in _OWN)
 
 if __name__ == "__main__":
     end_with_reader()

@@ -28,8 +28,8 @@ HPC = [
     ["gate"],
     ["pipeline"],
     ["any_status", "relaunch"],
-    ["overview"],
-    ["status", "launch", "logs", "rerun", "verify", "cancel", "clean", "keys", "worker", "__main__"],
+    ["overview", "drilling"],
+    ["drill", "status", "launch", "logs", "rerun", "verify", "cancel", "clean", "keys", "worker", "__main__"],
 ]
 RECAP = [
     ["randomness", "device", "model_files", "run_status"],

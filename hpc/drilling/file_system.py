@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hpc.base import atomic
+from hpc.base.errors import storage_full
 from hpc.base.text import file_size
 
 Answer = tuple[str, str]
@@ -102,7 +103,7 @@ def space(folder: Path, free: Callable[[Path], list[str]]) -> Answer:
                 file.write(b"\0" * PIECE)
                 file.flush()
                 done += PIECE
-            os.fsync(file.fileno())
+            _told_late(file.fileno())
         for number in range(NAMES):
             (folder / f"name-{number}").write_bytes(b"")
             names += 1
@@ -112,6 +113,15 @@ def space(folder: Path, free: Callable[[Path], list[str]]) -> Answer:
     left = file_size(facts.f_bavail * facts.f_frsize)
     inodes = f", {facts.f_favail:,} inodes" if facts.f_files else ""
     return said, "" if said else f"written; {left}{inodes} free, as far as quotas are told"
+
+
+def _told_late(fd: int) -> None:
+    """Some file systems say that they are full when what was written is to be stored. Other errors are fsync's own."""
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if storage_full(error):
+            raise
 
 
 class Readings:

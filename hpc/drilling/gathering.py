@@ -15,6 +15,7 @@ from hpc.drilling.file_system import Answer
 from hpc.drilling.meeting import Meeting, Report
 from hpc.drilling.place import Place
 from hpc.drilling.session import GONE, LATE_SHARE, Session, SlurmJob
+from hpc.map.check import last_lines
 
 LOCAL = ("link", "fsync", "rename")
 TOGETHER = ("exclusion", "attributes")
@@ -49,8 +50,9 @@ def in_processes(session: Session) -> None:
             process.wait()
     _judge(session, reports)
     if len(reports) <= session.nodes:
-        said = (place.run.logs / "witness-0.log").read_text(errors="replace").strip().splitlines()[-1:]
-        session.board.leave(TOGETHER, f"a process of this machine ended without a report: {said}", again=True)
+        words = " / ".join(last_lines(place.run.logs / "witness-0.log")[-3:])
+        why = session.time_over or f"a process of this machine ended without a report: {words}"
+        session.board.leave(TOGETHER, why, again=True)
 
 
 def on_nodes(session: Session) -> None:
@@ -141,7 +143,8 @@ def judge_here(session: Session, answers: dict[str, Answer]) -> None:
 def _judge(session: Session, reports: dict[str, Report]) -> None:
     for name in LOCAL:
         problems = [(r.host, r.local[name][0]) for r in reports.values() if name in r.local and r.local[name][0]]
-        problems += [(r.host, r.reading) for r in reports.values() if name == "rename" and r.reading]
+        if name == "rename" and not problems:
+            problems = [(r.host, r.reading) for r in reports.values() if r.reading][:1]
         mine = reports[witness.HERE].local[name][1]
         places = f"; the same on {_hosts(reports.values())}" if len({r.host for r in reports.values()}) > 1 else ""
         session.board.judge(name, "; ".join(_by_host(problems)), f"{mine}{places}", SET[name])
@@ -155,15 +158,18 @@ def _hosts(reports: Iterable[Report]) -> str:
 
 
 def _by_host(problems: list[tuple[str, str]]) -> list[str]:
-    """Each problem once, with the machines that have it."""
+    """The problem of each machine, and machines with the same one together."""
     hosts: dict[str, list[str]] = {}
-    for host, problem in problems:
+    for host, problem in {host: problem for host, problem in reversed(problems)}.items():
         hosts.setdefault(problem, []).append(host)
-    return [f"{problem} ({', '.join(dict.fromkeys(where))})" for problem, where in hosts.items()]
+    return [f"{problem} ({', '.join(where)})" for problem, where in hosts.items()]
 
 
 def _exclusion(session: Session, reports: dict[str, Report]) -> None:
     board, folder = session.board, witness.meeting_folder(session.place) / "race"
+    if board.unfit("link"):
+        board.leave(["exclusion"], "unfit: link")
+        return
     if refused := [report.refused for report in reports.values() if report.refused]:
         board.leave(["exclusion"], f"no name could be made: {refused[0]}")
         return
@@ -197,7 +203,7 @@ def _attributes(session: Session, reports: dict[str, Report]) -> None:
         board.judge("attributes", "; ".join(dict.fromkeys(unseen)), "", to_set)
         return
     if not late:
-        board.leave(["attributes"], "nobody stayed to look", again=True)
+        board.leave(["attributes"], session.time_over or "nobody stayed to look", again=True)
         return
     what = max(late, key=lambda name: late[name])
     session.late_s = late[what]

@@ -80,10 +80,11 @@ class Meeting:
         atomic.replace(self._folder / f"step-{self._me}", step.encode())
         end = time.monotonic() + patience_s
         while missing := [name for name in self._others if not self._has_come(name, step)]:
-            if time.monotonic() > end or self._stop():
+            if self._stop():  # nobody is to blame
+                self._others = []
+            elif time.monotonic() > end:
                 self.report.absent += missing
                 self._others = [name for name in self._others if name not in missing]
-                return
             time.sleep(_POLL_S)
 
     def _has_come(self, name: str, step: str) -> bool:
@@ -148,7 +149,8 @@ class Meeting:
                     del waited[name, what]
                     found[what] = max(found.get(what) or 0.0, time.monotonic() - begun)
                 time.sleep(_POLL_S if waited else 0.0)
-            self.report.late = found | {what: None for _, what in waited}
+            unseen = {} if self._stop() else {what: None for _, what in waited}
+            self.report.late = found | unseen
 
 
 def _changes(late: Path, name: str) -> Iterator[tuple[str, Callable[[], bool]]]:

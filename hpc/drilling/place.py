@@ -129,15 +129,14 @@ class Place:
             return left
         self._end_processes()
         end = time.monotonic() + _NODES_S
-        while self.path.exists():
+        while True:
             try:
                 self._remove()
-            except FileNotFoundError:  # what another process, at its end, was still removing
-                continue
-            except OSError as error:
+                break
+            except OSError as error:  # a process at its end may still write, or remove things itself
                 if time.monotonic() > end:
                     return f"{short(self.path)} cannot be removed: {error}"
-                time.sleep(0.5)
+                time.sleep(0.2)
         for folder in facts.get("above", []):
             try:
                 os.rmdir(folder)
@@ -155,7 +154,11 @@ class Place:
 
     def _remove(self) -> None:
         """The facts last: who is killed in this leaves what the next one knows."""
-        for entry in list(os.scandir(self.path)):
+        try:
+            entries = list(os.scandir(self.path))
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        for entry in entries:
             if entry.is_dir(follow_symlinks=False):
                 shutil.rmtree(entry.path)
             elif entry.name != FACTS:

@@ -46,6 +46,11 @@ class Session:
         return time.monotonic() > self.end
 
     @property
+    def time_over(self) -> str:
+        """Why something was not tried, "" while there is time."""
+        return "the time was over" if self.over else ""
+
+    @property
     def limit(self) -> str:
         """The time limit of a job that has to end with the drill, as Slurm writes it."""
         return str(math.ceil(self.minutes) + 1)

@@ -31,7 +31,7 @@ def drill(session: Session) -> None:
     if bad := session.board.unfit(*NEEDED):
         session.board.leave(NAMES, f"unfit: {', '.join(bad)}")
     elif not session.board.fit(*NEEDED):
-        session.board.leave(NAMES, "not all that it stands on was tried", again=True)
+        session.board.leave(NAMES, session.time_over or "not all that it stands on was tried", again=True)
     else:
         SmallRun(session).drill()
 

@@ -49,6 +49,7 @@ VARIABLES = {
     "SLURM_JOB_START_TIME": "set by Slurm: when this life began, which its hours count from",
     "SLURM_MEM_PER_NODE": "set by Slurm: what a rank may hold of images",
     "SLURM_PROCID": "set by Slurm",
+    "SLURM_RESTART_COUNT": "set by Slurm: how often a job was requeued",
     "SLURM_STEP_ID": "set by Slurm",
     "SLURM_STEP_NODELIST": "set by Slurm",
     "SLURM_STEP_NUM_NODES": "set by Slurm",
