@@ -50,8 +50,8 @@ def in_processes(session: Session) -> None:
             process.wait()
     _judge(session, reports)
     if len(reports) <= session.nodes:
-        words = " / ".join(last_lines(place.run.logs / "witness-0.log")[-3:])
-        why = session.time_over or f"a process of this machine ended without a report: {words}"
+        last = " / ".join(last_lines(place.run.logs / "witness-0.log")[-3:])
+        why = session.time_over or f"a process of this machine ended without a report: {last}"
         session.board.leave(TOGETHER, why, again=True)
 
 

@@ -149,7 +149,7 @@ class Meeting:
                     del waited[name, what]
                     found[what] = max(found.get(what) or 0.0, time.monotonic() - begun)
                 time.sleep(_POLL_S if waited else 0.0)
-            unseen = {} if self._stop() else {what: None for _, what in waited}
+            unseen: dict[str, float | None] = {} if self._stop() else {what: None for _, what in waited}
             self.report.late = found | unseen
 
 
