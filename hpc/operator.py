@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 OK, SKIPPED, FAILED, QUARANTINED = "ok", "skipped", "failed", "quarantined"
 STATUSES = (OK, SKIPPED, FAILED, QUARANTINED)
+LOST = "input: "
+"""What the reasons of failed rows begin with whose samples the input no longer holds: the work did not fail."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,8 @@ class MissingShards(UserError):
 class Item:
     """One sample of a shard, in the shard's order: `index` counts from 0 without gaps. Payload is the operator's.
 
-    size: bytes that the payload holds in memory; what is read ahead is bounded by them.
+    size: bytes that the payload holds in memory; what is read ahead is bounded by them. lost: why the input holds no
+    more than the sample's place and key (`LOST` and a phrase): it is a failed row, and the operator is not asked.
     """
 
     shard: str
@@ -70,6 +73,7 @@ class Item:
     key: str
     payload: Any = None
     size: int = 0
+    lost: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,6 +59,7 @@ from recap.captioned_tars import CaptionView
 from recap.data.kind import Wanted
 from recap.data.same_image import SameImages
 from recap.exporting.account import Account
+from recap.exporting.asked import Asked
 from recap.exporting.card import ENERGON, LANCE, TARS, Told, write_card
 from recap.exporting.energon import Sidecar, commands, write_metadataset
 from recap.exporting.files import (
@@ -181,15 +182,15 @@ def _write(
     parts: Parts, kind: str, source: Published, others: dict[str, Added], selection: Selection, size: Size
 ) -> Account:
     """All but the card."""
-    captioner = captioner_of(source)
+    asked = Asked(selection, others, captioner_of(source))
     if kind not in (TARS, ENERGON):
-        return _write_rows(parts, kind, source, others, selection, size)
+        return _write_rows(parts, kind, source, asked, size)
     work: CaptionedTar | Sidecar
     if kind == TARS:
         wanted = Wanted.everything(source.submission.config.get("data") or {})
-        work = CaptionedTar(parts.out, source.column, wanted, selection, others, captioner)
+        work = CaptionedTar(parts, source.column, wanted, asked)
     else:
-        work = Sidecar(parts.out, source.column, selection, others, captioner)
+        work = Sidecar(parts, source.column, asked)
         write_metadataset(parts.out)
     account = Account()
     for _, marker in parts.make(kind, work, _progress(source)):
@@ -197,16 +198,14 @@ def _write(
     return account
 
 
-def _write_rows(
-    parts: Parts, kind: str, source: Published, others: dict[str, Added], selection: Selection, size: Size
-) -> Account:
+def _write_rows(parts: Parts, kind: str, source: Published, asked: Asked, size: Size) -> Account:
     """Rows of all shards, and then the files of them."""
-    account, counts = write_rows(parts, _progress(source), others, selection, source)
+    (account, counts), schema = write_rows(parts, _progress(source), asked), asked.selection.schema
     if kind == LANCE:
-        write_lance(parts, counts, selection.schema, size)
+        write_lance(parts, counts, schema, size)
         return account
-    each = rows_of_a_file(parts, counts, kind, selection.schema, size)
-    write_files(parts, counts, kind, selection.schema, each)
+    each = rows_of_a_file(parts, counts, kind, schema, size)
+    write_files(parts, counts, kind, schema, each)
     if kind == "parquet":
         write_places(parts.out, source, account.each, each)
     return account

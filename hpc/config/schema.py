@@ -80,7 +80,7 @@ class MapConfig:
     lease_s: float = execution(300.0, "seconds without a heartbeat after which a slot's claims may be taken over")
     segment: int = execution(512, "samples that are saved together inside an unfinished shard: a block")
     save_s: float = execution(30.0, "seconds between saves of an unfinished shard's finished blocks: what a kill costs")
-    max_failed: float = execution(0.05, "share of a shard's samples that may fail before the shard fails")
+    max_failed: float = execution(0.05, "share of a shard's samples that the work may fail before the shard fails")
     allow_failed: int = execution(0, "failed shards with which a gate job still ends well")
     attempts: int = execution(3, "application failures of a shard before it is marked failed")
     breaker: int = execution(8, "shards of a slot that fail alike, before any succeeds, to pause the run. 0: never")

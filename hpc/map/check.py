@@ -127,12 +127,16 @@ def _apply(operator: Operator, shards: list[Shard], patience_s: float, answer: A
 
 def _items(operator: Operator, shard: Shard, most: int, answer: Answer) -> list[Item]:
     """The first samples of a shard; [] where it cannot be read, which is noted."""
-    found: list[Item] = []
+    found, lost = list[Item](), False
     try:
         for item in operator.read(shard):
             if isinstance(item, Damage):
                 answer.unread.append(f"{shard.uri}: {item.reason}{f': {item.detail}' if item.detail else ''}")
                 break
+            if item.lost:
+                answer.unread += [] if lost else [f"{shard.uri}: {item.lost}"]
+                lost = True
+                continue
             found.append(item)
             if len(found) == most:
                 break

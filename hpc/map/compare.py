@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from hpc.operator import LOST
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -54,7 +56,8 @@ class Measure(NamedTuple):
         odd = pc.and_(ok, pc.greater(pc.binary_length(table["reason"]), 0))
         if "lint" in table.column_names and table["lint"].type.num_fields:
             odd = pc.or_(odd, pc.and_(ok, pc.greater(pc.fill_null(pc.list_value_length(table["lint"]), 0), 0)))
-        failed = pc.or_(pc.equal(table["status"], "failed"), pc.equal(table["status"], "quarantined"))
+        by_work = pc.and_not(pc.equal(table["status"], "failed"), pc.starts_with(table["reason"], LOST))
+        failed = pc.or_(by_work, pc.equal(table["status"], "quarantined"))
         count = (table.num_rows, pc.sum(odd).as_py() or 0, pc.sum(failed).as_py() or 0)
         if "tokens" not in table.column_names:
             return cls(*count)

@@ -232,6 +232,8 @@ class ShardWorker:
             return
         if item.index in task.quarantine:
             self.finish_item(task, self.operator.refuse(item, QUARANTINED, KILLED))
+        elif item.lost:
+            self.finish_item(task, Row(item.shard, item.index, item.key, FAILED, item.lost))
         elif item.index in task.suspects:
             self.isolated.append((task, item, 0))
         else:

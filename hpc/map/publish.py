@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from hpc.base import atomic, object_store
 from hpc.base.errors import ShardError
-from hpc.operator import FAILED, Shard
+from hpc.operator import FAILED, LOST, Shard
 from hpc.run import column as columns
 from hpc.run.directory import Run
 from hpc.run.ledger import DONE, Claim, Ledger
@@ -106,12 +106,14 @@ class Publisher:
         return content, name
 
     def _check_failed(self, content: columns.Content) -> None:
-        failed = content.counts.get(FAILED, 0)
-        if failed > self.max_failed * content.rows:
-            reasons = {r: n for r, n in content.reasons.items() if r.startswith(FAILED)} or {
+        """ShardError where too many samples failed, of those that the input holds."""
+        lost = {r: n for r, n in content.reasons.items() if r.startswith(f"{FAILED}: {LOST}")}
+        failed, held = (n - sum(lost.values()) for n in (content.counts.get(FAILED, 0), content.rows))
+        if failed > self.max_failed * held:
+            reasons = {r: n for r, n in content.reasons.items() if r.startswith(FAILED) and r not in lost} or {
                 "failed: no reason given": 0
             }
-            detail = f"{failed} of {content.rows}, allowed {self.max_failed:.1%}"
+            detail = f"{failed} of {held}, allowed {self.max_failed:.1%}"
             raise ShardError(f"too many samples failed: {max(reasons, key=lambda r: reasons[r])}", detail)
 
     def _adopt(self, target: Path, rows: int, keys: list[str]) -> columns.Content:

@@ -84,7 +84,7 @@ def read_blocks(
         for at, sample in enumerate(samples):
             if at in block.problems:  # of keys that come back: a block does not know of the others
                 sample.problems = [block.problems[at]]
-            yield Item(shard.id, number * BLOCK + at, sample.key, *payload(sample))
+            yield Item(shard.id, number * BLOCK + at, sample.key, *payload(sample), lost=sample.failure())
 
 
 def _index_of(shard: Shard, data: IndexedDataConfig, wanted: Wanted) -> tuple[Index, int]:

@@ -77,7 +77,7 @@ def read_items(
                 break
             if wanted.image:
                 unnamed.see(found)
-            yield Item(shard.id, index, found.key, *payload(found))
+            yield Item(shard.id, index, found.key, *payload(found), lost=found.failure())
             index += 1
     said = damage or unnamed.damage(index) or _count(shard, index)
     if said:

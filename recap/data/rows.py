@@ -163,7 +163,8 @@ class Rows:
                         yield samples.damage
                         return
                     found = {name: join.find(key) for name, join in joins.items()}
-                    yield Item(shard.id, index, key, *payload(self._row(shard, key, sample, {self.main: own, **found})))
+                    row = self._row(shard, key, sample, {self.main: own, **found})
+                    yield Item(shard.id, index, key, *payload(row), lost=sample.failure() if sample else "")
                     index += 1
 
     def _row(self, shard: Shard, key: str, sample: Sample | None, found: Mapping[str, Values]) -> JoinedRow:

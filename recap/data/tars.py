@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import IO
 
-from hpc.operator import Damage
+from hpc.operator import LOST, Damage
 from recap.data.archive import Archive, Linked, Member, Place
 from recap.data.headers import plain
 
@@ -32,6 +32,7 @@ class Sample:
 
     odd: members that are there but cannot be had ({"jpg": "a link or device"}), by extension.
     problems: fixed phrases, "key: duplicate" or "key: split"; the members are there all the same.
+    lost: why nothing but its place is left of it ("in a damaged row group"), "" where it is whole.
     start, end: bytes of the unpacked archive that hold its members. links: hard links among them, with the place of
     what they lead to.
     """
@@ -40,12 +41,17 @@ class Sample:
     members: dict[str, bytes] = field(default_factory=dict)
     odd: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    lost: str = ""
     start: int = 0
     end: int = 0
     links: list[tuple[str, Place]] = field(default_factory=list)
 
     def has(self, extension: str) -> bool:
         return extension in self.members or extension in self.odd
+
+    def failure(self) -> str:
+        """What a job says of it that reads no more than its place; see `lost` of hpc.operator.Item."""
+        return f"{LOST}{self.lost}" if self.lost else ""
 
 
 def read_samples(file: IO[bytes], linked: Linked | None = None) -> Iterator[Sample | Damage]:

@@ -19,10 +19,9 @@ import yaml
 
 from hpc.base.errors import UserError
 from hpc.run.published import PublishedShard
-from recap.data.same_image import SameImages
 from recap.exporting.account import Account
-from recap.exporting.parts import whole
-from recap.exporting.rows import Added, Selection, rows
+from recap.exporting.asked import Asked
+from recap.exporting.parts import Parts
 from recap.exporting.tars import tar_name
 from recap.worlds.tars import write_tar
 
@@ -35,17 +34,13 @@ class Sidecar:
     machine; Energon reads no others.
     """
 
-    out: Path
+    parts: Parts
     column: str
-    selection: Selection
-    others: dict[str, Added]
-    captioner: dict[str, Any]
+    asked: Asked
 
     def __call__(self, number: int, shard: PublishedShard) -> dict[str, Any]:
-        account, same = Account(), SameImages(tells=False)
-        table = rows(shard, self.selection, self.others, same, None)
-        account.add(self.captioner, shard, table)
-        account.without_digests |= same.without_digests
+        account = Account()
+        table = self.asked.rows(shard, account, captions_alone=True)
         if len(table):  # Energon indexes no empty tar
             self._write(shard, table)
         return account.as_record()
@@ -54,11 +49,12 @@ class Sidecar:
         name, uri = tar_name(shard), shard.shard.uri
         if "://" in uri or not uri.endswith(".tar"):
             raise UserError(f"export: {uri}: Energon reads plain tars of a file system. Use --webdataset.")
-        link = self.out / IMAGES / name
+        link = self.parts.out / IMAGES / name
         link.parent.mkdir(parents=True, exist_ok=True)
         if not link.is_symlink():
             link.symlink_to(Path(uri).absolute())
-        with whole(self.out / CAPTIONS / name) as file:
+        self.parts.sync(link)
+        with self.parts.whole(self.parts.out / CAPTIONS / name) as file:
             pairs = zip(table["key"].to_pylist(), table["re_caption"].to_pylist(), strict=True)
             write_tar(file, ((key, {f"{self.column}.txt": text.encode()}) for key, text in pairs), tarfile.PAX_FORMAT)
 

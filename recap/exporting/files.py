@@ -21,10 +21,9 @@ import pyarrow.parquet as pq
 from hpc.base.errors import UserError
 from hpc.run.published import Published, PublishedShard
 from recap.data.exported import ShardRows, file_name, write_contents
-from recap.data.same_image import SameImages
 from recap.exporting.account import Account
-from recap.exporting.parts import Parts, whole
-from recap.exporting.rows import Added, Selection, rows
+from recap.exporting.asked import Asked
+from recap.exporting.parts import Parts
 
 ROWS = 500_000
 _AT_ONCE = 4  # shards that a process makes the rows of
@@ -96,17 +95,11 @@ class _Rows:
     """The rows of some shards, as a part."""
 
     parts: Parts
-    selection: Selection
-    others: dict[str, Added]
-    captioner: dict[str, Any]
+    asked: Asked
 
     def __call__(self, number: int, shards: Sequence[PublishedShard]) -> dict[str, Any]:
-        account, same, tables = Account(), SameImages(tells=False), []
-        for shard in shards:
-            tables.append(rows(shard, self.selection, self.others, same, account.downloads))
-            account.add(self.captioner, shard, tables[-1])
-        account.without_digests |= same.without_digests
-        schema = self.selection.schema
+        account, schema = Account(), self.asked.selection.schema
+        tables = [self.asked.rows(shard, account) for shard in shards]
         write_part(self.parts, number, pa.concat_tables(tables).select(schema.names).cast(schema))
         return account.as_record()
 
@@ -129,7 +122,7 @@ class _File:
     schema: pa.Schema
 
     def __call__(self, number: int, slices: Sequence[_Slice]) -> dict[str, Any]:
-        with whole(self.parts.out / "data" / file_name(number, self.kind)) as file:
+        with self.parts.whole(self.parts.out / "data" / file_name(number, self.kind)) as file:
             FORMATS[self.kind](read(self.parts, slices), self.schema, file)
         return {}
 
@@ -137,7 +130,7 @@ class _File:
 def write_part(parts: Parts, number: int, table: pa.Table) -> None:
     options = pa.ipc.IpcWriteOptions(compression="lz4")
     with (
-        whole(parts.rows / f"{number}.arrow") as file,
+        parts.whole(parts.rows / f"{number}.arrow") as file,
         pa.ipc.new_file(file, table.schema, options=options) as writer,
     ):
         writer.write_table(table, max_chunksize=_GROUP)
@@ -172,12 +165,10 @@ def cuts(counts: Sequence[int], size: int) -> Iterator[list[_Slice]]:
         yield held
 
 
-def write_rows(
-    parts: Parts, shards: Iterable[PublishedShard], others: dict[str, Added], selection: Selection, source: Published
-) -> tuple[Account, list[int]]:
+def write_rows(parts: Parts, shards: Iterable[PublishedShard], asked: Asked) -> tuple[Account, list[int]]:
     """Make the rows of all shards. Returns what is told of them, and how many rows each part has."""
-    made, account, counts = _Rows(parts, selection, others, captioner_of(source)), Account(), list[int]()
-    for _, marker in parts.make("rows", made, _chunks(shards)):
+    account, counts = Account(), list[int]()
+    for _, marker in parts.make("rows", _Rows(parts, asked), _chunks(shards)):
         found = Account.of(marker)
         counts.append(found.rows)
         account.merge(found)

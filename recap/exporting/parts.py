@@ -55,6 +55,28 @@ class Parts:
         for (_, chunk), marker in on_all_cores(_Part(work, markers), enumerate(chunks)):
             yield chunk, marker
 
+    @contextmanager
+    def whole(self, path: Path) -> Iterator[BinaryIO]:
+        """A file that is written; it gets its name, in folders that are made, once it is whole. Then all of this is on
+        the disk: a marker that follows speaks for it after a power cut, too.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        making = atomic.temporary(path)
+        try:
+            with making.open("xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            making.replace(path)
+        finally:
+            making.unlink(missing_ok=True)
+        self.sync(path)
+
+    def sync(self, path: Path) -> None:
+        """Force a name to the disk, and those of the folders that it lies in; or that it is gone."""
+        for above in path.relative_to(self.folder).parents:
+            atomic.sync(self.folder / above)
+
 
 @dataclass(frozen=True)
 class _Part(Generic[Chunk]):
@@ -65,24 +87,9 @@ class _Part(Generic[Chunk]):
         number, chunk = numbered
         marker = self.markers / f"{number}.json"
         if not marker.exists():
-            atomic.replace(marker, atomic.as_json(self.work(number, chunk)))
+            atomic.replace(marker, atomic.as_json(self.work(number, chunk)), durable=True)
         found: dict[str, Any] = json.loads(marker.read_bytes())
         return found
-
-
-@contextmanager
-def whole(path: Path) -> Iterator[BinaryIO]:
-    """A file that is written; it gets its name, in folders that are made, once it is whole and on the disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    making = atomic.temporary(path)
-    try:
-        with making.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        making.replace(path)
-    finally:
-        making.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -103,9 +110,11 @@ def parts_of(out: Path, asked: dict[str, Any]) -> Iterator[Parts]:
         _begin(parts, atomic.as_json(asked, indent=1))
         try:
             yield parts
+            _sync_all(parts.out)
             if out.exists():
                 out.rmdir()
             parts.out.rename(out)
+            atomic.sync(out.parent)
         finally:
             if not parts.out.exists() or not any((parts.folder / "done").rglob("*.json")):
                 shutil.rmtree(parts.folder, ignore_errors=True)
@@ -123,5 +132,15 @@ def _begin(parts: Parts, asked: bytes) -> None:
         request.unlink(missing_ok=True)
         for folder in (parts.folder / "done", parts.rows, parts.out):
             shutil.rmtree(folder, ignore_errors=True)
-        atomic.replace(request, asked)
+        atomic.sync(parts.folder)  # no marker of another request comes back
+        atomic.replace(request, asked, durable=True)
     parts.out.mkdir(exist_ok=True)
+
+
+def _sync_all(folder: Path) -> None:
+    """Force a folder to the disk, with what is written into it beside the parts."""
+    for above, _, names in os.walk(folder):
+        for path in (Path(above, name) for name in names):
+            if not path.is_symlink():
+                atomic.sync(path)
+        atomic.sync(Path(above))

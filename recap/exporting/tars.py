@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from hpc.run.published import PublishedShard
 from recap.captioned_tars import safe_name, write_captioned
 from recap.data.headers import plain
 from recap.data.kind import Wanted
-from recap.data.same_image import SameImages
 from recap.exporting.account import Account
-from recap.exporting.parts import whole
-from recap.exporting.rows import Added, Selection, rows
+from recap.exporting.asked import Asked
+from recap.exporting.parts import Parts
 
 
 def tar_name(shard: PublishedShard) -> str:
@@ -28,24 +26,19 @@ class CaptionedTar:
     wanted: of each sample.
     """
 
-    out: Path
+    parts: Parts
     column: str
     wanted: Wanted
-    selection: Selection
-    others: dict[str, Added]
-    captioner: dict[str, Any]
+    asked: Asked
 
     def __call__(self, number: int, shard: PublishedShard) -> dict[str, Any]:
-        account, same = Account(), SameImages(tells=False)
-        asked = self.selection.where is not None and {"url", "sha256"} & {*self.selection.where.columns}
-        table = rows(shard, self.selection, self.others, same, account.downloads if asked else None)
-        account.add(self.captioner, shard, table)
-        account.without_digests |= same.without_digests
-        kept = {plain(key) for key in table["key"].to_pylist()}
-        path = self.out / tar_name(shard)
-        with whole(path) as file:
+        account = Account()
+        kept = {plain(key) for key in self.asked.rows(shard, account, captions_alone=True)["key"].to_pylist()}
+        path = self.parts.out / tar_name(shard)
+        with self.parts.whole(path) as file:
             made, account.left_out = write_captioned(shard, file, f"{self.column}.txt", self.wanted, kept)
         account.each = [made]
         if not made:
             path.unlink()
+            self.parts.sync(path)
         return account.as_record()

@@ -89,6 +89,10 @@ class ExplodeOperator(RowsJob, Batched):
             if isinstance(item, Damage):
                 yield item
                 return
+            if item.lost:  # whatever its lists held
+                yield replace(item, index=index, key=f"{item.key}#0")
+                index += 1
+                continue
             for number, entry in self._entries(item.payload):
                 yield Item(item.shard, index, f"{item.key}#{number}", entry)
                 index += 1

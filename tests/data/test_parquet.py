@@ -257,6 +257,10 @@ def test_a_damaged_row_group_is_as_many_rows(tmp_path: Path) -> None:
         assert [s.key for s in samples] == [f"k{i}" if key else f"{i:08d}" for i in range(900)]
         lost = range(300, 600)
         assert all(s.odd == {"png": parquet.LOST, "txt": parquet.LOST} for s in samples[300:600])
+        operator, plan = captioning(tmp_path, key=key)
+        items = [item for item in operator.read(plan[0]) if isinstance(item, Item)]
+        read = [*items, *operator.read_blocks(plan[0], [0, 1])]
+        assert [i.lost for i in read] == ["input: in a damaged row group" if i.index in lost else "" for i in read]
         assert all(samples[i].members == whole[i].members for i in range(900) if i not in lost)  # type: ignore[union-attr]
         shards = shards_of(tmp_path)
         index = Index.open_or_make(None, shards, wanted=wanted)

@@ -17,6 +17,8 @@ import psutil
 import pytest
 
 from hpc.base import heartbeat
+from hpc.map.compare import Measure
+from hpc.run import column as columns
 from hpc.run.ledger import CLAIMED, DONE, FAILED
 from tests.support.jobs import ENVIRONMENT, ROOT, EchoJob, command, texts, wait_for
 from tests.support.slurm_cluster import alive
@@ -193,6 +195,19 @@ def test_too_many_failed_samples_fail_the_shard(make: Make) -> None:
     assert status["shards"] == {"total": 4, "done": 2, "damaged": 0, "running": 0, "open": 0, "failed": 2}
     assert status["samples"] | {"left": 0} == {"ok": 39, "skipped": 7, "failed": 1, "quarantined": 0, "left": 0}
     assert status["exit"] == 2
+
+
+def test_what_the_input_lost_is_failed_and_fails_no_shard(make: Make) -> None:
+    """However much it is: nothing after it moves, and the operator is not asked. Others of the shard count as ever."""
+    job = make({"a": ["first", *["lost"] * 600, "last"], "b": [*["lost"] * 90, "bad", *texts(9)]})
+    assert job.work() == 2
+    job.check(but=("b",))
+    rows = job.rows("a")
+    assert [(row["text"], row["status"]) for row in (rows[0], rows[601])] == [("first", "ok"), ("last", "ok")]
+    assert {(r["status"], r["reason"], r["text"]) for r in rows[1:601]} == {("failed", "input: gone", None)}
+    assert {line.rpartition(" ")[2] for line in applied(job) if " a " in line} == {"0", "601"}
+    assert job.record("b.g0.failed")["detail"].endswith("line: bad: 1 of 10, allowed 5.0%")
+    assert Measure.of(columns.read(job.file("a"))).failed == 0, "what a pilot compares is the work's"
 
 
 def test_damage_and_emptiness(make: Make) -> None:

@@ -19,6 +19,7 @@ from hpc.base.errors import Exit
 from hpc.operator import Shard
 from recap import export
 from recap.exporting.energon import Sidecar, commands
+from recap.exporting.parts import Parts
 from recap.worlds.tars import write_tar
 from tests.publishing.conftest import ROOT, image
 
@@ -92,6 +93,6 @@ def test_sidecars_are_small(tmp_path: Path) -> None:
     with tar.open("wb") as file:
         write_tar(file, ((key, {"jpg": photo, "txt": b"x"}) for key, photo in zip(keys, photos, strict=True)))
     shard: Any = SimpleNamespace(shard=Shard("00000", str(tar), tar.stat().st_size))
-    made: Any = Sidecar(tmp_path, "recap", None, {}, {})  # type: ignore[arg-type]
+    made: Any = Sidecar(Parts(tmp_path), "recap", None)  # type: ignore[arg-type]
     made._write(shard, pa.table({"key": keys, "re_caption": [caption] * len(keys)}))
-    assert 24 * len(caption) < (tmp_path / "captions/00000.tar").stat().st_size < tar.stat().st_size / 20
+    assert 24 * len(caption) < (tmp_path / "out/captions/00000.tar").stat().st_size < tar.stat().st_size / 20

@@ -240,12 +240,12 @@ def test_where_and_columns(runs: Path, tmp_path: Path, capsys: pytest.CaptureFix
     shard = list_shards(DataConfig(shards=[str(runs.parent / "in")]))[2]
     values = open_column("recap", ColumnConfig(folder=str(tmp_path / "part"))).read(shard, 0, keys_of(shard), []).values
     assert [value is None for value in values] == [n in (7, 11) or n < 10 for n in range(SAMPLES)]
-    assert (
-        export.main([str(runs / "v1"), str(tmp_path / "tars"), "--webdataset", "--where", condition]) == Exit.COMPLETE
-    )
-    tars = sorted(map(str, (tmp_path / "tars").glob("*.tar")))
-    keys = [sample["__key__"] for sample in webdataset.WebDataset(tars, shardshuffle=False)]
-    assert keys == found["key"].to_pylist()
+    for kind, pattern in (("webdataset", "*.tar"), ("energon", "captions/*.tar")):
+        arguments = [str(runs / "v1"), str(tmp_path / kind), f"--{kind}", "--where", condition]
+        assert export.main(arguments) == Exit.COMPLETE
+        tars = sorted(map(str, (tmp_path / kind).glob(pattern)))
+        keys = [sample["__key__"] for sample in webdataset.WebDataset(tars, shardshuffle=False)]
+        assert keys == found["key"].to_pylist()
     capsys.readouterr()
     none = [str(runs / "v1"), str(tmp_path / "none"), "--where", "re_clip_score > 0.3 and lint is null"]
     assert export.main(none) == Exit.COMPLETE

@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -97,6 +98,44 @@ def test_what_is_done_is_not_done_again(
     assert len([p for p in out.rglob("*.tar")]) == {"webdataset": 1, "energon": 2}.get(kind, 0)
 
 
+@pytest.mark.parametrize("kind", ["parquet", "webdataset", "energon"])
+def test_a_marker_speaks_for_what_is_on_the_disk(
+    kind: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut keeps what was forced to the disk, at least: of every file, its bytes, its name and its folders'."""
+    monkeypatch.setattr(export, "status", lambda run: {})
+    out, synced, checked = tmp_path / ".out.unfinished", dict[int, set[str]](), list[str]()
+
+    def sync(descriptor: int) -> None:
+        fsync(descriptor)
+        found = os.fstat(descriptor)
+        names = os.listdir(descriptor) if stat.S_ISDIR(found.st_mode) else []
+        synced[found.st_ino] = {*names}
+
+    def named(source: str | Path, target: str | Path) -> None:
+        path = Path(target)
+        if "done" in path.parts:
+            for made in [p for p in out.rglob("*") if p.suffix in (".tar", ".arrow", ".parquet")]:
+                assert made.is_symlink() or made.stat().st_ino in synced, made
+                for lower, folder in zip([made, *made.parents], made.relative_to(out).parents, strict=False):
+                    assert lower.name in synced[(out / folder).stat().st_ino], (path, lower)
+                checked.append(made.name)
+            assert Path(source).stat().st_ino in synced, "the marker itself"
+        replace(source, target)
+
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(os, "replace", named)
+    assert export.main([str(run), str(tmp_path / "out"), *KINDS[kind]]) == Exit.COMPLETE
+    assert len(checked) >= 2 and {p.stat().st_ino for p in (tmp_path / "out").rglob("*.*")} <= synced.keys() | _linked(
+        tmp_path / "out"
+    )
+
+
+def _linked(folder: Path) -> set[int]:
+    return {p.stat().st_ino for p in folder.rglob("*") if p.is_symlink()}
+
+
 def test_one_at_a_time(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / ".out.unfinished").mkdir()
     with hold(tmp_path / ".out.unfinished/lock", "export"):
@@ -169,11 +208,11 @@ def test_killed_at_any_moment_on_all_cores(kind: str, large: Path, tmp_path: Pat
 
 def _of_session(session: int) -> list[int]:
     found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
+    for file in Path("/proc").glob("[0-9]*/stat"):
         try:
-            fields = stat.read_text().rpartition(")")[2].split()
+            fields = file.read_text().rpartition(")")[2].split()
         except OSError:
             continue
         if int(fields[3]) == session and fields[0] != "Z":
-            found.append(int(stat.parent.name))
+            found.append(int(file.parent.name))
     return found

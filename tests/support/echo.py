@@ -1,7 +1,8 @@
 """A torch-free operator for protocol tests: a shard is a text file, a sample is one of its lines.
 
 Faults are lines of their own: "segv", "kill", "exit", "hang", "raise", "transient", "skip", "bad" do what they say;
-"flaky" is transient at its first try in a process, "wait" waits until there is a file `go` among the inputs.
+"lost" is none that the input holds, "flaky" is transient at its first try in a process, "wait" waits until there is a
+file `go` among the inputs.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from hpc.base.errors import ShardError
-from hpc.operator import FAILED, SKIPPED, Batched, Column, Damage, Item, Row, Shard
+from hpc.operator import FAILED, LOST, SKIPPED, Batched, Column, Damage, Item, Row, Shard
 
 
 @dataclass
@@ -71,7 +72,7 @@ class Echo(Batched):
             raise ShardError("input: unreadable", shard.uri)
         for index, line in enumerate(lines):
             time.sleep(self.config.read_s)
-            yield Item(shard.id, index, f"{shard.id}-{index:05d}", line)
+            yield Item(shard.id, index, f"{shard.id}-{index:05d}", line, lost=f"{LOST}gone" if line == "lost" else "")
         if lines and lines[-1] == "damaged":
             yield Damage("text: ends too early", "as the test wanted")
 

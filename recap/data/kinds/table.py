@@ -156,6 +156,7 @@ class Layout:
     def lost(self, key: bytes | None, number: int, why: str, keys: Keys) -> Sample:
         """A row without what is wanted of it."""
         sample = keys.sample(key, number)
+        sample.lost = why
         sample.odd = dict.fromkeys([*([self._member(b"")] if self.image else []), *self.members], why)
         return sample
 

@@ -131,7 +131,7 @@ def _items(operator: Operator, task: Task, answer: Answer) -> Iterator[Item]:
         before, number = (answer.read, answer.read_bytes), 0
         try:
             for item in operator.read(shard):
-                if isinstance(item, Damage):
+                if isinstance(item, Damage) or item.lost:
                     continue
                 number += 1
                 answer.read, answer.read_bytes = answer.read + 1, answer.read_bytes + item.size
