@@ -67,7 +67,7 @@ class _Operand:
     expression: pc.Expression
     kind: str  # number, text, truth, or the type of a column that cannot be compared
     shown: str
-    is_float: bool = False
+    floats: str = ""  # of numbers that are no integers: double, float (a column's), or decimal (a literal's)
     value: Any = None  # of a literal
 
 
@@ -164,11 +164,16 @@ class _Parser:
         while self._takes(","):
             found.append(self._alike(left, self._value()))
         self._demand(")")
-        is_float = left.is_float or any(value.is_float for value in found)
-        one = left.expression.cast(pa.float64()) if is_float else left.expression
-        values = [float(v.value) if is_float else v.value for v in found]
-        # For `isin` a null is in no list, so that `not in` would keep it.
-        return pc.if_else(one.is_null(), pa.scalar(None, pa.bool_()), one.isin(pa.array(values)))
+        values, common = [operand.value for operand in found], _common(left, *found)
+        if left.kind == "number" and not left.floats and left.value is None:  # integers: no other number is one of them
+            listed = left.expression.isin(pa.array([v for v in values if isinstance(v, int)], pa.int64()))
+        elif common:  # `isin` looks at bits
+            zeros = [-0.0] if 0 in values else []
+            listed = left.expression.cast(common, safe=False).isin(pa.array([*map(float, values), *zeros], common))
+        else:
+            listed = left.expression.isin(pa.array(values))
+        # For it a null is in no list, so that `not in` would keep it.
+        return pc.if_else(left.expression.is_null(), pa.scalar(None, pa.bool_()), listed)
 
     def _value(self) -> _Operand:
         if self.kind in ("word", "quoted"):
@@ -189,7 +194,8 @@ class _Parser:
             self._next()
         if self.kind == "number":
             number = self._number(sign + self._token)
-            return _Operand(pc.scalar(number), "number", sign + self._next(), isinstance(number, float), number)
+            floats = "" if isinstance(number, int) else "double" if "e" in self._token.lower() else "decimal"
+            return _Operand(pc.scalar(number), "number", sign + self._next(), floats, number)
         if sign:
             raise self.wrong("a number is expected behind a sign")
         if self.kind == "text":
@@ -205,7 +211,7 @@ class _Parser:
         )
 
     def _number(self, text: str) -> int | float:
-        number = int(text) if re.fullmatch(r"[+-]?\d{1,30}", text) else float(text)
+        number = int(text.partition(".")[0]) if re.fullmatch(r"[+-]?\d{1,30}(\.0*)?", text) else float(text)
         return number if isinstance(number, float) or -(2**63) <= number < 2**63 else float(number)
 
     def _column(self) -> _Operand:
@@ -221,7 +227,8 @@ class _Parser:
             kind = "text"
         elif pa.types.is_integer(type_) or pa.types.is_floating(type_):
             kind = "number"
-        return _Operand(pc.field(name), kind, name, pa.types.is_floating(type_))
+        floats = "" if not pa.types.is_floating(type_) else "double" if pa.types.is_float64(type_) else "float"
+        return _Operand(pc.field(name), kind, name, floats)
 
 
 def _joined(word: str, parts: list[pc.Expression]) -> pc.Expression:
@@ -232,10 +239,20 @@ def _joined(word: str, parts: list[pc.Expression]) -> pc.Expression:
     return left | right if word == "or" else left & right
 
 
+def _common(*operands: _Operand) -> pa.DataType | None:
+    """The type of floats in which numbers are compared, None where all are integers: a column of 32 bits and 0.3, which
+    no float is, meet in 32 bits.
+    """
+    floats = {operand.floats for operand in operands}
+    if "double" in floats or (floats <= {"", "decimal"} and "decimal" in floats):
+        return pa.float64()
+    return pa.float32() if "float" in floats else None
+
+
 def _compare(sign: str, left: _Operand, right: _Operand) -> pc.Expression:
     one, other = left.expression, right.expression
-    if left.is_float or right.is_float:
-        one, other = one.cast(pa.float64()), other.cast(pa.float64())
+    if common := _common(left, right):  # unsafe: large integers are rounded
+        one, other = one.cast(common, safe=False), other.cast(common, safe=False)
     nan_one, nan_other = (_nan(e, o) for e, o in ((one, left), (other, right)))
     found: Any
     if sign in ("=", "!="):
@@ -253,4 +270,4 @@ def _compare(sign: str, left: _Operand, right: _Operand) -> pc.Expression:
 
 def _nan(expression: pc.Expression, operand: _Operand) -> pc.Expression | None:
     """Whether a value is NaN; None where it never is."""
-    return pc.is_nan(expression) if operand.is_float and operand.value is None else None
+    return pc.is_nan(expression) if operand.floats and operand.value is None else None

@@ -20,6 +20,10 @@ TABLE = pa.table(
         "score": pa.array([0.1, 0.3, 0.5, None, NAN, INF, -INF, 0.3], pa.float64()),
         "other": pa.array([0.3, NAN, None, 0.5, NAN, 0.1, INF, 0.3], pa.float64()),
         "length": pa.array([1, 2, None, 4, 5, -7, 0, 2], pa.int64()),
+        "small": pa.array([0.1, 0.3, 0.5, None, NAN, -0.0, 0.0, 0.7], pa.float32()),
+        "large": pa.array([2**53, 2**53 + 1, None, -1, 0, 2**63 - 1, -(2**63), 7], pa.int64()),
+        "byte": pa.array([0, 1, 255, None, 4, 7, 0, 2], pa.uint8()),
+        "zero": pa.array([0.0, -0.0, None, 1.0, NAN, -0.0, 0.0, 2.0], pa.float64()),
         "text": pa.array(["a", "it's", "é", None, "", "b", 'a "b"', "and"], pa.string()),
         "lint": pa.array([None, [], ["x"], None, ["y", "z"], None, None, ["x"]], pa.list_(pa.string())),
         "is good": pa.array([True, False, None, True, False, None, True, True]),
@@ -31,7 +35,10 @@ ATOMS = [
     "length not in (1, 5)", "score in (0.1, 5)", "score not in (0.1)", "text = 'it''s'", "text > 'a'", "text <= 'b'",
     "text not in ('a','')", "text = 'and'", "lint is null", "lint is not null", '"is good"', 'not "is good"',
     '"is good" = true', '"is good" in (false)', "length < 99999999999999999999", "length > score", "text IS NOT NULL",
-    "length = +2", "2 > 1", "1 = 2",
+    "length = +2", "2 > 1", "1 = 2", "small = 0.3", "small > 0.1", "small in (0.3, 0.5, 0)", "small <= score",
+    "large > 9007199254740992.0", "large in (9007199254740993, 2.5)", "large not in (0.5)", "large > 1e30",
+    "large < small", "large >= score", "zero in (0, 5)", "zero = 0", "zero not in (0.0, 1)", "byte in (-1, 255, 999)", "byte > -1",
+    "1 in (1.0, 2)", "byte = 255.0",
 ]  # fmt: skip
 
 
