@@ -64,17 +64,20 @@ class Theirs:
         with ThreadPoolExecutor(8) as pool:
             schemas = list(pool.map(_schema, paths))
             digests = list(pool.map(_digest, paths))
-        found = [_roles(path, names, config) for path, names in zip(paths, schemas, strict=True)]
+        found = [_roles(path, schema.names, config) for path, schema in zip(paths, schemas, strict=True)]
         first = next(role for role in ({*names} for names in found))
         self.by = list(config.by) or [rule for rule in RULES[:-1] if rule in first] or ["key"]
         self.files = []
-        for path, roles, digest in zip(paths, found, digests, strict=True):
+        for path, schema, roles, digest in zip(paths, schemas, found, digests, strict=True):
             wanted = {role: name for role, name in roles.items() if role in ("text", *self.by)}
             if len(wanted) < 2:
                 raise UserError(
-                    f"join: {path} has no column for {' or '.join(self.by)}: it has {', '.join(roles.values())}. Name "
+                    f"join: {path} has no column for {' or '.join(self.by)}: it has {', '.join(schema.names)}. Name "
                     f"it: theirs.names.{self.by[0]}=COLUMN, or set theirs.by."
                 )
+            if nested := [name for name in wanted.values() if pa.types.is_nested(schema.field(name).type)]:
+                kind = schema.field(nested[0]).type
+                raise UserError(f"join: {path}: column {nested[0]} is {kind}, which is no text. Name another.")
             self.files.append(File(path, wanted, digest))
         self.digest = hashlib.sha256("".join(file.digest for file in self.files).encode()).hexdigest()
 
@@ -89,9 +92,16 @@ def batches(file: File) -> Iterator[pa.Table]:
     try:
         for batch in _csv(file.path, names) if file.path.endswith(_CSV) else _parquet(file.path, names):
             found = {role: batch[name] for role, name in file.columns.items()}
-            yield pa.table({role: values.cast(pa.string()) for role, values in found.items()})
+            yield pa.table({role: _texts(role, values) for role, values in found.items()})
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"join: {file.path} cannot be read: {str(error).splitlines()[0]}") from error
+
+
+def _texts(role: str, values: pa.Array) -> pa.Array:
+    """A column as texts; digests of 32 bytes in hex."""
+    if role == "sha256" and not isinstance(values, pa.StringArray):
+        values = pa.array([v.hex() if isinstance(v, bytes) and len(v) == 32 else v for v in values.to_pylist()])
+    return values.cast(pa.string())
 
 
 def _parquet(path: str, names: list[str]) -> Iterator[pa.RecordBatch]:
@@ -138,14 +148,14 @@ def _listed(patterns: list[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _schema(path: str) -> list[str]:
+def _schema(path: str) -> pa.Schema:
     try:
         if path.endswith(_CSV):
             with _csv(path, None) as reader:
-                return list(reader.schema.names)
+                return reader.schema
         system, place = file_system(path)
         with system.open(place, "rb") as source:
-            return list(pq.read_schema(source).names)
+            return pq.read_schema(source)
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"join: {path} cannot be read: {str(error).splitlines()[0]}") from error
 

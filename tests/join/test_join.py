@@ -96,17 +96,20 @@ def test_digests_of_the_image_and_of_the_download(ours: Path, tmp_path: Path) ->
         {"sha256": digest("a0"), "url": None, "re_caption": "zero"},
     ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "t.parquet")
-    found, operator = joined(ours, [tmp_path / "t.parquet"])
+    in_bytes = pa.table({"sha256": [bytes.fromhex(digest("a7"))], "re_caption": ["seven"], "url": ["http://x/a0"]})
+    pq.write_table(in_bytes, tmp_path / "u.parquet")
+    found, operator = joined(ours, [tmp_path / "t.parquet", tmp_path / "u.parquet"])
     assert operator.theirs.by == ["sha256", "url"]
     assert told(found["a/a0"]) == ("ok", IMAGE, "zero") and found["a/a0"].values["theirs_rows"] == 2
     assert told(found["a/a1"]) == ("ok", DOWNLOAD, "one")
+    assert told(found["a/a7"]) == ("ok", IMAGE, "seven")
     assert told(found["a/a2"]) == told(found["a/a5"]) == ("join: missing", "", None)
     assert told(found["a/a3"]) == ("ok", "url", "three") and told(found["a/a4"]) == ("ok", "url", "four")
     assert told(found["c/c1"]) == ("ok", IMAGE, "no parquet is needed")
     assert found["c/c2"].detail == "url unknown: not in a parquet beside the tar"
     assert found["a/a0"].values["image_sha256"] == digest("a0")
-    assert Counter(told(row)[0] for row in found.values()) == {"ok": 5, "join: missing": 19}
-    assert tables.totals(operator.folder) == (9, {"sha256": 5, "url": 2, "no text": 1, "no identifier": 1})
+    assert Counter(told(row)[0] for row in found.values()) == {"ok": 6, "join: missing": 18}
+    assert tables.totals(operator.folder) == (10, {"sha256": 6, "url": 2, "no text": 1, "no identifier": 1})
 
 
 def test_nothing_is_guessed(ours: Path, tmp_path: Path) -> None:
@@ -241,12 +244,13 @@ def test_a_job_and_its_account(ours: Path, tmp_path: Path, capsys: pytest.Captur
     [
         ({"sha256": ["0"], "words": ["x"]}, {}, "has no column 're_caption or caption or text' (theirs.text)"),
         ({"sha256": ["0"], "words": ["x"]}, {"text": "word"}, "no column 'word' (theirs.text). Did you mean 'words'?"),
-        ({"id": ["0"], "text": ["x"]}, {}, "has no column for key: it has text. Name it: theirs.names.key=COLUMN"),
+        ({"id": ["0"], "text": ["x"]}, {}, "has no column for key: it has id, text. Name it: theirs.names.key=COLUMN"),
         (
             {"sha256": ["0"], "text": ["x"]},
             {"by": ["sha"]},
             "'sha' is no identifier. Write some of sha256, uid, url, key",
         ),
+        ({"sha256": ["0"], "text": [["x"]]}, {}, "column text is list<element: string>, which is no text"),
         ({"url": ["0"], "text": ["x"]}, {}, "1 of 1 tars have no parquet of img2dataset beside them"),
     ],
 )

@@ -37,8 +37,8 @@ ATOMS = [
     '"is good" = true', '"is good" in (false)', "length < 99999999999999999999", "length > score", "text IS NOT NULL",
     "length = +2", "2 > 1", "1 = 2", "small = 0.3", "small > 0.1", "small in (0.3, 0.5, 0)", "small <= score",
     "large > 9007199254740992.0", "large in (9007199254740993, 2.5)", "large not in (0.5)", "large > 1e30",
-    "large < small", "large >= score", "zero in (0, 5)", "zero = 0", "zero not in (0.0, 1)", "byte in (-1, 255, 999)", "byte > -1",
-    "1 in (1.0, 2)", "byte = 255.0",
+    "large < small", "large >= score", "zero in (0, 5)", "zero = 0", "zero not in (0.0, 1)",
+    "byte in (-1, 255, 999)", "byte > -1", "1 in (1.0, 2)", "byte = 255.0",
 ]  # fmt: skip
 
 
