@@ -74,7 +74,8 @@ def hours(effort: Mapping[str, Any]) -> str:
         money = "" if spent["cost"] is None else f"<td class=n>{escaped(effort['currency'])}{spent['cost']:,.2f}"
         share = f"<td class=n>{100 * spent['hours'] / (effort['hours'] or 1.0):.1f} %"
         rows += f"<tr><td>{escaped(spent['what'])}<td class=n>{spent['hours']:,.2f}{share}{money}</tr>"
-    return f"<table>{rows}</table>" if rows else "<div>nothing yet</div>"
+    said = f"<div class=dim>{escaped(effort['accounted']['what'])}</div>"
+    return f"<table>{rows}</table>{said}" if rows else "<div>nothing yet</div>"
 
 
 def over_time(history: Sequence[Sequence[float]], total: float | None = None) -> str:

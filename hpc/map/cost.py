@@ -8,103 +8,24 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter
-from dataclasses import dataclass, field
 from typing import Any
 
-from hpc.base import heartbeat
 from hpc.config import ClusterConfig
-from hpc.map.engine_time import INPUT, KINDS, REDONE, WORK
+from hpc.map.engine_time import INPUT, REDONE, WORK
+from hpc.map.life import ENDED, Life, cluster_of
 from hpc.map.tally import Totals
-from hpc.run.directory import Run, Submission
+from hpc.run.directory import Submission
 from hpc.run.journal_reader import Activity, JournalReader
 
 SLOW = 0.85  # of the median rate of an engine, under which a node or an engine is called slow
 LEAST_MINUTES = 5  # of work that a rate needs before it is compared
 WINDOW = 15  # minutes
 LEAST_SECONDS = 2.0  # of work and waiting, before a share of it is told
-BEAT_S = 60.0  # that a heartbeat may be older than the last word of its slot's journal
-
-
-@dataclass
-class Life:
-    """One life of a slot: what its journal and its heartbeat say together.
-
-    kinds: engine-seconds by kind, see hpc.map.engine_time; {} of an earlier version. seconds: their sum by engine, or
-    else from its first to its last sign of life.
-    """
-
-    instance: str
-    slot: int
-    host: str
-    state: str
-    engines: int
-    seconds: float
-    activity: Activity
-    beat: dict[str, Any] = field(default_factory=dict)
-    kinds: dict[str, float] = field(default_factory=dict)
-
-
-def cluster_of(submission: Submission) -> ClusterConfig:
-    """How many engines the slots of a launch had, and of what."""
-    stored = submission.config["cluster"]
-    return ClusterConfig(gpus_per_node=stored["gpus_per_node"], engines_per_node=stored["engines_per_node"])
 
 
 def unit(cluster: ClusterConfig) -> str:
     """Whose hours are counted: a GPU's, or an engine's."""
     return cluster.unit("engine").removeprefix("CPU ")
-
-
-def lives(run: Run, reader: JournalReader, newest: list[dict[str, Any]]) -> list[Life]:
-    """All lives that the journals know, with the newest heartbeats of those that live."""
-    submissions = {s.uuid: s for s in run.submissions()}
-    beats = {facts.get("instance", ""): facts for facts in newest}
-    found = []
-    for instance, activity in reader.lives.items():
-        uuid, _, rest = instance.partition("-")
-        submission = submissions.get(uuid)
-        if submission is None or not activity.first:
-            continue
-        beat = beats.get(instance, {})
-        if not beat and activity.time is None:  # it was killed, and another has followed: its last word stays as it is
-            activity.time = _time(heartbeat.read(run.slots, instance))
-        engines = cluster_of(submission).workers_per_node
-        slot = int(rest.partition("-")[0]) if rest.partition("-")[0].isdigit() else 0
-        life = Life(instance, slot, activity.host, str(beat.get("state", "exited")), engines, 0.0, activity, beat)
-        life.kinds = kinds_of(_time(beat) if beat else activity.time, dead=life.state in ("exited", "silent"))
-        if life.kinds:
-            life.kinds[WORK] += engines * _after(activity, _time(beat) if beat else activity.time)
-            life.seconds = sum(life.kinds.values()) / engines
-        else:
-            life.seconds = max(0.0, max(activity.last, float(beat.get("t") or 0.0)) - activity.first)
-        found.append(life)
-    return found
-
-
-def _time(beat: dict[str, Any]) -> dict[str, Any]:
-    """What a heartbeat says of its slot's time, and when it was written; {} of an earlier version."""
-    time = beat.get("time")
-    return {**time, "t": beat.get("t")} if isinstance(time, dict) else {}
-
-
-def _after(activity: Activity, time: dict[str, Any] | None) -> float:
-    """Seconds for which a journal goes on after the heartbeat that told the time. Both are of one machine's clock."""
-    told = (time or {}).get("t")
-    return min(max(0.0, activity.last - told), BEAT_S) if isinstance(told, int | float) else 0.0
-
-
-def kinds_of(time: Any, *, dead: bool = False) -> dict[str, float]:
-    """Engine-seconds by kind that a heartbeat's, or a journal's, `time` tells of; {} where it does not.
-
-    Args:
-        dead: the slot has ended: what it had not saved is lost.
-    """
-    try:
-        seconds = {kind: max(0.0, float(time["seconds"][kind])) for kind in KINDS}
-        unsaved = min(seconds[WORK], max(0.0, float(time["unsaved"]))) if dead else 0.0
-    except (KeyError, TypeError, ValueError):
-        return {}
-    return {**seconds, WORK: seconds[WORK] - unsaved, REDONE: seconds[REDONE] + unsaved}
 
 
 def idle_at_the_end(found: list[Life], reader: JournalReader, running: int, now: float) -> float:
@@ -128,7 +49,7 @@ def spent(found: list[Life], latest: Submission, totals: Totals, speed: float, h
     own = sum(life.seconds * life.engines for life in found) / 3600
     samples = sum(life.activity.samples for life in found)
     per_hour = samples / own if own else 0.0
-    running = sum(life.engines for life in found if life.state not in ("exited", "silent"))
+    running = sum(life.engines for life in found if life.state not in ENDED)
     left = None
     if totals.left and per_hour:
         left = totals.left / speed * running / 3600 if speed and running else totals.left / per_hour
@@ -168,7 +89,7 @@ def nodes(found: list[Life], now: float) -> list[dict[str, Any]]:
         by_host.setdefault(life.host, []).append(life)
     rows = []
     for host, there in sorted(by_host.items()):
-        living = [life for life in there if life.state not in ("exited", "silent")]
+        living = [life for life in there if life.state not in ENDED]
         rates = [rate for life in living for rate in _recent(life.activity, now).values()]
         waited = waited_share(living or there)
         rows.append(
@@ -204,7 +125,7 @@ def waited_share(found: list[Life]) -> float | None:
     """
     work = waited = 0.0
     for life in found:
-        recent = (life.beat.get("time") or {}).get("recent") if life.state not in ("exited", "silent") else None
+        recent = (life.beat.get("time") or {}).get("recent") if life.state not in ENDED else None
         seconds = recent if isinstance(recent, dict) else life.kinds
         work += seconds.get(WORK, 0.0) + (0.0 if seconds is recent else seconds.get(REDONE, 0.0))
         waited += seconds.get(INPUT, 0.0)
@@ -217,7 +138,7 @@ def slow(found: list[Life], now: float) -> list[dict[str, Any]]:
     deaths: Counter[tuple[str, str]] = Counter()
     why: dict[tuple[str, str], str] = {}
     for life in found:
-        if life.state in ("exited", "silent"):
+        if life.state in ENDED:
             continue
         for engine, rate in _recent(life.activity, now).items():
             rates[life.host, engine] = rate

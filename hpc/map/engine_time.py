@@ -20,6 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hpc.run import allocations
+
 WORK, REDONE, INPUT, START, BROKEN, IDLE = KINDS = ("work", "redone", "input", "start", "broken", "idle")
 
 RECENT_MINUTES = 15
@@ -134,7 +136,7 @@ class SlotTime:
     def summed(self) -> dict[str, Any]:
         """Engine-seconds by kind, and those of work that are lost if the slot dies now (`unsaved`).
 
-        `recent`: seconds of work and of waiting for input in the last minutes.
+        `recent`: seconds of work and of waiting for input in the last minutes. `up`: of the machine, until now.
         """
         total = Counter(dict.fromkeys(KINDS, 0.0))
         for engine in self.engines:
@@ -146,15 +148,18 @@ class SlotTime:
         if not self._past or now - self._past[-1][0] >= 60:
             self._past.append((now, total[WORK], total[INPUT]))
         return {
-            "seconds": {kind: round(total[kind], 3) for kind in KINDS}, "unsaved": round(unsaved, 3), "recent": recent
+            "seconds": {kind: round(total[kind], 3) for kind in KINDS}, "unsaved": round(unsaved, 3), "recent": recent,
+            "up": allocations.up(),
         }  # fmt: skip
 
 
 def before_s() -> float:
-    """Seconds since this slot's job has begun (as Slurm says), or else this process."""
+    """Seconds since this process has begun; of one whose starter does not say when it did that (hpc.run.allocations),
+    since its job has, as Slurm says.
+    """
     ticks = os.sysconf("SC_CLK_TCK")
     since_boot = float(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]) / ticks
     own = max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - since_boot)
-    begun = os.environ.get("SLURM_JOB_START_TIME", "")
+    begun = "" if allocations.mine() else os.environ.get("SLURM_JOB_START_TIME", "")
     of_job = time.time() - float(begun) if begun.isdigit() else 0.0
     return of_job if own < of_job < own + _LONGEST_START_S else own

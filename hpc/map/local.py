@@ -18,6 +18,7 @@ from rich.live import Live
 from hpc.base import snapshot
 from hpc.base.errors import FINAL, Exit, Parser
 from hpc.base.processes import drain_with_parent
+from hpc.run import allocations
 from hpc.run.directory import Run, Submission
 
 _PAUSE_S, _LONGEST_S = 0.5, 60.0  # before a life is followed by another: doubled for each that was short
@@ -43,7 +44,9 @@ class _Slot:
         self._begun = time.monotonic()
         self._again = 0.0
         log = self._run.logs / f"local-{self._submission.uuid}_{self._number}.log"
-        environment = {**os.environ, "HPC_LOG": str(log)}
+        self._life = f"{self._submission.uuid}-{self._number}.{time.time_ns()}"
+        environment = {**os.environ, "HPC_LOG": str(log), allocations.VARIABLE: self._life}
+        self._witness(allocations.BEGIN)
         with open(log, "ab") as out:
             # a session of its own: the terminal's Ctrl-C reaches the supervisor alone, which drains its workers
             self._process = subprocess.Popen(
@@ -58,6 +61,9 @@ class _Slot:
         code = self._process.poll()
         if code is None:
             return False
+        if self._life:
+            self._witness(allocations.END)
+            self._life = ""
         if code in FINAL or stopping:
             self.code = code
             return True
@@ -68,6 +74,9 @@ class _Slot:
         if now >= self._again:
             self._start()
         return False
+
+    def _witness(self, event: str) -> None:
+        allocations.write(self._run.allocations, self._submission.uuid, self._number, event, self._life)
 
     def signal(self, number: int) -> None:
         if self.code is None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from hpc import config as configs
 from hpc.config.devices import devices
+from hpc.run import allocations
 
 
 def describe() -> dict[str, Any]:
@@ -21,6 +22,7 @@ def describe() -> dict[str, Any]:
         "pid": os.getpid(),
         "job": job,
         "log": log_name(),
+        "allocation": allocations.mine(),
     }
 
 

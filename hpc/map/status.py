@@ -17,6 +17,7 @@ from hpc.base.text import SCHEMA, duration, hours_text
 from hpc.base.text import printable as clean
 from hpc.map import breaker, hours, pilot_status, verdict
 from hpc.map import cost as effort
+from hpc.map.life import ENDED, Life
 from hpc.map.tally import Settled, Tally, Totals
 from hpc.operator import STATUSES
 from hpc.run import lost
@@ -53,8 +54,9 @@ def read_status(run: Run, tally: Tally | None = None) -> dict[str, Any]:
     left = totals.left if pilot is None else pilot["samples_left"]
     ended = Exit.SOME_FAILED if settled.shards[FAILED] or nothing or gone else Exit.COMPLETE
     code = ended if finished == totals.total or (pilot and pilot["complete"]) else Exit.INCOMPLETE
-    lives = effort.lives(run, reader, slots["list"])
-    by_kind = _hours(run, tally, lives, totals)
+    jobs = [j for s in run.submissions() for j in s.job_ids]
+    spent = hours.of_run(run, tally, slots["list"], totals.standing, tally.accounting.look(jobs))
+    lives = spent.mine
     return {
         "schema": SCHEMA,
         "run": run.name,
@@ -62,7 +64,7 @@ def read_status(run: Run, tally: Tally | None = None) -> dict[str, Any]:
         "identity": latest.identity,
         "column": latest.column,
         "kind": latest.config["cluster"]["kind"],
-        "jobs": [j for s in run.submissions() for j in s.job_ids],
+        "jobs": jobs,
         "submission": {"uuid": latest.uuid, "state": latest.state, "error": latest.error},
         "exit": int(code),
         "shards": _shards(totals),
@@ -73,8 +75,8 @@ def read_status(run: Run, tally: Tally | None = None) -> dict[str, Any]:
         "reasons": dict(settled.reasons.most_common()),
         "rate": rates,
         **_outlook(left if live else 0, speed, rates),
-        "effort": effort.spent(lives, latest, totals, speed if live else 0.0, sum(by_kind.values()))
-        | {"by_kind": hours.described(by_kind, latest.config["cluster"].get("price"))},
+        "effort": effort.spent(lives, latest, totals, speed if live else 0.0, spent.total)
+        | spent.described(latest),
         "idle_at_the_end": None if totals.unclaimed else effort.idle_at_the_end(lives, reader, totals.claimed, now),
         "nodes": effort.nodes(lives, now),
         "starving": _starving(lives, now),
@@ -97,18 +99,11 @@ def read_status(run: Run, tally: Tally | None = None) -> dict[str, Any]:
     }
 
 
-def _hours(run: Run, tally: Tally, lives: list[effort.Life], totals: Totals) -> dict[str, float]:
-    others = hours.of_other_identities(run, tally.latest)
-    jobs = [j for s in run.submissions() for j in s.job_ids]
-    unseen = hours.unseen_s(run, lives, others, tally.accounting.look(jobs))
-    return hours.by_kind(lives, others, totals.standing, unseen)
-
-
-def _starving(lives: list[effort.Life], now: float) -> dict[str, Any] | None:
+def _starving(lives: list[Life], now: float) -> dict[str, Any] | None:
     """Who waits for whom: `bound` by input or by engines, the share of their time that engines waited, and the node
     where it is highest. None where nothing was measured.
     """
-    awake = [life for life in lives if life.state not in ("exited", "silent")] or lives
+    awake = [life for life in lives if life.state not in ENDED] or lives
     waited = effort.waited_share(awake)
     if waited is None:
         return None
@@ -194,7 +189,7 @@ def _slots(run: Run, newest: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _waiting(slots: list[dict[str, Any]]) -> dict[str, int]:
     """Engines that wait for a service that is away, by what they say of it."""
-    awake = [row for row in slots if row["state"] not in ("exited", "silent")]
+    awake = [row for row in slots if row["state"] not in ENDED]
     return dict(Counter(e["waiting"] for row in awake for e in row.get("engines", []) if e.get("waiting")))
 
 
@@ -233,7 +228,7 @@ def render(facts: dict[str, Any]) -> Group:
         if group is not None:
             parts.append(Text(clean(f"{title}: {group}"), style="yellow"))
     if len(facts["effort"]["by_kind"]) > 1:
-        parts.append(_hours_table(facts["effort"]))
+        parts += [_hours_table(facts["effort"]), Text(facts["effort"]["accounted"]["what"], style="dim")]
     for service, engines in facts["waiting"].items():
         said = f"waiting: {engines} engines: {service} (a slot is requeued after map.away_s)"
         parts.append(Text(clean(said), style="yellow"))

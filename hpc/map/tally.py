@@ -20,6 +20,7 @@ import pyarrow as pa
 from hpc.base import atomic
 from hpc.base.no_collection import without_collection
 from hpc.operator import FAILED as SAMPLE_FAILED
+from hpc.run.allocations import Allocations
 from hpc.run.directory import Run, Submission
 from hpc.run.journal_reader import JournalReader
 from hpc.run.ledger import DONE, FAILED, Ledger, State, bucket_of, settled_and_claimed
@@ -27,7 +28,7 @@ from hpc.run.lost import LostFiles
 from hpc.run.plan import Plan
 from hpc.slurm.accounting import Accounting
 
-FORMAT = 6  # of the cache
+FORMAT = 7  # of the cache
 WORTHWHILE = 5000  # shards from which on the cache is written
 _RACY_S = 2.0  # a directory that changed so shortly before its listing may change again under the same time stamp
 
@@ -108,6 +109,7 @@ class Tally:
         self._file = run.path / "tally" / f"{latest.identity}.arrow"
         self._plan = Plan(run.plans, latest.plan).table(["id", "bytes", "expected"])
         self.lost, self.accounting = LostFiles(run, latest), Accounting()
+        self.allocations = Allocations(run.allocations)
         self._forget()
         self._load()
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from hpc.base.errors import UserError
 from hpc.map import hours
-from hpc.map.cost import lives, working_rate
+from hpc.map.cost import working_rate
 from hpc.map.tally import Tally
 from hpc.run.directory import Run, Submission
 
@@ -73,10 +73,9 @@ def _times(run: Run, latest: Submission) -> float | None:
     try:
         tally = Tally(run, latest, keep=False)
         totals = tally.count()
-        there = lives(run, tally.reader, [])
-        spent = hours.by_kind(there, hours.of_other_identities(run, latest), totals.standing, 0.0)
+        spent = hours.of_run(run, tally, [], totals.standing, {})
     except (UserError, OSError, ValueError, KeyError):
         return None
     rate = latest.rate or working_rate(tally.reader, latest)
-    total = sum(spent.values())
+    total = spent.total
     return total * 3600 * rate / totals.standing if rate and totals.standing and total >= LEAST_HOURS else None

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hpc.base import atomic, heartbeat, journal
-from hpc.map.cost import cluster_of
+from hpc.map.life import cluster_of
 from hpc.run.directory import Run
 
 FORMAT = 1  # of the cache

@@ -6,6 +6,7 @@ runs/<name>/
   code/<digest>/               snapshot of hpc/ and recap/ that workers run
   submissions/<uuid>.json      intent before sbatch, then job ids; the whole resolved config
   slots/<instance>.json        heartbeat; instance = submission + slot + life, one writer each, never reused
+  allocations/<launch>-<slot>.jsonl  when each life of a slot began and ended, see hpc.run.allocations
   inflight/<instance>.<engine> samples that an engine has in flight, readable after its death
   journal/<instance>.jsonl     append-only, one writer each: the fast path for status
   ledger/<identity8>/<bucket>/ claims and markers, see hpc.run.ledger
@@ -131,6 +132,7 @@ class Run:
         self.plans = self.path / "plan"
         self.slots = self.path / "slots"
         self.journals = self.path / "journal"
+        self.allocations = self.path / "allocations"
         self.logs = self.path / "logs"
         self.inflight = self.path / "inflight"
         self.control = self.path / "control"
@@ -181,7 +183,7 @@ class Run:
         self._submissions.mkdir(
             parents=True, exist_ok=True
         )  # first: it tells a launch that died here from others' files
-        for folder in (self.plans, self.logs, self.code, *self._work):
+        for folder in (self.plans, self.logs, self.code, self.allocations, *self._work):
             folder.mkdir(parents=True, exist_ok=True)
         self.generations.folder.mkdir(exist_ok=True)
         if self.code.stat().st_uid == os.geteuid():  # a group may add its snapshots, not replace another's

@@ -39,7 +39,8 @@ class Saved:
 class Activity:
     """What one life of a slot did, by its journal. Times are its own clock's.
 
-    time: where its time went, see hpc.map.engine_time; None until it has stopped.
+    time: where its time went, see hpc.map.engine_time; None until it has `stopped`. allocation: what who started it
+    calls it, see hpc.run.allocations.
     """
 
     host: str = ""
@@ -52,7 +53,9 @@ class Activity:
     failures: Counter[str] = field(default_factory=Counter)  # of shards' attempts, by reason
     minutes: dict[str, Counter[int]] = field(default_factory=dict)  # by engine: samples a minute, over the last hour
     job: str = ""
+    allocation: str = ""
     time: dict[str, Any] | None = None
+    stopped: bool = False
 
 
 class JournalReader:
@@ -128,8 +131,9 @@ class JournalReader:
             self.last_claim = max(self.last_claim, t)
         elif kind == "start":
             life.host, life.job = str(event.get("host", "")), str(event.get("job", ""))
+            life.allocation = str(event.get("allocation", ""))
         elif kind == "stop":
-            life.time = event.get("time")
+            life.time, life.stopped = event.get("time"), True
 
     def _seen(self, life: Activity, first: float, last: float) -> None:
         for seen in (self, life):

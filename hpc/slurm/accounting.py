@@ -7,27 +7,31 @@ import time
 
 from hpc.slurm import commands as slurm
 
+Accounts = dict[str, dict[float, float]]
+"""Seconds that each life of an array element lasted, by the moment that it began: {"123_4": {1795899640.0: 3600.0}}."""
+
 TIMEOUT_S = 5.0
 EVERY_S = 60.0  # that a watch asks again
 
 
-def elapsed(job_ids: list[str]) -> dict[str, float] | None:
-    """Seconds by array element ("job_element", or "job"), all of its lives together; None where sacct does not say."""
-    ask = ["sacct", "-n", "-P", "-X", "-D", "-o", "JobID,ElapsedRaw", "-j", ",".join(job_ids)]
+def elapsed(job_ids: list[str]) -> Accounts | None:
+    """By array element ("job_element", or "job"); None where sacct does not say."""
+    ask = ["sacct", "-n", "-P", "-X", "-D", "-o", "JobID,Start,ElapsedRaw", "-j", ",".join(job_ids)]
     try:
-        done = slurm.run(ask, TIMEOUT_S)
+        done = slurm.run(ask, TIMEOUT_S, slurm.environment() | {"SLURM_TIME_FORMAT": "%s"})
     except (OSError, subprocess.TimeoutExpired):
         return None
     return None if done.returncode else parse(done.stdout)
 
 
-def parse(said: str) -> dict[str, float]:
-    """Lines `JobID|ElapsedRaw`. Those that wait (`123_[0-7]`) or have no number are left out."""
-    found: dict[str, float] = {}
+def parse(said: str) -> Accounts:
+    """Lines `JobID|Start|ElapsedRaw`. Those that wait (`123_[0-7]`), or have no number, are left out."""
+    found: Accounts = {}
     for line in said.splitlines():
-        element, _, seconds = line.partition("|")
-        if element and "[" not in element and seconds.isdigit():
-            found[element] = found.get(element, 0.0) + int(seconds)
+        element, _, numbers = line.partition("|")
+        start, _, seconds = numbers.partition("|")
+        if element and "[" not in element and start.isdigit() and seconds.isdigit():
+            found.setdefault(element, {})[float(start)] = float(seconds)
     return found
 
 
@@ -35,10 +39,10 @@ class Accounting:
     """Asks for one run, again and again, not more often than it should."""
 
     def __init__(self) -> None:
-        self._known: dict[str, float] = {}
+        self._known: Accounts = {}
         self._next = 0.0
 
-    def look(self, job_ids: list[str]) -> dict[str, float]:
+    def look(self, job_ids: list[str]) -> Accounts:
         """What `elapsed` says now, or has said before; {} where Slurm keeps no accounts."""
         if job_ids and time.monotonic() >= self._next:
             found = elapsed(job_ids)

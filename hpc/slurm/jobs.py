@@ -19,6 +19,7 @@ class GangLauncher(Launcher):
     log_pattern = "%j.log"
     element = "${SLURM_JOB_ID}"
     place = "gang"
+    seen = False
 
     def __init__(self, run: Run, submission: Submission, cluster: ClusterConfig, gang: GangConfig) -> None:
         self._nodes, self._ranks = gang.nodes, cluster.workers_per_node
@@ -83,6 +84,7 @@ class GateLauncher(Launcher):
     log_pattern = "gate-%j.log"
     element = "${SLURM_JOB_ID}"
     place = "gate"
+    seen = False
 
     def __init__(self, run: Run, submission: Submission, cluster: ClusterConfig, array: str, allow_failed: int) -> None:
         self._array, self._allow_failed = array, allow_failed
@@ -112,6 +114,7 @@ class TrialLauncher(Launcher):
     log_pattern = "check-%j.log"
     element = "${SLURM_JOB_ID}"
     place = "check"
+    seen = False
 
     def __init__(self, run: Run, submission: Submission, cluster: ClusterConfig, settings: MapConfig) -> None:
         self._seconds = settings.setup_s + settings.hang_s + cluster.signal_delay_s + 120
@@ -143,6 +146,7 @@ class StageLauncher(Launcher):
 
     element = "${SLURM_JOB_ID}"
     place = "stage job"
+    seen = False
 
     def __init__(
         self, run: Run, submission: Submission, cluster: ClusterConfig, after: list[str], dependency: str | None

@@ -20,6 +20,7 @@ from submitit.core.utils import FailedSubmissionError
 from hpc.base import bootstrap
 from hpc.base.errors import FINAL, Unanswered, UserError
 from hpc.config import ClusterConfig
+from hpc.run.allocations import BEGIN, END, VARIABLE
 from hpc.run.directory import Run, Submission
 from hpc.slurm import commands as slurm
 from hpc.slurm import container, queue
@@ -42,6 +43,7 @@ class Launcher(submitit.SlurmExecutor):
     log_pattern = "%A_%a.log"  # as Slurm writes it
     element = "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"  # the same in the shell: what is requeued
     place = "slot ${SLURM_ARRAY_TASK_ID}"  # what the log calls it
+    seen = True  # its lives are recorded, see hpc.run.allocations
 
     def __init__(self, run: Run, submission: Submission, cluster: ClusterConfig) -> None:
         super().__init__(folder=run.logs)
@@ -109,11 +111,29 @@ class Launcher(submitit.SlurmExecutor):
         return [
             f'export HPC_LOG={shlex.quote(str(self.run.logs))}/"{self.log_name}"',
             *own_log,
+            *(self._witness() if self.seen else []),
             *self.cluster.prelude,
             # since Slurm 22.05 srun does not inherit --cpus-per-task
             'if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi',
             "export SLURM_EXPORT_ENV=ALL  # tasks get this script's environment, whatever --export said of it",
             f"boot={shlex.quote(Path(bootstrap.__file__).read_text())}",
+        ]
+
+    def _witness(self) -> list[str]:
+        """Record that this life begins and, as its script ends, that it does: also where Slurm's TERM ends it, upon
+        which the trap runs. A prelude may set a trap of its own, so the tail records the end, too: the later counts.
+        """
+        file = shlex.quote(str(self.run.allocations / self.submission.uuid)) + '-"$SLURM_ARRAY_TASK_ID.jsonl"'
+        said = '{"event":"%s","life":"%s","job":"%s","host":"%s","up":%s,"t":%(%s)T,"since":%s}\\n'
+        about = f'"{self.element}" "${{SLURMD_NODENAME:-$HOSTNAME}}" "$up" -1 "${{SLURM_JOB_START_TIME:-0}}"'
+        return [
+            f'export {VARIABLE}="$SLURM_JOB_ID.${{SLURM_RESTART_COUNT:-0}}"',
+            "witness() {",
+            "  local up; read -r up _ < /proc/uptime",
+            f'  printf \'{said}\' "$1" "${VARIABLE}" {about} 2>/dev/null >>{file} || :',
+            "}",
+            f"trap 'witness {END}' EXIT",
+            f"witness {BEGIN}",
         ]
 
     @property
@@ -154,6 +174,7 @@ class Launcher(submitit.SlurmExecutor):
         """
         final = "|".join(str(int(code)) for code in FINAL)
         return [
+            *([f"witness {END}"] if self.seen else []),
             f'case "$code" in {final}) exit "$code" ;; esac',
             f'if [ -e {self.directory}/control/cancelled ]; then exit "$code"; fi',
             f'echo "{self.place}: exit code $code: requeue"',

@@ -28,6 +28,7 @@ EXIT_CODES = {
 VARIABLES = {
     "HPC_LOG": "level of the logs of slots, e.g. DEBUG; set it in the prelude or before a launch",
     "HPC_WEBHOOK": "address that is told when a map run ends, see [operating.md](operating.md)",
+    "HPC_LIFE": "set by the batch script or the local supervisor: what its record calls this life of a slot",
     "OPENAI_API_KEY": "key of an endpoint; another variable is named by `captioner.endpoint_key_env`",
     "HF_HOME": "where models of the Hugging Face hub lie",
     "HF_HUB_CACHE": "the same, before `HF_HOME`",

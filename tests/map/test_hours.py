@@ -10,13 +10,16 @@ from typing import Any
 
 import pytest
 
+from hpc import config as configs
 from hpc import rerun
 from hpc.base import atomic
 from hpc.base.errors import Exit
-from hpc.map import hours
+from hpc.map import hours, local
 from hpc.map import status as map_status
-from hpc.map.cost import Life, kinds_of
 from hpc.map.engine_time import BROKEN, IDLE, INPUT, KINDS, REDONE, START, WORK, EngineTime
+from hpc.map.launch import prepare, record
+from hpc.map.life import Life, kinds_of
+from hpc.run.allocations import Allocation
 from hpc.run.journal_reader import Activity
 from hpc.slurm import accounting
 from tests.support.jobs import EchoJob, inline, texts, wait_for
@@ -120,6 +123,19 @@ def test_a_node_that_may_not_work() -> None:
 # --- a real run -------------------------------------------------------------------------------
 
 
+def lived(slot: local._Slot, begun: float) -> Iterator[float]:
+    """Seconds that each life of a supervised slot lasts, as an onlooker's clock says. begun: of the first."""
+    process = slot._process
+    while not slot.poll(stopping=False):
+        if slot._process is not process:
+            process, begun = slot._process, time.monotonic()
+        if slot._again:  # it has ended, and waits to be started again
+            yield time.monotonic() - begun
+            wait_for(lambda: slot.poll(stopping=False) or not slot._again)
+        time.sleep(0.01)
+    yield time.monotonic() - begun
+
+
 @pytest.mark.slow(ci=True)
 def test_through_a_kill_and_a_rerun(make: Make, tmp_path: Path) -> None:
     """Known stalls: half a second of set-up a process, lines that take 0.15 s to be read and 0.05 s of work, a
@@ -129,24 +145,23 @@ def test_through_a_kill_and_a_rerun(make: Make, tmp_path: Path) -> None:
         {"a": texts(8), "b": texts(8)}, setup_s=0.5, delay_s=0.05, read_s=0.15, batch=1, cluster={"price": 3600.0},
         applied=str(tmp_path / "applied"), map={"segment": 10, "save_s": 600.0},
     )  # fmt: skip
-    lasted = []
-    started = time.monotonic()
-    worker = job.worker()
+    for code in job.run.code.iterdir():
+        code.unlink()  # a link to the working tree, which a supervised slot does not take
+    submission = record(prepare(configs.load(job.config_file, [])))
+    begun, slot = time.monotonic(), local._Slot(job.run, submission, 0)
     wait_for(lambda: job.heartbeats() and job.heartbeats()[0].get("time", {}).get("unsaved", 0) > 0.1)
-    worker.kill()
-    worker.wait()
-    lasted.append(time.monotonic() - started)
-    assert sum(job.status()["samples"].values()) == job.status()["samples"]["left"], "something was saved"
-    for _ in range(2):
-        started = time.monotonic()
-        assert job.work() == Exit.COMPLETE, job.log()
-        lasted.append(time.monotonic() - started)
-        if len(lasted) == 2:
-            assert rerun.main([str(job.run.path), "--shards", "a", "--no-submit"]) == 0
+    slot._process.kill()
+    lasted = list(lived(slot, begun))
+    assert len(lasted) == 2 and slot.code == Exit.COMPLETE
+    assert rerun.main([str(job.run.path), "--shards", "a", "--no-submit"]) == 0
+    begun, slot = time.monotonic(), local._Slot(job.run, submission, 0)
+    lasted += lived(slot, begun)
+    assert slot.code == Exit.COMPLETE
     effort = job.status()["effort"]
     found = {kind: 3600 * spent["hours"] for kind, spent in effort["by_kind"].items()}
     assert effort["hours"] * 3600 == pytest.approx(sum(found.values()), rel=0.01)
-    assert sum(found.values()) == pytest.approx(sum(lasted), rel=0.1, abs=3.0)
+    assert sum(found.values()) == pytest.approx(sum(lasted), rel=0.01, abs=0.3 * len(lasted))
+    assert effort["accounted"]["lives"] == {"starter": 3} and effort["accounted"]["hours"] == effort["hours"]
     assert found["start"] >= 0.5 * 3 and "broken" not in found
     lines = len((tmp_path / "applied").read_text().splitlines())
     work = found["useful"] + found["redone"]
@@ -155,6 +170,7 @@ def test_through_a_kill_and_a_rerun(make: Make, tmp_path: Path) -> None:
     assert found["redone"] / work == pytest.approx(1 - 16 / lines, abs=0.15)
     assert effort["by_kind"]["input"]["cost"] == pytest.approx(found["input"], rel=0.01), "a second costs 1"
     said = inline("hpc.status", str(job.run.path)).stdout
+    assert "hours of the slots are accounted for" in " ".join(said.split())
     assert "waiting for input" in said and "redone" in said and "start-up and model load" in said
     again = json.loads(inline("hpc.status", str(job.run.path), "--json").stdout)["effort"]
     assert again == effort, "nothing of it depends on when it is asked"
@@ -173,18 +189,19 @@ def test_another_identity_has_its_hours_too(make: Make) -> None:
 # --- what a run directory may hold ------------------------------------------------------------
 
 
-def life(seconds: float = 100.0, samples: int = 0, job: str = "", **spent: float) -> Life:
+def life(seconds: float = 100.0, samples: int = 0, job: str = "", since: float = 0.0, **spent: float) -> Life:
+    """Of a slot with two engines. since: when Slurm began it, as the record of its start says."""
     activity = Activity("n1", 0.0, seconds, samples=samples, job=job)
     found = {**dict.fromkeys(KINDS, 0.0), **spent} if spent else {}
-    return Life("u-0000-0", 0, "n1", "exited", 2, sum(found.values()) / 2 or seconds, activity, {}, found)
+    allocation = Allocation("u", job, "n1", 0.0, since, since) if since else None
+    return Life("u-0000-0", 0, "n1", "exited", 2, sum(found.values()) / 2 or seconds, activity, {}, found, allocation)
 
 
 def test_saved_twice_is_redone() -> None:
     found = hours.by_kind([life(work=7200.0, start=360.0, samples=300)], [], 200, 0.0)
     assert found == pytest.approx({"useful": 2 * 2 / 3, "redone": 2 / 3, "start": 0.1})
     assert hours.by_kind([life(seconds=1800.0)], [], 0, 0.0) == {"unknown": 1.0}, "slots of an earlier version"
-    other = {"time": {"seconds": {**dict.fromkeys(KINDS, 0.0), "work": 3600.0, "idle": 36.0}, "unsaved": 0.0}}
-    assert hours.by_kind([], [other, {}, {"time": 3}], 0, 0.0) == {"redone": 1.0, "idle": 0.01}
+    assert hours.by_kind([], [life(work=3600.0, idle=36.0), life()], 0, 0.0) == {"redone": 1.0, "idle": 0.01}
 
 
 @pytest.mark.parametrize("damaged", [None, 3, [], {}, {"seconds": 3}, {"seconds": {"work": 1}}, {"seconds": None}])
@@ -192,34 +209,47 @@ def test_damaged_words_of_a_slot(damaged: Any) -> None:
     assert kinds_of(damaged) == {}
 
 
-def test_what_slurm_alone_has_seen(make: Make) -> None:
-    """Its accounts may lack jobs, know more than the lives, or less."""
+def test_what_slurm_counts(make: Make) -> None:
+    """Its accounts may lack jobs or lives, know more than the lives, or less."""
     job = make({"a": texts(3)}, cluster={"engines_per_node": 2})
     submission = job.run.latest()
     submission.job_ids = ["7"]
     job.run.save(submission)
-    lives = [life(work=200.0, job="7_0"), life(work=60.0, job="7_0"), life(work=300.0, job="7_1")]
-    said = accounting.parse("7_0|100\n7_0|80\n7_1|90\n7_2|15\n7_[3-9]|0\n8_0|1000\nnothing\n7_4|\n")
-    assert said == {"7_0": 180, "7_1": 90, "7_2": 15, "8_0": 1000}
-    assert hours.unseen_s(job.run, lives, [], said) == (360 - 260) + 0 + 30
-    assert hours.unseen_s(job.run, lives, [], {}) == 0
+    said = accounting.parse("7_0|1000|100\n7_0|2000|80\n7_1|1000|90\n7_2|9|15\n7_[3-9]|Unknown|0\n8_0|1|1000\n7_4||\nx")
+    assert said == {"7_0": {1000: 100, 2000: 80}, "7_1": {1000: 90}, "7_2": {9: 15}, "8_0": {1: 1000}}
+
+    def unseen(*found: Life) -> tuple[float, list[float], list[str]]:
+        beyond = hours.hold_to(said, found, job.run)
+        return beyond, [round(one.seconds, 6) for one in found], [one.by for one in found]
+
+    # moments are not known: an element's accounts against all of its lives
+    old = (life(work=200.0, job="7_0"), life(work=60.0, job="7_0"), life(work=300.0, job="7_1"))
+    assert unseen(*old) == ((360 - 260) + 0 + 30, [100, 30, 150], ["signs"] * 3)
+    assert hours.hold_to({}, old, job.run) == 0
+    # they are: each life by its own
+    one, two = life(work=150.0, start=30.0, job="7_0", since=1001.0), life(work=200.0, job="7_0", since=2000.0)
+    lacking, strange = life(work=50.0, job="7_0", since=3000.0), life(work=9000.0, job="7_1", since=1000.0)
+    beyond, seconds, by = unseen(one, two, lacking, strange)
+    assert beyond == (100 - 90) * 2 + 30 and seconds == [90, 80, 25, 4500]
+    assert by == ["slurm", "slurm", "signs", "signs"], "what Slurm lacks, or cannot be, lasts as long as it did"
+    assert two.kinds["work"] == 160, "a slot that drained after scancel"
 
 
 def test_accounts_are_asked_for_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a real command in the place of sacct: one answer a minute; none is as good as no accounts."""
     calls = tmp_path / "calls"
     sacct = tmp_path / "sacct"
-    sacct.write_text(f"#!/bin/sh\necho \"$@\" >> {calls}\nprintf '7_0|100\\n'\n")
+    sacct.write_text(f"#!/bin/sh\necho \"$@\" >> {calls}\nprintf '7_0|5|100\\n'\n")
     sacct.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     asked = accounting.Accounting()
     assert asked.look([]) == {} and not calls.exists(), "nothing was submitted to Slurm"
-    assert asked.look(["7"]) == asked.look(["7"]) == {"7_0": 100}
+    assert asked.look(["7"]) == asked.look(["7"]) == {"7_0": {5: 100}}
     assert len(calls.read_text().splitlines()) == 1
     sacct.write_text("#!/bin/sh\necho 'Slurm accounting storage is disabled' >&2\nexit 1\n")
     assert accounting.elapsed(["7"]) is None and accounting.Accounting().look(["7"]) == {}
     asked._next = 0.0
-    assert asked.look(["7"]) == {"7_0": 100}, "what was known stays"
+    assert asked.look(["7"]) == {"7_0": {5: 100}}, "what was known stays"
 
 
 def test_five_thousand_past_lives_and_clocks_that_jump(make: Make) -> None:

@@ -22,6 +22,13 @@
 
 # setup
 export HPC_LOG=/shared/runs/first/logs/"${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}.log"
+export HPC_LIFE="$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}"
+witness() {
+  local up; read -r up _ < /proc/uptime
+  printf '{"event":"%s","life":"%s","job":"%s","host":"%s","up":%s,"t":%(%s)T,"since":%s}\n' "$1" "$HPC_LIFE" "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}" "${SLURMD_NODENAME:-$HOSTNAME}" "$up" -1 "${SLURM_JOB_START_TIME:-0}" 2>/dev/null >>/shared/runs/first/allocations/5b1e7a90c3d2-"$SLURM_ARRAY_TASK_ID.jsonl" || :
+}
+trap 'witness end' EXIT
+witness begin
 module load cuda
 if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi
 export SLURM_EXPORT_ENV=ALL  # tasks get this script's environment, whatever --export said of it
@@ -33,6 +40,7 @@ code=0; srun --unbuffered --kill-on-bad-exit=1 --cpu-bind=none python3 -I -c "$b
 
 
 # teardown
+witness end
 case "$code" in 0|1|2|64) exit "$code" ;; esac
 if [ -e /shared/runs/first/control/cancelled ]; then exit "$code"; fi
 echo "slot ${SLURM_ARRAY_TASK_ID}: exit code $code: requeue"
