@@ -54,8 +54,7 @@ def read_status(run: Run, tally: Tally | None = None) -> dict[str, Any]:
     left = totals.left if pilot is None else pilot["samples_left"]
     ended = Exit.SOME_FAILED if settled.shards[FAILED] or nothing or gone else Exit.COMPLETE
     code = ended if finished == totals.total or (pilot and pilot["complete"]) else Exit.INCOMPLETE
-    jobs = [j for s in run.submissions() for j in s.job_ids]
-    spent = hours.of_run(run, tally, slots["list"], totals.standing, tally.accounting.look(jobs))
+    spent = _hours(run, tally, slots["list"], totals)
     lives = spent.mine
     return {
         "schema": SCHEMA,
@@ -64,7 +63,7 @@ def read_status(run: Run, tally: Tally | None = None) -> dict[str, Any]:
         "identity": latest.identity,
         "column": latest.column,
         "kind": latest.config["cluster"]["kind"],
-        "jobs": jobs,
+        "jobs": [j for s in run.submissions() for j in s.job_ids],
         "submission": {"uuid": latest.uuid, "state": latest.state, "error": latest.error},
         "exit": int(code),
         "shards": _shards(totals),
@@ -75,8 +74,7 @@ def read_status(run: Run, tally: Tally | None = None) -> dict[str, Any]:
         "reasons": dict(settled.reasons.most_common()),
         "rate": rates,
         **_outlook(left if live else 0, speed, rates),
-        "effort": effort.spent(lives, latest, totals, speed if live else 0.0, spent.total)
-        | spent.described(latest),
+        "effort": effort.spent(lives, latest, totals, speed if live else 0.0, spent.total) | spent.described(latest),
         "idle_at_the_end": None if totals.unclaimed else effort.idle_at_the_end(lives, reader, totals.claimed, now),
         "nodes": effort.nodes(lives, now),
         "starving": _starving(lives, now),
@@ -97,6 +95,11 @@ def read_status(run: Run, tally: Tally | None = None) -> dict[str, Any]:
         "cancelled": run.control_text("cancelled"),
         "logs": str(run.logs),
     }
+
+
+def _hours(run: Run, tally: Tally, newest: list[dict[str, Any]], totals: Totals) -> hours.Account:
+    jobs = [j for s in run.submissions() for j in s.job_ids]
+    return hours.of_run(run, tally, newest, totals.standing, tally.accounting.look(jobs))
 
 
 def _starving(lives: list[Life], now: float) -> dict[str, Any] | None:
