@@ -29,6 +29,7 @@ from hpc.base.command import command, console
 from hpc.base.errors import Exit, Parser, Unanswered, UserError
 from hpc.gang import sweep_status
 from hpc.launching import recover_lost_submissions
+from hpc.map import unheard
 from hpc.pipeline.directory import PipelineRun
 from hpc.run.directory import Run
 from hpc.run.plan import DamagedPlan
@@ -229,6 +230,8 @@ def main(arguments: list[str] | None = None) -> int:
         run.latest()
         over = _is_over(run)
         left = [cancel(run, now=args.now)]
+        if not any(left):
+            unheard.tell(run)
     return _report(left, relaunch.of(Run(args.run)), args.run, over=over)
 
 

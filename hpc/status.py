@@ -13,6 +13,8 @@ Reads directory listings and journals; no stat per shard. Where squeue answers, 
 `hours` says where the time of the GPUs (without GPUs: of engines) went, by kind; where sacct answers, the sum is what
 Slurm counts; `bound`, whether engines wait for input. See docs/operating.md.
 
+With $HPC_WEBHOOK, a run that has ended with no slot left to tell of it is told there, see docs/operating.md.
+
 Exit codes: 0 complete, 1 incomplete, 2 nothing is left to do, but shards failed or gave nothing, or no sample is ok; 64
 wrong usage. With --damaged, --openmetrics and --html: 0 once printed or written.
 """
@@ -34,9 +36,10 @@ from hpc.base.errors import Exit, Parser, UserError
 from hpc.base.no_pandas import without_pandas
 from hpc.base.text import printable as clean
 from hpc.kinds import View
-from hpc.map import breakdown
+from hpc.map import breakdown, unheard
 from hpc.pipeline.directory import PipelineRun
 from hpc.run.directory import Run
+from hpc.run.events import unsent
 
 
 def _view(run: Run, by: str | None) -> View:
@@ -69,6 +72,8 @@ def _print_openmetrics(run: Run) -> int:
         )
     for name in others:
         sys.stderr.write(f"{clean(name)} is no map run: left out\n")
+    for one in found.values():
+        unheard.tell(one)
     sys.stdout.write(openmetrics.text(found))
     return Exit.COMPLETE
 
@@ -81,7 +86,7 @@ def _write_html(run: Run, file: Path) -> int:
     if run.path not in [one.path for one in found.values()]:
         parts = f" Its map runs: {', '.join(str(one.path) for one in found.values())}." if found else ""
         raise UserError(f"status: --html shows one map run, which {run.path} is not.{parts}")
-    status_page.write(run, file)
+    unheard.tell(run, status_page.write(run, file))
     Console(highlight=False, soft_wrap=True).print(f"{file} · {file.stat().st_size / 1024:,.0f} KiB", markup=False)
     return Exit.COMPLETE
 
@@ -105,6 +110,14 @@ def _map_runs(run: Run) -> tuple[dict[str, Run], list[str]]:
             else:
                 found[name] = job
     return found, others
+
+
+def _told(run: Run, facts: dict[str, Any]) -> dict[str, Any]:
+    """The facts; what of a map run nobody has told is told where there is a webhook."""
+    if "unsent" in facts:
+        unheard.tell(run, facts)
+        facts["unsent"] = unsent(run)
+    return facts
 
 
 def _print_again(run: Run, facts: dict[str, Any]) -> None:
@@ -142,14 +155,14 @@ def main(arguments: list[str] | None = None) -> int:
         if args.html:
             return _write_html(Run(args.run), args.html)
         view = _view(Run(args.run), args.by)
-        facts = view.read()
+        facts = _told(Run(args.run), view.read())
         if args.json:
             sys.stdout.write(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
         elif args.watch:
             with Live(view.render(facts), console=console, auto_refresh=False) as live:
                 while facts["exit"] == Exit.INCOMPLETE:
                     time.sleep(2)
-                    facts = view.read()
+                    facts = _told(Run(args.run), view.read())
                     live.update(view.render(facts), refresh=True)
         else:
             console.print(view.render(facts))

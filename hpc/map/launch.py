@@ -26,7 +26,7 @@ from hpc.launching import (
     submit_to_slurm,
     what_changed,
 )
-from hpc.map import forecast, pilot_launch, preflight, webhook
+from hpc.map import forecast, pilot_launch, preflight, unheard, webhook
 from hpc.operator import MissingShards, Operator, Shard
 from hpc.run import lost, plan
 from hpc.run.directory import Run, Submission
@@ -283,6 +283,7 @@ def record(job: Job) -> Submission:
         rate=forecast.foreseen(job.config, job.identity, job.previous, job.rate),
         pilot=pilot_launch.write(run, job.pilot, job.shards) if job.pilot else "",
         compared="" if job.pilot else pilot_launch.compare(run, job.config, job.identity),
+        webhook=bool(webhook.address()),
     )
     _record_inputs(job)
     return submission
@@ -343,7 +344,8 @@ def _submit_array(job: Job, submission: Submission) -> int:
     from hpc.slurm.submission import Launcher
 
     cluster = job.config.run.cluster
-    code = submit_to_slurm(Launcher(job.run, submission, cluster), "{slots} slots")
+    with unheard.told(job.run):
+        code = submit_to_slurm(Launcher(job.run, submission, cluster), "{slots} slots")
     _submit_gate(job, submission)
     return code
 

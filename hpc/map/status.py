@@ -19,6 +19,7 @@ from hpc.map import breaker, hours, pilot_status, verdict
 from hpc.map import cost as effort
 from hpc.map.life import ENDED, Life
 from hpc.map.tally import Settled, Tally, Totals
+from hpc.map.webhook import VARIABLE
 from hpc.operator import STATUSES
 from hpc.run import lost
 from hpc.run.directory import Run, Submission
@@ -236,7 +237,8 @@ def render(facts: dict[str, Any]) -> Group:
         said = f"waiting: {engines} engines: {service} (a slot is requeued after map.away_s)"
         parts.append(Text(clean(said), style="yellow"))
     for event in facts["unsent"]:
-        parts.append(Text(f"webhook: nobody has confirmed {event} yet: slots send it as they end", style="yellow"))
+        said = f"webhook: nobody has confirmed {event} yet: slots that end send it, so does a look with ${VARIABLE}"
+        parts.append(Text(said, style="yellow"))
     parts += [Text(clean(line), style="red") for line in facts["hurt"]]
     for node, reason in facts["excluded"].items():
         parts.append(Text(clean(f"excluded: {node}: {reason}"), style="yellow"))

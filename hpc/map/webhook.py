@@ -5,8 +5,8 @@
 The address stands in no file, config or log of ours. An event is a file, `<run>/events/<kind>.g<reruns>.json`, created
 by link: of several slots that end, one makes it. What it holds is what is sent, with its `name` as Idempotency-Key, by
 one slot at a time (`.e<N>`, taken over when its owner is dead), until a 2xx, which `.sent` records. A slot that leaves
-sends what it finds unsent; so does one of a later launch. The receiver sees an event twice only where its answer was
-lost.
+sends what it finds unsent; so does one of a later launch, and whoever looks at the run (hpc.map.unheard). The receiver
+sees an event twice only where its answer was lost.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class Webhook:
 
     def _create(self, kinds: tuple[str, ...], why: str, reruns: int) -> None:
         """The event, unless it is there. Which of `kinds` is said by the run directory, to all slots alike."""
-        if any((self._run.event_files / f"{kind}.g{reruns}.json").exists() for kind in kinds):
+        if any(_is_told(self._run, kind, reruns) for kind in kinds):
             return
         from hpc.map.status import read_status  # rich, and all that counts shards: for one slot of a run
 
@@ -130,15 +130,7 @@ class Webhook:
             if facts["exit"] == Exit.INCOMPLETE:
                 return  # reopened meanwhile
             kind = COMPLETE if facts["exit"] == Exit.COMPLETE else FAILED
-        first = self._run.submissions()[0].uuid  # runs of one name are told apart
-        done = f"{facts['shards']['done']:,} of {facts['shards']['total']:,} shards"
-        record = {
-            "name": f"{self._run.name}-{first}-{kind}-{reruns}", "run": self._run.name, "kind": kind, "reruns": reruns,
-            "text": f"{self._run.name}: {kind}, {done}: {why}", "reason": why,
-            "shards": facts["shards"], "samples": facts["samples"],
-        }  # fmt: skip
-        self._run.event_files.mkdir(exist_ok=True)
-        atomic.create(self._run.event_files / f"{kind}.g{reruns}.json", atomic.as_json(record))
+        create(self._run, facts, kind, why, reruns)
 
     def _deliver(self, where: str, event: str) -> None:
         """Send until a 2xx, or see another do it. Others' deaths take a lease to be seen."""
@@ -163,3 +155,33 @@ class Webhook:
                 return
             time.sleep(pause)
             pause = min(LONGEST_PAUSE_S, 2 * pause)
+
+
+def create(run: Run, facts: dict[str, Any], kind: str, why: str, reruns: int) -> None:
+    """Make an event, unless it is there, or the run is known to be complete.
+
+    Args:
+        facts: of hpc.map.status. reruns: that there were of the run.
+    """
+    if _is_told(run, COMPLETE, reruns):
+        return
+    first = run.submissions()[0].uuid  # runs of one name are told apart
+    done = f"{facts['shards']['done']:,} of {facts['shards']['total']:,} shards"
+    record = {
+        "name": f"{run.name}-{first}-{kind}-{reruns}", "run": run.name, "kind": kind, "reruns": reruns,
+        "text": f"{run.name}: {kind}, {done}: {why}", "reason": why,
+        "shards": facts["shards"], "samples": facts["samples"],
+    }  # fmt: skip
+    run.event_files.mkdir(exist_ok=True)
+    atomic.create(run.event_files / f"{kind}.g{reruns}.json", atomic.as_json(record))
+
+
+def _is_told(run: Run, kind: str, reruns: int) -> bool:
+    """Whether there is such an event. A run that had failed because its slots were gone may end well all the same."""
+    try:
+        shards = json.loads((run.event_files / f"{kind}.g{reruns}.json").read_bytes())["shards"]
+    except FileNotFoundError:
+        return False
+    except (ValueError, KeyError, TypeError):
+        return True  # damaged: it stays
+    return kind != FAILED or shards["done"] + shards["failed"] >= shards["total"]

@@ -66,6 +66,7 @@ class Submission:
     rate: float = 0.0  # samples/s of one engine that its forecast stood on, see hpc.map.forecast; 0: none
     pilot: str = ""  # what it draws from the plan, see hpc.run.pilot; "": all of it is done
     compared: str = ""  # the pilot that its rows are compared with, see hpc.map.compare; "": none
+    webhook: bool = False  # there was an address that is told when it ends, see hpc.map.webhook
     toolkit: str = field(default_factory=version)  # that wrote it
 
     @classmethod
