@@ -28,7 +28,7 @@ from hpc.launching import (
 )
 from hpc.map import forecast, pilot_launch, preflight, unheard, webhook
 from hpc.operator import MissingShards, Operator, Shard
-from hpc.run import lost, plan
+from hpc.run import events, lost, plan
 from hpc.run.directory import Run, Submission
 from hpc.run.ledger import DONE, FAILED, Claim, State
 from hpc.run.pilot import Pilot
@@ -226,7 +226,7 @@ def describe(job: Job, forecasts: list[str] | None = None) -> None:
         lines.append(("local", f"{job.slots} slots × {engines} {device} · home range ≈ {home:,} shards a slot"))
     lines += [("" if number else "forecast", text) for number, text in enumerate(forecasts or [])]
     if webhook.address():
-        lines.append(("webhook", f"${webhook.VARIABLE} is told when the run is complete, paused or failed"))
+        lines.append(("webhook", f"${events.VARIABLE} is told when the run is complete, paused or failed"))
     store = job.config.run.output
     root = f"{store.rstrip('/')}/{job.run.name}" if store else short(job.run.path)
     lines.append(("output", f"{root}/columns/{job.operator.column().name}/{job.identity}/"))

@@ -19,11 +19,10 @@ from hpc.map import breaker, hours, pilot_status, verdict
 from hpc.map import cost as effort
 from hpc.map.life import ENDED, Life
 from hpc.map.tally import Settled, Tally, Totals
-from hpc.map.webhook import VARIABLE
 from hpc.operator import STATUSES
 from hpc.run import lost
 from hpc.run.directory import Run, Submission
-from hpc.run.events import unsent
+from hpc.run.events import VARIABLE, unsent
 from hpc.run.journal_reader import JournalReader
 from hpc.run.ledger import DONE, FAILED
 

@@ -29,11 +29,10 @@ from hpc.config import MapConfig
 from hpc.map.drain import Drain
 from hpc.map.office import Office
 from hpc.run.directory import Run
-from hpc.run.events import unsent
+from hpc.run.events import VARIABLE, unsent
 
 log = logging.getLogger("agent")
 
-VARIABLE = "HPC_WEBHOOK"
 ANSWER_S = 30.0  # that a receiver may take
 LONGEST_PAUSE_S = 10.0  # between two tries: doubled from half a second on
 OTHERS_S = 60.0  # that a slot waits for the one that sends, at most

@@ -10,6 +10,7 @@ import re
 
 from hpc.run.directory import Run
 
+VARIABLE = "HPC_WEBHOOK"  # holds the address
 _EVENT = re.compile(r"(complete|paused|failed)\.g\d+\.json")
 
 

@@ -12,7 +12,8 @@ import pytest
 
 from hpc.base import atomic, heartbeat
 from hpc.base.errors import UserError
-from hpc.map import unheard, webhook
+from hpc.map import unheard
+from hpc.run import events
 from hpc.run.events import unsent
 from tests.support.jobs import EchoJob, inline, texts
 from tests.support.receiver import Receiver
@@ -21,7 +22,7 @@ from tests.support.receiver import Receiver
 @pytest.fixture
 def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
     found = Receiver()
-    monkeypatch.setenv(webhook.VARIABLE, found.url)
+    monkeypatch.setenv(events.VARIABLE, found.url)
     yield found
     found.close()
 

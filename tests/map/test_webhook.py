@@ -14,6 +14,7 @@ from hpc.base.errors import Exit, UserError
 from hpc.map import webhook
 from hpc.map.drain import Drain
 from hpc.map.webhook import Webhook
+from hpc.run import events
 from hpc.run.events import unsent
 from tests.support import jobs
 from tests.support.jobs import EchoJob, texts, wait_for
@@ -23,8 +24,8 @@ from tests.support.receiver import SECRET, Receiver
 @pytest.fixture
 def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
     found = Receiver()
-    monkeypatch.setenv(webhook.VARIABLE, found.url)
-    monkeypatch.setitem(jobs.ENVIRONMENT, webhook.VARIABLE, found.url)
+    monkeypatch.setenv(events.VARIABLE, found.url)
+    monkeypatch.setitem(jobs.ENVIRONMENT, events.VARIABLE, found.url)
     yield found
     found.close()
 
@@ -113,7 +114,7 @@ def test_a_signal_ends_the_tries_and_the_event_stays(job: EchoJob, receiver: Rec
 
 
 def test_without_an_address_nothing_is_written(job: EchoJob, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(webhook.VARIABLE, raising=False)
+    monkeypatch.delenv(events.VARIABLE, raising=False)
     job.submit()
     pause(slot(job, 0))
     assert not job.run.event_files.exists()
@@ -125,7 +126,7 @@ def test_without_an_address_nothing_is_written(job: EchoJob, monkeypatch: pytest
 )
 def test_an_address_that_is_none_is_refused_and_not_repeated(wrong: str) -> None:
     with pytest.raises(UserError) as refused:
-        webhook.address({webhook.VARIABLE: wrong})
-    assert str(refused.value).startswith(f"webhook: what is in ${webhook.VARIABLE} is no http(s) address")
+        webhook.address({events.VARIABLE: wrong})
+    assert str(refused.value).startswith(f"webhook: what is in ${events.VARIABLE} is no http(s) address")
     assert "99999" not in str(refused.value) and "secret" not in str(refused.value)
-    assert webhook.address({}) == "" and webhook.address({webhook.VARIABLE: " https://h/x\n"}) == "https://h/x"
+    assert webhook.address({}) == "" and webhook.address({events.VARIABLE: " https://h/x\n"}) == "https://h/x"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hpc.base.errors import Exit
-from hpc.map import webhook
+from hpc.run import events
 from tests.support.receiver import SECRET, Receiver
 from tests.support.slurm_cluster import Cluster, wait
 from tests.support.slurm_job import EchoJob
@@ -18,9 +18,9 @@ from tests.support.slurm_job import EchoJob
 @pytest.fixture
 def receiver(slurm: Cluster) -> Iterator[Receiver]:
     found = Receiver()
-    slurm.env[webhook.VARIABLE] = found.url
+    slurm.env[events.VARIABLE] = found.url
     yield found
-    del slurm.env[webhook.VARIABLE]
+    del slurm.env[events.VARIABLE]
     found.close()
 
 
