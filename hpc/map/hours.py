@@ -29,7 +29,7 @@ WORDS = {
     BROKEN: "broken: hung, given up, excluded, never begun, a service away",
     IDLE: "idle: no shard was left for it",
     UNSEEN: "seen by Slurm alone: before a slot's start, after its last word",
-    UNKNOWN: "not told apart: slots of an earlier version",
+    UNKNOWN: "not told apart: slots of an earlier version, words that are lost",
 }
 
 

@@ -141,6 +141,8 @@ def _tell(life: Life, time: dict[str, Any], after: float, *, killed: bool) -> No
     if not life.kinds:
         activity, said = life.activity, life.beat.get("t")
         life.seconds = max(0.0, max(activity.last, float(said or 0.0)) - activity.first)
+        if life.allocation is not None and life.allocation.ended is not None:
+            life.seconds, life.by = life.allocation.lasted() or 0.0, STARTER
         return
     life.kinds[WORK] += life.engines * after
     last, allocation = time.get("up"), life.allocation
@@ -163,7 +165,9 @@ def _time(beat: dict[str, Any]) -> dict[str, Any]:
 def _after(activity: Activity, time: dict[str, Any]) -> float:
     """Seconds for which a journal goes on after the heartbeat that told the time. Both are of one machine's clock."""
     told = time.get("t")
-    return min(max(0.0, activity.last - told), BEAT_S) if isinstance(told, int | float) else 0.0
+    if not isinstance(told, int | float) or not activity.first <= told <= activity.last:
+        return 0.0  # or the clock was set meanwhile
+    return min(activity.last - told, BEAT_S)
 
 
 def kinds_of(time: Any, *, dead: bool = False) -> dict[str, float]:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +19,13 @@ from hpc import rerun
 from hpc.base import atomic
 from hpc.base.errors import Exit
 from hpc.map import hours, local
-from hpc.map import status as map_status
 from hpc.map.engine_time import BROKEN, IDLE, INPUT, KINDS, REDONE, START, WORK, EngineTime
 from hpc.map.launch import prepare, record
 from hpc.map.life import Life, kinds_of
-from hpc.run.allocations import Allocation
+from hpc.run.allocations import Allocation, Allocations
 from hpc.run.journal_reader import Activity
 from hpc.slurm import accounting
-from tests.support.jobs import EchoJob, inline, texts, wait_for
+from tests.support.jobs import ENVIRONMENT, ROOT, EchoJob, inline, texts, wait_for
 
 Make = Callable[..., EchoJob]
 
@@ -252,33 +255,78 @@ def test_accounts_are_asked_for_now_and_then(tmp_path: Path, monkeypatch: pytest
     assert asked.look(["7"]) == {"7_0": {5: 100}}, "what was known stays"
 
 
-def test_five_thousand_past_lives_and_clocks_that_jump(make: Make) -> None:
-    """A third stopped, a third was killed, a third left no word but its journal; clocks jumped by a day meanwhile. By
-    the slots' own clocks each lasted 10 s.
+WORD = {"seconds": {**dict.fromkeys(KINDS, 0.0), "work": 6.0, "start": 4.0}, "unsaved": 2.0}
+DAY = 86400.0
+
+
+def past_lives(job: EchoJob, count: int) -> None:
+    """Of one slot, in turns: one that stopped, one that was killed, one whose node died, one that never said a word,
+    and one whose words are all lost but a journal's first. Clocks jump by a day meanwhile, forwards and back.
+    """
+    uuid, run = job.run.latest().uuid, job.run
+    seen = []
+    for number in range(count):
+        instance, name, up = f"{uuid}-0000-{number}", f"{1000 + number}.0", 50.0 * number
+        t, jump = 1e9 + 20 * number, (DAY, -DAY)[number // 5 % 2]
+        at = {"life": name, "job": "7_0", "host": "n1", "since": 0}
+        seen.append({"event": "begin", "up": up, "t": int(t), **at})
+        seen += [{"event": "end", "up": up + 13, "t": int(t + jump), **at}] if number % 5 != 2 else []
+        if number % 5 == 3:
+            continue
+        events: list[dict[str, Any]] = [{"t": t, "event": "start", "host": "n1", "job": "7_0", "allocation": name}]
+        word = {**WORD, "up": up + 10}
+        if number % 5 == 0:
+            events.append({"t": t + 10 + jump, "event": "stop", "code": 75, "time": {**word, "unsaved": 0.0}})
+        (run.journals / f"{instance}.jsonl").write_bytes(b"".join(atomic.as_json(event) + b"\n" for event in events))
+        beat = {"instance": instance, "slot": 0, "life": number, "submission": uuid, "t": t + jump}
+        (run.slots / f"{instance}.json").write_bytes(
+            atomic.as_json(beat if number % 5 == 4 else {**beat, "time": word})
+        )
+    (run.allocations / f"{uuid}-0.jsonl").write_bytes(b"".join(atomic.as_json(line) + b"\n" for line in seen))
+
+
+@pytest.mark.parametrize("count", [50, pytest.param(5000, marks=pytest.mark.slow(ci=True))])
+def test_past_lives_without_ends_and_clocks_that_jump(make: Make, count: int) -> None:
+    """By the machine's time since its boot each of them lasted 13 s, the one whose node died at least 10. A look takes
+    bounded time and memory.
     """
     job = make({"a": texts(3)})
-    uuid, run = job.run.latest().uuid, job.run
-    word = {"seconds": {**dict.fromkeys(KINDS, 0.0), "work": 6.0, "start": 4.0}, "unsaved": 0.0}
-    for number in range(5000):
-        instance = f"{uuid}-0000-{number}"
-        jump = 86400.0 * (number % 2)
-        events: list[dict[str, Any]] = [{"t": 1e9 + 20 * number, "event": "start", "host": "n1", "job": "7_0"}]
-        if number % 3 == 0:
-            events.append({"t": 1e9 + 20 * number + 10 + jump, "event": "stop", "code": 75, "time": word})
-        lines = b"".join(atomic.as_json(event) + b"\n" for event in events)
-        (run.journals / f"{instance}.jsonl").write_bytes(lines)
-        beat = {"instance": instance, "slot": 0, "life": number, "submission": uuid, "t": 1e9 + 20 * number + jump}
-        if number % 3 == 1:
-            beat["time"] = {**word, "unsaved": 2.0}
-        (run.slots / f"{instance}.json").write_bytes(atomic.as_json(beat))
-    started = time.monotonic()
-    tally = map_status.current(run)
-    effort = map_status.read_status(run, tally)["effort"]
-    first = time.monotonic() - started
+    past_lives(job, count)
+    command = [sys.executable, "-m", "hpc.status", str(job.run.path), "--json"]
+    process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    effort = json.loads(process.stdout.read())["effort"]
+    _, _, used = os.wait4(process.pid, 0)
     found = {kind: 3600 * spent["hours"] for kind, spent in effort["by_kind"].items()}
-    counts = [len(range(which, 5000, 3)) for which in range(3)]
-    assert found["useful"] == pytest.approx(6 * counts[0] + 4 * counts[1], rel=1e-3)
-    assert found["redone"] == pytest.approx(2 * counts[1], rel=1e-3)
-    assert found["start"] == pytest.approx(4 * (counts[0] + counts[1]), rel=1e-3)
-    assert map_status.read_status(run, tally)["effort"] == effort
-    assert first < 20, "a look takes seconds"
+    each = count // 5
+    assert found == pytest.approx(
+        {"useful": (6 + 4 + 4) * each, "redone": (2 + 3 + 2) * each, "start": (7 + 4 + 4) * each, "broken": 13 * each}
+        | {"unknown": 13 * each}
+    )
+    assert effort["accounted"]["lives"] == {"starter": 4 * each, "signs": each}
+    assert used.ru_utime + used.ru_stime < 60 and used.ru_maxrss < 600 * 1024, "seconds of a CPU, KiB"
+
+
+def test_words_of_who_started_it(tmp_path: Path) -> None:
+    """Torn and damaged lines are left out; machines' clocks that disagree add nothing."""
+    begun = '{"event":"begin","life":"9.0","job":"7_0","host":"n1","up":100.5,"t":1000,"since":990}'
+    lines = [
+        "",
+        "nothing",
+        "{}",
+        '{"event":"end","life":"8.0","up":1,"t":1}',
+        begun,
+        '{"event":"begin","life":"9.1","up":"x"}',
+    ]
+    file = tmp_path / "0123456789ab-4.jsonl"
+    file.write_text("\n".join([*lines, '{"event":"end","life":"9.0","up":160.5,"t"']))
+    found = Allocations(tmp_path)
+    assert list(found.refresh()) == ["9.0"] and found.lives["9.0"].lasted() is None
+    assert found.lives["9.0"].lasted(120.5) == 30, "ten seconds of a prolog, twenty until the last sign of life"
+    with open(file, "a") as more:
+        more.write(':1060,"since":990}\n')
+    one = found.refresh()["9.0"]
+    assert one.launch == "0123456789ab" and one.lasted(120.5) == 70 and one.lasted(200.5) == 110
+    for since in (0.0, 1001.0, 1000 - DAY, 1000 + DAY):
+        assert replace(one, since=since).lasted() == 60
+    assert Allocations(tmp_path / "nowhere").refresh() == {}
