@@ -19,7 +19,8 @@ _LONGEST_FIELD = 1 << 24  # bytes of one value of a csv
 class Metadata:
     """Rows by the image's path from the root.
 
-    files: that there are. unread: lines that say nothing ("metadata.jsonl line 7"), in order.
+    files: that there are. unread: lines that say nothing ("metadata.jsonl line 7"), in order. again: lines of an image
+    that an earlier line of their file tells of, and that count in its place.
 
     Args:
         paths: metadata files, from the root. read: a file's bytes.
@@ -29,14 +30,18 @@ class Metadata:
         self.files = sorted(paths, key=lambda path: (path.count("/"), path))  # what lies deeper knows better
         self.rows: dict[str, dict[str, Any]] = {}
         self.unread: list[str] = []
+        self.again: list[str] = []
         for path in self.files:
-            lines = _csv if path.endswith(".csv") else _jsonl
+            lines, mine = _csv if path.endswith(".csv") else _jsonl, set[str]()
             for number, row in lines(read(path)):
                 name = row.pop(_NAME, None) if row is not None else None
                 if row is None or not isinstance(name, str) or not name:
                     self.unread.append(f"{path} line {number}")
                     continue
-                self.rows[posixpath.normpath(posixpath.join(posixpath.dirname(path), name))] = row
+                image = posixpath.normpath(posixpath.join(posixpath.dirname(path), name))
+                self.again += [f"{path} line {number}"] if image in mine else []
+                mine.add(image)
+                self.rows[image] = row
 
     def told(self, images: Iterable[str]) -> list[str]:
         """What does not fit the images that there are."""
@@ -49,6 +54,8 @@ class Metadata:
             told.append(f"{lost:,} images without a line in {name}: they have no text")
         if extra := sorted(self.rows.keys() - there):
             told.append(f"{len(extra):,} lines of {name} name no image ({extra[0]})")
+        if self.again:
+            told.append(f"{len(self.again):,} lines tell of an image a second time, and count ({self.again[0]})")
         if self.unread:
             told.append(f"{len(self.unread):,} lines of metadata cannot be read ({self.unread[0]})")
         return told

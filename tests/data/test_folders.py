@@ -182,13 +182,15 @@ def test_lines_and_files_that_do_not_fit(tmp_path: Path) -> None:
     folder = tmp_path / "images"
     for name in ("a", "b", "c"):
         touch(folder / f"{name}.png", b"\x89PNG")
-    lines = ['{"file_name": "a.png", "text": "of a"}', "no json", '{"text": "of none"}', '{"file_name": "gone.png"}']
+    twice = ['{"file_name": "a.png", "text": "of b"}', '{"file_name": "./a.png", "text": "of a"}']
+    lines = [*twice, "no json", '{"text": "of none"}', '{"file_name": "gone.png"}']
     (folder / "metadata.jsonl").write_text("\n".join(lines))
     operator = captioning(folder, tmp_path / "lists")
     assert [text for _, text in rows(operator, tmp_path / "lists")].count("of a") == 1
     assert said(operator) == (
         "1 folder list: 3 images; 2 images without a line in metadata.jsonl: they have no text; 1 lines of "
-        "metadata.jsonl name no image (gone.png); 2 lines of metadata cannot be read (metadata.jsonl line 2)"
+        "metadata.jsonl name no image (gone.png); 1 lines tell of an image a second time, and count (metadata.jsonl "
+        "line 2); 2 lines of metadata cannot be read (metadata.jsonl line 3)"
     )
 
 

@@ -213,7 +213,7 @@ def test_schemas_that_differ_between_files(tmp_path: Path) -> None:
     assert "other columns in 2 of 3 that were looked at, as" in dict(operator.describe())["input"]
     assert [len([i for i in operator.read(s) if isinstance(i, Item) and i.payload.image]) for s in shards] == [4, 4, 0]
     *rows, damage = operator.read(shards[2])
-    assert [row.payload.reason for row in rows if isinstance(row, Item)] == ["image: missing"] * 4
+    assert [(row.payload.reason, row.lost) for row in rows if isinstance(row, Item)] == [("image: missing", "")] * 4
     assert damage == Damage("images: no such column", "no column holds images")
 
 

@@ -150,11 +150,12 @@ class _File:
             problem = f"at its row {skip + done:,}: {first_line(error)}"
         if done == take:
             return
-        if reading.layout.columns:
+        lost = LOST if reading.layout.columns else ""  # nothing of the rows is wanted, or there is nothing
+        if lost:
             what = f"row group {group} {problem or f'ends at its row {skip + done:,}'}"
             reading.damages.append(Damage("parquet: a row group cannot be read", what))
         own = self.own_keys(group, reading.layout)
-        yield from reading.lost(first + done, take - done, LOST, own[skip + done :] if own else None)
+        yield from reading.lost(first + done, take - done, lost, own[skip + done :] if own else None)
 
     def own_keys(self, group: int, layout: Layout) -> list[bytes | None] | None:
         """What the key column says; None where there is none, or it cannot be read."""
