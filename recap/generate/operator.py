@@ -33,6 +33,7 @@ from recap.generate.writing import ALTERNATIVE, FIELDS, PLACEHOLDER, Asked, Writ
 UNPARSED = "answer: unparsed"
 LEAKED = "answer: leaks the prompt"
 MISSING = "text: missing"
+VERDICT_VERSION = 2
 
 
 class GenerateOperator(RowsJob, Writing):
@@ -105,6 +106,8 @@ class GenerateOperator(RowsJob, Writing):
         examples = {n: _file_digest(f.examples.file) for n, f in sorted(self.config.formats.items()) if f.examples}
         if examples:
             made["examples"] = examples
+        if self.config.parse.verdict:
+            made["verdict"] = VERDICT_VERSION  # answers are read otherwise than they once were
         if len(self.config.formats) > 1:
             made["order"] = list(self.config.formats)  # which format a row gets depends on it
         return made

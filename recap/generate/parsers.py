@@ -13,6 +13,7 @@ import pyarrow as pa
 from recap.data.texts import clean
 from recap.generate.rating import parse_rating
 from recap.generate.settings import ParseConfig
+from recap.generate.verdict import Verdicts
 
 
 class Unparsed(ValueError):
@@ -184,26 +185,18 @@ class BracketsParser:
 
 
 class VerdictParser:
-    """Which of some words an answer gives: that which it begins with, or the only one in it, or in its last line."""
+    """Which of some words an answer gives: see recap.generate.verdict."""
 
     fields = [("verdict", pa.string())]
 
     def __init__(self, choices: list[str]) -> None:
-        self._by_name = {choice.lower(): choice for choice in choices}
-        if len(self._by_name) < max(2, len(choices)) or not all(choice.strip() for choice in choices):
-            raise ValueError(f"parse.verdict = {choices}: write two different words or more")
-        longest_first = sorted(choices, key=len, reverse=True)
-        self._said = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest_first))})(?!\w)", re.I)
+        self._verdicts = Verdicts(choices)
 
     def __call__(self, text: str) -> dict[str, Any]:
-        start = re.sub(r"^[\W_]*", "", text)
-        if first := self._said.match(start):
-            return {"verdict": self._by_name[first[0].lower()]}
-        for part in (text, ([line for line in text.splitlines() if line.strip()] or [""])[-1]):
-            found = {match[0].lower() for match in self._said.finditer(part)}
-            if len(found) == 1:
-                return {"verdict": self._by_name[found.pop()]}
-        raise Unparsed("none or several of the words" if text.strip() else "an empty answer")
+        verdict = self._verdicts.of(text)
+        if verdict is None:
+            raise Unparsed("none or several of the words" if text.strip() else "an empty answer")
+        return {"verdict": verdict}
 
 
 class RatingParser:

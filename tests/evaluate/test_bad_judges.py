@@ -162,6 +162,7 @@ def test_refusals_and_other_languages_are_counted(shard: Path, tmp_path: Path) -
     said = {
         "a": "Yes.", "b": "I'm sorry, I can't help with that.", "c": "Oui.", "d": "はい", "e": "Нет", "f": "Nein!",
         "g": "**No**, it is not.", "h": "Ja, dat klopt", "i": "不确定", "k": "UNSURE",
+        "n": "No sé", "o": "No es correcto.",
     }  # fmt: skip
     texts = {key: f"caption {key}" for key in [*said, "l", "m"]} | {"m": "  "}
 
@@ -178,7 +179,7 @@ def test_refusals_and_other_languages_are_counted(shard: Path, tmp_path: Path) -
     found = account(rows)
     assert {row["key"]: row["verdict"] for row in found.rows} == {"a": "yes", "g": "no", "k": "unsure"}
     assert found.account == {
-        "asked": 12, "unparsed": 7, "refused": 1, "unanswered": 0, "empty": 1, "truncated": 0
+        "asked": 14, "unparsed": 9, "refused": 1, "unanswered": 0, "empty": 1, "truncated": 0
     }  # fmt: skip
     assert rows["d"].values["caption"] == "はい"  # kept, for another parser
 

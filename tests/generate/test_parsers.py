@@ -78,7 +78,7 @@ def test_brackets() -> None:
         ("The answer is YES", "yes"),
         ("It might be yes or no.\nJudgment: no", "no"),
         ("unsurely nothing", None),  # no whole word
-        ("yes or no? no, yes", "yes"),
+        ("yes or no? no, yes", None),  # the question, and both answers
         ("either yes or no", None),
         ("", None),
     ],
@@ -89,6 +89,47 @@ def test_verdicts(text: str, verdict: str | None) -> None:
             parsed(VERDICT, text)
     else:
         assert parsed(VERDICT, text)["verdict"] == verdict
+
+
+@pytest.mark.parametrize(
+    "text, verdict",
+    [
+        ("No sé", None), ("No lo sé, la imagen no se ve bien.", None), ("No se", None), ("No es correcto", None),
+        ("No, no sé", None), ("Creo que no", None), ("No hay ningún círculo", None), ("No està clar", None),
+        ("No, c’est faux", None), ("No（不）", None), ("no idea", None), ("No doubt it is true", None),
+        ("No-one can tell", None), ("the answer is not yes", None), ("Yes/no", None), ("Yes, no or unsure", None),
+        ("Yes.\nNo.", None), ("No it is not", "no"), ("No, red circle", "no"), ("Yes — the sky is blue", "yes"),
+        ("No, the sign says “El gato está en la mesa”", "no"), ("yes, no doubt about it", "yes"), ("I'd say no", "no"),
+        ("There is none.\n**Answer:** no", "no"), ("<think>yes? no?</think>\nno", "no"), ("No\nno sé", "no"),
+    ],
+)  # fmt: skip
+def test_a_verdict_is_a_whole_answer_in_the_asked_language(text: str, verdict: str | None) -> None:
+    test_verdicts(text, verdict)
+
+
+@pytest.mark.parametrize(
+    "words, text, verdict",
+    [
+        (["first", "second", "tie"], "First, I look at both. The second caption says more.\nsecond", "second"),
+        (["first", "second", "tie"], "First caption: good. Second caption: bad.", None),
+        (["first", "second", "tie"], "Second caption is better than the first", None),
+        (["first", "second", "tie"], "The second one is better.", "second"),
+        (["first", "second", "tie"], "the first is not better", None),
+        (["first", "second", "tie"], "First, because it is right", "first"),
+        (["first", "second", "tie"], "It's a tie", "tie"),
+        (["A", "B"], "A red circle is better", None),
+        (["A", "B"], "b", "B"),
+        (["sí", "no"], "No, no es verdad", "no"),
+        (["sí", "no"], "No sé", None),
+        (["ja", "nein"], "Antwort: ja", "ja"),
+    ],
+)
+def test_other_words_and_languages(words: list[str], text: str, verdict: str | None) -> None:
+    if verdict is None:
+        with pytest.raises(Unparsed):
+            parsed({"verdict": words}, text)
+    else:
+        assert parsed({"verdict": words}, text)["verdict"] == verdict
 
 
 def test_longer_words_win() -> None:
