@@ -114,12 +114,13 @@ def judged(found: World, texts: dict[str, str], others: list[dict[str, str]], ju
     )
     graphs = {key: judge.ask("graph", key, f"Caption: {text}") for key, text in texts.items()}
     references = {key: OF_TEXTS["graph"](f"Caption: {text}") for key, text in found.right.items()}
+    rated = rating.of({("0", key): _rated(judge.ask("rating", key, text)) for key, text in texts.items()})
     scenes = capture.of(_graphs(graphs), [_graphs(references)], capture.Matcher())
     return {
         "supported": claimed.supported.value, "risk": claimed.risk.value if claimed.risk else float("nan"),
         "DCScore": facts.score.value, "precision": facts.precision.value, "recall": facts.recall.value,
         "OpenCHAIR": held.rate.value if held.rate else float("nan"), "CAPTURE": scenes.score.value,
-        "rating": rating.of([_rated(judge.ask("rating", key, text)) for key, text in texts.items()]).mean.value,
+        "rating": rated.mean.value,
         "CapArena": battles.of(_battles(found, texts, judge)).score.value,
         "VDCscore": _questions(found, texts, judge), "CrossCheck": _crosschecked(texts, others, judge),
     }  # fmt: skip

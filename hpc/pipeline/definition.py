@@ -13,6 +13,8 @@ A config with `stages:` and neither operator nor trainer is a pipeline:
         cluster: {slots: 8}               # changes to the pipeline's cluster, for this stage
         rate: 40                          # samples/s of one GPU (engine or rank without GPUs), for --dry-run
 
+Stages that are made for each of some names, such as captioners: hpc.pipeline.each.
+
 A stage needs the stages that it names in `${...}`, and those of its `needs:`. runs/<name>/<stage>/ is an ordinary run
 directory of a job; of a command it holds stdout.txt, stderr.txt and what the command writes there (what an earlier
 attempt has left is moved to <stage>.1, <stage>.2, ...). On the command line `STAGE.key=value` changes a stage, and
@@ -36,8 +38,9 @@ from hpc import config as configs
 from hpc.base.errors import UserError
 from hpc.base.fields import execution
 from hpc.config import Config
+from hpc.pipeline.each import expanded
 
-_OWN = ("name", "runs", "cluster", "stages")
+_OWN = ("name", "runs", "cluster", "each", "stages")
 _FOLDERS = ("configs", "jobs", "journal", "code", "logs", "control")  # of a pipeline's directory, see pipeline_run
 _SIZES = ("slots", "parallel", "gpus_per_node", "engines_per_node", "cpus_per_node", "mem_gb", "gres", "time")
 _REFERENCE = re.compile(r"\$\{([^}]*)\}")
@@ -63,6 +66,9 @@ class PipelineConfig:
     name: str = execution(MISSING, "name of the pipeline: its directory is <runs>/<name>")
     runs: str = execution("runs", "directory that holds run directories; must be POSIX and shared by all nodes")
     cluster: dict[str, Any] = execution({}, "cluster profile of all stages")
+    each: dict[str, Any] = execution(
+        {}, "what stages with % in their name are made for: a directory, or a stage, by name; null takes one away"
+    )
     stages: dict[str, Any] = execution({}, "stages by name")
 
 
@@ -158,13 +164,13 @@ def load(path: str | Path, overrides: list[str]) -> Pipeline:
     top: PipelineConfig = configs.structured(PipelineConfig, configs.tree_of(path, own), source)
     run = configs.check_run({"name": top.name, "runs": top.runs, "cluster": top.cluster}, source)
     directory = Path(run.runs).expanduser().absolute() / run.name
-    _check_names(top.stages, source)
+    trees, patterns = expanded(top.stages, top.each, source)
+    _check_names(trees, source)
     stages: dict[str, StageConfig] = {
-        name: configs.structured(StageConfig, tree or {}, f"{source}: stage {name}")
-        for name, tree in top.stages.items()
+        name: configs.structured(StageConfig, tree or {}, f"{source}: stage {name}") for name, tree in trees.items()
     }
     for key, value in configs.parsed([o for o in overrides if o not in own]).items():
-        _override(stages, key, value)
+        _override(stages, patterns, key, value)
     needs = {name: _needs(name, stage, stages, source) for name, stage in stages.items()}
     folders = {name: str(directory / name) for name in stages}
     made = {}
@@ -197,9 +203,13 @@ def _check_names(stages: dict[str, Any], source: str) -> None:
             raise UserError(f"config: {source}: `stages.{name}`: {tree!r} is not a group of keys")
 
 
-def _override(stages: dict[str, StageConfig], key: str, value: Any) -> None:
-    """`STAGE.key=value`: into the stage's cluster, or into its `set`."""
+def _override(stages: dict[str, StageConfig], patterns: dict[str, str], key: str, value: Any) -> None:
+    """`STAGE.key=value`: into the stage's cluster, or into its `set`; of a pattern into all that it has made."""
     name, _, rest = key.partition(".")
+    if rest and name in patterns.values():
+        for stage in (stage for stage, pattern in patterns.items() if pattern == name):
+            _override(stages, {}, f"{stage}.{rest}", value)
+        return
     if name not in stages or not rest:
         near = _nearest(name, [*stages, *_OWN])
         raise UserError(f"config: `{key}`: neither a key of the pipeline nor STAGE.key.{near}")

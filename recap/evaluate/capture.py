@@ -7,7 +7,7 @@ that neither text has as 0: here its weight goes to the others, so that a text e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import eq
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 from hpc.base.errors import UserError
 from recap.evaluate.intervals import Mean, bootstrap_mean
 from recap.evaluate.judged import Judged, name_of
-from recap.evaluate.text_sets import joined
+from recap.evaluate.text_sets import Sample, joined
 from recap.evaluate.wordnet import WordNet
 
 FIELDS = ["objects", "attributes", "relations"]
@@ -151,33 +151,37 @@ def of(captions: Judged, references: Sequence[Judged], matcher: Matcher) -> Capt
     every = [*own.values(), *(graph for run in graphs for graph in run.values())]
     wanted: dict[str, list[Graph]] = {}
     names: dict[str, str] = {}
+    places: dict[str, Sample] = {}
     for run, found in zip(references, graphs, strict=True):
         mine, theirs = joined(captions.named(), run.named(found))
         back = {name_of(sample): graph for sample, graph in found.items()}
         for place, listed in theirs.items():
             key = name_of(place)
+            places[key] = place
             wanted.setdefault(key, []).extend(back[name] for name in listed)
             names |= {key: mine[place]} if place in mine else {}
     samples = {name_of(sample): sample for sample in captions.samples()}
-    rows: list[list[Scored]] = []
+    rows: dict[Sample, list[Scored]] = {}
     unknown = missing = 0
     for key, known in wanted.items():
         sample = samples.get(names.get(key, ""))
         if sample is None or sample in captions.empties:
             missing += sample is None
-            rows.append([matcher.score(Graph((), (), ()), graph) for graph in known])
+            rows[sample or places[key]] = [matcher.score(Graph((), (), ()), graph) for graph in known]
         elif sample in own:
-            rows.append([matcher.score(own[sample], graph) for graph in known])
+            rows[sample] = [matcher.score(own[sample], graph) for graph in known]
         else:
             unknown += 1
     if not rows:
         raise UserError(f"evaluate: no caption of {captions.run} has a graph.")
-    score = bootstrap_mean([100 * sum(one.score for one in scores) / len(scores) for scores in rows])
-    objects, attributes, relations = (_mean(rows, kind) for kind in FIELDS)
+    score = bootstrap_mean(
+        {sample: 100 * sum(one.score for one in scores) / len(scores) for sample, scores in rows.items()}
+    )
+    objects, attributes, relations = (_mean(rows.values(), kind) for kind in FIELDS)
     return Capture(score, objects, attributes, relations, unknown, missing, sum(graph.odd for graph in every))
 
 
-def _mean(rows: Sequence[Sequence[Scored]], kind: str) -> Mean | None:
+def _mean(rows: Iterable[Sequence[Scored]], kind: str) -> Mean | None:
     known = [[part for one in scores if (part := getattr(one, kind)) is not None] for scores in rows]
     means = [100 * sum(parts) / len(parts) for parts in known if parts]
     return bootstrap_mean(means) if means else None

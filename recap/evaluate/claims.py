@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from hpc.base.errors import UserError
@@ -45,13 +45,13 @@ def of(facts: Judged, verified: Judged) -> Claims:
     """
     verdicts = verdicts_of(facts, verified)
     said = {sample: len(row["facts"]) for sample, row in facts.of_rows().items()}
-    counted = [Counter(verdicts.get(sample, {}).values()) for sample in said]
-    nothing = [0] * facts.empty
+    counted = {sample: Counter(verdicts.get(sample, {}).values()) for sample in said}
+    nothing = dict.fromkeys(facts.empties, 0)
     return Claims(
-        bootstrap_mean([*said.values(), *nothing]),
-        bootstrap_mean([*(count["yes"] for count in counted), *nothing]),
-        bootstrap_ratio([(count["no"], count.total()) for count in counted]),
-        sum(count["unsure"] for count in counted),
+        bootstrap_mean(said | nothing),
+        bootstrap_mean({sample: count["yes"] for sample, count in counted.items()} | nothing),
+        bootstrap_ratio({sample: (count["no"], count.total()) for sample, count in counted.items()}),
+        sum(count["unsure"] for count in counted.values()),
     )
 
 
@@ -77,10 +77,10 @@ def number_of(key: str) -> int:
     return int(number) if number.isdecimal() else -1
 
 
-def opener_rate(captions: Iterable[str]) -> Mean:
+def opener_rate(captions: Mapping[Sample, str]) -> Mean:
     """Share of captions that begin with words that say only that there is an image ("The image shows").
 
-    >>> opener_rate(["This image shows a cat.", "A cat."]).value
+    >>> opener_rate({("0", "a"): "This image shows a cat.", ("0", "b"): "A cat."}).value
     0.5
     """
-    return bootstrap_mean([bool(_OPENER.match(caption)) for caption in captions])
+    return bootstrap_mean({sample: bool(_OPENER.match(caption)) for sample, caption in captions.items()})

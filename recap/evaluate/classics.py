@@ -64,8 +64,8 @@ class Classics:
 
 
 def scores(
-    captions: Mapping[str, str],
-    references: Mapping[str, Sequence[str]],
+    captions: Mapping[Any, str],
+    references: Mapping[Any, Sequence[str]],
     tokenizer: str = "ptb",
     meteor: bool = False,
     spice_models: Path | None = None,
@@ -94,7 +94,7 @@ def scores(
     found = _bleu(made, wanted)
     for name, module in (("ROUGE-L", "rouge.rouge.Rouge"), ("CIDEr-D", "cider.cider.Cider")):
         _, each = _coco(module)().compute_score(wanted, made)
-        found[name] = bootstrap_mean(each)
+        found[name] = bootstrap_mean(dict(zip(wanted, each, strict=True)))
     if meteor:
         found["METEOR"] = _meteor(made, wanted)
     parsed = spice.scores(made, wanted, _package(), spice_models, _java()) if spice_models else None
@@ -146,16 +146,17 @@ def _java() -> str:
     return found
 
 
-def _meteor(made: Mapping[str, list[str]], wanted: Mapping[str, list[str]]) -> Mean:
+def _meteor(made: Mapping[Any, list[str]], wanted: Mapping[Any, list[str]]) -> Mean:
     """METEOR 1.5, whose value of a set is made of all its matches, not the mean of its samples'."""
     _java()
     meteor = _coco("meteor.meteor.Meteor")()
     whole, each = meteor.compute_score(wanted, made)
-    spread = bootstrap_mean(each)
-    return Mean(whole, whole - (spread.value - spread.low), whole + (spread.high - spread.value), len(each))
+    spread = bootstrap_mean(dict(zip(wanted, each, strict=True)))
+    low, high = whole - (spread.value - spread.low), whole + (spread.high - spread.value)
+    return Mean(whole, low, high, len(each), spread.each)
 
 
-def _bleu(made: Mapping[str, list[str]], wanted: Mapping[str, list[str]]) -> dict[str, Mean]:
+def _bleu(made: Mapping[Any, list[str]], wanted: Mapping[Any, list[str]]) -> dict[str, Mean]:
     """BLEU of the set: counts of n-grams are added before they are divided, in each resample as in the whole."""
     scorer = _coco("bleu.bleu_scorer.BleuScorer")(n=_ORDERS)
     for key, texts in wanted.items():

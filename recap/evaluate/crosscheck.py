@@ -38,16 +38,18 @@ def of(evidence: Mapping[str, Judged]) -> CrossChecked:
     found: dict[Sample, dict[str, list[float]]] = {}
     each = {}
     for name, judged in evidence.items():
-        captions = []
+        captions: dict[Sample, float] = {}
         for sample, rows in judged.of_samples().items():
             values = [_value(row["verdict"], judged) for row in rows]
-            captions.append(sum(values) / len(values))
+            captions[sample] = sum(values) / len(values)
             for row, value in zip(rows, values, strict=True):
                 found.setdefault(sample, {}).setdefault(row["key"], []).append(value)
         each[name] = bootstrap_mean(captions)
-    sentences = [[sum(values) / len(values) for values in caption.values()] for caption in found.values()]
-    means = [sum(values) / len(values) for values in sentences]
-    return CrossChecked(bootstrap_mean(means), each, sum(map(len, sentences)))
+    sentences = {
+        sample: [sum(values) / len(values) for values in caption.values()] for sample, caption in found.items()
+    }
+    means = {sample: sum(values) / len(values) for sample, values in sentences.items()}
+    return CrossChecked(bootstrap_mean(means), each, sum(map(len, sentences.values())))
 
 
 def _value(verdict: str, judged: Judged) -> float:

@@ -99,12 +99,14 @@ def of(facts: Judged, verified: Judged, matched: Judged, references: TextSet) ->
     right, match = _answers(verified, "verdict", own, facts), _answers(matched, "match", own, facts)
     names, wanted = joined(facts.named(), references)
     back = {name_of(sample): sample for sample in facts.samples()}
-    rows, unknown, lost, missing, trials = [], 0, 0, 0, 1
+    rows: dict[Sample, list[float]] = {}
+    unknown = lost = missing = 0
+    trials = 1
     for name, listed in wanted.items():
         sample = back.get(names.get(name, ""))
         if sample is None or sample in facts.empties:
             missing += sample is None
-            rows.append([0.0] * 5)
+            rows[sample or name] = [0.0] * 5
         elif sample not in own:
             unknown += 1
         else:
@@ -112,10 +114,12 @@ def of(facts: Judged, verified: Judged, matched: Judged, references: TextSet) ->
             lost += len(own[sample]["facts"]) - len(right.get(sample, {}).keys() & match.get(sample, {}).keys())
             unknown += not found
             trials = max(trials, len(found))
-            rows += [np.mean(found, axis=0).tolist()] if found else []
+            rows |= {sample: np.mean(found, axis=0).tolist()} if found else {}
     if not rows:
         raise UserError(f"evaluate: no caption of {facts.run} has facts with answers in both judges' runs.")
-    score, precision, recall, f1, describing = (bootstrap_mean([100 * row[at] for row in rows]) for at in range(5))
+    score, precision, recall, f1, describing = (
+        bootstrap_mean({sample: 100 * row[at] for sample, row in rows.items()}) for at in range(5)
+    )
     return DCScore(
         score, precision, recall, f1, describing, trials, unknown, references.left_out, lost, missing
     )  # fmt: skip

@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from recap.evaluate.intervals import Mean, bootstrap_mean
 
@@ -31,22 +32,28 @@ class Diversity:
     compared: int
 
 
-def of(captions: Mapping[str, str]) -> Diversity:
-    """Of at least one caption, by key. Words are in lower case, cut at all but letters, digits and apostrophes."""
+def of(captions: Mapping[Any, str]) -> Diversity:
+    """Of at least one caption, by key, or by shard and key. Words are in lower case, cut at all but letters, digits and
+    apostrophes.
+    """
     cut = {key: re.findall(r"[\w']+", text.lower()) for key, text in captions.items()}
     grams = [
         Counter(gram for words in cut.values() for gram in _grams(words, order)) for order in range(1, _ORDERS + 1)
     ]
-    chosen = sorted(cut, key=lambda key: hashlib.sha256(key.encode()).digest())[:SELF_BLEU_SAMPLE]
+    chosen = sorted(cut, key=_drawn)[:SELF_BLEU_SAMPLE]
     alike = _self_bleu([cut[key] for key in chosen])
     return Diversity(
         len(cut),
-        bootstrap_mean([len(words) for words in cut.values()]),
+        bootstrap_mean({key: len(words) for key, words in cut.items()}),
         len(grams[0]),
         [len(found) / max(found.total(), 1) for found in grams],
         bootstrap_mean(alike) if alike else None,
         len(alike),
     )
+
+
+def _drawn(key: Any) -> bytes:
+    return hashlib.sha256((key if isinstance(key, str) else "/".join(key)).encode()).digest()
 
 
 def _grams(words: list[str], order: int) -> list[tuple[str, ...]]:

@@ -147,9 +147,9 @@ def _scores(scores: Scores) -> dict[str, Any]:
         found["distance"] = scores.distance
     for name, clip in (("clip", scores.clip), ("long_clip", scores.long_clip)):
         if clip:
-            found[name] = {**vars(clip.mean), "cut": clip.cut_share, "context": clip.clip.context}
+            found[name] = {**clip.mean.plain, "cut": clip.cut_share, "context": clip.clip.context}
     if judged := scores.judged:
-        mean = vars(bootstrap_mean(judged.ratings)) if judged.ratings else {"value": None, "n": 0}
+        mean = bootstrap_mean(judged.ratings).plain if judged.ratings else {"value": None, "n": 0}
         counts = {str(rating): judged.ratings.count(rating) for rating in range(1, 6)}
         found["judge"] = {
             **mean, "counts": counts, "unparsed": len(judged.unparsed), "unanswered": dict(judged.unanswered),

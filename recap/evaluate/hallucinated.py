@@ -26,7 +26,7 @@ class Hallucinated:
 
 def of(asked: Judged) -> Hallucinated:
     """The published script fails where no answer is "no"."""
-    captions = [Counter(row["verdict"] for row in rows) for rows in asked.of_samples().values()]
-    all_of_them: Counter[str] = sum(captions, Counter())
-    rate = bootstrap_ratio([(count["no"], count["yes"] + count["no"]) for count in captions])
+    captions = {sample: Counter(row["verdict"] for row in rows) for sample, rows in asked.of_samples().items()}
+    all_of_them: Counter[str] = sum(captions.values(), Counter())
+    rate = bootstrap_ratio({sample: (count["no"], count["yes"] + count["no"]) for sample, count in captions.items()})
     return Hallucinated(rate, all_of_them["yes"], all_of_them["no"], all_of_them["unsure"], len(captions))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -12,12 +13,20 @@ _RESAMPLES = 1000
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean, or another statistic, of n values and its 95 % bootstrap interval."""
+    """A mean, or another statistic, of n values and its 95 % bootstrap interval. each: the values, by what they are of,
+    where that was said (shard and key of a caption): what metrics are compared by.
+    """
 
     value: float
     low: float
     high: float
     n: int
+    each: Mapping[Any, float] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def plain(self) -> dict[str, float]:
+        """For JSON; without each value."""
+        return {"value": self.value, "low": self.low, "high": self.high, "n": self.n}
 
 
 def bootstrap(rows: np.ndarray, statistic: Callable[[np.ndarray], float], seed: int = 0) -> Mean:
@@ -33,14 +42,18 @@ def bootstrap(rows: np.ndarray, statistic: Callable[[np.ndarray], float], seed: 
     return Mean(statistic(rows), float(low), float(high), len(rows))
 
 
-def bootstrap_ratio(parts: Sequence[tuple[float, float]], seed: int = 0) -> Mean | None:
+def bootstrap_ratio(
+    parts: Sequence[tuple[float, float]] | Mapping[Hashable, tuple[float, float]], seed: int = 0
+) -> Mean | None:
     """The ratio of two sums with its 95 % bootstrap interval; n is the number of parts. None where it is undefined: the
     second sum is 0. Resamples in which it is are left out of the interval.
 
     Args:
         parts: numerator and denominator of what is drawn together: of one image, whose answers depend on each other.
     """
-    rows = np.asarray(parts, dtype=np.float64).reshape(-1, 2)
+    named = parts if isinstance(parts, Mapping) else {}
+    each = {name: part / whole for name, (part, whole) in named.items() if whole}
+    rows = np.asarray(list(parts.values()) if isinstance(parts, Mapping) else parts, dtype=np.float64).reshape(-1, 2)
     whole = rows.sum(axis=0)
     if not whole[1]:
         return None
@@ -48,9 +61,12 @@ def bootstrap_ratio(parts: Sequence[tuple[float, float]], seed: int = 0) -> Mean
     sums = np.array([rows[rng.integers(0, len(rows), len(rows))].sum(axis=0) for _ in range(_RESAMPLES)])
     defined = sums[sums[:, 1] > 0]
     low, high = np.percentile(defined[:, 0] / defined[:, 1], [2.5, 97.5])
-    return Mean(float(whole[0] / whole[1]), float(low), float(high), len(rows))
+    return Mean(float(whole[0] / whole[1]), float(low), float(high), len(rows), each)
 
 
-def bootstrap_mean(values: Sequence[float], seed: int = 0) -> Mean:
+def bootstrap_mean(values: Sequence[float] | Mapping[Hashable, float], seed: int = 0) -> Mean:
     """The mean with its 95 % bootstrap interval, of at least one value."""
-    return bootstrap(np.asarray(values, dtype=np.float64), lambda chosen: float(chosen.mean()), seed)
+    each = {name: float(value) for name, value in values.items()} if isinstance(values, Mapping) else {}
+    rows = np.asarray(list(values.values()) if isinstance(values, Mapping) else values, dtype=np.float64)
+    found = bootstrap(rows, lambda chosen: float(chosen.mean()), seed)
+    return replace(found, each=each) if each else found

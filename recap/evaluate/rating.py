@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from recap.evaluate.intervals import Mean, bootstrap_mean
+from recap.evaluate.text_sets import Sample
 
 RATE = (
     "[Image Caption] {caption}  Rate whether the caption is of high-quality and fluent and correctly matches the given "
@@ -25,6 +26,7 @@ class Rated:
     counts: dict[int, int]
 
 
-def of(ratings: Sequence[int]) -> Rated:
-    """Of at least one rating."""
-    return Rated(bootstrap_mean(ratings), {rating: list(ratings).count(rating) for rating in SCALE})
+def of(ratings: Mapping[Sample, int]) -> Rated:
+    """Of at least one rating, by the caption's shard and key."""
+    given = list(ratings.values())
+    return Rated(bootstrap_mean(ratings), {rating: given.count(rating) for rating in SCALE})

@@ -17,7 +17,6 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +30,7 @@ def _classics(args: argparse.Namespace) -> dict[str, Any]:
     own = text_sets.read(args.captions, [args.field] if args.field else text_sets.CAPTIONS)
     fields = [args.reference_field] if args.reference_field else text_sets.REFERENCES
     said, wanted = text_sets.joined(own, text_sets.read(args.references, fields))
-    found = classics.scores(
-        {"/".join(sample): text for sample, text in said.items()},
-        {"/".join(sample): texts for sample, texts in wanted.items()},
-        args.tokenizer,
-        args.meteor,
-        args.spice,
-    )
+    found = classics.scores(said, wanted, args.tokenizer, args.meteor, args.spice)
     account = {
         "n": found.n, "missing": len(wanted.keys() - said.keys()), "extra": len(said.keys() - wanted.keys()),
         "left_out": own.left_out, "tokens": args.tokenizer,
@@ -50,7 +43,7 @@ def _classics(args: argparse.Namespace) -> dict[str, Any]:
 
 def _diversity(args: argparse.Namespace) -> dict[str, Any]:
     own = text_sets.read(args.captions, [args.field] if args.field else text_sets.CAPTIONS)
-    found = diversity.of({"/".join(sample): texts[0] for sample, texts in own.texts.items()})
+    found = diversity.of({sample: texts[0] for sample, texts in own.texts.items()})
     metrics: dict[str, Any] = {"words": found.words, "vocabulary": found.vocabulary}
     metrics |= {f"distinct-{order}": share for order, share in enumerate(found.distinct, 1)}
     if found.self_bleu is not None:
@@ -116,7 +109,7 @@ def _of_texts(parsers: Mapping[str, argparse.ArgumentParser]) -> None:
 def main(arguments: list[str] | None) -> int:
     args = _parser().parse_args(arguments)
     found = args.measure(args)
-    plain = found | {"metrics": {n: asdict(v) if isinstance(v, Mean) else v for n, v in found["metrics"].items()}}
+    plain = found | {"metrics": {n: v.plain if isinstance(v, Mean) else v for n, v in found["metrics"].items()}}
     written = json.dumps(plain, indent=1, ensure_ascii=False) + "\n"
     if args.out:
         args.out.write_text(written, encoding="utf-8")

@@ -31,7 +31,7 @@ def _rating(args: argparse.Namespace) -> Found:
     account: dict[str, Any] = {}
     for name, run in _named(args.runs).items():
         answers = judged.read(run, rating.FIELDS)
-        found = rating.of([row["rating"] for row in answers.rows])
+        found = rating.of({sample: row["rating"] for sample, row in answers.of_rows().items()})
         metrics[name] = found.mean
         account[name] = answers.account | {f"rated_{given}": count for given, count in found.counts.items()}
     return {"metrics": metrics, "account": account}
@@ -63,8 +63,8 @@ def _claims(args: argparse.Namespace) -> Found:
         metrics |= {"claimed": found.claimed, f"supported {name}": found.supported, f"risk {name}": found.risk}
         account[name] = verified.account | {"unsure": found.unsure}
     if args.captions:
-        texts = text_sets.read(args.captions, text_sets.CAPTIONS).texts.values()
-        metrics["opener"] = claims.opener_rate(text[0] for text in texts)
+        texts = text_sets.read(args.captions, text_sets.CAPTIONS).texts
+        metrics["opener"] = claims.opener_rate({sample: said[0] for sample, said in texts.items()})
     return {"metrics": metrics, "account": account}
 
 

@@ -49,8 +49,8 @@ def of(answered: Judged, graded: Judged) -> Aspect:
     for shard, key in answered.empties:
         found.setdefault((shard, plain(parent_of(key))), []).append((False, 0))
     return Aspect(
-        bootstrap_mean([100 * _mean([right for right, _ in grades]) for grades in found.values()]),
-        bootstrap_mean([_mean([score for _, score in grades]) for grades in found.values()]),
+        bootstrap_mean({sample: 100 * _mean([right for right, _ in grades]) for sample, grades in found.items()}),
+        bootstrap_mean({sample: _mean([score for _, score in grades]) for sample, grades in found.items()}),
         sum(map(len, found.values())),
         len(answered.empties),
     )

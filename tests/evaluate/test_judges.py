@@ -89,6 +89,7 @@ def test_dcscore_of_captions() -> None:
 
 def test_claims_by_hand() -> None:
     own = judged({"key": "a", "facts": ["1", "2", "3"]}, {"key": "b", "facts": ["1"]}, empty=1)
+    own.empties = {("0", "c")}
     found = claims.of(own, verdicts(a="ynu", b="n"))
     assert (found.claimed.value, found.supported.value, found.claimed.n) == (4 / 3, 1 / 3, 3)
     assert found.risk is not None and (found.risk.value, found.unsure) == (2 / 4, 1)
@@ -96,7 +97,7 @@ def test_claims_by_hand() -> None:
     with pytest.raises(UserError, match="no claim of"):
         claims.of(own, verdicts(c="y"))
     openers = ["The image shows a cat.", "In this picture, a dog", "Here is a bird", "A cat", "Imagery", "Théâtre"]
-    assert claims.opener_rate(openers).value == 1 / 2
+    assert claims.opener_rate({("0", text): text for text in openers}).value == 1 / 2
 
 
 def test_hallucinated_objects_by_hand() -> None:
@@ -128,7 +129,7 @@ def test_crosscheck_by_hand() -> None:
 
 
 def test_ratings_by_hand() -> None:
-    found = rating.of([5, 5, 2, 4])
+    found = rating.of({("0", str(n)): given for n, given in enumerate([5, 5, 2, 4])})
     assert (found.mean.value, found.mean.n, found.counts) == (4.0, 4, {1: 0, 2: 1, 3: 0, 4: 1, 5: 2})
 
 
