@@ -29,14 +29,14 @@ svg { max-width: 100%; height: auto; }
 """
 
 
-def whole(title: str, parts: Iterable[str]) -> str:
-    """The page."""
+def whole(title: str, parts: Iterable[str], style: str = "") -> str:
+    """The page. style: of its own, beside that of all pages."""
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     return (
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escaped(title)}</title><style>{STYLE}</style></head><body>{''.join(parts)}</body></html>"
+        f"<title>{escaped(title)}</title><style>{STYLE}{style}</style></head><body>{''.join(parts)}</body></html>"
     )
 
 

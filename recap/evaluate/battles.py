@@ -49,7 +49,7 @@ def of(judged: Judged, ours: str = "ours") -> Battles:
             f"{ours!r} among them. Name the column that is scored with --of."
         )
     (theirs,) = sides - {ours}
-    points = [_points(row, ours, judged) for row in judged.rows]
+    points = [point(row, ours, judged) for row in judged.rows]
     decided = [row["verdict"] for row in judged.rows if row["verdict"] != "tie"]
     return Battles(
         ours, theirs, bootstrap_mean([100 * point for point in points]),
@@ -58,7 +58,8 @@ def of(judged: Judged, ours: str = "ours") -> Battles:
     )  # fmt: skip
 
 
-def _points(row: dict[str, Any], ours: str, judged: Judged) -> int:
+def point(row: dict[str, Any], ours: str, judged: Judged) -> int:
+    """1 where the column `ours` won, -1 where the other did, 0 for a tie. UserError for any other verdict."""
     if row["verdict"] not in VERDICTS:
         raise UserError(
             f"evaluate: {judged.run}: key {row['key']} has the verdict {row['verdict']!r}: expected one of "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -43,7 +43,7 @@ def bootstrap(rows: np.ndarray, statistic: Callable[[np.ndarray], float], seed: 
 
 
 def bootstrap_ratio(
-    parts: Sequence[tuple[float, float]] | Mapping[Hashable, tuple[float, float]], seed: int = 0
+    parts: Sequence[tuple[float, float]] | Mapping[Any, tuple[float, float]], seed: int = 0
 ) -> Mean | None:
     """The ratio of two sums with its 95 % bootstrap interval; n is the number of parts. None where it is undefined: the
     second sum is 0. Resamples in which it is are left out of the interval.
@@ -64,7 +64,7 @@ def bootstrap_ratio(
     return Mean(float(whole[0] / whole[1]), float(low), float(high), len(rows), each)
 
 
-def bootstrap_mean(values: Sequence[float] | Mapping[Hashable, float], seed: int = 0) -> Mean:
+def bootstrap_mean(values: Sequence[float] | Mapping[Any, float], seed: int = 0) -> Mean:
     """The mean with its 95 % bootstrap interval, of at least one value."""
     each = {name: float(value) for name, value in values.items()} if isinstance(values, Mapping) else {}
     rows = np.asarray(list(values.values()) if isinstance(values, Mapping) else values, dtype=np.float64)

@@ -51,6 +51,13 @@ def _diversity(args: argparse.Namespace) -> dict[str, Any]:
     return {"metrics": metrics, "account": {"n": found.n, "left_out": own.left_out, "compared": found.compared}}
 
 
+def better(metric: str, name: str) -> int:
+    """Whether more of one of a metric's numbers is better (1), less is (-1), or neither (0)."""
+    if metric in ("openchair", "crosscheck") or (metric == "claims" and name.startswith(("risk", "opener"))):
+        return -1
+    return 0 if metric == "diversity" or (metric == "claims" and name == "claimed") else 1
+
+
 def lines(found: dict[str, Any]) -> Iterator[str]:
     """For people: a line a metric, then what it is made of."""
     for name, value in found["metrics"].items():
@@ -105,9 +112,14 @@ def _of_texts(parsers: Mapping[str, argparse.ArgumentParser]) -> None:
         )
 
 
+def parsed(arguments: list[str] | None) -> argparse.Namespace:
+    """What one metric is asked for: its `metric`, and its `measure`, which takes these arguments themselves."""
+    return _parser().parse_args(arguments)
+
+
 @command
 def main(arguments: list[str] | None) -> int:
-    args = _parser().parse_args(arguments)
+    args = parsed(arguments)
     found = args.measure(args)
     plain = found | {"metrics": {n: v.plain if isinstance(v, Mean) else v for n, v in found["metrics"].items()}}
     written = json.dumps(plain, indent=1, ensure_ascii=False) + "\n"

@@ -76,8 +76,11 @@ class TextSet:
         return TextSet(self.place, texts, digests, self.left_out)
 
 
-def read(place: Path, fields: Sequence[str]) -> TextSet:
+def read(place: Path, fields: Sequence[str], *, may_be_empty: bool = False) -> TextSet:
     """The texts of the first of `fields` that is there.
+
+    Args:
+        may_be_empty: whether all texts may be empty.
 
     Raises:
         UserError: there is nothing of the kind at `place`.
@@ -96,14 +99,14 @@ def read(place: Path, fields: Sequence[str]) -> TextSet:
         rows = zip(table["key"].to_pylist(), table[name].to_pylist(), states, digests, strict=True)
         for key, value, state, digest in rows:
             texts = [value] if isinstance(value, str) else list(value or [])
-            if state != OK or not any(texts):
+            if state != OK or not any(text and text.strip() for text in texts):
                 found.left_out += 1
                 continue
             sample = (shard, plain(str(key)))
             if digest and found.digests.setdefault(sample, digest) != digest:
                 raise UserError(f"evaluate: {place}: key {key} stands for two images, and no shards tell them apart.")
-            found.texts.setdefault(sample, []).extend(text for text in texts if text)
-    if not found.texts:
+            found.texts.setdefault(sample, []).extend(text for text in texts if text and text.strip())
+    if not found.texts and not may_be_empty:
         raise UserError(f"evaluate: {place} holds no text: {found.left_out:,} rows are empty or not ok.")
     return found
 
