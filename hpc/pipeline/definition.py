@@ -13,7 +13,7 @@ A config with `stages:` and neither operator nor trainer is a pipeline:
         cluster: {slots: 8}               # changes to the pipeline's cluster, for this stage
         rate: 40                          # samples/s of one GPU (engine or rank without GPUs), for --dry-run
 
-Stages that are made for each of some names, such as captioners: hpc.pipeline.each.
+Stages that are made for each of some names, such as captioners: hpc.pipeline.for_each.
 
 A stage needs the stages that it names in `${...}`, and those of its `needs:`. runs/<name>/<stage>/ is an ordinary run
 directory of a job; of a command it holds stdout.txt, stderr.txt and what the command writes there (what an earlier
@@ -38,9 +38,9 @@ from hpc import config as configs
 from hpc.base.errors import UserError
 from hpc.base.fields import execution
 from hpc.config import Config
-from hpc.pipeline.each import expanded
+from hpc.pipeline.for_each import expanded
 
-_OWN = ("name", "runs", "cluster", "each", "stages")
+_OWN = ("name", "runs", "cluster", "for_each", "stages")
 _FOLDERS = ("configs", "jobs", "journal", "code", "logs", "control")  # of a pipeline's directory, see pipeline_run
 _SIZES = ("slots", "parallel", "gpus_per_node", "engines_per_node", "cpus_per_node", "mem_gb", "gres", "time")
 _REFERENCE = re.compile(r"\$\{([^}]*)\}")
@@ -66,7 +66,7 @@ class PipelineConfig:
     name: str = execution(MISSING, "name of the pipeline: its directory is <runs>/<name>")
     runs: str = execution("runs", "directory that holds run directories; must be POSIX and shared by all nodes")
     cluster: dict[str, Any] = execution({}, "cluster profile of all stages")
-    each: dict[str, Any] = execution(
+    for_each: dict[str, Any] = execution(
         {}, "what stages with % in their name are made for: a directory, or a stage, by name; null takes one away"
     )
     stages: dict[str, Any] = execution({}, "stages by name")
@@ -164,7 +164,7 @@ def load(path: str | Path, overrides: list[str]) -> Pipeline:
     top: PipelineConfig = configs.structured(PipelineConfig, configs.tree_of(path, own), source)
     run = configs.check_run({"name": top.name, "runs": top.runs, "cluster": top.cluster}, source)
     directory = Path(run.runs).expanduser().absolute() / run.name
-    trees, patterns = expanded(top.stages, top.each, source)
+    trees, patterns = expanded(top.stages, top.for_each, source)
     _check_names(trees, source)
     stages: dict[str, StageConfig] = {
         name: configs.structured(StageConfig, tree or {}, f"{source}: stage {name}") for name, tree in trees.items()

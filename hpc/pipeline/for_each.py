@@ -1,6 +1,6 @@
 """Stages of a pipeline that are made once for each of some names, by `%` in their own, as in a pattern rule of Make.
 
-each:
+for_each:
   old: runs/old                              # a directory
   new: {config: ../caption/demo.yaml}        # or a stage, which gets this name
 stages:
@@ -52,13 +52,13 @@ class _Filling:
         return (self.places if place else self.names)[which]
 
 
-def expanded(stages: Mapping[str, Any], each: Mapping[str, Any], source: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """The stages with those of `each`, patterns written out; and of each of these the pattern that it was made of.
+def expanded(stages: Mapping[str, Any], names: Mapping[str, Any], source: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """The stages with those of `for_each`, patterns written out; and of each of these the pattern that it was made of.
 
     Raises:
         UserError: a name, or what stands for it, cannot be; two stages would have one name.
     """
-    each = {name: value for name, value in each.items() if value is not None}
+    each = {name: value for name, value in names.items() if value is not None}
     places = {name: _place(name, value, source) for name, value in each.items()}
     ones = [_Filling({"": name}, {"": place}) for name, place in places.items()]
     twos = [_Filling({"1": a, "2": b}, {"1": places[a], "2": places[b]}) for a, b in combinations(places, 2)]
@@ -70,7 +70,7 @@ def expanded(stages: Mapping[str, Any], each: Mapping[str, Any], source: str) ->
         if fillings is None:
             made_stages = {name: _lists(tree, ones, twos, where)}
         elif not each:
-            raise UserError(f"config: {where}: is made for each of `each`, which is empty. Name at least one.")
+            raise UserError(f"config: {where}: is made for each of `for_each`, which is empty. Name at least one.")
         else:
             made_stages = {one.of(name, where): _flat(one.of(tree, where)) for one in fillings}
             made |= dict.fromkeys(made_stages, name)
@@ -81,7 +81,7 @@ def expanded(stages: Mapping[str, Any], each: Mapping[str, Any], source: str) ->
 
 
 def _place(name: str, value: Any, source: str) -> str:
-    where = f"config: {source}: `each.{name}`"
+    where = f"config: {source}: `for_each.{name}`"
     if not _NAME.fullmatch(name):
         raise UserError(f"{where}: cannot be a name. Use letters, digits, '_' and '-'.")
     if isinstance(value, Mapping):

@@ -22,7 +22,7 @@ STAGES: dict[str, Any] = {
 
 def write(folder: Path, stages: dict[str, Any] = STAGES, each: Any = None) -> str:
     each = {"old": "runs/old", "new": SAY, "third": "/abs"} if each is None else each
-    tree = {"name": "p", "runs": str(folder), "cluster": "local", "each": each, "stages": stages}
+    tree = {"name": "p", "runs": str(folder), "cluster": "local", "for_each": each, "stages": stages}
     (folder / "p.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
     return str(folder / "p.yaml")
 
@@ -53,7 +53,7 @@ def test_stages_are_written_out(tmp_path: Path) -> None:
 
 
 def test_names_come_and_go_on_the_command_line(tmp_path: Path) -> None:
-    made = load(write(tmp_path), ["each.fourth=runs/x", "each.old=null", "judged-%.rate=3"])
+    made = load(write(tmp_path), ["for_each.fourth=runs/x", "for_each.old=null", "judged-%.rate=3"])
     assert {"judged-fourth", "battle-third-fourth"} <= set(made.stages) and "judged-old" not in made.stages
     assert {made.stages[name].rate for name in made.stages if name.startswith("judged")} == {3}
     one = load(write(tmp_path, each={"a": "runs/a"}), [])
