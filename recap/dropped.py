@@ -28,9 +28,10 @@ from hpc.run.published import Published, PublishedShard
 from recap.data.kind import Wanted
 from recap.data.kinds import samples_of
 from recap.data.texts import TextMember
+from recap.data.thumbnails import data_url
 from recap.exporting.rows import Added
 from recap.randomness import draw
-from recap.report import FIRST_ROWS, evenly, thumbnail
+from recap.report import FIRST_ROWS, evenly
 
 KEPT = "kept"
 _LONGEST = 300  # characters of a text that is shown
@@ -131,7 +132,7 @@ def html(found: Dropped, selections: Sequence[Published]) -> str:
 
 
 def _card(example: Example) -> str:
-    source = thumbnail(example.image) if example.image else ""
+    source = data_url(example.image) if example.image else ""
     picture = f'<img src="{source}" alt="">' if source else "<i>no picture</i>"
     text = "<i>no text</i>" if example.text is None else page.escaped(example.text[:_LONGEST])
     where = f"{page.escaped(example.shard.shard.id)} / {page.escaped(example.key)}"

@@ -34,7 +34,7 @@ from hpc.operator import OK, Damage, Shard
 from hpc.run import pilot
 from hpc.run.directory import Run, Submission
 from hpc.run.pilot import BLOCK
-from recap.report import thumbnail
+from recap.data.thumbnails import data_url
 
 SURE = 1.96  # standard errors: 95 %
 _LEAST = 8  # shards, under which nothing is said of how sure a difference is
@@ -217,7 +217,7 @@ def _cards(sides: Sequence[Side], shared: Sequence[At], samples: int) -> list[st
     pictures, cards = _images(sides[0], chosen), []
     for at in chosen:
         first = sides[0].rows[at]
-        image = thumbnail(pictures[at]) if at in pictures else ""
+        image = data_url(pictures[at]) if at in pictures else ""
         shown = f'<img src="{image}" alt="">' if image else ""
         shown += f'<div class="text">{escaped(first.get("text") or "")}</div>'
         for side in sides:

@@ -15,9 +15,7 @@ nothing. Exit codes: 0 written, 64 wrong usage.
 from __future__ import annotations
 
 import argparse
-import base64
 import hashlib
-import io
 import re
 import sys
 import time
@@ -33,19 +31,17 @@ from rich.table import Table
 from rich.text import Text
 
 from hpc.base import page
-from hpc.base.errors import Exit, Parser, ShardError, UserError
+from hpc.base.errors import Exit, Parser, UserError
 from hpc.base.page import escaped as _e
 from hpc.base.page import label
-from hpc.operator import OK, Damage
+from hpc.operator import OK
 from hpc.run.published import Published, PublishedShard
 from recap import text_statistics
-from recap.data.images import BadImage, decode_rgb
 from recap.data.kind import Wanted
-from recap.data.kinds import samples_of
+from recap.data.thumbnails import data_url, images_of
 from recap.engine.provenance import writers
 from recap.run_status import status
 
-THUMBNAIL = 224  # pixels
 FIRST_ROWS = 256  # of a shard from which pictures are taken, so that little of a tar is read
 REPEATED = 3  # times an image must occur to be shown as a possible placeholder
 
@@ -131,20 +127,14 @@ def _count(seen: Look, row: dict[str, Any]) -> None:
 
 
 def fetch_images(samples: Sequence[Sampled], images: Wanted) -> None:
-    """Read the samples' images from their shards, each up to the last one that is wanted."""
-    by_shard: dict[str, dict[str, list[Sampled]]] = {}
+    """Read the samples' images from their shards; where the input has moved since, captions are shown without."""
+    by_shard: dict[str, list[Sampled]] = {}
     for sample in samples:
-        by_shard.setdefault(sample.shard.shard.id, {}).setdefault(sample.key, []).append(sample)
+        by_shard.setdefault(sample.shard.shard.id, []).append(sample)
     for wanted in by_shard.values():
-        shard = next(iter(wanted.values()))[0].shard.shard
-        try:
-            for found in samples_of(shard, images):
-                if isinstance(found, Damage) or not wanted:
-                    break
-                for sample in wanted.pop(found.key, []):
-                    sample.image = next((found.members[e] for e in images.image if e in found.members), b"")
-        except (OSError, ShardError):
-            continue  # the input has moved since: its captions are shown without pictures
+        found = images_of(wanted[0].shard.shard, {sample.key for sample in wanted}, images)
+        for sample in wanted:
+            sample.image = found.get(sample.key, b"")
 
 
 # --- the page ---------------------------------------------------------------------------------
@@ -174,19 +164,8 @@ def captions_page(source: Published, seen: Look, facts: dict[str, Any]) -> str:
     return page.whole(title, parts)
 
 
-def thumbnail(data: bytes) -> str:
-    try:
-        image = decode_rgb(data)
-    except BadImage:
-        return ""
-    image.thumbnail((2 * THUMBNAIL, 2 * THUMBNAIL))
-    buffer = io.BytesIO()
-    image.save(buffer, "WEBP", quality=80)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
 def _picture(sample: Sampled) -> str:
-    source = thumbnail(sample.image) if sample.image else ""
+    source = data_url(sample.image) if sample.image else ""
     return f'<img src="{source}" alt="">' if source else ""
 
 

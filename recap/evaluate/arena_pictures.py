@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from hpc.base.errors import ShardError, UserError
-from hpc.operator import Damage
+from hpc.base.errors import UserError
 from hpc.run.published import Published
-from recap.data.headers import plain
 from recap.data.inputs import DataConfig, list_shards
 from recap.data.kind import Wanted
-from recap.data.kinds import samples_of
+from recap.data.thumbnails import data_url, images_of
 from recap.evaluate.arena_data import Arena, Captioner
-from recap.report import Sampled, fetch_images, thumbnail
 
 
 def pictures(arena: Arena, shown: Sequence[str], given: Sequence[str], most: int) -> dict[str, str]:
@@ -25,7 +22,7 @@ def pictures(arena: Arena, shown: Sequence[str], given: Sequence[str], most: int
     urls: dict[str, str] = {}
     used = 0
     for image in shown:
-        url = thumbnail(found[image]) if image in found else ""
+        url = data_url(found[image]) if image in found else ""
         if url and used + len(url) <= most:
             urls[image] = url
             used += len(url)
@@ -33,50 +30,41 @@ def pictures(arena: Arena, shown: Sequence[str], given: Sequence[str], most: int
 
 
 def _given(arena: Arena, shown: Sequence[str], places: Sequence[str]) -> dict[str, bytes]:
-    """Keys alone say which image is which: where several shards hold one, the first is taken if it is of that shard."""
+    """By shard and key, or where no shard has its name, and no key is shown twice, by key alone."""
     config = DataConfig(shards=list(places))
     samples = {image: c.samples[image] for c in arena.captioners for image in shown if image in c.samples}
-    wanted = {(shard, key): image for image, (shard, key) in samples.items()}
-    by_key = {key: image for (_, key), image in wanted.items()}
-    repeated = len(by_key) < len(wanted)
+    known = {(shard, key): image for image, (shard, key) in samples.items()}
+    by_key = {key: image for (_, key), image in known.items()}
     found: dict[str, bytes] = {}
-    for shard in list_shards(config):
-        if len(found) == len(wanted):
-            break
-        try:
-            for sample in samples_of(shard, config.wanted()):
-                if isinstance(sample, Damage):
-                    break
-                key = plain(sample.key)
-                image = wanted.get((shard.id, key)) or (None if repeated else by_key.get(key))
-                if image is not None:
-                    found.setdefault(image, _bytes(sample.members, config.image))
-        except (OSError, ShardError):
-            continue
-    return {image: data for image, data in found.items() if data}
-
-
-def _bytes(members: Mapping[str, bytes], endings: Sequence[str]) -> bytes:
-    return next((members[ending] for ending in endings if ending in members), b"")
+    shards = list_shards(config)
+    named = {shard.id for shard in shards} & {shard for shard, _ in known}
+    for shard in shards:
+        wanted = {key: image for (its, key), image in known.items() if its == shard.id}
+        if not named and len(by_key) == len(known):
+            wanted = {key: image for key, image in by_key.items() if image not in found}
+        read = images_of(shard, wanted, config.wanted())
+        found |= {wanted[key]: data for key, data in read.items()}
+    return found
 
 
 def _of_runs(captioners: Sequence[Captioner], shown: Sequence[str]) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     for captioner in captioners:
-        wanted = [image for image in shown if image in captioner.samples and image not in found]
+        wanted: dict[str, dict[str, str]] = {}
+        for image in shown:
+            if image in captioner.samples and image not in found:
+                shard_id, key = captioner.samples[image]
+                wanted.setdefault(shard_id, {})[key] = image
         if not wanted or not (captioner.place / "submissions").is_dir():
             continue
         source = Published(captioner.place)
         data = source.submission.config.get("data", {})
-        asked = {}
-        for image in wanted:
-            shard_id, key = captioner.samples[image]
+        images = Wanted(tuple(data.get("image", ())), data.get("key") or "")
+        for shard_id, keys in wanted.items():
             shard = source.find(shard_id)
-            if shard is not None:
-                asked[image] = Sampled(shard, key, None, None, None)
-        try:
-            fetch_images(list(asked.values()), Wanted(tuple(data.get("image", ())), data.get("key") or ""))
-        except UserError:
-            continue  # rows of columns: their shards hold no pictures
-        found |= {image: sample.image for image, sample in asked.items() if sample.image}
+            try:
+                read = images_of(shard.shard, keys, images) if shard else {}
+            except UserError:
+                continue  # rows of columns: their shards hold no pictures
+            found |= {keys[key]: image for key, image in read.items()}
     return found
