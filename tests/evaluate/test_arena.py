@@ -23,6 +23,7 @@ from recap.evaluate.arena_data import Statement
 from recap.evaluate.win_rates import Battle
 from recap.worlds import shapes
 from recap.worlds.oracle import Truths, serving
+from tests.support.browser import Browser
 from tests.support.jobs import ROOT, inline
 from tests.support.published import published
 
@@ -277,3 +278,46 @@ def test_captions_of_other_images_are_refused(tmp_path: Path) -> None:
         pq.write_table(pa.table(rows), tmp_path / name / "0.parquet")
     done = inline("recap.evaluate.arena", f"a={tmp_path}/a", f"b={tmp_path}/b", "--out", str(tmp_path / "p.html"))
     assert done.returncode == Exit.USAGE and "one image in" in done.stderr.replace("\n", " ")
+
+
+@pytest.mark.slow(ci=True)
+def test_in_a_browser(world: Path, tmp_path: Path) -> None:
+    """Nothing is loaded, no script has run; light and dark; every link and table is reached by Tab alone."""
+    page = tmp_path / "page.html"
+    names = [f"{name}={world / name}" for name in ("right", "planted", "evil")]
+    verdicts = [f"{name}={world}/judged-{name}" for name in ("right", "planted")]
+    done = inline(
+        "recap.evaluate.arena", *names, "--out", str(page), "--images", str(world / "in"), "--samples", "4",
+        "--battles", f"right:planted={world}/battle", "--verdicts", *verdicts,
+        "--", "right", "rating", f"r={world}/rating-right", "--", "planted", "rating", f"r={world}/rating-planted",
+    )  # fmt: skip
+    assert done.returncode == Exit.COMPLETE, done.stderr
+    with Browser(tmp_path).opened(page) as seen:
+        assert seen.of("document.title") == "Arena: right, planted, evil"
+        assert seen.of("performance.getEntriesByType('resource').filter(e => !e.name.startsWith('data:')).length") == 0
+        assert (
+            seen.of("[...document.images].every(i => i.complete && i.naturalWidth > 0) && document.images.length") == 4
+        )
+        marks = "document.querySelectorAll('article mark.false').length"
+        assert seen.of(marks) > 0
+        shades = {}
+        for theme in ("light", "dark"):
+            seen.theme(theme)
+            picture = seen.picture()
+            shades[theme] = sum(picture.getpixel((2, 2))) / 3  # type: ignore[arg-type]
+            ink = seen.of("getComputedStyle(document.body).color")
+            assert ink == ("rgb(26, 26, 26)" if theme == "light" else "rgb(232, 232, 232)"), ink
+        assert shades["light"] > 200 > 60 > shades["dark"]
+        reached = []
+        wanted = seen.of("document.querySelectorAll('a[href], summary, [tabindex=\"0\"]').length")
+        closed = seen.of("document.querySelectorAll('details:not([open]) [tabindex=\"0\"]').length")
+        for _ in range(wanted - closed):
+            seen.press("Tab")
+            reached.append(seen.of("[...document.querySelectorAll('*')].indexOf(document.activeElement)"))
+        assert len(set(reached)) == wanted - closed and reached == sorted(reached)
+        seen.of("document.querySelector('.skip').focus()")
+        seen.press("Enter")
+        assert seen.of("location.hash") == "#captions"
+        seen.of("document.querySelector('article summary').focus()")
+        seen.press("Enter")
+        assert seen.of("document.querySelector('article details').open") is True

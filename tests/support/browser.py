@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 from PIL import Image
+
+from tests.support.browser_page import BrowserPage, opened
 
 
 class Browser:
@@ -29,6 +32,10 @@ class Browser:
         said = self._run(f"--window-size=1200,{height}", f"--screenshot={shot}", page.as_uri()).stderr
         assert shot.exists(), said
         return Image.open(shot).convert("RGB")
+
+    def opened(self, page: Path) -> AbstractContextManager[BrowserPage]:
+        """The page, for keys and themes."""
+        return opened(self._command, page)
 
     def dom(self, page: Path) -> str:
         """The page as it is when its scripts, if there were any, have run."""
