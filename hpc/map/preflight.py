@@ -101,10 +101,13 @@ def disk(path: Path, least_gb: float) -> list[str]:
 
 def _gpus(wanted: int) -> list[str]:
     """GPUs are there and nobody else's processes fill them (nvidia-smi; where there is none, setup will tell)."""
-    if not shutil.which("nvidia-smi"):
+    visible = [d for d in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if d]
+    if visible and len(visible) < wanted:
+        return [f"GPU: {len(visible)} visible, the job wants {wanted}"]
+    # nvidia-smi takes no names of MIG devices, and has no memory of theirs.
+    if not shutil.which("nvidia-smi") or any(name.startswith("MIG-") for name in visible):
         return []
     query = ["nvidia-smi", "--query-gpu=index,memory.used,memory.total", "--format=csv,noheader,nounits"]
-    visible = [d for d in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if d]
     if visible:
         query.insert(1, f"--id={','.join(visible)}")
     try:

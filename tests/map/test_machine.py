@@ -10,7 +10,7 @@ from hpc import launch
 from hpc.base.errors import Exit
 from hpc.config import ClusterConfig
 from hpc.config.devices import devices
-from hpc.map import machine
+from hpc.map import machine, preflight
 
 
 @pytest.mark.parametrize(
@@ -59,3 +59,25 @@ def test_a_dry_run_says_how_many(tmp_path: Path, capsys: pytest.CaptureFixture[s
     served = ["configs/caption/served.yaml", f"runs={tmp_path}", "cluster.gpus_per_node=8", "cluster.gpus_per_engine=4"]
     assert launch.main([*served, "--dry-run"]) == 0
     assert "2 engines of 4 GPUs" in " ".join(capsys.readouterr().out.split())
+
+
+SMI = """#!/bin/sh
+case "$*" in *--id=*MIG*) echo "No devices were found"; exit 6;; esac
+for i in 0 1 2 3; do echo "$i, 10, 80000"; done
+"""
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [("0,1,2,3", ""), ("GPU-1f,GPU-2e,GPU-3d,GPU-4c", ""), ("MIG-a,MIG-b,MIG-c,MIG-d", ""), ("", ""),
+     ("MIG-a,MIG-b,MIG-c", "3 visible, the job wants 4"), ("2,3", "2 visible, the job wants 4")],
+)  # fmt: skip
+def test_a_node_that_gives_fewer_is_unfit(
+    given: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None stays idle unseen. nvidia-smi knows no MIG devices by their names, which makes no node unfit."""
+    (tmp_path / "nvidia-smi").write_text(SMI)
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    assert said in (found := "; ".join(preflight._gpus(4))) and bool(found) is bool(said)

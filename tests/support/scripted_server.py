@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--sizes", default="")
     parser.add_argument("--at", default="")
     args, _ = parser.parse_known_args()
-    busy_s, busy = _busy_s(args), Lock()
+    device = _Device(_busy_s(args))
     control: Path = args.control
     refused = 0
     (control / "pids").mkdir(parents=True, exist_ok=True)
@@ -65,9 +65,7 @@ def main() -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             while (control / "hanging").exists():
                 time.sleep(0.02)
-            if busy_s:
-                with busy:  # one after another, as a GPU works
-                    time.sleep(busy_s)
+            device.work()
             if (control / "failing").exists():
                 self._say(500, b"switched off")
                 return
@@ -89,6 +87,19 @@ def main() -> None:
     (control / "pids" / f"server-{args.port}").write_text(str(os.getpid()))
     print("scripted server:", *sys.argv[1:], flush=True)  # noqa: T201 - its log
     server.serve_forever()
+
+
+class _Device:
+    """Takes requests one after another, each for the same time, as a GPU does however busy its machine is."""
+
+    def __init__(self, busy_s: float) -> None:
+        self._busy_s, self._free, self._lock = busy_s, 0.0, Lock()
+
+    def work(self) -> None:
+        with self._lock:
+            self._free = max(self._free, time.monotonic()) + self._busy_s
+            ready = self._free
+        time.sleep(max(0.0, ready - time.monotonic()))
 
 
 def _busy_s(args: argparse.Namespace) -> float:

@@ -69,10 +69,15 @@ def _sweep() -> None:
 
 
 class Cluster:
-    """Started by the constructor. Its files lie under a short path: sockets' names may have 108 bytes."""
+    """Started by the constructor. Its files lie under a short path: sockets' names may have 108 bytes.
 
-    def __init__(self) -> None:
+    Args:
+        nodes, gpus: how many nodes, and fake GPUs of each.
+    """
+
+    def __init__(self, nodes: int = NODES, gpus: int = GPUS) -> None:
         _sweep()
+        self._nodes, self._gpus = nodes, gpus
         self._root = Path(tempfile.mkdtemp(prefix=f"slurm-test-{os.getpid()}-", dir="/tmp"))
         self._root.chmod(0o755)
         self.env = {
@@ -89,7 +94,7 @@ class Cluster:
 
     def start(self) -> subprocess.CompletedProcess[str]:
         """Start what does not run."""
-        return self.mini_slurm("up", "--nodes", str(NODES), "--gpus", str(GPUS), "--no-accounting")
+        return self.mini_slurm("up", "--nodes", str(self._nodes), "--gpus", str(self._gpus), "--no-accounting")
 
     def mini_slurm(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         command = [_MINI_SLURM, *arguments]

@@ -4,7 +4,8 @@ Successive search with a model: rates of points are taken for a smooth function 
 their logarithms, a sum over the axes and a product, Matérn 5/2), and the point with the largest expected improvement
 is measured next (Jones, Schonlau and Welch 1998). Two facts of engines make it quick. Along an ordered axis a rate has
 one peak, so that nothing behind a decline is looked at. And memory runs out behind a line: failures tell on which side
-of it a point lies, by the lines (half spaces) that are consistent with what failed and what did not.
+of it a point lies, by the ends of memory (a limit of a sum over the axes, or of each axis) that are consistent with
+what failed and what did not.
 
 numpy alone; nothing here is random: the same measurements give the same next point.
 """
@@ -27,8 +28,8 @@ _WIDTHS = (0.15, 0.25, 0.4, 0.6, 0.9)  # of the process, in lengths of an axis: 
 _TOGETHER = 0.25  # variance of what axes do together, against that of each alone
 _PRIOR_SD = 0.6  # of the logarithm of rates, worth two measurements
 _FAR = 10.0  # times under the best, below which it does not matter by how much
-_LINES = 2000  # half spaces that are tried as the end of memory
-_SOFT = 0.03  # of an axis, by which a half space may be wrong
+_ENDS = 1500  # of each kind that are tried as the end of memory
+_SOFT = 0.03  # of an axis, by which one may be wrong
 
 
 @dataclass(frozen=True)
@@ -111,19 +112,28 @@ def _places(axes: Axes, points: Sequence[Point]) -> Floats:
 
 
 def _fitting(left: Floats, good: Floats, bad: Floats) -> Floats:
-    """[points] the probability that each does not fail, over half spaces that part the good from the bad."""
+    """[points] the probability that each does not fail, over ends of memory that part the good from the bad."""
     if not len(bad):
         return np.ones(len(left))
-    # More of a number more often takes more memory than less.
-    lines = np.random.default_rng(0).normal(0.5, 1.0, (_LINES, left.shape[1]))
-    lines /= np.abs(lines).sum(1, keepdims=True)
-    first_bad = (lines @ bad.T).min(1)
-    last_good = (lines @ good.T).max(1) if len(good) else first_bad - 1.0
+    first_bad = _memory(bad).min(1)
+    last_good = _memory(good).max(1) if len(good) else first_bad - 1.0
     weights = np.exp(-np.maximum(last_good - first_bad, 0.0) / _SOFT)
     gap = np.maximum(first_bad - last_good, 1e-9)
-    inside = np.clip((first_bad[:, None] - lines @ left.T) / gap[:, None], 0.0, 1.0)
+    inside = np.clip((first_bad[:, None] - _memory(left)) / gap[:, None], 0.0, 1.0)
     found: Floats = weights @ inside / weights.sum()
     return found
+
+
+def _memory(places: Floats) -> Floats:
+    """[ends, points] what each point takes, by many ways in which it may: a sum over the axes, and their largest."""
+    # More of a number more often takes more memory than less.
+    ways = np.random.default_rng(0).normal(0.5, 1.0, (_ENDS, places.shape[1]))
+    added = (ways / np.abs(ways).sum(1, keepdims=True)) @ places.T
+    ways /= np.abs(ways).max(1, keepdims=True)
+    largest = np.zeros_like(added)
+    for way, column in zip(ways.T, places.T, strict=True):
+        np.maximum(largest, np.where(way[:, None] > 0, way[:, None] * column, way[:, None] * (column - 1)), out=largest)
+    return np.concatenate([added, largest])
 
 
 def _improvement(axes: Axes, left: Sequence[Point], rates: Mapping[Point, float]) -> Floats:
