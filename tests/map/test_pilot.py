@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,12 +25,13 @@ from hpc.pipeline import definition
 from hpc.run import pilot
 from hpc.run.pilot import BLOCK
 from tests.support.echo import Echo, EchoConfig
-from tests.support.jobs import EchoJob
+from tests.support.jobs import EchoJob, command, inline
 
 
 @dataclass
 class TalkingConfig(EchoConfig):
     seeks: bool = field(default=True, metadata={"execution": True})  # blocks can be read alone
+    drift: int = field(default=0, metadata={"execution": True})  # of a hundred rows that look wrong besides
 
 
 class Talking(Echo):
@@ -50,7 +53,9 @@ class Talking(Echo):
 
     def _one(self, item: Item) -> Row:
         row = super()._one(item)
-        words = {"text": row.values.get("text"), "tokens": len(item.payload), "lint": ["cut"] * (item.payload == "odd")}
+        drifts = zlib.crc32(item.key.encode()) % 100 < self.config.drift  # type: ignore[attr-defined]
+        odd = item.payload == "odd" or drifts
+        words = {"text": row.values.get("text"), "tokens": len(item.payload), "lint": ["cut"] * odd}
         return replace(row, values=words)
 
 
@@ -146,6 +151,36 @@ def test_the_full_run_takes_a_pilot_over(job: EchoJob) -> None:
     assert np.sum(units, axis=0)[:3].tolist() == [len(wanted), odd, 0]
     with pytest.raises(UserError, match="is complete: its rows are there"):
         job.submit("pilot=4000")
+
+
+@pytest.mark.slow
+def test_a_run_pauses_whose_rows_drift_and_goes_on(tmp_path: Path) -> None:
+    """A real run: a pilot on data with 10 % odd rows, then a model that makes 30 % of them odd."""
+    rng = np.random.default_rng(6)
+    lines = {
+        f"s{at:02d}": ["odd" if rng.random() < 0.1 else f"line {line} of {at}" for line in range(1100)]
+        for at in range(80)
+    }
+    job = EchoJob(
+        tmp_path, lines, operator="tests.map.test_pilot.Talking", batch=256, delay_s=0.0003, map={"segment": 512}
+    )
+    assert job.launch("pilot=10000").returncode == Exit.COMPLETE
+    assert len(pilot.read(job.run, job.run.latest().pilot).blocks) >= 10
+    drifting = job.launch("drift=22", timeout=550)
+    assert drifting.returncode == Exit.INCOMPLETE
+    facts = job.status()
+    assert "no longer like its pilot's" in facts["paused"] and "odd rows" in facts["paused"], facts["compared"]
+    assert "odd rows" in facts["compared"]["difference"]
+    made = sum(facts["samples"][status] for status in ("ok", "failed"))
+    assert 40_000 <= made < len(lines) * 1100, "it paused after two windows, before its end"
+    said = inline("hpc.status", str(job.run.path))
+    assert said.returncode == Exit.INCOMPLETE and "To go on, launch again" in " ".join(said.stdout.split())
+    named = shlex.split(said.stdout.partition("launch again: python -m hpc.launch ")[2].replace("\\\n", " "))
+    assert named[:2] == [str(job.config_file), "drift=22"], said.stdout
+    on = command("hpc.launch", *named, "map.compare=false", timeout=550)
+    assert on.returncode == Exit.COMPLETE, on.stdout
+    now = job.status()
+    assert now["paused"] is None and now["samples"]["ok"] == len(lines) * 1100 and now["compared"] is None
 
 
 def test_what_is_refused(job: EchoJob, tmp_path: Path) -> None:
