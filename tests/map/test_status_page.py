@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from hpc.base.errors import Exit
@@ -61,6 +62,28 @@ def test_in_a_browser(job: EchoJob, tmp_path: Path) -> None:
     assert dom.count("<svg") == 1 and dom.count("<polyline") == 1 and dom.count("<rect") >= 1
     colours = {colour for _, colour in browser.picture(file, 1600).getcolors(1 << 24) or []}
     assert (0x3B, 0x82, 0xC4) in colours and (0xD9, 0x82, 0x2B) in colours, "bars and the line of progress are drawn"
+    assert browser.console == []
+
+
+@pytest.mark.slow(ci=True)
+def test_light_and_dark_without_errors_and_loading_nothing(job: EchoJob, tmp_path: Path) -> None:
+    """What a page would load from outside its policy refuses, and the console says so: a page that does shows that the
+    other's console is not empty for nothing.
+    """
+    file, worse = tmp_path / "page.html", tmp_path / "worse.html"
+    assert inline("hpc.status", str(job.run.path), "--html", str(file)).returncode == Exit.COMPLETE
+    browser = Browser(tmp_path)
+    for dark in (False, True):
+        picture = browser.picture(file, 1600, dark=dark)
+        assert browser.console == []
+        shades = np.asarray(picture.convert("L"))
+        paper, ink = (shades < 64, shades > 200) if dark else (shades > 192, shades < 64)
+        assert paper.mean() > 0.5 and ink.any(), "its text is seen on it"
+    worse.write_text(
+        file.read_text().replace("</h1>", '</h1><img src="http://127.0.0.1:9/x.png"><script>1</script>', 1)
+    )
+    browser.picture(worse, 1600)
+    assert any("x.png" in line for line in browser.console) and any("script" in line for line in browser.console)
 
 
 def test_what_has_no_page(job: EchoJob, tmp_path: Path) -> None:

@@ -25,11 +25,15 @@ class Browser:
             pytest.skip("no chromium here: the page is not looked at in a browser")
         self._folder = folder
         self._command = [found, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}/profile"]
+        self._command.append("--enable-logging=stderr")
+        self.console: list[str] = []
+        """What the console got of the last page: errors, and what its policy has kept from being loaded."""
 
-    def picture(self, page: Path, height: int = 2400) -> Image.Image:
-        """The page, 1200 pixels wide."""
+    def picture(self, page: Path, height: int = 2400, *, dark: bool = False) -> Image.Image:
+        """The page, 1200 pixels wide; `dark`: as those see it who prefer that."""
         shot = self._folder / "shot.png"
-        said = self._run(f"--window-size=1200,{height}", f"--screenshot={shot}", page.as_uri()).stderr
+        scheme = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
+        said = self._run(scheme, f"--window-size=1200,{height}", f"--screenshot={shot}", page.as_uri()).stderr
         assert shot.exists(), said
         return Image.open(shot).convert("RGB")
 
@@ -42,4 +46,6 @@ class Browser:
         return self._run("--dump-dom", page.as_uri()).stdout
 
     def _run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([*self._command, *arguments], capture_output=True, text=True, timeout=240, check=False)
+        done = subprocess.run([*self._command, *arguments], capture_output=True, text=True, timeout=240, check=False)
+        self.console = [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
+        return done
