@@ -15,9 +15,10 @@ from typing import Any
 
 from hpc.base import atomic, heartbeat, journal
 from hpc.map.life import cluster_of
+from hpc.run.allocations import Allocations
 from hpc.run.directory import Run
 
-FORMAT = 1  # of the cache
+FORMAT = 2  # of the cache
 
 
 @dataclass
@@ -27,12 +28,15 @@ class Work:
     samples: by status, those that were done twice twice; tokens: of published rows; shards: published; deaths: of
     engines, failures: of attempts at shards, by reason. offset: bytes of the journal that were read. first, last: the
     earliest and latest sign of life, seconds of its own clock. engines: of its node, 0 where the journal does not say.
+    allocation: what who started it calls it, see hpc.run.allocations; up: its latest sign of life, seconds since boot.
     """
 
     offset: int = 0
     first: float = 0.0
     last: float = 0.0
     engines: int = 0
+    allocation: str = ""
+    up: float = 0.0
     tokens: int = 0
     shards: int = 0
     samples: Counter[str] = field(default_factory=Counter)
@@ -58,7 +62,7 @@ class Work:
         elif kind == "ended" and event.get("how") == "failed":
             self.failures[str(event.get("reason", "unknown"))] += 1
         elif kind == "start":
-            self.engines = int(event.get("engines", 0))
+            self.engines, self.allocation = int(event.get("engines", 0)), str(event.get("allocation", ""))
 
     def seen(self, t: float) -> None:
         self.first, self.last = min(self.first or t, t), max(self.last, t)
@@ -88,13 +92,15 @@ def count(run: Run) -> Total:
     for beat in heartbeat.read_all(run.slots):
         if (found := known.get(str(beat.get("instance")))) and found.first:
             found.seen(float(beat.get("t") or found.last))
+            with contextlib.suppress(KeyError, TypeError, ValueError):  # of an earlier version, or without a word yet
+                found.up = max(found.up, float(beat["time"]["up"]))
     _save(file, known)
     return _sum(run, known)
 
 
 def _sum(run: Run, known: dict[str, Work]) -> Total:
     engines = {submission.uuid: cluster_of(submission).workers_per_node for submission in run.submissions()}
-    total = Total(Work(), len(known), 0, 0.0)
+    total, seen = Total(Work(), len(known), 0, 0.0), Allocations(run.allocations).refresh()
     for instance, life in known.items():
         for name in ("samples", "deaths", "failures"):
             getattr(total.work, name).update(getattr(life, name))
@@ -103,7 +109,11 @@ def _sum(run: Run, known: dict[str, Work]) -> Total:
         total.restarts += not instance.endswith("-0")
         # Journals of an earlier version do not name the engines.
         there = life.engines or engines.get(instance.partition("-")[0], 1)
-        total.engine_seconds += there * (life.last - life.first)
+        allocation = seen.pop(life.allocation, None)
+        lasted = allocation.lasted(life.up or None) if allocation else life.last - life.first
+        total.engine_seconds += there * (lasted or 0.0)
+    for allocation in seen.values():  # lives that never said a word
+        total.engine_seconds += engines.get(allocation.launch, 1) * (allocation.lasted() or 0.0)
     return total
 
 

@@ -18,7 +18,7 @@ from hpc import config as configs
 from hpc import rerun
 from hpc.base import atomic
 from hpc.base.errors import Exit
-from hpc.map import hours, local
+from hpc.map import hours, local, work
 from hpc.map.engine_time import BROKEN, IDLE, INPUT, KINDS, REDONE, START, WORK, EngineTime
 from hpc.map.launch import prepare, record
 from hpc.map.life import Life, kinds_of
@@ -164,13 +164,14 @@ def test_through_a_kill_and_a_rerun(make: Make, tmp_path: Path) -> None:
     found = {kind: 3600 * spent["hours"] for kind, spent in effort["by_kind"].items()}
     assert effort["hours"] * 3600 == pytest.approx(sum(found.values()), rel=0.01)
     assert sum(found.values()) == pytest.approx(sum(lasted), rel=0.01, abs=0.3 * len(lasted))
+    assert work.count(job.run).engine_seconds == pytest.approx(sum(found.values()), rel=0.01), "as Prometheus has it"
     assert effort["accounted"]["lives"] == {"starter": 3} and effort["accounted"]["hours"] == effort["hours"]
     assert found["start"] >= 0.5 * 3 and "broken" not in found
     lines = len((tmp_path / "applied").read_text().splitlines())
-    work = found["useful"] + found["redone"]
-    assert work >= 0.05 * lines * 0.9 and found["input"] > 0
-    assert 0.8 < (work + found["input"]) / (0.15 * lines) < 2.5, "as fast as they are read"
-    assert found["redone"] / work == pytest.approx(1 - 16 / lines, abs=0.15)
+    worked = found["useful"] + found["redone"]
+    assert worked >= 0.05 * lines * 0.9 and found["input"] > 0
+    assert 0.8 < (worked + found["input"]) / (0.15 * lines) < 2.5, "as fast as they are read"
+    assert found["redone"] / worked == pytest.approx(1 - 16 / lines, abs=0.15)
     assert effort["by_kind"]["input"]["cost"] == pytest.approx(found["input"], rel=0.01), "a second costs 1"
     said = inline("hpc.status", str(job.run.path)).stdout
     assert "hours of the slots are accounted for" in " ".join(said.split())
@@ -304,6 +305,7 @@ def test_past_lives_without_ends_and_clocks_that_jump(make: Make, count: int) ->
         | {"unknown": 13 * each}
     )
     assert effort["accounted"]["lives"] == {"starter": 4 * each, "signs": each}
+    assert work.count(job.run).engine_seconds == pytest.approx((4 * 13 + 10) * each)
     assert used.ru_utime + used.ru_stime < 60 and used.ru_maxrss < 600 * 1024, "seconds of a CPU, KiB"
 
 
