@@ -14,15 +14,17 @@ import pyarrow as pa
 from hpc.base.errors import UserError
 from hpc.operator import OK, SKIPPED, Batched, Column, Damage, Item, Row, Shard
 from recap.data.blocks import BLOCK
+from recap.data.column import ColumnOfFiles
 from recap.data.columns import RunColumn
 from recap.data.rows import JoinedRow, Rows
 from recap.data.same_image import FIELD
 from recap.data.tar_job import RowsJob
 from recap.data.texts import text_digest
 from recap.engine.formats import one_line, said
-from recap.select.rules import Passing, check_places, has_value, passing, statistics_of
+from recap.select.rules import Passing, check_places, has_value, number_of, passing, statistics_of
 from recap.select.settings import Best, Bucket, SelectConfig, check
 
+NUMBERS = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_null)
 NO_TEXT = "no text is left"
 PROOF = 8 * BLOCK  # rows of which one carries its image's digest
 
@@ -72,11 +74,34 @@ class SelectOperator(RowsJob, Batched):
 
     def plan(self) -> list[Shard]:
         shards = super().plan()
+        self._check_numbers()
         for found in [*self._rules.values(), *(rule for rule, _ in self._either)]:
             column = self._rows.columns[found.column]
             if isinstance(column, RunColumn):
                 check_places(found, shards, column.published)
         return shards
+
+    def _check_numbers(self) -> None:
+        """UserError where a bound, an edge or a score is of a column whose files say that it holds no numbers."""
+        config = self.config
+        rules = {f"rules.{name}": rule for name, rule in config.rules.items()}
+        rules |= {f"either[{number}]": rule for number, rule in enumerate(config.either)}
+        asked = {f"{where}.column": rule.column for where, rule in rules.items() if rule.of_numbers}
+        asked |= {f"best.scores[{n}]": name for n, name in enumerate(config.best.scores if config.best else [])}
+        asked |= {"bucket.column": config.bucket.column} if config.bucket else {}
+        for where, name in asked.items():
+            column = self._rows.columns[name]
+            if not isinstance(column, ColumnOfFiles):
+                continue
+            try:
+                kind = column.type()
+            except (UserError, OSError, pa.ArrowException):  # nothing is made yet, or it is damaged: said elsewhere
+                continue
+            if not any(is_kind(kind) for is_kind in NUMBERS):
+                raise UserError(
+                    f"config: `{where}`: column {name} holds {kind}, a number is expected. Set "
+                    f"data.columns.{name}.field."
+                )
 
     def identity(self) -> dict[str, Any]:
         made: dict[str, Any] = {"rules": list(self.config.rules)}  # their order says which of two reasons is given
@@ -164,15 +189,13 @@ def best_texts(best: Best, columns: Mapping[str, Any]) -> list[tuple[str, str]]:
     for number, (name, score) in enumerate(zip(best.texts, best.scores, strict=True)):
         text, value = one_line(said(columns[name])), columns[score]
         if text and has_value(value):
-            found.append((-value, number, name, text))
+            found.append((-number_of(value, score), number, name, text))
     return [(name, text) for _, _, name, text in sorted(found)[: best.count]]
 
 
 def level(value: Any, edges: list[float], bucket: Bucket) -> int:
     """The bin of a value: how many edges are not above it."""
-    if not isinstance(value, (int, float)):
-        raise UserError(f"select: column {bucket.column} holds {str(value)[:60]!r}: bins are of numbers.")
-    return bisect_right(edges, value)
+    return bisect_right(edges, number_of(value, bucket.column))
 
 
 def _ranked(name: str, rank: int) -> str:

@@ -79,7 +79,10 @@ def passing(rule: Rule, configs: Mapping[str, ColumnConfig], rows: Rows) -> Pass
 
 
 def _texts(value: Any) -> list[str]:
-    return [str(one) for one in value] if isinstance(value, list) else [str(value)]
+    """What lists are compared with: a truth value is both `True` and, as YAML writes it, `true`."""
+    if isinstance(value, list):
+        return [text for one in value for text in _texts(one)]
+    return [str(value), str(value).lower()] if isinstance(value, bool) else [str(value)]
 
 
 def _said(rule: Rule, name: str) -> str:
@@ -96,13 +99,14 @@ def _bounds(rule: Rule) -> Test:
         tests.append(lambda value: value <= high)
     if (over := rule.below) is not None:
         tests.append(lambda value: value < over)
-    return lambda value, _: all(test(_number(rule, value)) for test in tests)
+    return lambda value, _: all(test(number_of(value, rule.column)) for test in tests)
 
 
-def _number(rule: Rule, value: Any) -> float:
+def number_of(value: Any, column: str) -> float:
+    """A column's value as a number. UserError where it is none."""
     if isinstance(value, (int, float)):
         return float(value)
-    raise UserError(f"select: column {rule.column} holds {str(value)[:60]!r}: bounds are of numbers. Set its `field`.")
+    raise UserError(f"select: column {column} holds {str(value)[:60]!r}, a number is expected. Set its `field`.")
 
 
 def _top(rule: Rule, configs: Mapping[str, ColumnConfig], rows: Rows) -> Passing:
@@ -113,7 +117,9 @@ def _top(rule: Rule, configs: Mapping[str, ColumnConfig], rows: Rows) -> Passing
     tie = f"; {top.at:,} rows at the edge are {'kept' if keep else 'dropped'}" if top.at > 1 or not keep else ""
     told = f"{rule.column}: best {rule.top:.2%}, {'from' if keep else 'above'} {top.edge:g}: {count:,} rows{tie}"
     edge = top.edge
-    test: Test = (lambda v, _: _number(rule, v) >= edge) if keep else (lambda v, _: _number(rule, v) > edge)
+    test: Test = (
+        (lambda v, _: number_of(v, rule.column) >= edge) if keep else (lambda v, _: number_of(v, rule.column) > edge)
+    )
     return Passing(rule.column, test, told, found.digest)
 
 

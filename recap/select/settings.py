@@ -39,6 +39,10 @@ class Rule:
     def tests(self) -> list[str]:
         return [name for name in TESTS if getattr(self, name) not in (None, [])]
 
+    @property
+    def of_numbers(self) -> bool:
+        return not {"one_of", "none_of", "shared_by"}.intersection(self.tests())
+
 
 @dataclass
 class Candidate(Rule):

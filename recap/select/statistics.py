@@ -132,7 +132,8 @@ def shared(field: Field, limits: Sequence[int], distance: int, folder: Path) -> 
             kind = table.schema.field(field.name).type
             if distance and kind != pa.int64():
                 raise UserError(f"select: {field.name} of {shard.run} is a {kind}: distances are between int64 hashes.")
-            table = table.filter(pc.is_valid(table[field.name]))
+            has = pc.is_finite(table[field.name]) if pa.types.is_floating(kind) else pc.is_valid(table[field.name])
+            table = table.filter(has)
             counted.add(value_digests(table[field.name]), place_digests(shard.shard.id, table["key"].to_pylist()))
         found = counted.more_than(limits)
     return {

@@ -323,3 +323,29 @@ def test_statistics_do_not_depend_on_where_a_run_lies(world: Path, tmp_path: Pat
         statistics.statistics(Published(path), wanted, tmp_path) for path in (world / "scores", tmp_path / "moved")
     )
     assert one == two
+
+
+def test_what_holds_no_numbers_is_refused_when_planned(tmp_path: Path) -> None:
+    build(tmp_path, [4])
+    given(tmp_path, "scores", {key: {"text": "a", "cut": place > 1} for place, key in enumerate(keys(0, 4))})
+    works: list[tuple[dict[str, Any], str]] = [
+        ({"rules": {"a": {"column": "text", "above": 1}}}, r"`rules.a.column`: column text holds string, a number"),
+        ({"bucket": {"column": "text", "edges": [1.0]}}, "`bucket.column`: column text"),
+        ({"best": {"texts": ["text"], "scores": ["text"]}}, r"`best.scores\[0\]`: column text"),
+        ({"either": [{"text": "text", "column": "text", "at_most": 3}]}, r"`either\[0\].column`: column text"),
+    ]
+    columns = {name: ("scores", name) for name in ("text", "cut")}
+    for work, said in works:
+        with pytest.raises(UserError, match=said):
+            operator(selecting(tmp_path, columns=columns, **work)).plan()
+    for number, rule in enumerate([{"none_of": ["true"]}, {"one_of": ["False"]}, {"below": 1}]):
+        tree = selecting(tmp_path, f"cut-{number}", columns=columns, rules={"cut": {"column": "cut", **rule}})
+        assert kept(rows_of(published(tree))) == keys(0, 4)[:2]
+
+
+def test_what_is_not_finite_is_no_shared_value(tmp_path: Path) -> None:
+    build(tmp_path, [5])
+    values = [0.5, 0.5, float("nan"), float("nan"), float("inf")]
+    given(tmp_path, "scores", {key: {"v": value} for key, value in zip(keys(0, 5), values, strict=True)})
+    done = inline("recap.select.statistics", f"{tmp_path}/scores", "--out", f"{tmp_path}/e.json", "--shared", "v=1")
+    assert "v: 2 rows have a value of more than 1 rows" in done.stdout, done.stderr
