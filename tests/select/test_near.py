@@ -44,9 +44,9 @@ def by_hand(values: np.ndarray, distance: int) -> list[int]:
         first = least
 
 
-@pytest.mark.parametrize("distance", [1, 2, 3, 4, 6, 10, FARTHEST])
+@pytest.mark.parametrize("distance", [1, 3, 4, 8, FARTHEST])
 def test_groups_are_those_of_comparing_each_with_each(tmp_path: Path, distance: int) -> None:
-    values = planted(400, distance)
+    values = planted(250, distance)
     places = np.arange(len(values), dtype=np.int64) * 7 - 1000
     with Near(tmp_path, distance) as counted:
         for start in range(0, len(values), 90):
