@@ -338,7 +338,8 @@ def test_what_holds_no_numbers_is_refused_when_planned(tmp_path: Path) -> None:
     for work, said in works:
         with pytest.raises(UserError, match=said):
             operator(selecting(tmp_path, columns=columns, **work)).plan()
-    for number, rule in enumerate([{"none_of": ["true"]}, {"one_of": ["False"]}, {"below": 1}]):
+    rules: list[dict[str, Any]] = [{"none_of": ["true"]}, {"one_of": ["False"]}, {"below": 1}]
+    for number, rule in enumerate(rules):
         tree = selecting(tmp_path, f"cut-{number}", columns=columns, rules={"cut": {"column": "cut", **rule}})
         assert kept(rows_of(published(tree))) == keys(0, 4)[:2]
 
