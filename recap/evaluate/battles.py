@@ -7,10 +7,11 @@ time, leaves answers that it cannot read out of its sum, which then shrinks, and
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hpc.base.errors import UserError
+from recap.data.headers import plain
 from recap.evaluate.intervals import Mean, bootstrap_mean
 from recap.evaluate.judged import Judged
 
@@ -50,9 +51,11 @@ def of(judged: Judged, ours: str = "ours") -> Battles:
         )
     (theirs,) = sides - {ours}
     points = [point(row, ours, judged) for row in judged.rows]
+    samples = [(row["shard"], plain(row["key"])) for row in judged.rows]
+    score = bootstrap_mean([100 * point for point in points])
     decided = [row["verdict"] for row in judged.rows if row["verdict"] != "tie"]
     return Battles(
-        ours, theirs, bootstrap_mean([100 * point for point in points]),
+        ours, theirs, replace(score, each=dict(zip(samples, (100.0 * point for point in points), strict=True))),
         wins=points.count(1), losses=points.count(-1), ties=points.count(0),
         first=decided.count("first") / len(decided) if decided else None,
     )  # fmt: skip

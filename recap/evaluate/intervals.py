@@ -70,3 +70,21 @@ def bootstrap_mean(values: Sequence[float] | Mapping[Any, float], seed: int = 0)
     rows = np.asarray(list(values.values()) if isinstance(values, Mapping) else values, dtype=np.float64)
     found = bootstrap(rows, lambda chosen: float(chosen.mean()), seed)
     return replace(found, each=each) if each else found
+
+
+def bootstrap_mean_of_means(parts: Sequence[Mapping[Any, float]], seed: int = 0) -> Mean:
+    """The mean of several means with its 95 % bootstrap interval; what has one name in several parts is drawn together:
+    an image's battles with several opponents depend on each other. n is the number of names.
+
+    Args:
+        parts: the values of each mean, at least one, by name: `Mean.each`.
+    """
+    names = list(dict.fromkeys(name for part in parts for name in part))
+    rows = np.array([[(part.get(name, 0.0), name in part) for part in parts] for name in names], dtype=np.float64)
+
+    def of(drawn: np.ndarray) -> float:
+        sums = drawn.sum(axis=0)
+        known = sums[:, 1] > 0
+        return float((sums[known, 0] / sums[known, 1]).mean())
+
+    return bootstrap(rows, of, seed)

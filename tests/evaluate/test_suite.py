@@ -15,6 +15,7 @@ from pycocoevalcap.bleu.bleu import Bleu
 
 from hpc.base.errors import Exit
 from recap.evaluate import battles, classics, diversity, judged
+from recap.evaluate.intervals import bootstrap_mean, bootstrap_mean_of_means
 from recap.worlds import shapes
 from recap.worlds.oracle import Truths, serving
 from tests.support.jobs import command, inline
@@ -96,7 +97,7 @@ def answered(rows: list[dict[str, Any]]) -> judged.Judged:
 
 def test_battles_by_hand() -> None:
     def row(verdict: str, first: str, second: str) -> dict[str, Any]:
-        return {"key": "k", "verdict": verdict, "order": [first, second]}
+        return {"shard": "0", "key": "k", "verdict": verdict, "order": [first, second]}
 
     rows = [row("first", "ours", "theirs"), row("second", "theirs", "ours"), row("first", "theirs", "ours")]
     rows.append(row("tie", "ours", "theirs"))
@@ -110,6 +111,16 @@ def test_battles_by_hand() -> None:
     assert battles.of(answered(rows), "theirs").score.value == -25.0
     ties = battles.of(answered([row("tie", "ours", "theirs")] * 4))
     assert (ties.score.value, ties.first) == (0.0, None)
+
+
+def test_a_mean_of_opponents_has_an_interval_over_images() -> None:
+    """Equal battles with two opponents are no more sure than with one; what one opponent lacks is not 0."""
+    one = {n: 100.0 * (n % 3 - 1) for n in range(30)}
+    alone, twice = bootstrap_mean(list(one.values())), bootstrap_mean_of_means([one, one])
+    assert twice.n == 30
+    assert [twice.value, twice.low, twice.high] == pytest.approx([alone.value, alone.low, alone.high])
+    found = bootstrap_mean_of_means([{"a": 4.0, "b": 2.0}, {"a": 1.0}])
+    assert found.value == 2.0 and found.n == 2 and 1.5 <= found.low <= 2.0 <= found.high <= 2.5 + 1e-9
 
 
 @pytest.fixture(scope="module")
