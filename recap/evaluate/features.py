@@ -17,7 +17,7 @@ from hpc.base.errors import UserError
 from hpc.operator import OK
 from hpc.run.published import Published
 from recap.data.headers import plain
-from recap.evaluate.text_sets import Sample
+from recap.evaluate.text_sets import Sample, unfinished
 
 _SAME = 1e-6  # cosines nearer than this are equal: the last bits depend on the batch that an image was in
 
@@ -25,7 +25,8 @@ _SAME = 1e-6  # cosines nearer than this are equal: the last bits depend on the 
 @dataclass
 class Features:
     """images, texts: float32 [D] of length 1, by shard and key; a sample without a caption has no text. cut: captions
-    that the CLIP did not read to their ends. unread: samples whose image could not be read.
+    that the CLIP did not read to their ends. unread: samples whose image could not be read. unfinished: shards of the
+    run that are not published.
     """
 
     run: Path
@@ -33,11 +34,13 @@ class Features:
     texts: dict[Sample, np.ndarray] = field(default_factory=dict)
     cut: set[Sample] = field(default_factory=set)
     unread: set[Sample] = field(default_factory=set)
+    unfinished: int = 0
 
     @property
     def account(self) -> dict[str, int | float]:
         """What stands beside every number."""
         counts: dict[str, int | float] = {"images": len(self.images), "unread": len(self.unread)}
+        counts |= unfinished(self.unfinished)
         if not self.texts:
             return counts
         return counts | {
@@ -64,8 +67,9 @@ def read(run: Path, clip: str | None = None, text: str | None = None) -> Feature
     Raises:
         UserError: it is no such run, holds several and none is named, or nothing is published yet.
     """
-    found = Features(run)
-    for shard in Published(run):
+    published = Published(run)
+    found = Features(run, unfinished=len(published.missing()))
+    for shard in published:
         table = shard.table()
         image, caption = _fields(table.schema, run, clip, text)
         cut = f"cut_{caption}"

@@ -48,12 +48,17 @@ def drawn_of(run: Path) -> dict[str, dict[str, Drawn]]:
     """What a sampling run has made of captions: by guidance ("" where there is one alone), then by caption's key.
 
     Raises:
-        UserError: it is no such run.
+        UserError: it is no such run, or is not finished.
     """
     source = Published(run)
     scales = source.submission.config.get("guidance")
     if not scales:
         raise UserError(f"evaluate: {run} is no sampling run (configs/dit/sample.yaml).")
+    if missing := source.missing():
+        raise UserError(
+            f"evaluate: {run}: {len(missing):,} of {len(source.shards):,} shards are not finished (first: {missing[0]}), "
+            "and what is not drawn would count as missing. Launch it again to finish it."
+        )
     found: dict[str, dict[str, Drawn]] = {}
     for shard in source:
         for row in shard.table(_COLUMNS).to_pylist():

@@ -18,7 +18,7 @@ from hpc.run.published import Published
 from recap.data.headers import plain
 from recap.data.rows import parent_of
 from recap.data.same_image import FIELD
-from recap.evaluate.text_sets import Sample, TextSet
+from recap.evaluate.text_sets import Sample, TextSet, unfinished
 from recap.generate.operator import MISSING, UNPARSED
 
 REFUSED = "server: status 400"  # a judge that does not want to look at an image says so
@@ -29,8 +29,9 @@ NO_CAPTION = MISSING
 class Judged:
     """rows: those that are ok, whole, each with its `shard`. asked: all that are no skips by a rule. unparsed, refused,
     unanswered, empty: rows without a verdict, by why (empty: there was no text to judge). truncated: of the rows, those
-    whose answer was cut at its limit. empties, lost: shard and key of the rows that are empty, and of the others
-    without a verdict. digests: of the images of samples, where they are known.
+    whose answer was cut at its limit. unfinished: shards of the run that are not published. empties, lost: shard and
+    key of the rows that are empty, and of the others without a verdict. digests: of the images of samples, where they
+    are known.
     """
 
     run: Path
@@ -41,6 +42,7 @@ class Judged:
     unanswered: int = 0
     empty: int = 0
     truncated: int = 0
+    unfinished: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     empties: set[Sample] = field(default_factory=set)
     lost: set[Sample] = field(default_factory=set)
@@ -70,7 +72,7 @@ class Judged:
     def account(self) -> dict[str, int]:
         """What stands beside every number."""
         names = ("asked", "unparsed", "refused", "unanswered", "empty", "truncated")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in names} | unfinished(self.unfinished)
 
 
 def name_of(sample: Sample) -> str:
@@ -87,8 +89,9 @@ def read(run: Path, fields: list[str]) -> Judged:
     Raises:
         UserError: it is no such run, has not all these fields, or no row has a verdict.
     """
-    found = Judged(run)
-    for shard in Published(run):
+    published = Published(run)
+    found = Judged(run, unfinished=len(published.missing()))
+    for shard in published:
         table = shard.table()
         if lacking := [name for name in fields if name not in table.column_names]:
             raise UserError(

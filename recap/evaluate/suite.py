@@ -33,7 +33,7 @@ def _classics(args: argparse.Namespace) -> dict[str, Any]:
     found = classics.scores(said, wanted, args.tokenizer, args.meteor, args.spice)
     account = {
         "n": found.n, "missing": len(wanted.keys() - said.keys()), "extra": len(said.keys() - wanted.keys()),
-        "left_out": own.left_out, "tokens": args.tokenizer,
+        "left_out": own.left_out, "tokens": args.tokenizer, **text_sets.unfinished(own.unfinished),
     }  # fmt: skip
     if found.spice is None:
         return {"metrics": found.scores, "account": account}
@@ -48,7 +48,8 @@ def _diversity(args: argparse.Namespace) -> dict[str, Any]:
     metrics |= {f"distinct-{order}": share for order, share in enumerate(found.distinct, 1)}
     if found.self_bleu is not None:
         metrics["self-BLEU"] = found.self_bleu
-    return {"metrics": metrics, "account": {"n": found.n, "left_out": own.left_out, "compared": found.compared}}
+    account = {"n": found.n, "left_out": own.left_out, "compared": found.compared}
+    return {"metrics": metrics, "account": account | text_sets.unfinished(own.unfinished)}
 
 
 def better(metric: str, name: str) -> int:

@@ -38,7 +38,7 @@ def _finecapeval(args: argparse.Namespace) -> Found:
     metrics |= {f"overall {name}": mean for name, mean in every.items()}
     account: dict[str, Any] = {
         "images": {"n": len(images), "missing": found.missing, "extra": len(said.keys() - images.keys())},
-        "captions": {"left_out": own.left_out, "tokens": args.tokenizer},
+        "captions": {"left_out": own.left_out, "tokens": args.tokenizer, **text_sets.unfinished(own.unfinished)},
     }
     if args.features:
         known = features.read(args.features, args.clip, args.text)

@@ -36,13 +36,14 @@ Sample = tuple[str, str]
 @dataclass
 class TextSet:
     """texts: by (shard, key), one or several a sample. digests: sha256 of the image, of the samples where it is known.
-    left_out: rows that are not ok, or have no text.
+    left_out: rows that are not ok, or have no text. unfinished: shards of a run that are not published.
     """
 
     place: Path
     texts: dict[Sample, list[str]] = field(default_factory=dict)
     digests: dict[Sample, str] = field(default_factory=dict)
     left_out: int = 0
+    unfinished: int = 0
 
     @property
     def shards(self) -> set[str]:
@@ -73,7 +74,7 @@ class TextSet:
         for sample, name in names.items():
             texts.setdefault(name, []).extend(self.texts[sample])
         digests = {names[sample]: digest for sample, digest in self.digests.items()}
-        return TextSet(self.place, texts, digests, self.left_out)
+        return TextSet(self.place, texts, digests, self.left_out, self.unfinished)
 
 
 def read(place: Path, fields: Sequence[str], *, may_be_empty: bool = False) -> TextSet:
@@ -85,7 +86,7 @@ def read(place: Path, fields: Sequence[str], *, may_be_empty: bool = False) -> T
     Raises:
         UserError: there is nothing of the kind at `place`.
     """
-    found = TextSet(place)
+    found = TextSet(place, unfinished=len(Published(place).missing()) if (place / "submissions").is_dir() else 0)
     for shard, table in _tables(place):
         name = next((name for name in fields if name in table.column_names), None)
         if name is None or "key" not in table.column_names:
@@ -109,6 +110,11 @@ def read(place: Path, fields: Sequence[str], *, may_be_empty: bool = False) -> T
     if not found.texts and not may_be_empty:
         raise UserError(f"evaluate: {place} holds no text: {found.left_out:,} rows are empty or not ok.")
     return found
+
+
+def unfinished(shards: int) -> dict[str, int]:
+    """Of an account: the shards of a run that no number has seen; nothing where there are none."""
+    return {"unfinished_shards": shards} if shards else {}
 
 
 def joined(captions: TextSet, references: TextSet) -> tuple[dict[Sample, str], dict[Sample, list[str]]]:

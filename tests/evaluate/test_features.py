@@ -15,7 +15,7 @@ import pytest
 from hpc.base.errors import Exit, UserError
 from hpc.run.published import Published
 from recap.dit import write_images
-from recap.evaluate import features, finecapeval, image2text, truematch
+from recap.evaluate import features, finecapeval, image2text, judged, truematch
 from recap.evaluate.features import Features, found_within
 from recap.worlds import shapes
 from tests.evaluate.render import SIDE, UNDRAWABLE, scene_of
@@ -250,6 +250,21 @@ def test_some_captions_alone(world: Path, originals: Path) -> None:
         image2text.of(known, pictures, {"x": image2text.Drawn("x", "ok", False)})
     with pytest.raises(UserError, match="no sampling run"):
         image2text.drawn_of(originals)
+    next(run.rglob("*.done")).unlink()
+    with pytest.raises(UserError, match="1 of 1 shards are not finished"):
+        image2text.drawn_of(run)
+
+
+def test_shards_that_are_not_finished_stand_beside_the_number(world: Path) -> None:
+    """Of a run that goes on, or whose shard failed, the number is of what is there, and says what is not."""
+    (world / "two").mkdir()
+    for shard in range(2):
+        shapes.write_shard(world / "two" / f"{shard}.tar", seed=3, first=2 * shard, samples=2, side=SIDE)
+    run = features_of(world, "half", world / "two")
+    assert "unfinished_shards" not in features.read(run).account
+    next(run.rglob("*.done")).unlink()
+    assert features.read(run).account == {"images": 2, "unread": 0, "unfinished_shards": 1}
+    assert judged.read(run, ["clip"]).account["unfinished_shards"] == 1
 
 
 def test_finecapeval_through_the_suite(world: Path, originals: Path) -> None:
