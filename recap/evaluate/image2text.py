@@ -56,8 +56,8 @@ def drawn_of(run: Path) -> dict[str, dict[str, Drawn]]:
         raise UserError(f"evaluate: {run} is no sampling run (configs/dit/sample.yaml).")
     if missing := source.missing():
         raise UserError(
-            f"evaluate: {run}: {len(missing):,} of {len(source.shards):,} shards are not finished (first: {missing[0]}), "
-            "and what is not drawn would count as missing. Launch it again to finish it."
+            f"evaluate: {run}: {len(missing):,} of {len(source.shards):,} shards are not finished, and what they lack "
+            f"would count as missing (first: {missing[0]}). Launch it again to finish it."
         )
     found: dict[str, dict[str, Drawn]] = {}
     for shard in source:
