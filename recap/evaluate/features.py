@@ -58,11 +58,11 @@ class Features:
         return {key: (shard, key) for shard, key in samples}
 
 
-def read(run: Path, clip: str | None = None, text: str | None = None) -> Features:
+def read(run: Path, clip: str | None = None, text: str | None = None, captions: bool = False) -> Features:
     """The features of a run.
 
     Args:
-        clip, text: which of its CLIPs and of its texts, where it has several.
+        clip, text: which of its CLIPs and of its texts, where it has several. captions: features of texts are needed.
 
     Raises:
         UserError: it is no such run, holds several and none is named, or nothing is published yet.
@@ -71,7 +71,7 @@ def read(run: Path, clip: str | None = None, text: str | None = None) -> Feature
     found = Features(run, unfinished=len(published.missing()))
     for shard in published:
         table = shard.table()
-        image, caption = _fields(table.schema, run, clip, text)
+        image, caption = _fields(table.schema, run, clip, text, captions)
         cut = f"cut_{caption}"
         for row in table.select(["key", "status", image, *([caption, cut] if caption else [])]).to_pylist():
             sample = (shard.shard.id, plain(row["key"]))
@@ -87,14 +87,13 @@ def read(run: Path, clip: str | None = None, text: str | None = None) -> Feature
     return found
 
 
-def _fields(schema: pa.Schema, run: Path, clip: str | None, text: str | None) -> tuple[str, str]:
+def _fields(schema: pa.Schema, run: Path, clip: str | None, text: str | None, needed: bool) -> tuple[str, str]:
     """Names of the fields of images' features and of texts'; the latter is empty where there are none."""
     lists = [one.name for one in schema if pa.types.is_list(one.type) and pa.types.is_floating(one.type.value_type)]
-    captions = [name for name in lists if f"cut_{name}" in schema.names]
-    images = [name for name in lists if name not in captions]
-    image = _one_of(images, clip, run, "--clip", "features of images")
-    own = [name for name in captions if name.startswith(f"{image}_")]
-    if not own and text is None:
+    said = [name for name in lists if f"cut_{name}" in schema.names]
+    image = _one_of([name for name in lists if name not in said], clip, run, "--clip", "features of images")
+    own = [name for name in said if name.startswith(f"{image}_")]
+    if not own and text is None and not needed:
         return image, ""
     return image, _one_of(own, f"{image}_{text}" if text else None, run, "--text", "features of texts", f"{image}_")
 

@@ -102,7 +102,10 @@ def of(originals: Features, pictures: Features, drawn: dict[str, Drawn], first_a
         else:
             values.append(float(originals.images[sample] @ pictures.images[place]))
             counts["cut"] += made.cut
-    if not values:
-        raise UserError(f"evaluate: none of {counts['undrawn']:,} pictures of {pictures.run} can be compared.")
+    if counts["undrawn"] and len(values) == counts["empty"] + counts["missing"]:
+        raise UserError(
+            f"evaluate: none of {counts['undrawn']:,} pictures of captions is in {pictures.run}: its features are to be "
+            "those of what recap.dit.write_images wrote of this sampling run."
+        )
     names = ("empty", "missing", "undrawn", "cut")
     return Likeness(bootstrap_mean(values), **{name: counts[name] for name in names})

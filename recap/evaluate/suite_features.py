@@ -13,7 +13,7 @@ from recap.evaluate.text_sets import TextSet
 
 
 def _truematch(args: argparse.Namespace) -> Found:
-    found_features = features.read(args.features, args.clip, args.text)
+    found_features = features.read(args.features, args.clip, args.text, captions=True)
     bags = truematch.read_bags(args.bags)
     found = truematch.of(found_features, bags)
     metrics: dict[str, Any] = {f"R@1 of {size}": mean for size, mean in found.recall.items()}
@@ -41,10 +41,11 @@ def _finecapeval(args: argparse.Namespace) -> Found:
         "captions": {"left_out": own.left_out, "tokens": args.tokenizer, **text_sets.unfinished(own.unfinished)},
     }
     if args.features:
-        known = features.read(args.features, args.clip, args.text)
+        known = features.read(args.features, args.clip, args.text, captions=True)
         ranks, missing = finecapeval.retrieval(known, annotations.images)
         metrics |= {f"text to image R@{most}": mean for most, mean in ranks.items()}
-        account["features"] = known.account | {"missing": missing}
+        unseen = len(annotations.images) - ranks[1].n
+        account["features"] = known.account | {"missing": missing, "annotated_without_features": unseen}
     return {"metrics": metrics, "account": account}
 
 

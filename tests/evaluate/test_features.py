@@ -248,6 +248,9 @@ def test_some_captions_alone(world: Path, originals: Path) -> None:
     assert (found.score.n, found.missing) == (4, 0) and found.score.value == pytest.approx(1.0, abs=1e-5)
     with pytest.raises(UserError, match="has the key of a caption"):
         image2text.of(known, pictures, {"x": image2text.Drawn("x", "ok", False)})
+    with pytest.raises(UserError, match="none of 4 pictures"):
+        foreign = Features(Path("runs/p"), {("0", "x"): next(iter(pictures.images.values()))})
+        image2text.of(known, foreign, image2text.drawn_of(run)[""], first_alone=True)
     with pytest.raises(UserError, match="no sampling run"):
         image2text.drawn_of(originals)
     next(run.rglob("*.done")).unlink()
@@ -262,6 +265,8 @@ def test_shards_that_are_not_finished_stand_beside_the_number(world: Path) -> No
         shapes.write_shard(world / "two" / f"{shard}.tar", seed=3, first=2 * shard, samples=2, side=SIDE)
     run = features_of(world, "half", world / "two")
     assert "unfinished_shards" not in features.read(run).account
+    with pytest.raises(UserError, match="features of texts: none"):
+        features.read(run, captions=True)
     next(run.rglob("*.done")).unlink()
     assert features.read(run).account == {"images": 2, "unread": 0, "unfinished_shards": 1}
     assert judged.read(run, ["clip"]).account["unfinished_shards"] == 1

@@ -40,7 +40,7 @@ def test_classics_equal_cocoevalcap(fixture: dict[str, Any]) -> None:
 
 
 @needs_java
-@pytest.mark.slow  # it reads 60 MB of paraphrases: 20 seconds of a core
+@pytest.mark.slow(ci=True)  # it reads 60 MB of paraphrases: 20 seconds of a core
 def test_meteor_equals_cocoevalcap(fixture: dict[str, Any]) -> None:
     found = classics.scores(fixture["captions"], fixture["references"], meteor=True)
     assert found.scores["METEOR"].value == pytest.approx(fixture["expected"]["METEOR"], abs=1e-9)
