@@ -104,8 +104,8 @@ def of(originals: Features, pictures: Features, drawn: dict[str, Drawn], first_a
             counts["cut"] += made.cut
     if counts["undrawn"] and len(values) == counts["empty"] + counts["missing"]:
         raise UserError(
-            f"evaluate: none of {counts['undrawn']:,} pictures of captions is in {pictures.run}: its features are to be "
-            "those of what recap.dit.write_images wrote of this sampling run."
+            f"evaluate: none of {counts['undrawn']:,} pictures of captions is in {pictures.run}: its features are "
+            "to be those of what recap.dit.write_images wrote of this sampling run."
         )
     names = ("empty", "missing", "undrawn", "cut")
     return Likeness(bootstrap_mean(values), **{name: counts[name] for name in names})
