@@ -4,6 +4,7 @@ also where everything was killed on the way; and what works on a run of tars wor
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -35,6 +36,17 @@ def as_tars(folder: Path) -> dict[str, Any]:
     for number in SHARDS:
         write_as_tar(folder / f"{number}.tar", flags(number))
     return {}
+
+
+def as_json_tars(folder: Path) -> dict[str, Any]:
+    """Captions in a JSON member, as many frameworks write them."""
+    for number in SHARDS:
+        samples = flags(number)
+        for sample in samples:
+            text = sample.members.pop("txt").decode()
+            sample.members["json"] = json.dumps({"caption": text, "width": 9}).encode()
+        write_as_tar(folder / f"{number}.tar", samples)
+    return {"text": "json.caption"}
 
 
 def as_parquet(folder: Path) -> dict[str, Any]:
@@ -72,7 +84,8 @@ def as_saved(folder: Path) -> dict[str, Any]:
 
 
 KINDS: dict[str, Callable[[Path], dict[str, Any]]] = {
-    "parquet": as_parquet, "folder": as_folder, "json beside": as_json_folder, "saved": as_saved
+    "parquet": as_parquet, "folder": as_folder, "json beside": as_json_folder, "saved": as_saved,
+    "json in tars": as_json_tars,
 }  # fmt: skip
 
 
@@ -151,7 +164,7 @@ def killed_and_launched_again(config: Path, of_tars: list[tuple[Any, ...]], tmp_
     out = again.communicate(timeout=900)[0]
     assert again.returncode == Exit.COMPLETE, out
     assert captions(tmp_path / "r") == of_tars and {row[3] for row in of_tars} == {"ok"}
-    assert re.search(r"^input +[12] (parquet|folder list|arrow)", out, re.MULTILINE)
+    assert re.search(r"^input +[12] (parquet|folder list|arrow|tar)", out, re.MULTILINE)
 
     assert verify.main([str(tmp_path / "r"), "--full"]) == Exit.COMPLETE
     assert report.main([str(tmp_path / "r")]) == Exit.COMPLETE
@@ -161,7 +174,7 @@ def killed_and_launched_again(config: Path, of_tars: list[tuple[Any, ...]], tmp_
     for path in (tmp_path / "out").rglob("*.tar"):
         with tarfile.open(path) as tar:
             members += [name.partition(".")[2] for name in tar.getnames()]
-    original = "json" if kind == "json beside" else "txt"
+    original = "json" if kind.startswith("json") else "txt"
     assert {"png", original, "recap.txt"} <= set(members) and members.count("png") == len(of_tars)
 
 
