@@ -73,6 +73,8 @@ def _known(names: Sequence[str], captioners: dict[str, Path], what: str) -> None
 def asked(args: argparse.Namespace, parts: Sequence[Sequence[str]]) -> Asked:
     """What is to be shown. UserError where names do not belong together."""
     captioners = _named(args.captioners, "captions")
+    if odd := next((name for name in captioners if ":" in name), None):
+        raise UserError(f"arena: {odd!r}: a captioner's name has no ':', which stands between two of --battles.")
     battles = []
     for pair, run in _named(args.battles, "--battles").items():
         names = pair.split(":")
@@ -90,7 +92,9 @@ def asked(args: argparse.Namespace, parts: Sequence[Sequence[str]]) -> Asked:
         _known(part[:1], captioners, "behind --")
         arguments = suite.parsed(list(part[1:]))
         if arguments.json or arguments.out:
-            raise UserError("arena: behind --: --json and --out are the suite's own; leave them out.")
+            raise UserError(
+                "arena: behind -- stands what the suite is asked; --json and --out stand before the first --."
+            )
         measured.append((part[0], arguments))
     return Asked(captioners, measured, battles, statements, verdicts)
 

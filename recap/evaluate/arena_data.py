@@ -18,7 +18,7 @@ import numpy as np
 from hpc.base.errors import UserError
 from recap.data.headers import plain
 from recap.data.rows import parent_of
-from recap.evaluate import battles, judged, metric_agreement, suite, text_sets, win_rates
+from recap.evaluate import battles, crosscheck, judged, metric_agreement, suite, text_sets, win_rates
 from recap.evaluate.claims import number_of
 from recap.evaluate.intervals import Mean, bootstrap_mean
 from recap.evaluate.text_sets import Sample, TextSet
@@ -241,6 +241,11 @@ def _statements(
             raise UserError(
                 f"arena: {run} has a verdict on {row['key']} of shard {row['shard']}, which is no statement of "
                 f"{told or 'the captions of ' + name}. Name the run that its statements were taken from."
+            )
+        if row["verdict"] not in crosscheck.UNSUPPORTED:
+            raise UserError(
+                f"arena: {run} has the verdict {row['verdict']!r} on {row['key']}: expected one of "
+                f"{', '.join(crosscheck.UNSUPPORTED)}."
             )
         found.setdefault(image, []).append(Statement(text, row["verdict"]))
     arena.accounts.append((name, "verdicts", answers.account))

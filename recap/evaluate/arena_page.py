@@ -14,6 +14,7 @@ from recap.evaluate import suite
 from recap.evaluate.arena_data import Arena, Captioner, Line, Statement
 from recap.evaluate.intervals import Mean
 
+_MOST_TEXT = 4000  # characters of a caption on the page
 _STYLE = """
 a { color: light-dark(#1d5a96, #8ec1ef); } nav a { margin-right: 1.2rem; } th { font-weight: 600; }
 a:focus-visible, summary:focus-visible, .wide:focus-visible { outline: 3px solid var(--a); outline-offset: 2px; }
@@ -246,7 +247,7 @@ def _side(arena: Arena, captioner: Captioner, image: str) -> str:
 
 def marked(caption: str, statements: Sequence[Statement]) -> tuple[str, list[Statement]]:
     """The caption as HTML, with what a judge called false or was unsure of marked, and false statements that do not
-    stand in it.
+    stand in it. Its first 4,000 characters are shown.
     """
     places: list[tuple[int, int, str]] = []
     rest = []
@@ -261,12 +262,13 @@ def marked(caption: str, statements: Sequence[Statement]) -> tuple[str, list[Sta
         elif one.verdict == "no":
             rest.append(one)
     html, at = "", 0
-    for start, end, verdict in sorted(places):
+    shown = caption if len(caption) <= _MOST_TEXT else f"{caption[:_MOST_TEXT]} …"
+    for start, end, verdict in sorted(place for place in places if place[0] < _MOST_TEXT):
         kind, said = (' class="false"', "false") if verdict == "no" else ("", "unsure")
-        inside = f'<span class="hidden">[{said}: </span>{escaped(caption[start:end])}<span class="hidden">]</span>'
-        html += f"{escaped(caption[at:start])}<mark{kind}>{inside}</mark>"
+        inside = f'<span class="hidden">[{said}: </span>{escaped(shown[start:end])}<span class="hidden">]</span>'
+        html += f"{escaped(shown[at:start])}<mark{kind}>{inside}</mark>"
         at = end
-    return html + escaped(caption[at:]), rest
+    return html + escaped(shown[at:]), rest
 
 
 def _of_image(arena: Arena, image: str) -> str:

@@ -24,7 +24,7 @@ from recap.evaluate.win_rates import Battle
 from recap.worlds import shapes
 from recap.worlds.oracle import Truths, serving
 from tests.support.browser import Browser
-from tests.support.jobs import ROOT, inline
+from tests.support.jobs import ROOT, command, inline
 from tests.support.published import published
 
 SAMPLES = 10
@@ -108,6 +108,8 @@ def test_statements_are_marked_where_they_stand() -> None:
     twice, _ = arena_page.marked("No. No.", [Statement("No.", "no"), Statement("No.", "no")])
     assert twice.count("<mark") == 2
     assert arena_page.marked("a", [Statement("", "no")])[0] == "a"
+    long, rest = arena_page.marked("x " * 3000 + "No.", [Statement("No.", "no")])
+    assert len(long) < 4100 and long.endswith(" …") and not rest  # it stands in the caption, behind what is shown
 
 
 # --- an arena with judges ---------------------------------------------------------------------------
@@ -253,13 +255,14 @@ def test_what_is_missing_is_named(world: Path, tmp_path: Path) -> None:
         (["{w}/right"], "expected NAME=RUN"),
         (["a={w}/right", "a={w}/planted"], "given twice"),
         (["a={w}/nothing"], "no parquet files"),
+        (["a:b={w}/right"], "has no ':'"),
         (["a={w}/right", "b={w}/other"], "no image has a caption of two"),
         (["a={w}/right", "--battles", "a:c={w}/battle"], "no captioner is called 'c'"),
         (["a={w}/right", "--battles", "a={w}/battle"], "expected two captioners"),
         (["a={w}/right", "--statements", "a={w}/x"], "belongs to --verdicts"),
         (["a={w}/right", "--", "b", "diversity", "{w}/right"], "no captioner is called 'b'"),
         (["a={w}/right", "--", "a"], "what the suite is asked"),
-        (["a={w}/right", "--", "a", "diversity", "{w}/right", "--json"], "leave them out"),
+        (["a={w}/right", "--", "a", "diversity", "{w}/right", "--json"], "before the first --"),
         (["a={w}/right", "--", "a", "diversity", "{w}/right", "--", "a", "diversity", "{w}/right"], "twice"),
         (["a={w}/right", "--out", "{w}/right/0.parquet/x.html"], "cannot be written"),
     ],
@@ -321,3 +324,30 @@ def test_in_a_browser(world: Path, tmp_path: Path) -> None:
         seen.of("document.querySelector('article summary').focus()")
         seen.press("Enter")
         assert seen.of("document.querySelector('article details').open") is True
+
+
+@pytest.mark.slow  # 35 stages, most of them jobs with a start of their own: five CPU-minutes
+def test_the_shipped_pipeline(tmp_path: Path) -> None:
+    """Captions of which 40 % are of other pictures lose to the right ones by every metric that judges."""
+    (tmp_path / "in").mkdir()
+    shapes.write_shard(tmp_path / "in" / "0.tar", seed=3, first=0, samples=12, side=48)
+    config = tmp_path / "arena.yaml"
+    with serving(Truths([tmp_path / "in" / "0.tar"])) as (url, _):
+        text = (ROOT / "configs/pipeline/arena.yaml").read_text()
+        text = text.replace("http://localhost:8000/v1", url).replace("../", f"{ROOT}/configs/")
+        config.write_text(text.replace("runs/arena-world/*.tar", f"{tmp_path}/in"))
+        done = command(
+            "hpc.launch", str(config), f"runs={tmp_path}", "for_each.tenth=null", timeout=3000, PYTHONPATH=str(ROOT)
+        )
+    assert done.returncode == Exit.COMPLETE, done.stdout[-3000:] + done.stderr[-3000:]
+    found = json.loads((tmp_path / "arena" / "page" / "stdout.txt").read_text())
+    assert not found["not_measured"] and (tmp_path / "arena" / "page" / "arena.html").stat().st_size > 10_000
+    for line in found["metrics"]:
+        right, forty = (_value(line["values"][name]) for name in ("right", "forty"))
+        if line["better"] != "neither" and line["name"] != "opener":
+            assert right > forty if line["better"] == "higher" else right < forty, line
+    assert found["false_statements"]["right"] == 0 < found["false_statements"]["forty"]
+
+
+def _value(found: Any) -> float:
+    return found["value"] if isinstance(found, dict) else found
