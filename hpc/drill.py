@@ -54,7 +54,7 @@ class Told(Exception):
 def try_all(session: Session) -> None:
     """All lines, as far as the time goes. What nothing is known of in the end has its reason, too."""
     board = session.board
-    _place_lines(session)
+    try_place(session)
     session.code = snapshot.take(session.place.run.code)
     if session.config.cluster.kind == "local":
         gathering.in_processes(session)
@@ -88,7 +88,8 @@ def _on_slurm(session: Session) -> None:
     lives.leave()
 
 
-def _place_lines(session: Session) -> None:
+def try_place(session: Session) -> None:
+    """The lines `access` and `space`."""
     board, place = session.board, session.place
     try:
         said = access.check(place.path)
@@ -187,7 +188,7 @@ def _drill(config: RunConfig, args: argparse.Namespace, runs: Path, out: Console
         signal.signal(number, _told)
     code, left = 0, ""
     try:
-        place.make(config.cluster.kind == "slurm")
+        place.make()
         out.print(f"drill      {escape(str(place.path))}, at most {args.minutes:g} minutes; Ctrl-C ends and cleans")
         with place.owned():
             try_all(Session(place, config, board, args.nodes, args.minutes))
@@ -195,10 +196,13 @@ def _drill(config: RunConfig, args: argparse.Namespace, runs: Path, out: Console
         name = "space" if storage_full(error) and error.errno != errno.EROFS else "access"
         board.judge(name, f"{place.path}: {error.strerror or error}", "", "`runs` where you may write, and have room")
         board.leave(LINES, f"in {short(runs)} nothing can be written")
-    except (KeyboardInterrupt, Told) as stop:
+    except (KeyboardInterrupt, Told, SystemExit) as stop:  # rich ends a process whose reader is gone (`| head`)
         out.print("[yellow]stopped: cleaning up[/]")
         board.leave(LINES, "the drill was stopped", again=True)
         code = Exit.TERMINATED if str(stop) == "SIGTERM" else Exit.INCOMPLETE
+    except BaseException:  # a bug of ours: its traceback, and nothing left behind
+        _clean(place, args.keep, out)
+        raise
     left = _clean(place, args.keep, out)
     code = code or board.code or (Exit.INCOMPLETE if left else Exit.COMPLETE)
     if args.json:

@@ -25,7 +25,7 @@ class Line:
 
 
 LINES = {
-    "access": "nobody else may put another folder in the place of `runs`",
+    "access": "`runs` can be written, and nobody else may put another folder in its place",
     "space": "64 MiB and 256 names are written, and map.min_free_gb is free",
     "link": "a hard link is made, and a name that exists is refused",
     "fsync": "files and folders are forced to stable storage",

@@ -59,16 +59,20 @@ class Place:
         made.mkdir(parents=True)
         return made
 
-    def make(self, slurm: bool) -> None:
+    def make(self) -> None:
         """Make it, whole with its facts, and folders above that are not there. OSError where that cannot be."""
         above = [folder for folder in self.path.parents if not folder.exists()]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         making = self.path.parent / f"{atomic.TEMPORARY}{self.name}"
         making.mkdir(mode=0o700)
-        self._write(making, {**lock.process(), "slurm": slurm, "above": [str(folder) for folder in above]})
+        self._write(making, {**lock.process(), "above": [str(folder) for folder in above]})
         making.rename(self.path)
         for folder in (self.run.logs, self.run.code, self.temporary):
             folder.mkdir(mode=0o700)
+
+    def expect_jobs(self) -> None:
+        """Before the first sbatch: from now on Slurm is asked for jobs of this name when all is cleaned."""
+        self._write(self.path, {**self.facts(), "slurm": True})
 
     def keep(self) -> str:
         """End its jobs, and let its files be: later drills leave them alone. Why that cannot be, or ""."""
@@ -196,7 +200,7 @@ def clean_earlier(runs: Path, say: Say) -> None:
             say(f"another drill, process {facts['pid']} on {facts['host']}, is at work in {short(place.path)}")
         else:
             left = place.clean()
-            say(f"left by a drill that was killed: {short(place.path)}; {left or 'cleaned'}")
+            say(f"left by an earlier drill: {short(place.path)}; {left or 'cleaned'}")
 
 
 def _earlier(runs: Path) -> list[Place]:

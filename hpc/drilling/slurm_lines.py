@@ -42,6 +42,7 @@ def takes_the_profile(session: Session) -> bool:
     """The lines `request`, `array` and `time`; whether jobs of this profile are taken."""
     board, cluster, place = session.board, session.config.cluster, session.place
     slots, said = cluster.slots, ""
+    place.expect_jobs()
     while True:
         try:
             jobs.held(session, slots).submit_script()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -13,11 +12,13 @@ from typing import Any
 
 import pytest
 
+from hpc import config as configs
 from hpc import drill
 from hpc.base.errors import Exit
 from hpc.drilling import file_system
-from hpc.drilling.board import LINES
-from hpc.drilling.place import Place
+from hpc.drilling.board import LINES, Board
+from hpc.drilling.place import FACTS, Place, clean_earlier
+from hpc.drilling.session import Session
 from tests.support import unfit_files
 from tests.support.jobs import ENVIRONMENT, ROOT, wait_for
 
@@ -98,10 +99,9 @@ def test_killed_then_cleaned_by_the_next(tmp_path: Path) -> None:
     process.kill()
     process.communicate()
     assert place.exists()
-    second = start(tmp_path, "--minutes", "0.001")
-    out, said = second.communicate(timeout=240)
-    assert f"left by a drill that was killed: {place}; cleaned" in re.sub(r"\n", "", out), said
-    assert second.returncode == Exit.INCOMPLETE and "the time was over" in out
+    said: list[str] = []
+    clean_earlier(tmp_path, said.append)
+    assert said == [f"left by an earlier drill: {place}; cleaned"]
     assert [path.name for path in tmp_path.iterdir()] == ["hpc-drill-notours"]
 
 
@@ -116,12 +116,10 @@ def test_stopped(tmp_path: Path, number: int, code: int) -> None:
     assert lines["space"]["verdict"] == "fit"
 
 
-def test_a_live_or_kept_one_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from hpc.drilling.place import clean_earlier
-
+def test_a_live_or_kept_one_is_left_alone(tmp_path: Path) -> None:
     mine, kept = Place.new(tmp_path), Place.new(tmp_path)
     for place in (mine, kept):
-        place.make(slurm=False)
+        place.make()
     assert kept.keep() == ""
     said: list[str] = []
     clean_earlier(tmp_path, said.append)
@@ -140,11 +138,33 @@ def test_nothing_can_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_a_folder_that_others_may_replace(tmp_path: Path) -> None:
-    session_runs = tmp_path / "open"
-    session_runs.mkdir()
-    session_runs.chmod(0o777)
-    lines = verdict(start(session_runs, "--json", "--minutes", "0.001"), Exit.INCOMPLETE)
-    assert lines["access"]["verdict"] == "unfit" and "everybody may write" in lines["access"]["seen"]
+    tmp_path.chmod(0o777)
+    place, board = Place.new(tmp_path), Board(lambda line: None)
+    place.make()
+    config = configs.check_run({"name": "drill", "map": {"min_free_gb": 1e9}}, "test")
+    drill.try_place(Session(place, config, board, nodes=2, minutes=1.0))
+    assert board.unfit(*LINES) == ["access", "space"]
+    assert "everybody may write" in board.lines["access"].seen
+    assert "map.min_free_gb" in board.lines["space"].seen
+    assert place.clean() == ""
+
+
+def test_what_another_machine_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its owner is watched for a while; what is no drill's stays."""
+    place, said = Place.new(tmp_path), list[str]()
+    place.make()
+    (place.path / FACTS).write_text(json.dumps({**place.facts(), "host": "elsewhere"}))
+    with place.owned():
+        clean_earlier(tmp_path, said.append)
+    assert "on elsewhere, is at work" in said.pop() and place.path.exists()
+    monkeypatch.setattr("hpc.drilling.place.DEAD_S", 1.0)
+    others = {"hpc-drill-0badcafe", "hpc-drill-0badcaff"}
+    for name in others:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / FACTS).write_text("[1]")
+    clean_earlier(tmp_path, said.append)
+    assert said == [f"left by an earlier drill: {place.path}; cleaned"]
+    assert {path.name for path in tmp_path.iterdir()} == others
 
 
 def test_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

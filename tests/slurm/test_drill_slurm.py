@@ -98,7 +98,7 @@ def test_killed_with_jobs(slurm: Cluster, tmp_path: Path) -> None:
     assert slurm.run("squeue", "-h", "-n", place.name)
     second = [word for word in words if word != "--json"]
     said = slurm.run(*second, "--minutes", "0.01", code=Exit.INCOMPLETE)
-    assert f"left by a drill that was killed: {place}; cleaned" in said.replace("\n", "")
+    assert f"left by an earlier drill: {place}; cleaned" in said.replace("\n", "")
     assert slurm.run("squeue", "-h", "-n", place.name) == "" and not runs.exists()
 
 
