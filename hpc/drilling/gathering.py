@@ -65,6 +65,7 @@ def on_nodes(session: Session) -> None:
     if not session.wait(lambda: job.state() == "RUNNING" or job.state() == GONE or _started(place)):
         board.leave(("start", "nodes", *TOGETHER), job.why_not(), again=True)
         return
+    job.nodes()
     session.wait(lambda: len(_started(place)) == session.nodes or job.state() == GONE, _COME_S)
     hosts = _started(place)
     if not hosts:
@@ -124,9 +125,11 @@ def _nodes(session: Session, hosts: dict[str, str], reports: dict[str, Report], 
     board, wanted = session.board, session.nodes
     silent = sorted(set(witness.names(wanted)) - reports.keys())
     if silent:
-        who = ", ".join(hosts.get(name, name) for name in silent)
+        where = ", ".join(f"{hosts[name]}'s" for name in silent if name in hosts) or f"one of {job.nodes()}"
         to_set = "`runs` on a file system that this machine and all nodes mount at the same path"
-        board.judge("nodes", f"no report of {who} is seen here: {job.last_words()}", "", to_set)
+        board.judge(
+            "nodes", f"{len(silent)} of {wanted} reports are not seen here ({where}): {job.last_words()}", "", to_set
+        )
     elif len(set(hosts.values())) < 2:
         why = f"{wanted} tasks ran on {', '.join(set(hosts.values()))} alone" if wanted > 1 else "one node took part"
         board.leave(["nodes"], f"{why}: --nodes 2, and cluster.slots=2 at least")

@@ -13,6 +13,7 @@ from hpc.config import ClusterConfig
 from hpc.drilling.place import Place
 from hpc.drilling.session import Session
 from hpc.run.directory import Run, Submission
+from hpc.slurm import container
 from hpc.slurm.submission import Launcher
 
 LIMIT_MIN, WARNED_S = 2, 60  # of the job that waits for USR2: it comes in the first minute (Slurm looks every 30 s)
@@ -83,8 +84,12 @@ class MeetingLauncher(DrillLauncher):
         return super()._parameters() | {"nodes": self._nodes}
 
     def worker_command(self) -> str:
+        """A node on which it fails ends it on no other: what those see is wanted."""
+        srun = shlex.join(
+            ["srun", "--unbuffered", "--kill-on-bad-exit=0", *container.srun_arguments(self.cluster, self.run.path)]
+        )
         words = f"--count {self._nodes} --patience {self._patience_s:g}"
-        return self.on_the_node("hpc.drilling.witness", words)
+        return f"{srun} {self.start('hpc.drilling.witness')} {self.directory} {words}"
 
 
 class LivesLauncher(DrillLauncher):

@@ -13,6 +13,7 @@ from hpc.drilling.session import GONE, Session, SlurmJob
 from hpc.slurm import commands as slurm
 
 NAMES = ("signals", "requeue", "cancel")
+_NO_USR2 = "it ends with 75 after USR2, which did not come"
 _SHOWN_S = 10.0  # that a shared file system may take to show what a job that ended has written
 
 
@@ -75,7 +76,7 @@ class Lives:
             "cluster.srun_args); slots drain by SLURM_JOB_END_TIME all the same",
         )  # fmt: skip
         if problem:
-            self._board.leave(["requeue"], "it ends with 75 after USR2, which did not come")
+            self._board.leave(["requeue"], _NO_USR2)
 
     def _cancel(self) -> None:
         self._cancelled = True
@@ -102,6 +103,8 @@ class Lives:
         if "signals" not in self._board.lines:
             to_set = "no wrapper between srun and python that dies of signals (cluster.python, cluster.srun_args)"
             self._board.judge("signals", f"the worker ended without a word; {words}", "", to_set)
+        if self._board.unfit("signals"):
+            self._board.leave(["requeue"], _NO_USR2)
         self._board.judge(
             "requeue", f"it did not start again; {words}", "",
             "`scontrol requeue` allowed, and on PATH on the nodes (cluster.prelude); JobRequeue=1 in slurm.conf",

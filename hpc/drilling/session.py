@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,22 +11,25 @@ from pathlib import Path
 
 from hpc.base.errors import Unanswered
 from hpc.config import RunConfig
+from hpc.config.cluster_checks import slurm_seconds
 from hpc.drilling.board import Board
 from hpc.drilling.place import Place
 from hpc.map.check import last_lines
 from hpc.map.drain import TERM_S
+from hpc.slurm import commands as slurm
 from hpc.slurm.queue import pending, surely_live
 
 LATE_SHARE = 4  # of a lease: others must see a heartbeat this many times before the lease ends
 GONE, UNKNOWN = "gone", "unknown"
+_SOME = "its nodes"
 _ASK_S = 1.0  # between two questions to Slurm
 
 
 @dataclass
 class Session:
-    """nodes: that take part. code: the snapshot's name. late_s: how
-    late machines see one another's changes. end: as time.monotonic() counts. watched: what goes on beside
-    the rest, and is looked at while that waits.
+    """nodes: that take part. code: the snapshot's name. late_s: how late machines see one another's changes. granted_s:
+    the partition's time limit. end: as time.monotonic() counts. watched: what goes on beside the rest, and is looked at
+    while that waits.
     """
 
     place: Place
@@ -35,6 +39,7 @@ class Session:
     minutes: float
     code: str = ""
     late_s: float = 0.0
+    granted_s: float = math.inf
     end: float = field(init=False)
     watched: list[Callable[[], None]] = field(default_factory=list)
 
@@ -46,6 +51,10 @@ class Session:
         return time.monotonic() > self.end
 
     @property
+    def left_s(self) -> float:
+        return max(0.0, self.end - time.monotonic())
+
+    @property
     def time_over(self) -> str:
         """Why something was not tried, "" while there is time."""
         return "the time was over" if self.over else ""
@@ -53,7 +62,8 @@ class Session:
     @property
     def limit(self) -> str:
         """The time limit of a job that has to end with the drill, as Slurm writes it."""
-        return str(math.ceil(self.minutes) + 1)
+        granted = min(slurm_seconds(self.config.cluster.time), self.granted_s) / 60
+        return str(max(1, math.floor(min(self.minutes + 2, granted))))
 
     @property
     def patience_s(self) -> float:
@@ -85,6 +95,7 @@ class SlurmJob:
         self._state, self._asked, self.reason = "PENDING", 0.0, ""
         self._submitted = time.monotonic()
         self.waited_s = 0.0
+        self._nodes = _SOME
 
     def state(self) -> str:
         """PENDING, RUNNING, ..., GONE, or UNKNOWN where the controller does not answer."""
@@ -100,6 +111,15 @@ class SlurmJob:
             self.waited_s = time.monotonic() - self._submitted
         self._asked = time.monotonic()
         return self._state
+
+    def nodes(self) -> str:
+        """On which it runs, or ran when this was first asked; "its nodes" where Slurm did not say."""
+        if self._nodes == _SOME:
+            try:
+                self._nodes = slurm.run(["squeue", "-h", "-j", self.number, "-o", "%N"], 30).stdout.strip() or _SOME
+            except (OSError, subprocess.TimeoutExpired):
+                pass
+        return self._nodes
 
     def why_not(self) -> str:
         """Why it has done nothing yet."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -112,10 +113,15 @@ def _time(session: Session) -> None:
     if not limits:
         session.board.leave(["time"], "sinfo does not tell the partition's limit")
         return
-    most = max(limits, key=lambda text: slurm_seconds(text) if text != "infinite" else float("inf"))
-    short = most != "infinite" and slurm_seconds(cluster.time) > slurm_seconds(most)
+    most = max(limits, key=_seconds)
+    session.granted_s = _seconds(most)
+    short = slurm_seconds(cluster.time) > session.granted_s
     problem = f"{cluster.time} is asked for, the partition grants {most}: such a job waits for ever" if short else ""
     session.board.judge("time", problem, f"{cluster.time} of {most}", f'cluster.time: "{most}"')
+
+
+def _seconds(limit: str) -> float:
+    return math.inf if limit == "infinite" else float(slurm_seconds(limit))
 
 
 def _limits(cluster: ClusterConfig) -> list[str]:

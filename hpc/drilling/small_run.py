@@ -6,7 +6,6 @@ import dataclasses
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,14 @@ from hpc.run.published import Published
 
 NAMES = ("engine", "slot", "stall", "run")
 NEEDED = ("access", "space", "link", "fsync", "rename", "exclusion", "attributes")
+HURTS = (*NEEDED, "start", "nodes")
 _LEAST_LEASE_S, _LATE_TIMES = 3.0, 8
 _VERIFY_S = 300.0
 
 
 def drill(session: Session) -> None:
     """Launch it where what it stands on is fit."""
-    if bad := session.board.unfit(*NEEDED):
+    if bad := session.board.unfit(*HURTS):
         session.board.leave(NAMES, f"unfit: {', '.join(bad)}")
     elif not session.board.fit(*NEEDED):
         session.board.leave(NAMES, session.time_over or "not all that it stands on was tried", again=True)
@@ -47,7 +47,6 @@ class SmallRun:
         self._log = session.place.run.logs / "launch.log"
         self._process: subprocess.Popen[bytes] | None = None
         self._job: SlurmJob | None = None
-        self._killed = 0.0
 
     def drill(self) -> None:
         try:
@@ -109,20 +108,23 @@ class SmallRun:
         session, board = self._session, self._board
         session.wait(lambda: len(self._working()) >= session.nodes or self._over(), 0.6 * 60 * session.minutes)
         if not self._working():
-            board.leave(NAMES, self._why_not(), again=not self._over())
             if self._over():
                 board.judge("run", self._why_not(), "", "what it says")
+            board.leave(NAMES, self._why_not(), again=not self._over())
             return
         if self._ordered(work.ENGINE) and session.wait(lambda: self._again(work.ENGINE) or self._over()):
             words = f"killed on {self._host(work.ENGINE)}, and another one went on with its work"
             board.judge("engine", "" if self._again(work.ENGINE) else self._dead(), words, "see its log")
-        if self._ordered(work.SLOT):
-            self._killed = time.monotonic()
-        if session.nodes > 1:
-            others = lambda: set(self._working()) - {self._taken(work.SLOT)}  # noqa: E731
-            if session.wait(lambda: others() or self._over()):
+        self._ordered(work.SLOT)
+        if session.nodes > 1:  # one stands still, another must be there to take over
+            session.wait(lambda: self._left() > 1 or self._over() or board.unfit("requeue"), session.left_s / 2)
+            if self._left() > 1:
                 self._ordered(work.STALL)
         self._order(work.FINISH)
+
+    def _left(self) -> int:
+        """How many slots work, as far as is known: one that was killed leaves its last word behind."""
+        return len(set(self._working()) - {self._taken(work.SLOT)})
 
     def _order(self, name: str) -> None:
         atomic.replace(self._orders / name, b"")
@@ -168,7 +170,10 @@ class SmallRun:
         victim = self._taken(work.STALL)
         if self._session.nodes < 2:
             self._board.leave(["stall"], "one slot took part: nobody could take over (--nodes 2)")
-        elif victim and complete:
+        elif not victim:
+            why = "one slot was left, the other one had not started (again): nobody could take over"
+            self._board.leave(["stall"], why, again=not self._board.unfit("requeue"))
+        elif complete:
             words = f"stopped on {self._host(work.STALL)}; others took over after {self.lease_s:.0f} s and finished"
             self._board.judge("stall", "", words, "")
 

@@ -62,7 +62,8 @@ def test_what_a_site_does_not_allow(slurm: Cluster, tmp_path: Path) -> None:
     lines = drill(slurm, command(tmp_path, "--minutes", "8", prelude=denied), Exit.INCOMPLETE)
     assert names(lines, "unfit") == {"requeue"} and "Access denied" in lines["requeue"]["seen"]
     assert "JobRequeue" in lines["requeue"]["set"]
-    assert {"signals", *SMALL} <= names(lines, "fit") and lines["cancel"]["verdict"] == "not tried"
+    assert {"signals", "engine", "slot", "run"} <= names(lines, "fit"), lines
+    assert {"cancel", "stall"} <= names(lines, "not tried") and not lines["stall"]["again"]
     slow = drill(slurm, command(tmp_path, "--minutes", "8", "map.drain_s=20"), Exit.INCOMPLETE)
     assert names(slow, "unfit") == {"cancel"} and "map.drain_s=" in slow["cancel"]["set"]
 
