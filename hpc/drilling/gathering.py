@@ -19,7 +19,7 @@ from hpc.map.check import last_lines
 
 LOCAL = ("link", "fsync", "rename")
 TOGETHER = ("exclusion", "attributes")
-_COME_S, _SHOWN_S = 120.0, 20.0  # for a job that runs: until all its tasks have come; until its reports are seen
+_REPORT_S, _SHOWN_S = 120.0, 20.0  # for the others' reports; for what a job that ended has written to be seen
 
 SET = {
     "link": "`runs` on a POSIX file system that all nodes share (NFS, Lustre, GPFS, BeeGFS)",
@@ -62,19 +62,18 @@ def on_nodes(session: Session) -> None:
     launcher = jobs.meeting(session)
     number = launcher.submit_script()
     job = SlurmJob(number, place.run.logs / launcher.log_pattern.replace("%j", number))
-    if not session.wait(lambda: job.state() == "RUNNING" or job.state() == GONE or _started(place)):
+    if not session.wait(lambda: job.state() == GONE or _started(place)):
         board.leave(("start", "nodes", *TOGETHER), job.why_not(), again=True)
         return
     job.nodes()
-    session.wait(lambda: len(_started(place)) == session.nodes or job.state() == GONE, _COME_S)
-    hosts = _started(place)
-    if not hosts:
+    if not session.wait(lambda: _started(place), _SHOWN_S):
         to_set = "cluster.python, cluster.prelude, cluster.container; `runs` where all nodes see it"
         board.judge("start", f"job {number} wrote nothing that is seen here: {job.last_words()}", "", to_set)
         board.leave(("nodes", *TOGETHER), "no node came")
         return
-    board.judge("start", "", f"after {job.waited_s:.0f} s, on {', '.join(sorted(set(hosts.values())))}", "")
     reports = _meet(session, lambda: job.state() == GONE)
+    hosts = _started(place)
+    board.judge("start", "", f"after {job.waited_s:.0f} s, on {', '.join(sorted(set(hosts.values())))}", "")
     _nodes(session, hosts, reports, job)
     _judge(session, reports)
 
@@ -116,7 +115,7 @@ def _meet(session: Session, over: Callable[[], object]) -> dict[str, Report]:
                 reports[name] = report
         return len(reports) > session.nodes
 
-    session.wait(lambda: complete() or over(), session.patience_s + _COME_S)
+    session.wait(lambda: complete() or over(), session.patience_s + _REPORT_S)
     session.wait(complete, _SHOWN_S)
     return reports
 

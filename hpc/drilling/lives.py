@@ -27,7 +27,6 @@ class Lives:
         number = launcher.submit_script()
         log = session.place.run.logs / launcher.log_pattern.replace("%A", number).replace("%a", "0")
         self.job = SlurmJob(number, log)
-        self._ended = 0.0  # when its first life was seen to have asked for a requeue
         self._gone = 0.0  # since when Slurm has it no more
         self._cancelled = False
 
@@ -45,8 +44,8 @@ class Lives:
         if "signal" in first and "signals" not in self._board.lines:
             self._signals(first)
         if "start" in second and "requeue" not in self._board.lines:
-            waited = f" after {time.monotonic() - self._ended:.0f} s" if self._ended else ""
-            self._board.judge("requeue", "", f"started again{waited}, on {second['start']['host']}", "")
+            waited = max(0.0, second["start"]["t"] - first.get("signal", second["start"])["t"])  # for people alone
+            self._board.judge("requeue", "", f"started again after {waited:.0f} s, on {second['start']['host']}", "")
         if "start" in second and not self._cancelled:
             self._cancel()
         told = second if "start" in second else first
@@ -67,7 +66,6 @@ class Lives:
         return {event["event"]: event for event in found}
 
     def _signals(self, first: dict[str, dict[str, Any]]) -> None:
-        self._ended = time.monotonic()
         names, after = first["signal"]["names"], first["signal"]["after"]
         problem = "" if "SIGUSR2" in names else f"at the end of {LIMIT_MIN} minutes TERM came, and no USR2 before"
         self._board.judge(

@@ -22,7 +22,7 @@ NAMES, RACE_S = 500, 1.0  # that all try to make, one after the other
 REPLACE_S = 2.0
 QUIET_S = 5.0  # without a change, so that caches have something old to hold on to
 _POLL_S = 0.05
-_START_S = 60.0  # between the starts of a job's first and last task
+_START_S = 90.0  # between the starts of a job's first and last task
 _STEPS = ["came", "raced", "replaced", "laid", "looked"]
 
 

@@ -126,7 +126,9 @@ class SlurmJob:
         if self._state == UNKNOWN:
             return "Slurm's controller does not answer"
         waits = f"job {self.number} has waited to start for {self.waited_s:.0f} s"
-        return f"{waits} ({self.reason or 'no reason given'})" if self._state == "PENDING" else "the time was over"
+        if self._state == "PENDING":
+            return f"{waits} ({self.reason or 'no reason given'})"
+        return "the time was over" if self._state == GONE else f"job {self.number} ran, and the time was over"
 
     def last_words(self) -> str:
         """The end of its log, which does not stay."""

@@ -101,6 +101,8 @@ def _what_to_ask(refused: str) -> str:
         "feature": "cluster.constraint",
         "gres": "cluster.gres, cluster.gpus_per_node",
         "memory": "cluster.mem_gb",
+        "number of nodes": "cluster.nodelist (a slot is one node; cluster.exclude names those not to use)",
+        "node list": "cluster.nodelist, cluster.exclude",
         "reservation": "cluster.sbatch",
     }
     found = [key for word, key in keys.items() if word in refused.lower()]
