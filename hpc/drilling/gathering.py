@@ -12,7 +12,7 @@ from hpc.base import snapshot
 from hpc.base.processes import die_with_parent
 from hpc.drilling import jobs, witness
 from hpc.drilling.file_system import Answer
-from hpc.drilling.meeting import Meeting, Report
+from hpc.drilling.meeting import COME_S, Meeting, Report
 from hpc.drilling.place import Place
 from hpc.drilling.session import GONE, LATE_SHARE, Session, SlurmJob
 from hpc.map.check import last_lines
@@ -110,8 +110,11 @@ def _meet(session: Session, over: Callable[[], object]) -> dict[str, Report]:
     reports = {witness.HERE: meeting.report}
 
     def complete() -> bool:
+        """Only what is listed is opened: that a name was not there is remembered longest."""
+        listed = set(os.listdir(folder))
         for name in witness.names(session.nodes):
-            if name not in reports and (report := Report.read(folder / f"report-{name}.json")):
+            file = f"report-{name}.json"
+            if name not in reports and file in listed and (report := Report.read(folder / file)):
                 reports[name] = report
         return len(reports) > session.nodes
 
@@ -192,7 +195,7 @@ def _attributes(session: Session, reports: dict[str, Report]) -> None:
     allowed = lease_s / LATE_SHARE
     to_set = f"attribute caching of the mount (NFS: actimeo, lookupcache) under {allowed:.0f} s"
     unseen = [
-        f"{report.host} does not see in {session.patience_s:.0f} s that {', '.join(lost)} had come"
+        f"{report.host} does not see in {max(session.patience_s, COME_S):.0f} s that {', '.join(lost)} had come"
         for report in reports.values()
         if (lost := [name for name in report.absent if name in reports])
     ]

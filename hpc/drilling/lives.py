@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import time
 from typing import Any
@@ -62,7 +63,8 @@ class Lives:
 
     def _events(self, number: int) -> dict[str, dict[str, Any]]:
         """The last event of each kind, of one life."""
-        found, _ = journal.read(life.folder(self._session.place) / f"{number}.jsonl")
+        folder, name = life.folder(self._session.place), f"{number}.jsonl"
+        found = journal.read(folder / name)[0] if name in os.listdir(folder) else []
         return {event["event"]: event for event in found}
 
     def _signals(self, first: dict[str, dict[str, Any]]) -> None:
@@ -105,6 +107,7 @@ class Lives:
             self._board.leave(["requeue"], _NO_USR2)
         self._board.judge(
             "requeue", f"it did not start again; {words}", "",
-            "`scontrol requeue` allowed, and on PATH on the nodes (cluster.prelude); JobRequeue=1 in slurm.conf",
+            "`scontrol requeue` allowed, and on PATH on the nodes (cluster.prelude); JobRequeue=1 in slurm.conf; the "
+            "worker's exit code must come through cluster.python and cluster.srun_args",
         )  # fmt: skip
         self._board.leave(["cancel"], "there was no second life to be cancelled")

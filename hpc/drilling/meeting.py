@@ -22,7 +22,7 @@ NAMES, RACE_S = 500, 1.0  # that all try to make, one after the other
 REPLACE_S = 2.0
 QUIET_S = 5.0  # without a change, so that caches have something old to hold on to
 _POLL_S = 0.05
-_START_S = 90.0  # between the starts of a job's first and last task
+COME_S = 90.0  # at least, for one that starts late, or works on a busy machine
 _STEPS = ["came", "raced", "replaced", "laid", "looked"]
 
 
@@ -61,24 +61,24 @@ class Meeting:
     def attend(self) -> Report:
         """From the first to the last step; the report."""
         atomic.replace(self._folder / f"whole-{self._me}", content(0))
-        self._wait_for_others("came", max(self._patience_s, _START_S))
+        self._wait_for_others("came")
         self._race()
-        self._wait_for_others("raced", self._patience_s)
+        self._wait_for_others("raced")
         self._replace()
-        self._wait_for_others("replaced", self._patience_s)
+        self._wait_for_others("replaced")
         self._look_how_late()
         return self.report
 
     def write(self) -> None:
         atomic.replace(self._folder / f"report-{self._me}.json", atomic.as_json(asdict(self.report)))
 
-    def _wait_for_others(self, step: str, patience_s: float) -> None:
+    def _wait_for_others(self, step: str) -> None:
         """Until each has come to a step, as a new name in a folder or the content of a file tells, whichever earlier.
         Nobody is waited for twice in vain.
         """
         atomic.replace(self._folder / "steps" / f"{step}-{self._me}", b"")
         atomic.replace(self._folder / f"step-{self._me}", step.encode())
-        end = time.monotonic() + patience_s
+        end = time.monotonic() + max(self._patience_s, COME_S)
         while missing := [name for name in self._others if not self._has_come(name, step)]:
             if self._stop():  # nobody is to blame
                 self._others = []
@@ -132,12 +132,12 @@ class Meeting:
         with open(late / f"grown-{self._me}", "ab", buffering=0) as growing:
             growing.write(b"old\n")
             atomic.replace(late / f"changed-{self._me}", b"old")
-            self._wait_for_others("laid", self._patience_s)
+            self._wait_for_others("laid")
             for name in self._others:
                 for _, seen in _changes(late, name):
                     seen()
             time.sleep(QUIET_S)
-            self._wait_for_others("looked", self._patience_s)
+            self._wait_for_others("looked")
             begun = time.monotonic()
             growing.write(b"new\n")
             atomic.replace(late / f"changed-{self._me}", b"new...")

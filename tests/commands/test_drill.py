@@ -26,8 +26,8 @@ FILES = ("access", "space", "link", "fsync", "rename", "exclusion", "attributes"
 
 
 def start(runs: Path, *words: str, **environment: str) -> subprocess.Popen[str]:
-    """A drill of this machine, with a lease by which changes must be seen in 2 s."""
-    settings = ("--cluster", "local", "--minutes", "4", "map.lease_s=8", "map.min_free_gb=0", f"runs={runs}")
+    """A drill of this machine, with a lease by which changes must be seen in 15 s."""
+    settings = ("--cluster", "local", "--minutes", "4", "map.lease_s=60", "map.min_free_gb=0", f"runs={runs}")
     return subprocess.Popen(
         [sys.executable, "-m", "hpc.drill", *settings, *words], cwd=ROOT, env={**ENVIRONMENT, **environment},
         text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -46,7 +46,7 @@ def verdict(process: subprocess.Popen[str], code: int) -> dict[str, dict[str, An
 
 def check_unfit(lines: dict[str, dict[str, Any]], name: str, words: str) -> None:
     """One line is, for this reason, with what to set; no other is; and nothing was built upon it."""
-    assert [line["name"] for line in lines.values() if line["verdict"] == "unfit"] == [name]
+    assert [line["name"] for line in lines.values() if line["verdict"] == "unfit"] == [name], lines
     assert words in lines[name]["seen"] and lines[name]["set"]
     for other in ("engine", "slot", "stall", "run"):
         assert (lines[other]["verdict"], lines[other]["seen"]) == ("not tried", f"unfit: {name}")

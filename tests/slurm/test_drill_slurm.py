@@ -20,11 +20,18 @@ pytestmark = [pytest.mark.slurm]
 SMALL = ("slot", "stall", "engine", "run")
 
 
-def command(tmp_path: Path, *words: str, **keys: Any) -> list[str]:
-    """A drill with a profile of small jobs; slots may take 2 s to drain, this Slurm's KillWait is 5 s."""
+def command(tmp_path: Path, *words: str, drain_s: int = 2, **keys: Any) -> list[str]:
+    """A drill with a profile of small jobs; this Slurm's KillWait is 5 s."""
     profile = tmp_path / "site.yaml"
     profile.write_text(yaml.safe_dump({"kind": "slurm", "slots": 4, "time": "10", "mem_gb": 1.0, **keys}))
-    settings = ("--cluster", str(profile), f"runs={tmp_path}/runs", "map.drain_s=2", "map.min_free_gb=0", "--json")
+    settings = (
+        "--cluster",
+        str(profile),
+        f"runs={tmp_path}/runs",
+        f"map.drain_s={drain_s}",
+        "map.min_free_gb=0",
+        "--json",
+    )
     return [sys.executable, "-m", "hpc.drill", *settings, *words]
 
 
@@ -64,14 +71,14 @@ def test_what_a_site_does_not_allow(slurm: Cluster, tmp_path: Path) -> None:
     assert "JobRequeue" in lines["requeue"]["set"]
     assert {"signals", "engine", "slot", "run"} <= names(lines, "fit"), lines
     assert {"cancel", "stall"} <= names(lines, "not tried") and not lines["stall"]["again"]
-    slow = drill(slurm, command(tmp_path, "--minutes", "8", "map.drain_s=20"), Exit.INCOMPLETE)
+    slow = drill(slurm, command(tmp_path, "--minutes", "8", drain_s=20), Exit.INCOMPLETE)
     assert names(slow, "unfit") == {"cancel"} and "map.drain_s=" in slow["cancel"]["set"]
 
 
 @pytest.mark.slow(ci=True)
 def test_an_unfit_file_system_on_nodes(slurm: Cluster, tmp_path: Path) -> None:
     faults = unfit_files.environment("stale", tmp_path / "runs")
-    words = command(tmp_path, "--minutes", "0.8", "map.lease_s=8")
+    words = command(tmp_path, "--minutes", "1.5", "map.lease_s=60")
     lines = drill(slurm, words, Exit.INCOMPLETE, **faults)
     assert names(lines, "unfit") == {"attributes"} and "a new name, by stat" in lines["attributes"]["seen"]
     assert {lines[name]["seen"] for name in SMALL} == {"unfit: attributes"}
