@@ -149,7 +149,7 @@ def test_what_a_slot_sends_is_left_to_it_while_it_lives(job: SlurmJob, receiver:
     assert "x-paused-0" in [key for key, _ in receiver.seen]
 
 
-@pytest.mark.slow(ci=True)
+@pytest.mark.slow
 def test_a_run_that_ends_well_after_its_jobs_were_gone(job: SlurmJob, receiver: Receiver) -> None:
     job.look()
     latest = job.run.latest()
