@@ -234,6 +234,9 @@ def test_dry_run(tmp_path: Path) -> None:
         ({"echo": {"config": "echo.yaml", "set": {"cluster.time": 1}}}, [], "`cluster` has its own place in a stage"),
         (STAGES, ["ecko.prefix=a"], "Did you mean echo?"),
         (STAGES, ["report.prefix=a"], "a command has no config"),
+        (STAGES, ["report.command=ls"], "`report.command`: 'ls' is no list of a program and its arguments"),
+        (STAGES, ["report.command=[ls, '${ecko}']"], "${ecko} is no stage. Did you mean echo?"),
+        (STAGES, ["echo.command=[ls]"], "`command`: unknown key"),
         (STAGES, ["--only", "train"], "needs echo, which is not finished"),
         (STAGES, ["--from", "trian"], "no stage 'trian'. Did you mean train?"),
         (STAGES, ["--detach"], "not for a pipeline"),
@@ -244,6 +247,14 @@ def test_mistakes_are_named(tmp_path: Path, stages: dict[str, Any], arguments: l
     said = inline("hpc.launch", str(bench.config), *arguments)
     assert said.returncode == 64 and told in " ".join(said.stderr.split()), said.stderr
     assert not bench.run.path.exists()
+
+
+def test_a_command_is_replaced_on_the_command_line(tmp_path: Path) -> None:
+    """As a whole; what it names makes its needs anew."""
+    bench = Bench(tmp_path, {"a": {"command": ["true"]}, "b": {"command": ["ls", "/nowhere"]}})
+    said = inline("hpc.launch", str(bench.config), 'b.command=[echo, "${a}/x", 7, größe]')
+    assert said.returncode == 0, said.stderr
+    assert (bench.run.path / "b" / "stdout.txt").read_text() == f"{bench.run.path}/a/x 7 größe\n"
 
 
 def test_other_directories_and_keys_given_twice(tmp_path: Path) -> None:
