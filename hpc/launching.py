@@ -115,7 +115,7 @@ def say(label: str, text: str) -> None:
     width = max(console.width - 10, 20) if known else len(text) + 1
     parts = textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]
     for number, part in enumerate(parts):
-        console.print(f"[bold]{'' if number else label:<10}[/]{escape(part)}")
+        console.print(f"[bold]{'' if number else label:<9}[/] {escape(part)}")
 
 
 def end_dry_run(done: str = "submitted") -> int:
