@@ -1,5 +1,5 @@
-"""What a training costs the file system and each of its ranks, by the number of shards: counted, so that it does not
-depend on the machine.
+"""What readers of columns cost the file system, by the number of shards: a training and each of its ranks, a map job
+and each of its engines. Counted, so that it does not depend on the machine.
 
     python -m benchmarks.scale                         1,000 and 140,000 shards, some minutes
     python -m benchmarks.scale --shards 1000,1000000   10 minutes
@@ -11,6 +11,7 @@ tars. Tars, markers and column files are names of one file each. "Merged" are fo
 recap.data.merge makes them. "Operations" are the system calls that name a file (open,
 stat, link, ...) and the listings, as strace counts them in a process of its own, less those of one that imports the
 same modules and does nothing. "Alone" is a rank that finds everything out by itself, as before there were manifests.
+An engine is one of a merge of these four columns, before and while it reads shards of one block each.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ from rich.table import Table
 
 from benchmarks.targets import Target, show
 from hpc.base.no_pandas import without_pandas
+from hpc.base.remote_files import file_system
+from hpc.operator import Shard
 from hpc.run import plan
 from hpc.run.directory import Run
 from hpc.run.ledger import bucket_of
@@ -43,6 +46,7 @@ from recap.data.index import Index
 from recap.data.inputs import DataConfig, list_shards
 from recap.data.joined import Joined
 from recap.data.kinds.tar import scan
+from recap.data.rows import RowsConfig
 from recap.data.samples import JoinedDataConfig, Samples, Shared, shared_input
 from recap.worlds.tars import write_tar
 
@@ -115,6 +119,9 @@ def data_of(folder: Path, columns: int = COLUMNS, merged: bool = False) -> Joine
 
 def rank(folder: Path, what: str) -> None:
     """Be one: prints CPU seconds and MB of anonymous memory that its start took."""
+    if what in ("nothing job", "launch", "engine", "half job", "all job"):
+        sys.stdout.write(json.dumps(_job(folder, what)) + "\n")
+        return
     data = data_of(folder, columns=0 if what == "shards" else COLUMNS, merged="merged" in what)
     gang: Any = SimpleNamespace(rank=0 if what in ("shards", "survey") else 1, directory=str(folder))
     memory, cpu = _anonymous_mb(), time.process_time()
@@ -125,6 +132,27 @@ def rank(folder: Path, what: str) -> None:
         blocks = {"rank": 0, "alone": 0}.get(what, BLOCKS if what.startswith("all") else BLOCKS // 2)
         _start(data, shared, blocks * SAMPLES)
     sys.stdout.write(json.dumps({"cpu_s": time.process_time() - cpu, "mb": _anonymous_mb() - memory}) + "\n")
+
+
+def _job(folder: Path, what: str) -> dict[str, float]:
+    """Be the launch of a merge, as far as it surveys the columns, or one of its engines, which reads some shards."""
+    from recap.data.merge import MergeConfig, MergeOperator
+
+    file_system(str(folder))  # its import is no operation of a reader
+    data, kept = data_of(folder), folder / "names.json"
+    operator = MergeOperator(MergeConfig(data=RowsConfig(shards=data.shards, columns=data.columns)))
+    memory, cpu = _anonymous_mb(), time.process_time()
+    if what == "launch":
+        planned = operator.plan()
+        found = {"names": operator.survey(folder / "manifests", planned), "some": [asdict(s) for s in planned[:BLOCKS]]}
+        kept.write_text(json.dumps(found))
+    elif what != "nothing job":
+        found = json.loads(kept.read_text())
+        operator.surveyed(folder / "manifests", found["names"])
+        operator.column()
+        for shard in found["some"][: {"engine": 0, "half job": BLOCKS // 2, "all job": BLOCKS}[what]]:
+            assert len(list(operator.read(Shard(**shard)))) == SAMPLES
+    return {"cpu_s": time.process_time() - cpu, "mb": _anonymous_mb() - memory}
 
 
 def _start(data: JoinedDataConfig, shared: Shared | None, samples: int) -> None:
@@ -170,6 +198,8 @@ def measure(folder: Path, count: int) -> dict[str, float]:
     start = measured(folder, "rank")
     blocks = {what: measured(folder, what)["operations"] for what in ("half", "all", "half merged", "all merged")}
     alone = measured(folder, "alone", few)
+    launch, still = measured(folder, "launch", few), measured(folder, "nothing job")["operations"]
+    engine, half, read = (measured(folder, what) for what in ("engine", "half job", "all job"))
     return {
         "list_operations": listed["operations"] - idle, "list_cpu_s": listed["cpu_s"],
         "rank_operations": start["operations"] - idle, "rank_cpu_s": start["cpu_s"], "rank_mb": start["mb"],
@@ -177,6 +207,9 @@ def measure(folder: Path, count: int) -> dict[str, float]:
         "merged_operations": 2 * (blocks["all merged"] - blocks["half merged"]) / BLOCKS,
         "alone_operations": alone["operations"] - idle, "alone_cpu_s": alone["cpu_s"], "alone_mb": alone["mb"],
         "survey_operations": made["operations"] - idle, "survey_cpu_s": made["cpu_s"], "survey_mb": made["mb"],
+        "launch_operations": launch["operations"] - still, "launch_cpu_s": launch["cpu_s"], "launch_mb": launch["mb"],
+        "engine_operations": engine["operations"] - still, "engine_cpu_s": engine["cpu_s"], "engine_mb": engine["mb"],
+        "read_operations": 2 * (read["operations"] - half["operations"]) / BLOCKS,
         "column_cpu_s": (made["cpu_s"] - shards["cpu_s"]) / COLUMNS,
     }  # fmt: skip
 
@@ -191,6 +224,10 @@ LABELS = {
     "alone_operations": "a rank's start alone: operations", "alone_cpu_s": "CPU, s", "alone_mb": "memory, MB",
     "survey_operations": "rank 0's survey, once: operations", "survey_cpu_s": "CPU, s", "survey_mb": "memory, MB",
     "column_cpu_s": "a column of it: CPU, s",
+    "launch_operations": "the launch of a map job, its plan and its survey: operations", "launch_cpu_s": "CPU, s",
+    "launch_mb": "memory, MB",
+    "engine_operations": "the start of one of its engines: operations", "engine_cpu_s": "CPU, s",
+    "engine_mb": "memory, MB", "read_operations": f"a shard of one block with {COLUMNS} columns: operations",
 }  # fmt: skip
 
 
@@ -209,6 +246,11 @@ def targets(sizes: dict[int, dict[str, float]]) -> list[Target]:
         Target("anonymous memory", most["rank_mb"], 50, "MB"),
         Target(f"a block with {COLUMNS} columns: operations", most["block_operations"], 10, ""),
         Target("the same, merged: operations", most["merged_operations"], 4, ""),
+        Target(
+            f"a map job's engine's start at {max(sizes):,} shards: operations more than at {min(sizes):,}",
+            most["engine_operations"] - least["engine_operations"], 0, "",
+        ),
+        Target(f"a shard of one block with {COLUMNS} columns: operations", most["read_operations"], 10, ""),
         Target("rank 0's survey of a column: CPU", most["column_cpu_s"], 10 * max(1, max(sizes) / 140_000), "s"),
     ]  # fmt: skip
 

@@ -158,6 +158,12 @@ class Operator(Protocol):
     #     keep_in(folder: Path): where these files are to lie; told before `plan`, which writes nothing
     #     freeze(folder: Path): write those that are new; asked when the launch is recorded
     #
+    # Optional, for operators that read what other runs have made; one process looks where it lies, for all of the run:
+    #     survey(folder: Path, shards) -> dict[str, str]: write down where, of these shards, into `folder`; the names of
+    #     the files, which hold what they are the digest of. Asked when a launch or a rerun is recorded
+    #     surveyed(folder: Path, names: dict[str, str], shard: str = ""): told what `survey` wrote, before anything is
+    #     read; of a shard that a rerun has reopened, what that has found
+    #
     # Optional, for operators that can read 512 samples of a shard (a block) without what lies before them, for pilots:
     #     block_counts(shards) -> dict[str, list[int]]: samples of each block, by shard, where that is so
     #     read_blocks(shard, numbers) -> Iterator[Item | Damage]: the samples of these, as `read` gives them

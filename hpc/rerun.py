@@ -22,6 +22,7 @@ from hpc.base.command import command, console
 from hpc.base.errors import Exit, Parser, UserError
 from hpc.base.no_pandas import without_pandas
 from hpc.map import launch as map_launch
+from hpc.map import survey
 from hpc.operator import FAILED as SAMPLE_FAILED
 from hpc.operator import QUARANTINED
 from hpc.run.directory import Run, Submission
@@ -145,7 +146,9 @@ def main(arguments: list[str] | None = None) -> int:
     config = here(run, latest, args.overrides)
     job = map_launch.prepare(config, append=latest.append, mended=() if args.samples else opened)
     if opened:
-        run.generations.open(opened, "rerun", keep=args.samples)
+        again = [shard for shard in job.shards if shard.id in opened]
+        manifests = survey.write(run, job.operator, again, job.missing)
+        run.generations.open(opened, "rerun", keep=args.samples, manifests=manifests)
     for line in said(opened, states):
         console.print(line, markup=False)
     if args.no_submit or anyone_running(run, latest):

@@ -19,7 +19,7 @@ from hpc.base.errors import Exit, ShardError, UserError, fingerprint, storage_fu
 from hpc.base.journal import Journal
 from hpc.base.patience import patiently
 from hpc.config.devices import devices
-from hpc.map import breaker, machine, preflight, suspects, verdict, webhook
+from hpc.map import breaker, machine, preflight, survey, suspects, verdict, webhook
 from hpc.map.claiming import Candidates
 from hpc.map.drain import Drain
 from hpc.map.engine_process import EngineProcess
@@ -74,7 +74,7 @@ class Agent:
         self.drain = Drain(run, self.instance, self.heartbeat, self.config.run, look_s)
         self.webhook = webhook.Webhook(run, self.instance, self.heartbeat, self.drain, self.settings)
         self.journal: Journal | None = None  # from `open_journal` on
-        self.operator = self.config.operator()  # never set up here: engines do that
+        self.operator = survey.operator(run, submission, self.config)  # never set up here: engines do that
         schema = columns.schema(self.operator.column(), submission.identity)
         self.publisher = Publisher(
             run, self.ledger, submission.column, submission.identity, schema, self.settings.max_failed,
@@ -258,13 +258,13 @@ class Agent:
             log.warning("%s: %d agents died over it: it gets the node", claim.shard.id, suspects.UNEXPLAINED)
             return False
         self.work[engine.index, claim.shard.id] = Work(claim, time.time())
-        self._note("claim", shard=claim.shard.id, g=claim.generation, e=claim.epoch, engine=engine.index)
+        at, reruns = (claim.shard.id, claim.generation), self.run.generations
+        self._note("claim", shard=at[0], g=at[1], e=claim.epoch, engine=engine.index)
         engine.send(
             {
-                "do": "shard", "shard": asdict(claim.shard), "generation": claim.generation,
-                "epoch": claim.epoch, "suspects": verdict.suspects, "quarantine": verdict.quarantine,
-                "apart": verdict.apart,
-                "keep": self.run.generations.keeps(claim.shard.id, claim.generation),
+                "do": "shard", "shard": asdict(claim.shard), "generation": claim.generation, "epoch": claim.epoch,
+                "suspects": verdict.suspects, "quarantine": verdict.quarantine, "apart": verdict.apart,
+                "keep": reruns.keeps(*at), "manifests": reruns.manifests(*at, self.submission.reruns),
                 "only": self.pilot.blocks[claim.shard.id] if self.pilot else None,
             }
         )  # fmt: skip

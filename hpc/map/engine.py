@@ -5,7 +5,7 @@ It speaks JSON lines: tasks come on stdin, events go out on what was stdout (pri
 the agent is dead and the engine stops. It never claims, publishes or decides anything about other shards.
 
     in   {"do": "shard", "shard": {...}, "generation": 0, "epoch": 1, "suspects": [7], "quarantine": [],
-          "apart": false, "keep": false, "only": null}
+          "apart": false, "keep": false, "manifests": {}, "only": null}
          {"do": "drain"}
     out  ready | progress | hungry | segment | measured | finished | piloted | failed | storage | drained
 """
@@ -28,6 +28,7 @@ from typing import Any
 
 from hpc import config as configs
 from hpc.base.errors import Exit, Parser, ShardError, fingerprint, storage_full
+from hpc.map import survey
 from hpc.map.compare import Measure
 from hpc.map.in_flight import InFlight
 from hpc.map.reader import Reader
@@ -117,9 +118,11 @@ class ShardWorker:
 
         command: as `agent` sends it: the shard, its generation and epoch, the samples that are suspected or
             quarantined, whether it is worked on `apart` from others, whether good rows of the generation before
-            are kept, and, of a pilot, the `only` blocks that are wanted.
+            are kept, the `manifests` of the rerun that reopened it, and, of a pilot, the `only` blocks that are wanted.
         """
         shard = Shard(**command["shard"])
+        if command["manifests"]:
+            self.operator.surveyed(self.run.manifests, command["manifests"], shard.id)  # type: ignore[attr-defined]
         task = ShardTask(
             shard,
             command["generation"],
@@ -365,7 +368,7 @@ def main() -> int:
     run = Run(args.run)
     submission = run.submission(args.submission)
     config = submission.checked()
-    operator = config.operator()
+    operator = survey.operator(run, submission, config)
     engine = ShardWorker(run, config, submission.identity, operator, args.inflight)
     try:
         operator.setup(args.device)

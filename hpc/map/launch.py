@@ -26,7 +26,7 @@ from hpc.launching import (
     submit_to_slurm,
     what_changed,
 )
-from hpc.map import forecast, pilot_launch, preflight, unheard, webhook
+from hpc.map import forecast, pilot_launch, preflight, survey, unheard, webhook
 from hpc.operator import MissingShards, Operator, Shard
 from hpc.run import events, lost, plan
 from hpc.run.directory import Run, Submission
@@ -284,6 +284,8 @@ def record(job: Job) -> Submission:
         pilot=pilot_launch.write(run, job.pilot, job.shards) if job.pilot else "",
         compared="" if job.pilot else pilot_launch.compare(run, job.config, job.identity),
         webhook=bool(webhook.address()),
+        manifests=survey.write(run, job.operator, job.shards, job.missing),
+        reruns=run.generations.next_number(),
     )
     _record_inputs(job)
     return submission
@@ -329,14 +331,14 @@ def _by_hand(job: Job) -> str:
 def _record_inputs(job: Job) -> None:
     """Shards that do not exist are failed from the start; those whose input changed (--supersede) are done anew."""
     ledger = job.run.ledger(job.identity)
-    survey = ledger.survey(job.run.generations.opened()) if job.missing or job.changed else {}
+    states = ledger.survey(job.run.generations.opened()) if job.missing or job.changed else {}
     for shard in job.missing:
-        state = survey.get(shard.id, State())
+        state = states.get(shard.id, State())
         if not state.terminal:
             claim = Claim(shard, state.generation, state.epoch + 1)
             ledger.directory(shard.id).mkdir(parents=True, exist_ok=True)
             ledger.mark(claim, FAILED, {"reason": "input: missing", "detail": shard.uri, "epochs": []})
-    if stale := {i: survey[i].generation + 1 for i in job.changed if i in survey}:
+    if stale := {i: states[i].generation + 1 for i in job.changed if i in states}:
         job.run.generations.open(stale, "the input changed")
 
 

@@ -4,6 +4,7 @@ runs/<name>/
   config.yaml                  the newest launch: python -m hpc.launch takes it as it is, wherever the run has moved
   plan/<hash>.parquet          see hpc.run.plan
   code/<digest>/               snapshot of hpc/ and recap/ that workers run
+  manifests/<digest>.arrow     where a column lies that the job reads, as a launch found it, see hpc.map.survey
   submissions/<uuid>.json      intent before sbatch, then job ids; the whole resolved config
   slots/<instance>.json        heartbeat; instance = submission + slot + life, one writer each, never reused
   allocations/<launch>-<slot>.jsonl  when each life of a slot began and ended, see hpc.run.allocations
@@ -67,6 +68,8 @@ class Submission:
     pilot: str = ""  # what it draws from the plan, see hpc.run.pilot; "": all of it is done
     compared: str = ""  # the pilot that its rows are compared with, see hpc.map.compare; "": none
     webhook: bool = False  # there was an address that is told when it ends, see hpc.map.webhook
+    manifests: dict[str, str] = field(default_factory=dict)  # of the columns that are read, see hpc.map.survey
+    reruns: int = 0  # reruns before it: what later ones found of these columns is newer
     toolkit: str = field(default_factory=version)  # that wrote it
 
     @classmethod
@@ -139,6 +142,7 @@ class Run:
         self.control = self.path / "control"
         self.checks = self.path / "checks"
         self.frozen = self.path / "inputs"  # what a plan froze of its input
+        self.manifests = self.path / "manifests"
         self.event_files = self.path / "events"
         self.code = self.path / "code"
         self.config_file = self.path / "config.yaml"

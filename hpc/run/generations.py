@@ -27,16 +27,32 @@ class Generations:
         self.damaged: list[str] = []  # files of which nothing is known
         self._by_bucket: dict[str, dict[str, int]] = {}
         self._keep: set[tuple[str, int]] = set()
+        self._manifests: dict[tuple[str, int], tuple[int, dict[str, str]]] = {}  # with the rerun's number
 
-    def open(self, generations: Mapping[str, int], reason: str, *, keep: bool = False) -> Path:
-        """Record that a rerun grants these shards a fresh generation; with `keep`, their good samples stay as they
-        are.
+    def open(
+        self,
+        generations: Mapping[str, int],
+        reason: str,
+        *,
+        keep: bool = False,
+        manifests: Mapping[str, str] | None = None,
+    ) -> Path:
+        """Record that a rerun grants these shards a fresh generation.
+
+        Args:
+            keep: their good samples stay as they are.
+            manifests: of the columns that these shards read, as the rerun found them, see hpc.map.survey.
         """
-        data = atomic.as_json({"reason": reason, "keep": keep, "shards": dict(generations)})
-        number = max((int(name.partition(".")[0]) + 1 for name in self._names()), default=0)
+        record = {"reason": reason, "keep": keep, "shards": dict(generations), "manifests": manifests or {}}
+        data = atomic.as_json(record)
+        number = self.next_number()
         while not atomic.create(self.folder / f"{number:06d}.json", data):
             number += 1
         return self.folder / f"{number:06d}.json"
+
+    def next_number(self) -> int:
+        """Of the rerun that is to come; earlier ones have smaller numbers."""
+        return max((_number(name) + 1 for name in self._names()), default=0)
 
     def count(self) -> int:
         """Changes when a rerun has opened something; one directory listing."""
@@ -55,12 +71,21 @@ class Generations:
 
     def keeps(self, shard: str, generation: int) -> bool:
         """Whether a generation was opened for the bad samples of a shard alone (rerun --samples)."""
-        if generation == 0:
-            return False
-        known = self._by_bucket.get(bucket_of(shard), {})
-        if known.get(shard, 0) < generation:  # another slot saw this rerun first
-            self.by_bucket()
+        self._catch_up(shard, generation)
         return (shard, generation) in self._keep
+
+    def manifests(self, shard: str, generation: int, since: int) -> Mapping[str, str]:
+        """What the rerun that reopened a shard found of the columns that it reads; {} where it knew of none, or has a
+        smaller number than `since`.
+        """
+        self._catch_up(shard, generation)
+        number, found = self._manifests.get((shard, generation), (-1, {}))
+        return found if number >= since else {}
+
+    def _catch_up(self, shard: str, generation: int) -> None:
+        """Read what is new where another slot has seen a shard's rerun first."""
+        if generation and self._by_bucket.get(bucket_of(shard), {}).get(shard, 0) < generation:
+            self.by_bucket()
 
     def _names(self) -> list[str]:
         try:
@@ -73,6 +98,7 @@ class Generations:
         try:
             record = json.loads((self.folder / name).read_bytes())
             opened = {str(shard): int(generation) for shard, generation in record["shards"].items()}
+            manifests = {str(column): str(name) for column, name in record.get("manifests", {}).items()}
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             self.damaged.append(name)
             damage.say(damage.text(self.folder / name, f"{type(error).__name__}: {error}", _LOST))
@@ -82,3 +108,9 @@ class Generations:
             bucket[shard] = max(generation, bucket.get(shard, 0))
             if record.get("keep", False):
                 self._keep.add((shard, generation))
+            if manifests:
+                self._manifests[shard, generation] = _number(name), manifests
+
+
+def _number(name: str) -> int:
+    return int(name.partition(".")[0])

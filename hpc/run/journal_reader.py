@@ -93,12 +93,15 @@ class JournalReader:
             if not data:
                 continue
             lives.append(life)
+            times = []
             for line in bulk.add(data):
                 if event := journal.event(line):
                     try:
-                        self._take(event, lives[-1], bulk, ended)
+                        times.append(self._take(event, life, bulk, ended))
                     except (KeyError, TypeError, ValueError, AttributeError):  # damaged: as if torn
                         continue
+            if times:
+                self._seen(life, min(times), max(times))
             if bulk.bytes > BATCH_BYTES:
                 self._take_bulk(bulk, lives)
                 bulk, lives = Bulk(), []
@@ -112,9 +115,9 @@ class JournalReader:
                 for minute in [m for m in minutes if m * 60 < oldest]:
                     del minutes[minute]
 
-    def _take(self, event: dict[str, Any], life: Activity, bulk: Bulk, ended: Ended) -> None:
+    def _take(self, event: dict[str, Any], life: Activity, bulk: Bulk, ended: Ended) -> float:
+        """Returns when it was."""
         kind, t = event["event"], float(event.get("t", 0.0))
-        self._seen(life, t, t)
         if kind in (DONE, FAILED):
             at = (event["shard"], event.get("g", 0))
             self.ends.append(t)
@@ -134,6 +137,7 @@ class JournalReader:
             life.allocation = str(event.get("allocation", ""))
         elif kind == "stop":
             life.time, life.stopped = event.get("time"), True
+        return t
 
     def _seen(self, life: Activity, first: float, last: float) -> None:
         for seen in (self, life):

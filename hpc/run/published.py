@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,8 @@ class PublishedShard:
 
 
 class Published:
-    """The finished shards of a run's newest identity, in the order of their ids.
+    """The finished shards of a run's newest identity, in the order of their ids. Its plan and ledger are read where
+    they are asked for.
 
     Raises:
         UserError: the path is not a run directory.
@@ -72,9 +74,20 @@ class Published:
         self.run = Run(run)
         self.submission = self.run.latest()
         self._ledger = self.run.ledger(self.submission.identity)
-        self._done = self._ledger.done(self.run.generations.opened())  # their generations
-        self.shards = sorted(Plan(self.run.plans, self.submission.plan).shards(), key=lambda s: s.id)
-        self._by_id = {shard.id: shard for shard in self.shards}
+
+    @cached_property
+    def _done(self) -> dict[str, int]:
+        """Generations of the finished shards, as the first question for one found them."""
+        return self._ledger.done(self.run.generations.opened())
+
+    @cached_property
+    def shards(self) -> list[Shard]:
+        """Those of the plan."""
+        return sorted(Plan(self.run.plans, self.submission.plan).shards(), key=lambda s: s.id)
+
+    @cached_property
+    def _by_id(self) -> dict[str, Shard]:
+        return {shard.id: shard for shard in self.shards}
 
     @property
     def column(self) -> str:

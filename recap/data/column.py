@@ -56,6 +56,7 @@ class ColumnOfFiles:
 
     def __init__(self, name: str, config: ColumnConfig, field: str, manifest: Manifest | None) -> None:
         self.name, self.config, self.field, self._manifest = name, config, field, manifest
+        self.newer: dict[str, Manifest] = {}  # by shards that are read as they were found later
 
     def locate(self, shard: Shard) -> Located | None:
         """Where the rows of a reader's shard lie now; None where there are none."""
@@ -113,14 +114,16 @@ class ColumnOfFiles:
                 yield shard.id, located
 
     def located(self, shard: Shard) -> Located | None:
-        """Where they lay when the training began, or lie now."""
-        return self._manifest.find(shard.id) if self._manifest else self.locate(shard)
+        """Where they lay when the reader was launched, or lie now."""
+        manifest = self.newer.get(shard.id, self._manifest)
+        return manifest.find(shard.id) if manifest is not None else self.locate(shard)
 
 
 def gone(name: str, shard: Shard, place: str) -> UserError:
     return UserError(
-        f"data: column {name}: {place}, which holds shard {shard.id}, is gone: this training began with it. Put it "
-        "back, or start a new training, under another name, on what is there now."
+        f"data: column {name}: {place}, which holds shard {shard.id}, is gone: it was there when this job was "
+        "launched. Put it back. A map job reads what is there now where it is launched again (python -m hpc.rerun), a "
+        "training where it is started under another name."
     )
 
 

@@ -251,8 +251,9 @@ class FolderColumn(ParquetColumn):
         return ((schema.metadata if schema else None) or {}).get(b"identity", b"").decode()
 
     def _some_schema(self) -> pa.Schema | None:
-        for name in sorted(self._listed)[:1]:
-            with self._parquet(self._listed[name]) as file:
+        some = self._manifest.some() if self._manifest is not None else None
+        for path in [some.file] if some else [self._listed[name] for name in sorted(self._listed)[:1]]:
+            with self._parquet(path) as file:
                 return file.schema_arrow
         return None
 
@@ -335,7 +336,8 @@ class RunColumn(ParquetColumn):
             raise gone(self.name, shard, place) from None
 
     def _some_schema(self) -> pa.Schema | None:
-        place = some_file(self._run)
+        some = self._manifest.some() if self._manifest is not None else None
+        place = self._run.locate(some.file) if some else some_file(self._run)
         if place is None:
             return None
         with _parquet_at(place) as file:

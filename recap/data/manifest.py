@@ -1,9 +1,9 @@
-"""Where a column's rows lie, shard by shard, as a training found them when it began: one file beside the training,
-which all its ranks map into memory.
+"""Where a column's rows lie, shard by shard, as a training or a map job found them when it was launched: one file in
+the reader's run directory, which all its ranks and engines map into memory.
 
 A survey of a run of 140,000 shards takes seconds, a hundred megabytes and a thousand listings, so that one process
 makes it, once. A rerun of the column's run never touches the file: a training that goes on reads the generations that
-it began with.
+it began with, a slot those that its launch found.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -71,12 +72,28 @@ class Manifest:
         at = int(np.searchsorted(self._keys, np.uint64(_key(shard))))
         while at < len(self._keys) and self._keys[at] == _key(shard):
             if self._table["id"][at].as_py() == shard:
-                return Located(*(self._table[name][at].as_py() for name in ("file", "doubt", "generation")))
+                return self._row(at)
             at += 1
         return None
 
+    def some(self) -> Located | None:
+        """One of the files; None where there are none."""
+        return self._row(0) if len(self) else None
+
+    def _row(self, at: int) -> Located:
+        return Located(*(self._table[name][at].as_py() for name in ("file", "doubt", "generation")))
+
     def generations(self) -> dict[str, int]:
         return dict(zip(self._table["id"].to_pylist(), self._table["generation"].to_pylist(), strict=True))
+
+
+@cache
+def opened(path: Path) -> Manifest:
+    """One that many shards of an engine are read by. UserError where it holds not what its name is the digest of."""
+    found = Manifest(path)
+    if found.digest != path.stem:
+        raise UserError(f"data: {path} is another column manifest than its name says. Delete it, and launch again.")
+    return found
 
 
 def write(path: Path, found: Iterable[tuple[str, Located]]) -> None:
@@ -85,18 +102,35 @@ def write(path: Path, found: Iterable[tuple[str, Located]]) -> None:
     Args:
         found: the reader's shard ids and their files.
     """
+    _link(path, _packed(found)[1])
+
+
+def write_as_digest(folder: Path, found: Iterable[tuple[str, Located]]) -> str:
+    """The same under the name of its digest, which is returned: what is there already is the same."""
+    digest, data = _packed(found)
+    _link(folder / f"{digest}.arrow", data)
+    return f"{digest}.arrow"
+
+
+def _link(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic.create(path, data)  # False: another process was first
+
+
+def _packed(found: Iterable[tuple[str, Located]]) -> tuple[str, bytes]:
+    """Digest and content of a manifest."""
     rows = sorted((_key(shard), shard, at.file, at.doubt, at.generation) for shard, at in found)
     made = hashlib.sha256()
     for _, *facts in rows:
         made.update("\0".join(map(str, facts)).encode() + b"\n")
-    metadata = {b"version": _VERSION, b"digest": made.hexdigest()[:16].encode()}
+    digest = made.hexdigest()[:16]
+    metadata = {b"version": _VERSION, b"digest": digest.encode()}
     columns = list(zip(*rows, strict=True)) or [()] * len(_SCHEMA)
     arrays = [pa.array(values, field.type) for values, field in zip(columns, _SCHEMA, strict=True)]
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, _SCHEMA.with_metadata(metadata)) as writer:
         writer.write_table(pa.table(arrays, schema=_SCHEMA.with_metadata(metadata)))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic.create(path, sink.getvalue().to_pybytes())  # False: another process of this training was first
+    return digest, sink.getvalue().to_pybytes()
 
 
 def _key(shard: str) -> int:

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 from hpc.base.errors import ShardError, UserError
@@ -24,6 +25,7 @@ from recap.data.headers import plain
 from recap.data.inputs import DataConfig, list_shards
 from recap.data.kind import Wanted
 from recap.data.kinds import samples_of
+from recap.data.manifest import opened, write_as_digest
 from recap.data.pictures import read_items
 from recap.data.same_image import SameImages
 from recap.data.tars import Sample
@@ -43,6 +45,11 @@ class RowsConfig(DataConfig):
         "whose rows are worked on: tars | the name of a column (its rows may be children k#0, k#1, ... of "
         "a sample k); empty: the tars' where an image or a member is read, else those of the first column",
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.manifests: dict[str, Path] = {}
+        """Where the columns' files lie, as the launch found them; {} before there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +83,10 @@ class Rows:
             if name not in config.columns:
                 known = ", ".join(config.columns) or "there are none"
                 raise UserError(f"config: column {name!r} is not among data.columns ({known}).")
+        found = {name: opened(path) for name, path in config.manifests.items()}
         self.columns: dict[str, Column] = {
-            name: open_column(name, config.columns[name]) for name in dict.fromkeys([*names, *([main] if main else [])])
+            name: open_column(name, config.columns[name], found.get(name))
+            for name in dict.fromkeys([*names, *([main] if main else [])])
         }
         self._same, self._told = SameImages(config.image), False
         self.input = ""
@@ -100,11 +109,7 @@ class Rows:
 
     def plan(self) -> tuple[list[Shard], list[str]]:
         """The shards, and what is to be told of how columns' shards were found. UserError where a column lacks some."""
-        main = self.columns.get(self.main)
-        if not self.config.shards and not self.tars and isinstance(main, RunColumn):
-            shards = list(main.published.shards)
-        else:
-            shards = list_shards(self.config)
+        shards = self.shards()
         for name, column in self.columns.items():
             if isinstance(column, MemberColumn):
                 check_key(f"data.columns.{name}", column.text, shards)
@@ -114,10 +119,32 @@ class Rows:
             shards = [replace(shard, expected=None) for shard in shards]
         return shards, told
 
+    def shards(self) -> list[Shard]:
+        """Those that are named, or else those of the column whose rows are worked on."""
+        main = self.columns.get(self.main)
+        if not self.config.shards and not self.tars and isinstance(main, RunColumn):
+            return list(main.published.shards)
+        return list_shards(self.config)
+
     def identities(self) -> dict[str, str]:
         """What made the columns that say so, by name."""
-        beside = {name: column for name, column in sorted(self.columns.items()) if isinstance(column, ColumnOfFiles)}
-        return {name: found for name, column in beside.items() if (found := column.known_identity())}
+        return {name: found for name, column in sorted(self._beside.items()) if (found := column.known_identity())}
+
+    def survey(self, folder: Path, shards: Sequence[Shard]) -> dict[str, str]:
+        """Write a manifest of each column that lies in files, of these shards as they are now; their names in `folder`.
+
+        A name says the content: a manifest that is there already is the same.
+        """
+        return {name: write_as_digest(folder, column.manifest(shards)) for name, column in self._beside.items()}
+
+    def reopened(self, shard: str, manifests: Mapping[str, Path]) -> None:
+        """A rerun has reopened a shard, and has found its columns' files where these manifests say."""
+        for name, path in manifests.items():
+            self._beside[name].newer[shard] = opened(path)
+
+    @property
+    def _beside(self) -> dict[str, ColumnOfFiles]:
+        return {name: column for name, column in self.columns.items() if isinstance(column, ColumnOfFiles)}
 
     def read(self, shard: Shard, payload: Callable[[JoinedRow], tuple[Any, int]]) -> Iterator[Item | Damage]:
         """A shard's items.
@@ -128,7 +155,7 @@ class Rows:
         Raises:
             UserError: a column was made from other tars, or from other images.
         """
-        beside = {n: c for n, c in self.columns.items() if isinstance(c, ColumnOfFiles) and n != self.main}
+        beside = {name: column for name, column in self._beside.items() if name != self.main}
         kind = _Parents if self.config.rows not in ("", TARS) else _Window
         with ExitStack() as stack:
             joins: dict[str, _Join] = {n: stack.enter_context(closing(kind(n, c, shard))) for n, c in beside.items()}

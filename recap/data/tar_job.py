@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -79,3 +79,13 @@ class RowsJob(OverShards):
         for line in told:
             log.warning("data: %s", line)
         return shards
+
+    def survey(self, folder: Path, shards: Sequence[Shard]) -> dict[str, str]:
+        return self._rows.survey(folder, shards)
+
+    def surveyed(self, folder: Path, names: Mapping[str, str], shard: str = "") -> None:
+        manifests = {column: folder / name for column, name in names.items()}
+        if shard:
+            self._rows.reopened(shard, manifests)
+        else:
+            self.config.data.manifests = manifests

@@ -13,7 +13,6 @@ Torch-free until `setup`.
 from __future__ import annotations
 
 import json
-import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -31,7 +30,7 @@ from hpc.operator import Column as MadeColumn
 from recap.data.columns import RunColumn
 from recap.data.rows import JoinedRow, Rows, RowsConfig
 from recap.data.same_image import FIELD, digest
-from recap.data.tar_job import OverShards
+from recap.data.tar_job import RowsJob
 from recap.data.tars import READING_2
 from recap.dit.encoder_files import text_encoder_digest, tokenizer_digest
 from recap.dit.storage import said_in_total
@@ -40,8 +39,6 @@ from recap.model_files import file_digest
 
 if TYPE_CHECKING:
     from recap.dit.text_encoder import TextEncoder
-
-log = logging.getLogger(__name__)
 
 PRECISIONS = ("fp32", "bf16")
 
@@ -73,7 +70,7 @@ class Text:
     image: str | None
 
 
-class TextEmbeddingsOperator(OverShards, Batched):
+class TextEmbeddingsOperator(RowsJob, Batched):
     """The states of one text a sample, trimmed to its own tokens. See hpc.operator.Operator."""
 
     Config: ClassVar[type] = TextEmbeddingsConfig
@@ -95,9 +92,7 @@ class TextEmbeddingsOperator(OverShards, Batched):
     # --- what a login node asks -------------------------------------------------------------
 
     def plan(self) -> list[Shard]:
-        self._shards, told = self._rows.plan()
-        for said in told:
-            log.warning("data: %s", said)
+        self._shards = super().plan()
         return self._shards
 
     def identity(self) -> dict[str, Any]:

@@ -153,7 +153,7 @@ class JoinOperator(RowsJob, Batched):
         prepare(self.theirs, self.folder)
         self._texts = SortedTexts(self.folder)
         if "key" in self.theirs.by:
-            self._twice = keys_twice(self._rows.plan()[0])
+            self._twice = keys_twice(self._rows.shards())
 
     def read(self, shard: Shard) -> Iterator[Item | Damage]:
         beside = Beside(shard.uri, [rule for rule in self.theirs.by if rule in BESIDE])

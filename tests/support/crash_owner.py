@@ -21,7 +21,7 @@ from hpc import config as configs
 from hpc.base import snapshot
 from hpc.base.errors import Exit
 from hpc.map import launch as map_launch
-from hpc.map import local
+from hpc.map import local, survey
 from hpc.map.agent import Agent
 from hpc.map.engine import ShardWorker
 from hpc.operator import Row, load_operator
@@ -37,7 +37,7 @@ class InlineEngine:
 
     def __init__(self, agent: Agent) -> None:
         self._agent, self.time = agent, agent.time.engines[0]
-        self._operator = agent.config.operator()
+        self._operator = survey.operator(agent.run, agent.submission, agent.config)
         self._operator.setup("cpu")
         path = agent.run.inflight / f"{agent.instance}.0"
         self._engine = ShardWorker(agent.run, agent.config, agent.submission.identity, self._operator, path)

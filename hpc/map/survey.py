@@ -1,0 +1,33 @@
+"""Where that lies which a job reads of other runs: looked for once, by the launch, and not by each slot and engine.
+
+What a launch finds is in the run directory (`manifests/`) and in its submission: all its slots read the same, whenever
+they start. A later launch looks anew, and so does a rerun for the shards that it reopens, whoever takes them up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hpc.base.no_collection import without_collection
+from hpc.config import Config
+from hpc.operator import Operator, Shard
+from hpc.run.directory import Run, Submission
+
+
+def write(run: Run, operator: Operator, shards: Sequence[Shard], missing: Sequence[Shard]) -> dict[str, str]:
+    """Names of files in `run.manifests`, {} where the work reads nothing of others.
+
+    Args:
+        missing: of these shards, those that do not exist.
+    """
+    survey, absent = getattr(operator, "survey", None), {shard.id for shard in missing}
+    with without_collection():
+        return survey(run.manifests, [shard for shard in shards if shard.id not in absent]) if survey else {}
+
+
+def operator(run: Run, submission: Submission, config: Config) -> Operator:
+    """That of a slot or an engine: it knows what its launch has found."""
+    made = config.operator()
+    if submission.manifests:
+        made.surveyed(run.manifests, submission.manifests)  # type: ignore[attr-defined]
+    return made
