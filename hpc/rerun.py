@@ -146,8 +146,8 @@ def main(arguments: list[str] | None = None) -> int:
     config = here(run, latest, args.overrides)
     job = map_launch.prepare(config, append=latest.append, mended=() if args.samples else opened)
     if opened:
-        again = [shard for shard in job.shards if shard.id in opened]
-        manifests = survey.write(run, job.operator, again, job.missing)
+        reopened = [shard for shard in job.shards if shard.id in opened]
+        manifests = survey.write(run, job.operator, reopened, job.missing)
         run.generations.open(opened, "rerun", keep=args.samples, manifests=manifests)
     for line in said(opened, states):
         console.print(line, markup=False)

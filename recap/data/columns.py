@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from hpc.base.errors import UserError
-from hpc.base.remote_files import file_system
+from hpc.base.remote_files import file_system, is_web
 from hpc.operator import OK, Shard
 from hpc.run.directory import Run
 from hpc.run.published import Published, some_file
@@ -30,6 +30,7 @@ from recap.data.headers import plain
 from recap.data.manifest import Located, Manifest
 from recap.data.open_files import OpenFiles
 from recap.data.origin import Origin, Origins, Places, said_once
+from recap.data.remote_parquet import RemoteParquet
 from recap.data.row_groups import rows_of
 from recap.data.same_image import digest_field
 from recap.data.texts import TextMember
@@ -203,7 +204,9 @@ class FolderColumn(ParquetColumn):
         super().__init__(name, config, config.field or "text", manifest)
         assert config.folder
         self._system, self._path = file_system(config.folder)
+        self._is_store = "file" not in self._system.protocol and not is_web(self._system)
         self._places = Places()
+        self._sizes: dict[str, int] = {}
 
     @cached_property
     def _listed(self) -> dict[str, str]:
@@ -211,7 +214,10 @@ class FolderColumn(ParquetColumn):
         if not self._system.exists(self._path):
             raise UserError(f"config: `data.columns.{self.name}.folder`: {self.config.folder} does not exist.")
         above = f"{self._path.rstrip('/')}/"
-        found = (entry.removeprefix(above).removesuffix(".parquet") for entry in self._system.find(self._path))
+        entries = self._system.find(self._path, detail=self._is_store)
+        found = {entry.removeprefix(above).removesuffix(".parquet"): entry for entry in entries}
+        if self._is_store:
+            self._sizes = {relative: int(entries[entry]["size"] or 0) for relative, entry in found.items()}
         return {relative.replace("/", "%2F"): relative for relative in found}
 
     @cached_property
@@ -239,11 +245,16 @@ class FolderColumn(ParquetColumn):
 
     def locate(self, shard: Shard) -> Located | None:
         name = self._name(shard)
-        return Located(self._listed[name]) if name is not None else None
+        if name is None:
+            return None
+        relative = self._listed[name]
+        return Located(relative, size=self._sizes.get(relative, 0))
 
-    def _parquet(self, path: str) -> pq.ParquetFile:
-        source = self._system.open(f"{self._path.rstrip('/')}/{path}.parquet", "rb", cache_type="none")
-        return pq.ParquetFile(source, pre_buffer=True)
+    def _parquet(self, path: str, size: int = 0) -> pq.ParquetFile:
+        whole = f"{self._path.rstrip('/')}/{path}.parquet"
+        if self._is_store:
+            return RemoteParquet(self._system, whole, size)
+        return pq.ParquetFile(self._system.open(whole, "rb", cache_type="none"), pre_buffer=True)
 
     def known_identity(self) -> str:
         """That of the first file: all are of one (see `_check_file`)."""
@@ -265,7 +276,7 @@ class FolderColumn(ParquetColumn):
 
     def _opened(self, shard: Shard, located: Located) -> tuple[pq.ParquetFile, str]:
         try:
-            file, place = self._parquet(located.file), self._places.normalised(shard.uri)
+            file, place = self._parquet(located.file, located.size), self._places.normalised(shard.uri)
         except FileNotFoundError:
             raise gone(self.name, shard, f"{self.config.folder}/{located.file}.parquet") from None
         name = located.file.replace("/", "%2F")
@@ -322,7 +333,8 @@ class RunColumn(ParquetColumn):
         if origin is None:
             return None
         name = origin.shard.id
-        return Located(self.published.marker(name)["file"], origin.doubt, self.published.generation(name))
+        marker = self.published.marker(name)
+        return Located(marker["file"], origin.doubt, self.published.generation(name), int(marker.get("bytes", 0)))
 
     def generation(self, shard: Shard) -> int:
         origin = self._origin(shard)
@@ -331,7 +343,7 @@ class RunColumn(ParquetColumn):
     def _opened(self, shard: Shard, located: Located) -> tuple[pq.ParquetFile, str]:
         place = self._run.locate(located.file)
         try:
-            return _parquet_at(place), located.doubt
+            return _parquet_at(place, located.size), located.doubt
         except FileNotFoundError:
             raise gone(self.name, shard, place) from None
 
@@ -344,11 +356,10 @@ class RunColumn(ParquetColumn):
             return file.schema_arrow
 
 
-def _parquet_at(place: str) -> pq.ParquetFile:
-    """Of a path or a URL."""
+def _parquet_at(place: str, size: int = 0) -> pq.ParquetFile:
+    """Of a path or a URL. size: its bytes, where they are known."""
     system, path = file_system(place)
-    source = path if place == path else system.open(path, "rb", cache_type="none")
-    return pq.ParquetFile(source, pre_buffer=True)
+    return pq.ParquetFile(path, pre_buffer=True) if place == path else RemoteParquet(system, path, size)
 
 
 def _made_of(name: str, file: pq.ParquetFile) -> Shard | None:

@@ -27,21 +27,25 @@ _SCHEMA = pa.schema(
         ("file", pa.string()),
         ("doubt", pa.string()),
         ("generation", pa.int32()),
+        ("size", pa.int64()),
     ]
 )
-_VERSION = b"1"
+_VERSION = b"2"
+_VERSION_1 = pa.schema([field for field in _SCHEMA if field.name != "size"])
 
 
 @dataclass(frozen=True, slots=True)
 class Located:
     """The file of a shard's rows: its name in a folder, its path in a run, or a URL.
 
-    doubt: see `columns.Values`. generation: of a run's shard; a rerun makes the next.
+    doubt: see `columns.Values`. generation: of a run's shard; a rerun makes the next. size: bytes of the file, 0 where
+    that was not known.
     """
 
     file: str
     doubt: str = ""
     generation: int = 0
+    size: int = 0
 
 
 class Manifest:
@@ -59,7 +63,8 @@ class Manifest:
         except (OSError, pa.ArrowInvalid) as error:
             raise UserError(f"data: {path} is no column manifest ({error}). Delete it: it is made again.") from error
         said = self._table.schema.metadata or {}
-        if said.get(b"version") != _VERSION or not self._table.schema.remove_metadata().equals(_SCHEMA):
+        schema = _VERSION_1 if said.get(b"version") == b"1" else _SCHEMA
+        if said.get(b"version") not in (b"1", _VERSION) or not self._table.schema.remove_metadata().equals(schema):
             raise UserError(f"data: {path} is no column manifest of this version. Delete it: it is made again.")
         self.digest = said[b"digest"].decode()
         self._keys = self._table["key"].chunk(0).to_numpy() if len(self._table) else np.empty(0, np.uint64)
@@ -81,7 +86,8 @@ class Manifest:
         return self._row(0) if len(self) else None
 
     def _row(self, at: int) -> Located:
-        return Located(*(self._table[name][at].as_py() for name in ("file", "doubt", "generation")))
+        names = self._table.schema.names[2:]
+        return Located(*(self._table[name][at].as_py() for name in names))
 
     def generations(self) -> dict[str, int]:
         return dict(zip(self._table["id"].to_pylist(), self._table["generation"].to_pylist(), strict=True))
@@ -119,7 +125,7 @@ def _link(path: Path, data: bytes) -> None:
 
 def _packed(found: Iterable[tuple[str, Located]]) -> tuple[str, bytes]:
     """Digest and content of a manifest."""
-    rows = sorted((_key(shard), shard, at.file, at.doubt, at.generation) for shard, at in found)
+    rows = sorted((_key(shard), shard, at.file, at.doubt, at.generation, at.size) for shard, at in found)
     made = hashlib.sha256()
     for _, *facts in rows:
         made.update("\0".join(map(str, facts)).encode() + b"\n")

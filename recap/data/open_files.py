@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,7 +10,10 @@ from threading import Lock
 
 import pyarrow.parquet as pq
 
+from recap.data.remote_parquet import RemoteParquet
+
 MOST = 256  # footers that are kept
+FRESH = 32  # of these, files that have what was brought when they were opened, for columns that read the same rows
 
 
 @dataclass(slots=True)
@@ -28,6 +31,7 @@ class OpenFiles:
 
     def __init__(self) -> None:
         self._open: OrderedDict[str, _Open] = OrderedDict()
+        self._fresh: deque[RemoteParquet] = deque()
         self._lock = Lock()  # of the dictionary, never held while a file is read
 
     @contextmanager
@@ -48,8 +52,16 @@ class OpenFiles:
                 if not entry.ready:
                     entry.file, entry.doubt = opened()
                     entry.ready = True
+                    if isinstance(entry.file, RemoteParquet):
+                        self._forget_older_than(entry.file)
                 yield entry.file, entry.doubt
                 return
+
+    def _forget_older_than(self, file: RemoteParquet) -> None:
+        with self._lock:
+            self._fresh.append(file)
+            if len(self._fresh) > FRESH:
+                self._fresh.popleft().forget()
 
     def _entry(self, shard: str) -> _Open:
         old = None

@@ -65,7 +65,7 @@ def fetch(uri: str, start: int, end: int) -> bytes:
 
 
 def _checked_range(system: Any, path: str, uri: str, start: int, end: int) -> bytes:
-    return retry(lambda: _range(system, path, start, end), uri)
+    return retry(lambda: range_of(system, path, start, end), uri)
 
 
 def _local(path: str, start: int, end: int) -> bytes:
@@ -134,7 +134,8 @@ class Ranges(io.RawIOBase):
         return len(piece)
 
 
-def _range(system: Any, path: str, start: int, end: int) -> bytes:
+def range_of(system: Any, path: str, start: int, end: int) -> bytes:
+    """One request. ConnectionError where the answer has another length."""
     if is_web(system):
         data = http.read_range(system, path, start, end)
     else:  # the Hub's file system opens a file, whose cache would read 5 MiB ahead

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ class ObjectStore:
         self._server.start()
         _, self._port = self._server.get_host_and_port()
         self._sent = 0
+        self.requests: list[str] = []
+        """Methods and paths, as they came."""
         self.together = 0
         """Requests are held back until as many have been under way at the same time, or 20 s have passed."""
         self.under_way = self.most = 0
@@ -60,6 +63,8 @@ class ObjectStore:
         try:
             while data := source.recv(1 << 16):
                 self._sent += len(data) * counted
+                if not counted and (request := re.match(rb"(GET|HEAD) (\S+) HTTP/", data)):
+                    self.requests.append(f"{request[1].decode()} {request[2].decode()}")
                 if self.together and not counted:
                     self._hold()
                 target.sendall(data)

@@ -13,12 +13,13 @@ import pytest
 
 from benchmarks import scale
 from hpc.base.errors import UserError
+from hpc.operator import Shard
 from hpc.run.published import Published
 from recap.data.column import ColumnConfig
 from recap.data.columns import open_column
 from recap.data.inputs import DataConfig, list_shards
 from recap.data.manifest import Located, Manifest, write
-from recap.data.samples import JoinedDataConfig, check_columns, shared_input
+from recap.data.samples import JoinedDataConfig, Shared, check_columns, opened_columns, shared_input
 from recap.train.checkpoints import Began
 from tests.data.conftest import ObjectStore
 from tests.data.corpus import build, keys, write_column
@@ -142,6 +143,32 @@ def test_readers_do_not_wait_for_one_another(tmp_path: Path, object_store: Objec
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda n: column.read(shards[n], 0, keys(n, 5), []).values[0], range(8)))
     assert found == [f"recap {keys(n, 1)[0]}" for n in range(8)] and object_store.most >= 6
+
+
+@pytest.mark.parametrize("small", [True, False])
+def test_requests_for_columns_on_an_object_store(
+    tmp_path: Path, object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch, small: bool
+) -> None:
+    """A small file is asked for once, whole; of another the footer, and then what is wanted. Never for its size."""
+    monkeypatch.setattr("recap.data.remote_parquet.WHOLE", 1 << 20 if small else 1000)
+    monkeypatch.setattr("recap.data.remote_parquet.FOOTER", 2300)
+    write_column(tmp_path, counts := [1200] * 3)
+    object_store.upload(tmp_path)
+    shards = [Shard(f"{n:05d}", f"/tars/{n:05d}.tar", 0) for n in range(len(counts))]
+    configs = {name: ColumnConfig(folder="s3://corpus/recap", field=name) for name in ("caption", "status")}
+    write(tmp_path / "both.arrow", open_column("caption", configs["caption"]).manifest(shards))
+    shared = Shared(tmp_path / "none.index", dict.fromkeys(configs, tmp_path / "both.arrow"))
+    columns = opened_columns(JoinedDataConfig(columns=configs), list(configs), shared)
+    object_store.requests.clear()
+    for number, shard in enumerate(shards):
+        for block in range(2):
+            names = keys(number, 1200)[512 * block :][:512]
+            read = {name: column.read(shard, block, names, []).values for name, column in columns.items()}
+            assert [v for v in read["caption"] if v] == [
+                f"recap {k}" for i, k in enumerate(names, 512 * block) if i % 97 != 13
+            ]
+    wanted = [f"GET /corpus/recap/{shard.id}.parquet" for shard in shards for _ in range(1 if small else 5)]
+    assert object_store.requests == wanted
 
 
 @pytest.mark.slow  # ten processes, six of them under strace
