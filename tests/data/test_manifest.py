@@ -163,17 +163,19 @@ def test_requests_for_columns_on_an_object_store(
         pq.write_table(table, tmp_path / f"recap/{shard.id}.parquet", row_group_size=512)
     object_store.upload(tmp_path)
     configs = {name: ColumnConfig(folder="s3://corpus/recap", field="caption") for name in "ab"}
-    write(tmp_path / "both.arrow", open_column("a", configs["a"]).manifest(shards))
+    column: Any = open_column("a", configs["a"])
+    write(tmp_path / "both.arrow", column.manifest(shards))
     shared = Shared(tmp_path / "none.index", dict.fromkeys(configs, tmp_path / "both.arrow"))
     columns = opened_columns(JoinedDataConfig(columns=configs), list(configs), shared)
     object_store.requests.clear()
     for shard in shards:
         for block in range(2):
             names = list(texts)[512 * block :][:512]
-            read = {name: column.read(shard, block, names, []).values for name, column in columns.items()}
-            assert read == dict.fromkeys("ab", [texts[name] for name in names])
-    wanted = [f"GET /corpus/recap/{shard.id}.parquet" for shard in shards for _ in range(1 if small else 5)]
-    assert object_store.requests == wanted
+            read = {name: found.read(shard, block, names, []).values for name, found in columns.items()}
+            wanted = [texts[name] for name in names]
+            assert read == {"a": wanted, "b": wanted}
+    asked = [f"GET /corpus/recap/{shard.id}.parquet" for shard in shards for _ in range(1 if small else 5)]
+    assert object_store.requests == asked
 
 
 @pytest.mark.slow  # ten processes, six of them under strace
