@@ -284,8 +284,7 @@ def record(job: Job) -> Submission:
         pilot=pilot_launch.write(run, job.pilot, job.shards) if job.pilot else "",
         compared="" if job.pilot else pilot_launch.compare(run, job.config, job.identity),
         webhook=bool(webhook.address()),
-        manifests=survey.write(run, job.operator, job.shards, job.missing),
-        reruns=run.generations.next_number(),
+        **survey.of_launch(run, job.operator, job.shards, job.missing),
     )
     _record_inputs(job)
     return submission

@@ -7,6 +7,7 @@ they start. A later launch looks anew, and so does a rerun for the shards that i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from hpc.base.no_collection import without_collection
 from hpc.config import Config
@@ -23,6 +24,11 @@ def write(run: Run, operator: Operator, shards: Sequence[Shard], missing: Sequen
     survey, absent = getattr(operator, "survey", None), {shard.id for shard in missing}
     with without_collection():
         return survey(run.manifests, [shard for shard in shards if shard.id not in absent]) if survey else {}
+
+
+def of_launch(run: Run, operator: Operator, shards: Sequence[Shard], missing: Sequence[Shard]) -> dict[str, Any]:
+    """What a submission says of it: what reruns find is newer than this from their number `reruns` on."""
+    return {"manifests": write(run, operator, shards, missing), "reruns": run.generations.next_number()}
 
 
 def operator(run: Run, submission: Submission, config: Config) -> Operator:
