@@ -131,6 +131,8 @@ class Verdicts:
 
     def _clause(self, tokens: list[str], mark: str, after: list[str], begins: bool) -> int | None:
         """The word that a clause gives. mark, after: what ends it, and the words of the next one."""
+        if len(set(tokens)) == 1:
+            tokens = tokens[:1]  # "no no no"
         places = [place for place, token in enumerate(tokens) if _number(token) is not None]
         if len(places) != 1:
             return None

@@ -101,6 +101,7 @@ def test_verdicts(text: str, verdict: str | None) -> None:
         ("Yes.\nNo.", None), ("No it is not", "no"), ("No, red circle", "no"), ("Yes — the sky is blue", "yes"),
         ("No, the sign says “El gato está en la mesa”", "no"), ("yes, no doubt about it", "yes"), ("I'd say no", "no"),
         ("There is none.\n**Answer:** no", "no"), ("<think>yes? no?</think>\nno", "no"), ("No\nno sé", "no"),
+        ("No no no!", "no"), ("Yes, la imagen", None), ("No — no se ve", None), ("<answer>no</answer>", "no"),
     ],
 )  # fmt: skip
 def test_a_verdict_is_a_whole_answer_in_the_asked_language(text: str, verdict: str | None) -> None:
