@@ -22,6 +22,7 @@ from hpc.drilling.session import Session
 from tests.support import unfit_files
 from tests.support.jobs import ENVIRONMENT, ROOT, wait_for
 
+SLOW, SLOW_CI = pytest.mark.slow, pytest.mark.slow(ci=True)
 FILES = ("access", "space", "link", "fsync", "rename", "exclusion", "attributes")
 
 
@@ -68,15 +69,14 @@ def test_no_links(tmp_path: Path) -> None:
     assert lines["requeue"]["seen"] == "cluster.kind is local" and not lines["requeue"]["again"]
 
 
-@pytest.mark.slow(ci=True)
 @pytest.mark.parametrize(
     ("fault", "name", "words"),
     [
-        ("stale", "attributes", "a new name, by stat: not in"),
-        ("overlink", "link", "a name that exists is no error"),
-        ("fsync", "fsync", "fsync of a file fails"),
-        ("rename", "rename", "found no file"),
-        ("quota", "space", "Disk quota exceeded"),
+        pytest.param("stale", "attributes", "a new name, by stat: not in", marks=SLOW),
+        pytest.param("overlink", "link", "a name that exists is no error", marks=SLOW),
+        pytest.param("fsync", "fsync", "fsync of a file fails", marks=SLOW),
+        pytest.param("rename", "rename", "found no file", marks=SLOW_CI),
+        pytest.param("quota", "space", "Disk quota exceeded", marks=SLOW_CI),
     ],
 )
 def test_each_fault_turns_its_line(tmp_path: Path, fault: str, name: str, words: str) -> None:
@@ -105,8 +105,13 @@ def test_killed_then_cleaned_by_the_next(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["hpc-drill-notours"]
 
 
-@pytest.mark.slow(ci=True)
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, Exit.INCOMPLETE), (signal.SIGTERM, Exit.TERMINATED)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        pytest.param(signal.SIGINT, Exit.INCOMPLETE, marks=SLOW),
+        pytest.param(signal.SIGTERM, Exit.TERMINATED, marks=SLOW_CI),
+    ],
+)
 def test_stopped(tmp_path: Path, number: int, code: int) -> None:
     process = start(tmp_path, "--json")
     wait_for(lambda: list(tmp_path.glob("hpc-drill-*/meeting/started-*")))
