@@ -139,8 +139,9 @@ class Rows:
 
     def reopened(self, shard: str, manifests: Mapping[str, Path]) -> None:
         """A rerun has reopened a shard, and has found its columns' files where these manifests say."""
-        for name, path in manifests.items():
-            self._beside[name].newer[shard] = opened(path)
+        for name, column in self._beside.items():
+            if name in manifests:
+                column.newer[shard] = opened(manifests[name])
 
     @property
     def _beside(self) -> dict[str, ColumnOfFiles]:
