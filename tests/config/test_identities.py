@@ -72,7 +72,9 @@ def identities(folder: Path) -> dict[str, dict[str, Any]]:
     edges = mock.patch("recap.select.rules.opened", lambda path: _Edges())
     told = mock.patch("recap.score.model_folder.json_of", _told)
     head = mock.patch.multiple("recap.score.head", **_HEAD)
-    with published, columns, theirs, edges, loadable, told, head:
+    packages: Any = {"tagger": lambda path: folder, "norms_file": lambda path: folder / "config.json"}
+    nouns = mock.patch.multiple("recap.generate.nouns", **packages)
+    with published, columns, theirs, edges, loadable, told, head, nouns:
         return {name: _facts(config, folder) for name, config in shipped()}
 
 
