@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import os
 import shutil
@@ -18,7 +19,9 @@ def _library() -> str:
     if compiler is None:
         assert os.environ.get("CI") != "true", "a C compiler cannot be had"
         pytest.skip("a C compiler cannot be had")
-    built = Path(tempfile.mkdtemp(prefix="unfit-files-")) / "unfit_files.so"
+    folder = tempfile.mkdtemp(prefix="unfit-files-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    built = Path(folder) / "unfit_files.so"
     source = Path(__file__).with_suffix(".c")
     subprocess.run([compiler, "-shared", "-fPIC", "-o", built, source, "-ldl", "-lpthread"], check=True, timeout=240)
     return str(built)
