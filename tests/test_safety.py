@@ -80,6 +80,7 @@ def test_changed_code_is_not_run(tmp_path: Path, change: Callable[[Path, str], N
             snapshot.take(bench.run.code)
 
 
+@pytest.mark.slow(ci=True)
 def test_what_runs_is_a_copy_of_the_owner_s(tmp_path: Path) -> None:
     """A cache that others have put beside a module is not looked at; the copy is used again, and mended."""
     bench = Workbench(tmp_path, {"a": lines(3)})

@@ -123,8 +123,10 @@ def tagger(folder: str) -> Path:
         raise UserError(f"config: `model`: spaCy is not installed. {_INSTALL}.")
     package = _packaged(TAGGER)
     found = Path(folder) if folder else next(package.glob(f"{TAGGER}-*"), package) if package else None
-    if found is None or not (found / "config.cfg").is_file():
-        raise UserError(f"config: `model`: {found or 'empty'} is no spaCy pipeline (config.cfg). {_INSTALL}.")
+    if found is None:
+        raise UserError(f"config: `model`: the tagger {TAGGER} is not installed. {_INSTALL}.")
+    if not (found / "config.cfg").is_file():
+        raise UserError(f"config: `model`: {found} is no spaCy pipeline (config.cfg). {_INSTALL}.")
     return found
 
 

@@ -183,6 +183,7 @@ def test_keys_in_lists_are_told_as_others(file: str, keys_: dict[str, object], s
 # --- in the background ------------------------------------------------------------------------
 
 
+@pytest.mark.slow(ci=True)
 def test_a_training_goes_on_without_the_terminal(tmp_path: Path) -> None:
     """Detached, seen at work, refused a second time, cancelled with its process; then told how to go on."""
     path = config_file(tmp_path, steps=100_000, step_s=0.02)

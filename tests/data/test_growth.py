@@ -81,6 +81,7 @@ def test_data_that_moved_as_a_whole_keeps_its_ids(tmp_path: Path) -> None:
     assert [s.id for s in planned([f"{tmp_path}/new/*/0.tar"], before)] == [s.id for s in before] == ["a%2F0", "b%2F0"]
 
 
+@pytest.mark.slow(ci=True)
 def test_a_run_grows_by_launches(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -262,6 +262,7 @@ def test_trimmed_texts_give_the_same_states(world) -> None:
     torch.testing.assert_close(short[mask], long[:, : short.shape[1]][mask], atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.slow(ci=True)
 def test_a_gradient_that_is_not_finite_stops_with_its_samples(world, tmp_path) -> None:
     assert run(tmp_path, 1, tree(world, train__lr=1e30, train__clip=0.0)) == [1]
     assert "the gradient is" in log(tmp_path) and "000/000" in log(tmp_path)

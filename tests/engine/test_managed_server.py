@@ -167,6 +167,7 @@ class Gone:
         assert self.seconds < max(self.LIMIT_S, 3 * self.sleeper), (self.seconds, self.sleeper)
 
 
+@pytest.mark.slow(ci=True)
 def test_nothing_is_left_five_seconds_after_an_engine_is_killed(control: Path) -> None:
     """By SIGKILL: not its server, nor what that started in a session of its own and which ignores SIGTERM."""
     assert keeper.LOOK_S + keeper.GRACE_S <= 2.0, "the rest of the five seconds is a busy machine's"

@@ -136,6 +136,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow(ci=True)
 def test_an_arena_with_a_judge_that_knows(world: Path) -> None:
     """Captions of other pictures lose to the true ones but where they are the same; failures are counted."""
     with serving(Truths([world / "in" / "0.tar"])) as (url, _):

@@ -186,6 +186,7 @@ def test_a_long_step_is_waited_for(tmp_path: Path) -> None:
     assert stop_code(tmp_path) == Exit.REQUEUE
 
 
+@pytest.mark.slow(ci=True)
 def test_told_to_stop_while_it_loads(tmp_path: Path) -> None:
     """Before its first step a life has nothing to save: it ends within seconds, all ranks alike."""
     process, _, took = stop_when_running(tmp_path, signal.SIGTERM, does="load")

@@ -94,6 +94,7 @@ def test_only_what_is_left_is_launched(tmp_path: Path, capsys: pytest.CaptureFix
     assert [len(Run(run.path / name).submissions()) for name in arms] == [2, 1]
 
 
+@pytest.mark.slow(ci=True)
 def test_cancel_stops_the_sweep(tmp_path: Path) -> None:
     """The running arm ends at a checkpoint, the waiting one is not begun; a new launch goes on with both."""
     arms = {"one": {"steps": 1000}, "two": {"steps": 1001}}
@@ -160,6 +161,7 @@ def test_map_job_and_taken_name(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "exists and is not a sweep's" in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.slow(ci=True)
 @pytest.mark.parametrize("sweep", [{"a": {"steps": 1}, "b": {"steps": 2}}, {}], ids=["sweep", "gang"])
 def test_one_job_although_the_controller_is_away(tmp_path: Path, sweep: dict[str, Any]) -> None:
     """sbatch commits, its answer is lost and squeue says nothing: the next launch finds the job, and submits none."""

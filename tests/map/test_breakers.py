@@ -305,6 +305,7 @@ def test_a_cancelled_or_paused_run_is_not_brought_back_by_its_gate(tmp_path: Pat
     assert len(bench.run.submissions()) == 1
 
 
+@pytest.mark.slow(ci=True)
 def test_samples_of_a_changed_input_are_not_kept(tmp_path: Path) -> None:
     bench = Workbench(tmp_path, {"a": [*lines(4), "bad"]}, map={"max_failed": 0.5})
     assert bench.launch() == Exit.COMPLETE
@@ -325,6 +326,7 @@ def test_a_file_that_is_gone_costs_a_rerun_no_engine(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.slow(ci=True)
 def test_an_exclusion_by_hand_is_read(tmp_path: Path) -> None:
     bench = Workbench(tmp_path, {"a": lines(2)})
     bench.record()

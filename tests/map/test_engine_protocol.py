@@ -145,6 +145,7 @@ def test_a_hanging_sample_is_dumped_and_quarantined(make: Make) -> None:
     assert sum(job.status()["engine_deaths"].values()) <= 3
 
 
+@pytest.mark.slow(ci=True)
 def test_a_sample_that_takes_the_agent_along(make: Make) -> None:
     """Out of memory takes the whole step: no end is ever written, and what was in flight tells the successors."""
     job = make({"a": [*texts(5), "hang", *texts(5)]}, batch=4)

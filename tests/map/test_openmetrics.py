@@ -67,6 +67,7 @@ def job(tmp_path: Path) -> Iterator[EchoJob]:
     echo.close()
 
 
+@pytest.mark.slow(ci=True)
 def test_counters_grow_through_a_kill_a_rerun_and_another_identity(job: EchoJob) -> None:
     job.submit()
     scraper = Scraper(job.run)

@@ -70,7 +70,7 @@ def job(folder: Path, lines: dict[str, list[str]], **settings: object) -> EchoJo
 @pytest.mark.parametrize(
     "where, fault, reason",
     [
-        (30, "kill", "input: reading it kills the engine"),
+        pytest.param(30, "kill", "input: reading it kills the engine", marks=pytest.mark.slow(ci=True)),
         pytest.param(0, "hang", "input: reading it hangs", marks=pytest.mark.slow),
     ],
 )

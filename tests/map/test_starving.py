@@ -17,6 +17,7 @@ from recap.engine.interface import Caption, Request
 from tests.support.jobs import EchoJob, inline, texts
 
 
+@pytest.mark.slow(ci=True)
 def test_a_slow_reader_and_a_slow_engine(tmp_path: Path) -> None:
     """Each within 5 points: lines that take 0.3 s to be read, of whose time work takes a third, as it says itself; and
     lines that are read at once. Saving is work too, which the operator cannot time: it is done at the end.

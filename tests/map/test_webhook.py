@@ -51,6 +51,7 @@ def pause(one: Webhook, why: str = "paused: disk", reruns: int = 0) -> None:
     one.leave(Exit.INCOMPLETE, why, reruns, lambda: one.beat.advance({}))  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow(ci=True)
 def test_real_slots_killed_while_they_send_and_answers_lost(job: EchoJob, receiver: Receiver) -> None:
     submission = job.submit()
     receiver.answers = ["hold", 503, "lose", 302]

@@ -141,6 +141,7 @@ def test_others_commit_meanwhile(out: Path, hub: FakeHub) -> None:
     assert left[0] == 94 and not names(out) & set(hub.repos["me/x"].files)
 
 
+@pytest.mark.slow(ci=True)
 def test_killed_after_the_first_of_three_commits(run: Path, out: Path, hub: FakeHub, tmp_path: Path) -> None:
     """The second run sends nothing that the first committed; the token is in no file, no output, no command line."""
     for number in range(520):

@@ -84,6 +84,7 @@ def test_a_dead_one_of_another_host_is_taken_over(run: Run, quick: None) -> None
         assert time.monotonic() - before >= 5.0
 
 
+@pytest.mark.slow(ci=True)
 def test_a_takeover_that_was_killed_is_told(run: Run, quick: None) -> None:
     held = leave(run, pid=ended())
     (run.control / f"launching.over-{held['token']}").touch()
@@ -134,6 +135,7 @@ def test_a_second_launch_of_a_training_here(tmp_path: Path, capsys: pytest.Captu
         first.communicate()
 
 
+@pytest.mark.slow(ci=True)
 def test_ranks_of_a_killed_launch_are_waited_for(tmp_path: Path) -> None:
     """They notice at their step's end; two gangs never write one directory."""
     first = start(tmp_path, steps=3, step_s=6.0)

@@ -84,6 +84,7 @@ def test_dry_run_prints_what_is_submitted(make: Callable[..., EchoJob], monkeypa
     job.check()
 
 
+@pytest.mark.slow(ci=True)
 @pytest.mark.slurm
 def test_check_is_a_job_of_its_own(slurm: Cluster, tmp_path: Path) -> None:
     """It has a slot's resources, is waited for, and begins nothing of the run; where it dies, its log says why."""

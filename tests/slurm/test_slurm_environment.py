@@ -47,6 +47,7 @@ def facts(job: str) -> dict[str, str]:
     return dict(re.findall(r"(\w+)=(\S*)", said))
 
 
+@pytest.mark.slow(ci=True)
 @pytest.mark.slurm
 def test_what_the_script_states_wins_and_a_directory_may_be_called_anything(
     odd: EchoJob, monkeypatch: pytest.MonkeyPatch

@@ -131,6 +131,7 @@ def test_one_job_whatever_sbatch_says(fake: FakeSlurm, word: str) -> None:
     assert submission["state"] == "submitted" and submission["jobs"] == ["1000"]
 
 
+@pytest.mark.slow(ci=True)
 def test_a_controller_that_is_away_for_a_while(fake: FakeSlurm) -> None:
     """Its lost answer is looked up before anything is submitted again."""
     fake.plan("away", "away", "late", squeue_away=2)
@@ -140,6 +141,7 @@ def test_a_controller_that_is_away_for_a_while(fake: FakeSlurm) -> None:
     assert len(fake.jobs()) == 1 and submissions(fake)[0]["jobs"] == ["1000"]
 
 
+@pytest.mark.slow(ci=True)
 def test_a_controller_that_stays_away_leaves_the_question_open(fake: FakeSlurm) -> None:
     """The next launch answers it: no second job for the same work."""
     fake.plan("late", squeue_away=1000)
