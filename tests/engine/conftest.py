@@ -36,7 +36,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 
 def drive(engine: Engine, requests: Sequence[Request], limit_s: float = 120.0) -> dict[int, Caption]:
-    """Put all requests, poll all captions."""
+    """Put all requests, poll all captions. limit_s: seconds until the next of them."""
     found: dict[int, Caption] = {}
     todo = list(reversed(requests))
     deadline = time.monotonic() + limit_s
@@ -47,4 +47,5 @@ def drive(engine: Engine, requests: Sequence[Request], limit_s: float = 120.0) -
         for caption in engine.poll(0.05):
             assert caption.id not in found
             found[caption.id] = caption
+            deadline = time.monotonic() + limit_s
     return found
