@@ -24,15 +24,13 @@ def tuned(rates: dict[Point, float | None], axes: Axes) -> dict[Point, float | N
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_within_five_percent_in_twelve_trials(shape: str) -> None:
-    """Of sixty points at most. One in ten may miss a little: no search knows where a cliff is before it falls."""
-    reached = []
-    for sizes in GRIDS:
-        for seed in range(2):
-            rates = surface(shape, seed, sizes)
-            known = tuned(rates, Axes(sizes, (True,) * len(sizes)))
-            reached.append(max(rate or 0 for rate in known.values()) / max(rate for rate in rates.values() if rate))
-    assert sum(share < 0.95 for share in reached) <= 1 and min(reached) > 0.9, reached
+@pytest.mark.parametrize("sizes", GRIDS, ids=str)
+def test_within_five_percent_in_twelve_trials(shape: str, sizes: Point) -> None:
+    for seed in range(2):
+        rates = surface(shape, seed, sizes)
+        known = tuned(rates, Axes(sizes, (True,) * len(sizes)))
+        best = max(rate for rate in rates.values() if rate)
+        assert max(rate or 0 for rate in known.values()) >= 0.95 * best, (seed, known)
 
 
 def test_each_axis_may_have_its_own_end_of_memory() -> None:

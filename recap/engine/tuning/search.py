@@ -29,6 +29,7 @@ _TOGETHER = 0.25  # variance of what axes do together, against that of each alon
 _PRIOR_SD = 0.6  # of the logarithm of rates, worth two measurements
 _FAR = 10.0  # times under the best, below which it does not matter by how much
 _ENDS = 1500  # of each kind that are tried as the end of memory
+_OF_EACH = 0.075  # weight of ends of each axis against those of sums: memory is mostly a sum of parts
 _SOFT = 0.03  # of an axis, by which one may be wrong
 
 
@@ -117,7 +118,7 @@ def _fitting(left: Floats, good: Floats, bad: Floats) -> Floats:
         return np.ones(len(left))
     first_bad = _memory(bad).min(1)
     last_good = _memory(good).max(1) if len(good) else first_bad - 1.0
-    weights = np.exp(-np.maximum(last_good - first_bad, 0.0) / _SOFT)
+    weights = np.repeat([1.0 - _OF_EACH, _OF_EACH], _ENDS) * np.exp(-np.maximum(last_good - first_bad, 0.0) / _SOFT)
     gap = np.maximum(first_bad - last_good, 1e-9)
     inside = np.clip((first_bad[:, None] - _memory(left)) / gap[:, None], 0.0, 1.0)
     found: Floats = weights @ inside / weights.sum()
