@@ -82,11 +82,11 @@ def place(command: str = "") -> Iterator[Path]:
 
 
 def run(command: str, work: Path) -> str:
-    """What a command prints on a terminal of 80 columns, without the names of this machine."""
+    """What a command prints on a terminal of 110 columns, without the names of this machine."""
     _, *arguments = shlex.split(command)
     done = subprocess.run(
         [sys.executable, *arguments], cwd=work, text=True, timeout=600, check=False, stdout=subprocess.PIPE,
-        env={**os.environ, "COLUMNS": "80", "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "COLUMNS": "110", "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     text = done.stdout.replace(sys.executable, f"{HOME}/.venv/bin/python")
     text = text.replace(str(work), HOME).replace(str(ROOT), HOME)
