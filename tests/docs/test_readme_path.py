@@ -31,7 +31,7 @@ def test_the_path_has_its_five_steps() -> None:
 @pytest.mark.timeout(1200)
 def test_the_path_runs_as_it_stands(tmp_path: Path) -> None:
     (tmp_path / "configs").symlink_to(ROOT / "configs")
-    shutil.copytree(ROOT / "recap" / "demo", tmp_path / "recap" / "demo")  # models and flags, no code: that is installed
+    shutil.copytree(ROOT / "recap" / "demo", tmp_path / "recap" / "demo")  # models and flags
     search = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": search}
     done = subprocess.run(
