@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from hpc.base import command_list
-from hpc.base.command import end_with_reader
+from hpc.base.command import end_on_closed_pipe
 
 _FIRST = tuple(f"hpc.{name}" for name in ("launch", "status", "logs", "cancel", "rerun", "verify", "keys"))
 # Started by the others, and by nobody else.
@@ -21,7 +21,7 @@ _OWN = (
 HIDDEN = tuple(f"hpc.{name}" for name in _OWN)
 
 if __name__ == "__main__":
-    end_with_reader()
+    end_on_closed_pipe()
     sys.exit(
         command_list.main(Path(__file__).parent, "Jobs on Slurm or here, and what becomes of them.", _FIRST, HIDDEN)
     )

@@ -125,7 +125,7 @@ def _is_over(run: Run) -> bool:
     try:
         return read_any_status(run)["exit"] in (Exit.COMPLETE, Exit.SOME_FAILED)
     except DamagedPlan as error:
-        damage.say(str(error))
+        damage.warn_once(str(error))
         return False
 
 
@@ -196,7 +196,7 @@ def _is_finished(run: PipelineRun) -> bool:
     try:
         return read_any_status(run)["exit"] == Exit.COMPLETE
     except UserError as error:
-        damage.say(str(error))
+        damage.warn_once(str(error))
         return False
 
 

@@ -21,7 +21,7 @@ from dataclasses import MISSING, dataclass
 from typing import Any
 
 from hpc import config as configs
-from hpc.base.command import command, end_with_reader
+from hpc.base.command import command, end_on_closed_pipe
 from hpc.base.errors import Exit, Parser, UserError
 from hpc.base.snapshot import ROOT
 from hpc.operator import load_operator
@@ -159,5 +159,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    end_with_reader()
+    end_on_closed_pipe()
     sys.exit(main())

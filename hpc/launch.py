@@ -28,7 +28,7 @@ import argparse
 import sys
 
 from hpc import config as configs
-from hpc.base.command import command, end_with_reader
+from hpc.base.command import command, end_on_closed_pipe
 from hpc.base.errors import Parser, UserError
 from hpc.base.no_pandas import without_pandas
 from hpc.map.launch import describe, dry_run, prepare, submit
@@ -115,5 +115,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     if "--dry-run" in sys.argv:  # a real launch may write to stores and servers
-        end_with_reader()
+        end_on_closed_pipe()
     sys.exit(main())

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from hpc.base import heartbeat, journal
-from hpc.base.command import command, end_with_reader
+from hpc.base.command import command, end_on_closed_pipe
 from hpc.base.errors import Exit, Parser, UserError
 from hpc.base.text import printable as clean
 from hpc.gang import sweep_status
@@ -260,5 +260,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    end_with_reader()
+    end_on_closed_pipe()
     sys.exit(main())

@@ -36,7 +36,7 @@ def of_pipeline(run: PipelineRun) -> list[str]:
     try:
         launched = run.launched()
     except UserError as error:
-        damage.say(str(error))
+        damage.warn_once(str(error))
         return _command(run, "", [], run.path)
     return _command(run, launched["source"], launched["overrides"], Path(launched["directory"]))
 

@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.live import Live
 
 from hpc import any_status, overview
-from hpc.base.command import command, end_with_reader
+from hpc.base.command import command, end_on_closed_pipe
 from hpc.base.errors import Exit, Parser, UserError
 from hpc.base.no_pandas import without_pandas
 from hpc.base.text import printable as clean
@@ -173,6 +173,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    end_with_reader()
+    end_on_closed_pipe()
     without_pandas()
     sys.exit(main())

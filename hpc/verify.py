@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from rich.progress import Progress
 
 from hpc.base import object_store
-from hpc.base.command import command, console, end_with_reader, warn
+from hpc.base.command import command, console, end_on_closed_pipe, warn
 from hpc.base.errors import Exit, Parser
 from hpc.base.no_pandas import without_pandas
 from hpc.base.on_all_cores import on_all_cores
@@ -156,6 +156,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    end_with_reader()
+    end_on_closed_pipe()
     without_pandas()
     sys.exit(main())

@@ -4,10 +4,10 @@ import sys
 from pathlib import Path
 
 from hpc.base import command_list
-from hpc.base.command import end_with_reader
+from hpc.base.command import end_on_closed_pipe
 
 if __name__ == "__main__":
-    end_with_reader()
+    end_on_closed_pipe()
     sys.exit(
         command_list.main(Path(__file__).parent, "Captions, and what is trained on them. Jobs: python -m hpc.launch")
     )

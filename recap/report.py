@@ -152,10 +152,10 @@ def captions_page(source: Published, seen: Look, facts: dict[str, Any]) -> str:
         f'<div class="grid">{"".join(_card(s) for s in seen.shown)}</div>',
         f"<h2>Lengths and words</h2><div class=dim>{seen.rows:,} samples of {seen.shards:,} shards</div>",
         f'<div class="two"><div>{_lengths(seen)}</div><div>{_vocabulary(seen)}</div></div>',
-        f'<div class="two"><div><h2>Not captioned, or odd</h2>{page.reasons(facts, seen.examples)}</div>',
+        f'<div class="two"><div><h2>Not captioned, or odd</h2>{page.reasons_table(facts, seen.examples)}</div>',
         f"<div><h2>What looks wrong with captions</h2>{_lint(seen)}</div></div>",
         f"<h2>Throughput</h2>{page.over_time(facts['history'])}",
-        f"<h2>Where the {_e(facts['effort']['unit'])} hours went</h2>{page.hours(facts['effort'])}",
+        f"<h2>Where the {_e(facts['effort']['unit'])} hours went</h2>{page.hours_table(facts['effort'])}",
     ]
     if seen.repeated:
         told = "Images that recur are often what servers send instead of dead links. List them in data.placeholders."

@@ -13,11 +13,11 @@ from hpc.base.errors import UserError
 
 
 def check(run: Path) -> list[str]:
-    """Warnings about a run's directory, which need not exist yet, and those above it.
+    """Warnings about who may write a run's directory (which need not exist yet) and the directories above it.
 
-    Raises UserError where anybody, or somebody else's group, may put other directories in the place of ours.
+    Raises UserError where other users could replace the run's directory by one of their own.
     """
-    said = []
+    warnings = []
     for place in _existing(run):
         facts = place.stat()
         ours = facts.st_uid in (0, os.geteuid())
@@ -31,13 +31,15 @@ def check(run: Path) -> list[str]:
             )
         if place == run:
             whom = "everybody" if facts.st_mode & stat.S_IWOTH else f"group {_group(facts.st_gid)}"
-            said.append(f"{run} may be written by {whom}: data, settings and control files of this run, not its code")
+            warnings.append(
+                f"{run} may be written by {whom}: data, settings and control files of this run, not its code"
+            )
         elif not ours and not sticky:
             raise UserError(
                 f"launch: group {_group(facts.st_gid)} may write {place}, which is {_user(facts.st_uid)}'s, and so "
                 f"replace {run}. Have it made sticky (chmod +t), or choose another `runs`."
             )
-    return said
+    return warnings
 
 
 def _existing(run: Path) -> Iterator[Path]:

@@ -48,8 +48,11 @@ def sync(path: Path) -> None:
         os.close(fd)
 
 
-def link_new(source: Path, target: Path) -> bool:
-    """Give `source` the name `target` unless that exists. True if we won; safe when the server's reply was lost."""
+def link_new(source: Path, target: Path) -> None:
+    """Give the file `source` the further name `target`. Raises FileExistsError where another file has that name.
+
+    Safe when the server's reply was lost: what was linked then is not taken for another's file.
+    """
     try:
         os.link(source, target)
     except OSError:
@@ -57,9 +60,8 @@ def link_new(source: Path, target: Path) -> bool:
         try:
             if os.stat(source).st_nlink != 2 or not os.path.samefile(source, target):
                 raise
-        except FileNotFoundError:  # of the temporary: a successor that has finished cleans up behind us
+        except FileNotFoundError:  # `source` is gone: a successor that has finished the work cleaned up
             raise OSError(f"{source} vanished while it was being published as {target}") from None
-    return True
 
 
 def create(target: Path, data: bytes, *, durable: bool = True) -> bool:
@@ -95,11 +97,11 @@ def replace(target: Path, data: bytes, *, durable: bool = False) -> None:
 
 
 def make_below(folder: Path, levels: int) -> None:
-    """Make a directory and at most the `levels` - 1 above it. FileNotFoundError where what is further up is not there:
-    a run that was deleted or unmounted under its workers does not come back as an empty one.
+    """Make a directory and at most `levels` - 1 of its parents. Raises FileNotFoundError where a directory further up
+    is missing: workers of a run that was deleted or unmounted must not bring it back as an empty one.
     """
     try:
-        folder.mkdir(exist_ok=True)  # from below: where it exists, nothing else is asked
+        folder.mkdir(exist_ok=True)  # the innermost first: where it exists, this is the only call
     except FileNotFoundError:
         if levels == 1:
             raise

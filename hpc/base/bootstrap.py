@@ -2,10 +2,11 @@
 
     python -I -c "$(cat hpc/base/bootstrap.py)" RUN/code/DIGEST hpc.worker RUN --slot 3
 
-A group may share a run directory. So whoever starts a process of a run brings this text along (a batch script holds
-it, and Slurm keeps that), and nothing is imported before: every file below RUN/code/DIGEST is read once, all of them
-together must have that digest, and what was read is what runs, from a copy in $TMPDIR that only its owner can write.
-The copy stays for the next life on this node, which checks it again. Needs nothing but python.
+Others of a group may be able to write a run directory. So the code that checks it must not come from there: a batch
+script holds this text, and Slurm keeps the script. Nothing else is imported before the check. Every file below
+RUN/code/DIGEST is read once, all of them together must have that digest, and what was read is what runs, from a copy in
+$TMPDIR that only its owner can write. The next life on this node checks that copy and uses it again. This module needs
+nothing but python.
 
 Exit codes: those of the module; 64 where the code is not what was recorded, 70 where no copy can be made.
 """
@@ -23,7 +24,9 @@ from pathlib import Path
 
 
 def read(root: Path) -> dict[str, bytes]:
-    """All files below a directory but python caches, by relative path. ValueError for what is no plain file."""
+    """Content of all files below a directory but python caches, by relative path. ValueError for what is no plain
+    file, such as a link.
+    """
     found = {}
     for folder, folders, names in os.walk(root):
         folders[:] = [name for name in folders if name != "__pycache__"]
@@ -45,7 +48,9 @@ def digest(files: dict[str, bytes]) -> str:
 
 
 def copy(files: dict[str, bytes], name: str) -> Path:
-    """The path of our copy of these files. Their times are touched, for those who tidy up $TMPDIR."""
+    """The path of our copy of these files. The times of a copy that is there are renewed, so that what tidies up old
+    files in $TMPDIR leaves it.
+    """
     folder = _own_folder()
     target = folder / name
     if target.exists():

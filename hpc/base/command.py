@@ -15,9 +15,9 @@ console = Console(highlight=False, soft_wrap=True)
 warn = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-def end_with_reader() -> None:
-    """For the process of a command alone: it ends without a word when what it prints into is closed (`| head`). In a
-    process that goes on, each write to a socket that its other end has closed would be its death.
+def end_on_closed_pipe() -> None:
+    """End this process silently when it prints into a pipe whose reader has gone (`| head`). Only for the process of a
+    command: the same signal comes for a socket that its other end has closed, and would end a worker.
     """
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 

@@ -1,4 +1,4 @@
-"""What is said of a damaged file of a run: which, why, what is lost, what to do. Once a process, on stderr."""
+"""What is said of a damaged file of a run: which, why, what is lost, what to do. A process says it once, on stderr."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 log = logging.getLogger("run")
 
 
-def text(path: Path, why: object, lost: str) -> str:
+def message(path: Path, why: object, lost: str) -> str:
     return f"{path} is damaged: {why}. {lost}"
 
 
 @functools.cache
-def say(what: str) -> None:
-    """Warn, once: the file is left out, and what can go on does."""
+def warn_once(what: str) -> None:
+    """Log a warning, the first time that this process has it to say. The caller goes on without the file."""
     log.warning("%s", what)

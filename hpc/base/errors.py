@@ -15,7 +15,7 @@ class Exit(IntEnum):
 
     COMPLETE = 0  # every shard is done
     INCOMPLETE = 1  # shards are left, and this process can do no more for them (or: verify found damage)
-    SOME_FAILED = 2  # no shard is left to do, but some failed or gave nothing, or no sample is ok, see hpc.map.verdict
+    SOME_FAILED = 2  # all shards have ended, but some failed or hold no sample, or no sample is ok: hpc.map.verdict
     USAGE = 64  # the command, the config or the run directory is wrong; a second try would not help
     CRASHED = 70  # uncaught exception
     REQUEUE = 75  # stopped early (time limit, preemption): run me again
@@ -86,7 +86,7 @@ NO_ANSWER = "Slurm's controller does not answer"
 
 
 class Unanswered(UserError):
-    """The controller does not say whether it has taken a job."""
+    """The controller does not say whether it has taken a job. said: its last error, or Slurm's command's."""
 
     def __init__(self, said: str) -> None:
         super().__init__(

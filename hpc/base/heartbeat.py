@@ -24,7 +24,7 @@ FENCE_SHARE = 0.6  # of a lease without a written heartbeat, after which a slot 
 
 
 def register(slots: Path, submission: str, slot: int, facts: dict[str, Any]) -> tuple[str, int]:
-    """Take a new life of a slot: (instance, life). The name is created exclusively and never reused."""
+    """Register the next life of a slot; returns its instance name and its number. A name is never used again."""
     life = 0
     while True:
         instance = f"{submission}-{slot:04d}-{life}"
@@ -35,18 +35,19 @@ def register(slots: Path, submission: str, slot: int, facts: dict[str, Any]) -> 
 
 
 def earlier_life(instance: str, other: str) -> bool:
-    """Whether `instance` is an earlier life of `other`'s slot. Of two that are alive, the later one goes on."""
+    """Whether `instance` is an earlier life of `other`'s slot. Where both are alive, the later life counts."""
     (slot, _, life), (other_slot, _, other_life) = instance.rpartition("-"), other.rpartition("-")
     return slot == other_slot and int(life) < int(other_life)
 
 
-def succeeded(slots: Path, instance: str) -> bool:
+def has_successor(slots: Path, instance: str) -> bool:
     """Whether a later life of this instance's slot has registered."""
     slot, _, life = instance.rpartition("-")
     return (slots / f"{slot}-{int(life) + 1}.json").exists()
 
 
 def read(slots: Path, instance: str) -> dict[str, Any]:
+    """The newest heartbeat of an instance; {} where there is none, or its file is damaged."""
     try:
         facts = json.loads((slots / f"{instance}.json").read_bytes())
     except (FileNotFoundError, ValueError):  # ValueError: torn by a machine's crash
@@ -66,19 +67,19 @@ def newest(slots: Path, exited: dict[str, dict[str, Any]]) -> list[dict[str, Any
     """The newest life of every slot.
 
     Args:
-        exited: lives that have ended, by instance, as earlier looks have read them: these are not read again. Brought
-            up to date.
+        exited: heartbeats of lives that have ended, by instance, as an earlier call has left them here: their files are
+            not read again. This call replaces the content.
     """
     try:
         names = [n.removesuffix(".json") for n in os.listdir(slots) if n.endswith(".json") and not n.startswith(".")]
     except FileNotFoundError:
         return []
     lives: dict[str, list[str]] = {}
-    for name in sorted(names, key=lambda name: (len(name), name)):  # of one slot, by number
+    for name in sorted(names, key=lambda name: (len(name), name)):  # lives of one slot by their number: 9 before 10
         lives.setdefault(name.rpartition("-")[0], []).append(name)
     found = {}
     for of_slot in lives.values():
-        for name in reversed(of_slot):  # one that is torn is none
+        for name in reversed(of_slot):  # a damaged file is passed over for the life before it
             if facts := exited.get(name) or read(slots, name):
                 found[name] = facts
                 break
@@ -97,7 +98,7 @@ def alive_here(slots: Path) -> list[dict[str, Any]]:
 
 
 def _alive(pid: int) -> bool:
-    """Whether it is a worker: the number of one that was killed may be another process's by now."""
+    """Whether this process is a worker: the number of a worker that was killed may be another program's by now."""
     try:
         return b"hpc.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
@@ -105,7 +106,7 @@ def _alive(pid: int) -> bool:
 
 
 class Heartbeat:
-    """The writer's side."""
+    """Writes the heartbeat of one instance. lease_s: seconds without one after which others take its claims over."""
 
     def __init__(self, slots: Path, instance: str, lease_s: float) -> None:
         self._path = slots / f"{instance}.json"
@@ -117,7 +118,9 @@ class Heartbeat:
         self._beat = 0
 
     def advance(self, facts: dict[str, Any], *, force: bool = False) -> None:
-        """Called by the agent's main loop; writes when due. A failed write is logged, and tried again soon."""
+        """Called in each turn of the agent's main loop: writes when a heartbeat is due, or where `force` says so. A
+        write that fails is logged, and tried again soon.
+        """
         self._beat += 1
         now = time.monotonic()
         if now < self._due and not force:
@@ -134,7 +137,9 @@ class Heartbeat:
         self._due = now + self._interval
 
     def failing_s(self) -> float:
-        """Seconds for which no write has succeeded. A process that was stopped has not tried: it may go on."""
+        """Seconds since the first of the writes that failed in a row; 0.0 after one that succeeded. A process that was
+        stopped for a while (SIGSTOP) has not tried to write, so that this stays 0.0.
+        """
         return time.monotonic() - self._failing if self._failing is not None else 0.0
 
     def fenced(self) -> bool:
@@ -143,7 +148,7 @@ class Heartbeat:
 
 
 class Observer:
-    """The reader's side: which instances are dead."""
+    """Tells which instances are dead. me: the instance that asks."""
 
     def __init__(self, slots: Path, me: str, lease_s: float) -> None:
         self._slots = slots
@@ -152,7 +157,9 @@ class Observer:
         self._seen: dict[str, _Sight] = {}
 
     def dead(self, instance: str) -> bool:
-        """Whether an instance's claims may be taken over now. An instance without a heartbeat is given a lease, too."""
+        """Whether an instance's claims may be taken over now. One that has no heartbeat at all counts as dead a lease
+        after the first question for it.
+        """
         if earlier_life(instance, self._me):
             return True
         now = time.monotonic()
@@ -178,4 +185,4 @@ class _Sight:
     read: float
 
 
-STALE_S = 90.0  # without a heartbeat, for display only; takeover never looks at clocks
+STALE_S = 90.0  # without a heartbeat, by the wall clock: for display alone, takeovers never compare wall clocks

@@ -18,7 +18,8 @@ from hpc.base import atomic, damage
 
 log = logging.getLogger(__name__)
 
-_decode = json.JSONDecoder().raw_decode  # what json.loads ends in: half its time, where a run has millions of lines
+# json.loads calls this after checks that take as long again; a run has millions of lines.
+_decode = json.JSONDecoder().raw_decode
 
 
 class Journal:
@@ -43,27 +44,27 @@ class Journal:
 
 def read(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
     """Complete events from a byte offset on, and the offset to go on from. Torn lines are skipped."""
-    data, offset = complete(path, offset)
-    return [said for line in data.split(b"\n") if (said := event(line))], offset
+    data, offset = complete_lines(path, offset)
+    return [event for line in data.split(b"\n") if (event := parse(line))], offset
 
 
-def complete(path: Path, offset: int = 0) -> tuple[bytes, int]:
-    """Complete lines from a byte offset on, and the offset to go on from. Some may be torn."""
+def complete_lines(path: Path, offset: int = 0) -> tuple[bytes, int]:
+    """The bytes of all complete lines from a byte offset on, and the offset to go on from. Lines may be damaged."""
     try:
         with open(path, "rb") as file:
             file.seek(offset)
             data = file.read()
     except FileNotFoundError:
         return b"", offset
-    except (IsADirectoryError, PermissionError) as error:  # for good, unlike an EIO, after which a process is run again
-        damage.say(damage.text(path, error.strerror, "What it tells of its slot's work is left out."))
+    except (IsADirectoryError, PermissionError) as error:  # these stay; after others, such as EIO, the process restarts
+        damage.warn_once(damage.message(path, error.strerror, "What it tells of its slot's work is left out."))
         return b"", offset
     whole = data if data.endswith(b"\n") else data[: data.rfind(b"\n") + 1]
     return whole, offset + len(whole)
 
 
-def event(line: bytes) -> dict[str, Any] | None:
-    """What a line says; None for one that was torn by a crash or a full disk."""
+def parse(line: bytes) -> dict[str, Any] | None:
+    """The event in a line; None for a line that was torn by a crash or a full disk."""
     text = line.decode("utf-8", "replace")
     try:
         found, end = _decode(text)

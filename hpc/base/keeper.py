@@ -1,11 +1,11 @@
-"""Keeps a command for a parent that may be killed: when the parent's end of our standard input closes, however it went,
-the command's whole tree of processes is ended, those in sessions of their own included.
+"""Runs a command for a parent that may be killed. When the parent's end of our standard input closes, whatever ended
+the parent, all processes of the command are ended, those in sessions of their own included.
 
     python -m hpc.base.keeper --log FILE COMMAND...
 
-Death signals of the kernel reach direct children alone; what a server starts for itself would stay behind with its GPU.
-This process is the tree's subreaper: whoever loses its parent in it becomes our child, so that none escapes. It ends
-with the command's exit code (128 + n for signal n) when that ends first.
+The kernel's parent-death signal reaches direct children alone: what a server starts for itself would stay behind, with
+its GPU. This process is the subreaper of the command's tree: a process in it that loses its parent becomes our child,
+so that none escapes. When the command ends first, this process ends with its exit code (128 + n for signal n).
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from hpc.base.processes import adopt_orphans, die_with_parent
 LOOK_S = 0.2  # between two looks at the command, while the parent is there
 GRACE_S = 1.5  # between SIGTERM and SIGKILL: nothing is left a few seconds after the parent
 STUCK_S = 20.0  # after SIGKILL, when the kernel does not let go of a process (a dead driver)
-_OURS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)  # Slurm and terminals send them to all of a step
+# Slurm and terminals send these to every process of a step. We ignore them: only the parent's end counts.
+_IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -33,14 +34,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--log", required=True, type=Path, help="file that the command's output is appended to")
     parser.add_argument("command", nargs=argparse.REMAINDER)
     args = parser.parse_args(arguments)
-    for number in _OURS:
+    for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)
     adopt_orphans()
     with args.log.open("ab") as log:
         try:
             process = subprocess.Popen(
                 args.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-                preexec_fn=_as_usual,
+                preexec_fn=_restore_signals,
             )  # fmt: skip
         except OSError as error:
             log.write(f"{args.command[0]}: {error.strerror}\n".encode())
@@ -48,14 +49,14 @@ def main(arguments: list[str] | None = None) -> int:
     code = None
     while code is None and not _parent_is_gone(LOOK_S):
         code = process.poll()
-        _reap(process.pid)
+        _reap_orphans(process.pid)
     _end_tree(process)
     return 128 - process.returncode if (process.returncode or 0) < 0 else process.returncode or 0
 
 
-def _as_usual() -> None:
-    """In the child: signals as a command expects them, and death with this process, should that be killed itself."""
-    for number in _OURS:
+def _restore_signals() -> None:
+    """In the child: signals have their default effect again, and it dies with this process should that be killed."""
+    for number in _IGNORED:
         signal.signal(number, signal.SIG_DFL)
     die_with_parent()
 
@@ -65,15 +66,16 @@ def _parent_is_gone(timeout: float) -> bool:
     return bool(ready) and not os.read(0, 1 << 10)
 
 
-def _reap(but: int) -> None:
-    """Take note of orphans that have ended; the command's own end is its Popen's to see."""
+def _reap_orphans(command: int) -> None:
+    """Collect children that have ended, but for the command itself, whose end its Popen has to see."""
     for pid in _children().get(os.getpid(), []):
-        if pid != but:
+        if pid != command:
             with suppress(ChildProcessError):
                 os.waitpid(pid, os.WNOHANG)
 
 
 def _end_tree(process: subprocess.Popen[bytes]) -> None:
+    """End all descendants: SIGTERM once, and SIGKILL again and again after GRACE_S."""
     begun = time.monotonic()
     asked: set[int] = set()
     while (left := _descendants()) and time.monotonic() - begun < GRACE_S + STUCK_S:
@@ -85,7 +87,7 @@ def _end_tree(process: subprocess.Popen[bytes]) -> None:
                     os.kill(pid, signal.SIGCONT)  # one that was stopped hears nothing else
                 asked.add(pid)
         process.poll()
-        _reap(process.pid)
+        _reap_orphans(process.pid)
         time.sleep(0.02)
 
 

@@ -1,4 +1,6 @@
-"""Millions of small objects that live on, no cycles among them: looking for cycles then takes a third of the time."""
+"""Code that makes millions of small objects, which stay and hold no cycles of references: there Python's search for
+such cycles would take a third of the time.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def without_collection() -> Iterator[None]:
-    """No cycle is looked for inside."""
+    """Inside, Python's cyclic garbage collection is off."""
     collecting = gc.isenabled()
     gc.disable()
     try:

@@ -20,6 +20,6 @@ class _NoPandas(MetaPathFinder):
 
 
 def without_pandas() -> None:
-    """For processes of this toolkit's own: to them pandas is not installed."""
+    """Make `import pandas` fail in this process, as if it were not installed. Only for processes that we start."""
     if "pandas" not in sys.modules:
         sys.meta_path.insert(0, _NoPandas())

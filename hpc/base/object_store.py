@@ -62,8 +62,8 @@ def problem(url: str, name: str) -> str:
 
 
 def put(source: Path, url: str) -> str:
-    """Publish a local file under `url`, or under a unique key beside it. Returns the URL that holds it, read back
-    and compared.
+    """Publish a local file under `url`, or, where that is taken, under a unique key beside it. Returns the URL that
+    holds it; the object was read back and compared.
 
     Raises:
         OSError: the store does not take it, after all tries.
@@ -98,7 +98,9 @@ def _put_new(system: Any, source: Path, path: str) -> None:
 
 @contextmanager
 def fetched(location: str) -> Iterator[Path]:
-    """A marker's file as a local path: itself, or a copy of the object for the time of the block."""
+    """What a marker's `file` names, as a local path: that file itself, or a copy of the object that is there inside the
+    `with` block.
+    """
     if not is_url(location):
         yield Path(location)
         return

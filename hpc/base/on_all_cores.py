@@ -1,4 +1,4 @@
-"""A function of many chunks of work, in as many processes as there are cores."""
+"""Calls a function for many chunks of work, in as many processes as there are cores."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ _call: Callable[[Any], Any]
 
 
 def on_all_cores(call: Callable[[Chunk], Result], chunks: Iterable[Chunk]) -> Iterator[tuple[Chunk, Result]]:
-    """Each chunk and `call` of it, in order. A few are made ahead, so that memory does not grow with their number.
+    """(chunk, `call(chunk)`) of each, in order. Results are made a few chunks ahead, so that memory does not grow with
+    the number of chunks.
 
     Args:
-        call: is sent to each process once; can be pickled. What it raises is raised when its turn comes.
+        call: must be picklable; it is sent to each process once. Its error is raised when the turn of its chunk comes.
     """
     cores, left = len(os.sched_getaffinity(0)), iter(chunks)
     few = list(itertools.islice(left, WORTHWHILE + 1))

@@ -30,7 +30,7 @@ svg { max-width: 100%; height: auto; }
 
 
 def whole(title: str, parts: Iterable[str], style: str = "") -> str:
-    """The page. style: of its own, beside that of all pages."""
+    """The whole page. parts: HTML of its body; style: CSS beside that of all pages."""
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     return (
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
@@ -56,8 +56,8 @@ def label(x: int, y: int, text: str) -> str:
     return f'<text x="{x}" y="{y}" font-size="12" fill="currentColor">{escaped(text)}</text>'
 
 
-def reasons(status: Mapping[str, Any], examples: Mapping[str, str]) -> str:
-    """What went wrong with samples and shards, by the facts of `hpc.status`; `examples`: a sample by reason."""
+def reasons_table(status: Mapping[str, Any], examples: Mapping[str, str]) -> str:
+    """What went wrong with samples and shards. status: the facts of `hpc.status`; examples: a sample by reason."""
     rows = [(r, n, examples.get(r, "")) for r, n in status["reasons"].items()]
     rows += [(f"shard damaged: {r}", g["count"], g["example"]) for r, g in status["damaged"].items()]
     rows += [(f"shard failed: {r}", g["count"], g["example"]) for r, g in status["failures"].items()]
@@ -68,8 +68,8 @@ def reasons(status: Mapping[str, Any], examples: Mapping[str, str]) -> str:
     return f"<table><tr><th>reason<th>count<th>example</tr>{body}</table>"
 
 
-def hours(effort: Mapping[str, Any]) -> str:
-    """Where they went, by kind."""
+def hours_table(effort: Mapping[str, Any]) -> str:
+    """Where engine hours went, a row for each kind. effort: that part of the facts of `hpc.status`."""
     rows = ""
     for spent in effort["by_kind"].values():
         money = "" if spent["cost"] is None else f"<td class=n>{escaped(effort['currency'])}{spent['cost']:,.2f}"

@@ -1,4 +1,6 @@
-"""Trying again, for a while: what is away may come back; a worker must neither crash nor wait for ever."""
+"""Trying again for a while. A service or a file system that is away may come back, so a worker must not crash at once;
+nor may it wait for ever.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from hpc.base.errors import UserError
 
 log = logging.getLogger(__name__)
 
-MOST_S = 60.0
+MOST_S = 60.0  # that `patiently` tries, at most
 Result = TypeVar("Result")
 
 
@@ -33,9 +35,9 @@ def retry(
     Args:
         is_final: whether another try would end in the same error.
         asked_s: seconds that the error itself asks to wait; a pause is that long, or `longest_s`.
-        waiting: told of each pause: the error, the number of the try that met it, seconds.
+        waiting: called before each pause with the error, the number of the try that met it, and the seconds.
 
-    Raises the last error.
+    Raises the error of the last try, or the first that is final.
     """
     for attempt in range(1, tries):
         try:
@@ -50,9 +52,10 @@ def retry(
 
 
 def patiently(do: Callable[[], Result], lease_s: float) -> Result:
-    """What `do` returns; tried again after an OSError, in pauses that double, for a lease (at most a minute).
+    """What `do` returns. After an OSError it is tried again, in pauses that double, for `lease_s` seconds (at most a
+    minute).
 
-    Raises UserError after that: a second life of the slot would fare no better.
+    Raises UserError after that: a further life of the slot would meet the same error.
     """
     patience = min(lease_s, MOST_S)
     end, pause = time.monotonic() + patience, patience / 32

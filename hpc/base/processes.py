@@ -26,7 +26,9 @@ def at_work(run: Path) -> list[int]:
 
 
 def die_with_parent(number: int = signal.SIGKILL) -> None:
-    """In the child, before or after exec: the kernel sends it this signal when its parent is gone, however it went."""
+    """Called in a child, before or after exec: the kernel sends it the signal `number` as soon as its parent has ended,
+    for whatever reason.
+    """
     _libc.prctl(_PR_SET_PDEATHSIG, int(number))
 
 
@@ -36,13 +38,13 @@ def adopt_orphans() -> None:
 
 
 def drain_with_parent() -> None:
-    """For `preexec_fn`: a child that may finish what it has in flight when its parent is gone."""
+    """For `preexec_fn`: the child gets SIGTERM when its parent is gone, and may finish what it has in flight."""
     die_with_parent(signal.SIGTERM)
 
 
-def serve_parent() -> None:
-    """For `preexec_fn`, or in a child: signals that Slurm sends to a whole step are its parent's business, and the
-    child dies with the parent.
+def leave_signals_to_parent() -> None:
+    """For `preexec_fn`, or called in a child: it ignores the signals that Slurm sends to every process of a step, which
+    its parent acts on, and dies with the parent.
     """
     for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)

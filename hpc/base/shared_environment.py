@@ -22,7 +22,7 @@ _HEAVY = ("torch", "transformers")
 
 
 def warning(prefix: str = sys.prefix, mounts: Path = MOUNTS) -> str:
-    """What to say of the environment at `prefix` on this node, "" where it lies on the node itself."""
+    """A warning where the environment at `prefix` lies on a shared file system, "" where it lies on this node."""
     found: dict[tuple[str, str], list[str]] = {}
     for name, place in _places(prefix).items():
         if kind := shared(place, mounts):
@@ -41,7 +41,7 @@ def shared(place: Path, mounts: Path = MOUNTS) -> str:
     best = ("", "")
     for point, kind in _mounts(mounts):
         inside = place == Path(point) or Path(point) in place.parents
-        if inside and len(point) >= len(best[0]):  # of two at one point, the later hides the earlier
+        if inside and len(point) >= len(best[0]):  # of two mounts at one point, the later hides the earlier
             best = (point, kind)
     kind = best[1].removeprefix("fuse.")
     return kind if kind in SHARED else ""

@@ -1,7 +1,8 @@
-"""Many small reads: one after another where they are quick, at the same time where the file system is far away.
+"""Many small reads: one after another where the file system is near, many at the same time where it is far away.
 
-Threads that read small files of a near disk only wait for each other: 140,000 of them cost four times the CPU. A read
-that waits for something gives its core away, which tells a file system far away from a machine that is busy.
+On a near disk, threads that read small files only wait for each other: 140,000 files then cost four times the CPU. The
+first reads tell which it is: a far file system makes them slow, and each gives its core away while it waits for the
+answer; on a busy machine they may be slow without that.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import TypeVar
 
 _TRIED = 64  # reads by which it is learnt how far away the file system is
 _CHUNK = 64  # reads that a thread is given at a time
-_SLOW_S = 0.0005  # a read, from which on many are under way at the same time
+_SLOW_S = 0.0005  # mean time of a read from which on the file system counts as far away
 _THREADS = 32
 
 Asked = TypeVar("Asked")
@@ -37,5 +38,5 @@ def small_reads(read: Callable[[Asked], Found], asked: Sequence[Asked]) -> Itera
 
 
 def _waits() -> int:
-    """How often this thread has waited for something."""
+    """How often this thread has given its core away to wait (voluntary context switches)."""
     return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw

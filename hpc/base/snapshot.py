@@ -1,5 +1,5 @@
 """A copy of the toolkit's code in the run directory: workers run it, so that a requeue weeks later runs what was
-launched. How they do, where others may write there: hpc.base.bootstrap.
+launched. hpc.base.bootstrap starts them, and checks first that nobody has changed the copy.
 """
 
 from __future__ import annotations
@@ -32,10 +32,11 @@ def digest(root: Path = ROOT) -> str:
 
 
 def take(folder: Path) -> str:
-    """Copy the code to `<folder>/<digest>/` unless it is there. Complete before it has its name.
+    """Copy the code to `<folder>/<digest>/` unless it is there; returns the name. A copy is complete before it has
+    its name.
 
-    Another user's copy is not used, equal as it may be now: who owns it may remove it later. Then the name ends in
-    our user id. Raises UserError where ours was changed.
+    Another user's copy is not used, even if it is equal: its owner may remove it later. Then the name of ours ends in
+    our user id. Raises UserError where our copy was changed.
     """
     files = _sources(ROOT)
     name = wanted = bootstrap.digest(files)
@@ -70,6 +71,6 @@ def check(target: Path) -> None:
         raise UserError(f"code: {target} was changed after it was taken. Remove it and launch again.")
 
 
-def start(code: Path, module: str, *arguments: str) -> list[str]:
-    """The command that runs a module of a snapshot on this machine."""
+def command(code: Path, module: str, *arguments: str) -> list[str]:
+    """The command line that runs a module of a snapshot on this machine."""
     return [sys.executable, "-I", str(Path(bootstrap.__file__)), str(code), module, *arguments]

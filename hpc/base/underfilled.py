@@ -4,19 +4,19 @@ from __future__ import annotations
 
 
 class Underfilled:
-    """Learns from each batch of n samples what it costs, a + b·n seconds, by least squares; so it knows what a sample
-    costs in a full one, and what the time of those that were not full was worth.
+    """Fits the cost of a batch of n samples, a + b·n seconds, by least squares over the batches it is told of. From
+    that it knows what a sample costs in a full batch, and so how much time full batches would have spared.
 
-    Where only one size was seen, batches cost what their samples do (a = 0): nothing is lost in them.
+    Where all batches had one size, a is taken as 0: then nothing counts as lost.
     """
 
     def __init__(self) -> None:
-        self._count = self._n = self._nn = self._s = self._ns = 0.0  # sums over batches, n and s(econds)
-        self._short_s = self._short_n = 0.0
+        self._count = self._n = self._nn = self._s = self._ns = 0.0  # sums over batches: 1, n, n², seconds, n·seconds
+        self._short_s = self._short_n = 0.0  # seconds and samples of batches that were not full
         self._lost_s = 0.0
 
     def took(self, samples: int, seconds: float) -> None:
-        """A batch of any size."""
+        """Add a batch, full or not, to the fit."""
         self._count += 1
         self._n += samples
         self._nn += samples * samples
@@ -24,7 +24,7 @@ class Underfilled:
         self._ns += samples * seconds
 
     def short(self, samples: int, seconds: float) -> None:
-        """In this time these samples were done, and it would have taken more at once."""
+        """Count a batch that was not full, beside `took`."""
         self._short_n += samples
         self._short_s += seconds
 

@@ -36,7 +36,7 @@ def in_processes(session: Session) -> None:
     others = []
     for number in range(session.nodes):
         words = ("--count", str(session.nodes), "--patience", f"{session.patience_s:g}", "--number", str(number))
-        command = snapshot.start(place.run.code / session.code, "hpc.drilling.witness", str(place.path), *words)
+        command = snapshot.command(place.run.code / session.code, "hpc.drilling.witness", str(place.path), *words)
         log = (place.run.logs / f"witness-{number}.log").open("wb")
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, preexec_fn=die_with_parent

@@ -65,7 +65,7 @@ class Place:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         making = self.path.parent / f"{atomic.TEMPORARY}{self.name}"
         making.mkdir(mode=0o700)
-        self._write(making, {**lock.process(), "above": [str(folder) for folder in above]})
+        self._write(making, {**lock.this_process(), "above": [str(folder) for folder in above]})
         making.rename(self.path)
         for folder in (self.run.logs, self.run.code, self.temporary):
             folder.mkdir(mode=0o700)
@@ -110,8 +110,8 @@ class Place:
         facts = self.facts()
         if not facts:
             return True
-        if lock.near(facts):
-            return lock.gone(facts)
+        if lock.is_same_machine(facts):
+            return lock.has_ended(facts)
         first, end = self._touched(), time.monotonic() + DEAD_S
         while time.monotonic() < end:
             if self._touched() != first:

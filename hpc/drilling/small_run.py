@@ -181,7 +181,7 @@ class SmallRun:
         victim = self._taken(work.SLOT)
         if not victim or not self._complete():
             return
-        next_life = heartbeat.succeeded(self.run.slots, victim)
+        next_life = heartbeat.has_successor(self.run.slots, victim)
         again = "its next life started" if next_life else "its next life had not started when all was done"
         self._board.judge("slot", "", f"killed on {self._host(work.SLOT)}; {again}, and nothing was lost", "")
 

@@ -24,7 +24,7 @@ _KILLED = "killed: steps since the last checkpoint are lost (launch again to go 
 
 def command(run: Run, submission: Submission) -> list[str]:
     """What one rank runs; RANK, WORLD_SIZE and LOCAL_RANK say which."""
-    return snapshot.start(run.code / submission.code, "hpc.gang.rank", str(run.path), "--submission", submission.uuid)
+    return snapshot.command(run.code / submission.code, "hpc.gang.rank", str(run.path), "--submission", submission.uuid)
 
 
 class _Life:

@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Group
 from rich.text import Text
 
-from hpc.base import heartbeat, journal, picture
+from hpc.base import heartbeat, journal, terminal
 from hpc.base.errors import Exit
 from hpc.base.heartbeat import STALE_S
 from hpc.base.text import SCHEMA, duration
@@ -133,10 +133,10 @@ def _failures(run: Run, submission: str) -> dict[str, int]:
 
 def render(facts: dict[str, Any]) -> Group:
     """The facts for people, 80 columns wide."""
-    head = picture.heading(
+    head = terminal.heading(
         facts["run"], f"{facts['trainer']} · identity {facts['identity']} · {facts['kind']}", facts["jobs"]
     )
-    table = picture.facts_table()
+    table = terminal.facts_table()
     table.add_row("samples", _samples(facts))
     table.add_row("loss", _loss(facts))
     if facts["evaluation"]:
@@ -157,7 +157,7 @@ def render(facts: dict[str, Any]) -> Group:
 
 def _samples(facts: dict[str, Any]) -> Text:
     total = max(facts["total"] or 0, 1)
-    bar = picture.bar(facts["samples"], total)
+    bar = terminal.bar(facts["samples"], total)
     return bar.append(f"\n{facts['samples']:,} of {total:,} · step {facts['step']:,}")
 
 
@@ -198,4 +198,4 @@ def _gang(facts: dict[str, Any]) -> str:
         said += f" · {facts['ranks']} ranks from {facts['host']}"
     if facts["lives"] > 1:
         said += f" · life {facts['lives']}"
-    return said + picture.in_queue(facts["squeue"], facts["waits_for"])
+    return said + terminal.in_queue(facts["squeue"], facts["waits_for"])

@@ -8,7 +8,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from hpc.base import atomic, picture
+from hpc.base import atomic, terminal
 from hpc.base.errors import FINAL, Exit
 from hpc.base.text import SCHEMA, duration
 from hpc.base.text import printable as clean
@@ -77,7 +77,7 @@ def cancel(run: Run, why: bytes) -> None:
 def render(facts: dict[str, Any]) -> Group:
     """The facts for people: a row for each arm."""
     about = f"{len(facts['arms'])} arms · {facts['trainer']} · {facts['kind']}"
-    head = picture.heading(facts["run"], about, facts["jobs"])
+    head = terminal.heading(facts["run"], about, facts["jobs"])
     table = _table("", "samples", "", "loss", "samples/s", "left", "state")
     for name, found in facts["arms"].items():
         table.add_row(name, *_row(found))

@@ -70,7 +70,9 @@ def _here(job: Job) -> int:
         run = Run(folder)
         submission = _write(run, job)
         log = run.logs / "check.log"
-        command = snapshot.start(run.code / submission.code, "hpc.map.check", str(run.path), "--check", submission.uuid)
+        command = snapshot.command(
+            run.code / submission.code, "hpc.map.check", str(run.path), "--check", submission.uuid
+        )
         with open(log, "wb") as out:
             done = subprocess.run(
                 command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, check=False,

@@ -84,7 +84,7 @@ class Drain:
         failing = self._beat.failing_s()
         if failing > self._config.map.lease_s:  # the others took it for dead long ago
             return f"storage: no heartbeat could be written for {failing:.0f} s"
-        if heartbeat.succeeded(self._run.slots, self._instance):
+        if heartbeat.has_successor(self._run.slots, self._instance):
             return SUCCEEDED
         if (text := self._run.control_text("cancelled")) is not None:
             return f"cancelled {text}".strip()

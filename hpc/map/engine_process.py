@@ -13,7 +13,7 @@ import time
 from collections.abc import Collection
 from typing import Any, Protocol
 
-from hpc.base.processes import serve_parent
+from hpc.base.processes import leave_signals_to_parent
 from hpc.config import MapConfig
 from hpc.map.drain import Drain
 from hpc.map.engine_time import BROKEN, IDLE, EngineTime
@@ -98,7 +98,7 @@ class EngineProcess:
         ]  # fmt: skip
         environment = {**os.environ, "CUDA_VISIBLE_DEVICES": self._device["CUDA_VISIBLE_DEVICES"]}
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, preexec_fn=serve_parent
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, preexec_fn=leave_signals_to_parent
         )
         assert self._process.stdout is not None
         os.set_blocking(self._process.stdout.fileno(), False)

@@ -27,7 +27,7 @@ _PAUSE_S, _LONGEST_S = 0.5, 60.0  # before a life is followed by another: double
 def command(run: Run, submission: Submission, slot: int) -> list[str]:
     """What one slot runs."""
     which = ("--submission", submission.uuid, "--slot", str(slot))
-    return snapshot.start(run.code / submission.code, "hpc.worker", str(run.path), *which)
+    return snapshot.command(run.code / submission.code, "hpc.worker", str(run.path), *which)
 
 
 class _Slot:

@@ -10,7 +10,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from hpc.base import heartbeat, picture
+from hpc.base import heartbeat, terminal
 from hpc.base.errors import Exit
 from hpc.base.heartbeat import STALE_S
 from hpc.base.text import SCHEMA, duration, hours_text
@@ -205,10 +205,10 @@ def _squeue(job_ids: list[str]) -> tuple[dict[str, str], list[str]]:
 
 def render(facts: dict[str, Any]) -> Group:
     """The facts for people, 80 columns wide."""
-    head = picture.heading(
+    head = terminal.heading(
         facts["run"], f"{facts['column']} · identity {facts['identity']} · {facts['kind']}", facts["jobs"]
     )
-    table = picture.facts_table()
+    table = terminal.facts_table()
     table.add_row("shards", _shard_bar(facts["shards"]))
     if facts["pilot"]:
         table.add_row("pilot", pilot_status.line(facts["pilot"], facts["shards"]["total"]))
@@ -264,7 +264,7 @@ def render(facts: dict[str, Any]) -> Group:
 
 def _shard_bar(shards: dict[str, int]) -> Text:
     damaged = f" ({shards['damaged']:,} damaged)" if shards["damaged"] else ""
-    bar = picture.bar(shards["done"], shards["total"])
+    bar = terminal.bar(shards["done"], shards["total"])
     bar.append(f"\n{shards['done']:,} of {shards['total']:,} done{damaged}")
     for name in ("running", "open"):
         if shards[name]:
@@ -340,7 +340,7 @@ def _slow_line(row: dict[str, Any], unit: str) -> str:
 
 def _slot_line(slots: dict[str, Any]) -> str:
     said = " · ".join(f"{n} {state}" for state, n in sorted(slots["states"].items())) or "none has started"
-    return said + picture.in_queue(slots["squeue"], slots["waits_for"])
+    return said + terminal.in_queue(slots["squeue"], slots["waits_for"])
 
 
 def _reason_table(title: str, reasons: dict[str, int], limit: int = 8) -> Table:

@@ -63,8 +63,8 @@ def whole(facts: dict[str, Any], found: dict[str, str]) -> str:
         _notes(facts),
         f"<h2>Progress</h2><div class=dim>bars: samples a second; line: share of all samples</div>"
         f"{page.over_time(facts['history'], total)}",
-        f'<div class="two"><div><h2>Where the {escaped(unit)} hours went</h2>{page.hours(facts["effort"])}</div>',
-        f"<div><h2>What went wrong, or is odd</h2>{page.reasons(facts, found)}</div></div>",
+        f'<div class="two"><div><h2>Where the {escaped(unit)} hours went</h2>{page.hours_table(facts["effort"])}</div>',
+        f"<div><h2>What went wrong, or is odd</h2>{page.reasons_table(facts, found)}</div></div>",
         f"<h2>Nodes</h2>{_nodes(facts)}",
     ]
     return page.whole(facts["run"], parts)

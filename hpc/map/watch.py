@@ -76,9 +76,9 @@ class Watch:
         """What was measured since the last look, by time."""
         found: list[tuple[float, str, Measure]] = []
         for path in self._run.journals.glob(f"{self._launch}-*.jsonl"):
-            data, self._offsets[path.name] = journal.complete(path, self._offsets.get(path.name, 0))
+            data, self._offsets[path.name] = journal.complete_lines(path, self._offsets.get(path.name, 0))
             for line in data.split(b"\n"):
-                if b'"event": "measured"' in line and (event := journal.event(line)):
+                if b'"event": "measured"' in line and (event := journal.parse(line)):
                     try:
                         found.append((float(event["t"]), str(event["shard"]), Measure(*map(int, event["like"]))))
                     except (KeyError, TypeError, ValueError):  # damaged: as good as torn

@@ -69,7 +69,7 @@ class PipelineRun(Run):
                 "What the stages are is not known; their own directories stay. Launching again writes it anew: "
                 f"python -m hpc.launch {self.config_file}, or as before."
             )
-            raise UserError(damage.text(self.record, str(error).splitlines()[0], lost)) from error
+            raise UserError(damage.message(self.record, str(error).splitlines()[0], lost)) from error
         return found
 
     # --- attempts -----------------------------------------------------------------------------
@@ -78,7 +78,7 @@ class PipelineRun(Run):
         found = super().submission(uuid_)
         if wrong := _wrong_stage(found.config):
             lost = "This attempt at a stage does not count. Launching the pipeline again makes another."
-            raise UserError(damage.text(self._submissions / f"{uuid_}.json", f"`config`: {wrong}", lost))
+            raise UserError(damage.message(self._submissions / f"{uuid_}.json", f"`config`: {wrong}", lost))
         return found
 
     def attempts(self, stage: str) -> list[Submission]:
@@ -125,7 +125,7 @@ class PipelineRun(Run):
             return {}
         except (ValueError, TypeError) as error:
             lost = f"Stage {stage} counts as not finished: launching again does it again."
-            damage.say(damage.text(self.path / stage / "stage.json", error, lost))
+            damage.warn_once(damage.message(self.path / stage / "stage.json", error, lost))
             return {}
 
     def finish(self, record: dict[str, Any], seconds: float) -> None:

@@ -99,7 +99,9 @@ class Submission:
         if lacking := _lacking(found.config):
             raise ValueError(f"`config` lacks `{lacking}`{by}")
         if more := sorted(record.keys() - known.keys()):
-            damage.say(f"submission {name} holds {', '.join(more)}, which this version does not know{by}: left out")
+            damage.warn_once(
+                f"submission {name} holds {', '.join(more)}, which this version does not know{by}: left out"
+            )
         return found
 
     def checked(self, tree: dict[str, Any] | None = None) -> configs.Config:
@@ -215,7 +217,7 @@ class Run:
         try:
             return Submission.read(json.loads(path.read_bytes()), uuid_)
         except (ValueError, IsADirectoryError, PermissionError) as error:  # for good, unlike an EIO
-            raise UserError(damage.text(path, error, _LOST)) from error
+            raise UserError(damage.message(path, error, _LOST)) from error
 
     def submissions(self) -> list[Submission]:
         """All submissions whose files are whole, oldest first; says which are not."""
@@ -226,7 +228,7 @@ class Run:
             except FileNotFoundError:  # removed meanwhile
                 continue
             except UserError as error:
-                damage.say(str(error))
+                damage.warn_once(str(error))
         return sorted(found, key=lambda s: s.created)
 
     def damaged_submissions(self) -> list[str]:

@@ -101,7 +101,7 @@ class Generations:
             manifests = {str(column): str(name) for column, name in record.get("manifests", {}).items()}
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             self.damaged.append(name)
-            damage.say(damage.text(self.folder / name, f"{type(error).__name__}: {error}", _LOST))
+            damage.warn_once(damage.message(self.folder / name, f"{type(error).__name__}: {error}", _LOST))
             return
         for shard, generation in opened.items():
             bucket = self._by_bucket.setdefault(bucket_of(shard), {})

@@ -193,7 +193,7 @@ def _numpy(mask: pa.Array) -> np.ndarray:
 
 def _sound(line: bytes) -> dict[str, Any] | None:
     """A block; None where the line is damaged."""
-    event = journal.event(line)
+    event = journal.parse(line)
     try:
         if event is None or event["event"] != "segment" or not isinstance(event["shard"], str):
             return None

@@ -88,14 +88,14 @@ class JournalReader:
         for path in sorted(self._folder.glob("*.jsonl")) if self._folder.is_dir() else []:
             if self.submissions is not None and path.name.partition("-")[0] not in self.submissions:
                 continue
-            data, self.offsets[path.name] = journal.complete(path, self.offsets.get(path.name, 0))
+            data, self.offsets[path.name] = journal.complete_lines(path, self.offsets.get(path.name, 0))
             life = self.lives.setdefault(path.stem, Activity())
             if not data:
                 continue
             lives.append(life)
             times = []
             for line in bulk.add(data):
-                if event := journal.event(line):
+                if event := journal.parse(line):
                     try:
                         times.append(self._take(event, life, bulk, ended))
                     except (KeyError, TypeError, ValueError, AttributeError):  # damaged: as if torn

@@ -149,9 +149,9 @@ def read(run: Run, name: str) -> Pilot:
         found = Pilot(**record)
     except (OSError, ValueError, KeyError, TypeError) as error:
         lost = "Which blocks the pilot is made of is not known. Launching it again writes it anew."
-        raise UserError(damage.text(file, error, lost)) from error
+        raise UserError(damage.message(file, error, lost)) from error
     if found.name != name:
-        raise UserError(damage.text(file, "it holds other blocks", "Remove it, and launch the pilot again."))
+        raise UserError(damage.message(file, "it holds other blocks", "Remove it, and launch the pilot again."))
     return found
 
 

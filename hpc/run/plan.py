@@ -98,7 +98,7 @@ class DamagedPlan(UserError):
             "Which shards the run is made of is not known; what is published stays. The launch again, with the same "
             "shards, writes it anew."
         )
-        super().__init__(damage.text(file, why, lost))
+        super().__init__(damage.message(file, why, lost))
 
 
 class UnreadPlan(DamagedPlan, OSError):

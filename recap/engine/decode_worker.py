@@ -18,7 +18,7 @@ import struct
 import sys
 from typing import BinaryIO
 
-from hpc.base.processes import serve_parent
+from hpc.base.processes import leave_signals_to_parent
 
 HEADER = struct.Struct("<II")
 NEEDS = 0xFFFFFFFF
@@ -26,7 +26,7 @@ NEEDS = 0xFFFFFFFF
 
 def die_with(parent: int) -> None:
     """Die with the parent, by the kernel's hand; ignore the signals that Slurm sends to a whole step."""
-    serve_parent()
+    leave_signals_to_parent()
     if os.getppid() != parent:  # it died before the line above
         sys.exit(1)
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from hpc.base.processes import serve_parent
+from hpc.base.processes import leave_signals_to_parent
 from recap import device as gpu
 from recap.train.settings import TrainSettings
 from recap.train.task import Batch, Task
@@ -28,7 +28,7 @@ class _Steps(Dataset[Batch]):
 
 def _quiet(_: int) -> None:
     """In a data worker: signals are the rank's business, and a dead rank takes its workers with it."""
-    serve_parent()
+    leave_signals_to_parent()
     torch.set_num_threads(1)
 
 

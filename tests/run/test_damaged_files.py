@@ -48,7 +48,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EchoJob]:
 @pytest.fixture
 def job(finished: EchoJob) -> Iterator[EchoJob]:
     """The same, to be damaged: restored afterwards."""
-    damage.say.cache_clear()
+    damage.warn_once.cache_clear()
     shutil.copytree(finished.run.path, finished.folder / "whole", symlinks=True)
     yield finished
     shutil.rmtree(finished.run.path)
@@ -79,7 +79,7 @@ def test_a_file_that_cannot_be_read_breaks_no_command(
     path.unlink()
     path.mkdir()
     for command in (["hpc.status"], ["hpc.verify"], ["hpc.logs", "--failed"], ["hpc.rerun", "--no-submit"]):
-        damage.say.cache_clear()
+        damage.warn_once.cache_clear()
         done = inline(command[0], str(job.run.path), *command[1:])
         assert done.returncode in tuple(Exit), (command, done)
     assert kind == "marker" or path.name in caplog.text

@@ -118,7 +118,7 @@ class Faults:
                 return False
             states = self.job.states()
             taken = any((states[shard].generation, states[shard].epoch) > at for shard, at in mine.items())
-            return taken or heartbeat.succeeded(self.run.slots, instance)
+            return taken or heartbeat.has_successor(self.run.slots, instance)
 
         return noticed
 
@@ -213,7 +213,7 @@ class Faults:
         element = self.random.choice(sorted(running))
         if self.command("scontrol", "requeue", element).returncode:
             return None
-        return lambda: heartbeat.succeeded(self.run.slots, running[element])
+        return lambda: heartbeat.has_successor(self.run.slots, running[element])
 
     def _preempt(self) -> Effect | None:
         """A short job of higher priority takes a whole node, where a slot worked."""
@@ -226,7 +226,7 @@ class Faults:
         def took() -> bool:
             instance = hosts.get(self._element(job, "NodeList"))
             return instance is not None and (
-                self._facts(instance).get("state") == "exited" or heartbeat.succeeded(self.run.slots, instance)
+                self._facts(instance).get("state") == "exited" or heartbeat.has_successor(self.run.slots, instance)
             )
 
         return took

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hpc import config as configs
-from hpc.base import page, picture
+from hpc.base import page, terminal
 from hpc.base.errors import UserError
 from hpc.base.page import escaped, label
 from hpc.base.text import SCHEMA, hours_text, printable
@@ -100,7 +100,7 @@ def render(found: Mapping[str, Any]) -> Group:
             "" if row["hours"] is None else hours_text(row["hours"], found["unit"]), _money(found, row["cost"]),
             *[row["identity"]] * several,
         )  # fmt: skip
-    parts: list[Any] = [picture.heading(found["run"], about, []), table]
+    parts: list[Any] = [terminal.heading(found["run"], about, []), table]
     parts += [Text(line) for line in _said(found)]
     return Group(*parts)
 

@@ -1,4 +1,4 @@
-"""The parts that the pictures of `hpc.status` are made of."""
+"""The parts of what `hpc.status` prints, which its renderers of map jobs, gangs and sweeps share."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def heading(name: str, about: str, jobs: Sequence[str]) -> Text:
 
 
 def facts_table() -> Table:
-    """A grid of two columns: what is said, and what is said of it."""
+    """A table of two columns without lines: a label, and the text beside it."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
