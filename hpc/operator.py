@@ -1,4 +1,4 @@
-"""The seam between the cluster side (`hpc`) and the work (`recap`): all that a worker knows of what it does.
+"""The interface between the cluster side (`hpc`) and the work (`recap`): all that a worker knows of what it does.
 
 A config names an operator by its dotted path (`operator: recap.caption.operator.CaptionOperator`). Its module must
 import without torch, since login nodes plan, describe and identify with it; `setup` loads what is heavy.
@@ -14,9 +14,10 @@ One operator object lives in one engine process and sees one endless stream of i
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from hpc.base.dotted import load
 from hpc.base.errors import UserError
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 OK, SKIPPED, FAILED, QUARANTINED = "ok", "skipped", "failed", "quarantined"
 STATUSES = (OK, SKIPPED, FAILED, QUARANTINED)
 LOST = "input: "
-"""What the reasons of failed rows begin with whose samples the input no longer holds: the work did not fail."""
+"""How the reason of a failed row begins whose sample the input no longer holds: there the work did not fail."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +65,8 @@ class MissingShards(UserError):
 class Item:
     """One sample of a shard, in the shard's order: `index` counts from 0 without gaps. Payload is the operator's.
 
-    size: bytes that the payload holds in memory; what is read ahead is bounded by them. lost: why the input holds no
-    more than the sample's place and key (`LOST` and a phrase): it is a failed row, and the operator is not asked.
+    size: bytes that the payload takes in memory; they bound how much is read ahead. lost: `LOST` and a phrase where the
+    input holds nothing of the sample but its place and key; it becomes a failed row without the operator.
     """
 
     shard: str
@@ -111,17 +112,19 @@ class Column:
 
 
 class Operator(Protocol):
-    """See the module's text. Constructed with its validated `Config`; cheap until `setup`."""
+    """What every operator has; see the module's text, and below for what some have. It is constructed with its
+    validated `Config`, which must be cheap: `setup` loads what is heavy.
+    """
 
     Config: ClassVar[type]  # dataclass; fields with metadata {"execution": True} do not enter the identity
     version: ClassVar[int]  # raised by hand when the code changes what it writes
     by_rule: ClassVar[frozenset[str]]  # reasons of rows that a rule of the config drops, by design. May be left out
-    changes: ClassVar[dict[int, str]]  # by version, what it changed, for who is refused an old run. May be left out
+    changes: ClassVar[dict[int, str]]  # what each version changed, to explain why an old run is refused. Optional, too
 
     def __init__(self, config: Any) -> None: ...
 
     def continues(self, planned: Iterable[Shard]) -> None:
-        """Told before `plan` where a run exists: its shards so far, whose ids must not change."""
+        """Called before `plan` where the run exists already, with its shards so far: their ids must not change."""
 
     def plan(self) -> list[Shard]:
         """The shards that the config names. Raises MissingShards, or UserError for other mistakes in the input."""
@@ -133,11 +136,12 @@ class Operator(Protocol):
         """(label, text) lines for a dry run."""
 
     def made_by(self) -> dict[str, Any]:
-        """What writes the column, for people: a model's place, a server and what it says of itself. In every marker;
-        no secrets, no part of the identity.
+        """What writes the column, for people: where a model lies, a server and what it says of itself. It stands in
+        every marker, so it holds no secret, and is no part of the identity.
         """
 
-    def column(self) -> Column: ...
+    def column(self) -> Column:
+        """The column that this operator writes."""
 
     def preflight(self) -> list[str]:
         """What this node lacks for the work (an unreadable model, ...); asked before `setup`, must be quick."""
@@ -148,45 +152,115 @@ class Operator(Protocol):
     def read(self, shard: Shard) -> Iterator[Item | Damage]:
         """The shard's items in order. Runs in a reader thread. Raises ShardError or OSError if it cannot be read."""
 
-    def want(self) -> int: ...
+    def want(self) -> int:
+        """How many items `put` would take now."""
 
-    def put(self, item: Item) -> None: ...
+    def put(self, item: Item) -> None:
+        """Take an item, of those that `want` allows. Must not wait for the result."""
 
-    def poll(self, timeout: float) -> list[Row]: ...
-
-    # Optional, for operators that freeze what they are planned from into files of the run (lists of a folder's images):
-    #     keep_in(folder: Path): where these files are to lie; told before `plan`, which writes nothing
-    #     freeze(folder: Path): write those that are new; asked when the launch is recorded
-    #
-    # Optional, for operators that read what other runs have made; one process looks where it lies, for all of the run:
-    #     survey(folder: Path, shards) -> dict[str, str]: write down where, of these shards, into `folder`; the names of
-    #     the files, which hold what they are the digest of. Asked when a launch or a rerun is recorded
-    #     surveyed(folder: Path, names: dict[str, str], shard: str = ""): told what `survey` wrote, before anything is
-    #     read; of a shard that a rerun has reopened, what that has found
-    #
-    # Optional, for operators that can read 512 samples of a shard (a block) without what lies before them, for pilots:
-    #     block_counts(shards) -> dict[str, list[int]]: samples of each block, by shard, where that is so
-    #     read_blocks(shard, numbers) -> Iterator[Item | Damage]: the samples of these, as `read` gives them
-    #
-    # Optional, for operators that take samples before these are ready, or many at a time:
-    #     starved_s() -> float: seconds until now in which the work stood still for want of input, and the part of
-    #     others for which it could have done more at once. It never falls
-    #
-    # Optional, for operators whose engines may have several GPUs (cluster.gpus_per_engine):
-    #     one_gpu() -> str: why an engine uses one at most, as it is configured; "" where it uses all that it sees
-    #
-    # Optional, for operators whose work waits for a service elsewhere:
-    #     waiting() -> str: what all samples wait for now (a server that is away), "" where there is nothing
-    #     longest_wait() -> (seconds, config key): how long one sample may wait before that counts as away
-    #     longest_setup() -> (seconds, config key): how long `setup` may take for one that it starts
+    def poll(self, timeout: float) -> list[Row]:
+        """Rows that are finished, in any order; waits for one at most `timeout` seconds."""
 
     def refuse(self, item: Item, status: str, reason: str) -> Row:
         """A row for an item that is not to be applied (it killed the engine twice)."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Release what `setup` holds. Called once, after an error too."""
 
     def next_steps(self, run: str) -> list[str]:
         """Commands that show or use what a finished run has made, for the end of a launch."""
+
+
+# What some operators can do beside that. One that has the methods of a protocol is used for what it describes.
+
+
+@runtime_checkable
+class FreezesInput(Protocol):
+    """Plans from something that may change, such as a listing of a folder, and keeps it in files of the run."""
+
+    def keep_in(self, folder: Path) -> None:
+        """Called before `plan`, which writes nothing: the folder in which these files will lie."""
+
+    def freeze(self, folder: Path) -> None:
+        """Write those files that are not there yet. Called when the launch is recorded."""
+
+
+@runtime_checkable
+class ReadsOtherRuns(Protocol):
+    """Reads what other runs have made. One process, the launch, looks where that lies, for all workers of the run."""
+
+    def survey(self, folder: Path, shards: Sequence[Shard]) -> dict[str, str]:
+        """Write into files in `folder` where the data for these shards lies. Returns their names by what they are of
+        (a column); a name holds the digest of the file. Called when a launch or a rerun is recorded.
+        """
+
+    def surveyed(self, folder: Path, names: Mapping[str, str], shard: str = "") -> None:
+        """Called in a worker before anything is read, with what `survey` returned. With `shard`, it is for that shard
+        alone: what the rerun found that reopened it.
+        """
+
+
+@runtime_checkable
+class ReadsBlocks(Protocol):
+    """Can read a block, 512 consecutive samples of a shard, without what lies before it: pilots draw such blocks."""
+
+    def block_counts(self, shards: Sequence[Shard]) -> Mapping[str, Sequence[int]]:
+        """Samples of each block, by shard id; shards whose blocks cannot be read alone are left out."""
+
+    def read_blocks(self, shard: Shard, numbers: Sequence[int]) -> Iterator[Item | Damage]:
+        """The samples of these blocks, as `read` gives them."""
+
+
+@runtime_checkable
+class CountsStarvation(Protocol):
+    """Takes samples before they are decoded, or many at a time, and so knows itself how long it lacked input."""
+
+    def starved_s(self) -> float:
+        """Seconds until now that were lost for want of input: all of those in which the work stood still, and of those
+        in which it did less at once than it could, the part that was lost. It never falls.
+        """
+
+
+@runtime_checkable
+class KnowsItsGpus(Protocol):
+    """Its engines may have several GPUs (cluster.gpus_per_engine)."""
+
+    def one_gpu(self) -> str:
+        """Why an engine with this config uses one GPU at most; "" where it uses all that it sees."""
+
+
+@runtime_checkable
+class Waits(Protocol):
+    """Its work may wait for a service elsewhere."""
+
+    def waiting(self) -> str:
+        """What all samples wait for now, such as a server that is away; "" where they wait for nothing."""
+
+
+@runtime_checkable
+class LimitsWaits(Protocol):
+    """One sample may wait for a service, for a time that the config says."""
+
+    def longest_wait(self) -> tuple[float, str]:
+        """(seconds that a sample may wait before the service counts as away, the config's key that says so)."""
+
+
+@runtime_checkable
+class LimitsSetup(Protocol):
+    """`setup` may start a service, which takes a time that the config says."""
+
+    def longest_setup(self) -> tuple[float, str]:
+        """(seconds that `setup` may take, the config's key that says so)."""
+
+
+def waits_for(operator: Operator) -> str:
+    """What all samples of an operator wait for now, "" where they wait for nothing."""
+    return operator.waiting() if isinstance(operator, Waits) else ""
+
+
+def starved_s(operator: Operator) -> float:
+    """Seconds that an operator has lost for want of input, 0.0 of one that does not count them."""
+    return operator.starved_s() if isinstance(operator, CountsStarvation) else 0.0
 
 
 class Batched:

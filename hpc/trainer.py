@@ -1,4 +1,4 @@
-"""The seam between a gang of ranks and what it trains, as `hpc.operator` is for map jobs.
+"""The interface between a gang of ranks and what it trains, as `hpc.operator` is for map jobs.
 
 A config names a trainer by its dotted path (`trainer: recap.sft.trainer.SftTrainer`). Its module must import without
 torch, since login nodes check and describe it; `train` loads what is heavy.
@@ -22,10 +22,14 @@ class Gang(Protocol):
     directory: Path  # of the run
 
     def stopping(self) -> int:
-        """0, or the exit code with which this rank was told to stop. Cheap; to be agreed on by all ranks."""
+        """0, or the exit code with which this rank was told to stop. Cheap. Other ranks may have been told earlier or
+        later: all of them have to agree before one stops.
+        """
 
     def beat(self, **facts: Any) -> None:
-        """A sign of life, with what status shows: samples, total, step, checkpoint (samples that are safe)."""
+        """A sign of life, with what status shows: `samples` done, `total` samples, `step`, `checkpoint` (the samples
+        that the newest checkpoint holds).
+        """
 
     def event(self, event: str, **facts: Any) -> None:
         """A line of the rank's journal."""
@@ -36,7 +40,7 @@ class Trainer(Protocol):
 
     Config: ClassVar[type]  # dataclass; fields with metadata {"execution": True} do not enter the identity
     version: ClassVar[int]  # raised by hand when the code changes what it learns
-    changes: ClassVar[dict[int, str]]  # by version, what it changed, for who is refused an old run. May be left out
+    changes: ClassVar[dict[int, str]]  # what each version changed, to explain why an old run is refused. Optional
 
     def __init__(self, config: Any) -> None: ...
 
@@ -44,8 +48,8 @@ class Trainer(Protocol):
         """Raise UserError for what cannot work on that many ranks: data or weights that are missing, ..."""
 
     def check_memory(self, ranks: int, run: Path, memory: int | None) -> None:
-        """Raise UserError for what a rank could not hold in so many bytes (None: the ranks share this machine's), as
-        far as earlier starts of the run have left what tells. May be left out."""
+        """Raise UserError where a rank would need more memory than it has, as far as earlier starts of the run have
+        recorded its need. memory: bytes of a rank, None where the ranks share this machine's. May be left out."""
 
     def identity(self) -> dict[str, Any]:
         """What makes the result besides the config's semantic fields: digests of the weights it starts from, ..."""
@@ -54,11 +58,11 @@ class Trainer(Protocol):
         """(label, text) lines for a dry run."""
 
     def details(self) -> list[str]:
-        """Lines that take seconds to find: a dry run prints them, a launch of new work on Slurm looks whether they can
-        be found. Raises UserError. May be left out."""
+        """Lines that take seconds to make. A dry run prints them; a launch of new work on Slurm makes them only for the
+        errors that this may show. Raises UserError. May be left out."""
 
     def samples(self) -> int:
-        """Of the whole training, for forecasts; 0 where only the data says. May be left out."""
+        """Samples of the whole training, for forecasts; 0 where only the data tells. May be left out."""
 
     def next_steps(self, run: str) -> list[str]:
         """Commands that use what a finished training has made. May be left out."""

@@ -19,10 +19,10 @@ from hpc.trainer import Trainer
 class Config:
     """A checked config. `resolved` holds every key with its value, as written into submissions."""
 
-    source: str
+    source: str  # the file, for messages
     run: RunConfig
-    work: Any
-    work_class: Any  # an Operator's or a Trainer's
+    work: Any  # the work's own keys: an instance of `work_class.Config`
+    work_class: Any  # the class of the Operator or Trainer that the config names
     resolved: dict[str, Any]
     overrides: list[str] = field(default_factory=list)  # as typed
 
@@ -48,7 +48,7 @@ class Config:
             os.umask(int(self.run.umask, 8))
 
     def semantic(self) -> dict[str, Any]:
-        """The part that makes the output, without fields at their default."""
+        """The keys and values that make the output; fields at their default are left out."""
         kind = "trainer" if self.is_gang else "operator"
         return {kind: getattr(self.run, kind), **_semantic(self.work)}
 
@@ -65,6 +65,7 @@ def identity(config: Config, work: Operator | Trainer, version: int | None = Non
 
 
 def directory_of(run: RunConfig) -> Path:
+    """The run directory."""
     return Path(run.runs).expanduser().absolute() / run.name
 
 
@@ -86,7 +87,7 @@ def _semantic(config: Any) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Lists and mappings of settings as what differs from their defaults."""
+    """A value as it enters the identity; dataclasses inside lists and mappings by what differs from their defaults."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return _semantic(value)
     if isinstance(value, dict):

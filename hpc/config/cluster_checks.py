@@ -1,4 +1,4 @@
-"""What of a cluster's settings cannot work, or could not be written into a batch script as it was meant."""
+"""Mistakes in a cluster's settings: what cannot work, and what a batch script could not hold as it was meant."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from hpc.base.errors import UserError
 if TYPE_CHECKING:
     from hpc.config.schema import ClusterConfig
 
-# Options of sbatch that the launcher states, and on which everything rests that it does later.
-_OURS = ("array", "output", "error", "chdir", "comment", "clusters", "wait", "wrap", "parsable", "signal")
+# Options of sbatch that the launcher sets itself: it later finds its jobs and their logs by them.
+_SET_BY_LAUNCHER = ("array", "output", "error", "chdir", "comment", "clusters", "wait", "wrap", "parsable", "signal")
 
 
 def mistakes(cluster: ClusterConfig) -> Iterator[tuple[str, str]]:
-    """(key, what is wrong with it). Takes over the lines of preludes that are files."""
-    yield from _words(cluster)
+    """(key, what is wrong with it). Replaces each `@file` in `cluster.prelude` by the lines of that file."""
+    yield from _control_characters(cluster)
     yield from _numbers(cluster)
     if cluster.device not in (None, "cpu", "cuda"):
         yield "device", f"{cluster.device!r} is unknown. Write cpu or cuda."
@@ -36,7 +36,7 @@ def mistakes(cluster: ClusterConfig) -> Iterator[tuple[str, str]]:
     for key in cluster.sbatch:
         if not re.fullmatch(r"[A-Za-z][\w-]*", str(key)):
             yield f"sbatch.{key}", "is no option of sbatch. Write its long name, as in {reservation: weekly}."
-        if str(key).replace("_", "-") in _OURS:
+        if str(key).replace("_", "-") in _SET_BY_LAUNCHER:
             yield f"sbatch.{key}", "is the launcher's own to say: it finds its jobs and their logs by it. Remove it."
 
 
@@ -59,8 +59,10 @@ def _numbers(cluster: ClusterConfig) -> Iterator[tuple[str, str]]:
         yield "gpus_per_engine", f"{gpus} GPUs a node (cluster.gpus_per_node) cannot be dealt out {each} at a time"
 
 
-def _words(cluster: ClusterConfig) -> Iterator[tuple[str, str]]:
-    """A batch script is made of lines: what is in one must not begin another. (A prelude is shell lines anyway.)"""
+def _control_characters(cluster: ClusterConfig) -> Iterator[tuple[str, str]]:
+    """Settings that hold a line break: each is written into one line of the batch script, and must not begin another.
+    (A prelude consists of shell lines anyway.)
+    """
     for key, text in _texts({**dataclasses.asdict(cluster), "prelude": []}, ""):
         if re.search(r"[\x00-\x08\x0a-\x1f\x7f\x85\u2028\u2029]", text):
             yield key, f"{text!r} has a line break or a control character in it. Write it in one line."

@@ -1,5 +1,5 @@
-"""Whether the slots of a job will find its operator or trainer. `python -m hpc.launch` looks into the current directory
-for modules, and a slot does not: what lies only there would fail in every slot, long after the launch.
+"""Whether the slots of a job will find its operator or trainer. `python -m hpc.launch` finds modules in the current
+directory, a slot does not: a module that lies only there would fail in every slot, long after the launch.
 """
 
 from __future__ import annotations

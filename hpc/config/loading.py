@@ -33,14 +33,14 @@ def load(path: str | Path, overrides: list[str]) -> Config:
 def tree_of(path: str | Path, overrides: list[str]) -> dict[str, Any]:
     """The tree of a config file with its cluster's profile and `a.b=value` texts applied, not checked yet."""
     path = Path(path)
-    tree = _placed(path, read(path))
+    tree = _with_run_of(path, read(path))
     profiles = [o.partition("=")[2] for o in overrides if o.startswith("cluster=")]
     tree["cluster"] = profile(profiles[-1] if profiles else tree.get("cluster", "auto"), path)
     return with_overrides(tree, [o for o in overrides if not o.startswith("cluster=")])
 
 
-def _placed(path: Path, tree: dict[str, Any]) -> dict[str, Any]:
-    """The config that a run directory keeps means the run in which it lies."""
+def _with_run_of(path: Path, tree: dict[str, Any]) -> dict[str, Any]:
+    """A file's tree. To the config.yaml of a run directory, `name` and `runs` are added by where it lies."""
     folder = path.absolute().parent
     if path.name == "config.yaml" and ((folder / "submissions").is_dir() or (folder / "jobs").is_dir()):
         return {"name": folder.name, "runs": str(folder.parent), **tree}
@@ -48,7 +48,7 @@ def _placed(path: Path, tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A file's tree, over that of its `base:`. above: the files that led here."""
+    """The tree of a file, merged over that of its `base:`. above: the files whose `base` led to this one."""
     try:
         tree = parse(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, IsADirectoryError):
@@ -66,19 +66,23 @@ def read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     below = read(base, (*above, path))
     schemas = _schemas({**below, **tree})
     _check_top(below, schemas, str(base))
-    for schema in schemas:  # so that a mistake in the base is told of the base
+    for schema in schemas:  # checked alone, so that the error of a mistake in the base names the base
         check_keys(schema, {k: v for k, v in below.items() if k in names(schema) and k != "cluster"}, str(base), "")
     return merged(below, tree, schemas)
 
 
 def merged(below: dict[str, Any], above: dict[str, Any], schemas: list[type]) -> dict[str, Any]:
-    """A tree with another's values on top: groups of keys (the schemas' dataclasses) key by key, all else whole."""
+    """The tree `below` with the values of `above` on top. Groups of keys (fields of the schemas that are dataclasses)
+    are merged key by key; any other value of `above` replaces the one of `below`.
+    """
     hints = {name: hint for schema in schemas for name, hint in typing.get_type_hints(schema).items()}
     out = dict(below)
     for key, value in above.items():
         group, before = dataclass_in(hints.get(key)), out.get(key)
-        both = group and isinstance(before, dict) and isinstance(value, dict)
-        out[key] = merged(before, value, [group]) if both else value  # type: ignore[arg-type, list-item]
+        if group is not None and isinstance(before, dict) and isinstance(value, dict):
+            out[key] = merged(before, value, [group])
+        else:
+            out[key] = value
     return out
 
 
@@ -129,6 +133,7 @@ def _schemas(tree: dict[str, Any]) -> list[type]:
 
 
 def _check_top(tree: dict[str, Any], schemas: list[type], source: str) -> None:
+    """Raise UserError for a top-level key that no schema has; where the work names no class yet, any may be right."""
     known = set().union(*map(names, schemas))
     for key in tree:
         if key not in known and len(schemas) > 1:
@@ -143,7 +148,9 @@ def check_run(tree: dict[str, Any], source: str) -> RunConfig:
 
 
 def profile(value: Any, source: Path) -> dict[str, Any]:
-    """The keys of a cluster's profile, by name or file, as a config at `source` finds it; a mapping is one itself."""
+    """The keys of a cluster's profile. value: its name, its file, or the keys themselves. A name is looked for near the
+    config file `source` and in the current directory.
+    """
     if isinstance(value, dict):
         return value
     if value == "auto":
@@ -164,7 +171,7 @@ def _check_values(run: RunConfig, source: str) -> None:
     def refuse(key: str, why: str) -> None:
         raise UserError(f"config: {source}: `{key}`: {why}")
 
-    # Best are letters, digits, '.', '_' and '-'; but a run that was moved may have any name.
+    # We advise letters, digits, '.', '_' and '-', and accept any directory name, since a run may have been renamed.
     if not re.fullmatch(r"[^-/\x00-\x1f][^/\x00-\x1f]*(/[^/\x00-\x1f]+)*", run.name or "") or ".." in run.name:
         refuse("name", f"{run.name!r} cannot be a directory name. Use letters, digits, '.', '_' and '-'.")
     if bad := re.search(r"[\x00-\x1f\x7f\ud800-\udfff]", "" if "://" in run.runs else str(directory_of(run))):

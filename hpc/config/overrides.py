@@ -46,28 +46,30 @@ def _parse_value(text: str) -> Any:
 
 
 def _texts(text: str) -> str | list[str]:
-    """A text, or the entries of a list of texts; commas in braces part nothing."""
+    """A text, or the entries of `[a, b]`, all of them texts. A comma inside braces separates no entries."""
     if text.startswith("[") and text.endswith("]"):
         return [part.strip() for part in re.split(r",(?![^{]*\})", text[1:-1])]
     return text
 
 
 def assign(tree: dict[str, Any], dotted: str, value: Any) -> None:
-    """Set `a.b` of a tree, in place; a number leads into a list: `data.0.path`."""
+    """Set the key `a.b` of a tree, in place, and make groups that are missing. A number leads into a list:
+    `data.0.path`. Raises UserError where the path leads into something else.
+    """
     *groups, last = dotted.split(".")
-    place: Any = tree
+    node: Any = tree
     for depth, key in enumerate(groups):
-        at: Any = _index(place, key, dotted) if isinstance(place, list) else key
-        if not isinstance(place, list) and place.get(key) is None:  # not there, or `key: null`
-            place[key] = {}
-        place = place[at]
-        if not isinstance(place, dict | list):
+        if not isinstance(node, list) and node.get(key) is None:  # not there, or `key: null`
+            node[key] = {}
+        node = node[_index(node, key, dotted) if isinstance(node, list) else key]
+        if not isinstance(node, dict | list):
             raise UserError(f"config: `{dotted}`: `{'.'.join(groups[: depth + 1])}` is not a group of keys")
-    place[_index(place, last, dotted) if isinstance(place, list) else last] = value
+    node[_index(node, last, dotted) if isinstance(node, list) else last] = value
 
 
-def _index(place: list[Any], key: str, dotted: str) -> int:
-    if not key.isdecimal() or int(key) >= len(place):
-        known = f"0 to {len(place) - 1}" if place else "it is empty"
+def _index(entries: list[Any], key: str, dotted: str) -> int:
+    """The number that a part of a dotted key is, of an entry that the list has."""
+    if not key.isdecimal() or int(key) >= len(entries):
+        known = f"0 to {len(entries) - 1}" if entries else "it is empty"
         raise UserError(f"config: `{dotted}`: {key!r} is not the number of an entry of this list ({known})")
     return int(key)

@@ -65,11 +65,11 @@ class ClusterConfig:
 
     @property
     def devices_per_node(self) -> int:
-        """Whose hours are counted: GPUs of a node, or its engines or ranks where there are none."""
+        """How many devices of a node have their hours counted: its GPUs, or its engines (ranks) where it has none."""
         return self.gpus_per_node or self.engines_per_node
 
     def unit(self, worker: str) -> str:
-        """Whose hours are counted, for people: a GPU, or a "CPU engine", a "CPU rank"."""
+        """What one such device is called: "GPU", or "CPU engine", "CPU rank". worker: "engine" or "rank"."""
         return "GPU" if self.gpus_per_node else f"CPU {worker}"
 
 

@@ -15,6 +15,7 @@ from hpc.base.errors import UserError
 
 
 def names(schema: type) -> set[str]:
+    """The names of a dataclass's fields."""
     return {f.name for f in dataclasses.fields(schema)}
 
 
@@ -25,7 +26,7 @@ def structured(schema: type, values: dict[str, Any], source: str) -> Any:
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        merged = OmegaConf.merge(_defaults(schema), OmegaConf.create(_settled(values, source, "")))
+        merged = OmegaConf.merge(_defaults(schema), OmegaConf.create(_for_omegaconf(values, source, "")))
         made = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or getattr(error, "key", None) or "?"
@@ -41,26 +42,30 @@ def _defaults(schema: type) -> Any:
     return OmegaConf.structured(schema)
 
 
-def _settled(value: Any, source: str, key: str) -> Any:
-    """Values as OmegaConf takes them over unchanged: for us `${...}` is text, however it is escaped, so that no
-    resolver reads our environment. `2.56e9` may stand where a count is wanted; `???` is for people to fill in.
+def _for_omegaconf(value: Any, source: str, key: str) -> Any:
+    """The values in a form that OmegaConf takes over without changing their meaning. `${...}` is escaped: for us it is
+    text, and no resolver may read the environment. Large whole floats become integers, since a count may be written as
+    `2.56e9`. Raises UserError for `???`, which stands for a value that somebody has yet to write.
     """
     if isinstance(value, dict):
-        return {k: _settled(v, source, f"{key}.{k}".strip(".")) for k, v in value.items()}
+        return {k: _for_omegaconf(v, source, f"{key}.{k}".strip(".")) for k, v in value.items()}
     if isinstance(value, list):
-        return [_settled(v, source, f"{key}.{number}") for number, v in enumerate(value)]
+        return [_for_omegaconf(v, source, f"{key}.{number}") for number, v in enumerate(value)]
     if isinstance(value, float) and value.is_integer() and abs(value) >= 1000:
         return int(value)
     if not isinstance(value, str):
         return value
     if re.fullmatch(r"\\*\?{3}", value):
         raise UserError(f"config: {source}: `{key}`: ??? stands for a value that is still to be written. Write it.")
-    # every backslash before it doubled, then one that escapes it
+    # Backslashes before `${` are doubled to stay what they are; one more escapes the `${`.
     return re.sub(r"(\\*)\$\{", lambda found: 2 * found[1] + r"\${", value)
 
 
 def check_keys(schema: type, values: dict[str, Any], source: str, prefix: str) -> None:
-    """Raise UserError for a key that is unknown, in groups in lists and mappings too, or is no such container."""
+    """Raise UserError for a key that the schema does not have, and for a value that is no list or group of keys where
+    the schema wants one; inside groups, and inside lists and mappings of groups, too. Makes one text a list of one
+    where a list is wanted.
+    """
     hints = typing.get_type_hints(schema)
     for key, value in values.items():
         whole = f"{prefix}{key}"
@@ -69,7 +74,8 @@ def check_keys(schema: type, values: dict[str, Any], source: str, prefix: str) -
         inner, (container, element) = dataclass_in(hints[key]), _container(hints[key])
         if container is list and isinstance(value, str):
             value = values[key] = [value]  # one pattern is a list of one
-        parts: list[tuple[Any, str]] = []
+        group = inner or element
+        parts: list[tuple[Any, str]] = []  # values that must be groups of keys, each with where it stands
         if inner:
             parts = [(value, whole)]
         elif container is not None and value is not None and not isinstance(value, container):
@@ -79,14 +85,14 @@ def check_keys(schema: type, values: dict[str, Any], source: str, prefix: str) -
             named = value.items() if container is dict else enumerate(value)
             parts = [(part, f"{whole}.{name}" if container is dict else f"{whole}[{name}]") for name, part in named]
         for part, place in parts:
-            if isinstance(part, dict):
-                check_keys(inner or element, part, source, f"{place}.")  # type: ignore[arg-type]
+            if isinstance(part, dict) and group is not None:
+                check_keys(group, part, source, f"{place}.")
             elif part is not None:
                 raise UserError(f"config: {source}: `{place}`: {part!r} is not a group of keys")
 
 
 def _container(hint: Any) -> tuple[type | None, type | None]:
-    """(list or dict, the dataclass of its parts) of a hint."""
+    """(list or dict, the dataclass of its elements) of a type hint; None for what the hint is not."""
     for option in typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,):
         if (origin := typing.get_origin(option)) in (list, dict):
             return origin, dataclass_in(typing.get_args(option)[-1])
@@ -94,11 +100,17 @@ def _container(hint: Any) -> tuple[type | None, type | None]:
 
 
 def dataclass_in(hint: Any) -> type | None:
+    """The dataclass that a type hint is, or has among its options (`X | None`)."""
     options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     return next((o for o in options if isinstance(o, type) and dataclasses.is_dataclass(o)), None)
 
 
 def unknown_key(source: str, whole: str, key: str, schemas: list[type], prefix: str = "") -> UserError:
+    """The error for a key that no schema has, with the nearest one that there is.
+
+    Args:
+        whole: the dotted key; prefix: what stands in it before its last part, `key`.
+    """
     fields = {f.name: f for schema in schemas for f in dataclasses.fields(schema)}
     nearest = difflib.get_close_matches(key, fields, n=1, cutoff=0.5)
     message = f"config: {source}: `{whole}`: unknown key."

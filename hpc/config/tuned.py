@@ -15,22 +15,22 @@ from hpc.config.checked import Config
 from hpc.config.schema import RunConfig
 
 FOLDER = "trials"  # of a tuning's run directory; <digest of the settings>.json in it is a trial that has ended
-_PLACE = ("gpus_per_node", "gpus_per_engine", "engines_per_node", "device")
+_NODE_KEYS = ("gpus_per_node", "gpus_per_engine", "engines_per_node", "device")
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """rate: samples a second of one GPU (one engine without); where: for people."""
+    """rate: samples a second of one GPU (without GPUs: of one engine); where: which tuning measured it, for people."""
 
     rate: float
     where: str
 
 
 def settings(config: Config) -> dict[str, Any]:
-    """All that a rate depends on but the input and the machine: the work's keys, and how a node is dealt out."""
+    """All that a rate depends on, but for the input and the machine: the work's keys, and how engines share a node."""
     others = {f.name for f in dataclasses.fields(RunConfig)} | {"data"}
     work = {key: value for key, value in config.resolved.items() if key not in others}
-    return {"work": work, "node": {key: config.resolved["cluster"].get(key) for key in _PLACE}}
+    return {"work": work, "node": {key: config.resolved["cluster"].get(key) for key in _NODE_KEYS}}
 
 
 def find(runs: Path, config: Config, identity: str) -> Tuned | None:

@@ -1,4 +1,4 @@
-"""YAML as configs write it: 24:00:00 is a time, 1e-3 a number, and yes a word."""
+"""YAML as configs write it: 24:00:00 is a time, 1e-3 is a number, and yes is a word."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import yaml
 
 
 def dump(tree: dict[str, Any]) -> str:
-    """YAML text from which `read` makes the same tree."""
+    """YAML text from which `parse` makes the same tree."""
     return yaml.dump(tree, Dumper=_Dumper, allow_unicode=True, sort_keys=False)
 
 
@@ -36,17 +36,18 @@ for _first in "-+0123456789":
     ]
 
 
-for _first in "yYnNoO":  # what is left of theirs: null, and the empty text
+for _first in "yYnNoO":  # yes, no, on and off are words: of PyYAML's rules for these letters only null is kept
     _Loader.yaml_implicit_resolvers[_first] = [
         (tag, pattern) for tag, pattern in yaml.SafeLoader.yaml_implicit_resolvers[_first] if not tag.endswith(":bool")
     ]
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what our loader would take for a number or a truth value."""
+    """Puts quotes around a text that our loader would take for a number or a truth value."""
 
     yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
 
 
 def parse(text: str) -> Any:
+    """The values in a YAML text. Raises yaml.YAMLError."""
     return yaml.load(text, Loader=_Loader)  # a SafeLoader

@@ -26,7 +26,7 @@ from hpc.base import atomic
 from hpc.base.errors import Exit, Parser, ShardError, UserError
 from hpc.config.devices import devices
 from hpc.map import machine, preflight
-from hpc.operator import FAILED, OK, Damage, Item, Operator, Row, Shard
+from hpc.operator import FAILED, OK, Damage, Item, Operator, Row, Shard, waits_for
 from hpc.run import column as columns
 from hpc.run.directory import Run, Submission
 
@@ -156,7 +156,7 @@ def _rows(operator: Operator, items: list[Item], patience_s: float) -> Iterator[
         left -= len(made)
         yield from made
         now = time.monotonic()
-        why = getattr(operator, "waiting", lambda: "")()
+        why = waits_for(operator)
         served, good = served if why else now, now if made else good
         if now - served > AWAY_S:
             raise TimeoutError(why)

@@ -33,7 +33,7 @@ from hpc.map.compare import Measure
 from hpc.map.in_flight import InFlight
 from hpc.map.reader import Reader
 from hpc.map.shard_task import Saved, ShardTask, good_before
-from hpc.operator import FAILED, QUARANTINED, Damage, Item, Operator, Row, Shard
+from hpc.operator import FAILED, QUARANTINED, Damage, Item, Operator, ReadsOtherRuns, Row, Shard, starved_s, waits_for
 from hpc.run import column as columns
 from hpc.run.directory import Run
 from hpc.run.segments import Segments
@@ -121,8 +121,8 @@ class ShardWorker:
             are kept, the `manifests` of the rerun that reopened it, and, of a pilot, the `only` blocks that are wanted.
         """
         shard = Shard(**command["shard"])
-        if command["manifests"]:
-            self.operator.surveyed(self.run.manifests, command["manifests"], shard.id)  # type: ignore[attr-defined]
+        if command["manifests"] and isinstance(self.operator, ReadsOtherRuns):
+            self.operator.surveyed(self.run.manifests, command["manifests"], shard.id)
         task = ShardTask(
             shard,
             command["generation"],
@@ -348,11 +348,10 @@ class ShardWorker:
         now = time.monotonic()
         if now - self._last_progress > 0.5:
             self._last_progress = now
-            input_s = self.reader.waited_s + getattr(self.operator, "starved_s", float)()
+            input_s = self.reader.waited_s + starved_s(self.operator)
             self.emit(
                 "progress", done=self.done, in_flight=len(self.inflight.items), made=self.made,
-                input_s=round(input_s, 3), idle_s=round(self.idle_s, 3),
-                waiting=getattr(self.operator, "waiting", str)(),
+                input_s=round(input_s, 3), idle_s=round(self.idle_s, 3), waiting=waits_for(self.operator),
             )  # fmt: skip
 
 

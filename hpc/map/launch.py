@@ -27,7 +27,7 @@ from hpc.launching import (
     what_changed,
 )
 from hpc.map import forecast, pilot_launch, preflight, survey, unheard, webhook
-from hpc.operator import MissingShards, Operator, Shard
+from hpc.operator import FreezesInput, MissingShards, Operator, Shard
 from hpc.run import events, lost, plan
 from hpc.run.directory import Run, Submission
 from hpc.run.ledger import DONE, FAILED, Claim, State
@@ -89,8 +89,8 @@ def prepare(
     append = append or _appended(run, config)
     missing: list[Shard] = []
     planned, hurt = _planned(run)
-    if keep_in := getattr(operator, "keep_in", None):
-        keep_in(run.frozen)
+    if isinstance(operator, FreezesInput):
+        operator.keep_in(run.frozen)
     if planned:
         operator.continues(planned.shards())
     try:
@@ -292,8 +292,8 @@ def record(job: Job) -> Submission:
 
 def freeze(operator: Operator, folder: Path) -> None:
     """Write what the plan froze of the input, where the operator does such a thing."""
-    if write := getattr(operator, "freeze", None):
-        write(folder)
+    if isinstance(operator, FreezesInput):
+        operator.freeze(folder)
 
 
 def submit(job: Job, *, start: bool = True, detach: bool = False) -> int:

@@ -14,7 +14,7 @@ from hpc.base.errors import UserError
 from hpc.base.text import short
 from hpc.config import Config
 from hpc.map.compare import LEAST_UNITS, Measure
-from hpc.operator import Operator, Shard
+from hpc.operator import Operator, ReadsBlocks, Shard
 from hpc.run import pilot, plan
 from hpc.run.directory import Run
 from hpc.run.pilot import Pilot, newest
@@ -35,8 +35,8 @@ def drawn(config: Config, operator: Operator, planned: Sequence[Shard], run: Run
                 f"launch: `pilot`: {short(run.path)} is complete: its rows are there, a pilot would make nothing. "
                 "For another prompt choose another `name=`."
             )
-    count = getattr(operator, "block_counts", None)
-    return pilot.draw(planned, config.run.pilot, count(planned) if count else {})
+    counts = operator.block_counts(planned) if isinstance(operator, ReadsBlocks) else {}
+    return pilot.draw(planned, config.run.pilot, counts)
 
 
 def shards(made: Pilot, planned: Sequence[Shard]) -> list[Shard]:

@@ -16,7 +16,7 @@ from hpc.base import atomic, object_store, shared_environment
 from hpc.base.errors import UserError
 from hpc.config import Config
 from hpc.map import breaker
-from hpc.operator import Operator
+from hpc.operator import KnowsItsGpus, LimitsSetup, LimitsWaits, Operator
 from hpc.run.directory import Run, Submission
 
 log = logging.getLogger("agent")
@@ -49,20 +49,21 @@ def problems(run: Run, submission: Submission, config: Config, operator: Operato
 
 def check_devices(config: Config, operator: Operator) -> None:
     """Raise UserError where an engine would leave GPUs idle that it was given."""
-    gpus, why = config.run.cluster.gpus_per_engine, getattr(operator, "one_gpu", lambda: "this operator uses one")()
+    gpus = config.run.cluster.gpus_per_engine
+    why = operator.one_gpu() if isinstance(operator, KnowsItsGpus) else "this operator uses one"
     if gpus > 1 and why:
         raise UserError(f"config: `cluster.gpus_per_engine`: {gpus}, and {why}. Write 1.")
 
 
 def check_waits(config: Config, operator: Operator) -> None:
     """Raise UserError where waiting for a service would look like a hang: a good sample would be blamed for it."""
-    seconds, key = getattr(operator, "longest_wait", lambda: (0.0, ""))()
+    seconds, key = operator.longest_wait() if isinstance(operator, LimitsWaits) else (0.0, "")
     if seconds >= config.run.map.hang_s:
         raise UserError(
             f"config: `{key}`: with all its tries a request may take {seconds:g} s, and an engine without a finished "
             f"sample is killed after map.hang_s={config.run.map.hang_s:g} s. Lower the one or raise the other."
         )
-    seconds, key = getattr(operator, "longest_setup", lambda: (0.0, ""))()
+    seconds, key = operator.longest_setup() if isinstance(operator, LimitsSetup) else (0.0, "")
     if seconds >= config.run.map.setup_s:
         raise UserError(
             f"config: `{key}`: {seconds:g} s, and an engine that is not ready after map.setup_s="

@@ -11,7 +11,7 @@ from typing import Any
 
 from hpc.base.no_collection import without_collection
 from hpc.config import Config
-from hpc.operator import Operator, Shard
+from hpc.operator import Operator, ReadsOtherRuns, Shard
 from hpc.run.directory import Run, Submission
 
 
@@ -21,9 +21,11 @@ def write(run: Run, operator: Operator, shards: Sequence[Shard], missing: Sequen
     Args:
         missing: of these shards, those that do not exist.
     """
-    survey, absent = getattr(operator, "survey", None), {shard.id for shard in missing}
+    if not isinstance(operator, ReadsOtherRuns):
+        return {}
+    absent = {shard.id for shard in missing}
     with without_collection():
-        return survey(run.manifests, [shard for shard in shards if shard.id not in absent]) if survey else {}
+        return operator.survey(run.manifests, [shard for shard in shards if shard.id not in absent])
 
 
 def of_launch(run: Run, operator: Operator, shards: Sequence[Shard], missing: Sequence[Shard]) -> dict[str, Any]:
@@ -34,6 +36,6 @@ def of_launch(run: Run, operator: Operator, shards: Sequence[Shard], missing: Se
 def operator(run: Run, submission: Submission, config: Config) -> Operator:
     """That of a slot or an engine: it knows what its launch has found."""
     made = config.operator()
-    if submission.manifests:
-        made.surveyed(run.manifests, submission.manifests)  # type: ignore[attr-defined]
+    if submission.manifests and isinstance(made, ReadsOtherRuns):
+        made.surveyed(run.manifests, submission.manifests)
     return made

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from hpc.base import atomic, damage, object_store
 from hpc.base.errors import Exit, UserError
-from hpc.operator import Damage, Item, MissingShards, Operator, Shard
+from hpc.operator import Damage, Item, MissingShards, Operator, ReadsBlocks, Shard
 from hpc.run import column as columns
 from hpc.run.directory import Run, Submission
 from hpc.run.ledger import DONE, FAILED, Ledger, State, bucket_of, states
@@ -190,7 +190,9 @@ def ended(run: Run, ledger: Ledger, plan: Plan, name: str) -> tuple[Exit, str] |
 def items(operator: Operator, shard: Shard, blocks: Sequence[int]) -> Iterator[Item | Damage]:
     """The samples of some blocks of a shard, as `Operator.read` gives them."""
     if list(blocks) != [0]:
-        yield from operator.read_blocks(shard, blocks)  # type: ignore[attr-defined]
+        if not isinstance(operator, ReadsBlocks):  # `draw` gives such an operator first blocks alone
+            raise TypeError(f"{type(operator).__name__} has no read_blocks, which blocks {list(blocks)} need")
+        yield from operator.read_blocks(shard, blocks)
         return
     for item in operator.read(shard):
         yield item

@@ -12,6 +12,7 @@ from typing import Any
 from hpc import config as configs
 from hpc.base.errors import UserError
 from hpc.config import Config, tuned
+from hpc.operator import KnowsItsGpus
 from recap.engine.tuning.search import Axes, Point
 
 MOST_POINTS = 2000
@@ -89,7 +90,7 @@ def config_of(job: Config, changes: Mapping[str, Any]) -> Config:
     """The job's config at a point. UserError where it is refused, as a launch would."""
     config = configs.changed(job, dict(changes), "tune")
     operator = config.operator()
-    gpus, why = config.run.cluster.gpus_per_engine, getattr(operator, "one_gpu", str)()
+    gpus, why = config.run.cluster.gpus_per_engine, operator.one_gpu() if isinstance(operator, KnowsItsGpus) else ""
     if gpus > 1 and why:
         raise UserError(f"config: `cluster.gpus_per_engine`: {gpus}, and {why}")
     return config

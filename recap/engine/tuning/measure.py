@@ -20,7 +20,7 @@ from typing import Any
 from hpc import config as configs
 from hpc.base import atomic
 from hpc.base.errors import ShardError, UserError
-from hpc.operator import FAILED, OK, Damage, Item, Operator, Row, Shard
+from hpc.operator import FAILED, OK, Damage, Item, Operator, Row, Shard, waits_for
 
 READ_AHEAD = 64  # samples
 _REFUSALS = (UserError, FileNotFoundError)
@@ -98,7 +98,7 @@ def _apply(operator: Operator, task: Task, answer: Answer) -> None:
             last = time.monotonic()
             bursts.append((last, rows))
         elif time.monotonic() - last > task.patience_s:
-            waits = getattr(operator, "waiting", str)()
+            waits = waits_for(operator)
             raise TimeoutError(f"no sample was finished in {task.patience_s:g} s{f': {waits}' if waits else ''}")
     _count(answer, begun, bursts)
 
