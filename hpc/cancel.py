@@ -34,7 +34,7 @@ from hpc.pipeline.directory import PipelineRun
 from hpc.run.directory import Run
 from hpc.run.plan import DamagedPlan
 from hpc.slurm import commands as slurm
-from hpc.slurm.queue import NoSqueueAnswer, find_job, job_of, surely_live
+from hpc.slurm.queue import NoSqueueAnswer, find_job, job_of, wait_for_live_jobs
 
 GRACE_S = 20.0  # beyond map.drain_s, before what has not ended by itself is cancelled
 _KILL_S = 40.0  # that Slurm may take to end what was scancelled: its KillWait is 30 s
@@ -64,7 +64,7 @@ class AtWork:
         try:
             recover_lost_submissions(run)
             lost = [job for name in run.damaged_submissions() if (job := _job_of(name))]
-            found.jobs = surely_live(sorted({*_jobs(run), *by_hand, *lost}), patience_s=0)
+            found.jobs = wait_for_live_jobs(sorted({*_jobs(run), *by_hand, *lost}), patience_s=0)
         except Unanswered as error:
             found.unknown = str(error)
         if run.latest().config["cluster"]["kind"] == "local":
@@ -178,7 +178,7 @@ def _cancel_pipeline(run: PipelineRun, *, now: bool) -> Iterator[AtWork]:
     ids = [job for submission in run.submissions() for job in submission.job_ids]
     chain = AtWork()
     try:
-        chain.jobs = surely_live(ids, patience_s=0)
+        chain.jobs = wait_for_live_jobs(ids, patience_s=0)
     except Unanswered as error:
         chain.unknown = str(error)
     if chain.jobs:

@@ -29,7 +29,7 @@ from hpc.map import verdict
 from hpc.map.progress import first_names, unfinished_shards
 from hpc.run.directory import Run
 from hpc.slurm import requeue
-from hpc.slurm.queue import job_of, surely_live
+from hpc.slurm.queue import job_of, wait_for_live_jobs
 
 log = logging.getLogger("gate")
 
@@ -46,7 +46,7 @@ def decide(run: Run, allow_failed: int) -> int:
             return Exit.COMPLETE
         log.error("%d shards failed, %d are allowed: %s", len(failed), allow_failed, first_names(failed))
         return Exit.INCOMPLETE
-    running = list(surely_live([j for s in run.submissions() for j in s.job_ids]))
+    running = list(wait_for_live_jobs([j for s in run.submissions() for j in s.job_ids]))
     if running:
         return requeue.wait_for(sorted({job_of(name) for name in running}))
     for name in ("cancelled", "pause"):

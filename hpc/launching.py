@@ -197,11 +197,11 @@ def _preflight(run: Run) -> None:
 
 def still_there(run: Run) -> str:
     """The id of a job of this run that Slurm still has, "" where there is none. Raises Unanswered."""
-    from hpc.slurm.queue import surely_live
+    from hpc.slurm.queue import wait_for_live_jobs
 
     recover_lost_submissions(run)
     ids = [job_id for submission in run.submissions() for job_id in submission.job_ids]
-    return next(iter(surely_live(ids)), "")
+    return next(iter(wait_for_live_jobs(ids)), "")
 
 
 def recover_lost_submissions(run: Run) -> list[Submission]:

@@ -24,7 +24,7 @@ from hpc.base import atomic, lock, processes
 from hpc.base.text import short
 from hpc.run.directory import Run
 from hpc.slurm import commands as slurm
-from hpc.slurm.queue import NoSqueueAnswer, named
+from hpc.slurm.queue import NoSqueueAnswer, jobs_named
 
 PREFIX, FACTS = "hpc-drill-", "drill.json"
 TOUCH_S, DEAD_S = 2.0, 20.0  # between the owner's touches; without one, by our clock, it is dead
@@ -175,7 +175,7 @@ def end_jobs(name: str) -> str:
     """Cancel the jobs of this name and wait until Slurm has none. Why some are left, "" where none is."""
     end, told = time.monotonic() + _ENDING_S, 0.0
     try:
-        while jobs := named(name):
+        while jobs := jobs_named(name):
             if time.monotonic() > end:
                 return f"jobs {', '.join(jobs)} have not ended yet"
             if time.monotonic() > told:

@@ -17,7 +17,7 @@ from hpc.drilling.place import Place
 from hpc.map.check import last_lines
 from hpc.map.drain import TERM_S
 from hpc.slurm import commands as slurm
-from hpc.slurm.queue import pending, surely_live
+from hpc.slurm.queue import pending, wait_for_live_jobs
 
 LATE_SHARE = 4  # of a lease: others must see a heartbeat this many times before the lease ends
 GONE, UNKNOWN = "gone", "unknown"
@@ -102,7 +102,7 @@ class SlurmJob:
         if self._state == GONE or time.monotonic() - self._asked < _ASK_S:
             return self._state
         try:
-            live = surely_live([self.number], patience_s=0)
+            live = wait_for_live_jobs([self.number], patience_s=0)
             self._state = next(iter(live.values()), GONE)
         except Unanswered:
             self._state = UNKNOWN

@@ -37,7 +37,7 @@ from hpc.launching import (
 from hpc.run.directory import Run, Submission
 from hpc.run.launch_lock import SUBMITTING_S, launch_lock
 from hpc.slurm.jobs import SweepLauncher
-from hpc.slurm.queue import live_jobs, surely_live
+from hpc.slurm.queue import live_jobs, wait_for_live_jobs
 
 _SHARED = ("name", "runs", "operator", "trainer", "sweep", "cluster", "gang", "map", "umask", "output")
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
@@ -91,7 +91,7 @@ def _go_on(config: configs.Config, run: Run, jobs: dict[str, GangJob], dry_run: 
     if sure:
         _adopt(run)
     ids = [i for job in jobs.values() if job.previous for i in job.run.latest().job_ids]
-    live = surely_live(ids) if sure else live_jobs(ids)
+    live = wait_for_live_jobs(ids) if sure else live_jobs(ids)
     sweep = Sweep(config, run, jobs, {name: _state(job, live) for name, job in jobs.items()})
     describe(sweep)
     if not sweep.todo:

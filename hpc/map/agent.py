@@ -215,7 +215,7 @@ class Agent:
         """How the job ended, if no shard of the plan is left."""
         self.reruns = self.run.generations.count()
         if self.pilot:
-            return pilot.ended(self.run, self.ledger, self.plan, self.submission.pilot)
+            return pilot.exit_of_pilot(self.run, self.ledger, self.plan, self.submission.pilot)
         return verdict.of_run(self.run, self.submission, self.ledger, self.plan, self.empty)
 
     # --- stopping ---------------------------------------------------------------------------

@@ -114,7 +114,7 @@ def _cancel(comment: str) -> None:
 
 def _wait(number: str, answered: Callable[[], bool]) -> str:
     """Wait for a job's answer, saying for what it waits; "" once it is there, or how the job ended without."""
-    from hpc.slurm.queue import pending, surely_live
+    from hpc.slurm.queue import pending, wait_for_live_jobs
 
     said, gone = "", 0.0
     while not answered():
@@ -122,7 +122,7 @@ def _wait(number: str, answered: Callable[[], bool]) -> str:
         if waits not in ("", "None", said):
             console.print(f"waiting to start ({waits})", markup=False)
         said = waits or said
-        if waits or surely_live([number]):
+        if waits or wait_for_live_jobs([number]):
             gone = 0.0
         elif not gone:
             gone = time.monotonic()

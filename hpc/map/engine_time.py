@@ -149,7 +149,7 @@ class SlotTime:
             self._past.append((now, total[WORK], total[INPUT]))
         return {
             "seconds": {kind: round(total[kind], 3) for kind in KINDS}, "unsaved": round(unsaved, 3), "recent": recent,
-            "up": allocations.up(),
+            "up": allocations.uptime_s(),
         }  # fmt: skip
 
 
@@ -160,6 +160,6 @@ def before_s() -> float:
     ticks = os.sysconf("SC_CLK_TCK")
     since_boot = float(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]) / ticks
     own = max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - since_boot)
-    begun = "" if allocations.mine() else os.environ.get("SLURM_JOB_START_TIME", "")
+    begun = "" if allocations.this_life() else os.environ.get("SLURM_JOB_START_TIME", "")
     of_job = time.time() - float(begun) if begun.isdigit() else 0.0
     return of_job if own < of_job < own + _LONGEST_START_S else own

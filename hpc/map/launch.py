@@ -239,7 +239,7 @@ def describe(job: Job, forecasts: list[str] | None = None) -> None:
             text += f"; {counts[FAILED]:,} failed (rerun: python -m hpc.rerun {short(job.run.path)})"
         console.print(f"[bold]{'continues':<10}[/]{text}")
         if gone := lost.LostFiles(job.run, job.previous).all():
-            for line in lost.said(gone, short(job.run.path)):
+            for line in lost.message_and_command(gone, short(job.run.path)):
                 warn.print(line, style="red", markup=False)
 
 

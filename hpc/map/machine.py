@@ -22,7 +22,7 @@ def describe() -> dict[str, Any]:
         "pid": os.getpid(),
         "job": job,
         "log": log_name(),
-        "allocation": allocations.mine(),
+        "allocation": allocations.this_life(),
     }
 
 

@@ -42,7 +42,7 @@ def drawn(config: Config, operator: Operator, planned: Sequence[Shard], run: Run
 def shards(made: Pilot, planned: Sequence[Shard]) -> list[Shard]:
     """Those that a pilot has blocks of, each as long as these are."""
     chosen = [shard for shard in planned if shard.id in made.blocks]
-    return [replace(shard, expected=pilot.length(shard, made.blocks[shard.id])) for shard in chosen]
+    return [replace(shard, expected=pilot.samples_in(shard, made.blocks[shard.id])) for shard in chosen]
 
 
 def write(run: Run, made: Pilot, planned: Sequence[Shard]) -> str:

@@ -22,7 +22,7 @@ def read(run: Run, latest: Submission, reader: JournalReader) -> dict[str, Any] 
     made, ledger, opened = pilot.read(run, latest.pilot), run.ledger(latest.identity), run.generations.opened()
     over = samples = left = 0
     for shard in Plan(run.plans, made.plan).shards():
-        wanted = pilot.length(shard, made.blocks[shard.id])
+        wanted = pilot.samples_in(shard, made.blocks[shard.id])
         found = reader.partial.get((shard.id, opened.get(shard.id, 0)))
         saved = min(wanted, sum(sum(counts.values()) for counts in found.blocks.values())) if found else 0
         if latest.pilot in reader.piloted.get(shard.id, ()):

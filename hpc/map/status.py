@@ -256,7 +256,7 @@ def render(facts: dict[str, Any]) -> Group:
         parts.append(_group_table("failed", "shards", facts["failures"]))
         parts.append(Text(f"rerun them: python -m hpc.rerun {facts['path']}"))
     if facts["lost"]:
-        what, command = lost.said(facts["lost"], facts["path"])
+        what, command = lost.message_and_command(facts["lost"], facts["path"])
         parts += [Text(clean(what), "red"), Text(clean(command))]
     parts += [Text(clean(line), style="red") for line in facts["nothing"]]
     return Group(*parts)

@@ -24,7 +24,7 @@ from hpc.map.office import holder
 from hpc.map.webhook import COMPLETE, FAILED, PAUSED
 from hpc.run.directory import Run, Submission
 from hpc.run.events import unsent
-from hpc.slurm.queue import job_of, surely_live, why_pending
+from hpc.slurm.queue import job_of, wait_for_live_jobs, why_pending
 
 NEVER = "DependencyNeverSatisfied"
 PATIENCE_S = 90.0  # for another that looks, too, and was the first to send; a request may take webhook.ANSWER_S
@@ -91,7 +91,7 @@ def _jobs_gone(ours: list[str], latest: Submission) -> str:
     if latest.state in ("by hand", "intent", "unanswered"):
         return ""
     try:
-        live = surely_live(ours, patience_s=0)
+        live = wait_for_live_jobs(ours, patience_s=0)
     except Unanswered:
         return ""
     if live and (set(live.values()) != {"PENDING"} or why_pending(ours) != [NEVER]):

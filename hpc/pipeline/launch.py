@@ -33,7 +33,7 @@ from hpc.pipeline.stage import Attempt
 from hpc.run.directory import Run
 from hpc.run.launch_lock import SUBMITTING_S, launch_lock
 from hpc.slurm.jobs import StageLauncher
-from hpc.slurm.queue import job_of, surely_live
+from hpc.slurm.queue import job_of, wait_for_live_jobs
 
 
 def launch(path: str, overrides: list[str], asked: PipelineRequest, *, dry_run: bool) -> int:
@@ -200,7 +200,7 @@ def _live(pipeline: Pipeline, run: PipelineRun) -> dict[str, str]:
     recover_lost_submissions(run)
     newest = {name: run.attempts(name)[-1:] for name in pipeline.stages}
     ids = [i for attempts in newest.values() for a in attempts for i in a.job_ids]
-    alive = {job_of(name) for name in surely_live(ids)}
+    alive = {job_of(name) for name in wait_for_live_jobs(ids)}
     found = {}
     for name, attempts in newest.items():
         if attempts and attempts[0].job_ids and attempts[0].job_ids[0] in alive:

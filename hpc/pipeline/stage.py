@@ -131,7 +131,7 @@ class Attempt:
 
     def advance(self) -> int:
         """What a stage job does with the job of its stage."""
-        from hpc.slurm.queue import job_of, surely_live
+        from hpc.slurm.queue import job_of, wait_for_live_jobs
 
         job = Run(self.folder)
         _answered(lambda: launching.recover_lost_submissions(job))
@@ -139,7 +139,7 @@ class Attempt:
         if launched and now.complete:
             return self.finish()
         known = [i for s in job.submissions() for i in s.job_ids]
-        if live := sorted({job_of(name) for name in surely_live(known, _SLURM_S)}):
+        if live := sorted({job_of(name) for name in wait_for_live_jobs(known, _SLURM_S)}):
             return requeue.wait_for(live)
         for name in ("cancelled", "pause"):
             if (why := job.control_text(name)) is not None:

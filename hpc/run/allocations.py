@@ -1,4 +1,4 @@
-"""How long each life of a slot has held its node, as whoever started it saw it: `<run>/allocations/`.
+"""How long each life of a slot has held its node, as the one that started it recorded it: `<run>/allocations/`.
 
 `<launch>-<slot>.jsonl` gets a line as a life begins and one as it ends, from the slot's batch script (which writes it
 in shell, see hpc.slurm.submission) or the local supervisor:
@@ -23,14 +23,16 @@ from hpc.base import atomic, journal
 
 VARIABLE = "HPC_LIFE"
 BEGIN, END = "begin", "end"
-LONGEST_PROLOG_S = 300.0  # between a job's start and its script's; beyond it two machines' clocks must differ
+LONGEST_PROLOG_S = 300.0  # between a job's start and its script's; where it seems longer, two clocks differ
 
 
 @dataclass
 class Allocation:
-    """Of one life. begun, ended: seconds since the machine's boot; before: seconds for which Slurm had the node before.
+    """The time for which one life has held its node.
 
-    since: when Slurm says that the job began, seconds of its controller's clock, 0.0 where it does not.
+    launch: the submission's uuid; job: the array element. begun, ended: seconds since the machine's boot. t: when it
+    began, by the machine's wall clock. since: when Slurm says that the job began, by its controller's clock, 0.0 where
+    it does not say.
     """
 
     launch: str
@@ -43,17 +45,22 @@ class Allocation:
 
     @property
     def before(self) -> float:
+        """Seconds for which Slurm's job had the node before the life's script began; 0.0 where that is not known."""
         gap = self.t - self.since
         return gap if self.since and 0.0 <= gap <= LONGEST_PROLOG_S else 0.0
 
     def lasted(self, last: float | None = None) -> float | None:
-        """Seconds until its end, or its last sign of life (since boot) where that is later; None without both."""
-        ends = [at for at in (self.ended, last) if at is not None]
+        """Seconds from the job's start to the life's end or to `last`, whichever is later; None where neither is known.
+
+        Args:
+            last: its last sign of life, seconds since the machine's boot.
+        """
+        ends = [end for end in (self.ended, last) if end is not None]
         return self.before + max(0.0, max(ends) - self.begun) if ends else None
 
 
 class Allocations:
-    """All of a run, read on from where the last look stopped."""
+    """The allocations of all lives of a run. Each `refresh` reads on from where the last one stopped."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -80,8 +87,10 @@ class Allocations:
 
 
 def write(folder: Path, launch: str, slot: int, event: str, life: str) -> None:
-    """What the local supervisor says. A disk that is full must not stop the work: then the life's own signs count."""
-    facts = {"event": event, "life": life, "host": socket.gethostname(), "up": up(), "t": int(time.time())}
+    """Record the begin or the end of a life, for the local supervisor. A full disk must not stop the work: what cannot
+    be written is left out, and the life's own signs of life count instead.
+    """
+    facts = {"event": event, "life": life, "host": socket.gethostname(), "up": uptime_s(), "t": int(time.time())}
     try:
         with open(folder / f"{launch}-{slot}.jsonl", "ab", buffering=0) as file:
             file.write(atomic.as_json(facts) + b"\n")
@@ -89,11 +98,11 @@ def write(folder: Path, launch: str, slot: int, event: str, life: str) -> None:
         return
 
 
-def up() -> float:
+def uptime_s() -> float:
     """Seconds since this machine's boot, as a shell reads them."""
     return float(Path("/proc/uptime").read_text().split()[0])
 
 
-def mine() -> str:
-    """The life that this process is, as its starter calls it; "" where nobody did."""
+def this_life() -> str:
+    """The name that this process's life has in these files, "" where the one that started it gave none."""
     return os.environ.get(VARIABLE, "")

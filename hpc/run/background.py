@@ -14,10 +14,11 @@ from hpc.run.launch_lock import launch_lock
 
 
 def launch(run: Run, config: Config, *, supersede: bool) -> Path:
-    """Start the same launch again, apart from this terminal; its log. Returns once it is on record.
+    """Start the same launch again as a process of its own, which does not end with this terminal. Returns its log, once
+    its submission is on record.
 
-    It checks everything once more, and is the one launch of this run for as long as it lasts. Raises UserError where
-    another one is at work here, or where it ends before it has begun.
+    That process makes all checks once more. Raises UserError where another launch of this run is at work, or where the
+    process ends before it has recorded a submission.
     """
     with launch_lock(run):
         log, known = run.logs / "launch.log", _recorded(run)

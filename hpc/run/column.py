@@ -24,13 +24,14 @@ ROW_GROUP = 512
 
 
 def schema(column: Column, identity: str) -> pa.Schema:
+    """The schema of a column's files; the column's name and identity stand in its metadata."""
     fields = [("key", pa.string()), *column.fields, ("status", pa.string()), ("reason", pa.string())]
     made = pa.schema([*fields, ("detail", pa.string())])
     return made.with_metadata({"column": column.name, "identity": identity})
 
 
 def made_from(target: pa.Schema, shard: Shard) -> pa.Schema:
-    """The schema of one shard's file, which says what it was made from: folders of such files have no plan."""
+    """The schema of one shard's file: `target` with the shard's `uri` and `bytes` in its metadata."""
     return target.with_metadata({**(target.metadata or {}), "uri": shard.uri, "bytes": str(shard.bytes)})
 
 
@@ -42,7 +43,9 @@ def to_table(rows: list[Row], target: pa.Schema) -> pa.Table:
 
 
 def _writer(path: Path, target: pa.Schema) -> pq.ParquetWriter:
-    """Without statistics: rows are found by their row group, and least and greatest values take a byte a sample."""
+    """A parquet writer without statistics: rows are found by their row group, so that the minimum and maximum of each
+    page would only cost space, a byte a sample.
+    """
     return pq.ParquetWriter(
         path, target, compression="zstd", version="2.6", write_page_checksum=True, write_statistics=False
     )
@@ -68,11 +71,11 @@ class Content:
 
 
 def write(path: Path, segments: Iterable[pa.Table], target: pa.Schema) -> None:
-    """Write the whole column file at a private name and force it to storage.
+    """Write the whole column file at `path`, a name that nobody reads yet, and force it to storage.
 
-    Row groups are 512 whatever the segments.
+    Row groups have 512 rows, however the rows come.
     """
-    atomic.make_below(path.parent, 3)  # of <run>/columns
+    atomic.make_below(path.parent, 3)  # <column>/<identity8>/<bucket> in <run>/columns, which is there
     with _writer(path, target) as writer:
         for group in _regroup(segments, target):
             writer.write_table(group, row_group_size=ROW_GROUP)
@@ -80,6 +83,7 @@ def write(path: Path, segments: Iterable[pa.Table], target: pa.Schema) -> None:
 
 
 def _regroup(tables: Iterable[pa.Table], target: pa.Schema) -> Iterator[pa.Table]:
+    """The same rows in tables of ROW_GROUP; the last may be shorter."""
     held = target.empty_table()
     for table in tables:
         held = pa.concat_tables([held, table])
@@ -115,4 +119,5 @@ def inspect(path: Path) -> Content:
 
 
 def keys(path: Path) -> list[str]:
+    """The keys of a file's rows, in order."""
     return pq.read_table(path, columns=["key"])["key"].to_pylist()

@@ -63,14 +63,14 @@ class Submission:
     error: str = ""
     append: bool = False  # the plan holds shards that the config does not name, see hpc.launch
     overrides: list[str] = field(default_factory=list)  # of `source`, as typed
-    by_rule: list[str] = field(default_factory=list)  # reasons of rows that a rule of the config drops
-    rate: float = 0.0  # samples/s of one engine that its forecast stood on, see hpc.map.forecast; 0: none
-    pilot: str = ""  # what it draws from the plan, see hpc.run.pilot; "": all of it is done
+    by_rule: list[str] = field(default_factory=list)  # `by_rule` of its operator: reasons of rows dropped by design
+    rate: float = 0.0  # samples/s of one engine in its forecast, see hpc.map.forecast; 0: it had none
+    pilot: str = ""  # the pilot that it makes, see hpc.run.pilot; "": it works on the whole plan
     compared: str = ""  # the pilot that its rows are compared with, see hpc.map.compare; "": none
-    webhook: bool = False  # there was an address that is told when it ends, see hpc.map.webhook
-    manifests: dict[str, str] = field(default_factory=dict)  # of the columns that are read, see hpc.map.survey
-    reruns: int = 0  # reruns before it: what later ones found of these columns is newer
-    toolkit: str = field(default_factory=version)  # that wrote it
+    webhook: bool = False  # whether it was launched with an address to be told of its end, see hpc.map.webhook
+    manifests: dict[str, str] = field(default_factory=dict)  # of the columns that it reads, see hpc.map.survey
+    reruns: int = 0  # how many reruns there were before it: manifests of later ones are newer than its own
+    toolkit: str = field(default_factory=version)  # the version of this toolkit that wrote it
 
     @classmethod
     def placeholder(cls, **facts: Any) -> Submission:
@@ -79,7 +79,9 @@ class Submission:
 
     @classmethod
     def read(cls, record: Any, name: str) -> Submission:
-        """A stored one. Keys of a later version are left out; ValueError says what is wrong with a damaged one."""
+        """A submission from what its file holds. Keys that this version does not know are left out, with a warning.
+        Raises ValueError that says what is wrong with a damaged one.
+        """
         if not isinstance(record, dict):
             raise ValueError(f"it holds no object, but {type(record).__name__}")
         here = version()
@@ -105,7 +107,9 @@ class Submission:
         return found
 
     def checked(self, tree: dict[str, Any] | None = None) -> configs.Config:
-        """The config, or what a caller has changed it to. Raises UserError that says which version wrote it."""
+        """Its config, checked; with `tree`, that config in its place. Raises UserError, which names the version that
+        wrote it where that is another than ours.
+        """
         try:
             return configs.check(tree or self.config, self.source)
         except UserError as error:
@@ -120,7 +124,7 @@ _LOST = f"The config, plan and jobs of this launch are not known; the other laun
 
 
 def _lacking(config: dict[str, Any]) -> str:
-    """The first key that those who look at a run need, and that its config has not, "" where it has all."""
+    """The first key that status needs and that a submission's config lacks, "" where it has all of them."""
     if "stage" in config:  # it holds the definition of a pipeline's stage
         return ""
     for part, name in (("cluster", "kind"), ("map", "drain_s"), ("map", "allow_failed")):
@@ -163,37 +167,37 @@ class Run:
         return folder / f"{shard_id}.g{generation}.parquet"
 
     def locate(self, file: str) -> str:
-        """Where the file of a marker is: a path, or the URL that the marker names."""
+        """Where a marker's `file` is: a path, or the URL itself."""
         return file if object_store.is_url(file) else str(self.path / file)
 
     def segments(self, identity: str, shard_id: str, generation: int) -> Path:
-        """What `hpc.run.segments.Segments` takes."""
+        """The `folder` that `hpc.run.segments.Segments` takes."""
         return self.path / "segments" / identity / bucket_of(shard_id) / f"{shard_id}.g{generation}"
 
     @property
-    def _work(self) -> list[Path]:
-        """What slots need, and never make: they would bring a directory back that was deleted, or lies elsewhere."""
+    def _needed(self) -> list[Path]:
+        """Folders that slots need and never make: a slot must not bring back a run that was deleted or unmounted."""
         below = [self.path / name for name in ("ledger", "segments", "columns")]  # workers make what is in these
         return [self.slots, self.journals, self.inflight, self.control, *below]
 
     def missing(self) -> str:
         """The names of folders that slots cannot work without and that are not there, "" where all are."""
-        return ", ".join(f"{folder.name}/" for folder in self._work if not folder.is_dir())
+        return ", ".join(f"{folder.name}/" for folder in self._needed if not folder.is_dir())
 
     def open_journal(self, instance: str) -> Journal:
-        """Of a slot that begins to work. FileNotFoundError where folders are missing."""
+        """The journal of a slot's life that begins to work. FileNotFoundError where folders of the run are missing."""
         if missing := self.missing():
             raise FileNotFoundError(f"{missing} missing in {self.path}")
         return Journal(self.journals / f"{instance}.jsonl")
 
     def make(self) -> None:
-        self._submissions.mkdir(
-            parents=True, exist_ok=True
-        )  # first: it tells a launch that died here from others' files
-        for folder in (self.plans, self.logs, self.code, self.allocations, *self._work):
+        """Make the directory with its folders, where they are missing."""
+        # This folder first: where a launch dies here, it tells the directory from one that is no run (`is_run`).
+        self._submissions.mkdir(parents=True, exist_ok=True)
+        for folder in (self.plans, self.logs, self.code, self.allocations, *self._needed):
             folder.mkdir(parents=True, exist_ok=True)
         self.generations.folder.mkdir(exist_ok=True)
-        if self.code.stat().st_uid == os.geteuid():  # a group may add its snapshots, not replace another's
+        if self.code.stat().st_uid == os.geteuid():  # sticky: others of a group may add snapshots, not replace ours
             self.code.chmod(self.code.stat().st_mode | stat.S_ISVTX)
 
     def is_run(self) -> bool:
@@ -216,11 +220,11 @@ class Run:
         path = self._submissions / f"{uuid_}.json"
         try:
             return Submission.read(json.loads(path.read_bytes()), uuid_)
-        except (ValueError, IsADirectoryError, PermissionError) as error:  # for good, unlike an EIO
+        except (ValueError, IsADirectoryError, PermissionError) as error:  # these stay, unlike an EIO
             raise UserError(damage.message(path, error, _LOST)) from error
 
     def submissions(self) -> list[Submission]:
-        """All submissions whose files are whole, oldest first; says which are not."""
+        """All submissions whose files are whole, oldest first; warns of those that are damaged."""
         found = []
         for name in self._submission_names():
             try:

@@ -1,6 +1,6 @@
-"""What happened to a run that somebody outside is told of, see hpc.map.webhook: `<run>/events/`.
+"""Events of a run that a webhook is told of, see hpc.map.webhook: `<run>/events/`.
 
-`<kind>.g<reruns>.json` is an event, `.e<N>` beside it who sends it, `.sent` that a receiver has confirmed it.
+`<kind>.g<reruns>.json` is an event. Beside it `.e<N>` names who sends it, and `.sent` says that it was confirmed.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 
 from hpc.run.directory import Run
 
-VARIABLE = "HPC_WEBHOOK"  # holds the address
+VARIABLE = "HPC_WEBHOOK"  # the environment variable that holds the address
 _EVENT = re.compile(r"(complete|paused|failed)\.g\d+\.json")
 
 

@@ -19,7 +19,7 @@ _LOST = (
 
 
 class Generations:
-    """All reruns of one run. Each file is read once in the life of this object, however often it is asked."""
+    """All reruns of one run. This object reads each file once, however often it is asked."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -37,10 +37,11 @@ class Generations:
         keep: bool = False,
         manifests: Mapping[str, str] | None = None,
     ) -> Path:
-        """Record that a rerun grants these shards a fresh generation.
+        """Record that a rerun grants these shards a fresh generation; returns the file.
 
         Args:
-            keep: their good samples stay as they are.
+            generations: the new generation by shard id.
+            keep: good samples stay as they are, and only the others are made again.
             manifests: of the columns that these shards read, as the rerun found them, see hpc.map.survey.
         """
         record = {"reason": reason, "keep": keep, "shards": dict(generations), "manifests": manifests or {}}
@@ -51,11 +52,11 @@ class Generations:
         return self.folder / f"{number:06d}.json"
 
     def next_number(self) -> int:
-        """Of the rerun that is to come; earlier ones have smaller numbers."""
+        """The number that the next rerun will have; they rise."""
         return max((_number(name) + 1 for name in self._names()), default=0)
 
     def count(self) -> int:
-        """Changes when a rerun has opened something; one directory listing."""
+        """How many reruns there were. Costs one directory listing, so callers ask it to see whether anything is new."""
         return len(self._names())
 
     def opened(self) -> dict[str, int]:
@@ -63,7 +64,7 @@ class Generations:
         return {shard: g for bucket in self.by_bucket().values() for shard, g in bucket.items()}
 
     def by_bucket(self) -> Mapping[str, Mapping[str, int]]:
-        """The same, apart for each directory of the ledger, as `hpc.run.ledger.states` takes it."""
+        """The same in a mapping for each bucket of the ledger, as `hpc.run.ledger.states` takes it."""
         for name in self._names():
             if name not in self._read:
                 self._load(name)
@@ -75,15 +76,15 @@ class Generations:
         return (shard, generation) in self._keep
 
     def manifests(self, shard: str, generation: int, since: int) -> Mapping[str, str]:
-        """What the rerun that reopened a shard found of the columns that it reads; {} where it knew of none, or has a
-        smaller number than `since`.
+        """Manifests of the columns that a shard reads, as the rerun found them that opened this generation. {} where it
+        recorded none, or where its number is smaller than `since`: then the launch's own are newer.
         """
         self._catch_up(shard, generation)
         number, found = self._manifests.get((shard, generation), (-1, {}))
         return found if number >= since else {}
 
     def _catch_up(self, shard: str, generation: int) -> None:
-        """Read what is new where another slot has seen a shard's rerun first."""
+        """Read new files where this generation is not known here: another slot saw the rerun first and claimed it."""
         if generation and self._by_bucket.get(bucket_of(shard), {}).get(shard, 0) < generation:
             self.by_bucket()
 

@@ -9,29 +9,30 @@ from pathlib import Path
 from typing import Any
 
 from hpc.base import journal
-from hpc.run.journal_blocks import Bulk
+from hpc.run.journal_blocks import BlockParser
 from hpc.run.ledger import DONE, FAILED
 
 Ended = Callable[[str, int, dict[str, Any]], bool]
+"""Called with id, generation and event of a shard that was done or failed, see `JournalReader.refresh`."""
 
 HISTORY_S = 600
 BATCH_BYTES = 1 << 24  # of lines that are parsed together
-WINDOW_S = 3600.0  # the longest that rates are asked over
+WINDOW_S = 3600.0  # the longest window over which a rate is asked for
 
 
 @dataclass
 class Saved:
-    """What the latest owner of an unfinished shard has saved, taken over or done itself.
+    """What the latest owner of an unfinished shard has saved: samples that it adopted, or made itself.
 
-    epoch: that owner's; -1 where only slots of an earlier version wrote, who did not say.
-    blocks: samples by status, by the first sample of their block.
+    epoch: that owner's; -1 in journals of an earlier version of this toolkit, which did not record it.
+    blocks: samples by status, for each block by its first sample.
     """
 
     epoch: int
     blocks: dict[int, dict[str, int]] = field(default_factory=dict)
 
     def add(self, start: int, counts: dict[str, int]) -> None:
-        known = self.blocks.get(start, {}) if self.epoch >= 0 else {}  # earlier versions named segments again
+        known = self.blocks.get(start, {}) if self.epoch >= 0 else {}  # earlier versions recorded a block repeatedly
         self.blocks[start] = {s: counts.get(s, 0) + known.get(s, 0) for s in {**known, **counts}}
 
 
@@ -39,8 +40,8 @@ class Saved:
 class Activity:
     """What one life of a slot did, by its journal. Times are its own clock's.
 
-    time: where its time went, see hpc.map.engine_time; None until it has `stopped`. allocation: what who started it
-    calls it, see hpc.run.allocations.
+    time: where its time went, see hpc.map.engine_time; None until it has `stopped`. allocation: its name in
+    hpc.run.allocations.
     """
 
     host: str = ""
@@ -59,10 +60,10 @@ class Activity:
 
 
 class JournalReader:
-    """All journals of a run, read on from where the last call stopped. Keeps what status needs, not the events.
+    """Sums over all journals of a run. Each `refresh` reads on from where the last one stopped.
 
     Args:
-        submissions: read only their journals (another identity's shards have the same names).
+        submissions: read only journals of these (shards of another identity have the same names).
     """
 
     def __init__(self, folder: Path, submissions: set[str] | None = None) -> None:
@@ -78,13 +79,13 @@ class JournalReader:
         self.piloted: dict[str, list[str]] = {}  # by shard, the pilots whose blocks of it are saved
 
     def refresh(self, ended: Ended = lambda shard, generation, event: False) -> None:
-        """Read on.
+        """Read what the journals hold beyond what was read before.
 
         Args:
-            ended: told of every shard that was done or failed (id, generation, event); says whether its blocks need
-                not be told apart any more.
+            ended: called for every shard that was done or failed. Returns whether the caller has counted it as a whole:
+                then its blocks are not kept apart in `partial`.
         """
-        bulk, lives = Bulk(), list[Activity]()
+        parser, lives = BlockParser(), list[Activity]()
         for path in sorted(self._folder.glob("*.jsonl")) if self._folder.is_dir() else []:
             if self.submissions is not None and path.name.partition("-")[0] not in self.submissions:
                 continue
@@ -94,18 +95,18 @@ class JournalReader:
                 continue
             lives.append(life)
             times = []
-            for line in bulk.add(data):
+            for line in parser.add(data):
                 if event := journal.parse(line):
                     try:
-                        times.append(self._take(event, life, bulk, ended))
-                    except (KeyError, TypeError, ValueError, AttributeError):  # damaged: as if torn
+                        times.append(self._count(event, life, parser, ended))
+                    except (KeyError, TypeError, ValueError, AttributeError):  # damaged: passed over, as a torn line is
                         continue
             if times:
-                self._seen(life, min(times), max(times))
-            if bulk.bytes > BATCH_BYTES:
-                self._take_bulk(bulk, lives)
-                bulk, lives = Bulk(), []
-        self._take_bulk(bulk, lives)
+                self._extend(life, min(times), max(times))
+            if parser.bytes > BATCH_BYTES:
+                self._count_blocks(parser, lives)
+                parser, lives = BlockParser(), []
+        self._count_blocks(parser, lives)
         self.ends = [t for t in self.ends if t > self.last_claim]
         oldest = self.last - 2 * WINDOW_S
         for second in [s for s in self.rates if s < oldest]:
@@ -115,14 +116,14 @@ class JournalReader:
                 for minute in [m for m in minutes if m * 60 < oldest]:
                     del minutes[minute]
 
-    def _take(self, event: dict[str, Any], life: Activity, bulk: Bulk, ended: Ended) -> float:
-        """Returns when it was."""
+    def _count(self, event: dict[str, Any], life: Activity, parser: BlockParser, ended: Ended) -> float:
+        """Count one event that is no block; returns its time."""
         kind, t = event["event"], float(event.get("t", 0.0))
         if kind in (DONE, FAILED):
             at = (event["shard"], event.get("g", 0))
             self.ends.append(t)
             if ended(*at, event):
-                bulk.over(*at)
+                parser.count_whole(*at)
         elif kind == "engine":
             life.deaths[f"{event.get('engine', 0)}: {event['died']}"] += 1
         elif kind == "ended" and event.get("how") == "failed":
@@ -139,19 +140,20 @@ class JournalReader:
             life.time, life.stopped = event.get("time"), True
         return t
 
-    def _seen(self, life: Activity, first: float, last: float) -> None:
+    def _extend(self, life: Activity, first: float, last: float) -> None:
+        """Extend the time from the first to the last event, of this life and of the run."""
         for seen in (self, life):
             if first < seen.first or not seen.first:
                 seen.first = first
             if last > seen.last:
                 seen.last = last
 
-    def _take_bulk(self, bulk: Bulk, lives: list[Activity]) -> None:
-        """Saved blocks."""
-        blocks, left = bulk.parse()
+    def _count_blocks(self, parser: BlockParser, lives: list[Activity]) -> None:
+        """Count the blocks that a parser has collected. lives: whose journals these are, in their order."""
+        blocks, left = parser.parse()
         for owner, rows in blocks.journals():
             life, t, new = lives[owner], blocks.t[rows], blocks.new[rows]
-            self._seen(life, float(t.min()), float(t.max()))
+            self._extend(life, float(t.min()), float(t.max()))
             life.samples += int(new.sum())
             if (saved := t[new > 0]).size:
                 life.worked = float(saved[-1])
@@ -165,7 +167,8 @@ class JournalReader:
             if (name := str(engine)) not in minutes:
                 minutes[name] = Counter()
             minutes[name][minute] += count
-        # Who takes a shard over names what it adopts; what a zombie saves beside it counts no more.
+        # The owner that takes a shard over records what it adopts, so only blocks of the highest epoch count: what a
+        # superseded owner still saves beside it does not.
         for event in left:
             at, epoch = (event["shard"], event.get("g", 0)), event.get("e", -1)
             if at not in self.partial or self.partial[at].epoch < epoch:
@@ -195,7 +198,7 @@ class JournalReader:
     # --- for the cache ----------------------------------------------------------------------
 
     def dump(self) -> dict[str, Any]:
-        """Everything."""
+        """All of it as JSON, for `restore`."""
         partial = [[*at, found.epoch, list(found.blocks.items())] for at, found in self.partial.items()]
         lives = {name: vars(life) for name, life in self.lives.items()}
         return {

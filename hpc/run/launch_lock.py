@@ -1,4 +1,4 @@
-"""One launch of a run at a time: what one has submitted, the next one sees."""
+"""One launch of a run at a time, so that each sees what those before it have submitted."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from hpc.base.lock import hold
 from hpc.run.directory import Run
 
-SUBMITTING_S = 300.0  # that a launch waits for another one that submits
+SUBMITTING_S = 300.0  # for which a launch waits while another one submits
 
 
 def launch_lock(run: Run, patience: float = 0.0) -> AbstractContextManager[None]:

@@ -1,4 +1,6 @@
-"""Published files that are gone although their markers stand: names against names, a bucket at a time."""
+"""Published files that are gone although their markers say that they are there. Found by comparing names of markers
+with names of files, a bucket at a time.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +11,18 @@ from hpc.base import object_store
 from hpc.run.directory import Run, Submission
 from hpc.run.ledger import DONE, states
 
-EVERY_S = 60.0  # between two looks at all of them
-_LOOK_S = 0.5  # that one look may take: of very large runs it sees a part, later ones see the others
+EVERY_S = 60.0  # between the starts of two rounds through all buckets
+_LOOK_S = 0.5  # that one `look` may take: of a very large run it sees a part, and later ones see the rest
 
 
-def said(shards: list[str], run: str) -> tuple[str, str]:
-    """What is to be told of them, and the command that makes them again."""
+def message_and_command(shards: list[str], run: str) -> tuple[str, str]:
+    """The message that the files of these shards are gone, and the command that makes them again."""
     what = f"{len(shards):,} published files are gone (first: {shards[0]}). Make them again:"
     return what, f"python -m hpc.rerun {run} --shards {','.join(shards)}"
 
 
 class LostFiles:
-    """Looks for them again and again, each time for a moment."""
+    """Looks for such files again and again, each time for a moment."""
 
     def __init__(self, run: Run, latest: Submission) -> None:
         self._run, self._latest = run, latest
@@ -31,7 +33,7 @@ class LostFiles:
         self._generations = -1
 
     def look(self) -> list[str]:
-        """Shards that are done and have no file, as far as was looked."""
+        """Ids of shards that are done and whose file is gone, in the buckets that were looked at so far."""
         now, generations = time.monotonic(), self._run.generations.count()
         if generations != self._generations:
             self._found, self._left, self._next, self._generations = {}, [], 0.0, generations
@@ -45,7 +47,7 @@ class LostFiles:
         return sorted(shard for found in self._found.values() for shard in found)
 
     def all(self) -> list[str]:
-        """The same of the whole run, however long it takes."""
+        """The same in all buckets, however long it takes."""
         return sorted(shard for bucket in self._ledger.buckets() for shard in self._of_bucket(bucket))
 
     def _of_bucket(self, bucket: str) -> list[str]:

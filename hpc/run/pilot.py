@@ -1,4 +1,4 @@
-"""A pilot: blocks from all over the plan, made as parts of the run itself before all of it is paid for.
+"""A pilot: blocks from all over the plan, made before the rest, to see what the run will make before paying for it.
 
     <run>/pilot/<name>.json      what was drawn: the blocks of each shard
     <run>/segments/...           what was made of them, which the full run takes over: see hpc.run.segments
@@ -31,16 +31,18 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 BLOCK = 512
-SAVED = "piloted"  # how an epoch ended that has saved its shard's part of a pilot
+SAVED = "piloted"  # how an epoch has ended whose owner has saved all blocks that the pilot has of its shard
 
 Counts = Mapping[str, Sequence[int]]
 
 
 @dataclass(frozen=True)
 class Pilot:
-    """What was drawn. blocks: numbers by shard, rising; samples: of all of them, at most where the counts of some
-    shards are not known (`uncounted`, of those that were drawn); first_only: shards of which no other block than the
-    first could be drawn; plan: that holds these shards alone.
+    """What was drawn.
+
+    blocks: the numbers of a shard's blocks, rising, by shard id. samples: of all these blocks; an upper bound where
+    `uncounted` of the shards drawn have an unknown count. first_only: shards of the plan of which only the first block
+    could be drawn. plan: the name of a plan that holds the drawn shards alone.
     """
 
     blocks: dict[str, list[int]]
@@ -55,16 +57,16 @@ class Pilot:
 
     @property
     def count(self) -> int:
-        """Of the blocks."""
+        """How many blocks it has."""
         return sum(len(numbers) for numbers in self.blocks.values())
 
     @property
     def about(self) -> str:
-        """Its samples, for people."""
+        """How many samples it has, for people."""
         return f"at most {self.samples:,}" if self.uncounted else f"{self.samples:,}"
 
     def described(self, shards: int) -> str:
-        """For a launch over so many shards."""
+        """What it is, for people. shards: how many the whole plan has."""
         said = f"{self.about} samples: {self.count:,} blocks of {BLOCK} in {len(self.blocks):,} shards of {shards:,}"
         if self.first_only:
             whose = "every shard" if self.first_only == shards else f"{self.first_only:,} shards"
@@ -73,10 +75,10 @@ class Pilot:
 
 
 def draw(shards: Sequence[Shard], samples: int, counts: Counts) -> Pilot:
-    """Whole blocks of so many samples together, or of a few more. UserError where there are not so many.
+    """Draw whole blocks until they hold `samples` samples, or a few more. UserError where there are not so many.
 
     Args:
-        counts: samples of each block, of the shards whose blocks can be read alone.
+        counts: samples of each block by shard id, for shards whose blocks can be read alone (`Operator.block_counts`).
     """
     import numpy as np
 
@@ -101,11 +103,12 @@ def draw(shards: Sequence[Shard], samples: int, counts: Counts) -> Pilot:
 
 
 def _first(shard: Shard) -> list[int]:
+    """Samples of the first block, as far as the shard's count is known."""
     return [BLOCK if shard.expected is None else min(shard.expected, BLOCK)]
 
 
-def length(shard: Shard, blocks: Sequence[int]) -> int:
-    """Samples of some of its blocks; of a shard whose count is not known as many as they may have."""
+def samples_in(shard: Shard, blocks: Sequence[int]) -> int:
+    """How many samples these blocks of a shard hold; an upper bound where the shard's count is not known."""
     return sum(BLOCK if shard.expected is None else min(BLOCK, shard.expected - BLOCK * number) for number in blocks)
 
 
@@ -134,7 +137,7 @@ def _too_many(samples: int, total: int, first_only: int) -> str:
 
 
 def write(run: Run, pilot: Pilot) -> str:
-    """Keep what was drawn; its name, for the submission."""
+    """Record a pilot in the run; returns its name, for the submission."""
     folder = run.path / "pilot"
     folder.mkdir(exist_ok=True)
     atomic.create(folder / f"{pilot.name}.json", atomic.as_json(asdict(pilot)))
@@ -142,7 +145,7 @@ def write(run: Run, pilot: Pilot) -> str:
 
 
 def read(run: Run, name: str) -> Pilot:
-    """UserError where the file is damaged or not there."""
+    """The pilot of that name. UserError where its file is damaged or not there."""
     file = run.path / "pilot" / f"{name}.json"
     try:
         record = json.loads(file.read_bytes())
@@ -156,21 +159,23 @@ def read(run: Run, name: str) -> Pilot:
 
 
 def newest(run: Run, identity: str) -> Submission | None:
-    """The newest launch of a pilot with an identity."""
+    """The newest submission with this identity that made a pilot."""
     found = [s for s in run.submissions() if s.pilot and s.identity == identity]
     return found[-1] if found else None
 
 
 def is_over(ledger: Ledger, name: str, shard: Shard, state: State) -> bool:
-    """Whether a shard's part of a pilot is made, or all of the shard. name: of the pilot; "": all of it is wanted."""
+    """Whether nothing is left to do for a shard: it is done or failed, or its blocks of the pilot `name` are saved.
+    With "" for `name`, the whole shard is wanted.
+    """
     if state.terminal or not (name and state.ended):
         return state.terminal
     end = ledger.read(shard.id, f"g{state.generation}.e{state.epoch}.end")
     return end.get("how") == SAVED and end.get("pilot") == name
 
 
-def ended(run: Run, ledger: Ledger, plan: Plan, name: str) -> tuple[Exit, str] | None:
-    """Exit code of a pilot's slots and why, None while blocks are left. plan: of the pilot's shards."""
+def exit_of_pilot(run: Run, ledger: Ledger, plan: Plan, name: str) -> tuple[Exit, str] | None:
+    """(exit code of the pilot's slots, why); None while blocks are left. plan: the pilot's own."""
     reopened, failed = run.generations.by_bucket(), 0
     for bucket, shards in itertools.groupby(plan.shards(), lambda shard: bucket_of(shard.id)):
         here = states(ledger.names(bucket), reopened.get(bucket))
@@ -188,7 +193,7 @@ def ended(run: Run, ledger: Ledger, plan: Plan, name: str) -> tuple[Exit, str] |
 
 
 def items(operator: Operator, shard: Shard, blocks: Sequence[int]) -> Iterator[Item | Damage]:
-    """The samples of some blocks of a shard, as `Operator.read` gives them."""
+    """The samples of these blocks of a shard, as `Operator.read` gives them."""
     if list(blocks) != [0]:
         if not isinstance(operator, ReadsBlocks):  # `draw` gives such an operator first blocks alone
             raise TypeError(f"{type(operator).__name__} has no read_blocks, which blocks {list(blocks)} need")
@@ -201,14 +206,13 @@ def items(operator: Operator, shard: Shard, blocks: Sequence[int]) -> Iterator[I
 
 
 def shards(run: Run, submission: Submission) -> Iterator[Shard]:
-    """Those that a launch's pilot has blocks of, in the order of the plan."""
+    """The shards that a submission's pilot has blocks of, in the order of the plan."""
     return Plan(run.plans, read(run, submission.pilot).plan).shards()
 
 
 def saved(run: Run, submission: Submission) -> Iterator[tuple[Shard, int, pa.Table]]:
-    """What is there of a pilot's samples: shard, first sample, rows. In the order of the plan, then of the samples.
-
-    Of shards that are done by now, from their files.
+    """The rows of a pilot's samples that are there: (shard, index of the first sample, rows), in the order of the plan,
+    then of the samples. They come from saved blocks, or, where the full run has finished the shard, from its file.
     """
     pilot = read(run, submission.pilot)
     ledger, opened = run.ledger(submission.identity), run.generations.opened()

@@ -28,7 +28,9 @@ _ROW_GROUP = 8192
 
 
 def write(directory: Path, shards: list[Shard]) -> str:
-    """Write the plan unless it is there, whole; its hash (12 hex digits). UserError for ids that are not unique."""
+    """Write the plan, unless it is there and whole. Returns its name, a hash of 12 hex digits. UserError where two
+    shards have the same id.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -48,7 +50,7 @@ def write(directory: Path, shards: list[Shard]) -> str:
         table, buffer, row_group_size=_ROW_GROUP, compression="zstd", write_page_checksum=True, version="2.6"
     )
     if not atomic.create(target, buffer.getvalue()) and not _holds(target, table):
-        atomic.replace(target, buffer.getvalue(), durable=True)  # damaged since; whoever reads it has its old file open
+        atomic.replace(target, buffer.getvalue(), durable=True)  # it is damaged; readers keep the old file open
     return name
 
 
@@ -60,7 +62,7 @@ def _schema() -> pa.Schema:
 
 
 def as_id(typed: str) -> str:
-    """A shard's id as a person may type it, its path with slashes, as ids are written: a/b is a%2Fb."""
+    """A shard's id from what a person may type, its path with slashes: a/b becomes a%2Fb, as ids are written."""
     return typed.strip().replace("/", "%2F")
 
 
@@ -102,14 +104,14 @@ class DamagedPlan(UserError):
 
 
 class UnreadPlan(DamagedPlan, OSError):
-    """The file of a plan is not there, or its file system does not give it. Being an OSError, too, it is tried again
-    where that may help (hpc.base.patience); commands show it to their user.
+    """The file of a plan is not there, or the file system has an error. It is an OSError, so that workers try again
+    (hpc.base.patience), and a UserError, so that commands show it as a message.
     """
 
 
 class Plan:
-    """A stored plan, read by ranges: an agent's memory does not grow with the number of shards. Raises DamagedPlan;
-    UnreadPlan where that may pass.
+    """A stored plan, read by ranges: an agent's memory does not grow with the number of shards. All methods raise
+    DamagedPlan, or UnreadPlan where the error may pass.
     """
 
     def __init__(self, directory: Path, name: str) -> None:
@@ -191,7 +193,9 @@ class Plan:
 
 
 def changes(old: Plan, new: list[Shard]) -> tuple[list[str], list[str]]:
-    """(ids that the new plan dropped, ids whose size or etag changed). One that was missing and has come is neither."""
+    """(ids that the new plan lacks, ids whose size or etag changed). A shard that was missing when the old plan was
+    made, and is there now, is neither.
+    """
     wanted = {s.id: s for s in new}
     dropped, changed = [], []
     for shard in old.shards():

@@ -63,8 +63,8 @@ class PublishedShard:
 
 
 class Published:
-    """The finished shards of a run's newest identity, in the order of their ids. Its plan and ledger are read where
-    they are asked for.
+    """The finished shards of a run's newest identity, in the order of their ids. Plan and ledger are read when they are
+    first needed.
 
     Raises:
         UserError: the path is not a run directory.
@@ -77,12 +77,12 @@ class Published:
 
     @cached_property
     def _done(self) -> dict[str, int]:
-        """Generations of the finished shards, as the first question for one found them."""
+        """The generation of each finished shard. Read once: shards that finish later are not seen."""
         return self._ledger.done(self.run.generations.opened())
 
     @cached_property
     def shards(self) -> list[Shard]:
-        """Those of the plan."""
+        """All shards of the plan, finished or not."""
         return sorted(Plan(self.run.plans, self.submission.plan).shards(), key=lambda s: s.id)
 
     @cached_property
@@ -102,7 +102,7 @@ class Published:
         return [s.id for s in self.shards if s.id not in self._done]
 
     def digest(self) -> str:
-        """Of which shards are finished, in which generation."""
+        """A hash (64 hex digits) of which shards are finished and in which generation."""
         done = "".join(f"{shard} {self._done[shard]}\n" for shard in sorted(self._by_id) if shard in self._done)
         return hashlib.sha256(done.encode("utf-8", "surrogateescape")).hexdigest()
 
@@ -111,11 +111,11 @@ class Published:
         return shard_id in self._by_id and shard_id in self._done
 
     def generation(self, shard_id: str) -> int:
-        """Of a finished shard; no marker is read."""
+        """The generation in which a shard was finished; its marker is not read. KeyError where it is not finished."""
         return self._done[shard_id]
 
     def marker(self, shard_id: str) -> dict[str, Any]:
-        """Of a finished shard. UserError where it is damaged."""
+        """The marker of a finished shard. UserError where it is damaged, KeyError where the shard is not finished."""
         marker = self._ledger.read(shard_id, f"g{self._done[shard_id]}.done")
         if not isinstance(marker.get("file"), str):
             raise UserError(
@@ -125,7 +125,7 @@ class Published:
         return marker
 
     def find(self, shard_id: str) -> PublishedShard | None:
-        """One finished shard."""
+        """The shard with this id; None where it is not finished."""
         if shard_id not in self:
             return None
         marker = self.marker(shard_id)
@@ -139,7 +139,7 @@ class Published:
 
 
 def some_file(run: Run) -> str | None:
-    """Where the file of a finished shard lies, without a survey; None where nothing is finished."""
+    """Where the file of any finished shard lies; None where no shard is finished. Lists only the buckets up to it."""
     submission = run.latest()
     ledger, opened = run.ledger(submission.identity), run.generations.opened()
     for shard in Plan(run.plans, submission.plan).shards():

@@ -44,7 +44,7 @@ _PACKED = pa.ipc.IpcWriteOptions(compression="zstd")
 
 
 class Rows:
-    """Rows of one shard by index, no sample twice: what is added first counts."""
+    """Rows of one shard by the index of their sample. Of several rows for one sample, the one added first counts."""
 
     def __init__(self) -> None:
         self._tables: dict[int, pa.Table] = {}
@@ -75,7 +75,9 @@ class Rows:
 
 
 class Stretch(NamedTuple):
-    """Frames of one claim's file that count. An empty one says that what lies before `stop` counts no more."""
+    """The frames from `start` to `stop` (bytes) of a claim's file count. One with `start` = `stop` says that nothing
+    before `stop` counts any more.
+    """
 
     epoch: int
     start: int  # bytes
@@ -96,9 +98,9 @@ class _File:
     """What can be read of one claim's file."""
 
     frames: list[_Frame] = field(default_factory=list)
-    size: int = 0  # up to the first frame that is short or wrong
-    found: list[Stretch] = field(default_factory=list)  # by its owner, before it
-    void: bool = False  # its owner has seen that the input is another now
+    size: int = 0  # bytes up to the first frame that is short or wrong
+    found: list[Stretch] = field(default_factory=list)  # what its owner took over of the files before it
+    void: bool = False  # its owner has seen that the input has changed: nothing saved before counts
 
 
 class Segments:
@@ -115,11 +117,12 @@ class Segments:
         return self._folder.parent / f"{self._folder.name}.e{epoch}{SUFFIX}"
 
     def read(self, target: pa.Schema, epoch: int | None = None) -> tuple[Rows, list[Stretch]]:
-        """What the owner of `epoch` has: what it found at its begin and what it saved; or, while it has saved nothing,
-        what it finds now. Without `epoch`, what the next owner would find.
+        """The rows that count for the owner of `epoch`: those that it took over when it began and those that it saved
+        itself. While it has saved nothing, it takes over what is there now. Without `epoch`: what the next owner would
+        take over.
 
         Returns:
-            The rows, and where they are. Rows of another schema (of an earlier version of the code) are left out.
+            The rows, and the stretches that hold them. Rows whose schema does not fit `target` are left out.
         """
         epochs = [e for e in self._epochs() if epoch is None or e <= epoch]
         files = {e: _read(self.path(e)) for e in epochs}
@@ -136,7 +139,9 @@ class Segments:
         return rows, stretches
 
     def of_earlier_version(self, target: pa.Schema) -> Iterator[tuple[int, pa.Table]]:
-        """What is in the folder of an earlier version; nothing where a later owner has found that the input changed."""
+        """(first sample, rows) of each file in the folder that an earlier version of this toolkit used. None where a
+        later owner has found that the input changed.
+        """
         try:
             names = sorted(os.listdir(self._folder))
         except (FileNotFoundError, NotADirectoryError):
@@ -155,7 +160,7 @@ class Segments:
                 yield int(match[1]), table
 
     def remove(self) -> None:
-        """For who has seen that the shard is done. What a superseded owner writes afterwards is never read."""
+        """Remove all files. Only for a shard that is done: what a superseded owner still writes is never read."""
         for epoch in self._epochs():
             self.path(epoch).unlink(missing_ok=True)
         try:
@@ -183,9 +188,9 @@ class Writer:
 
     def __init__(self, path: Path, found: list[Stretch]) -> None:
         self._path, self._fd = path, -1
-        self._begin = _note({"found": found})
-        self._offset = 0  # up to which the file is whole; a write that failed is written over
-        self._listed = False  # its name is on storage
+        self._begin = _note({"found": found})  # the first frame, written with the first rows
+        self._offset = 0  # the file is whole up to here; what a failed write left behind is written over
+        self._listed = False  # whether the file's name was forced to storage
 
     def append(self, tables: Iterable[tuple[int, pa.Table]], *, sync: bool = True) -> None:
         """Write tables, each with the index of its first row, as a frame each.
@@ -199,7 +204,7 @@ class Writer:
         self._write(b"".join(_frame(first, table.num_rows, _packed(table)) for first, table in tables), sync)
 
     def void(self) -> None:
-        """Say that nothing that was saved so far counts: the input is another now."""
+        """Record that the input has changed, so that nothing saved so far counts."""
         self._write(_note({"void": True}), True)
 
     def close(self) -> None:
@@ -233,7 +238,9 @@ class Writer:
 
 
 def _found(files: dict[int, _File]) -> list[Stretch]:
-    """What an owner finds that comes after these: first what the last of them had, then what was added since."""
+    """What the owner after these takes over: first all that the last of them had, then what was added to the other
+    files since that one began.
+    """
     if not files:
         return []
     top = max(files)
@@ -271,6 +278,7 @@ def _read(path: Path) -> _File:
 
 
 def _note(facts: dict[str, object]) -> bytes:
+    """A frame without rows, which holds JSON."""
     return _frame(0, 0, json.dumps(facts).encode())
 
 
@@ -301,7 +309,9 @@ def _table(frame: _Frame, target: pa.Schema) -> pa.Table | None:
 
 
 def _conformed(table: pa.Table, target: pa.Schema) -> pa.Table | None:
-    """Rows of an earlier version of the code, whose files lacked fields that are null then; None where more differs."""
+    """The table with the columns of `target`: fields that an earlier version of the code did not write are null. None
+    where more than that differs.
+    """
     if table.schema.equals(target):
         return table
     missing = [field for field in target if field.name not in table.column_names]

@@ -1,8 +1,8 @@
-"""How this toolkit calls Slurm's commands: all of them, and all in the environment that is made here.
+"""How this toolkit calls Slurm's commands, and in which environment. Every call goes through here.
 
 Slurm's commands take options from the environment too (SQUEUE_STATES, SCANCEL_USER, SBATCH_ARRAY_INX, SLURM_CLUSTERS,
-...). What a user has set there for work at the terminal would filter what we are told of our jobs, and win over what a
-batch script states. Some of it is a site's way of saying who pays and where: that stays a default of submissions.
+...). What a user has set there for work at the terminal would hide jobs of ours, and would override what a batch script
+says. Some of these variables are how a site says who pays and where jobs go: they stay as defaults of submissions.
 """
 
 from __future__ import annotations
@@ -13,32 +13,32 @@ import subprocess
 from collections.abc import Iterable, Sequence
 
 _READ_BY_SLURM = re.compile(r"(SLURM|SLURMD|SBATCH|SRUN|SALLOC|SQUEUE|SCANCEL|SACCT|SCONTROL|SINFO)_")
-_WHICH_SLURM = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT")  # where the controller is, and who asks
+_KEPT = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT")  # where the controller is, and who asks it
 
 # Variables of sbatch whose option has another name; all others are SBATCH_<OPTION>. See sbatch(1).
 _OPTION = {
     "ARRAY_INX": "array", "TIMELIMIT": "time", "NO_REQUEUE": "requeue", "DEBUG": "verbose", "CPU_FREQ_REQ": "cpu-freq",
     "REQ_SWITCH": "switches", "WAIT4SWITCH": "switches", "MEM_PER_NODE": "mem", "BURST_BUFFER": "bb",
 }  # fmt: skip
-# Options that exclude others, or say the same in another way: who states the first has stated the second.
+# An option that a script states (left) also settles these others (right), which exclude it or say the same otherwise.
 _STATES_ALSO = {
     "output": ("error", "input"), "mem": ("mem-per-cpu", "mem-per-gpu"), "cpus-per-task": ("cpus-per-gpu",),
 }  # fmt: skip
-# Stated by every submission, by leaving them out: one job unless it says array, the default cluster (where we look for
-# it afterwards), no GPUs unless it asks for them, and an sbatch that returns.
+# Options that are settled even where a script leaves them out: then it is one job and no array, it goes to the default
+# cluster (where we look for it afterwards), it has no GPUs, and sbatch returns at once.
 _ALWAYS = ("array", "clusters", "wait", "gpus", "gpus-per-node", "gpus-per-socket", "gpus-per-task", "gres")
 
 
 def environment() -> dict[str, str]:
-    """The environment of every Slurm command but sbatch: nothing in it is an option of theirs."""
-    return {k: v for k, v in os.environ.items() if k in _WHICH_SLURM or not _READ_BY_SLURM.match(k)}
+    """The environment of every Slurm command but sbatch: ours without all variables that are options of theirs."""
+    return {k: v for k, v in os.environ.items() if k in _KEPT or not _READ_BY_SLURM.match(k)}
 
 
 def sbatch_environment(stated: Iterable[str]) -> dict[str, str]:
     """The environment of an sbatch whose script or command line states these options (`time`, `array`, ...).
 
-    SBATCH_ACCOUNT and its like are defaults where they are not stated. Nothing of a job in which we may run is handed
-    on: its memory and GPUs would break the new job's srun.
+    Variables such as SBATCH_ACCOUNT are kept for options that are not stated. The variables of a job in which this
+    process may run itself are not kept: its memory and GPUs would break the srun of the new job.
     """
     options = {*stated, *_ALWAYS}
     options |= {other for option in options for other in _STATES_ALSO.get(option, ())}
@@ -56,14 +56,17 @@ def _option(variable: str) -> str:
     return _OPTION.get(name, name.lower().replace("_", "-"))
 
 
-def stated(script: str) -> list[str]:
-    """The options that a batch script states."""
+def options_in(script: str) -> list[str]:
+    """The options that a batch script states in its #SBATCH lines."""
     return re.findall(r"^#SBATCH --([\w-]+)", script, re.MULTILINE)
 
 
 def run(
     command: Sequence[str], timeout: float | None, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run a Slurm command; what it printed. Raises FileNotFoundError, or subprocess.TimeoutExpired."""
+    """Run a Slurm command and capture its output; the exit code is the caller's to check. timeout: seconds.
+
+    Raises FileNotFoundError where Slurm is not installed, or subprocess.TimeoutExpired.
+    """
     env = environment() if env is None else env
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=timeout, check=False)

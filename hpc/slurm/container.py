@@ -1,4 +1,4 @@
-"""Workers inside a container: what srun and the worker's command line get for it.
+"""Workers inside a container: what that adds to srun's arguments and to the worker's command line.
 
     cluster:
       container: {runtime: apptainer, image: /images/recap.sif, mounts: [/datasets, /models]}
@@ -19,7 +19,7 @@ from hpc.config import ClusterConfig, ContainerConfig
 
 
 def srun_arguments(cluster: ClusterConfig, run: Path) -> list[str]:
-    """Arguments of srun: the site's, and pyxis' where that starts the container."""
+    """Arguments of srun: those of the config (`srun_args`), and pyxis' where pyxis starts the container."""
     container = cluster.container
     if container is None or container.runtime != "pyxis":
         return list(cluster.srun_args)
@@ -28,7 +28,7 @@ def srun_arguments(cluster: ClusterConfig, run: Path) -> list[str]:
 
 
 def python(cluster: ClusterConfig, run: Path) -> str:
-    """The python of a worker, as a piece of shell: this one, a site's, or one inside an apptainer image."""
+    """The words of a shell command that start a worker's python: this one, `cluster.python`, or one in a container."""
     container = cluster.container
     if container is None:
         return shlex.quote(cluster.python or sys.executable)
@@ -41,8 +41,9 @@ def python(cluster: ClusterConfig, run: Path) -> str:
 
 
 def command(cluster: ClusterConfig, run: Path, argv: Sequence[str]) -> list[str]:
-    """A program with its arguments as it is started on a node. `python -m MODULE` is a worker's python, and takes
-    MODULE from PYTHONPATH, not from a working tree that may have changed since."""
+    """A program with its arguments as it is started on a node. `python` stands for a worker's python; with `-m MODULE`
+    it takes MODULE from PYTHONPATH, and not from the current directory, which may have changed since.
+    """
     *around, interpreter = shlex.split(python(cluster, run))
     if cluster.container is not None and cluster.container.runtime == "pyxis":
         around = ["srun", *srun_arguments(cluster, run)]

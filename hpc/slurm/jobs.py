@@ -1,4 +1,6 @@
-"""The batch scripts of jobs that are not an array of slots: gangs, sweeps, checks, gates and stages."""
+"""The batch scripts of jobs other than the array of a map job's slots (that one: hpc.slurm.submission.Launcher). They
+are those of gangs, sweeps, checks (`--check`), gates and stages.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,8 @@ class GangLauncher(Launcher):
 
     log_pattern = "%j.log"
     element = "${SLURM_JOB_ID}"
-    place = "gang"
-    seen = False
+    label = "gang"
+    records_lives = False
 
     def __init__(self, run: Run, submission: Submission, cluster: ClusterConfig, gang: GangConfig) -> None:
         self._nodes, self._ranks = gang.nodes, cluster.workers_per_node
@@ -36,8 +38,9 @@ class GangLauncher(Launcher):
         return parameters
 
     def _setup(self) -> list[str]:
-        """Ranks meet at the first node, where this script runs; the port follows from the job and its life, and is not
-        that of the next job's first life."""
+        """Ranks meet at the first node, where this script runs. The port is made of the job's id and the number of its
+        life, so that neither the life before nor the next job has the same one.
+        """
         port = "$((20000 + (SLURM_JOB_ID + 997 * ${SLURM_RESTART_COUNT:-0}) % 12000))"
         return [*super()._setup(), 'export MASTER_ADDR="$(hostname)"', f"export MASTER_PORT={port}"]
 
@@ -56,7 +59,7 @@ class SweepLauncher(GangLauncher):
 
     log_pattern = Launcher.log_pattern
     element = Launcher.element
-    place = "arm $arm"
+    label = "arm $arm"
 
     def __init__(
         self, run: Run, submission: Submission, cluster: ClusterConfig, gang: GangConfig, arms: list[str]
@@ -79,12 +82,12 @@ class SweepLauncher(GangLauncher):
 
 
 class GateLauncher(Launcher):
-    """One task on one CPU, after any end of the array."""
+    """One task on one CPU that starts when the array has ended, well or not. array: the id of its job."""
 
     log_pattern = "gate-%j.log"
     element = "${SLURM_JOB_ID}"
-    place = "gate"
-    seen = False
+    label = "gate"
+    records_lives = False
 
     def __init__(self, run: Run, submission: Submission, cluster: ClusterConfig, array: str, allow_failed: int) -> None:
         self._array, self._allow_failed = array, allow_failed
@@ -94,7 +97,7 @@ class GateLauncher(Launcher):
         """No array."""
 
     def _parameters(self) -> dict[str, Any]:
-        """The array's place (partition, account, QOS), not its size."""
+        """The array's partition, account and QOS, but not its nodes and its size."""
         parameters = super()._parameters()
         for sized in ("gpus_per_node", "gres", "nodelist", "constraint", "dependency"):
             parameters.pop(sized, None)
@@ -109,12 +112,12 @@ class GateLauncher(Launcher):
 
 
 class TrialLauncher(Launcher):
-    """One job with a slot's resources, for as long as a set-up and one sample may take. It is not requeued."""
+    """The job of `--check`: a slot's resources for as long as a set-up and one sample may take. It is not requeued."""
 
     log_pattern = "check-%j.log"
     element = "${SLURM_JOB_ID}"
-    place = "check"
-    seen = False
+    label = "check"
+    records_lives = False
 
     def __init__(self, run: Run, submission: Submission, cluster: ClusterConfig, settings: MapConfig) -> None:
         self._seconds = settings.setup_s + settings.hang_s + cluster.signal_delay_s + 120
@@ -139,14 +142,15 @@ class TrialLauncher(Launcher):
 
 
 class StageLauncher(Launcher):
-    """One task, behind the stage jobs of its needs. A command has the stage's resources, a job's stage job one CPU.
+    """The stage job of a pipeline's stage: one task, which starts when the stage jobs of its needs have ended well. It
+    has the stage's resources where the stage is a command, and one CPU where it launches a job of its own.
 
-    after: ids of jobs that must end well first; dependency: what the whole pipeline waits for.
+    after: ids of the stage jobs of its needs; dependency: what the whole pipeline waits for.
     """
 
     element = "${SLURM_JOB_ID}"
-    place = "stage job"
-    seen = False
+    label = "stage job"
+    records_lives = False
 
     def __init__(
         self, run: Run, submission: Submission, cluster: ClusterConfig, after: list[str], dependency: str | None
@@ -155,7 +159,7 @@ class StageLauncher(Launcher):
         self._stage = str(submission.config["stage"])
         self.log_pattern = f"{self._stage}-%j.log"
         small = dataclasses.replace(cluster, time="60", gpus_per_node=0, gres=None, cpus_per_node=1, mem_gb=2.0)
-        if not submission.config["command"]:  # where, but neither on how much nor on which nodes
+        if not submission.config["command"]:  # the stage's partition and account, but one CPU on any node
             cluster = dataclasses.replace(small, constraint=None, nodelist=None)
         super().__init__(run, submission, cluster)
 

@@ -1,4 +1,4 @@
-"""Whether a partition has nodes of the size that a job asks for: of another size, a job waits for ever."""
+"""Whether a partition has nodes as large as a job asks for: a job that asks for more waits for ever."""
 
 from __future__ import annotations
 
@@ -22,10 +22,12 @@ class Node:
 
 
 def too_large(cluster: ClusterConfig) -> str:
-    """What no node has of what is asked for, and what to write; "" where one has all, or where sinfo does not say."""
+    """A warning where a job asks for more than any node has, with the largest values that would do. "" where nodes are
+    large enough, or where sinfo does not say. CPUs, GPUs and memory are looked at one by one.
+    """
     partition = cluster.partition or os.environ.get("SBATCH_PARTITION", "")
     nodes = _nodes(partition)
-    gpus = 0 if cluster.gres else cluster.gpus_per_node  # a gres has names that are the site's
+    gpus = 0 if cluster.gres else cluster.gpus_per_node  # what a gres asks for is written in the site's own names
     asked = {
         "CPUs": (cluster.cpus_per_node or 0, max((node.cpus for node in nodes), default=0), "cluster.cpus_per_node"),
         "GPUs": (gpus, max((node.gpus for node in nodes), default=0), "cluster.gpus_per_node"),
@@ -53,7 +55,7 @@ def _nodes(partition: str) -> list[Node]:
 
 
 def _parsed(text: str, partitions: set[str]) -> Iterator[Node]:
-    """Nodes of the partitions, or of the default one, whose name has a star."""
+    """The nodes of these partitions; without any, of the default one, whose name sinfo shows with a star."""
     for line in text.splitlines():
         name, _, rest = line.strip().partition("|")
         if name.rstrip("*") not in partitions if partitions else not name.endswith("*"):

@@ -9,15 +9,15 @@ import time
 from hpc.base.errors import Unanswered
 from hpc.slurm import commands as slurm
 
-PATIENCE_S = 120.0  # for a controller that is away
+PATIENCE_S = 120.0  # for which we wait for a controller that does not answer
 
 
 class NoSqueueAnswer(Exception):
-    """squeue could not be asked."""
+    """squeue failed: it is not installed, or the controller does not answer."""
 
 
 def job_of(name: str) -> str:
-    """The id of the job that an element is of.
+    """The id of the job that an array element belongs to.
 
     >>> job_of("123_4"), job_of("123")
     ('123', '123')
@@ -38,7 +38,7 @@ def max_array_size() -> int | None:
 
 
 def find_job(comment: str) -> str | None:
-    """The id of the job that carries this --comment, None if Slurm has none. NoAnswer if it does not say."""
+    """The id of the job that carries this --comment, None if Slurm has none. Raises NoSqueueAnswer."""
     answer = _squeue("-h", "-a", "-t", "all", "-o", "%F %k")  # %A would be an element's own id
     for line in answer.splitlines():
         job, _, text = line.partition(" ")
@@ -48,8 +48,8 @@ def find_job(comment: str) -> str | None:
 
 
 def live_jobs(job_ids: list[str]) -> dict[str, str]:
-    """State (RUNNING, PENDING, ...) of array elements that squeue still lists, by "job_element"; {} where it cannot
-    be asked: good enough to be shown.
+    """State (RUNNING, PENDING, ...) of array elements that squeue still lists, by "job_element". {} also where squeue
+    does not answer, so it is only good for showing.
     """
     try:
         return _listed(job_ids, timeout=5)
@@ -58,7 +58,7 @@ def live_jobs(job_ids: list[str]) -> dict[str, str]:
 
 
 def pending(job_ids: list[str]) -> dict[str, tuple[int, str]]:
-    """(elements that wait to start, Slurm's reason) by job; {} where squeue cannot be asked."""
+    """(number of elements that wait to start, Slurm's reason) by job; {} where squeue does not answer, too."""
     if not job_ids:
         return {}
     try:
@@ -77,9 +77,9 @@ def why_pending(job_ids: list[str]) -> list[str]:
     return sorted({reason for _, reason in pending(job_ids).values()})
 
 
-def surely_live(job_ids: list[str], patience_s: float | None = None) -> dict[str, str]:
-    """`live_jobs`, for those who would start a second job where there is none: waits for squeue's answer, by default
-    PATIENCE_S. Raises Unanswered without one.
+def wait_for_live_jobs(job_ids: list[str], patience_s: float | None = None) -> dict[str, str]:
+    """The same as `live_jobs`, where a wrong {} would do harm, such as starting a second job: waits for an answer of
+    squeue, at most `patience_s` seconds (default: PATIENCE_S). Raises Unanswered where none comes.
     """
     end = time.monotonic() + (PATIENCE_S if patience_s is None else patience_s)
     while True:
@@ -98,7 +98,7 @@ def _listed(job_ids: list[str], timeout: float) -> dict[str, str]:
         # -a: also those in a partition that the site hides
         answer = _squeue("-h", "-a", "-r", "-o", "%F_%K %T", "-j", ",".join(job_ids), timeout=timeout)
     except NoSqueueAnswer as error:
-        if "Invalid job id" in str(error):  # the only one, and it has left Slurm's memory
+        if "Invalid job id" in str(error):  # squeue says so of a single job that ended long ago
             return {}
         raise
     rows = (line.split() for line in answer.splitlines())
@@ -106,7 +106,7 @@ def _listed(job_ids: list[str], timeout: float) -> dict[str, str]:
 
 
 def _squeue(*arguments: str, timeout: float = 30) -> str:
-    """What squeue prints. NoAnswer where there is none, or its controller is away."""
+    """What squeue prints. Raises NoSqueueAnswer."""
     try:
         done = slurm.run(["squeue", *arguments], timeout)
     except (FileNotFoundError, subprocess.TimeoutExpired) as error:
@@ -116,8 +116,6 @@ def _squeue(*arguments: str, timeout: float = 30) -> str:
     return done.stdout
 
 
-def named(name: str) -> list[str]:
-    """The ids of the jobs (of an array its own) with this name that squeue lists: finished ones are left out. NoAnswer
-    if it does not say.
-    """
+def jobs_named(name: str) -> list[str]:
+    """The ids of the jobs with this name that have not ended; an array has one id. Raises NoSqueueAnswer."""
     return list(dict.fromkeys(_squeue("-h", "-a", "-n", name, "-o", "%F").split()))

@@ -1,4 +1,4 @@
-"""A job that requeues itself behind others: those who depend on it go on waiting, since its id stays."""
+"""A job that requeues itself to start again after others. It keeps its id, so that jobs that depend on it wait on."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ log = logging.getLogger("requeue")
 
 
 def wait_for(jobs: list[str]) -> int:
-    """Requeue this job behind others. Those who depend on it go on waiting, since its id stays."""
+    """Requeue this job, held, until these jobs have ended; returns the exit code to leave with."""
     me = os.environ.get("SLURM_JOB_ID")
     if not me:
         raise UserError(f"gate: jobs {','.join(jobs)} still work; run the gate again when they have ended")
-    # A requeue ends this very process, so what lets the gate run again is arranged first: a job behind the others.
+    # A requeue ends this very process. So the job that will release us is submitted first: it waits for the others.
     wake = ["sbatch", "--parsable", f"--dependency=afterany:{':'.join(jobs)}", "--output=/dev/null", "--time=60"]
     wake += [f"--{key}={os.environ[name]}" for key, name in _SAME_PLACE.items() if os.environ.get(name)]
-    # retried: the gate may still be completing when the others have ended already, or the controller be away
+    # It tries for a while: this job may still be completing when the others have ended, or the controller be away.
     retry = f"for i in $(seq 1000); do scontrol release {int(me)} && exit 0; sleep 3; done; exit 1"
     options = [word.removeprefix("--").partition("=")[0] for word in wake if word.startswith("--")]
     _patiently([*wake, f"--wrap={retry}"], slurm.sbatch_environment(options))

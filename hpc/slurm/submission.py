@@ -28,22 +28,22 @@ from hpc.slurm.queue import NoSqueueAnswer, find_job
 
 log = logging.getLogger(__name__)
 
+# Errors of sbatch after which it is tried again.
 _PASSING = re.compile(
     r"timed out|Unable to contact|Connection (refused|reset)|temporarily|try again|no job id|Communication|Socket",
     re.IGNORECASE,
 )
-LIMIT = re.compile(
-    r"MaxSubmit|job submit limit|Invalid job array specification", re.IGNORECASE
-)  # on jobs, not on what one asks
+# Errors of sbatch that name a limit on the number of jobs: fewer slots may pass it.
+LIMIT = re.compile(r"MaxSubmit|job submit limit|Invalid job array specification", re.IGNORECASE)
 
 
 class Launcher(submitit.SlurmExecutor):
-    """Renders and submits one job array of node slots."""
+    """Renders and submits one job array of node slots. Jobs of other kinds override what differs."""
 
-    log_pattern = "%A_%a.log"  # as Slurm writes it
-    element = "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"  # the same in the shell: what is requeued
-    place = "slot ${SLURM_ARRAY_TASK_ID}"  # what the log calls it
-    seen = True  # its lives are recorded, see hpc.run.allocations
+    log_pattern = "%A_%a.log"  # the log's name, in Slurm's notation
+    element = "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"  # in the shell: the id that is requeued
+    label = "slot ${SLURM_ARRAY_TASK_ID}"  # in the shell: what the log calls it
+    records_lives = True  # whether the script records when its lives begin and end, see hpc.run.allocations
 
     def __init__(self, run: Run, submission: Submission, cluster: ClusterConfig) -> None:
         super().__init__(folder=run.logs)
@@ -70,6 +70,7 @@ class Launcher(submitit.SlurmExecutor):
         return 2  # rendering (--dry-run) needs no Slurm on this machine; `submit` says so if sbatch is missing
 
     def _parameters(self) -> dict[str, Any]:
+        """What submitit renders: options of sbatch, by submitit's names, and the shell lines around the command."""
         c = self.cluster
         direct = ("partition", "account", "qos", "constraint", "exclude", "nodelist", "dependency", "gres")
         chosen = {name: getattr(c, name) for name in direct if getattr(c, name) is not None}
@@ -98,20 +99,20 @@ class Launcher(submitit.SlurmExecutor):
         return {k: _value(v) for k, v in parameters.items()} | lines
 
     def _output(self) -> str:
-        """Where Slurm writes a job's log: its pattern. A path with a backslash in it is none for Slurm, it replaces
-        nothing there: then what Slurm itself says goes to one file for all, and the script opens its own log.
+        """The path that Slurm writes a job's log to, with %-patterns in it. Slurm replaces no pattern in a path that
+        holds a backslash: then Slurm's own output goes to one file for all elements, and the script opens its own log.
         """
         if "\\" in str(self.run.logs):
             return str(self.run.logs / f"slurm-{self.submission.uuid}.log").replace("\\", "\\\\")
         return f"{str(self.run.logs).replace('%', '%%')}/{self.log_pattern}"
 
     def _setup(self) -> list[str]:
-        """What the worker needs, then the site's prelude."""
+        """The lines before the worker's command: its log, the record of its life, the site's prelude, its code."""
         own_log = ['exec >> "$HPC_LOG" 2>&1'] if "\\" in str(self.run.logs) else []
         return [
             f'export HPC_LOG={shlex.quote(str(self.run.logs))}/"{self.log_name}"',
             *own_log,
-            *(self._witness() if self.seen else []),
+            *(self._record_life() if self.records_lives else []),
             *self.cluster.prelude,
             # since Slurm 22.05 srun does not inherit --cpus-per-task
             'if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi',
@@ -119,18 +120,18 @@ class Launcher(submitit.SlurmExecutor):
             f"boot={shlex.quote(Path(bootstrap.__file__).read_text())}",
         ]
 
-    def _witness(self) -> list[str]:
-        """Record that this life begins and, as its script ends, that it does: also where Slurm's TERM ends it, upon
-        which the trap runs. A prelude may set a trap of its own, so the tail records the end, too: the later counts.
+    def _record_life(self) -> list[str]:
+        """Record when this life begins and, by a trap, when its script ends; the trap also runs where Slurm's TERM ends
+        it. A prelude may set a trap of its own, so `_tail` records the end, too; the later record counts.
         """
         file = shlex.quote(str(self.run.allocations / self.submission.uuid)) + '-"$SLURM_ARRAY_TASK_ID.jsonl"'
-        said = '{"event":"%s","life":"%s","job":"%s","host":"%s","up":%s,"t":%(%s)T,"since":%s}\\n'
+        record = '{"event":"%s","life":"%s","job":"%s","host":"%s","up":%s,"t":%(%s)T,"since":%s}\\n'
         about = f'"{self.element}" "${{SLURMD_NODENAME:-$HOSTNAME}}" "$up" -1 "${{SLURM_JOB_START_TIME:-0}}"'
         return [
             f'export {VARIABLE}="$SLURM_JOB_ID.${{SLURM_RESTART_COUNT:-0}}"',
             "witness() {",
             "  local up; read -r up _ < /proc/uptime",
-            f'  printf \'{said}\' "$1" "${VARIABLE}" {about} 2>/dev/null >>{file} || :',
+            f'  printf \'{record}\' "$1" "${VARIABLE}" {about} 2>/dev/null >>{file} || :',
             "}",
             f"trap 'witness {END}' EXIT",
             f"witness {BEGIN}",
@@ -138,17 +139,17 @@ class Launcher(submitit.SlurmExecutor):
 
     @property
     def directory(self) -> str:
-        """The run directory that an element works on, as a shell word."""
+        """The run directory that an element works on, as one word of the shell."""
         return shlex.quote(str(self.run.path))
 
     @property
     def log_name(self) -> str:
-        """The name of an element's log, in the shell."""
+        """The name of an element's log, with variables of the shell in it."""
         shell = {"%A": "${SLURM_ARRAY_JOB_ID}", "%a": "${SLURM_ARRAY_TASK_ID}", "%j": "${SLURM_JOB_ID}"}
         return re.sub("%[Aaj]", lambda found: shell[found[0]], self.log_pattern)
 
     def start(self, module: str, *, python: str = "") -> str:
-        """What runs a module of the run's code (see hpc.base.bootstrap); `python`: not the workers' but this one."""
+        """The command that runs a module of the run's code, see hpc.base.bootstrap. python: default is the workers'."""
         code = shlex.quote(str(self.run.code / self.submission.code))
         return f'{python or container.python(self.cluster, self.run.path)} -I -c "$boot" {code} {module}'
 
@@ -165,19 +166,21 @@ class Launcher(submitit.SlurmExecutor):
         return f"{srun} {self.start(module)} {self.directory} {arguments}"
 
     def worker_command(self) -> str:
+        """The command that does the work of an element."""
         return self.on_the_node("hpc.worker", f'--submission {self.submission.uuid} --slot "$SLURM_ARRAY_TASK_ID"')
 
     def _tail(self) -> list[str]:
-        """Requeue this element on every exit code that a second life can mend (srun makes 137 or 143 of a dead task).
+        """Requeue this element, unless the run was cancelled or its exit code is one after which a further life would
+        change nothing (hpc.base.errors.FINAL). A task that was killed has exit code 137 or 143 here.
 
-        Slurm's own TERM (scancel, the time limit's end) ends the batch shell at once: then none of this runs.
+        Where Slurm itself sends TERM (scancel, the end of the time limit), the batch shell ends and none of this runs.
         """
         final = "|".join(str(int(code)) for code in FINAL)
         return [
-            *([f"witness {END}"] if self.seen else []),
+            *([f"witness {END}"] if self.records_lives else []),
             f'case "$code" in {final}) exit "$code" ;; esac',
             f'if [ -e {self.directory}/control/cancelled ]; then exit "$code"; fi',
-            f'echo "{self.place}: exit code $code: requeue"',
+            f'echo "{self.label}: exit code $code: requeue"',
             f'scontrol requeue "{self.element}"',
             'exit "$code"',
         ]
@@ -194,16 +197,17 @@ class Launcher(submitit.SlurmExecutor):
         return text
 
     def _command(self) -> str:
+        """The worker's command, whose exit code is left in the shell's `code` for `_tail`."""
         return f"code=0; {self.worker_command()} || code=$?"
 
     def _sbatch(self) -> str:
-        """Hand the script over; the job's id. Raises FailedSubmissionError with what sbatch said.
+        """Call sbatch; returns the job's id. Raises FailedSubmissionError with what sbatch said.
 
-        submitit's own would take a `%j` in the directory's name for a job's id.
+        This is used instead of submitit's own method, which would replace a `%j` in the directory's name.
         """
         text, file = self.script(), self.run.logs / f".submission-{self.submission.uuid}.sh"
         file.write_text(text)
-        done = slurm.run(["sbatch", "--parsable", str(file)], None, slurm.sbatch_environment(slurm.stated(text)))
+        done = slurm.run(["sbatch", "--parsable", str(file)], None, slurm.sbatch_environment(slurm.options_in(text)))
         if done.returncode:
             raise FailedSubmissionError(done.stderr or done.stdout)
         job_id = self._get_job_id_from_submission_command(done.stdout)
@@ -254,7 +258,9 @@ class Launcher(submitit.SlurmExecutor):
             pause = min(10.0, 2 * pause)
 
     def _look_up(self, end: float) -> str | None:
-        """The id under which Slurm has this submission after all, None if it has not. Waits for squeue's answer."""
+        """The id of the job that carries this submission's comment; None if Slurm has none. Waits for squeue's answer,
+        and raises Unanswered where none has come at the time `end`.
+        """
         while True:
             try:
                 return find_job(self.parameters["comment"])
@@ -265,7 +271,7 @@ class Launcher(submitit.SlurmExecutor):
 
 
 def _value(value: Any) -> Any:
-    """An option's value as submitit is to render it: sbatch takes quotes of a script's #SBATCH lines as a shell would,
-    but removes backslashes inside them, too.
+    """An option's value with its backslashes doubled: sbatch reads the quotes of #SBATCH lines as a shell does, but
+    also removes backslashes inside them.
     """
     return value.replace("\\", "\\\\") if isinstance(value, str) else value

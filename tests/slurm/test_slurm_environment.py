@@ -58,12 +58,12 @@ def test_what_the_script_states_wins_and_a_directory_may_be_called_anything(
             hostile.setitem(odd.slurm.env, name, value)
         odd.launch("slots=2", "partition=debug", "cpus_per_node=1", "sbatch.begin='now+1hour'", "sbatch.wckey=null")
         waiting = facts(odd.id)
-        assert set(queue.surely_live([odd.id])) == {f"{odd.id}_0", f"{odd.id}_1"}
+        assert set(queue.wait_for_live_jobs([odd.id])) == {f"{odd.id}_0", f"{odd.id}_1"}
         assert queue.find_job(odd.run.latest().uuid) == odd.id
         again = odd.slurm.run(*odd.command("cluster.slots=2"))
         assert f"job {odd.id} of this run" in again and len(odd.run.submissions()) == 1, "no second job"
         said = odd.slurm.run(sys.executable, "-m", "hpc.cancel", str(odd.run.path), "--now")
-        assert queue.surely_live([odd.id]) == {} and f"jobs {odd.id} (2 pending)" in said
+        assert queue.wait_for_live_jobs([odd.id]) == {} and f"jobs {odd.id} (2 pending)" in said
         odd.launch("slots=2", "cpus_per_node=1", f"prelude=['export PYTHONPATH={ROOT}']")  # for this test's operator
         unstated = facts(odd.id)
     stated = {"JobName": "echo", "Partition": "debug", "TimeLimit": "00:10:00", "Requeue": "1", "Account": "payer"}
@@ -81,9 +81,9 @@ def test_a_job_that_is_no_array_has_its_bare_number(slurm: Cluster, monkeypatch:
     """squeue calls its index N/A, and scancel does not take that back: it is what cancel hands on."""
     monkeypatch.setenv("SLURM_CONF", slurm.env["SLURM_CONF"])
     said = slurm.run("sbatch", "--parsable", "--begin=now+1hour", "--mem=1", "--wrap", "true", "-o", "/dev/null")
-    assert queue.surely_live([said.strip()]) == {said.strip(): "PENDING"}
-    slurm.run("scancel", *queue.surely_live([said.strip()]))
-    assert queue.surely_live([said.strip()]) == {}
+    assert queue.wait_for_live_jobs([said.strip()]) == {said.strip(): "PENDING"}
+    slurm.run("scancel", *queue.wait_for_live_jobs([said.strip()]))
+    assert queue.wait_for_live_jobs([said.strip()]) == {}
 
 
 # --- without Slurm ----------------------------------------------------------------------------
@@ -129,7 +129,7 @@ def test_what_cannot_be_written_in_one_line_is_refused(cluster: dict[str, Any]) 
 
 def test_null_and_false_leave_an_option_out() -> None:
     text = script(Path("/runs/r"), sbatch={"wckey": None, "requeue": False, "exclusive": True, "nice": 3})
-    options = slurm.stated(text)
+    options = slurm.options_in(text)
     assert "wckey" not in options and "requeue" not in options and "None" not in text.partition("# setup")[0]
     assert "#SBATCH --exclusive\n" in text and "#SBATCH --nice=3\n" in text
 
