@@ -57,7 +57,7 @@ def test_columns_say_what_lines_say(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def damaged(*arguments: object) -> None:
         raise ValueError
 
-    monkeypatch.setattr(journal_blocks.BlockParser, "_take_apart", damaged)  # all go through the JSON parser
+    monkeypatch.setattr(journal_blocks.BlockParser, "_parse_usual", damaged)  # all go through the JSON parser
     singly = facts(tmp_path, over={'s1"é'})
     for found in (together, singly):
         found["partial"] = [row for row in found["partial"] if row[0] != 's1"é']  # over: kept or not, nobody asks
