@@ -212,6 +212,16 @@ class ReadsBlocks(Protocol):
 
 
 @runtime_checkable
+class NotesInput(Protocol):
+    """Its reading finds out what later readers of the input need, such as where a shard's blocks lie."""
+
+    def noted(self, shard: str) -> dict[str, Any]:
+        """What stands in the marker of a shard that `read` has just come to the end of: JSON, some kilobytes at most.
+        Called in the thread that reads.
+        """
+
+
+@runtime_checkable
 class CountsStarvation(Protocol):
     """Takes samples before they are decoded, or many at a time, and so knows itself how long it lacked input."""
 
@@ -251,6 +261,11 @@ class LimitsSetup(Protocol):
 
     def longest_setup(self) -> tuple[float, str]:
         """(seconds that `setup` may take, the config's key that says so)."""
+
+
+def noted_of(operator: Operator, shard: str) -> dict[str, Any]:
+    """What an operator has noted of a shard that it has read to its end, {} of one that notes nothing."""
+    return operator.noted(shard) if isinstance(operator, NotesInput) else {}
 
 
 def waits_for(operator: Operator) -> str:

@@ -304,7 +304,7 @@ class Agent:
             del self.work[engine.index, claim.shard.id]
             return
         try:
-            marker = self.publisher.publish(claim, event["rows"], event["damage"], work.started)
+            marker = self.publisher.publish(claim, event["rows"], event["damage"], work.started, event["noted"])
         except (OSError, ShardError, pa.ArrowException) as error:
             log.error("%s: not published: %s", claim.shard.id, error)
             if storage_full(error) or isinstance(error, object_store.Unavailable):

@@ -319,7 +319,7 @@ class ShardWorker:
             self.emit("piloted", **task.name())
         else:
             damage = asdict(task.damage) if task.damage else None
-            self.emit("finished", **task.name(), rows=task.total, damage=damage)
+            self.emit("finished", **task.name(), rows=task.total, damage=damage, noted=task.noted)
 
     def forget(self, task: ShardTask) -> None:
         self.tasks.remove(task)

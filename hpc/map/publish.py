@@ -40,13 +40,21 @@ class Publisher:
     owner: dict[str, Any]  # who publishes, for the marker: instance, host, job, code
     made_by: dict[str, Any] = field(default_factory=dict)  # what wrote the column, see hpc.operator
 
-    def publish(self, claim: Claim, rows: int, damage: dict[str, str] | None, started: float) -> dict[str, Any] | None:
+    def publish(
+        self,
+        claim: Claim,
+        rows: int,
+        damage: dict[str, str] | None,
+        started: float,
+        noted: dict[str, Any] | None = None,
+    ) -> dict[str, Any] | None:
         """Publish a shard whose samples are all in segments.
 
         Args:
             rows: samples that the shard has; the segments must hold exactly these.
             damage: structural damage of the input ({"reason", "detail"}), if any.
             started: time.time() of the claim here, for the marker's seconds.
+            noted: what the operator noted of the input, for the marker.
 
         Returns:
             The marker, or None if another owner published or now owns the shard.
@@ -77,6 +85,7 @@ class Publisher:
             "seconds": round(time.time() - started, 3),
             "by": self.owner,
             "made_by": self.made_by,
+            "noted": noted or {},
         }
         first = self.ledger.mark(claim, DONE, marker)
         segments.remove()

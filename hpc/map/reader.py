@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from hpc.map.shard_task import ShardTask
-from hpc.operator import Damage, Item, Operator
+from hpc.operator import Damage, Item, Operator, noted_of
 from hpc.run.pilot import items
 
 READ_AHEAD = 64  # items the reader thread may be ahead
@@ -70,6 +70,8 @@ class Reader(threading.Thread):
                 found_items = iter(self._step(partial(self._read, task)))
                 while (found := self._step(partial(next, found_items, None))) is not None:
                     self.out.put((task, found))
+                if task.only is None:
+                    task.noted = noted_of(self._operator, task.shard.id)
                 self.out.put((task, None))
             except Exception as error:  # noqa: BLE001 - whatever an operator raises is this shard's failure
                 self.out.put((task, error))

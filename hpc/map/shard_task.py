@@ -53,6 +53,7 @@ class ShardTask:
     seen: int = 0  # samples that the reader has delivered
     total: int | None = None  # known when the reader has come to the end
     damage: Damage | None = None
+    noted: dict[str, Any] = field(default_factory=dict)  # for the marker, by the operator, when all is read
     written: set[int] = field(default_factory=set)  # blocks that need nothing more
     transient: Counter[str] = field(default_factory=Counter)
     error: BaseException | None = None

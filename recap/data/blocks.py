@@ -53,7 +53,8 @@ class ShardBlocks:
     """What a scan finds out about one shard.
 
     problems: (number of the sample in the shard, phrase) of keys that come back, which no block knows of itself.
-    links: hard links that lead out of their block. origin, skip: as in `Block`, one a block; empty for tars.
+    links: hard links that lead out of their block. origin, skip: as in `Block`, one a block; empty for tars. ended:
+    all of the shard is taken in, and its blocks can be read alone.
     """
 
     first: list[str] = field(default_factory=list)
@@ -64,6 +65,7 @@ class ShardBlocks:
     links: list[Link] = field(default_factory=list)
     origin: list[int] = field(default_factory=list)
     skip: list[int] = field(default_factory=list)
+    ended: bool = field(default=False, compare=False)
 
     def add(self, sample: Sample) -> None:
         """Take in the next sample of the shard."""
@@ -78,3 +80,21 @@ class ShardBlocks:
         ]
         self.count[-1] += 1
         self.start[len(self.count) :] = [sample.end]
+
+    def add_row(self, number: int, sample: Sample, start: int, origin: int, skip: int) -> None:
+        """Take in row `number` of a table; between beginnings of blocks, rows without problems may be left out.
+
+        Args:
+            start, origin, skip: of a block that begins here, see `Block`.
+        """
+        self.problems += [(number, problem) for problem in sample.problems]
+        if number % BLOCK == 0:
+            self.first.append(sample.key)
+            self.start.append(start)
+            self.origin.append(origin)
+            self.skip.append(skip)
+
+    def close(self, rows: int, end: int) -> None:
+        """All rows of a table are taken in, the last of which ends at byte `end`."""
+        self.start.append(end)
+        self.count = [min(BLOCK, rows - start) for start in range(0, rows, BLOCK)]

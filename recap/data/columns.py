@@ -67,6 +67,12 @@ def members_of(columns: Iterable[Column]) -> frozenset[str]:
     return frozenset(column.text.member for column in columns if isinstance(column, MemberColumn))
 
 
+def runs_of(columns: Iterable[Column]) -> Iterator[Published]:
+    """The runs that some of the columns are of, each once."""
+    runs = {column.config.run: column for column in columns if isinstance(column, RunColumn)}
+    return (column.published for column in runs.values())
+
+
 class MemberColumn:
     """A text member of the tars, or one key of a JSON member: a text, or for other uses what the key holds."""
 

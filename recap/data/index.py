@@ -10,9 +10,10 @@ what it reads.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +24,14 @@ import pyarrow as pa
 
 from hpc.base.errors import ShardError, UserError
 from hpc.operator import Shard
+from hpc.run.published import Published
 from recap.data.archive import Place
 from recap.data.blocks import BLOCK, LINK, PROBLEM, Block, ShardBlocks
 from recap.data.kind import NOTHING, Wanted
 from recap.data.kinds import kind_of
+from recap.data.noted_blocks import NotedBlocks
+
+log = logging.getLogger(__name__)
 
 _SECTOR = tarfile.BLOCKSIZE  # offsets are kept in units of 512 bytes: 4 bytes reach 2 TiB
 
@@ -57,6 +62,29 @@ def scan_shard(shard: Shard, wanted: Wanted = NOTHING) -> ShardBlocks:
         return kind_of(shard.uri).scan(shard, wanted)
     except ShardError as error:
         raise ShardError(error.reason, f"shard {shard.id}: {shard.uri}: {error.detail}", error.transient) from error
+
+
+def noted_or_scanned(
+    shards: Sequence[Shard], threads: int, wanted: Wanted, noted: NotedBlocks
+) -> Iterator[tuple[Shard, ShardBlocks]]:
+    """The blocks of shards in order: noted ones, the others by scans. Says how many were which."""
+    scanned = 0
+
+    def found(shard: Shard) -> tuple[ShardBlocks, bool]:
+        known = noted.find(shard, wanted)
+        return (scan_shard(shard, wanted), True) if known is None else (known, False)
+
+    with ThreadPoolExecutor(threads) as pool:
+        for shard, (blocks, read) in zip(shards, pool.map(found, shards), strict=True):
+            scanned += read
+            yield shard, blocks
+    if noted.runs:
+        log.info(
+            "index: the blocks of %s of %s shards were noted by %s, the others were read",
+            f"{len(shards) - scanned:,}",
+            f"{len(shards):,}",
+            ", ".join(str(run.run.path) for run in noted.runs),
+        )
 
 
 class Index:
@@ -197,12 +225,18 @@ class Index:
 
     @classmethod
     def open_or_make(
-        cls, path: str | Path | None, shards: list[Shard], threads: int = 8, wanted: Wanted = NOTHING
+        cls,
+        path: str | Path | None,
+        shards: list[Shard],
+        threads: int = 8,
+        wanted: Wanted = NOTHING,
+        known: Iterable[Published] = (),
     ) -> Index:
-        """The index of exactly these shards: from the file where it holds them, else scanned (and saved at `path`).
+        """The index of exactly these shards: from the file where it holds them, else made (and saved at `path`).
 
         Args:
             wanted: what is read of the samples: their keys depend on it where they are a column of tables.
+            known: runs that may have noted the shards' blocks; those of which none has are scanned.
 
         Raises:
             UserError: the file is of other shards, or damaged, or a shard changed since it was indexed.
@@ -212,9 +246,7 @@ class Index:
             index = cls.open(path)
             index.check(shards, path)
             return index
-        with ThreadPoolExecutor(threads) as pool:
-            scanned = pool.map(lambda shard: scan_shard(shard, wanted), shards)
-            index = cls.of(zip(shards, scanned, strict=True))
+        index = cls.of(noted_or_scanned(shards, threads, wanted, NotedBlocks(known)))
         if path is None:
             return index
         index.save(path)

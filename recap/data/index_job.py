@@ -1,12 +1,15 @@
-"""The block index as a map job, for corpora that one machine does not scan in minutes.
+"""The block index of a run's input: from a map job of its own, for corpora that one machine does not scan in minutes,
+or from any job over the same samples, which notes by the way where their blocks lie.
 
 python -m hpc.launch configs/data/index.yaml data.shards=[s3://...] name=index
 python -m recap.data.index_job runs/index OUT.index
+python -m recap.data.index_job runs/recap OUT.index     of a captioning run: what it has not noted is read
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,14 +17,16 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from hpc.base.errors import Parser, UserError
+from hpc.base.errors import Parser, ShardError, UserError
 from hpc.base.fields import semantic
-from hpc.operator import Batched, Column, Damage, Item, Row, Shard
+from hpc.operator import Batched, Column, Damage, Item, Row, Shard, load_operator
 from hpc.run.published import Published, PublishedShard
 from recap.data.blocks import BLOCK, LINK, PROBLEM, Link, ShardBlocks
-from recap.data.index import Index, scan_shard
+from recap.data.index import Index, noted_or_scanned, scan_shard
 from recap.data.inputs import DataConfig
+from recap.data.kind import Wanted
 from recap.data.kinds import TAR, kind_of
+from recap.data.noted_blocks import NotedBlocks
 from recap.data.tar_job import TarJob
 from recap.data.tars import READING_2
 
@@ -99,6 +104,27 @@ def collect(run: str | Path) -> Index:
     return Index.of((found.shard, _blocks(found)) for found in published)
 
 
+def of_input(run: str | Path, readers: int = 8) -> Index:
+    """The index of all shards that a run was planned with, finished or not; of an indexing run, see `collect`.
+
+    Args:
+        readers: shards that are read at the same time, of those that the run has not noted.
+
+    Raises:
+        UserError: the run's input has no blocks.
+        ShardError: a shard cannot be read, or has changed since the run was launched.
+    """
+    published = Published(run)
+    config = published.submission.config
+    if issubclass(load_operator(str(config.get("operator"))), IndexOperator):
+        return collect(run)
+    data = config.get("data") or {}
+    if not data.get("shards"):
+        raise UserError(f"index: {run} is no job over samples: its config names no data.shards. Name one that is.")
+    wanted = Wanted(key=data.get("key") or "")
+    return Index.of(noted_or_scanned(published.shards, readers, wanted, NotedBlocks([published])))
+
+
 def _blocks(found: PublishedShard) -> ShardBlocks:
     table = found.table(["key", *(name for name, _ in FIELDS)]).to_pydict()
     problems = [(p["sample"], p["problem"]) for block in table["problems"] for p in block]
@@ -107,14 +133,16 @@ def _blocks(found: PublishedShard) -> ShardBlocks:
     return ShardBlocks(table["key"], start, table["count"], Damage(**damage) if damage else None, problems, links)
 
 
-def main() -> None:
+def main(given: list[str] | None = None) -> None:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", help="directory of a finished indexing run")
+    parser.add_argument("run", help="directory of a finished indexing run, or of another job over the same samples")
     parser.add_argument("out", type=Path)
-    arguments = parser.parse_args()
+    parser.add_argument("--readers", type=int, default=8, help="shards read at the same time where the run noted none")
+    arguments = parser.parse_args(given)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        collect(arguments.run).save(arguments.out)
-    except UserError as error:
+        of_input(arguments.run, arguments.readers).save(arguments.out)
+    except (UserError, ShardError) as error:
         raise SystemExit(str(error)) from error
 
 

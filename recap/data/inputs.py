@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from hpc.base.errors import UserError
@@ -74,6 +75,7 @@ class DataConfig:
         self.lists: Path | None = None  # where lists of folders' images lie; None: folders cannot be read
         self.frozen = Frozen()
         self.pins = Pins([])
+        self.noted: dict[str, dict[str, Any]] = {}  # of the shard that was read last: `hpc.operator`, `noted`
         if self.files_per_shard < 1:
             raise UserError(f"config: `data.files_per_shard`: {self.files_per_shard} is less than 1.")
         if self.expected not in EXPECTED:

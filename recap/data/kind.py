@@ -59,9 +59,14 @@ class Kind(Protocol):
     def check_ranges(self, shards: Sequence[Shard]) -> None:
         """UserError for shards whose blocks cannot be read without what lies before them, as trainers do."""
 
-    def samples(self, shard: Shard, wanted: Wanted) -> Generator[Sample | Damage]:
+    def samples(self, shard: Shard, wanted: Wanted, blocks: ShardBlocks) -> Generator[Sample | Damage]:
         """All samples in order; at the end a `Damage` where the shard is not whole. ShardError, OSError: it cannot be
-        read."""
+        read.
+
+        Args:
+            blocks: empty; is what `scan` finds once the samples are through and it is `ended`, which it becomes where
+                that is certain.
+        """
 
     def scan(self, shard: Shard, wanted: Wanted) -> ShardBlocks:
         """The same samples' blocks. ShardError, OSError: as above, or it has no ranges."""

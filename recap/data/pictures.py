@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from hpc.operator import Damage, Item, Shard
+from recap.data.blocks import ShardBlocks
 from recap.data.image_bytes import COMMON, CONVERT, NOT_READ, kind_of
 from recap.data.images import NOT_AN_IMAGE
 from recap.data.inputs import DataConfig
 from recap.data.kind import Wanted
 from recap.data.kinds import samples_of
+from recap.data.noted_blocks import noted
 from recap.data.tars import Sample
 from recap.data.texts import TextMember
 
@@ -70,15 +72,17 @@ def read_items(
         wanted: of each sample. Where images are, that most samples have none is damage.
     """
     index, damage, unnamed = 0, None, _Unnamed(data)
-    with closing(samples_of(shard, wanted)) as samples:
+    blocks = ShardBlocks()
+    with closing(samples_of(shard, wanted, blocks)) as samples:
         for found in samples:
             if isinstance(found, Damage):
-                damage = found
-                break
+                damage = found  # the last that comes
+                continue
             if wanted.image:
                 unnamed.see(found)
             yield Item(shard.id, index, found.key, *payload(found), lost=found.failure())
             index += 1
+    data.noted = {shard.id: noted(blocks, wanted)}
     said = damage or unnamed.damage(index) or _count(shard, index)
     if said:
         yield said

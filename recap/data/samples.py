@@ -22,7 +22,7 @@ from hpc.run.published import Published
 from hpc.trainer import Gang
 from recap.data.blocks import BLOCK
 from recap.data.column import Column, ColumnConfig, ColumnOfFiles
-from recap.data.columns import ParquetColumn, members_of, open_column
+from recap.data.columns import ParquetColumn, members_of, open_column, runs_of
 from recap.data.images import BadImage
 from recap.data.index import Index
 from recap.data.inputs import DataConfig, list_shards
@@ -160,11 +160,12 @@ def shared_input(data: JoinedDataConfig, gang: Gang, folder: str = "columns") ->
     found = Shared(index, {name: columns / f"{name}.arrow" for name in beside}, kept)
     if gang.rank == 0:
         shards = list_shards(data)
-        blocks = Index.open_or_make(index, shards, data.readers, data.wanted(image=False))
+        opened = {name: _opened(data, name) for name in found.manifests}
+        blocks = Index.open_or_make(index, shards, data.readers, data.wanted(image=False), runs_of(opened.values()))
         _tell_damage(blocks)
         with without_collection():
             for name, path in found.manifests.items():
-                _share(name, _opened(data, name), shards, path)
+                _share(name, opened[name], shards, path)
         if kept is not None and not kept.exists():
             count(blocks, selection(str(data.keep), Manifest(found.manifests[KEEP]))).save(kept)
     patience = time.monotonic() + _WAIT_S
@@ -201,7 +202,8 @@ def _opened(data: JoinedDataConfig, name: str, manifest: Manifest | None = None)
 def blocks_of(data: JoinedDataConfig, shards: list[Shard], shared: Shared | None) -> Index:
     """The block index, which counts what is kept where there is a selection."""
     if shared is None:
-        index = Index.open_or_make(None, shards, data.readers, data.wanted(image=False))
+        runs = runs_of(open_column(name, column) for name, column in data.columns.items())
+        index = Index.open_or_make(None, shards, data.readers, data.wanted(image=False), runs)
         return KeptIndex(index, count(index, selection(data.keep))) if data.keep else index
     index = Index.open(shared.index)
     return KeptIndex(index, Kept.open(shared.kept)) if shared.kept else index

@@ -32,6 +32,10 @@ class OverShards:
     def freeze(self, folder: Path) -> None:
         self.config.data.frozen.write(folder)
 
+    def noted(self, shard: str) -> dict[str, Any]:
+        found: dict[str, Any] = self.config.data.noted.pop(shard, {})
+        return found
+
 
 class TarJob(OverShards):
     """The shards of an operator over samples."""

@@ -61,7 +61,11 @@ def read_samples(file: IO[bytes], linked: Linked | None = None) -> Iterator[Samp
         file: the tar at its start, gzipped or not.
         linked: where hard links lead whose target is not in this file (a block of a tar).
     """
-    archive = Archive(file, linked)
+    yield from read_archive(Archive(file, linked))
+
+
+def read_archive(archive: Archive) -> Iterator[Sample | Damage]:
+    """The same of an archive of which nothing was read yet."""
     yield from _grouped(archive, contents=True)
     yield from _damage(archive)
 

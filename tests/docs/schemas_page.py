@@ -49,6 +49,7 @@ MARKER = {
     "epoch": "how often this generation had been claimed", "seconds": "from the claim to the marker",
     "by": "who: instance, host, process, job, log, submission and digest of its code",
     "made_by": "what wrote the values: model or endpoint, and what a server says of itself",
+    "noted": "what the work found out about the input by the way: where the blocks of the samples lie",
 }  # fmt: skip
 EVENTS = {
     "start": "a life begins", "stop": "it ends: exit code, why, rows, and where its time went",

@@ -11,7 +11,7 @@ from typing import Any
 
 from hpc import config as configs
 from hpc import launch
-from hpc.operator import Damage, Item, Row
+from hpc.operator import Damage, Item, Row, noted_of
 from hpc.run import column as columns
 from hpc.run import plan
 from hpc.run.directory import Run
@@ -35,7 +35,8 @@ def published(tree: dict[str, Any], device: str = "cpu") -> Run:
             found = list(operator.read(shard))
             rows = applied(operator, [item for item in found if isinstance(item, Item)])
             damage = next((asdict(one) for one in found if isinstance(one, Damage)), None)
-            _publish(run, job.identity, column, Claim(shard, 0, 0), rows, damage)
+            noted = noted_of(operator, shard.id)
+            _publish(run, job.identity, column, Claim(shard, 0, 0), rows, damage, noted)
     finally:
         operator.close()
     return run
@@ -53,14 +54,16 @@ def applied(operator: Any, items: list[Item]) -> list[Row]:
     return rows
 
 
-def _publish(run: Run, identity: str, column: Any, claim: Claim, rows: list[Row], damage: Any) -> None:
+def _publish(run: Run, identity: str, column: Any, claim: Claim, rows: list[Row], damage: Any, noted: Any) -> None:
     schema = columns.made_from(columns.schema(column, identity), claim.shard)
     file = run.column_file(column.name, identity, claim.shard.id, 0)
     columns.write(file, [columns.to_table(rows, schema)], schema)
     ledger = run.ledger(identity)
     assert ledger.claim(claim, "test")
     marker = {"shard": claim.shard.id, "file": str(file.relative_to(run.path)), **asdict(columns.inspect(file))}
-    assert ledger.mark(claim, DONE, {**marker, "damage": damage, "generation": 0, "epoch": 0, "seconds": 1.0})
+    read = {"uri": claim.shard.uri, "bytes": claim.shard.bytes, "etag": claim.shard.etag}
+    facts = {"damage": damage, "input": read, "generation": 0, "epoch": 0, "seconds": 1.0, "noted": noted}
+    assert ledger.mark(claim, DONE, {**marker, **facts})
 
 
 def rows_of(run: Run | Path) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from collections.abc import Set as AbstractSet
 from typing import TypeVar
 
 from hpc.operator import Damage, Shard
+from recap.data.blocks import ShardBlocks
 from recap.data.kind import Kind, Wanted
 from recap.data.kinds.arrow import Arrow
 from recap.data.kinds.folder import Folder
@@ -40,9 +41,9 @@ def check_ranges(shards: Sequence[Shard]) -> None:
         kind.check_ranges(found)
 
 
-def samples_of(shard: Shard, wanted: Wanted) -> Generator[Sample | Damage]:
+def samples_of(shard: Shard, wanted: Wanted, blocks: ShardBlocks | None = None) -> Generator[Sample | Damage]:
     """A shard's samples in order, whatever its kind; see `Kind.samples`."""
-    return kind_of(shard.uri).samples(shard, wanted)
+    return kind_of(shard.uri).samples(shard, wanted, ShardBlocks() if blocks is None else blocks)
 
 
 def described(shards: Sequence[Shard], wanted: Wanted) -> str:

@@ -9,7 +9,7 @@ other format, the random access one, holds a stream behind its first eight bytes
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import IO
@@ -69,20 +69,16 @@ class Arrow(TableFiles):
                 return made
             reading, first, end = Reading(found.schema, Wanted(key=wanted.key)), 0, found.begin
             for batch in found.batches(found.begin):
-                for row in range(-first % BLOCK, batch.rows, BLOCK):
-                    made.start.append(batch.at + batch.size * row // batch.rows)
-                    made.origin.append(batch.at)
-                    made.skip.append(row)
+                rows: Iterable[tuple[int, Sample]]
                 if reading.layout.key is None:
-                    numbers = range(first + -first % BLOCK, first + batch.rows, BLOCK)
-                    made.first += [reading.keys.sample(None, number).key for number in numbers]
+                    begin = range(-first % BLOCK, batch.rows, BLOCK)
+                    rows = ((row, reading.keys.sample(None, first + row)) for row in begin)
                 else:
-                    for number, sample in enumerate(_rows(found.read, batch, 0, batch.rows, first, reading), first):
-                        made.problems += [(number, problem) for problem in sample.problems]
-                        made.first += [sample.key] if number % BLOCK == 0 else []
+                    rows = enumerate(_rows(found.read, batch, 0, batch.rows, first, reading))
+                for row, sample in rows:
+                    made.add_row(first + row, sample, batch.start(row), batch.at, row)
                 first, end = first + batch.rows, batch.at + batch.size
-            made.start.append(end)
-            made.count = [min(BLOCK, first - start) for start in range(0, first, BLOCK)]
+            made.close(first, end)
             made.damage = found.damage
         return made
 
@@ -119,6 +115,10 @@ class _Batch:
     at: int
     size: int
     rows: int
+
+    def start(self, row: int) -> int:
+        """Where a row begins, were all of one size."""
+        return self.at + self.size * row // self.rows
 
 
 class _Stream:
@@ -179,11 +179,14 @@ class _Stream:
                 yield _Batch(at, size, rows)
             at += size
 
-    def rows(self, reading: Reading) -> Iterator[Sample]:
-        first = 0
+    def rows(self, reading: Reading, blocks: ShardBlocks) -> Iterator[Sample]:
+        first, end = 0, self.begin
         for batch in self.batches(self.begin):
-            yield from _rows(self.read, batch, 0, batch.rows, first, reading)
-            first += batch.rows
+            for row, sample in enumerate(_rows(self.read, batch, 0, batch.rows, first, reading)):
+                blocks.add_row(first + row, sample, batch.start(row), batch.at, row)
+                yield sample
+            first, end = first + batch.rows, batch.at + batch.size
+        blocks.close(first, end)
         reading.damages += [self.damage] if self.damage else []
 
     def read(self, batch: _Batch) -> pa.RecordBatch:

@@ -11,14 +11,14 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import accumulate, islice
+from itertools import islice
 from typing import Any
 
 from hpc.base.errors import ShardError
 from hpc.base.remote_files import file_system
 from hpc.operator import Damage, Shard
 from recap.data.archive import LARGEST_MEMBER
-from recap.data.blocks import BLOCK, Block, ShardBlocks
+from recap.data.blocks import Block, ShardBlocks
 from recap.data.file_list import ENDING, Entry, ListedFile, read_entries, read_folder
 from recap.data.kind import Wanted
 from recap.data.kinds.table import FOR_TEXT, Keys
@@ -48,26 +48,17 @@ class Folder:
     def check_ranges(self, shards: Sequence[Shard]) -> None:
         """There are, in all of them."""
 
-    def samples(self, shard: Shard, wanted: Wanted) -> Generator[Sample | Damage]:
+    def samples(self, shard: Shard, wanted: Wanted, blocks: ShardBlocks) -> Generator[Sample | Damage]:
         with open(shard.uri, "rb") as file:
             files = _Files(read_folder(file, shard.uri), wanted)
-            yield from files.samples(entry for _, entry in read_entries(file, shard.uri))
+            yield from files.samples(files.placed(read_entries(file, shard.uri), blocks))
 
     def scan(self, shard: Shard, wanted: Wanted) -> ShardBlocks:
         made = ShardBlocks()
         with open(shard.uri, "rb") as file:
-            files, sizes = _Files(read_folder(file, shard.uri), Wanted(key=wanted.key)), list[int]()
-            for number, (at, entry) in enumerate(read_entries(file, shard.uri)):
-                sample = files.named(entry)
-                made.problems += [(number, problem) for problem in sample.problems]
-                sizes.append(entry.image.size)
-                if number % BLOCK == 0:
-                    made.first.append(sample.key)
-                    made.origin.append(at)
-                    made.skip.append(0)
-        starts = [0, *accumulate(sizes)]
-        made.start = [*starts[:-1:BLOCK], starts[-1]]
-        made.count = [min(BLOCK, len(sizes) - start) for start in range(0, len(sizes), BLOCK)]
+            files = _Files(read_folder(file, shard.uri), Wanted(key=wanted.key))
+            for _ in files.placed(read_entries(file, shard.uri), made):
+                pass
         return made
 
     def block(self, shard: Shard, block: Block, wanted: Wanted, read: Callable[[int], None]) -> list[Sample]:
@@ -76,7 +67,7 @@ class Folder:
             file.seek(block.origin)
             entries = [entry for _, entry in islice(read_entries(file, shard.uri), block.count)]
         read(sum(entry.image.size for entry in entries))
-        return list(files.samples(entries))
+        return list(files.samples((files.named(entry), entry) for entry in entries))
 
 
 class _Files:
@@ -89,12 +80,23 @@ class _Files:
         self._root = root.rstrip("/")
         self._keys = Keys(own=True)
 
-    def samples(self, entries: Iterable[Entry]) -> Iterator[Sample]:
-        """In order; a few are read ahead."""
+    def placed(self, entries: Iterable[tuple[int, Entry]], blocks: ShardBlocks) -> Iterator[tuple[Sample, Entry]]:
+        """Samples without members, which `blocks` takes in. entries: all of a list's, and where they lie in it."""
+        count = size = 0
+        for at, entry in entries:
+            sample = self.named(entry)
+            blocks.add_row(count, sample, size, at, 0)
+            yield sample, entry
+            count, size = count + 1, size + entry.image.size
+        blocks.close(count, size)
+        blocks.ended = True
+
+    def samples(self, entries: Iterable[tuple[Sample, Entry]]) -> Iterator[Sample]:
+        """With their members, in order; a few are read ahead."""
         with ThreadPoolExecutor(_AHEAD, thread_name_prefix="files") as pool:
             waiting: deque[Future[Sample]] = deque()
-            for entry in entries:
-                waiting.append(pool.submit(self._fill, self.named(entry), entry))
+            for sample, entry in entries:
+                waiting.append(pool.submit(self._fill, sample, entry))
                 if len(waiting) == _AHEAD:
                     yield waiting.popleft().result()
             while waiting:

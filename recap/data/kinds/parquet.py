@@ -59,21 +59,13 @@ class Parquet(TableFiles):
                 return made
             reading, first = Reading(found.schema, Wanted(key=wanted.key)), 0
             layout, keys = reading.layout, reading.keys
-            sizes = [found.metadata.row_group(group).total_byte_size for group in range(len(found.counts))]
-            starts = [0, *accumulate(max(size, 0) for size in sizes)]
             for group, count in enumerate(found.counts):
                 own = found.own_keys(group, layout)
                 for row in range(count) if layout.key else range(-first % BLOCK, count, BLOCK):
                     sample = keys.sample(own[row] if own else None, first + row)
-                    made.problems += [(first + row, problem) for problem in sample.problems]
-                    if (first + row) % BLOCK == 0:
-                        made.first.append(sample.key)
-                        made.start.append(starts[group] + sizes[group] * row // count)
-                        made.origin.append(group)
-                        made.skip.append(row)
+                    made.add_row(first + row, sample, found.start(group, row), group, row)
                 first += count
-            made.start.append(starts[-1])
-            made.count = [min(BLOCK, first - start) for start in range(0, first, BLOCK)]
+            made.close(first, found.end)
         return made
 
     def block(self, shard: Shard, block: Block, wanted: Wanted, read: Callable[[int], None]) -> list[Sample]:
@@ -115,13 +107,29 @@ class _File:
 
     def __init__(self, file: pq.ParquetFile) -> None:
         self._file, self.metadata, self.schema = file, file.metadata, file.schema_arrow
-        self.counts = [self.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+        groups = [self.metadata.row_group(group) for group in range(file.num_row_groups)]
+        self.counts = [about.num_rows for about in groups]
+        self._sizes = [about.total_byte_size for about in groups]
+        self._starts = [0, *accumulate(max(size, 0) for size in self._sizes)]
 
-    def rows(self, reading: Reading) -> Iterator[Sample]:
+    @property
+    def end(self) -> int:
+        """Bytes of all row groups."""
+        return self._starts[-1]
+
+    def start(self, group: int, row: int) -> int:
+        """Where a row of a row group begins, were all of its rows of one size."""
+        return self._starts[group] + self._sizes[group] * row // self.counts[group]
+
+    def rows(self, reading: Reading, blocks: ShardBlocks) -> Iterator[Sample]:
         first, columns = 0, reading.layout.columns
         for group, count in enumerate(self.counts):
-            yield from self.samples(group, 0, count, self.batches(group, columns), first, reading)
+            samples = self.samples(group, 0, count, self.batches(group, columns), first, reading)
+            for row, sample in enumerate(samples):
+                blocks.add_row(first + row, sample, self.start(group, row), group, row)
+                yield sample
             first += count
+        blocks.close(first, self.end)
 
     def bytes_of(self, group: int, columns: Sequence[str]) -> int:
         """Unpacked, as the footer says."""

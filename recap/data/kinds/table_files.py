@@ -11,6 +11,7 @@ from typing import Protocol
 import pyarrow as pa
 
 from hpc.operator import Damage, Shard
+from recap.data.blocks import ShardBlocks
 from recap.data.kind import Wanted
 from recap.data.kinds.table import Reading, check_layouts
 from recap.data.tars import Sample
@@ -23,8 +24,8 @@ class TableFile(Protocol):
 
     schema: pa.Schema
 
-    def rows(self, reading: Reading) -> Iterator[Sample]:
-        """All rows; what is wrong on the way is left with `reading`."""
+    def rows(self, reading: Reading, blocks: ShardBlocks) -> Iterator[Sample]:
+        """All rows, which `blocks` takes in; what is wrong on the way is left with `reading`."""
 
 
 class TableFiles:
@@ -54,13 +55,14 @@ class TableFiles:
     def check_ranges(self, shards: Sequence[Shard]) -> None:
         """There are, in all of them."""
 
-    def samples(self, shard: Shard, wanted: Wanted) -> Generator[Sample | Damage]:
+    def samples(self, shard: Shard, wanted: Wanted, blocks: ShardBlocks) -> Generator[Sample | Damage]:
         with self._opened(shard) as found:
             if isinstance(found, Damage):
                 yield found
                 return
             reading = Reading(found.schema, wanted)
-            yield from found.rows(reading)
+            yield from found.rows(reading, blocks)
+            blocks.ended = not reading.damages  # a scan, which reads less, may know other keys of a damaged part
             if damage := reading.damage():
                 yield damage
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from typing import IO, cast
 
@@ -14,7 +14,7 @@ from recap.data.blocks import Block, ShardBlocks
 from recap.data.expected import ARCHIVES, expected_samples
 from recap.data.kind import Wanted
 from recap.data.remote import Ranges, fetch, open_shard
-from recap.data.tars import Sample, read_keys, read_samples
+from recap.data.tars import Sample, read_archive, read_keys, read_samples
 
 PIECE = 64 << 20  # bytes of a block that are asked for at a time: most blocks are smaller, those of large images not
 _END = 1024  # zeros: a range of a tar has no end of its own
@@ -34,12 +34,20 @@ def scan(file: IO[bytes]) -> ShardBlocks:
     archive, made = Archive(file), ShardBlocks()
     if archive.packed:
         raise ShardError("index: not a plain tar", "gzipped tars have no ranges: unpack them, or data.indexed=false")
-    for found in read_keys(archive):
+    for _ in _taken_in(made, read_keys(archive)):
+        pass
+    return made
+
+
+def _taken_in(made: ShardBlocks, samples: Iterable[Sample | Damage]) -> Generator[Sample | Damage]:
+    """The same samples; their blocks."""
+    for found in samples:
         if isinstance(found, Damage):
             made.damage = found
         else:
             made.add(found)
-    return made
+        yield found
+    made.ended = True
 
 
 class Tar:
@@ -65,9 +73,11 @@ class Tar:
                     "training of CLIP or DiT may stream all tars instead: data.indexed=false)."
                 )
 
-    def samples(self, shard: Shard, wanted: Wanted) -> Generator[Sample | Damage]:
+    def samples(self, shard: Shard, wanted: Wanted, blocks: ShardBlocks) -> Generator[Sample | Damage]:
         with open_shard(shard) as file:
-            yield from read_samples(file)
+            archive = Archive(file)
+            has_ranges = file.seekable() and not archive.packed
+            yield from _taken_in(blocks, read_archive(archive)) if has_ranges else read_archive(archive)
 
     def scan(self, shard: Shard, wanted: Wanted) -> ShardBlocks:
         with open_shard(shard) as file:
