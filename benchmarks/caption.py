@@ -35,6 +35,7 @@ from benchmarks.caption_work import (
 )
 from benchmarks.photos import decoding, encoded_photos
 from benchmarks.timing import cpu_seconds, say
+from hpc.base.errors import Parser
 from recap.engine import CaptionerConfig
 
 
@@ -103,7 +104,7 @@ def targets(report: dict[str, Any]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--images", type=int, default=512, help="images in a run")
     parser.add_argument("--rounds", type=int, default=2, help="rounds of which the best counts")
     parser.add_argument("--threads", type=int, default=1, help="torch threads, for all contenders")

@@ -18,7 +18,6 @@ Images are synthetic, of a photograph's size and compressibility; rates are per 
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import statistics
@@ -37,6 +36,7 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 import recap.torchvision_shim  # noqa: F401 - before transformers
+from hpc.base.errors import Parser
 from recap import device as gpu
 from recap.clip.objective import Objective
 from recap.clip.settings import OPENAI, ClipConfig, ClipModelConfig, LossConfig, Stage
@@ -329,7 +329,7 @@ def missed(what: str, result: dict[str, Any]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("what", nargs="*", metavar="PART", help="loader, step, memory (default: all of them)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers")
     parser.add_argument("--check", action="store_true", help="exit 1 where a target is missed")

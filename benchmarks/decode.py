@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from hpc.base.errors import Parser
 from recap.data.images import EncodedImage
 from recap.data.tars import Sample, read_samples
 from recap.demo import CAPTIONER, FLAGS
@@ -149,7 +150,7 @@ def captions(count: int) -> tuple[int, int]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m benchmarks.decode", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=5, help="of which the best counts")

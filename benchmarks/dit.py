@@ -17,7 +17,6 @@ average     seconds of a moving average of B/4's weights: ours (one foreach call
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
@@ -34,6 +33,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from benchmarks.sft import checkpoint
 from benchmarks.timing import say
+from hpc.base.errors import Parser
 from recap.dit.model import build
 from recap.dit.objective import Objective
 from recap.dit.settings import DitModelConfig, ObjectiveConfig
@@ -228,7 +228,7 @@ def missed(report: dict[str, float]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--gpu", action="store_true", help="also on one CUDA device")
     parser.add_argument("--json", type=Path, help="write the report here")
     parser.add_argument("--check", action="store_true", help="exit with 1 where a target is missed")

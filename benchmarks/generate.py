@@ -8,7 +8,6 @@ python -m benchmarks.generate text --model OUT             native against transf
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import os
@@ -29,6 +28,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from benchmarks.commands import ROOT
 from benchmarks.timing import say
 from hpc import config as configs
+from hpc.base.errors import Parser
 from hpc.operator import Item
 from recap.data.column import ColumnConfig
 from recap.data.rows import Rows, RowsConfig
@@ -243,7 +243,7 @@ def _timed(action: Callable[[], None]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parts = parser.add_subparsers(dest="part", required=True)
     parts.add_parser("operator")
     parts.add_parser("rows").add_argument("--rows", type=int, default=1_000_000)

@@ -13,7 +13,6 @@ random weights.
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import os
@@ -38,6 +37,7 @@ from benchmarks import gpu_checks, gpu_engine, gpu_train
 from benchmarks.gpu_setting import REAL, REHEARSAL, Note, Setting
 from benchmarks.gpu_table import table
 from benchmarks.timing import say
+from hpc.base.errors import Parser
 from hpc.base.processes import die_with_parent
 from recap import device
 
@@ -113,7 +113,7 @@ def _work(stage: Stage, setting: Setting, reader: int, writer: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=8.0, help="for everything but Python's start (default 8)")
     parser.add_argument("--out", type=Path, required=True, help="folder for gpu.json and gpu.md")
     parser.add_argument("--only", default=",".join(s.name for s in STAGES), help="stages, comma separated")

@@ -19,7 +19,6 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.timing import say
 from recap.train.parallel import gradient_sync
 
 RANKS, MICRO_BATCHES, WIDTH, LAYERS = 2, 4, 512, 8
@@ -92,8 +91,3 @@ def whole(module: nn.Module) -> int:
     grads = [p.unsharded_accumulated_grad for p in parameters]
     grads += [p._unsharded_param.grad for p in parameters if hasattr(p, "_unsharded_param")]  # gathered at first use
     return sum(grad.nbytes for grad in grads if grad is not None)
-
-
-if __name__ == "__main__":
-    for name, value in gradients().items():
-        say(f"{name:45}{value:10,.3f}")

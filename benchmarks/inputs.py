@@ -30,6 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.targets import Target, show
+from hpc.base.errors import Parser
 from recap.data.inputs import DataConfig, list_shards
 from recap.data.kinds import samples_of
 from recap.data.tars import Sample
@@ -199,7 +200,7 @@ def targets(found: dict[str, dict[str, float]]) -> list[Target]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m benchmarks.inputs", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--shards", type=int, default=4, help=f"of {SHARD} samples of {BYTES // 1000} kB (default: 4)")

@@ -8,7 +8,6 @@ python -m benchmarks.judges memory [--check]                               resid
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import multiprocessing
@@ -27,6 +26,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.timing import say
 from hpc import config as configs
+from hpc.base.errors import Parser
 from hpc.operator import Item, Row
 from recap.generate.operator import GenerateOperator
 from recap.generate.settings import GenerateConfig
@@ -168,7 +168,7 @@ def memory(first: int = 2_000, last: int = 20_000, window: int = 64) -> tuple[fl
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("what", choices=["window", "memory"])
     parser.add_argument("--window", type=int, default=16)
     parser.add_argument("--rows", type=int, default=2_000)

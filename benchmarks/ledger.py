@@ -40,6 +40,7 @@ from benchmarks.ledger_tree import OPEN, ROWS, Tree
 from benchmarks.overhead import overhead
 from benchmarks.targets import Target, show
 from hpc import rerun
+from hpc.base.errors import Parser
 from hpc.base.no_pandas import without_pandas
 from hpc.map.tally import Tally
 
@@ -213,7 +214,7 @@ LABELS = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m benchmarks.ledger", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--shards", default="1300,130000", help="sizes, comma-separated")

@@ -10,7 +10,6 @@ expectation is under the aim, the next rungs are named with what each would brin
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ from benchmarks.pass_counts import Counts, count_passes
 from benchmarks.random_captioner import Shape
 from benchmarks.refills import turns
 from benchmarks.timing import say
+from hpc.base.errors import Parser
 
 PREFIX, SUFFIX = 10, 15  # tokens of the prompt before and after the image
 AIM = {"bf16": 65.0, "fp8+kv": 100.0}
@@ -243,7 +243,7 @@ def caption_lengths(images: int) -> list[int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--rates", default="stated", help="`stated`, or a report of benchmarks.gpu (gpu.json)")
     parser.add_argument("--precisions", default="bf16,fp8,fp8+kv", help="separated by commas")
     parser.add_argument("--slots", type=int, default=512, help="captions at a time")

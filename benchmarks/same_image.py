@@ -9,7 +9,6 @@ more column chunk a block, hashes all images of the first block that it meets of
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import statistics
 import sys
@@ -23,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.clip import photograph
+from hpc.base.errors import Parser
 from recap.clip.images import training_crop
 from recap.data.blocks import BLOCK
 from recap.data.column import ColumnConfig
@@ -87,7 +87,7 @@ def measure(folder: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="exit 1 where the target is missed")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -35,6 +35,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.targets import Target, show
+from hpc.base.errors import Parser
 from hpc.base.no_pandas import without_pandas
 from hpc.base.remote_files import file_system
 from hpc.operator import Shard
@@ -256,7 +257,7 @@ def targets(sizes: dict[int, dict[str, float]]) -> list[Target]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m benchmarks.scale", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--shards", default="1000,140000", help="sizes, comma-separated")

@@ -36,6 +36,7 @@ import recap.torchvision_shim  # noqa: F401 - before transformers
 from benchmarks.photos import encoded_photos
 from benchmarks.targets import Target, show
 from hpc import config as configs
+from hpc.base.errors import Parser
 from hpc.operator import Item
 from recap.clip.make_tokenizer import train
 from recap.score.encoder import ClipEncoder
@@ -188,7 +189,7 @@ def cases(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m benchmarks.score", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rows", type=int, default=512, help="of the shard")

@@ -17,7 +17,6 @@ gpu         tokens/s and MFU of optimizer steps: ours against transformers' Trai
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
@@ -38,6 +37,7 @@ from benchmarks.held_gradients import gradients
 from benchmarks.sft_gpu import on_gpu
 from benchmarks.sft_model import CLIP_L, ROW, SMALL_TOWER, best, captioner, micro_batch, mix_lengths
 from benchmarks.timing import say
+from hpc.base.errors import Parser
 from recap.sft.model import CaptionLoss, blocks
 from recap.sft.packing import deal, pack
 from recap.train.checkpoints import Began, Checkpoints, Keep
@@ -233,7 +233,7 @@ def missed(report: dict[str, float]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--gpu", action="store_true", help="also a training step on one CUDA device")
     parser.add_argument("--json", type=Path, help="write the report here")
     parser.add_argument("--check", action="store_true", help="exit with 1 where a target is missed")

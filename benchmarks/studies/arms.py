@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hpc.base.errors import Parser
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -55,7 +57,7 @@ class Alone:
 
 def arguments(described: str, study: Path, only: str) -> argparse.ArgumentParser:
     """The options of every study; only: how an arm is named, for the help."""
-    parser = argparse.ArgumentParser(description=described, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=described)
     parser.add_argument("out", type=Path)
     parser.add_argument("--study", type=Path, default=study)
     parser.add_argument("--jobs", type=int, default=1, help="arms at the same time")

@@ -5,7 +5,6 @@ python -m benchmarks.studies.planted_errors OUT.md [--study FILE.yaml]
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import statistics
@@ -20,6 +19,7 @@ import numpy as np
 import yaml
 
 from benchmarks.timing import say
+from hpc.base.errors import Parser
 from recap.evaluate import (
     battles,
     capture,
@@ -276,7 +276,7 @@ def _ranks(values: np.ndarray) -> np.ndarray:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--study", type=Path, default=Path(__file__).with_suffix(".yaml"))
     args = parser.parse_args()

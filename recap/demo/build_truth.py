@@ -31,6 +31,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
+from hpc.base.errors import Parser
 from recap.demo import DESCRIPTIONS, FLAGS, FLAGS_TRUTH
 from recap.worlds.flag_scenes import COLOURS
 
@@ -133,6 +134,7 @@ def layouts() -> dict[str, tuple[str, list[str]]]:
 
 
 def main() -> None:
+    Parser(description=__doc__).parse_args()
     described = set()
     for path in sorted(DESCRIPTIONS.glob("*.parquet")):
         rows = pq.read_table(path).to_pylist()

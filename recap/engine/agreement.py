@@ -1,8 +1,6 @@
-"""How far a cheaper precision changes captions: fp8 (or fp8 keys and values) against the full precision, on your
-images.
+"""How far a cheaper precision (fp8 weights, fp8 keys and values) changes the captions of your images.
 
-    python -m recap.engine.agreement MODEL IMAGES... [--precision fp8] [--kv-precision fp8] [--device cuda] [--count
-    256]
+    python -m recap.engine.agreement MODEL IMAGES... [--precision fp8] [--kv-precision fp8] [--count 256]
 
 IMAGES are tars or image files. Both precisions caption them freely, and are then fed the same tokens (those of the full
 precision), which separates a changed score from what greedy decoding makes of it.
@@ -10,7 +8,6 @@ precision), which separates a changed score from what greedy decoding makes of i
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import tarfile
@@ -22,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from hpc.base.errors import Parser
 from recap import device as gpu
 from recap.engine.decode import decode
 from recap.engine.generator import Image, Text
@@ -142,7 +140,7 @@ _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("model")
     parser.add_argument("images", nargs="+", type=Path)
     parser.add_argument("--precision", default="fp8", choices=["fp8", "bf16", "fp16"])

@@ -2,8 +2,6 @@
 
 A LLaVA checkpoint's images are decoded here to the exact square that the other engines see, so that vLLM's own resizing
 has nothing to do. Other models get the whole image, which vLLM prepares by the model's own processor.
-
-    python -m recap.engine.vllm_backend FOLDER TARGET      a copy of a checkpoint with the weight names that vLLM reads
 """
 
 from __future__ import annotations
@@ -11,16 +9,11 @@ from __future__ import annotations
 import asyncio
 import importlib
 import itertools
-import shutil
-import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 from hpc.base.errors import UserError
 from recap.data.images import BadImage, EncodedImage
@@ -43,9 +36,8 @@ from recap.engine.managed_server import gpus_seen
 from recap.engine.prompts import Prompt
 from recap.engine.settings import CaptionerConfig
 from recap.engine.transformers_backend import choose_dtype
+from recap.engine.vllm_weights import check_names
 from recap.model_files import model_folder
-
-_TOWER = ".vision_tower."  # followed by "vision_model." in the names that vLLM reads
 
 
 class VllmEngine(AsynchronousEngine):
@@ -172,43 +164,3 @@ def _open(config: CaptionerConfig) -> Checkpoint | VisionCheckpoint | TextCheckp
     if not config.sees:
         return open_text_checkpoint(config)
     return open_checkpoint(config) if is_llava(model_folder(config.model)) else open_vision_checkpoint(config)
-
-
-def check_names(folder: Path) -> None:
-    """Raise UserError for weight names that vLLM does not read (transformers 5 writes them)."""
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, "pt") as file:
-            flat = any(_vllm_name(name) != name for name in file.keys())  # noqa: SIM118 - not a dictionary
-        if flat:
-            raise UserError(
-                f"{folder}: vLLM does not read the weight names of transformers 5. Make a copy that both read: "
-                f"python -m recap.engine.vllm_backend {folder} TARGET"
-            )
-
-
-def rename(folder: Path, target: Path) -> None:
-    """Copy a checkpoint, with `vision_tower.vision_model.` in its weight names; transformers reads it as before."""
-    target.mkdir(parents=True)
-    for path in sorted(folder.iterdir()):
-        if path.suffix != ".safetensors":
-            text = path.read_bytes()
-            if path.name.endswith(".index.json"):
-                text = text.replace(b"vision_tower.", b"vision_tower.vision_model.")
-                text = text.replace(b"vision_model.vision_model.", b"vision_model.")
-            (target / path.name).write_bytes(text)
-            continue
-        with safe_open(path, "pt") as file:
-            tensors = {_vllm_name(name): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            save_file(tensors, target / path.name, metadata=file.metadata())
-    shutil.copymode(folder, target)
-
-
-def _vllm_name(name: str) -> str:
-    head, tower, tail = f".{name}".partition(_TOWER)
-    if not tower or tail.startswith("vision_model."):
-        return name
-    return f"{head}{tower}vision_model.{tail}".removeprefix(".")
-
-
-if __name__ == "__main__":
-    rename(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -4,7 +4,7 @@ A dry run prints it. Names and shapes need torch, which no launcher loads: a pro
 the meta device, where it takes no memory, and answers in JSON. What it finds wrong (a pattern that no parameter's name
 matches) is said at launch.
 
-    python -m recap.train.groups        {"trainer": dotted path, "config": {...}} on its standard input
+Started by a launch alone, with {"trainer": dotted path, "config": {...}} on its standard input.
 """
 
 from __future__ import annotations

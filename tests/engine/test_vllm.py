@@ -15,7 +15,7 @@ from benchmarks.random_captioner import Shape, photo
 from hpc.base.errors import UserError
 from recap.demo import CAPTIONER, FLAGS
 from recap.engine import Caption, CaptionerConfig, Request, load_engine
-from recap.engine.vllm_backend import check_names, rename
+from recap.engine.vllm_weights import check_names, rename
 from tests.engine.conftest import drive
 from tests.support import tiny_vlms
 
@@ -24,7 +24,7 @@ SHAPE = Shape(hidden=128, heads=4, kv_heads=2, head_dim=32, vision_hidden=64, vi
 
 
 def test_renamed_weights_load_in_transformers(tiny: Callable[..., Path], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="vllm_backend"):
+    with pytest.raises(UserError, match="vllm_weights"):
         check_names(tiny(SHAPE))
     rename(tiny(SHAPE), tmp_path / "renamed")
     check_names(tmp_path / "renamed")
