@@ -128,13 +128,26 @@ def load_language_model(checkpoint: TextCheckpoint, dtype: torch.dtype) -> Any:
 def make_text_shapes(checkpoint: TextCheckpoint, config: CaptionerConfig, device: torch.device, shared: bool) -> Shapes:
     """The shapes that fit the prompts; slots on CPUs (on GPUs memory decides)."""
     book, small = checkpoint.book, device.type == "cpu"
+    width = max(book.length(name) for name in book.formats)
     micro_batch = config.micro_batch or (8 if small else 32)
+    slots = config.slots or (_cpu_slots(checkpoint, width + config.max_tokens) if small else 256)
     return Shapes(
         micro_batch=micro_batch,
-        slots=max(config.slots or (32 if small else 256), micro_batch),
+        slots=max(slots, micro_batch),
         max_tokens=config.max_tokens,
         prefix=common_prefix(book) if shared else (),
-        width=max(book.length(name) for name in book.formats),
+        width=width,
         image_token=-1,
         eos=checkpoint.eos,
     )
+
+
+def _cpu_slots(checkpoint: TextCheckpoint, span: int) -> int:
+    """Slots on CPUs: a step reads all weights whatever it writes, so that many rows share the reading; at most 128, as
+    many as have keys and values (float32) in 2 GiB."""
+    language = checkpoint.config.get_text_config()
+    heads = language.num_attention_heads
+    dim = getattr(language, "head_dim", None) or language.hidden_size // heads
+    kv_heads = getattr(language, "num_key_value_heads", None) or heads
+    position = 2 * 4 * language.num_hidden_layers * kv_heads * dim
+    return max(1, min(128, 2**31 // (position * span)))
