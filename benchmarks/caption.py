@@ -5,7 +5,8 @@
 
 On a GPU: python -m benchmarks.gpu. The work: benchmarks/caption_work.py. All contenders get the same weights, images,
 prompt and lengths. generate runs each batch until its longest caption is done, and is taken at its best batch.
-Warm-up is excluded. Each number is the best of --rounds rounds over the whole run, drain included.
+Warm-up is excluded. Each number is the best of --rounds rounds over the whole run, drain included; the native engine
+writes the images four times in a run, for its drain is a small part of a shard, and generate has one in each batch.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 
@@ -38,6 +40,8 @@ from benchmarks.timing import cpu_seconds, say
 from hpc.base.errors import Parser
 from recap.engine import CaptionerConfig
 
+_PASSES = 4
+
 
 def on_cpu(options: argparse.Namespace) -> dict[str, Any]:
     """Tiny captioner, fp32, equal threads."""
@@ -48,6 +52,8 @@ def on_cpu(options: argparse.Namespace) -> dict[str, Any]:
     some = replace(work, pixels=work.pixels[:64], lengths=work.lengths[:64])
     run_native(some, generator)
     run_generate(replace(some, pixels=some.pixels[:8], lengths=some.lengths[:8]), 8, None)
+    # What a shard of thousands is to generate's batches: the same images over and over, in one run.
+    passes = replace(work, pixels=np.tile(work.pixels, (_PASSES, 1, 1, 1)), lengths=np.tile(work.lengths, _PASSES))
     # CPU seconds, the best of all rounds: on an idle machine the same as the clock, on a shared one what is fair.
     found: dict[int, dict[int, list[int]]] = {}
     spent: dict[int, float] = {}
@@ -60,8 +66,8 @@ def on_cpu(options: argparse.Namespace) -> dict[str, Any]:
             part = replace(work, pixels=work.pixels[: 16 * batch], lengths=work.lengths[: 16 * batch])
             used, _ = cpu_seconds(lambda p=part, b=batch: found.update({b: run_generate(p, b, None)}))
             spent[batch] = min(spent.get(batch, float("inf")), used / part.images)
-        used, clock = cpu_seconds(lambda: ours.update(run_native(work, generator)))
-        own, own_clock = min(own, used / work.images), min(own_clock, clock / work.images)
+        used, clock = cpu_seconds(lambda: ours.update(run_native(passes, generator)))
+        own, own_clock = min(own, used / passes.images), min(own_clock, clock / passes.images)
     best = min((b for b in spent if len(found[b]) == work.images), key=lambda b: spent[b])
     fastest = min(spent.values())
     for batch, used in spent.items():
@@ -70,7 +76,7 @@ def on_cpu(options: argparse.Namespace) -> dict[str, Any]:
     say(f"  native, {plan.slots} slots    {1 / own:8.1f} img/s   {fastest / own:.2f}x generate at its best")
     say("  (images per CPU second; by the clock, on a machine that may be shared, "
         f"the native engine wrote {1 / own_clock:.1f} img/s)")  # fmt: skip
-    same = compare(work, ours, found[best])
+    same = compare(work, {i: ours[i] for i in range(work.images)}, found[best])
     say(f"  identical captions   {same['identical']} of {same['images']}; largest score margin where one differs "
         f"{same['largest_margin_in_standard_deviations']:.1e} standard deviations")  # fmt: skip
     photos = encoded_photos(work.images, 512, 384)
