@@ -11,7 +11,8 @@ tars. Tars, markers and column files are names of one file each. "Merged" are fo
 recap.data.merge makes them. "Operations" are the system calls that name a file (open,
 stat, link, ...) and the listings, as strace counts them in a process of its own, less those of one that imports the
 same modules and does nothing. "Alone" is a rank that finds everything out by itself, as before there were manifests.
-An engine is one of a merge of these four columns, before and while it reads shards of one block each.
+An engine is one of a merge of these four columns, before and while it reads shards of one block each. Readers of a
+column on an object store are benchmarks.remote_columns'.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import remote_columns
 from benchmarks.targets import Target, show
 from hpc.base.errors import Parser
 from hpc.base.no_pandas import without_pandas
@@ -280,11 +282,12 @@ def main(arguments: list[str] | None = None) -> int:
             label, *("" if isnan(found[key]) else f"{found[key]:,.2f}".removesuffix(".00") for found in sizes.values())
         )
     console.print(table)
-    checks = targets(sizes)
+    remote = remote_columns.measured()
+    checks = [*targets(sizes), *remote_columns.targets(remote)]
     show(console, checks)
     if args.json:
         judged = [asdict(check) | {"met": check.met} for check in checks]
-        facts: dict[str, Any] = {"sizes": sizes, "targets": judged, "date": time.strftime("%Y-%m-%d")}
+        facts: dict[str, Any] = {"sizes": sizes, "remote": remote, "targets": judged, "date": time.strftime("%Y-%m-%d")}
         args.json.write_text(json.dumps(facts, indent=1) + "\n")
     return 1 if args.check and not all(c.met for c in checks) else 0
 

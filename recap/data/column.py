@@ -12,6 +12,7 @@ from hpc.base.errors import UserError
 from hpc.base.fields import execution
 from hpc.base.small_reads import small_reads
 from hpc.operator import Shard
+from recap.data.changed_files import is_damage, unreadable
 from recap.data.manifest import Located, Manifest
 
 
@@ -76,7 +77,7 @@ class ColumnOfFiles:
 
     def type(self) -> pa.DataType:
         """Of its values, as one of its files says. UserError where there is no file, or not this field."""
-        schema = self._some_schema()
+        schema = self.some_schema()
         if schema is None:
             raise UserError(
                 f"data: column {self.name} ({self.config.run or self.config.folder}) holds no file yet, so that the "
@@ -103,8 +104,16 @@ class ColumnOfFiles:
         if schema is not None:
             self.check_names("its first file", schema.names)
 
+    def some_schema(self) -> pa.Schema | None:
+        """That of one of the files; None where there is none. UserError where it cannot be read."""
+        try:
+            return self._some_schema()
+        except (OSError, pa.ArrowException) as error:
+            if not is_damage(error):
+                raise
+            raise unreadable(self.name, str(self.config.run or self.config.folder), error) from error
+
     def _some_schema(self) -> pa.Schema | None:
-        """That of one of the files; None where there is none."""
         raise NotImplementedError
 
     def manifest(self, shards: Sequence[Shard]) -> Iterator[tuple[str, Located]]:
@@ -117,14 +126,6 @@ class ColumnOfFiles:
         """Where they lay when the reader was launched, or lie now."""
         manifest = self.newer.get(shard.id, self._manifest)
         return manifest.find(shard.id) if manifest is not None else self.locate(shard)
-
-
-def gone(name: str, shard: Shard, place: str) -> UserError:
-    return UserError(
-        f"data: column {name}: {place}, which holds shard {shard.id}, is gone: it was there when this job was "
-        "launched. Put it back. A map job reads what is there now where it is launched again (python -m hpc.rerun), a "
-        "training where it is started under another name."
-    )
 
 
 def check_missing(name: str, config: ColumnConfig, missing: list[str], shards: int) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import cached_property
 from threading import Lock
@@ -25,7 +25,8 @@ from hpc.operator import OK, Shard
 from hpc.run.directory import Run
 from hpc.run.published import Published, some_file
 from recap.data.blocks import BLOCK
-from recap.data.column import Column, ColumnConfig, ColumnOfFiles, Values, check_missing, gone
+from recap.data.changed_files import as_launched
+from recap.data.column import Column, ColumnConfig, ColumnOfFiles, Values, check_missing
 from recap.data.headers import plain
 from recap.data.manifest import Located, Manifest
 from recap.data.open_files import OpenFiles
@@ -103,6 +104,19 @@ class ParquetColumn(ColumnOfFiles):
         """The file, and why it may be another's (see `Values.doubt`)."""
         raise NotImplementedError
 
+    def _place(self, located: Located) -> str:
+        """Path or URL of a file."""
+        raise NotImplementedError
+
+    def _as_launched(self, shard: Shard) -> AbstractContextManager[None]:
+        """While a shard's file is opened or read: UserError where it is not what it was."""
+
+        def where() -> tuple[str, int]:
+            located = self.located(shard)
+            return (self._place(located), located.size) if located else ("a file", 0)
+
+        return as_launched(self.name, shard.id, where)
+
     def keys(self, shard: Shard, block: int, count: int) -> list[str]:
         """The keys of a block's rows; [] where the shard has no file."""
         with self._file(shard) as (file, _):
@@ -136,12 +150,18 @@ class ParquetColumn(ColumnOfFiles):
         located = self.located(shard)
         if located is None:
             return
-        file, doubt = self._opened(shard, located)
+        with self._as_launched(shard):
+            file, doubt = self._opened(shard, located)
         with file:
             self._check_file(shard.id, file)
             field = digest_field(file.schema_arrow)
             for group in range(file.num_row_groups):  # one by one: together they would be read ahead whole
-                for rows in file.iter_batches(BLOCK, [group], columns=self._fields(file, field), use_threads=False):
+                batches = file.iter_batches(BLOCK, [group], columns=self._fields(file, field), use_threads=False)
+                while True:
+                    with self._as_launched(shard):
+                        rows = next(batches, None)
+                    if rows is None:
+                        break
                     yield self._values(rows, field, doubt)
 
     def ok_rows(self, shard: Shard) -> np.ndarray:
@@ -149,8 +169,7 @@ class ParquetColumn(ColumnOfFiles):
         located = self.located(shard)
         if located is None:
             return np.zeros(0, bool)
-        file, _ = self._opened(shard, located)
-        with file:
+        with self._as_launched(shard), self._opened(shard, located)[0] as file:
             return pc.equal(file.read(["status"], use_threads=False)["status"], OK).to_numpy()
 
     def _fields(self, file: pq.ParquetFile, digests: str | None) -> list[str]:
@@ -181,7 +200,7 @@ class ParquetColumn(ColumnOfFiles):
             located = self.located(shard)
             return self._opened(shard, located) if located is not None else (None, "")
 
-        with self.files.file(shard.id, opened) as (file, doubt):
+        with self._as_launched(shard), self.files.file(shard.id, opened) as (file, doubt):
             if file is not None:
                 self._check_file(shard.id, file)
             yield file, doubt
@@ -264,8 +283,11 @@ class FolderColumn(ParquetColumn):
 
     def known_identity(self) -> str:
         """That of the first file: all are of one (see `_check_file`)."""
-        schema = self._some_schema()
+        schema = self.some_schema()
         return ((schema.metadata if schema else None) or {}).get(b"identity", b"").decode()
+
+    def _place(self, located: Located) -> str:
+        return f"{str(self.config.folder).rstrip('/')}/{located.file}.parquet"
 
     def _some_schema(self) -> pa.Schema | None:
         some = self._manifest.some() if self._manifest is not None else None
@@ -281,10 +303,7 @@ class FolderColumn(ParquetColumn):
         return said_once(self.name, [(s, Origin(replace(s, id=name))) for s, name in names if name is not None])
 
     def _opened(self, shard: Shard, located: Located) -> tuple[pq.ParquetFile, str]:
-        try:
-            file, place = self._parquet(located.file, located.size), self._places.normalised(shard.uri)
-        except FileNotFoundError:
-            raise gone(self.name, shard, f"{self.config.folder}/{located.file}.parquet") from None
+        file, place = self._parquet(located.file, located.size), self._places.normalised(shard.uri)
         name = located.file.replace("/", "%2F")
         made_of = _made_of(name, file)
         if made_of and self._places.normalised(made_of.uri) != place and (other := self._by_uri.get(place)):
@@ -347,11 +366,10 @@ class RunColumn(ParquetColumn):
         return self.published.generation(origin.shard.id) if origin else 0
 
     def _opened(self, shard: Shard, located: Located) -> tuple[pq.ParquetFile, str]:
-        place = self._run.locate(located.file)
-        try:
-            return _parquet_at(place, located.size), located.doubt
-        except FileNotFoundError:
-            raise gone(self.name, shard, place) from None
+        return _parquet_at(self._place(located), located.size), located.doubt
+
+    def _place(self, located: Located) -> str:
+        return self._run.locate(located.file)
 
     def _some_schema(self) -> pa.Schema | None:
         some = self._manifest.some() if self._manifest is not None else None

@@ -23,7 +23,8 @@ from hpc.base.errors import UserError
 from hpc.base.remote_files import file_system
 from hpc.operator import Shard
 from recap.data.blocks import BLOCK
-from recap.data.column import ColumnConfig, ColumnOfFiles, Values, check_missing, gone
+from recap.data.changed_files import gone
+from recap.data.column import ColumnConfig, ColumnOfFiles, Values, check_missing
 from recap.data.headers import plain
 from recap.data.manifest import Located, Manifest
 from recap.data.origin import Origins, said_once
@@ -184,9 +185,9 @@ class ExportedColumn(ColumnOfFiles):
                 found = rows_of(file, first, count, ["key", self.field, FIELD])
                 same = (file.schema_arrow.metadata or {}).get(b"identity", b"").decode() == identity
         except FileNotFoundError:
-            raise gone(self.name, shard, name) from None
+            raise gone(self.name, shard.id, name) from None
         except (OSError, pa.ArrowException) as error:
             raise UserError(f"data: column {self.name}: {name} cannot be read: {error}. Export it again.") from error
         if not same or len(found) != count:
-            raise gone(self.name, shard, f"{name} as it was")
+            raise gone(self.name, shard.id, f"{name} as it was")
         return found
