@@ -14,17 +14,21 @@ import pyarrow as pa
 from hpc.base.errors import UserError
 from recap.engine.decode import Geometry
 from recap.score.model_folder import check_precision, config_of, files_of
-from recap.score.scorer import REFERENCES, TEXTS, Scored, named
+from recap.score.scorer import REFERENCES, TEXTS, ScoreInput, text_field
 from recap.score.settings import BertScore
 
 _KINDS = ("precision", "recall")
-_SPACED = ("roberta", "gpt2")  # bert_score tokenises texts for these with a blank before the first word
+_SPACED = ("roberta", "gpt2")  # model types for which bert_score puts a blank before the first word of a text
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """A text's tokens. vectors: float64 [T, D] of length 1; counted: bool [T], the tokens whose matches are averaged
-    (those of the text, not CLS and SEP, which may be matched all the same)."""
+    """A text's T tokens.
+
+    vectors: float64 [T, D], each row of length 1.
+    counted: bool [T], the tokens over whose best matches the mean is taken: all but CLS and SEP, which tokens of the
+        other side may still be matched with.
+    """
 
     vectors: np.ndarray
     counted: np.ndarray
@@ -41,14 +45,14 @@ class BertScorer:
         check_precision(config.precision, self._key)
         self.fields: list[tuple[str, pa.DataType]] = []
         for text in texts:
-            self.fields += [(named(name, text), pa.float32()), (named(f"cut_{name}", text), pa.bool_())]
-            self.fields += [(named(f"{kind}_{name}", text), pa.float32()) for kind in _KINDS]
+            self.fields += [(text_field(name, text), pa.float32()), (text_field(f"cut_{name}", text), pa.bool_())]
+            self.fields += [(text_field(f"{kind}_{name}", text), pa.float32()) for kind in _KINDS]
 
     def identity(self) -> dict[str, Any]:
         folder, key = self.config.model, f"{self._key}.model"
         made = files_of(folder, key, "an encoder of transformers with a fast tokenizer")
-        told = config_of(folder, key)
-        layers = told.get("num_hidden_layers", told.get("n_layers"))
+        config = config_of(folder, key)
+        layers = config.get("num_hidden_layers", config.get("n_layers"))
         if not 0 <= self.config.layer <= int(layers or self.config.layer):
             raise UserError(f"config: `{self._key}.layer`: {self.config.layer}; {folder} has {layers}. 0 is the last.")
         return {"model": made}
@@ -66,15 +70,15 @@ class BertScorer:
         tokenizer = self._model.tokenizer
         self._uncounted = [token for token in (tokenizer.cls_token_id, tokenizer.sep_token_id) if token is not None]
 
-    def score(self, rows: Sequence[Scored]) -> list[dict[str, Any]]:
+    def score(self, rows: Sequence[ScoreInput]) -> list[dict[str, Any]]:
         known, cut = self._embedded([text for row in rows for text in (*row.texts.values(), *row.references)])
         found: list[dict[str, Any]] = []
         for row in rows:
-            made: dict[str, Any] = {named(f"cut_{self.name}", name): cut[text] for name, text in row.texts.items()}
+            made: dict[str, Any] = {text_field(f"cut_{self.name}", name): cut[text] for name, text in row.texts.items()}
             for name, text in row.texts.items() if row.references else ():
-                scores = np.array([matched(known[text], known[reference]) for reference in row.references]).max(0)
+                scores = np.array([greedy_match(known[text], known[reference]) for reference in row.references]).max(0)
                 fields = (f"precision_{self.name}", f"recall_{self.name}", self.name)
-                made |= {named(field, name): float(score) for field, score in zip(fields, scores, strict=True)}
+                made |= {text_field(field, name): float(score) for field, score in zip(fields, scores, strict=True)}
             found.append(made)
         return found
 
@@ -90,11 +94,14 @@ class BertScorer:
         return made, {text: one.cut for text, one in zip(unique, encoded, strict=True)}
 
 
-def matched(text: Embedded, reference: Embedded) -> tuple[float, float, float]:
-    """Precision, recall and F1: the means over the tokens of each side of their largest cosine with the other's.
+def greedy_match(text: Embedded, reference: Embedded) -> tuple[float, float, float]:
+    """(precision, recall, F1) of a text against one reference.
+
+    Precision is the mean, over the text's tokens, of the largest cosine with a token of the reference; recall the same
+    with the sides exchanged; F1 their harmonic mean. All are 0 where a side has no token that counts.
 
     >>> one = Embedded(np.eye(2), np.array([True, True]))
-    >>> matched(one, Embedded(np.eye(2)[:1], np.array([True])))
+    >>> greedy_match(one, Embedded(np.eye(2)[:1], np.array([True])))
     (0.5, 1.0, 0.6666666666666666)
     """
     if not text.counted.any() or not reference.counted.any():

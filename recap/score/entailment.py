@@ -1,4 +1,4 @@
-"""Whether references entail a text, by any model of sentence pairs that was trained for it (MNLI and its kin)."""
+"""Whether references entail a text, by a classifier of sentence pairs that was trained on entailment (such as MNLI)."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import pyarrow as pa
 from hpc.base.errors import UserError
 from recap.engine.decode import Geometry
 from recap.score.model_folder import check_kind, check_precision, files_of
-from recap.score.scorer import REFERENCES, TEXTS, Scored, named
+from recap.score.scorer import REFERENCES, TEXTS, ScoreInput, text_field
 from recap.score.settings import Entailment
 
 _KIND = "ForSequenceClassification"
 
 
 class EntailmentScorer:
-    """See recap.score.scorer.Scorer. The premise is a reference, the hypothesis the text; of several references the
-    probabilities' mean."""
+    """See recap.score.scorer.Scorer. The premise is a reference, the hypothesis the text; with several references the
+    value is the mean of the probabilities."""
 
     needs = frozenset({TEXTS, REFERENCES})
     geometries: list[Geometry] = []
@@ -29,8 +29,8 @@ class EntailmentScorer:
         check_precision(config.precision, self._key)
         self.fields: list[tuple[str, pa.DataType]] = []
         for text in texts:
-            self.fields += [(named(name, text), pa.float32()), (named(f"cut_{name}", text), pa.bool_())]
-            self.fields += [(named(f"contradiction_{name}", text), pa.float32())] if config.contradiction else []
+            self.fields += [(text_field(name, text), pa.float32()), (text_field(f"cut_{name}", text), pa.bool_())]
+            self.fields += [(text_field(f"contradiction_{name}", text), pa.float32())] if config.contradiction else []
 
     def identity(self) -> dict[str, Any]:
         made = files_of(self.config.model, f"{self._key}.model", f"AutoModel{_KIND}'s")
@@ -47,15 +47,15 @@ class EntailmentScorer:
         self._model = TextModel.open(self.config.model, f"AutoModel{_KIND}", device, self.config.precision)
 
     def _labels(self) -> dict[str, int]:
-        """The places of the labels that are looked at among the model's logits."""
-        told = check_kind(self.config.model, f"{self._key}.model", _KIND)
+        """By field: the place, among the model's logits, of the label whose probability it holds."""
+        config = check_kind(self.config.model, f"{self._key}.model", _KIND)
         wanted = {
             self.name: "entail",
             **({f"contradiction_{self.name}": "contra"} if self.config.contradiction else {}),
         }
-        return {field: place_of(told, beginning, f"{self._key}.model") for field, beginning in wanted.items()}
+        return {field: label_index(config, beginning, f"{self._key}.model") for field, beginning in wanted.items()}
 
-    def score(self, rows: Sequence[Scored]) -> list[dict[str, Any]]:
+    def score(self, rows: Sequence[ScoreInput]) -> list[dict[str, Any]]:
         pairs = list(dict.fromkeys((r, text) for row in rows for text in row.texts.values() for r in row.references))
         encoded = self._model.encode([premise for premise, _ in pairs], [text for _, text in pairs])
         made = self._model.run(encoded, lambda output, _: output.logits.float().softmax(-1))
@@ -65,21 +65,25 @@ class EntailmentScorer:
             values: dict[str, Any] = {}
             for name, text in row.texts.items() if row.references else ():
                 of_all = [known[reference, text] for reference in row.references]
-                values[named(f"cut_{self.name}", name)] = any(one.cut for _, one in of_all)
+                values[text_field(f"cut_{self.name}", name)] = any(one.cut for _, one in of_all)
                 for field, place in self._places.items():
-                    values[named(field, name)] = fmean(float(shares[place]) for shares, _ in of_all)
+                    values[text_field(field, name)] = fmean(float(shares[place]) for shares, _ in of_all)
             found.append(values)
         return found
 
 
-def place_of(config: dict[str, Any], beginning: str, key: str) -> int:
-    """The number of the one label of config.json's id2label that begins so. UserError where there is none."""
+def label_index(config: dict[str, Any], beginning: str, key: str) -> int:
+    """The number of the label in config.json's id2label that begins with `beginning` (lower case).
+
+    Raises:
+        UserError: no label begins so, or several do.
+    """
     labels = {int(number): str(label) for number, label in (config.get("id2label") or {}).items()}
     places = [number for number, label in labels.items() if label.lower().startswith(beginning)]
     if len(places) != 1:
         told = ", ".join(labels.values()) or "not there"
         raise UserError(
-            f"config: `{key}`: which of its labels begins with {beginning!r} is not told: id2label in config.json is "
+            f"config: `{key}`: one label that begins with {beginning!r} is expected; id2label in config.json is "
             f"{told}. Write the labels' names there, in the order that the model was trained with."
         )
     return places[0]

@@ -1,5 +1,7 @@
-"""Numbers of images by a head over a CLIP's image features: aesthetics, safety. A linear layer or several, as
-safetensors hold them; LAION's aesthetic predictor is five without an activation between them.
+"""Scores of images by a head over a CLIP's image features: aesthetics, safety.
+
+A head is one linear layer or several, read from a safetensors file. LAION's aesthetic predictor has five, with no
+activation between them.
 """
 
 from __future__ import annotations
@@ -15,59 +17,54 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from hpc.base.errors import UserError
-from recap.engine.decode import Geometry
 from recap.model_files import file_digest
-from recap.score.clip import clip_files
-from recap.score.model_folder import check_precision, json_of
-from recap.score.scorer import IMAGE, Scored
+from recap.score.clip_based import ClipBased
+from recap.score.model_folder import json_of
+from recap.score.scorer import IMAGE, ScoreInput
 from recap.score.settings import ImageHead
 
 if TYPE_CHECKING:
     from recap.score.encoder import ClipEncoder
 
 _ACTIVATIONS = ("none", "relu")
-_WIDTH = 512  # of a CLIPConfig that does not say
+_WIDTH = 512  # numbers of a feature where a CLIPConfig of transformers does not name its projection_dim
 Layer = tuple[np.ndarray, np.ndarray]
 
 
-class HeadScorer:
-    """See recap.score.scorer.Scorer. Features are the CLIP's, of length 1, and shared with its other scorers."""
+class HeadScorer(ClipBased[ImageHead]):
+    """See recap.score.scorer.Scorer. The head is applied to the CLIP's image features, normalised to length 1."""
 
     needs = frozenset({IMAGE})
 
     def __init__(self, name: str, config: ImageHead, encoders: dict[tuple[str, str], ClipEncoder]) -> None:
-        self.name, self.config, self._key, self._encoders = name, config, f"scorers.head.{name}", encoders
-        check_precision(config.precision, self._key)
+        super().__init__(f"scorers.head.{name}", name, config, encoders)
         if config.activation not in _ACTIVATIONS:
             known = " or ".join(_ACTIVATIONS)
             raise UserError(f"config: `{self._key}.activation`: {config.activation!r} is unknown. Write {known}.")
-        self.geometries: list[Geometry] = []
-        self.fields: list[tuple[str, pa.DataType]] = [(name, pa.float32())]
+        self.fields.append((name, pa.float32()))
 
     def identity(self) -> dict[str, Any]:
-        files = clip_files(self.config.model, f"{self._key}.model")
+        files = super().identity()
         layers = layers_of(self.config.weights, f"{self._key}.weights")
         if (given := width_of(self.config.model, f"{self._key}.model")) != (taken := layers[0][0].shape[1]):
             raise UserError(
                 f"config: `{self._key}`: {self.config.weights} takes features of {taken} numbers, {self.config.model} "
                 f"makes {given}: it was trained on those of another CLIP."
             )
-        return {"model": files, "weights": file_digest(Path(self.config.weights))}
+        return {**files, "weights": file_digest(Path(self.config.weights))}
 
     def describe(self) -> str:
         return f"{Path(self.config.weights).name} over the image features of {self.config.model}"
 
     def setup(self, device: str) -> None:
-        from recap.score.encoder import ClipEncoder
-
-        self._encoder = ClipEncoder.shared(self._encoders, self.config.model, self.config.precision, device)
+        super().setup(device)
         self._layers = layers_of(self.config.weights, f"{self._key}.weights")
-        self.geometries = [self._encoder.geometry]
 
-    def score(self, rows: Sequence[Scored]) -> list[dict[str, Any]]:
-        return [{} if one is None else {self.name: self._of(one)} for one in self._encoder.images(rows)]
+    def score(self, rows: Sequence[ScoreInput]) -> list[dict[str, Any]]:
+        return [{} if one is None else {self.name: self._value(one)} for one in self._encoder.images(rows)]
 
-    def _of(self, feature: np.ndarray) -> float:
+    def _value(self, feature: np.ndarray) -> float:
+        """The head's one output for a feature [D]."""
         made = feature
         for number, (weight, bias) in enumerate(self._layers):
             made = np.maximum(made, 0) if number and self.config.activation == "relu" else made
@@ -79,7 +76,8 @@ class HeadScorer:
 
 
 def width_of(folder: str, key: str) -> int:
-    """Numbers of a feature of a CLIP, as its configuration says, whoever wrote it."""
+    """How many numbers a feature of this CLIP has, as the config in its folder says (ours, open_clip's or
+    transformers')."""
     root = Path(folder)
     if (root / "recap_clip.json").is_file():
         return int(json_of(root / "recap_clip.json", key)["model"]["embed"])
@@ -92,17 +90,18 @@ def layers_of(file: str, key: str) -> list[Layer]:
     """Weights [out, in] and biases [out] of a head's linear layers, float64, first to last.
 
     Raises:
-        UserError: the file is none of safetensors, or its layers do not follow one another down to one number.
+        UserError: the file is not a safetensors file, or its layers do not fit one another or do not end in one number.
     """
     try:
         if Path(file).suffix != ".safetensors":
             raise ValueError("not *.safetensors; a pickle may run code, save it as safetensors first")
-        return _chained(load_file(file))
+        return _checked_layers(load_file(file))
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"config: `{key}`: {file or 'empty'} is no head ({error}).") from error
 
 
-def _chained(tensors: Mapping[str, np.ndarray]) -> list[Layer]:
+def _checked_layers(tensors: Mapping[str, np.ndarray]) -> list[Layer]:
+    """ValueError where the tensors are not linear layers of which each takes what the one before makes."""
     names = sorted((n for n in tensors if n.endswith("weight")), key=_natural)
     if not names:
         raise ValueError("no tensor is called weight")
@@ -123,5 +122,5 @@ def _chained(tensors: Mapping[str, np.ndarray]) -> list[Layer]:
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """`layers.10` behind `layers.2`."""
+    """Sort key that counts numbers in names as numbers, so that `layers.10` comes after `layers.2`."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]

@@ -12,7 +12,7 @@ import pyarrow as pa
 from PIL import Image
 
 from recap.engine.decode import Geometry
-from recap.score.scorer import IMAGE, Picture, Scored
+from recap.score.scorer import IMAGE, Picture, ScoreInput
 
 SQUARE = Geometry(64, "squash", resample=int(Image.Resampling.BILINEAR))
 _NEAR = 12  # levels of 255 within which a pixel has the border's colour
@@ -37,11 +37,12 @@ class FactsScorer:
 
     def setup(self, device: str) -> None: ...
 
-    def score(self, rows: Sequence[Scored]) -> list[dict[str, Any]]:
+    def score(self, rows: Sequence[ScoreInput]) -> list[dict[str, Any]]:
         return [facts(row.picture) if row.picture else {} for row in rows]
 
 
 def facts(picture: Picture) -> dict[str, Any]:
+    """The values of `FactsScorer.fields` of a decoded image."""
     width, height = picture.size
     square = picture.squares[SQUARE]
     return {
@@ -63,16 +64,17 @@ def uniform(square: np.ndarray) -> float:
 
 
 def phash(square: np.ndarray) -> int:
-    """64 bits, as a signed number: which of the 8 x 8 lowest frequencies of the grey picture are above their median.
+    """A perceptual hash of 64 bits as a signed integer: which of the 8 x 8 lowest frequencies of the grey picture are
+    above their median.
 
-    Pictures that were resized or encoded anew have (nearly) the same bits.
+    Copies of a picture that were resized or encoded again differ in few bits or none.
 
     Args:
         square: uint8 [64, 64, 3].
     """
     grey = square.astype(np.float64) @ np.array([0.299, 0.587, 0.114])
     low = (_cosines() @ grey @ _cosines().T)[:8, :8].round(6)
-    bits = low.flatten() > np.median(low.flatten()[1:])  # the mean brightness is no shape
+    bits = low.flatten() > np.median(low.flatten()[1:])  # the first coefficient is the mean brightness: left out
     return int.from_bytes(np.packbits(bits).tobytes(), "big", signed=True)
 
 

@@ -13,17 +13,25 @@ from transformers import AutoConfig
 
 from hpc.base.errors import UserError
 from recap.clip.preprocessing import of_transformers
-from recap.score.scorer import Scored
+from recap.score.scorer import ScoreInput
 
 
 class ImageModel:
-    """A model and what its processor does with pixels. geometry: of the square that it looks at."""
+    """A model with its processor's normalisation.
+
+    Args:
+        folder: a checkpoint of transformers. kind: the transformers class that opens it.
+        precision: fp32 or bf16, of weights and pixels.
+
+    Raises:
+        UserError: the checkpoint does not name the size of its images.
+    """
 
     def __init__(self, folder: str, kind: str, device: str, precision: str) -> None:
-        told = AutoConfig.from_pretrained(folder)
-        size = getattr(getattr(told, "vision_config", told), "image_size", None)
+        config = AutoConfig.from_pretrained(folder)
+        size = getattr(getattr(config, "vision_config", config), "image_size", None)
         if not isinstance(size, int):
-            raise UserError(f"score: {folder}: its config.json names no image_size of its squares: not known here.")
+            raise UserError(f"score: {folder}: its config.json names no image_size, which is needed here.")
         prepared = of_transformers(Path(folder), size)
         self.geometry = prepared.geometry
         self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
@@ -34,16 +42,22 @@ class ImageModel:
         )
 
     @torch.inference_mode()
-    def run(self, rows: Sequence[Scored], take: Callable[[Any, torch.Tensor], torch.Tensor]) -> list[np.ndarray | None]:
-        """What `take` makes of the model and normalised pixels [b, 3, H, W]: float64, one a row with an image."""
+    def run(
+        self, rows: Sequence[ScoreInput], take: Callable[[Any, torch.Tensor], torch.Tensor]
+    ) -> list[np.ndarray | None]:
+        """`take(model, pixels)` for all rows with an image at once; pixels are normalised, [b, 3, H, W].
+
+        Returns:
+            For each row its float64 row of what `take` returned, None where it has no image.
+        """
         shown = [row for row in rows if row.picture]
         if not shown:
             return [None] * len(rows)
         made = iter(take(self.model, self.pixels(shown)).double().cpu().numpy())
         return [next(made) if row.picture else None for row in rows]
 
-    def pixels(self, rows: Sequence[Scored]) -> torch.Tensor:
-        """[b, 3, H, W] of rows with an image."""
+    def pixels(self, rows: Sequence[ScoreInput]) -> torch.Tensor:
+        """Normalised pixels [b, 3, H, W], in the model's dtype, of the rows that have an image."""
         squares = np.stack([row.picture.squares[self.geometry] for row in rows if row.picture])
         pixels = torch.from_numpy(squares).to(self.device).permute(0, 3, 1, 2).float()
         return ((pixels - self._mean) / self._std).to(self._dtype)

@@ -1,4 +1,4 @@
-"""The language of texts, by a fastText model of languages (lid.176: Joulin et al. 2016; 176 of them)."""
+"""The language of texts, by a fastText language identification model (lid.176, 176 languages: Joulin et al. 2016)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pyarrow as pa
 from hpc.base.errors import UserError
 from recap.engine.decode import Geometry
 from recap.model_files import file_digest
-from recap.score.scorer import TEXTS, Scored, named
+from recap.score.scorer import TEXTS, ScoreInput, text_field
 from recap.score.settings import LanguageScore
 
 _LABEL = "__label__"
@@ -32,7 +32,7 @@ class LanguageScorer:
                 "here. pip install 'recap-hpc[systems]', or write scorers.language.model=FILE of a fastText model."
             )
         kinds = {"language": pa.string(), "language_sure": pa.float32()}
-        self.fields = [(named(kind, text), type_) for text in texts for kind, type_ in kinds.items()]
+        self.fields = [(text_field(kind, text), type_) for text in texts for kind, type_ in kinds.items()]
         self._model: Any = None
 
     def identity(self) -> dict[str, Any]:
@@ -46,15 +46,17 @@ class LanguageScorer:
 
         self._model = fasttext.load_model(str(self._file))
 
-    def score(self, rows: Sequence[Scored]) -> list[dict[str, Any]]:
-        return [{k: v for name, text in row.texts.items() for k, v in self._of(name, text).items()} for row in rows]
+    def score(self, rows: Sequence[ScoreInput]) -> list[dict[str, Any]]:
+        return [
+            {k: v for name, text in row.texts.items() for k, v in self._text_values(name, text).items()} for row in rows
+        ]
 
-    def _of(self, name: str, text: str) -> dict[str, Any]:
+    def _text_values(self, name: str, text: str) -> dict[str, Any]:
         labels, sure = self._model.predict(" ".join(text.split()).replace("\0", " "))
         if not labels:  # a text without any of the model's n-grams
             return {}
         language = labels[0].removeprefix(_LABEL)
-        return {named("language", name): language, named("language_sure", name): min(float(sure[0]), 1.0)}
+        return {text_field("language", name): language, text_field("language_sure", name): min(float(sure[0]), 1.0)}
 
 
 def packaged() -> Path:

@@ -13,18 +13,19 @@ from recap.engine.decode import Geometry
 from recap.engine.settings import PAPER_PROMPT, CaptionerConfig
 from recap.model_files import model_folder, model_identity
 from recap.score.model_folder import check_precision, config_of
-from recap.score.scorer import IMAGE, TEXTS, Scored, named
+from recap.score.scorer import IMAGE, TEXTS, ScoreInput, text_field
 from recap.score.settings import LogProbability
 
 if TYPE_CHECKING:
     import torch
 
-_PART = 8  # texts that are run at a time
+_TEXTS_PER_PASS = 8
 
 
 class LogProbabilityScorer:
-    """See recap.score.scorer.Scorer. Tokens of the text and the end token count; minus the value is the loss that a
-    training on this text would begin with. The image's features are computed once for all of its row's texts."""
+    """See recap.score.scorer.Scorer. The mean is over the tokens of the text and the end token, so that minus the value
+    is the loss of a first training step on this text. An image's features are computed once for all texts of its
+    row."""
 
     needs = frozenset({IMAGE, TEXTS})
 
@@ -34,8 +35,8 @@ class LogProbabilityScorer:
         self.geometries: list[Geometry] = []
         self.fields: list[tuple[str, pa.DataType]] = []
         for text in texts:
-            self.fields += [(named(name, text), pa.float32()), (named(f"tokens_{name}", text), pa.int32())]
-            self.fields += [(named(f"cut_{name}", text), pa.bool_())]
+            self.fields += [(text_field(name, text), pa.float32()), (text_field(f"tokens_{name}", text), pa.int32())]
+            self.fields += [(text_field(f"cut_{name}", text), pa.bool_())]
 
     def identity(self) -> dict[str, Any]:
         key = f"{self._key}.model"
@@ -71,7 +72,7 @@ class LogProbabilityScorer:
         self._model, self._device = made.to(device).eval(), torch.device(device)
         self.geometries = [self._opened.geometry]
 
-    def score(self, rows: Sequence[Scored]) -> list[dict[str, Any]]:
+    def score(self, rows: Sequence[ScoreInput]) -> list[dict[str, Any]]:
         import torch
 
         shown = [at for at, row in enumerate(rows) if row.picture and row.texts]
@@ -82,24 +83,24 @@ class LogProbabilityScorer:
         answers, cut = self._answers([rows[at].texts[name] for at, name in of_row])
         order = sorted(range(len(of_row)), key=lambda one: len(answers[one]))
         with torch.inference_mode():
-            seen = dict(zip(shown, self._seen([rows[at] for at in shown]), strict=True))
-            for start in range(0, len(order), _PART):
-                part = order[start : start + _PART]
+            seen = dict(zip(shown, self._image_features([rows[at] for at in shown]), strict=True))
+            for start in range(0, len(order), _TEXTS_PER_PASS):
+                part = order[start : start + _TEXTS_PER_PASS]
                 means = self._means([seen[of_row[one][0]] for one in part], [answers[one] for one in part])
                 for one, mean in zip(part, means, strict=True):
                     at, name = of_row[one]
-                    found[at][named(self.name, name)] = mean
-                    found[at][named(f"tokens_{self.name}", name)] = len(answers[one])
-                    found[at][named(f"cut_{self.name}", name)] = cut[one]
+                    found[at][text_field(self.name, name)] = mean
+                    found[at][text_field(f"tokens_{self.name}", name)] = len(answers[one])
+                    found[at][text_field(f"cut_{self.name}", name)] = cut[one]
         return found
 
     def _answers(self, texts: Sequence[str]) -> tuple[list[list[int]], list[bool]]:
-        """Token ids of texts, with the token that ends them, and which were cut where the context ends."""
+        """(token ids of each text with the end token behind them, whether each was cut to what the context holds)"""
         ids = self._opened.tokenizer([" ".join(text.split()) for text in texts], add_special_tokens=False)["input_ids"]
         return [[*one[: self._room], self._opened.eos[0]] for one in ids], [len(one) > self._room for one in ids]
 
-    def _seen(self, rows: Sequence[Scored]) -> list[torch.Tensor]:
-        """Each image's features, [P, D]."""
+    def _image_features(self, rows: Sequence[ScoreInput]) -> list[torch.Tensor]:
+        """The captioner's features of each row's image, [P, D]: P image tokens."""
         import torch
 
         squares = np.stack([row.picture.squares[self._opened.geometry] for row in rows if row.picture])
@@ -107,7 +108,7 @@ class LogProbabilityScorer:
         return list(self._model.get_image_features(pixel_values=pixels).pooler_output)
 
     def _means(self, seen: Sequence[torch.Tensor], answers: Sequence[list[int]]) -> list[float]:
-        """Mean log-probability of each answer behind the prompt and the image's features."""
+        """Mean log-probability of each answer's token ids, given the prompt with the image's features [P, D]."""
         import torch
 
         longest, start = max(map(len, answers)), len(self._prompt)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from recap.score.model_folder import check_kind, check_precision, files_of
-from recap.score.scorer import IMAGE, TEXTS, Scored, named
+from recap.score.scorer import IMAGE, TEXTS, ScoreInput, text_field
 from recap.score.settings import Matching
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ _KIND = "BlipForImageTextRetrieval"
 
 
 class MatchingScorer:
-    """See recap.score.scorer.Scorer. The image's features are computed once for all of its row's texts."""
+    """See recap.score.scorer.Scorer. An image's features are computed once for all texts of its row."""
 
     needs = frozenset({IMAGE, TEXTS})
 
@@ -30,7 +30,7 @@ class MatchingScorer:
         self.geometries: list[Geometry] = []
         self.fields: list[tuple[str, pa.DataType]] = []
         for text in texts:
-            self.fields += [(named(name, text), pa.float32()), (named(f"cut_{name}", text), pa.bool_())]
+            self.fields += [(text_field(name, text), pa.float32()), (text_field(f"cut_{name}", text), pa.bool_())]
 
     def identity(self) -> dict[str, Any]:
         made = files_of(self.config.model, f"{self._key}.model", f"transformers' {_KIND}'s")
@@ -48,7 +48,7 @@ class MatchingScorer:
         self._texts = TextModel(self.config.model, self._images.model)
         self.geometries = [self._images.geometry]
 
-    def score(self, rows: Sequence[Scored]) -> list[dict[str, Any]]:
+    def score(self, rows: Sequence[ScoreInput]) -> list[dict[str, Any]]:
         import torch
 
         shown = [row for row in rows if row.picture and row.texts]
@@ -59,21 +59,22 @@ class MatchingScorer:
             model = self._images.model
             seen: Any = model.vision_model(self._images.pixels(shown)).last_hidden_state if shown else None
             for places, inputs in self._texts.parts(encoded):
-                shares = self._matched(model, seen[[of_row[place][0] for place in places]], inputs)
+                shares = self._match_probabilities(model, seen[[of_row[place][0] for place in places]], inputs)
                 found |= dict(zip([of_row[place] for place in places], shares, strict=True))
         cut = {place: one.cut for place, one in zip(of_row, encoded, strict=True)}
         numbers = {id(row): at for at, row in enumerate(shown)}
-        return [self._of(row, numbers[id(row)], found, cut) if id(row) in numbers else {} for row in rows]
+        return [self._row_values(row, numbers[id(row)], found, cut) if id(row) in numbers else {} for row in rows]
 
-    def _of(
-        self, row: Scored, at: int, found: dict[tuple[int, str], float], cut: dict[tuple[int, str], bool]
+    def _row_values(
+        self, row: ScoreInput, at: int, found: dict[tuple[int, str], float], cut: dict[tuple[int, str], bool]
     ) -> dict[str, Any]:
-        made: dict[str, Any] = {named(self.name, name): found[at, name] for name in row.texts}
-        return made | {named(f"cut_{self.name}", name): cut[at, name] for name in row.texts}
+        made: dict[str, Any] = {text_field(self.name, name): found[at, name] for name in row.texts}
+        return made | {text_field(f"cut_{self.name}", name): cut[at, name] for name in row.texts}
 
     @staticmethod
-    def _matched(model: Any, images: torch.Tensor, inputs: dict[str, torch.Tensor]) -> list[float]:
-        """Probabilities of a match of images' features [b, P, D] with texts, as the model's own `forward` has them."""
+    def _match_probabilities(model: Any, images: torch.Tensor, inputs: dict[str, torch.Tensor]) -> list[float]:
+        """Probability that image and text match, for images' features [b, P, D] and as many texts; computed as in the
+        model's own `forward`."""
         read = model.text_encoder(
             input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], encoder_hidden_states=images,
             encoder_attention_mask=images.new_ones(images.shape[:2]).long(), return_dict=True,

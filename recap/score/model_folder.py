@@ -17,8 +17,9 @@ def files_of(folder: str, key: str, what: str, *deeper: str) -> dict[str, str]:
     """sha256 by path in the folder of a model's weights, configs and tokenizer.
 
     Args:
-        key: of the config, for the error. what: the model that is expected, and who writes it.
-        deeper: patterns of further files.
+        key: the config key that names the folder, for the error.
+        what: which model is expected there, for the error.
+        deeper: glob patterns of further files that count.
 
     Raises:
         UserError: there are no weights.
@@ -46,7 +47,7 @@ def json_of(path: Path, key: str) -> Any:
 
 
 def check_kind(folder: str, key: str, ending: str) -> dict[str, Any]:
-    """config.json of a model whose class ends so. UserError where it is of another."""
+    """The config.json of a folder whose model class (`architectures`) ends in `ending`. UserError for another class."""
     found = config_of(folder, key)
     kinds = found.get("architectures") or ["a model without architectures"]
     if not any(str(kind).endswith(ending) for kind in kinds):
@@ -55,5 +56,6 @@ def check_kind(folder: str, key: str, ending: str) -> dict[str, Any]:
 
 
 def check_precision(precision: str, key: str) -> None:
+    """UserError where a scorer's precision is unknown. key: the scorer's place in the config."""
     if precision not in PRECISIONS:
         raise UserError(f"config: `{key}.precision`: {precision!r} is unknown. Write {' or '.join(PRECISIONS)}.")

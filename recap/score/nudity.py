@@ -14,7 +14,7 @@ from PIL import Image
 from hpc.base.errors import UserError
 from recap.engine.decode import Geometry
 from recap.model_files import file_digest
-from recap.score.scorer import IMAGE, Scored
+from recap.score.scorer import IMAGE, ScoreInput
 from recap.score.settings import Nudity
 
 SQUARE = Geometry(320, "pad", (0, 0, 0), int(Image.Resampling.BILINEAR))
@@ -24,7 +24,7 @@ CLASSES = (
     "ARMPITS_EXPOSED", "FACE_MALE", "BELLY_EXPOSED", "MALE_GENITALIA_EXPOSED", "ANUS_COVERED", "FEMALE_BREAST_COVERED",
     "BUTTOCKS_COVERED",
 )  # fmt: skip
-"""In the order of the model's outputs, behind four numbers of a box."""
+"""The classes in the order of the model's outputs, which follow the four numbers of a box."""
 _FIELDS = {
     "nudity": ("BUTTOCKS_EXPOSED", "FEMALE_BREAST_EXPOSED", "FEMALE_GENITALIA_EXPOSED", "ANUS_EXPOSED",
                "MALE_GENITALIA_EXPOSED"),
@@ -34,8 +34,8 @@ _BOX = 4
 
 
 class NudityScorer:
-    """See recap.score.scorer.Scorer. The whole image is looked at, filled up to a square with black on both sides
-    (NudeNet: on one). Of square images of 320 pixels the numbers are its own."""
+    """See recap.score.scorer.Scorer. The whole image is padded with black to a square, on both sides; NudeNet pads on
+    one side only. For square images of 320 pixels the values equal NudeNet's."""
 
     needs = frozenset({IMAGE})
     geometries = [SQUARE]
@@ -62,13 +62,13 @@ class NudityScorer:
         self._session = onnxruntime.InferenceSession(str(self._file), providers=["CPUExecutionProvider"])
         self._input = self._session.get_inputs()[0].name
 
-    def score(self, rows: Sequence[Scored]) -> list[dict[str, Any]]:
+    def score(self, rows: Sequence[ScoreInput]) -> list[dict[str, Any]]:
         squares = [row.picture.squares[SQUARE] for row in rows if row.picture]
-        made = iter(self._found(np.stack(squares)) if squares else [])
+        made = iter(self._image_values(np.stack(squares)) if squares else [])
         return [next(made) if row.picture else {} for row in rows]
 
-    def _found(self, squares: np.ndarray) -> list[dict[str, float]]:
-        """squares: uint8 [b, 320, 320, 3], RGB; the package hands its model BGR."""
+    def _image_values(self, squares: np.ndarray) -> list[dict[str, float]]:
+        """The fields of each of b images. squares: uint8 [b, 320, 320, 3] in RGB; the model takes BGR."""
         pixels = np.ascontiguousarray(squares[..., ::-1].transpose(0, 3, 1, 2)).astype(np.float32) / 255
         [out] = self._session.run(None, {self._input: pixels})  # [b, 4 + classes, places]
         best = out[:, _BOX:].max(-1)

@@ -11,7 +11,7 @@ import pyarrow as pa
 from hpc.base.errors import UserError
 from recap.engine.decode import Geometry
 from recap.score.model_folder import check_kind, check_precision, files_of
-from recap.score.scorer import IMAGE, TEXTS, Scored, named
+from recap.score.scorer import IMAGE, TEXTS, ScoreInput, text_field
 from recap.score.settings import Reward
 
 _KINDS = {"texts": "ForSequenceClassification", "image": "ForImageClassification"}
@@ -25,12 +25,12 @@ class RewardScorer:
         check_precision(config.precision, self._key)
         if config.of not in _KINDS:
             raise UserError(f"config: `{self._key}.of`: {config.of!r} is unknown. Write {' or '.join(_KINDS)}.")
-        self._reads = config.of == "texts"
-        self.needs = frozenset({TEXTS if self._reads else IMAGE})
+        self._of_texts = config.of == "texts"
+        self.needs = frozenset({TEXTS if self._of_texts else IMAGE})
         self.geometries: list[Geometry] = []
-        self.fields: list[tuple[str, pa.DataType]] = [] if self._reads else [(name, pa.float32())]
-        for text in texts if self._reads else ():
-            self.fields += [(named(name, text), pa.float32()), (named(f"cut_{name}", text), pa.bool_())]
+        self.fields: list[tuple[str, pa.DataType]] = [] if self._of_texts else [(name, pa.float32())]
+        for text in texts if self._of_texts else ():
+            self.fields += [(text_field(name, text), pa.float32()), (text_field(f"cut_{name}", text), pa.bool_())]
 
     def identity(self) -> dict[str, Any]:
         kind = _KINDS[self.config.of]
@@ -48,7 +48,7 @@ class RewardScorer:
 
     def setup(self, device: str) -> None:
         kind = f"AutoModel{_KINDS[self.config.of]}"
-        if self._reads:
+        if self._of_texts:
             from recap.score.text_model import TextModel
 
             self._texts = TextModel.open(self.config.model, kind, device, self.config.precision)
@@ -58,15 +58,17 @@ class RewardScorer:
             self._images = ImageModel(self.config.model, kind, device, self.config.precision)
             self.geometries = [self._images.geometry]
 
-    def score(self, rows: Sequence[Scored]) -> list[dict[str, Any]]:
-        if not self._reads:
+    def score(self, rows: Sequence[ScoreInput]) -> list[dict[str, Any]]:
+        if not self._of_texts:
             made = self._images.run(rows, lambda model, pixels: model(pixel_values=pixels).logits)
             return [{} if one is None else {self.name: float(one[0])} for one in made]
         texts = list(dict.fromkeys(text for row in rows for text in row.texts.values()))
         encoded = self._texts.encode(texts)
         found = self._texts.run(encoded, lambda output, _: output.logits)
         known = dict(zip(texts, zip(found, encoded, strict=True), strict=True))
-        return [{k: v for name, text in row.texts.items() for k, v in self._of(name, *known[text])} for row in rows]
+        return [
+            {k: v for name, text in row.texts.items() for k, v in self._text_values(name, *known[text])} for row in rows
+        ]
 
-    def _of(self, name: str, logits: np.ndarray, encoded: Any) -> list[tuple[str, Any]]:
-        return [(named(self.name, name), float(logits[0])), (named(f"cut_{self.name}", name), encoded.cut)]
+    def _text_values(self, name: str, logits: np.ndarray, encoded: Any) -> list[tuple[str, Any]]:
+        return [(text_field(self.name, name), float(logits[0])), (text_field(f"cut_{self.name}", name), encoded.cut)]

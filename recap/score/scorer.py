@@ -14,11 +14,12 @@ from recap.engine.decode import Geometry
 
 IMAGE, TEXTS, REFERENCES, BAG = "image", "texts", "references", "bag"
 TEXTS_IF_ANY = "texts, where there are any"
+"""What a scorer may need of a row: see `Scorer.needs`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A decoded image. squares: uint8 [size, size, 3] by geometry, of those that the scorers asked for."""
+    """A decoded image. data: the image file. squares: uint8 [size, size, 3] RGB for each geometry in use."""
 
     data: bytes
     squares: Mapping[Geometry, np.ndarray]
@@ -30,9 +31,14 @@ class Picture:
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
-    """One row to score. texts: by name, without those that say nothing. bag: other images, among which its own is
-    looked for; None where it is in no bag. columns: values of other columns that scorers read.
+class ScoreInput:
+    """One row, as scorers get it.
+
+    picture: its decoded image, None where no scorer looks at images or the row has none.
+    texts: the texts to score by name, without empty ones.
+    references: texts that are known to describe the image.
+    bag: image files among which the row's texts must find its own image; None where the row is in no bag.
+    columns: values of further columns that scorers read.
     """
 
     key: str
@@ -44,12 +50,12 @@ class Scored:
 
 
 class Scorer(Protocol):
-    """Constructed from its settings alone; cheap until `setup`.
+    """Makes values for rows. Constructed from its settings alone; cheap until `setup`.
 
-    needs: of IMAGE, TEXTS, REFERENCES and BAG, what every row must have for a score at all; TEXTS_IF_ANY: texts that a
-        row may have.
-    fields: what it writes of a row, by name.
-    geometries: squares of the image that it looks at; known after `setup`.
+    needs: which of IMAGE, TEXTS, REFERENCES and BAG a row must have to be scored. TEXTS_IF_ANY instead of TEXTS: rows
+        without texts are scored too.
+    fields: name and type of each value that it writes.
+    geometries: how the image becomes the squares that it looks at; known after `setup`.
     """
 
     needs: frozenset[str]
@@ -57,18 +63,19 @@ class Scorer(Protocol):
     geometries: list[Geometry]
 
     def identity(self) -> dict[str, Any]:
-        """Digests of what makes the scores besides the settings."""
+        """Digests of what decides the scores besides the settings: the model's files."""
 
     def describe(self) -> str:
-        """For a dry run, in one line."""
+        """One line about it for a dry run."""
 
     def setup(self, device: str) -> None:
         """Load models onto `device`."""
 
-    def score(self, rows: Sequence[Scored]) -> list[dict[str, Any]]:
-        """Values of `fields` for each row; what is left out is null (the row lacks what it is made of)."""
+    def score(self, rows: Sequence[ScoreInput]) -> list[dict[str, Any]]:
+        """For each row the values of `fields` by name. A field that is left out is null: the row lacks what it
+        needs."""
 
 
-def named(name: str, text: str) -> str:
-    """The field of one text: `words_alt`."""
+def text_field(name: str, text: str) -> str:
+    """The name of the field that holds one text's value: `words_alt` for the text `alt`."""
     return f"{name}_{text}"

@@ -17,7 +17,7 @@ from recap.score.matching import MatchingScorer
 from recap.score.nudity import NudityScorer
 from recap.score.reward import RewardScorer
 from recap.score.scorer import BAG, REFERENCES, TEXTS, TEXTS_IF_ANY, Scorer
-from recap.score.self_retrieval import LARGEST, SelfRetrievalScorer
+from recap.score.self_retrieval import LARGEST_BAG, SelfRetrievalScorer
 from recap.score.settings import ScoreConfig
 from recap.score.similarity import SimilarityScorer
 from recap.score.surface import SurfaceScorer
@@ -30,7 +30,11 @@ RESERVED = frozenset({"key", "status", "reason", "detail", "image_sha256"})
 
 
 def scorers_of(config: ScoreConfig) -> list[Scorer]:
-    """In the order of their fields. UserError where there are none, or one needs what the rows lack."""
+    """The scorers, in the order in which their fields stand in the column.
+
+    Raises:
+        UserError: the config names none, one needs what the rows lack, or two fields have the same name.
+    """
     given, texts = config.scorers, config.texts
     encoders: dict[tuple[str, str], ClipEncoder] = {}
     found: list[Scorer] = [ClipScorer(name, one, texts, encoders) for name, one in given.clip.items()]
@@ -57,7 +61,7 @@ def scorers_of(config: ScoreConfig) -> list[Scorer]:
 
 
 def columns_beside(config: ScoreConfig) -> list[str]:
-    """Columns that are read besides texts and references."""
+    """Names of the columns that are read besides texts and references: of bags and of verdicts."""
     bag = [config.bag.column] if config.bag and config.bag.column else []
     return [*bag, *(verdict.column for verdict in config.scorers.verdict.values())]
 
@@ -101,7 +105,7 @@ def _check_bag(config: ScoreConfig, wanted: bool) -> None:
         raise UserError("config: `bag`: no scorer looks at bags. Leave it out, or add scorers.self_retrieval.")
     if bool(bag.rows) == bool(bag.column):
         raise UserError("config: `bag`: write rows or column: one of both.")
-    if bag.rows and not 2 <= bag.rows <= LARGEST:
-        raise UserError(f"config: `bag.rows`: {bag.rows}: a bag has 2 to {LARGEST} images.")
+    if bag.rows and not 2 <= bag.rows <= LARGEST_BAG:
+        raise UserError(f"config: `bag.rows`: {bag.rows}: a bag has 2 to {LARGEST_BAG} images.")
     if bag.column:
         _check_column(config, "bag.column", bag.column)

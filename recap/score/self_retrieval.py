@@ -12,19 +12,17 @@ import pyarrow as pa
 
 from hpc.base.errors import ShardError
 from hpc.operator import Damage, Item
-from recap.engine.decode import Geometry
-from recap.score.clip import clip_files
-from recap.score.model_folder import check_precision
-from recap.score.scorer import BAG, IMAGE, TEXTS, Scored, named
+from recap.score.clip_based import ClipBased
+from recap.score.scorer import BAG, IMAGE, TEXTS, ScoreInput, text_field
 from recap.score.settings import SelfRetrieval
 
 if TYPE_CHECKING:
     from recap.score.encoder import ClipEncoder
 
-LARGEST = 512  # rows of a bag: their images are held
+LARGEST_BAG = 512  # rows; the images of a bag are held in memory together
 
 
-class SelfRetrievalScorer:
+class SelfRetrievalScorer(ClipBased[SelfRetrieval]):
     """See recap.score.scorer.Scorer."""
 
     needs = frozenset({IMAGE, TEXTS, BAG})
@@ -32,27 +30,16 @@ class SelfRetrievalScorer:
     def __init__(
         self, name: str, config: SelfRetrieval, texts: Sequence[str], encoders: dict[tuple[str, str], ClipEncoder]
     ) -> None:
-        self.name, self.config, self._key, self._encoders = name, config, f"scorers.self_retrieval.{name}", encoders
-        check_precision(config.precision, self._key)
-        self.geometries: list[Geometry] = []
-        self.fields: list[tuple[str, pa.DataType]] = [(f"bag_{name}", pa.int32())]
+        super().__init__(f"scorers.self_retrieval.{name}", name, config, encoders)
+        self.fields.append((f"bag_{name}", pa.int32()))
         for text in texts:
-            self.fields += [(named(name, text), pa.float32()), (named(f"rank_{name}", text), pa.int32())]
-            self.fields += [(named(f"cut_{name}", text), pa.bool_())]
-
-    def identity(self) -> dict[str, Any]:
-        return {"model": clip_files(self.config.model, f"{self._key}.model")}
+            self.fields += [(text_field(name, text), pa.float32()), (text_field(f"rank_{name}", text), pa.int32())]
+            self.fields += [(text_field(f"cut_{name}", text), pa.bool_())]
 
     def describe(self) -> str:
         return f"own image among its bag's by {self.config.model} · {self.config.precision}"
 
-    def setup(self, device: str) -> None:
-        from recap.score.encoder import ClipEncoder
-
-        self._encoder = ClipEncoder.shared(self._encoders, self.config.model, self.config.precision, device)
-        self.geometries = [self._encoder.geometry]
-
-    def score(self, rows: Sequence[Scored]) -> list[dict[str, Any]]:
+    def score(self, rows: Sequence[ScoreInput]) -> list[dict[str, Any]]:
         images, bags = self._encoder.images(rows), self._encoder.bags(rows)
         texts, cut = self._encoder.texts(rows)
         found: list[dict[str, Any]] = []
@@ -62,17 +49,21 @@ class SelfRetrievalScorer:
                 everything = np.stack([own, *others])
                 made[f"bag_{self.name}"] = len(everything)
                 for name, text in row.texts.items():
-                    value, rank = among(everything @ texts[text], self._encoder.temperature)
-                    made |= {named(self.name, name): value, named(f"rank_{self.name}", name): rank}
-                    made[named(f"cut_{self.name}", name)] = cut[text]
+                    value, rank = own_image_rank(everything @ texts[text], self._encoder.temperature)
+                    made |= {text_field(self.name, name): value, text_field(f"rank_{self.name}", name): rank}
+                    made[text_field(f"cut_{self.name}", name)] = cut[text]
             found.append(made)
         return found
 
 
-def among(cosines: np.ndarray, temperature: float) -> tuple[float, int]:
-    """Log-probability of the first of some images under the softmax of a text's cosines, and its rank: 1 is found.
+def own_image_rank(cosines: np.ndarray, temperature: float) -> tuple[float, int]:
+    """How well a text finds its own image, the first of [N] cosines with images.
 
-    >>> value, rank = among(np.array([0.5, 0.5, 0.9]), 0.0)
+    Returns:
+        (log-probability of the own image under the softmax of `temperature` times the cosines,
+        its rank: 1 where no other image has a larger cosine)
+
+    >>> value, rank = own_image_rank(np.array([0.5, 0.5, 0.9]), 0.0)
     >>> round(value + np.log(3), 6), rank
     (0.0, 2)
     """
@@ -83,18 +74,23 @@ def among(cosines: np.ndarray, temperature: float) -> tuple[float, int]:
 
 
 def in_bags(items: Iterator[Item | Damage], rows: int) -> Iterator[Item | Damage]:
-    """Items whose payloads (recap.score.operator.Given) hold the images of their bag: so many rows of the shard that
-    follow one another, or, where `rows` is 0, those that follow one another with one value of `Given.bag_of`.
+    """A shard's items, with the images of their bag in each payload (recap.score.operator.ScorePayload).
 
-    All rows of a shard pass here whatever was saved of it before, so that bags are the same after a restart.
+    A bag is `rows` consecutive rows of the shard or, where `rows` is 0, consecutive rows with the same value of
+    `ScorePayload.bag_of`. After a restart all rows of the shard pass here again, those with saved scores too, so that
+    the bags are the same.
+
+    Raises:
+        ShardError: more than LARGEST_BAG consecutive rows have the same value.
     """
     numbered = ((item, at // rows if rows else None) for at, item in enumerate(items))
     for _, found in groupby(numbered, lambda one: _bag(*one)):
-        members = [item for item, _ in islice(found, LARGEST + 1)]
-        if len(members) > LARGEST and isinstance(first := members[0], Item):
+        members = [item for item, _ in islice(found, LARGEST_BAG + 1)]
+        if len(members) > LARGEST_BAG and isinstance(first := members[0], Item):
             raise ShardError(
                 "bag: too many rows",
-                f"more than {LARGEST} rows that follow one another have {first.payload.bag_of!r} in the column of bags",
+                f"more than {LARGEST_BAG} rows that follow one another have {first.payload.bag_of!r} in the column of "
+                "bags",
             )
         for item in members:
             yield item if isinstance(item, Damage) else _with_bag(item, members)

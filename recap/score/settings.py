@@ -10,8 +10,8 @@ from recap.data.rows import RowsConfig
 
 
 @dataclass
-class _Model:
-    """A model of the user's."""
+class ModelSettings:
+    """A scorer's model, which the user names."""
 
     model: str = execution("", "folder of the model")
     precision: str = semantic("fp32", "of the model: fp32 | bf16 (GPUs)")
@@ -22,7 +22,7 @@ class _Model:
 
 
 @dataclass
-class ClipScore(_Model):
+class ClipScore(ModelSettings):
     """Cosines of images and texts under a CLIP. Fields: NAME_TEXT, and cut_NAME_TEXT: whether the text was cut."""
 
     model: str = execution("", "folder of a CLIP: of this toolkit, in open_clip's form, or a CLIPModel of transformers")
@@ -32,7 +32,7 @@ class ClipScore(_Model):
 
 
 @dataclass
-class ClipFeatures(_Model):
+class ClipFeatures(ModelSettings):
     """Features of images and texts under a CLIP, lists of float32, of length 1. Fields: NAME (of the image), NAME_TEXT,
     cut_NAME_TEXT."""
 
@@ -40,20 +40,20 @@ class ClipFeatures(_Model):
 
 
 @dataclass
-class SelfRetrieval(_Model):
+class SelfRetrieval(ModelSettings):
     """Whether a text finds its image in the job's `bag` by a CLIP. Fields: NAME_TEXT (log-probability of the image),
     rank_NAME_TEXT (1: it is found), cut_NAME_TEXT, and bag_NAME (images in the bag)."""
 
 
 @dataclass
-class ImageHead(_Model):
+class ImageHead(ModelSettings):
     """A number of each image by a head over a CLIP's image features: aesthetics, safety. Field: NAME."""
 
     weights: str = execution(
         "", "safetensors of the head's linear layers, in the order of their names (its digest counts)"
     )
     activation: str = semantic("none", "between its layers: none | relu")
-    sigmoid: bool = semantic(False, "the value is the logistic function of the head's")
+    sigmoid: bool = semantic(False, "the value is the logistic function of the head's output")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,12 +61,12 @@ class ImageHead(_Model):
 
 
 @dataclass
-class Matching(_Model):
+class Matching(ModelSettings):
     """The probability that image and text match by BLIP's head. Fields: NAME_TEXT, cut_NAME_TEXT."""
 
 
 @dataclass
-class LogProbability(_Model):
+class LogProbability(ModelSettings):
     """Mean log-probability of a text's tokens under a captioner. Fields: NAME_TEXT, tokens_NAME_TEXT,
     cut_NAME_TEXT."""
 
@@ -75,26 +75,26 @@ class LogProbability(_Model):
 
 
 @dataclass
-class Similarity(_Model):
+class Similarity(ModelSettings):
     """Cosine of sentence embeddings with the nearest of `references`. Fields: NAME_TEXT, cut_NAME_TEXT."""
 
 
 @dataclass
-class BertScore(_Model):
+class BertScore(ModelSettings):
     """BERTScore against `references`. Fields: NAME_TEXT (F1), precision_NAME_TEXT, recall_NAME_TEXT, cut_NAME_TEXT."""
 
     layer: int = semantic(0, "whose embeddings are matched, from 1; 0: the last (the paper: 17 of roberta-large)")
 
 
 @dataclass
-class Entailment(_Model):
+class Entailment(ModelSettings):
     """Probability that `references` entail a text, the mean over them. Fields: NAME_TEXT, cut_NAME_TEXT."""
 
     contradiction: bool = semantic(False, "field contradiction_NAME_TEXT: probability that they contradict it")
 
 
 @dataclass
-class Reward(_Model):
+class Reward(ModelSettings):
     """A reward model's logit. Fields: NAME_TEXT and cut_NAME_TEXT, or NAME of the image."""
 
     of: str = semantic("texts", "what it looks at: texts | image")
@@ -110,7 +110,8 @@ class Verdict:
 
 @dataclass
 class SurfaceScore:
-    """What a text shows by itself. Fields: words_, characters_, sentences_, opener_, lint_, digest_TEXT."""
+    """What can be counted in a text without a model. Fields: words_, characters_, sentences_, opener_, lint_,
+    digest_TEXT."""
 
     readability: bool = semantic(False, "fields flesch_kincaid_, ari_, coleman_liau_ and smog_TEXT: school grades")
     leaks: list[str] = semantic([], "words of a prompt: field leaks_TEXT counts those that the text holds")
@@ -145,7 +146,7 @@ class Nudity:
 
 @dataclass
 class ScorersConfig:
-    """Scorers with a model have names, since there may be several; of the others there is one or none."""
+    """Scorers with a model are listed by name, since there may be several; the others are there once or not at all."""
 
     clip: dict[str, ClipScore] = semantic({}, "CLIPs by name: {clip: {model: models/clip}}")
     features: dict[str, ClipFeatures] = semantic({}, "CLIPs by name, whose features are written themselves")
@@ -166,10 +167,10 @@ class ScorersConfig:
 
 @dataclass
 class Bag:
-    """The images among which a text must find its own. Write one of both."""
+    """The images among which a text must find its own. Write `rows` or `column`."""
 
-    rows: int = semantic(0, "so many rows of a shard that follow one another")
-    column: str = semantic("", "which of data.columns names the bag: rows that follow one another with one value")
+    rows: int = semantic(0, "how many consecutive rows of a shard are one bag")
+    column: str = semantic("", "which of data.columns names the bag: consecutive rows with the same value are one")
 
 
 @dataclass

@@ -12,7 +12,7 @@ import pyarrow as pa
 from hpc.base.errors import UserError
 from recap.engine.decode import Geometry
 from recap.score.model_folder import check_precision, config_of, files_of, json_of
-from recap.score.scorer import REFERENCES, TEXTS, Scored, named
+from recap.score.scorer import REFERENCES, TEXTS, ScoreInput, text_field
 from recap.score.settings import Similarity
 
 _MODULES = ("Transformer", "Pooling", "Normalize")
@@ -20,8 +20,8 @@ _POOLINGS = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "firs
 
 
 class SimilarityScorer:
-    """See recap.score.scorer.Scorer. A folder of sentence-transformers says how tokens become a sentence; of another
-    model they are averaged."""
+    """See recap.score.scorer.Scorer. Tokens are pooled into one vector as the folder of sentence-transformers says; for
+    another encoder their mean is taken."""
 
     needs = frozenset({TEXTS, REFERENCES})
     geometries: list[Geometry] = []
@@ -31,7 +31,7 @@ class SimilarityScorer:
         check_precision(config.precision, self._key)
         self.fields: list[tuple[str, pa.DataType]] = []
         for text in texts:
-            self.fields += [(named(name, text), pa.float32()), (named(f"cut_{name}", text), pa.bool_())]
+            self.fields += [(text_field(name, text), pa.float32()), (text_field(f"cut_{name}", text), pa.bool_())]
 
     def identity(self) -> dict[str, Any]:
         folder, key = self.config.model, f"{self._key}.model"
@@ -51,27 +51,27 @@ class SimilarityScorer:
         self._mean = how == "mean"
         self._model = TextModel.open(self.config.model, "AutoModel", device, self.config.precision, limit)
 
-    def score(self, rows: Sequence[Scored]) -> list[dict[str, Any]]:
+    def score(self, rows: Sequence[ScoreInput]) -> list[dict[str, Any]]:
         vectors, cut = self.vectors([text for row in rows for text in (*row.texts.values(), *row.references)])
-        return [self._of(row, vectors, cut) for row in rows]
+        return [self._row_values(row, vectors, cut) for row in rows]
 
     def vectors(self, given: Sequence[str]) -> tuple[dict[str, np.ndarray], dict[str, bool]]:
-        """float [D] of length 1, and whether it was cut, of each text."""
+        """By text: its embedding, float64 [D] of length 1, and whether the model's context cut it."""
         texts = list(dict.fromkeys(given))
         encoded = self._model.encode(texts)
         made = self._model.run(encoded, self._pooled)
         vectors = {text: one / np.linalg.norm(one) for text, one in zip(texts, made, strict=True)}
         return vectors, {text: one.cut for text, one in zip(texts, encoded, strict=True)}
 
-    def _of(self, row: Scored, vectors: dict[str, np.ndarray], cut: dict[str, bool]) -> dict[str, Any]:
-        found: dict[str, Any] = {named(f"cut_{self.name}", name): cut[text] for name, text in row.texts.items()}
+    def _row_values(self, row: ScoreInput, vectors: dict[str, np.ndarray], cut: dict[str, bool]) -> dict[str, Any]:
+        found: dict[str, Any] = {text_field(f"cut_{self.name}", name): cut[text] for name, text in row.texts.items()}
         for name, text in row.texts.items() if row.references else ():
             nearest = max(float(vectors[text] @ vectors[reference]) for reference in row.references)
-            found[named(self.name, name)] = nearest
+            found[text_field(self.name, name)] = nearest
         return found
 
     def _pooled(self, output: Any, mask: Any) -> Any:
-        """float [b, D] of hidden states [b, T, D] and a mask [b, T]."""
+        """One vector a text, float32 [b, D], from the model's hidden states [b, T, D] and the mask [b, T]."""
         states = output.last_hidden_state.float()
         if not self._mean:
             return states[:, 0]
@@ -79,10 +79,11 @@ class SimilarityScorer:
 
 
 def pooling(folder: str, key: str) -> tuple[str, int]:
-    """How a folder's tokens become a sentence, mean or first, and how many there may be (0: it does not say).
+    """(how the tokens of a text are pooled: "mean" or "first"; how many tokens a text may have, 0: the folder does not
+    say), as a folder of sentence-transformers says.
 
     Raises:
-        UserError: in a way that is not known here.
+        UserError: it has modules or a pooling that are not known here.
     """
     root = Path(folder)
     if not (root / "modules.json").is_file():
@@ -96,8 +97,8 @@ def pooling(folder: str, key: str) -> tuple[str, int]:
     how = "mean"
     for module in modules:
         if str(module["type"]).endswith("Pooling"):
-            told = json_of(root / module["path"] / "config.json", key)
-            modes = [name for name, value in told.items() if name.startswith("pooling_mode") and value is True]
+            config = json_of(root / module["path"] / "config.json", key)
+            modes = [name for name, value in config.items() if name.startswith("pooling_mode") and value is True]
             if len(modes) != 1 or modes[0] not in _POOLINGS:
                 raise UserError(f"config: `{key}`: {folder} pools by {', '.join(modes) or 'nothing'}; known are "
                                 f"{', '.join(_POOLINGS)}.")  # fmt: skip

@@ -1,4 +1,4 @@
-"""What texts show by themselves: lengths, openers, readability, faults. Pure functions of the text."""
+"""What can be counted in a text without a model: lengths, the opening words, readability, faults."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pyarrow as pa
 from recap.data.texts import text_digest
 from recap.engine.decode import Geometry
 from recap.engine.lint import lint
-from recap.score.scorer import TEXTS, Scored, named
+from recap.score.scorer import TEXTS, ScoreInput, text_field
 from recap.score.settings import SurfaceScore
 from recap.text_policy import sentences
 
@@ -19,7 +19,7 @@ _READABILITY = ("flesch_kincaid", "ari", "coleman_liau", "smog")
 
 
 class SurfaceScorer:
-    """See recap.score.scorer.Scorer. Words are separated by blanks, as `re_length` counts them."""
+    """See recap.score.scorer.Scorer. Words are what white space separates, as for the published column `re_length`."""
 
     needs = frozenset({TEXTS})
     geometries: list[Geometry] = []
@@ -34,7 +34,7 @@ class SurfaceScorer:
             kinds |= dict.fromkeys(_READABILITY, pa.float32())
         if config.leaks:
             kinds["leaks"] = pa.int32()
-        self.fields = [(named(kind, text), type_) for text in texts for kind, type_ in kinds.items()]
+        self.fields = [(text_field(kind, text), type_) for text in texts for kind, type_ in kinds.items()]
 
     def identity(self) -> dict[str, Any]:
         return {}
@@ -44,13 +44,17 @@ class SurfaceScorer:
 
     def setup(self, device: str) -> None: ...
 
-    def score(self, rows: Sequence[Scored]) -> list[dict[str, Any]]:
+    def score(self, rows: Sequence[ScoreInput]) -> list[dict[str, Any]]:
         return [
-            {named(kind, name): value for name, text in row.texts.items() for kind, value in self._of(text).items()}
+            {
+                text_field(kind, name): value
+                for name, text in row.texts.items()
+                for kind, value in self._text_values(text).items()
+            }
             for row in rows
         ]
 
-    def _of(self, text: str) -> dict[str, Any]:
+    def _text_values(self, text: str) -> dict[str, Any]:
         words, parts = text.split(), sentences(text)
         found: dict[str, Any] = {
             "words": len(words), "characters": len(text.strip()), "sentences": len(parts),

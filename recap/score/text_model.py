@@ -1,5 +1,7 @@
-"""A transformer of texts as scorers run it: tokenised in Rust, all texts of a batch in one call, and run in parts of
-like length, so that little is padding.
+"""A transformer of texts as scorers run it.
+
+All texts of a batch are tokenised in one call (a fast tokenizer is written in Rust). They are then run in groups of
+similar length, so that little is padding.
 """
 
 from __future__ import annotations
@@ -15,8 +17,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from hpc.base.errors import UserError
 
-_PART = 32  # texts that are run at a time
-_SHIFTED = ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer")  # whose positions begin behind the padding's
+_TEXTS_PER_PASS = 32
+# Model types that number positions from pad_token_id + 1 on, so that their table holds that many tokens less.
+_SHIFTED = ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer")
 
 
 @dataclass(frozen=True)
@@ -54,13 +57,15 @@ class TextModel:
 
     @classmethod
     def open(cls, folder: str, kind: str, device: str, precision: str, limit: int = 0, **options: Any) -> TextModel:
-        """As transformers' class `kind` opens it, with these options."""
+        """The checkpoint in `folder`, opened by the transformers class `kind` with these options. precision: fp32 |
+        bf16."""
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         made = getattr(transformers, kind).from_pretrained(folder, dtype=dtype, **options)
         return cls(folder, made.to(device).eval(), limit)
 
     def encode(self, texts: Sequence[str], seconds: Sequence[str] | None = None, lead: str = "") -> list[Encoded]:
-        """Texts, or pairs of them, each cut at its end (of a pair the longer one). lead: stands before each text."""
+        """Token ids of texts, or of pairs of `texts` and `seconds`. What does not fit is cut at the end; of a pair, at
+        the end of the longer text. lead: written before each text."""
         if not texts:
             return []
         firsts = [lead + " ".join(text.split()) for text in texts]
@@ -73,7 +78,11 @@ class TextModel:
 
     @torch.inference_mode()
     def run(self, texts: Sequence[Encoded], take: Callable[[Any, torch.Tensor], torch.Tensor]) -> list[np.ndarray]:
-        """What `take` makes of the model's output and the mask [b, T] of a part: a row each, float64."""
+        """`take(output, mask)` for each group of b texts, where output is the model's and mask is int64 [b, T].
+
+        Returns:
+            For each text its float64 row of what `take` returned, in the order of `texts`.
+        """
         found: dict[int, np.ndarray] = {}
         for rows, inputs in self.parts(texts):
             made = take(self.model(**inputs), inputs["attention_mask"]).double().cpu().numpy()
@@ -81,10 +90,10 @@ class TextModel:
         return [found[row] for row in range(len(texts))]
 
     def parts(self, texts: Sequence[Encoded]) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
-        """Numbers of texts of like length, and these padded to one."""
+        """(indices of texts of similar length, their padded inputs), until all texts are done."""
         order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
-        for start in range(0, len(order), _PART):
-            rows = order[start : start + _PART]
+        for start in range(0, len(order), _TEXTS_PER_PASS):
+            rows = order[start : start + _TEXTS_PER_PASS]
             yield rows, self.padded([texts[row] for row in rows])
 
     def padded(self, texts: Sequence[Encoded]) -> dict[str, torch.Tensor]:
@@ -99,6 +108,7 @@ class TextModel:
 
 
 def _limit(tokenizer: Any, config: Any) -> int:
+    """How many tokens the model can take: by its tokenizer and by its table of positions."""
     config = getattr(config, "text_config", config)
     positions = int(getattr(config, "max_position_embeddings", 0) or tokenizer.model_max_length)
     if config.model_type in _SHIFTED:

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from hpc.base.errors import UserError
 from recap.engine.decode import Geometry
-from recap.score.scorer import Scored
+from recap.score.scorer import ScoreInput
 from recap.score.settings import Verdict
 
 
@@ -36,11 +36,12 @@ class VerdictScorer:
 
     def setup(self, device: str) -> None: ...
 
-    def score(self, rows: Sequence[Scored]) -> list[dict[str, Any]]:
-        return [self._of(row.columns.get(self.config.column)) for row in rows]
+    def score(self, rows: Sequence[ScoreInput]) -> list[dict[str, Any]]:
+        return [self._row_values(row.columns.get(self.config.column)) for row in rows]
 
-    def _of(self, value: Any) -> dict[str, Any]:
-        """Of a verdict that is no number, NaN, which the job tells: neither is it passed over."""
+    def _row_values(self, value: Any) -> dict[str, Any]:
+        """The verdict's number; nothing for an empty verdict. NaN for one that is no number: the job then writes the
+        row as skipped with the reason, instead of a score."""
         if value is None or not (word := str(value).strip().lower()):
             return {}
         if self._values:

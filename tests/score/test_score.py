@@ -23,7 +23,7 @@ from recap.engine.decode import Geometry, decode
 from recap.engine.decode_pool import Decoded, DecodePool
 from recap.score import image_facts
 from recap.score.operator import NOT_FINITE, TEXT_MISSING, ScoreOperator
-from recap.score.scorer import Picture, Scored
+from recap.score.scorer import Picture, ScoreInput
 from recap.score.scorers import scorers_of
 from recap.worlds.tars import write_tar
 from tests.score.conftest import CONTEXT, SAMPLES, SHARDS, tree
@@ -173,7 +173,7 @@ class Broken:
     def __init__(self, fields: list[Any]) -> None:
         self.fields = fields
 
-    def score(self, rows: list[Scored]) -> list[dict[str, Any]]:
+    def score(self, rows: list[ScoreInput]) -> list[dict[str, Any]]:
         return [{"words_org": 3, "flesch_kincaid_org": math.nan} for _ in rows]
 
     def setup(self, device: str) -> None: ...

@@ -32,7 +32,7 @@ from transformers import (
 from hpc.operator import OK
 from recap.demo import CAPTIONER, FLAGS
 from recap.score.reward import RewardScorer
-from recap.score.scorer import Picture, Scored
+from recap.score.scorer import Picture, ScoreInput
 from recap.score.settings import Reward, Similarity
 from recap.score.similarity import SimilarityScorer
 from recap.worlds.tars import write_tar
@@ -166,7 +166,7 @@ def test_a_reward_of_a_decoder_that_names_no_padding(tmp_path: Path) -> None:
     scorer.identity()
     scorer.setup("cpu")
     texts = ["a red car", "the flag is blue and the star is red", "a"]
-    found = scorer.score([Scored(str(at), texts={"t": text}) for at, text in enumerate(texts)])
+    found = scorer.score([ScoreInput(str(at), texts={"t": text}) for at, text in enumerate(texts)])
     alone = LlamaForSequenceClassification.from_pretrained(tmp_path).eval()
     for row, text in zip(found, texts, strict=True):
         ids = tokenizer(text, return_tensors="pt")["input_ids"]
@@ -281,8 +281,8 @@ def test_nudity_is_nudenets_own() -> None:
         exposed = [value for name, value in best.items() if name.endswith("EXPOSED")
                    and not name.startswith(("MALE_BREAST", "FEET", "BELLY", "ARMPITS"))]  # fmt: skip
         wanted.append({"nudity": max(exposed), "face": max(best["FACE_FEMALE"], best["FACE_MALE"])})
-        rows.append(Scored("k", Picture(out.getvalue(), {SQUARE: np.asarray(image)})))
-    found = scorer.score([*rows, Scored("none")])
+        rows.append(ScoreInput("k", Picture(out.getvalue(), {SQUARE: np.asarray(image)})))
+    found = scorer.score([*rows, ScoreInput("none")])
     assert found[-1] == {}
     for one, other in zip(found[:-1], wanted, strict=True):
         assert one == pytest.approx(other, abs=1e-5)
@@ -301,6 +301,6 @@ def test_real_sentence_embeddings(tmp_path: Path) -> None:
     assert "1_Pooling/config.json" in scorer.identity()["model"]
     scorer.setup("cpu")
     texts = ["A cat sleeps on the sofa.", "A kitten naps on a couch.", "Stock markets fell sharply."]
-    rows = [Scored(str(at), texts={"text": text}, references=texts[:1]) for at, text in enumerate(texts)]
+    rows = [ScoreInput(str(at), texts={"text": text}, references=texts[:1]) for at, text in enumerate(texts)]
     same, near, far = (row["like_text"] for row in scorer.score(rows))
     assert same == pytest.approx(1, abs=1e-6) and near > 0.5 > 0.2 > far
