@@ -50,7 +50,7 @@ from recap.data.inputs import DataConfig, list_shards
 from recap.data.joined import Joined
 from recap.data.kinds.tar import scan
 from recap.data.rows import RowsConfig
-from recap.data.samples import JoinedDataConfig, Samples, Shared, shared_input
+from recap.data.samples import JoinedDataConfig, Samples, SharedInput, shared_input
 from recap.worlds.tars import write_tar
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -158,7 +158,7 @@ def _job(folder: Path, what: str) -> dict[str, float]:
     return {"cpu_s": time.process_time() - cpu, "mb": _anonymous_mb() - memory}
 
 
-def _start(data: JoinedDataConfig, shared: Shared | None, samples: int) -> None:
+def _start(data: JoinedDataConfig, shared: SharedInput | None, samples: int) -> None:
     def prepare(sample: Joined, epoch: int) -> str | tuple[Any, ...]:
         return tuple(sample.columns.values())
 

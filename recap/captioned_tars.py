@@ -15,7 +15,7 @@ from hpc.operator import OK, Damage
 from hpc.run.published import Published, PublishedShard
 from recap.data.blocks import BLOCK
 from recap.data.column import Values
-from recap.data.headers import plain
+from recap.data.headers import without_dot_slash
 from recap.data.kind import Wanted
 from recap.data.kinds import samples_of
 from recap.data.same_image import SameImages
@@ -57,7 +57,7 @@ class CaptionView:
             if sample["__url__"] != url:
                 url, number = sample["__url__"], 0
                 captions = caption_by_key(self._shards[url])
-            captioned = captions.get(plain(sample["__key__"]))
+            captioned = captions.get(without_dot_slash(sample["__key__"]))
             if captioned is not None:
                 if number < BLOCK or number % BLOCK == 0:
                     members = {k: v for k, v in sample.items() if isinstance(v, bytes)}
@@ -95,7 +95,7 @@ class Captioned:
 def caption_by_key(shard: PublishedShard) -> dict[str, Captioned]:
     table = shard.table(["key", "caption", "sha256", "status"])
     rows = zip(*(table[name].to_pylist() for name in ("key", "caption", "sha256", "status")), strict=True)
-    return {plain(key): Captioned(caption, image) for key, caption, image, status in rows if status == OK}
+    return {without_dot_slash(key): Captioned(caption, image) for key, caption, image, status in rows if status == OK}
 
 
 def write_captioned(

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from hpc.base.errors import UserError
 from hpc.run.published import PublishedShard
 from recap.data.expected import stem_of
-from recap.data.headers import plain
+from recap.data.headers import without_dot_slash
 
 FIELDS = ("url", "sha256")
 
@@ -38,8 +38,8 @@ class Downloads:
         names = [name for name in FIELDS if table is not None and name in table.column_names]
         if table is None or not names or not keys:
             return {}
-        theirs = [plain(key) for key in table["key"].cast(pa.string()).to_pylist() if key is not None]
-        at = pc.index_in(pa.array([plain(key) for key in keys], pa.string()), pa.array(theirs, pa.string()))
+        theirs = [without_dot_slash(key) for key in table["key"].cast(pa.string()).to_pylist() if key is not None]
+        at = pc.index_in(pa.array([without_dot_slash(key) for key in keys], pa.string()), pa.array(theirs, pa.string()))
         if at.null_count == len(keys) and theirs:
             raise UserError(
                 f"export: none of the {len(keys):,} keys of {shard.shard.uri} is in the parquet beside it: the tar "

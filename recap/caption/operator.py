@@ -15,7 +15,7 @@ from recap.data.block_items import IndexedDataConfig, block_counts, read_blocks
 from recap.data.image_version import VERSION_2
 from recap.data.inputs import list_shards, placeholder_digests
 from recap.data.pictures import find_image, read_items
-from recap.data.tar_job import OverShards
+from recap.data.tar_job import PlannedInput
 from recap.data.tars import READING_2, Sample
 from recap.data.texts import LONGEST_TEXT, TextMember, check_key
 from recap.engine import CaptionerConfig
@@ -36,7 +36,7 @@ class CaptionConfig:
         settle(self.captioner, self.captioner.sees)
 
 
-class CaptionOperator(OverShards, Writing):
+class CaptionOperator(PlannedInput, Writing):
     """See hpc.operator.Operator."""
 
     Config: ClassVar[type] = CaptionConfig

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from recap.data.images import EncodedImage
-from recap.data.memory import to_decode
+from recap.data.memory import memory_to_decode
 from recap.randomness import draw
 
 
@@ -21,7 +21,7 @@ def training_crop(
     """
     encoded = EncodedImage(data)
     left, top, width, height = _box(*encoded.size, area, ratio, seed, epoch, key)
-    with to_decode(encoded.cost):
+    with memory_to_decode(encoded.cost):
         return _resize(encoded, size, (left, top, left + width, top + height))
 
 

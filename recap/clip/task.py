@@ -23,7 +23,7 @@ from recap.clip.settings import ClipConfig, Stage
 from recap.clip.tokens import Tokens
 from recap.data.images import BadImage
 from recap.data.joined import Joined
-from recap.data.samples import Samples, Shared, Taken, image_of
+from recap.data.samples import PreparedSample, Samples, SharedInput, image_of
 from recap.model_files import weights_digest
 from recap.randomness import draw, mixed
 from recap.text_policy import Drawn, TextPolicy
@@ -47,7 +47,7 @@ class ClipTask:
         start: weights that this stage begins with; "" for random ones.
     """
 
-    def __init__(self, config: ClipConfig, number: int, shared: Shared | None, start: str) -> None:
+    def __init__(self, config: ClipConfig, number: int, shared: SharedInput | None, start: str) -> None:
         self.config, self.stage = config, config.stages[number]
         self.model_config = _with(config, start)
         self.tokens = Tokens(config.model)
@@ -152,7 +152,7 @@ class ClipTask:
             return error.reason
         return Pair(pixels, texts)
 
-    def _ids(self, ready: list[Taken[Pair]]) -> np.ndarray:
+    def _ids(self, ready: list[PreparedSample[Pair]]) -> np.ndarray:
         """Token ids [samples, texts, context]."""
         texts = [(r, number, drawn) for r in ready for number, drawn in enumerate(r.value.texts)]
         ids = self.tokens.ids([drawn.text for _, _, drawn in texts])
@@ -163,11 +163,11 @@ class ClipTask:
         prefixes = [self.policy.prefix(drawn.column) for _, _, drawn in texts]
         return self.tokens.shape(cut, prefixes, self.context).reshape(len(ready), self.config.text.texts, self.context)
 
-    def _drawn(self, ready: list[Taken[Pair]]) -> dict[str, float]:
+    def _drawn(self, ready: list[PreparedSample[Pair]]) -> dict[str, float]:
         """How many images have their (first) text from which column."""
         return {f"text/{name}": sum(r.value.texts[0].column == name for r in ready) for name in self.policy.sources}
 
-    def _kept(self, ready: Taken[Pair]) -> np.ndarray:
+    def _kept(self, ready: PreparedSample[Pair]) -> np.ndarray:
         """Numbers of the patches that are kept of a sample: by hash, so that every rank and every chunk agree."""
         patches = (self.stage.image // self.config.model.patch) ** 2
         kept = max(1, round(patches * self.stage.keep_patches))

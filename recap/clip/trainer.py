@@ -15,7 +15,7 @@ from recap.clip.settings import ClipConfig, check, stage_name
 from recap.clip.tokenizer_files import check_tokenizer, make_of_texts
 from recap.data.image_version import VERSION_2
 from recap.data.joined import check_division
-from recap.data.samples import check_columns, check_memory, column_identities, said_of_reading, shared_input
+from recap.data.samples import check_columns, check_memory, column_identities, describe_reading, shared_input
 from recap.model_files import file_digest
 from recap.text_policy import TextPolicy
 from recap.train.groups import Layout, table
@@ -79,7 +79,7 @@ class ClipTrainer:
             rate = f"lr {s.lr:.3g} {s.schedule}, warm-up {warmup}"
             lines.append(("stage", f"{stage.image} px · {length_in_words(s)}, {s.batch:,} a step · {rate}"))
         lines.append(("input", self._input))
-        if told := said_of_reading(c.data, ranks):
+        if told := describe_reading(c.data, ranks):
             lines.append(("reading", told))
         return lines
 

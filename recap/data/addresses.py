@@ -1,4 +1,4 @@
-"""Paths and URLs of inputs: made absolute, and without what only their user may know."""
+"""Paths and URLs of inputs: made absolute, and without passwords, tokens and signatures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SECRET = re.compile(
 
 
 def absolute(pattern: str) -> str:
-    """A pattern that means the same from any working directory."""
+    """A path pattern made absolute, also behind a leading `@`; URLs stay as they are."""
     if "://" in pattern:
         return pattern
     at, path = ("@", pattern[1:]) if pattern.startswith("@") else ("", pattern)
@@ -42,9 +42,10 @@ def without_credentials(url: str) -> str:
 
 
 def _refuse_secrets(url: str) -> None:
-    """UserError for a URL that answers only with the secret in it: what is kept, and asked for, is the bare URL.
+    """UserError for a URL that cannot be read without the secret in it, because only the bare URL is kept in a run.
 
-    Store URLs such as s3://KEY:SECRET@bucket are listed with theirs, and read with the environment's.
+    Store URLs such as s3://KEY:SECRET@bucket are fine: they are listed with these credentials, and later read with
+    those of the environment.
     """
     clean = without_credentials(url)
     parts, bare = urlsplit(url.rpartition("::")[2]), urlsplit(clean.rpartition("::")[2])

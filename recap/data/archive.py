@@ -1,9 +1,9 @@
 """Tar archives, read to their last good byte: members in order, and what is wrong with the archive and where.
 
-tarfile ends silently at damage, and what it does for a hostile header has no bound. This parser takes time in
-proportion to the archive and memory for one member: names, extended headers and the number of their records are
-bounded. Sparse files (all four spellings of GNU tar and bsdtar) are filled up, hard links to an earlier member give
-that member's content. The format: POSIX.1-2008 pax; sparse files: GNU tar manual, "Storing Sparse Files".
+tarfile ends silently at damage, and a hostile header can make it use any amount of time and memory. This parser takes
+time in proportion to the archive and memory for one member: names, extended headers and the number of their records
+are bounded. Sparse files (all four formats of GNU tar and bsdtar) get their zeros back, and a hard link to an earlier
+member has that member's content. The format: POSIX.1-2008 pax; sparse files: GNU tar manual, "Storing Sparse Files".
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from recap.data.headers import (
     LARGEST_HEADER,
     LONGEST_NAME,
     MOST_RECORDS,
-    Pending,
-    kind_of,
+    NextMember,
     looks_like,
+    other_format,
     parse,
     pax,
-    plain,
     text,
+    without_dot_slash,
 )
 from recap.data.sparse import MOST_PIECES, SparseMap, octal, old_pieces
 
 BLOCK = tarfile.BLOCKSIZE  # 512 bytes
-LARGEST_MEMBER = 1 << 28  # bytes; larger members are stepped over, not held
+LARGEST_MEMBER = 1 << 28  # bytes; larger members are skipped
 _WINDOW = 1 << 26  # bytes of members kept for hard links, where the archive cannot be read twice
 _PIECE = 1 << 20  # bytes read at a time: a garbage header may claim terabytes
 _HEADER = 512  # bytes that a member costs in memory beside its content
 
-LINK = "a link or device"
+UNREADABLE_LINK = "a link or device"
 
 Place = tuple[int, int]
 """First byte of a member's headers and the byte after its content, in the unpacked archive."""
@@ -47,9 +47,12 @@ Place = tuple[int, int]
 
 @dataclass(slots=True)
 class Member:
-    """One file of an archive: where it lies, and the bytes that are stored of it.
+    """One file of an archive.
 
-    odd: a phrase, where its content cannot be had. link: the name that a hard link has; target: where that lies.
+    start, end: first byte of its headers and the byte after its content, in the unpacked archive.
+    stored: bytes of its content in the archive; a sparse file is larger.
+    odd: a phrase that says why its content cannot be read, else "".
+    link, target: of a hard link, the name of the member that it leads to, and where that member lies.
     """
 
     name: str
@@ -63,7 +66,7 @@ class Member:
 
 
 Linked = Callable[[str], tuple[bytes | None, str]]
-"""The content of a hard link's target that is not in the file at hand, by its name; or why it cannot be had."""
+"""Finds a hard link's target, by name, outside the file that is being read: (content, why there is none)."""
 
 
 class _Damaged(Exception):
@@ -73,12 +76,12 @@ class _Damaged(Exception):
 
 
 class Archive:
-    """One pass over an archive. Each member is to be taken or stepped over before the next is asked for.
+    """One pass over an archive. Call `take` or `step_over` for each member before asking for the next one.
 
     Args:
-        file: the tar at its start, gzipped or not. Sought only where it can be; then nothing is read twice but the
-            targets of hard links, and contents that are stepped over are not read.
-        linked: where hard links lead whose target is not in this file.
+        file: the tar at its start, gzipped or not. Where it is seekable, skipped contents are not read, and only the
+            targets of hard links are read a second time.
+        linked: finds the targets of hard links that are not in this file (where it is one block of a tar).
     """
 
     def __init__(self, file: IO[bytes], linked: Linked | None = None) -> None:
@@ -95,35 +98,35 @@ class Archive:
         self._linked = linked
         self._offset = 0  # of the next byte, in the unpacked archive
         self._block = b""  # the last header
-        self._pending = Pending(0)
+        self._next = NextMember(0)
         self._ended = False
         self._places: dict[str, Place] | None = None  # by name; made when the first hard link is met
         self._window: OrderedDict[str, bytes] = OrderedDict()
         self._window_bytes = 0
         self.damages: list[Damage] = []
-        """What is wrong with the archive, complete when the members are through."""
+        """What is wrong with the archive; complete once `members` has ended."""
 
     def members(self) -> Iterator[Member]:
-        """Every file in order, links and devices too (with what is odd about them)."""
+        """Every file in order. Links and devices are there too, with a phrase in `odd`."""
         try:
             while not self._ended and (info := self._header()) is not None:
                 if info.type in EXTENDED:
                     self._extend(info)
                     continue
                 member = self._member(info)
-                unusable, self._pending = self._pending.unusable, Pending(member.end)
+                unusable, self._next = self._next.unusable, NextMember(member.end)
                 if unusable or info.isdir() or info.type not in tarfile.SUPPORTED_TYPES:
                     self._step(member.name, member.stored)  # vendors' types: unknown, but their data is there
                     continue
                 self._require(member)
                 yield member
                 if self._places is not None:
-                    self._places[plain(member.name)] = member.target or (member.start, member.end)
+                    self._places[without_dot_slash(member.name)] = member.target or (member.start, member.end)
         except _Damaged as error:
             self.damages.append(error.damage)
 
     def take(self, member: Member) -> bytes | None:
-        """A member's content; None where it is odd, or the archive ends within it (then it also ends here)."""
+        """A member's content. None where it is odd, or where the archive ends within it, after which `members` ends."""
         try:
             data = self._content(member)
         except _Damaged as error:
@@ -135,7 +138,7 @@ class Archive:
         return data
 
     def step_over(self, member: Member) -> bytes:
-        """Leave a member's content out."""
+        """Skip a member's content."""
         try:
             self._step(member.name, member.stored)
         except _Damaged as error:
@@ -184,7 +187,7 @@ class Archive:
         return data[:size]
 
     def _require(self, member: Member) -> None:
-        """Where the file's length is known, that it holds the member."""
+        """Raise _Damaged where the file's length is known and the file ends before the member does."""
         if self._length is not None and self._offset + member.stored > self._length:
             raise _cut(member.name, self._offset, self._length - self._offset, member.stored)
 
@@ -195,7 +198,7 @@ class Archive:
         at = self._offset
         self._block = block = self._read(BLOCK)
         if len(block) < BLOCK:
-            if block and at == 0 and kind_of(block):
+            if block and at == 0 and other_format(block):
                 raise _Damaged("tar: not a tar", looks_like(block))
             if block:
                 raise _Damaged("tar: truncated", f"a header is cut off at byte {self._offset:,}")
@@ -218,7 +221,7 @@ class Archive:
             if block[257:262] == b"ustar" and (info := parse(block)) is not None:
                 self._block, lost = block, self._offset - BLOCK - at
                 self.damages.append(Damage("tar: garbage header", f"at byte {at:,}; read on after {lost:,} bytes"))
-                self._pending = Pending(self._offset - BLOCK)  # what was said, was said of a lost member
+                self._next = NextMember(self._offset - BLOCK)  # earlier extended headers were for a lost member
                 return info
         raise _Damaged("tar: garbage header", f"at byte {at:,}; no good header after it")
 
@@ -229,7 +232,7 @@ class Archive:
                 raise _Damaged("tar: data after the end of the archive", f"the end mark is at byte {at:,}")
 
     def _extend(self, info: tarfile.TarInfo) -> None:
-        """Take in a pax or GNU header that speaks of the next member."""
+        """Read a pax or GNU header, which describes the next member."""
         at = self._offset
         if info.size > LARGEST_HEADER:
             self._refuse(at, f"an extended header of {info.size:,} bytes")
@@ -241,33 +244,35 @@ class Archive:
             if records is None:
                 self._refuse(at, f"a pax header of more than {MOST_RECORDS:,} records")
             else:
-                self._pending.take(records)
+                self._next.take(records)
         elif info.type == tarfile.GNUTYPE_LONGNAME:
-            self._pending.name = data.partition(b"\0")[0]
+            self._next.name = data.partition(b"\0")[0]
         elif info.type == tarfile.GNUTYPE_LONGLINK:
-            self._pending.link = data.partition(b"\0")[0]
+            self._next.link = data.partition(b"\0")[0]
 
     def _refuse(self, at: int, what: str) -> None:
-        self._pending.unusable = True
+        self._next.unusable = True
         self.damages.append(Damage("tar: header too large", f"{what} at byte {at:,}; its member is left out"))
 
     # --- members ----------------------------------------------------------------------------
 
     def _member(self, info: tarfile.TarInfo) -> Member:
-        said = self._pending
-        name = info.name if said.name is None else text(said.name)
+        extended = self._next
+        name = info.name if extended.name is None else text(extended.name)
         has_data = info.isreg() or info.type not in tarfile.SUPPORTED_TYPES
-        member = Member(name, said.start, 0, (info.size if said.size is None else said.size) if has_data else 0)
-        if max(len(said.name or b""), len(said.link or b"")) > LONGEST_NAME:
-            self._refuse(said.start, f"a name of more than {LONGEST_NAME:,} bytes")
+        member = Member(
+            name, extended.start, 0, (info.size if extended.size is None else extended.size) if has_data else 0
+        )
+        if max(len(extended.name or b""), len(extended.link or b"")) > LONGEST_NAME:
+            self._refuse(extended.start, f"a name of more than {LONGEST_NAME:,} bytes")
         elif info.type == tarfile.GNUTYPE_SPARSE:
             member.sparse = self._old_sparse_map()
-        elif info.isreg() and said.sparse:
-            member.sparse = SparseMap.of_records(said.sparse)
+        elif info.isreg() and extended.sparse:
+            member.sparse = SparseMap.of_records(extended.sparse)
         elif info.islnk():
-            self._resolve(member, info.linkname if said.link is None else text(said.link))
+            self._resolve(member, info.linkname if extended.link is None else text(extended.link))
         elif not has_data:
-            member.odd = LINK
+            member.odd = UNREADABLE_LINK
         if max(member.sparse.size if member.sparse else 0, member.stored) > LARGEST_MEMBER:
             member.odd = f"larger than {LARGEST_MEMBER >> 20} MiB"
         member.end = self._offset + _padded(member.stored)
@@ -301,15 +306,15 @@ class Archive:
     # --- hard links -------------------------------------------------------------------------
 
     def _resolve(self, member: Member, name: str) -> None:
-        """Where a hard link's target lies: the last member of that name before it."""
-        member.link = plain(name)
+        """Set a hard link's `link` and `target`: the last member of that name before it."""
+        member.link = without_dot_slash(name)
         if self._length is not None:
             if self._places is None:
                 self._places = self._find_places(member.start)
             member.target = self._places.get(member.link)
         known = member.target is not None or member.link in self._window
         if not known and self._linked is None:
-            member.odd = LINK
+            member.odd = UNREADABLE_LINK
 
     def _find_places(self, before: int) -> dict[str, Place]:
         """The places of all members before the first hard link, by one more pass over the headers."""
@@ -324,7 +329,7 @@ class Archive:
         return places
 
     def _target(self, member: Member) -> bytes | None:
-        data, why = self._window.get(member.link), LINK
+        data, why = self._window.get(member.link), UNREADABLE_LINK
         if data is None and member.target is not None:
             start, end = member.target
             self._file.seek(start)
@@ -338,7 +343,7 @@ class Archive:
 
     def _remember(self, name: str, data: bytes) -> None:
         """Keep the last members of an archive that cannot be read twice, for hard links to them."""
-        name = plain(name)
+        name = without_dot_slash(name)
         self._window_bytes -= _cost(name, self._window.pop(name)) if name in self._window else 0
         self._window[name] = data
         self._window_bytes += _cost(name, data)
@@ -347,17 +352,22 @@ class Archive:
 
 
 def single(read: Callable[[], bytes], size: int) -> tuple[bytes | None, str]:
-    """(content of the one member that a range of an archive holds, why there is none). Large ranges are not read."""
+    """(content, why there is none) of the single member in a range of an archive.
+
+    Args:
+        read: returns the range's bytes; not called where the range is too large.
+        size: bytes of the range.
+    """
     if size > LARGEST_MEMBER + 2 * LARGEST_HEADER:
         return None, f"larger than {LARGEST_MEMBER >> 20} MiB"
     archive = Archive(io.BytesIO(read()))
     for member in archive.members():
-        return archive.take(member), member.odd or LINK
-    return None, LINK
+        return archive.take(member), member.odd or UNREADABLE_LINK
+    return None, UNREADABLE_LINK
 
 
 class _Joined:
-    """Bytes read already, then the rest of the file: what gzip needs of a stream that cannot be sought."""
+    """A file again from its start, after its first bytes were read from a stream that is not seekable."""
 
     def __init__(self, start: bytes, file: IO[bytes]) -> None:
         self._start, self._file = start, file

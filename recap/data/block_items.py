@@ -1,4 +1,5 @@
-"""Blocks of a shard read alone, for pilots of jobs over images: tars by a block index, other files by themselves."""
+"""Single blocks of a shard, which pilots of jobs over images read. Tars need a block index for it; other kinds of files
+know their own blocks."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from hpc.base.errors import ShardError, UserError
 from hpc.base.fields import execution
 from hpc.operator import Item, Shard
 from recap.data.addresses import absolute
-from recap.data.blocks import BLOCK, Block
+from recap.data.blocks import BLOCK, Block, block_sizes
 from recap.data.index import Index, scan_shard
 from recap.data.inputs import DataConfig
 from recap.data.kind import Wanted
@@ -31,14 +32,14 @@ class IndexedDataConfig(DataConfig):
 
 
 class _Opened:
-    """An index, and the number of each of its shards."""
+    """An open index, with the number of each of its shards by id."""
 
     def __init__(self, path: str) -> None:
         self.path, self.index = path, Index.open(path)
         self.numbers = {name: number for number, name in enumerate(self.index.ids())}
 
     def number(self, shard: Shard) -> int | None:
-        """None where it does not hold the shard. UserError where the shard has changed."""
+        """The shard's number in the index; None where it does not hold the shard. UserError where the shard changed."""
         number = self.numbers.get(shard.id)
         if number is None:
             return None
@@ -54,12 +55,16 @@ _opened = lru_cache(maxsize=1)(_Opened)
 
 
 def block_counts(data: IndexedDataConfig, shards: Sequence[Shard]) -> dict[str, list[int]]:
-    """Samples of each block of the shards whose blocks can be read alone. UserError for an index that is none."""
+    """By shard id, the number of samples of each block; without the shards whose blocks cannot be read alone.
+
+    Raises:
+        UserError: `data.index` is no block index.
+    """
     found: dict[str, list[int]] = {}
     for shard in shards:
-        if kind_of(shard.uri) is not TAR:  # its blocks are found by its own footer, or in its own list
+        if kind_of(shard.uri) is not TAR:  # these files say themselves where their blocks are
             if shard.expected:
-                found[shard.id] = [min(BLOCK, shard.expected - at) for at in range(0, shard.expected, BLOCK)]
+                found[shard.id] = block_sizes(shard.expected)
             continue
         opened = _opened(data.index) if data.index else None
         if opened and (number := opened.number(shard)) is not None:
@@ -75,14 +80,22 @@ def read_blocks(
     payload: Callable[[Sample], tuple[Any, int]],
     wanted: Wanted,
 ) -> Iterator[Item]:
-    """The items of these blocks, as `read_items` gives them. ShardError where they are not what the index says."""
+    """The items of these blocks, as recap.data.pictures.read_items yields them.
+
+    Args:
+        numbers: of the blocks in the shard.
+        payload: returns an item's payload, and the bytes that it holds in memory.
+
+    Raises:
+        ShardError: a block does not hold what the index says.
+    """
     index, first = _index_of(shard, data, wanted)
     for number in numbers:
         block = index.block(first + number)
         samples = kind_of(shard.uri).block(shard, block, wanted, lambda size: None)
         _check(shard, block, samples)
         for at, sample in enumerate(samples):
-            if at in block.problems:  # of keys that come back: a block does not know of the others
+            if at in block.problems:  # duplicate keys, which a block alone cannot notice
                 sample.problems = [block.problems[at]]
             yield Item(shard.id, number * BLOCK + at, sample.key, *payload(sample), lost=sample.failure())
 

@@ -12,14 +12,14 @@ from recap.data.archive import Place
 from recap.data.tars import Sample
 
 BLOCK = 512
-"""Samples of a block; the row groups of column files are as long."""
+"""Samples of a block. The row groups of column files have as many rows."""
 
-PROBLEM = pa.struct([("sample", pa.int64()), ("problem", pa.string())])
-LINK: list[tuple[str, pa.DataType]] = [("name", pa.string()), ("start", pa.int64()), ("end", pa.int64())]
+PROBLEM_TYPE = pa.struct([("sample", pa.int64()), ("problem", pa.string())])
+LINK_FIELDS: list[tuple[str, pa.DataType]] = [("name", pa.string()), ("start", pa.int64()), ("end", pa.int64())]
 
 
 class Link(NamedTuple):
-    """A hard link in a block: the name it has, and the bytes of the tar that hold the file it leads to."""
+    """A hard link out of a block. name: of its target. start, end: the bytes of the tar that hold the target."""
 
     block: int
     name: str
@@ -31,9 +31,13 @@ class Link(NamedTuple):
 class Block:
     """One block as the reader needs it.
 
-    start, end: its bytes in a tar; in other kinds, where the shard's bytes are shared out among its rows. origin, skip:
-    where a kind finds it otherwise, and how many rows there belong to earlier blocks; 0 in tars (see the kind).
-    problems: of its samples, by their number in the block.
+    shard, number: number of the shard in the index, and of the block in the shard.
+    start, end: its bytes in a tar. In tables, its rows' share of the file's bytes, by which memory is estimated.
+    count, first: how many samples it has, and the key of the first.
+    problems: phrases such as "key: duplicate", by the sample's number in the block.
+    links: where the targets of hard links lie that are in earlier blocks, by name.
+    origin, skip: where other kinds than tars begin to read it (a row group, a batch's byte, a line), and how many rows
+        there belong to earlier blocks; 0 in tars.
     """
 
     shard: int
@@ -48,13 +52,21 @@ class Block:
     skip: int = 0
 
 
+def block_sizes(samples: int) -> list[int]:
+    """How many samples each block of a shard has, where the shard has `samples`."""
+    return [min(BLOCK, samples - start) for start in range(0, samples, BLOCK)]
+
+
 @dataclass(slots=True)
 class ShardBlocks:
-    """What a scan finds out about one shard.
+    """What a scan finds out about one shard. first, count, origin and skip have one entry a block, as in `Block`.
 
-    problems: (number of the sample in the shard, phrase) of keys that come back, which no block knows of itself.
-    links: hard links that lead out of their block. origin, skip: as in `Block`, one a block; empty for tars. ended:
-    all of the shard is taken in, and its blocks can be read alone.
+    start: first byte of each block, and the end of the last.
+    damage: why the shard is not whole; None where it is.
+    problems: (number of the sample in the shard, phrase) of duplicate and split keys.
+    links: hard links that lead out of their block.
+    origin, skip: empty for tars.
+    ended: whether all samples of the shard were counted, and its blocks can be read alone.
     """
 
     first: list[str] = field(default_factory=list)
@@ -68,7 +80,7 @@ class ShardBlocks:
     ended: bool = field(default=False, compare=False)
 
     def add(self, sample: Sample) -> None:
-        """Take in the next sample of the shard."""
+        """Count the next sample of a tar, whose blocks are made up in order."""
         if not self.count or self.count[-1] == BLOCK:
             self.first.append(sample.key)
             self.start[len(self.count) :] = [sample.start]
@@ -82,10 +94,10 @@ class ShardBlocks:
         self.start[len(self.count) :] = [sample.end]
 
     def add_row(self, number: int, sample: Sample, start: int, origin: int, skip: int) -> None:
-        """Take in row `number` of a table; between beginnings of blocks, rows without problems may be left out.
+        """Count row `number` of a table. Rows without problems may be left out, unless a block begins with them.
 
         Args:
-            start, origin, skip: of a block that begins here, see `Block`.
+            start, origin, skip: those of a block that would begin here, see `Block`.
         """
         self.problems += [(number, problem) for problem in sample.problems]
         if number % BLOCK == 0:
@@ -95,6 +107,6 @@ class ShardBlocks:
             self.skip.append(skip)
 
     def close(self, rows: int, end: int) -> None:
-        """All rows of a table are taken in, the last of which ends at byte `end`."""
+        """To be called after all rows of a table were counted. end: the byte after the last one."""
         self.start.append(end)
-        self.count = [min(BLOCK, rows - start) for start in range(0, rows, BLOCK)]
+        self.count = block_sizes(rows)

@@ -1,4 +1,4 @@
-"""One column of a corpus: what is asked of it, and what all columns that lie in files share."""
+"""The protocol of a column of a corpus, its config, and what all columns that lie in files share."""
 
 from __future__ import annotations
 
@@ -31,10 +31,13 @@ class ColumnConfig:
 
 @dataclass(frozen=True, slots=True)
 class Values:
-    """A column's values of some samples; None where there is none.
+    """A column's values of some samples.
 
-    digests: of the images that they were made from, None where the column carries none; see recap.data.same_image.
-    doubt: what to say where these digests prove nothing: the shard was found by its name alone.
+    values: one a sample, None where the column has none.
+    digests: sha256 of the image that each value was made from; None where the column has none. See
+        recap.data.same_image.
+    doubt: the message of an error, where the shard was found by its name alone and may be another. It is raised unless
+        the digests prove that the images are the same.
     """
 
     values: list[Any]
@@ -46,21 +49,30 @@ class Column(Protocol):
     """One column of a corpus."""
 
     def check(self, shards: Sequence[Shard]) -> str:
-        """How the shards are found, where that is worth a line. UserError unless every one of them can be read."""
+        """Check that the column has every shard; return how they are found, "" where there is nothing to say.
+
+        Raises:
+            UserError: a shard is missing, or the column cannot be read.
+        """
 
     def read(self, shard: Shard, block: int, keys: Sequence[str], members: Sequence[Mapping[str, bytes]]) -> Values:
-        """The values of a block's samples."""
+        """The values of a block's samples, in the order of `keys`.
+
+        Args:
+            block: number of the block in the shard.
+            keys, members: of the block's samples. Members by extension; empty where the tar is not read.
+        """
 
 
 class ColumnOfFiles:
-    """Rows that lie in files beside the tars, where `manifest` says, or else where they are now."""
+    """A column whose rows lie in files beside the tars: those that `manifest` names, without it those there are now."""
 
     def __init__(self, name: str, config: ColumnConfig, field: str, manifest: Manifest | None) -> None:
         self.name, self.config, self.field, self._manifest = name, config, field, manifest
-        self.newer: dict[str, Manifest] = {}  # by shards that are read as they were found later
+        self.newer: dict[str, Manifest] = {}  # by shard that was reopened by a rerun: its newer manifest
 
     def locate(self, shard: Shard) -> Located | None:
-        """Where the rows of a reader's shard lie now; None where there are none."""
+        """Where the rows of a shard lie now; None where the column has none."""
         raise NotImplementedError
 
     def generation(self, shard: Shard) -> int:
@@ -72,11 +84,11 @@ class ColumnOfFiles:
         raise NotImplementedError
 
     def known_identity(self) -> str:
-        """What made the column; "" where it does not say."""
+        """Identity of the job that made the column; "" where its files do not say."""
         raise NotImplementedError
 
     def type(self) -> pa.DataType:
-        """Of its values, as one of its files says. UserError where there is no file, or not this field."""
+        """Type of its values, by one of its files. UserError where there is no file, or none with this field."""
         schema = self.some_schema()
         if schema is None:
             raise UserError(
@@ -87,7 +99,7 @@ class ColumnOfFiles:
         return schema.field(self.field).type
 
     def check_names(self, file: str, names: Sequence[str], more: Sequence[str] = ()) -> None:
-        """UserError unless a file has the key, the field, and `more`."""
+        """UserError unless the fields `names` of a file include the key, the column's field, and `more`."""
         for wanted in ("key", self.field, *more):
             if wanted not in names:
                 raise UserError(
@@ -96,16 +108,17 @@ class ColumnOfFiles:
                 )
 
     def check_first_file(self) -> None:
-        """When it is planned: all files are of one schema, and each is looked at when it is opened."""
+        """Check the fields of one file when a job is planned. All files have one schema; each is checked when
+        opened."""
         try:
             schema = self._some_schema()
-        except (OSError, pa.ArrowException):  # damaged: said with its shard when it is read
+        except (OSError, pa.ArrowException):  # a damaged file is reported when its shard is read
             return
         if schema is not None:
             self.check_names("its first file", schema.names)
 
     def some_schema(self) -> pa.Schema | None:
-        """That of one of the files; None where there is none. UserError where it cannot be read."""
+        """Schema of one of the files; None where there is no file. UserError where it cannot be read."""
         try:
             return self._some_schema()
         except (OSError, pa.ArrowException) as error:
@@ -114,28 +127,30 @@ class ColumnOfFiles:
             raise unreadable(self.name, str(self.config.run or self.config.folder), error) from error
 
     def _some_schema(self) -> pa.Schema | None:
+        """Schema of one of the files; None where there is no file."""
         raise NotImplementedError
 
     def manifest(self, shards: Sequence[Shard]) -> Iterator[tuple[str, Located]]:
-        """`locate` for all shards that have rows: each may be a small read."""
+        """(shard id, where its rows lie) for all shards that have rows. Each may cost a small read."""
         for shard, located in zip(shards, small_reads(self.locate, shards), strict=True):
             if located is not None:
                 yield shard.id, located
 
     def located(self, shard: Shard) -> Located | None:
-        """Where they lay when the reader was launched, or lie now."""
+        """Where a shard's rows lie by the manifest; without one, where they lie now."""
         manifest = self.newer.get(shard.id, self._manifest)
         return manifest.find(shard.id) if manifest is not None else self.locate(shard)
 
 
 def check_missing(name: str, config: ColumnConfig, missing: list[str], shards: int) -> None:
+    """UserError where a column lacks shards and its config does not allow it. missing: their ids, out of `shards`."""
     if missing and config.missing == "error":
         raise UserError(
             f"data: column {name} ({config.run or config.folder}) lacks {len(missing):,} of {shards:,} shards "
-            f"(first: {missing[0]}), by uri and by id. {_mend(config)}, or set data.columns.{name}.missing=null to "
-            "train those on other columns."
+            f"(first: {missing[0]}), by uri and by id. {_how_to_complete(config)}, or set "
+            f"data.columns.{name}.missing=null to train those on other columns."
         )
 
 
-def _mend(config: ColumnConfig) -> str:
+def _how_to_complete(config: ColumnConfig) -> str:
     return f"Finish it (python -m hpc.status {config.run})" if config.run else "Add their files"

@@ -27,10 +27,10 @@ from hpc.run.published import Published, some_file
 from recap.data.blocks import BLOCK
 from recap.data.changed_files import as_launched
 from recap.data.column import Column, ColumnConfig, ColumnOfFiles, Values, check_missing
-from recap.data.headers import plain
+from recap.data.headers import without_dot_slash
 from recap.data.manifest import Located, Manifest
 from recap.data.open_files import OpenFiles
-from recap.data.origin import Origin, Origins, Places, said_once
+from recap.data.origin import Origin, Origins, Places, describe_mapping
 from recap.data.remote_parquet import RemoteParquet
 from recap.data.row_groups import rows_of
 from recap.data.same_image import digest_field
@@ -64,7 +64,7 @@ def open_column(name: str, config: ColumnConfig, manifest: Manifest | None = Non
 
 
 def members_of(columns: Iterable[Column]) -> frozenset[str]:
-    """The members that some of the columns are."""
+    """Extensions of the tar members that the columns read."""
     return frozenset(column.text.member for column in columns if isinstance(column, MemberColumn))
 
 
@@ -75,7 +75,7 @@ def runs_of(columns: Iterable[Column]) -> Iterator[Published]:
 
 
 class MemberColumn:
-    """A text member of the tars, or one key of a JSON member: a text, or for other uses what the key holds."""
+    """A text member of the tars, or one key of a JSON member. What is no text is returned as JSON holds it."""
 
     def __init__(self, name: str, member: str, key: str | None) -> None:
         self.name, self.text = name, TextMember(member, key.split(".")) if key else TextMember.named(member)
@@ -97,11 +97,11 @@ class ParquetColumn(ColumnOfFiles):
 
     def __init__(self, name: str, config: ColumnConfig, field: str, manifest: Manifest | None) -> None:
         super().__init__(name, config, field, manifest)
-        self.files = OpenFiles()  # which columns of the same files share
-        self._lock = Lock()  # of the identity
+        self.files = OpenFiles()  # shared by columns that read the same files
+        self._lock = Lock()  # guards config.identity
 
     def _opened(self, shard: Shard, located: Located) -> tuple[pq.ParquetFile, str]:
-        """The file, and why it may be another's (see `Values.doubt`)."""
+        """(the open file, `Values.doubt`)"""
         raise NotImplementedError
 
     def _place(self, located: Located) -> str:
@@ -109,7 +109,7 @@ class ParquetColumn(ColumnOfFiles):
         raise NotImplementedError
 
     def _as_launched(self, shard: Shard) -> AbstractContextManager[None]:
-        """While a shard's file is opened or read: UserError where it is not what it was."""
+        """Within the block a shard's file is opened or read. UserError where it is not what it was at launch."""
 
         def where() -> tuple[str, int]:
             located = self.located(shard)
@@ -121,13 +121,15 @@ class ParquetColumn(ColumnOfFiles):
         """The keys of a block's rows; [] where the shard has no file."""
         with self._file(shard) as (file, _):
             found = rows_of(file, block * BLOCK, count, ["key"])["key"].to_pylist() if file else []
-        return [plain(key) for key in found]
+        return [without_dot_slash(key) for key in found]
 
     def read(self, shard: Shard, block: int, keys: Sequence[str], members: Sequence[Mapping[str, bytes]]) -> Values:
         """Values and image digests of one block's samples, in the order of `keys`: [len(keys)] each.
 
-        A sample has None where the shard has no file of this column, or its file no row of the key. Raises UserError
-        where the file has a key that the tar has not.
+        A sample has None where the shard has no file of this column, or the file no row with its key.
+
+        Raises:
+            UserError: the file has a key that the tar does not have.
         """
         with self._file(shard) as (file, doubt):
             if file is None:
@@ -177,11 +179,11 @@ class ParquetColumn(ColumnOfFiles):
         return [name for name in dict.fromkeys(wanted) if name in file.schema_arrow.names]
 
     def _values(self, rows: pa.Table | pa.RecordBatch, field: str | None, doubt: str) -> tuple[list[str], Values]:
-        """Keys and values of rows as they lie in the file. field: of the images' digests."""
+        """(keys, values) of rows as they lie in the file. field: name of the field with the images' digests."""
         values = rows[self.field].to_pylist()
         if "status" in rows.schema.names:
             values = [v if status == OK else None for v, status in zip(values, rows["status"].to_pylist(), strict=True)]
-        keys = [plain(key) for key in rows["key"].to_pylist()]
+        keys = [without_dot_slash(key) for key in rows["key"].to_pylist()]
         return keys, Values(values, rows[field].to_pylist() if field else None, doubt)
 
     def _check_keys(self, shard: Shard, block: int, found: list[str], keys: Sequence[str]) -> None:
@@ -194,7 +196,7 @@ class ParquetColumn(ColumnOfFiles):
 
     @contextmanager
     def _file(self, shard: Shard) -> Iterator[tuple[pq.ParquetFile | None, str]]:
-        """The open file of a shard, to oneself, and its doubt."""
+        """(the open file of a shard, `Values.doubt`), which no other thread uses meanwhile."""
 
         def opened() -> tuple[pq.ParquetFile | None, str]:
             located = self.located(shard)
@@ -223,7 +225,8 @@ class ParquetColumn(ColumnOfFiles):
 
 
 class FolderColumn(ParquetColumn):
-    """`<folder>/<shard id>.parquet`, on a disk or an object store. Files of ours say which tar they were made from."""
+    """`<folder>/<shard id>.parquet`, on a disk or an object store. Files of this toolkit name the tar that they were
+    made from."""
 
     def __init__(self, name: str, config: ColumnConfig, manifest: Manifest | None = None) -> None:
         super().__init__(name, config, config.field or "text", manifest)
@@ -247,21 +250,24 @@ class FolderColumn(ParquetColumn):
 
     @cached_property
     def _by_uri(self) -> dict[str, str]:
-        """Names by the uri in the files' own words: read only where an id is missing, and where the first has one."""
+        """Names by the uri of the tar that a file names as its source.
+
+        Opens every file, so it is used only where an id is missing; {} where the first file names no source.
+        """
         names = sorted(self._listed)
-        if not names or not self._made_from(names[0]):
+        if not names or not self._source_uri(names[0]):
             return {}
         with ThreadPoolExecutor(16) as pool:
-            return {uri: name for uri, name in zip(pool.map(self._made_from, names), names, strict=True) if uri}
+            return {uri: name for uri, name in zip(pool.map(self._source_uri, names), names, strict=True) if uri}
 
-    def _made_from(self, name: str) -> str:
-        """The normalised uri of the tar that a file was made from; "" where it does not say."""
+    def _source_uri(self, name: str) -> str:
+        """The normalised uri of the tar that a file names as its source; "" where it names none."""
         try:
             with self._parquet(self._listed[name]) as file:
-                made_of = _made_of(name, file)
-        except (OSError, pa.ArrowException):  # it is opened again when it is wanted
+                source = _source_shard(name, file)
+        except (OSError, pa.ArrowException):  # reported when the file's shard is read
             return ""
-        return self._places.normalised(made_of.uri) if made_of else ""
+        return self._places.normalised(source.uri) if source else ""
 
     def _name(self, shard: Shard) -> str | None:
         if shard.id in self._listed:
@@ -282,7 +288,7 @@ class FolderColumn(ParquetColumn):
         return pq.ParquetFile(self._system.open(whole, "rb", cache_type="none"), pre_buffer=True)
 
     def known_identity(self) -> str:
-        """That of the first file: all are of one (see `_check_file`)."""
+        """Identity of the first file. `_check_file` refuses files of another."""
         schema = self.some_schema()
         return ((schema.metadata if schema else None) or {}).get(b"identity", b"").decode()
 
@@ -300,22 +306,22 @@ class FolderColumn(ParquetColumn):
         self.check_first_file()
         names = [(shard, self._name(shard)) for shard in shards]
         check_missing(self.name, self.config, [s.id for s, name in names if name is None], len(shards))
-        return said_once(self.name, [(s, Origin(replace(s, id=name))) for s, name in names if name is not None])
+        return describe_mapping(self.name, [(s, Origin(replace(s, id=name))) for s, name in names if name is not None])
 
     def _opened(self, shard: Shard, located: Located) -> tuple[pq.ParquetFile, str]:
         file, place = self._parquet(located.file, located.size), self._places.normalised(shard.uri)
         name = located.file.replace("/", "%2F")
-        made_of = _made_of(name, file)
-        if made_of and self._places.normalised(made_of.uri) != place and (other := self._by_uri.get(place)):
+        source = _source_shard(name, file)
+        if source and self._places.normalised(source.uri) != place and (other := self._by_uri.get(place)):
             file.close()
             file = self._parquet(self._listed[other])
-            made_of = _made_of(other, file)
-        origin = Origins(self.name, str(self.config.folder), [made_of]).find(shard) if made_of else None
+            source = _source_shard(other, file)
+        origin = Origins(self.name, str(self.config.folder), [source]).find(shard) if source else None
         return file, origin.doubt if origin else ""
 
 
 class RunColumn(ParquetColumn):
-    """The column that a run of ours published, through its markers: in its directory or on an object store."""
+    """The column that a run of this toolkit published, in its directory or on an object store, found by its markers."""
 
     def __init__(self, name: str, config: ColumnConfig, manifest: Manifest | None = None) -> None:
         super().__init__(name, config, config.field or "caption", manifest)
@@ -326,7 +332,7 @@ class RunColumn(ParquetColumn):
 
     @cached_property
     def published(self) -> Published:
-        """What the run has finished: a survey, which no rank makes that has a manifest."""
+        """What the run has finished. It lists the run's markers, which readers with a manifest never need."""
         return Published(self._run.path)
 
     @cached_property
@@ -347,7 +353,7 @@ class RunColumn(ParquetColumn):
         self.check_first_file()
         found = [(shard, self._origin(shard)) for shard in shards]
         check_missing(self.name, self.config, [s.id for s, origin in found if origin is None], len(shards))
-        return said_once(self.name, [(s, origin) for s, origin in found if origin])
+        return describe_mapping(self.name, [(s, origin) for s, origin in found if origin])
 
     def _origin(self, shard: Shard) -> Origin | None:
         origin = self._origins.find(shard)
@@ -381,12 +387,12 @@ class RunColumn(ParquetColumn):
 
 
 def _parquet_at(place: str, size: int = 0) -> pq.ParquetFile:
-    """Of a path or a URL. size: its bytes, where they are known."""
+    """The parquet file at a path or URL, opened. size: its bytes, 0 where they are not known."""
     system, path = file_system(place)
     return pq.ParquetFile(path, pre_buffer=True) if place == path else RemoteParquet(system, path, size)
 
 
-def _made_of(name: str, file: pq.ParquetFile) -> Shard | None:
-    """The tar that a column file was made from, in its own words."""
+def _source_shard(name: str, file: pq.ParquetFile) -> Shard | None:
+    """The tar that a column file names as its source; None where it names none."""
     said = file.schema_arrow.metadata or {}
     return Shard(name, said[b"uri"].decode(), int(said.get(b"bytes", b"0"))) if b"uri" in said else None

@@ -1,4 +1,4 @@
-"""How many samples a shard should have, where img2dataset's files beside it say it."""
+"""How many samples a tar should have, by the files that img2dataset writes beside it."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ def expected_samples(how: str, found: Iterable[str], known: Set[str]) -> dict[st
     """Number of samples by uri.
 
     Args:
-        how: see `data.expected`.
-        found: uris of shards. known: uris of all files that the listings named.
+        how: the config's `data.expected`.
+        found: uris of the tars.
+        known: uris of all files in the listed folders.
     """
     stats: dict[str, str] = {}
     tables: dict[str, str] = {}
@@ -43,7 +44,7 @@ def expected_samples(how: str, found: Iterable[str], known: Set[str]) -> dict[st
 
 
 def _counted(paths: list[str], count: Callable[[BinaryIO], int | None]) -> Iterable[tuple[str, int | None]]:
-    """What many small files say; remote ones are asked for together. What cannot be read says nothing."""
+    """(path, count) of many small files; remote ones are fetched together. Files that cannot be read count None."""
     yield from small_reads(partial(_of_local, count), [p for p in paths if "://" not in p])
     remote = [p for p in paths if "://" in p]
     for start in range(0, len(remote), 1000):
@@ -63,7 +64,7 @@ def _of_local(count: Callable[[BinaryIO], int | None], path: str) -> tuple[str, 
 
 
 def _successes(file: BinaryIO) -> int | None:
-    """img2dataset writes its statistics without care for crashes: half a file is no statement."""
+    """The count in a statistics file; None where it is cut off, since img2dataset does not write it atomically."""
     try:
         count = json.load(file)["successes"]
     except (ValueError, KeyError, TypeError):
@@ -72,7 +73,7 @@ def _successes(file: BinaryIO) -> int | None:
 
 
 def _rows(file: BinaryIO) -> int | None:
-    """Reads the one column that it needs: a table beside a tar may hold anything, and gigabytes of it."""
+    """The number of rows with status success. Only that column is read, since the table may have gigabytes."""
     import pyarrow.compute as pc  # 0.1 s: only where there is such a file
 
     try:

@@ -1,7 +1,8 @@
-"""A data set that `recap.export` wrote, as a column again: samples of many shards a file, those without a caption left
-out. OUT/shards.json says where each shard's rows are; they are joined by key.
+"""A data set that `recap.export` wrote, read as a column again.
 
-A block costs the row groups of its shard (65,536 rows), so that the run's own column is the faster one to read.
+Its files hold the samples of many shards each, without those that have no caption. OUT/shards.json says which rows are
+of which shard; they are joined by key. To read one block, all row groups of its shard are read (65,536 rows each), so
+that the run's own column is faster to read.
 """
 
 from __future__ import annotations
@@ -25,20 +26,24 @@ from hpc.operator import Shard
 from recap.data.blocks import BLOCK
 from recap.data.changed_files import gone
 from recap.data.column import ColumnConfig, ColumnOfFiles, Values, check_missing
-from recap.data.headers import plain
+from recap.data.headers import without_dot_slash
 from recap.data.manifest import Located, Manifest
-from recap.data.origin import Origins, said_once
+from recap.data.origin import Origins, describe_mapping
 from recap.data.row_groups import rows_of
 from recap.data.same_image import FIELD
 
 CONTENTS = "shards.json"
 FIELD_OF_CAPTIONS = "re_caption"
-_KEPT = 4  # shards whose rows are kept
+_KEPT = 4  # shards whose rows are kept in memory
 
 
 @dataclass(frozen=True)
 class ShardRows:
-    """Where the rows of a shard are, counted over all files; uri and bytes: of the tar that they were made from."""
+    """Which rows of the export are of one shard.
+
+    id: of the shard. uri, bytes: of the tar that they were made from.
+    first, rows: number of the first one, counted over all files, and how many there are.
+    """
 
     id: str
     uri: str
@@ -59,7 +64,7 @@ def write_contents(folder: Path, column: str, identity: str, rows_per_file: int,
 
 
 def find(folder: str) -> str | None:
-    """Where shards.json lies, if a folder is an export, or the `data` in one."""
+    """The export's folder, for an export or its `data` folder; None where `folder` is neither."""
     system, path = file_system(folder)
     above, _, last = path.rstrip("/").rpartition("/")
     for place in (path.rstrip("/"), *([above] if last == "data" else [])):
@@ -96,11 +101,11 @@ class ExportedColumn(ColumnOfFiles):
         assert config.folder
         self._system, self._place = file_system(config.folder)[0], place
         self._kept: OrderedDict[str, pa.Table] = OrderedDict()
-        self._lock = Lock()  # of the dictionary, never held while a file is read
+        self._lock = Lock()  # guards _kept; never held while a file is read
 
     @cached_property
     def _contents(self) -> dict[str, Any]:
-        """Of shards.json, which no rank reads that has a manifest."""
+        """The content of shards.json. Readers with a manifest never need it."""
         contents: dict[str, Any] = json.loads(self._system.cat_file(f"{self._place}/{CONTENTS}"))
         if not str(contents["identity"]).startswith(self.config.identity or ""):
             raise UserError(
@@ -127,14 +132,14 @@ class ExportedColumn(ColumnOfFiles):
         check_missing(self.name, self.config, [shard.id for shard, origin in found if origin is None], len(shards))
         for shard, _ in found[:1]:
             self.read(shard, 1, [], [])  # UserError for a field that is not there
-        return said_once(self.name, [(shard, origin) for shard, origin in found if origin])
+        return describe_mapping(self.name, [(shard, origin) for shard, origin in found if origin])
 
     def read(self, shard: Shard, block: int, keys: Sequence[str], members: Sequence[Mapping[str, bytes]]) -> Values:
         located = self.located(shard)
         if located is None:
             return Values([None] * len(keys), [None] * len(keys))
         table = self._table(shard, located)
-        at = pc.index_in(pa.array([plain(key) for key in keys], pa.string()), table["key"])
+        at = pc.index_in(pa.array([without_dot_slash(key) for key in keys], pa.string()), table["key"])
         if block == 0 and len(keys) >= min(BLOCK, max(len(table), 2)) and len(table) and at.null_count == len(keys):
             raise UserError(
                 f"data: column {self.name}: shard {shard.id}: none of its first {len(keys)} keys ({keys[0]}, …) is in "
@@ -157,7 +162,7 @@ class ExportedColumn(ColumnOfFiles):
         return str(self._contents["identity"])
 
     def _table(self, shard: Shard, located: Located) -> pa.Table:
-        """key, the field and the images' digests of a shard."""
+        """The rows of a shard: the key, the column's field and the images' digests."""
         with self._lock:
             kept = self._kept.get(shard.id)
         if kept is not None:
@@ -170,7 +175,9 @@ class ExportedColumn(ColumnOfFiles):
             parts.append(self._part(shard, identity, number, first, min(left, rows_per_file - first)))
             number, first = number + 1, 0
         table = pa.concat_tables(parts[1:] or parts).combine_chunks()
-        table = table.set_column(0, "key", pa.array([plain(key) for key in table["key"].to_pylist()], pa.string()))
+        table = table.set_column(
+            0, "key", pa.array([without_dot_slash(key) for key in table["key"].to_pylist()], pa.string())
+        )
         with self._lock:
             self._kept[shard.id] = table
             if len(self._kept) > _KEPT:

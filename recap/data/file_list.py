@@ -1,4 +1,4 @@
-"""A frozen list of image files: what a folder's images are to a run, whatever is added to the folder later.
+"""A frozen list of a folder's image files. A run reads the images on its lists, whatever is added to the folder later.
 
 One JSON object a line: first the folder, then an image each, with the files beside it and its row of the folder's
 metadata. Paths are relative to the folder.
@@ -21,7 +21,7 @@ VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class ListedFile:
-    """A file as it was when it was listed. time: of its last change, or its ETag."""
+    """A file as it was when it was listed. size: bytes. time: of its last change, or its ETag."""
 
     path: str
     size: int
@@ -30,8 +30,10 @@ class ListedFile:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One sample. beside: files of the same name and other extensions, by extension. row: of the metadata, None where
-    it has no line for the image.
+    """One sample.
+
+    beside: files of the same name with other extensions, by extension.
+    row: the image's row of the folder's metadata, None where there is none.
     """
 
     key: str
@@ -44,13 +46,13 @@ class Entry:
 
 
 def content(folder: str, entries: Iterable[Entry]) -> bytes:
-    """A list's file."""
+    """The bytes of a list's file."""
     head = atomic.as_json({"version": VERSION, "folder": folder}) + b"\n"
     return head + b"".join(entry.line() for entry in entries)
 
 
 def digest(entries: Iterable[Entry]) -> str:
-    """Of names, sizes, times and metadata: another one means another input."""
+    """16 hex digits of a hash of names, sizes, times and metadata. It serves as the list's version (ETag)."""
     made = hashlib.sha256()
     for entry in entries:
         made.update(entry.line())
@@ -69,7 +71,7 @@ def read_folder(file: IO[bytes], uri: str) -> str:
 
 
 def read_entries(file: IO[bytes], uri: str) -> Iterator[tuple[int, Entry]]:
-    """(byte of its line, entry) from where the file stands. ShardError where a line cannot be read."""
+    """(first byte of its line, entry) from the file's position on. ShardError where a line cannot be read."""
     while True:
         at = file.tell()
         line = file.readline()

@@ -1,5 +1,5 @@
-"""What a folder says of its images: metadata.jsonl and metadata.csv, as `datasets`' ImageFolder has them: a line an
-image, with its path from the file's own folder under `file_name`.
+"""The metadata files of an image folder, metadata.jsonl and metadata.csv, as `datasets`' ImageFolder reads them: a line
+an image, whose `file_name` is its path relative to the metadata file.
 """
 
 from __future__ import annotations
@@ -17,17 +17,20 @@ _LONGEST_FIELD = 1 << 24  # bytes of one value of a csv
 
 
 class Metadata:
-    """Rows by the image's path from the root.
+    """All metadata files below a folder.
 
-    files: that there are. unread: lines that say nothing ("metadata.jsonl line 7"), in order. again: lines of an image
-    that an earlier line of their file tells of, and that count in its place.
+    rows: by image, its path from the folder. Where an image has several rows, those of the deeper file and of the later
+        line count.
+    files: the metadata files, in the order in which they are read.
+    unread: lines that cannot be read ("metadata.jsonl line 7").
+    again: lines of an image that has an earlier line in the same file.
 
     Args:
-        paths: metadata files, from the root. read: a file's bytes.
+        paths: metadata files, from the folder. read: returns a file's bytes.
     """
 
     def __init__(self, paths: Iterable[str], read: Callable[[str], bytes]) -> None:
-        self.files = sorted(paths, key=lambda path: (path.count("/"), path))  # what lies deeper knows better
+        self.files = sorted(paths, key=lambda path: (path.count("/"), path))  # deeper files come last, and win
         self.rows: dict[str, dict[str, Any]] = {}
         self.unread: list[str] = []
         self.again: list[str] = []
@@ -43,22 +46,22 @@ class Metadata:
                 mine.add(image)
                 self.rows[image] = row
 
-    def told(self, images: Iterable[str]) -> list[str]:
-        """What does not fit the images that there are."""
+    def mismatches(self, images: Iterable[str]) -> list[str]:
+        """Sentences about lines without an image, and about images without a line."""
         if not self.files:
             return []
         there = set(images)
-        told = []
+        found = []
         name = self.files[0] + (f" and {len(self.files) - 1} more" if len(self.files) > 1 else "")
         if lost := len(there - self.rows.keys()):
-            told.append(f"{lost:,} images without a line in {name}: they have no text")
+            found.append(f"{lost:,} images without a line in {name}: they have no text")
         if extra := sorted(self.rows.keys() - there):
-            told.append(f"{len(extra):,} lines of {name} name no image ({extra[0]})")
+            found.append(f"{len(extra):,} lines of {name} name no image ({extra[0]})")
         if self.again:
-            told.append(f"{len(self.again):,} lines tell of an image a second time, and count ({self.again[0]})")
+            found.append(f"{len(self.again):,} lines tell of an image a second time, and count ({self.again[0]})")
         if self.unread:
-            told.append(f"{len(self.unread):,} lines of metadata cannot be read ({self.unread[0]})")
-        return told
+            found.append(f"{len(self.unread):,} lines of metadata cannot be read ({self.unread[0]})")
+        return found
 
 
 def _jsonl(data: bytes) -> Iterator[tuple[int, dict[str, Any] | None]]:
@@ -73,7 +76,7 @@ def _jsonl(data: bytes) -> Iterator[tuple[int, dict[str, Any] | None]]:
 
 
 def _csv(data: bytes) -> Iterator[tuple[int, dict[str, Any] | None]]:
-    """Lines are counted as an editor counts them: a quoted value may hold several."""
+    """(number of the line, row). A quoted value may span several lines, which are counted as in an editor."""
     csv.field_size_limit(_LONGEST_FIELD)
     text = io.StringIO(data.decode("utf-8-sig", "replace"), newline="")
     rows = csv.DictReader(text, strict=False)

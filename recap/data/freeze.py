@@ -38,10 +38,10 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         return Exit.USAGE
-    told = "".join(f"; {line}" for line in data.frozen.told)
+    notes = "".join(f"; {line}" for line in data.frozen.notes)
     total = sum(shard.expected or 0 for shard in shards)
     written = f"{len(data.frozen.new):,} of them written"
-    sys.stdout.write(f"{total:,} images in {len(shards):,} lists in {args.lists}, {written}{told}\n")
+    sys.stdout.write(f"{total:,} images in {len(shards):,} lists in {args.lists}, {written}{notes}\n")
     return Exit.COMPLETE
 
 

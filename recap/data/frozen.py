@@ -1,6 +1,8 @@
-"""Folders of images as frozen lists of their files (`recap.data.file_list`): what a folder is to a run stays what it
-was, whatever is added to it. Lists are of at most `data.files_per_shard` images, in the order of their paths; new
-files make new lists, a changed file makes its list stale, one that is gone is a sample without an image.
+"""Folders of images, frozen into lists of their files (`recap.data.file_list`), so that a run's input stays the same
+whatever is added to the folder.
+
+A list holds at most `data.files_per_shard` images, in the order of their paths. New files make new lists. A changed
+file gives its list a new version. A file that is gone becomes a sample without an image.
 """
 
 from __future__ import annotations
@@ -24,19 +26,23 @@ from recap.data.walk import walk
 
 @dataclass
 class Frozen:
-    """A folder's lists. new: contents of those that are to be written, by path. told: what is odd about the folder."""
+    """The lists of one folder or several, as shards.
+
+    new: contents, by path, of the lists that are to be written.
+    notes: sentences about what is odd in the folder, for a dry run.
+    """
 
     shards: list[Shard] = field(default_factory=list)
     new: dict[Path, bytes] = field(default_factory=dict)
-    told: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def add(self, other: Frozen) -> None:
         self.shards += other.shards
         self.new |= other.new
-        self.told += other.told
+        self.notes += other.notes
 
     def write(self, folder: Path) -> None:
-        """Write them into a folder. One that is there has changed images, and is replaced."""
+        """Write the new lists into a folder. A list that is there already is replaced: its images have changed."""
         folder.mkdir(parents=True, exist_ok=True)
         for path, data in self.new.items():
             atomic.replace(folder / path.name, data, durable=True)
@@ -45,11 +51,15 @@ class Frozen:
 def freeze(
     folder: str, lists: Path, known: Sequence[Shard], images: Sequence[str], each: int, taken: Iterable[str] = ()
 ) -> Frozen:
-    """The lists of a folder's images: those that it has, with what has changed, and new ones for new files.
+    """The lists of a folder's images: the known ones, updated where files changed, and new ones for new files.
 
     Args:
-        folder: path or URL. lists: where lists lie, or are to lie. known: shards that are lists already, of any folder.
-        images: extensions. each: files of a list at most. taken: ids of other folders' new lists.
+        folder: path or URL.
+        lists: the directory of lists.
+        known: shards that are lists already, of any folder.
+        images: extensions of image files.
+        each: the most images of a list.
+        taken: ids of other folders' new lists.
     """
     entries = _entries(walk(folder), folder, images)
     made, listed = Frozen(), set[str]()
@@ -70,18 +80,18 @@ def freeze(
         made.new[path] = content(folder, part)
         made.shards.append(Shard(path.stem, str(path), _bytes(part), digest(part), len(part)))
     gone = len(listed - entries.rows.keys())
-    made.told = [*entries.told, *([f"{gone:,} images are gone: `image: missing`"] if gone else [])]
+    made.notes = [*entries.notes, *([f"{gone:,} images are gone: `image: missing`"] if gone else [])]
     return made
 
 
 @dataclass
 class _Entries:
     rows: dict[str, Entry]  # by the image's path, in its order
-    told: list[str]
+    notes: list[str]
 
 
 def _entries(files: dict[str, ListedFile], folder: str, images: Sequence[str]) -> _Entries:
-    """Every image of a folder, with what stands beside it."""
+    """Every image of a folder, with the files of its name and its row of metadata."""
     extensions = {*images, *NOT_READ}
     pictures = {path: _split(path) for path in sorted(files) if _split(path)[1] in extensions}
     beside: dict[str, dict[str, ListedFile]] = {}
@@ -94,7 +104,7 @@ def _entries(files: dict[str, ListedFile], folder: str, images: Sequence[str]) -
         path: Entry(_key(stem), files[path], beside.get(stem, {}), metadata.rows.get(path))
         for path, (stem, _) in pictures.items()
     }
-    return _Entries(rows, metadata.told(rows))
+    return _Entries(rows, metadata.mismatches(rows))
 
 
 def _split(path: str) -> tuple[str, str]:
@@ -104,13 +114,13 @@ def _split(path: str) -> tuple[str, str]:
 
 
 def _key(stem: str) -> str:
-    """As in a tar, where a key ends at its first dot."""
+    """A path as a key: dots in the file's name become underscores, since a key in a tar ends at its first dot."""
     head, slash, base = stem.rpartition("/")
     return f"{head}{slash}{base.replace('.', '_')}"
 
 
 def _unique(entries: Sequence[Entry], keys: Sequence[str] = ()) -> list[Entry]:
-    """With the keys that they had, or with one for each: two files of one stem are two samples."""
+    """The entries, each with a key of its own. keys: those that they had; else two files of one stem get two keys."""
     names = Counter(entry.key for entry in entries)
     found, taken = [], set[str]()
     for number, entry in enumerate(entries):
@@ -139,7 +149,7 @@ def folder_of(shard: Shard) -> str:
 
 
 def _read(shard: Shard) -> tuple[str, list[Entry]]:
-    """Folder and entries of a list. UserError where it cannot be read: only it says which images its samples are."""
+    """(folder, entries) of a list. UserError where it cannot be read."""
     try:
         with open(shard.uri, "rb") as file:
             return read_folder(file, shard.uri), [entry for _, entry in read_entries(file, shard.uri)]
@@ -155,7 +165,7 @@ def _bytes(entries: Iterable[Entry]) -> int:
 
 
 def _slug(folder: str, names: set[str], mine: Sequence[Shard]) -> str:
-    """What the lists' names begin with: the folder's own name, made safe; one that no other folder's lists have."""
+    """The beginning of the lists' names: the folder's name, made safe and different from other folders'."""
     if mine:
         return mine[0].id.rpartition("-")[0]
     base = re.sub(r"[^A-Za-z0-9=+@,._-]", "_", folder.rstrip("/").rpartition("/")[2])[:100].lstrip(".") or "images"

@@ -1,4 +1,4 @@
-"""The headers of tar archives, each in time and memory that are bounded, whatever they claim."""
+"""The headers of tar archives, parsed in bounded time and memory whatever they claim."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from recap.data.sparse import decimal
 
 LARGEST_HEADER = 1 << 20  # bytes of an extended header
 LONGEST_NAME = 4096  # bytes, as long as a path may be
-MOST_RECORDS = 20_000  # of a pax header
+MOST_RECORDS = 20_000  # in a pax header
 EXTENDED = (
     tarfile.XHDTYPE,
     tarfile.XGLTYPE,
@@ -20,8 +20,11 @@ EXTENDED = (
 
 
 @dataclass
-class Pending:
-    """What extended headers say of the next member."""
+class NextMember:
+    """What extended headers say about the member that follows them. start: byte of the first of its headers.
+
+    sparse: records `GNU.sparse.<key>`. unusable: a header was too large, so that the member is left out.
+    """
 
     start: int
     name: bytes | None = None
@@ -31,7 +34,7 @@ class Pending:
     unusable: bool = False
 
     def take(self, records: list[tuple[bytes, bytes]]) -> None:
-        """The records of a pax header. Sparse files have another name there than in the archive."""
+        """Add the records of a pax header. A sparse file's real name stands in a record of its own."""
         for key, value in records:
             if key == b"path":
                 self.name = value
@@ -54,14 +57,15 @@ def parse(block: bytes) -> tarfile.TarInfo | None:
     return None if info.size < 0 else info
 
 
-def kind_of(header: bytes) -> str:
-    """What else than a tar begins so; "" where that is not known."""
+def other_format(header: bytes) -> str:
+    """The name of another format that a file's first bytes show; "" where they show none."""
     kinds = {b"PK": "zip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"<": "HTML or XML"}
     return next((name for magic, name in kinds.items() if header.startswith(magic)), "")
 
 
 def looks_like(header: bytes) -> str:
-    kind = kind_of(header)
+    """What a file seems to be by its first bytes, in words."""
+    kind = other_format(header)
     return f"the file looks like {kind}" if kind else f"the file begins with {header[:16]!r}"
 
 
@@ -82,11 +86,11 @@ def pax(data: bytes) -> list[tuple[bytes, bytes]] | None:
     return records
 
 
-def plain(name: str) -> str:
+def without_dot_slash(name: str) -> str:
     """A name without a leading `./`: `tar -c .` writes one, `tar -c *` does not.
 
-    >>> plain("./a/b.jpg"), plain(".//././c"), plain(".hidden"), plain("/d")
-    ('a/b.jpg', 'c', '.hidden', '/d')
+    >>> without_dot_slash("./a/b.jpg"), without_dot_slash(".//././c"), without_dot_slash(".hidden"),
+    without_dot_slash("/d") ('a/b.jpg', 'c', '.hidden', '/d')
     """
     at = 0
     while name.startswith("./", at):

@@ -1,5 +1,6 @@
-"""Tars on web servers, which may have no ranges, and may not say how long a file is. fsspec's own session asks, so
-that its configuration (headers, authentication, proxies) holds."""
+"""Tars on web servers, which may not support range requests, and may not say how long a file is.
+
+Requests go through fsspec's own session, so that its configuration (headers, authentication, proxies) holds."""
 
 from __future__ import annotations
 
@@ -9,12 +10,12 @@ from typing import Any
 
 from hpc.base.errors import ShardError
 
-_WAIT_S = 60.0  # for a connection, and between two pieces of an answer
+_WAIT_S = 60.0  # timeout for a connection, and between two pieces of an answer
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What a server says of a file. size: None where it does not say."""
+    """What a server says of a file. size: bytes, None where it does not say. ranges: it answers range requests."""
 
     size: int | None
     etag: str
@@ -22,19 +23,20 @@ class Facts:
 
 
 def _sync(loop: Any, function: Any, *arguments: Any) -> Any:
-    """What a coroutine comes to, in the thread of fsspec's loop."""
+    """The result of a coroutine, run in the thread of fsspec's event loop."""
     from fsspec.asyn import sync  # it brings asyncio along, see hpc.base.remote_files
 
     return sync(loop, function, *arguments)
 
 
 def facts(system: Any, url: str) -> Facts:
-    """Asks for the first byte: the answer shows whether the server has ranges, whatever it announces."""
+    """A file's facts, from a request for its first byte: the answer shows whether ranges work, whatever is
+    announced."""
     return _sync(system.loop, _facts, system, url)
 
 
 def read_range(system: Any, url: str, start: int, end: int) -> bytes:
-    """Bytes [start, end). ShardError where the server sends something else than a range."""
+    """Bytes [start, end) of a file. ShardError where the server does not answer with a range."""
     return _sync(system.loop, _read_range, system, url, start, end)
 
 
@@ -52,7 +54,7 @@ class Stream(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         try:
             data = _sync(self._loop, self._reply.content.read, len(buffer))
-        except Exception as error:  # aiohttp's own kinds
+        except Exception as error:  # aiohttp has exceptions of its own
             raise self._lost(str(error) or type(error).__name__) from error
         if not data and self._size is not None and self._position < self._size:
             raise self._lost(f"{self._size:,} were announced")

@@ -1,5 +1,7 @@
-"""Files on the Hugging Face Hub (`hf://datasets/org/name/data/*.parquet`, by fsspec): a repository moves on, a run does
-not. What is planned is one commit; a launch over a run that exists goes on with that run's.
+"""Files on the Hugging Face Hub (`hf://datasets/org/name/data/*.parquet`, by fsspec).
+
+A repository changes while a run is at work, so a run is planned on one commit of it. A launch over a run that exists
+goes on with that run's commit.
 """
 
 from __future__ import annotations
@@ -19,20 +21,20 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class Pins:
-    """Names commits in hf:// addresses. told: what was pinned to which.
+    """Puts commits into hf:// addresses. notes: sentences that say which repository is at which commit.
 
     Args:
-        planned: addresses of a run that exists.
+        planned: addresses of the shards of a run that exists.
     """
 
     def __init__(self, planned: Iterable[str]) -> None:
         found = (_REPOSITORY.match(place) for place in planned if place.startswith("hf://"))
         self._known = {_repository(f): f["revision"] for f in found if f and _COMMIT.fullmatch(f["revision"] or "")}
         self._asked: dict[tuple[str, str], str] = {}
-        self.told: list[str] = []
+        self.notes: list[str] = []
 
     def pinned(self, pattern: str) -> str:
-        """The pattern with a commit; any other address as it is. UserError where the Hub does not know it."""
+        """An hf:// pattern with a commit in it; other addresses as they are. UserError: the Hub does not know it."""
         found = _REPOSITORY.match(pattern) if pattern.startswith("hf://") else None
         if found is None or _COMMIT.fullmatch(found["revision"] or ""):
             return pattern
@@ -41,7 +43,7 @@ class Pins:
             known = self._known.get(name)
             self._asked[name, revision] = known or _commit(found, name, revision)
             why = "as this run was planned" if known else revision or "its newest"
-            self.told.append(f"{name} is commit {self._asked[name, revision][:12]} ({why})")
+            self.notes.append(f"{name} is commit {self._asked[name, revision][:12]} ({why})")
         return f"{name}@{self._asked[name, revision]}{found['path']}"
 
 

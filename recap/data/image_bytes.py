@@ -1,4 +1,4 @@
-"""Encoded images as bytes: what can be told and mended without decoding their pixels."""
+"""Encoded images as bytes: formats, sizes and repairs that need no decoded pixels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
-# Formats that nobody here reads, by how their files begin.
+# Image formats that are not read here, by the first bytes of their files.
 _OTHERS = [
     (b"\xff\x0a", "JPEG XL"),
     (b"\0\0\0\x0cJXL ", "JPEG XL"),
@@ -31,22 +31,23 @@ NOT_READ = {
     "pdf": "PDF", "psd": "PSD", "dds": "DDS", "qoi": "QOI", "exr": "OpenEXR", "hdr": "Radiance HDR", "wmf": "WMF",
     "icns": "ICNS", "fits": "FITS",
 }  # fmt: skip
-"""The same by the extensions of their files."""
+"""Image formats that are not read here, by the extensions of their files."""
 
 COMMON = (b"\xff\xd8\xff", PNG[:4], b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
-"""How files of the formats begin that are read and can be told by it."""
+"""First bytes of files in formats that are read."""
 
 CONVERT = "convert it to JPEG, PNG or WebP"
 
 _HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
-# What may follow a scan: other data of its kind, also behind each restart marker that it may wait for. No byte is 0xff.
+# Data that is appended to a scan to see whether it changes pixels: noise, also behind each restart marker that the
+# decoder may wait for. No byte of the noise is 0xff, which would begin a marker.
 _NOISE = [bytes((7 * i * i + 31 * i + 89 * n) % 255 for i in range(96)) for n in range(3)]
 _FILLERS = [noise + b"".join(bytes([0xFF, 0xD0 + n]) + noise for n in range(8)) for noise in _NOISE]
-_NEEDED = 3  # bytes
+_NEEDED = 3  # bytes: without so many at its end, a whole scan decodes to other pixels
 
 
-def kind_of(data: bytes) -> str:
-    """The name of an image format that is not read, "" where the bytes look like none of these."""
+def unread_format(data: bytes) -> str:
+    """The name of an image format that is not read here; "" where the bytes look like none of them."""
     if data[4:8] == b"ftyp" and data[8:12] in _HEIC and b"avif" not in data[8:64]:
         return "HEIC"
     head = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
@@ -56,7 +57,7 @@ def kind_of(data: bytes) -> str:
 
 
 def sizes_in_icon(data: bytes) -> list[tuple[int, int]]:
-    """Width and height of the PNGs in an ICO, which are decoded whatever size its directory states; [] of all else."""
+    """(width, height) of each PNG in an ICO file; [] for other files. The sizes in an ICO's directory may be wrong."""
     if not data.startswith(b"\0\0\1\0"):
         return []
     found = []
@@ -68,10 +69,10 @@ def sizes_in_icon(data: bytes) -> list[tuple[int, int]]:
 
 
 def png_without_extras(data: bytes) -> bytes:
-    """A PNG of the chunks that its pixels need: the critical ones and tRNS, and of an animation the first picture.
+    """A PNG with only the chunks that its pixels need: the critical ones and tRNS. Of an animation, the first picture.
 
-    Decoders refuse a file whose text or colour profile is large or damaged, although its pixels are whole. As libpng
-    does, a tRNS with a wrong checksum is dropped, too; critical chunks are left as they are.
+    Decoders refuse a file whose text or colour profile is large or damaged, although its pixels are whole. A tRNS chunk
+    with a wrong checksum is dropped, as libpng does; critical chunks are left as they are.
     """
     kept: list[bytes] = []
     start, at = 0, len(PNG)
@@ -96,8 +97,9 @@ def png_without_extras(data: bytes) -> bytes:
 def jpeg_with_end(data: bytes) -> bytes | None:
     """A JPEG that lacks its end marker and nothing else, with the marker; None where more is missing.
 
-    libjpeg makes up what a cut file does not have, without a word. But where the last scan is whole, what follows it
-    changes no pixel; and where it is not, or ends long before the file does, one of these comparisons shows it.
+    libjpeg silently invents what a truncated file lacks. Where the last scan is whole, data appended to it changes no
+    pixel; where it is not, appended data does. The second comparison makes sure that the file's last bytes are part of
+    the scan: without them, appended data must change pixels.
     """
     data = data.removesuffix(b"\xff")  # half of the marker
     if not _has_all_scans(data):
@@ -106,7 +108,7 @@ def jpeg_with_end(data: bytes) -> bytes | None:
     if pixels is None or any(_pixels(data + filler) != pixels for filler in _FILLERS):
         return None
     if all(_pixels(data[:-_NEEDED] + filler) == pixels for filler in _FILLERS):
-        return None  # its last bytes are none of the scan's
+        return None  # the scan ends before the file does
     return data + b"\xff\xd9"
 
 
@@ -120,7 +122,7 @@ def _pixels(data: bytes) -> int | None:
 
 
 def _has_all_scans(data: bytes) -> bool:
-    """Whether the scans of a JPEG's headers bring every coefficient of every component to its last bit."""
+    """Whether the scans of a (progressive) JPEG, by their headers, bring every coefficient to its last bit."""
     components: list[int] = []
     known: dict[int, set[int]] = defaultdict(set)
     at = 2

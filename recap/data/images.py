@@ -21,22 +21,22 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from recap.data.image_bytes import COMMON, CONVERT, PNG, jpeg_with_end, kind_of, png_without_extras, sizes_in_icon
+from recap.data.image_bytes import COMMON, CONVERT, PNG, jpeg_with_end, png_without_extras, sizes_in_icon, unread_format
 
 LARGEST = 100_000_000  # pixels
 NOT_AN_IMAGE = "image: not an image"
 
 # Only formats found on the web, and none that runs a program (EPS would start Ghostscript).
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM", "ICO", "TGA", "JPEG2000")
-# How Pillow names a JPEG of several pictures is no other format to us.
+# Pillow calls a JPEG file of several pictures MPO.
 _JPEG = ("JPEG", "MPO")
 _BITS, _PHOTOMETRIC, _TILE_WIDTH, _TILE_LENGTH, _SAMPLE_FORMAT = 258, 262, 322, 323, 339  # tags of TIFF
 # Bytes a pixel that a format takes while it is decoded and made 8-bit RGB, the rarer kinds of it included.
 _COST = {"JPEG": 14, "MPO": 14, "PNG": 13, "GIF": 10, "WEBP": 18, "JPEG2000": 21, "AVIF": 13}
 _BAND = 1 << 20  # pixels that are converted at a time: an image of 100 megapixels is held twice, not six times
 
-# `max_pixels` is the limit here, and odd tags are no news to anyone. Once for the process: a filter that is set and
-# taken back is not safe among threads.
+# `max_pixels` is the limit on size here, and warnings about odd tags help nobody. The filters are set once for the
+# process, because setting and resetting them around each image is not thread-safe.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
@@ -53,8 +53,8 @@ class BadImage(Exception):
 class EncodedImage:
     """An image file whose header is read; nothing is decoded before `rgb`.
 
-    size: width and height, pixels. note: once decoded, what is odd about the image though its pixels are there, a fixed
-    phrase, else "".
+    size: width and height, pixels.
+    note: after `rgb`, a fixed phrase where something is odd about an image that could be decoded, else "".
 
     Args:
         data: the file's bytes.
@@ -73,7 +73,7 @@ class EncodedImage:
         self.note = ""
 
     def rgb(self, smallest: tuple[int, int] | None = None) -> Image.Image:
-        """The pixels, in mode RGB. To be called once.
+        """The pixels, in mode RGB. Can be called only once.
 
         Args:
             smallest: libjpeg may decode a JPEG at 1/2, 1/4 or 1/8 of its width and height, but no smaller than this:
@@ -92,7 +92,7 @@ class EncodedImage:
             del self._file  # its pixels are needed no more
 
     def portable(self) -> bytes:
-        """The file's own bytes, where every decoder sees the same pixels in it, else a PNG of those that `rgb` gives.
+        """The file's own bytes where every decoder gets the same pixels from it, else a PNG of what `rgb` returns.
 
         Raises:
             BadImage: as `rgb`.
@@ -109,7 +109,7 @@ class EncodedImage:
 
     @property
     def cost(self) -> int:
-        """Bytes that decoding takes at most, or laying the picture on a square (`python -m benchmarks.decode`)."""
+        """The most bytes of memory that decoding takes, or padding to a square (see `python -m benchmarks.decode`)."""
         pixels, square = self.size[0] * self.size[1], min(max(self.size) ** 2, LARGEST)
         return max(pixels * _COST.get(self._format, 12), 4 * (pixels + square))
 
@@ -162,7 +162,7 @@ def _opened(data: bytes, max_pixels: int) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise BadImage(f"image: larger than {max_pixels} pixels", _particulars(error)) from error
     except Exception as error:
-        if kind := kind_of(data):
+        if kind := unread_format(data):
             raise BadImage(NOT_AN_IMAGE, f"{kind}, which is not read: {CONVERT}") from error
         if isinstance(error, UnidentifiedImageError):
             known = data.startswith(COMMON)
@@ -170,7 +170,7 @@ def _opened(data: bytes, max_pixels: int) -> Image.Image:
         raise BadImage("image: damaged", _particulars(error)) from error
     _check_size(image.size, max_pixels)
     tags = getattr(image, "tag_v2", {})
-    if _TILE_WIDTH in tags and _TILE_LENGTH in tags:  # room is made for a tile, however small the image
+    if _TILE_WIDTH in tags and _TILE_LENGTH in tags:  # a whole tile is allocated, however small the image
         _check_size((tags[_TILE_WIDTH], tags[_TILE_LENGTH]), max_pixels)
     return image
 
@@ -190,7 +190,7 @@ def _is_truncated(error: Exception) -> bool:
 
 
 def _layout(image: Image.Image) -> str:
-    """How Pillow names the layout of the file's pixels, such as RGB;16B; known until they are loaded."""
+    """Pillow's name for the layout of the file's pixels, such as RGB;16B. Loading the pixels removes it."""
     tiles = getattr(image, "tile", None)
     args = tiles[0].args if tiles else ""
     if isinstance(args, tuple) and image.format == "PPM" and len(args) > 1 and args[1] > 255:
@@ -213,11 +213,11 @@ def _bands(image: Image.Image) -> Iterator[tuple[tuple[int, int], Image.Image]]:
 
 
 def _on_white(image: Image.Image, layout: str) -> Image.Image:
-    """Transparency laid on white, as transformers' convert_to_rgb does it."""
+    """The image on a white background, as transformers' convert_to_rgb makes it."""
     clear: Any = image.info.get("transparency")
-    if isinstance(clear, tuple) and ";16" in layout:  # of the colours Pillow keeps the 8 highest bits
+    if isinstance(clear, tuple) and ";16" in layout:  # Pillow keeps the 8 highest bits of each colour
         image.info["transparency"] = tuple(value >> 8 for value in clear)
-    elif layout in ("L;2", "L;4"):  # and it spreads greys over 0 to 255
+    elif layout in ("L;2", "L;4"):  # Pillow scales these greys to 0 to 255
         image.info["transparency"] = clear * 255 // (2 ** int(layout[-1]) - 1)
     flat = Image.new("RGB", image.size)
     for place, band in _bands(image):
@@ -227,9 +227,9 @@ def _on_white(image: Image.Image, layout: str) -> Image.Image:
 
 
 def _deep_grey(image: Image.Image) -> tuple[Image.Image, str]:
-    """8-bit grey of integers of more bits, by the range of their type, and what is odd about them.
+    """(8-bit grey, note) of an image of integers with more bits, scaled by the range of their type.
 
-    Files of 32 bits hold values of 8 and of 16 bits as well: the smallest of these ranges that holds them all counts.
+    Files of 32 bits may hold values of 8 or of 16 bits: the smallest of these ranges that holds all values is taken.
     """
     tags = getattr(image, "tag_v2", {})
     bits, signed = int(tags.get(_BITS, (16,))[0]), tags.get(_SAMPLE_FORMAT, (1,))[0] == 2
@@ -250,8 +250,8 @@ def _deep_grey(image: Image.Image) -> tuple[Image.Image, str]:
 
 
 def _float_grey(image: Image.Image) -> tuple[Image.Image, str]:
-    """8-bit grey of floats, and what is odd about them: of 0-1, 0-255 or 0-65535, whichever holds them all, else 0 to
-    the largest; NaN is black.
+    """(8-bit grey, note) of an image of floats. They are taken to range from 0 to 1, 255 or 65535, whichever is the
+    first to hold all of them, else to the largest value; NaN becomes black.
     """
     finite = (values[np.isfinite(values)] for values in (_numbers(band) for _, band in _bands(image)))
     top = max(float(values.max(initial=0.0)) for values in finite)
@@ -269,7 +269,11 @@ def _numbers(image: Image.Image, kind: Any = None) -> np.ndarray:
 
 
 def _dark(top: int, used: int, bits: int) -> str:
-    """A note where the brightest value leaves two bits or more empty, as the 12 bits of cameras in files of 16 do."""
+    """A note where the brightest value uses two bits less than it could, as a camera's 12 bits in a 16-bit file do.
+
+    Args:
+        top: the brightest value. used: bits of the range that was assumed. bits: of the file.
+    """
     if used <= 8 or not top or top.bit_length() > used - 2:
         return ""
     return f"image: {top.bit_length()}-bit values in a {bits}-bit file"

@@ -26,7 +26,7 @@ from hpc.base.errors import ShardError, UserError
 from hpc.operator import Shard
 from hpc.run.published import Published
 from recap.data.archive import Place
-from recap.data.blocks import BLOCK, LINK, PROBLEM, Block, ShardBlocks
+from recap.data.blocks import BLOCK, LINK_FIELDS, PROBLEM_TYPE, Block, ShardBlocks
 from recap.data.kind import NOTHING, Wanted
 from recap.data.kinds import kind_of
 from recap.data.noted_blocks import NotedBlocks
@@ -45,8 +45,8 @@ _SCHEMA = pa.schema(
         ("first", pa.list_(pa.string())),  # key of each block's first sample
         ("start", pa.list_(pa.uint32())),  # sectors, one more than blocks
         ("count", pa.list_(pa.uint16())),
-        ("problems", pa.list_(PROBLEM)),
-        ("links", pa.list_(pa.struct([("block", pa.int32()), *LINK]))),
+        ("problems", pa.list_(PROBLEM_TYPE)),
+        ("links", pa.list_(pa.struct([("block", pa.int32()), *LINK_FIELDS]))),
         ("kind", pa.string()),  # tar, parquet, ...
         ("origin", pa.list_(pa.int64())),  # where the kind finds each block; [] for tars
         ("skip", pa.list_(pa.uint32())),  # rows there that belong to earlier blocks
@@ -88,13 +88,13 @@ def noted_or_scanned(
 
 
 class Index:
-    """The blocks of all shards, numbered in the order of the shards. Nothing is loaded before it is asked for."""
+    """The blocks of all shards, numbered through in the order of the shards. The file is mapped, and read as needed."""
 
     selection = ""  # digest of which samples are kept, see recap.data.kept
 
     def __init__(self, table: pa.Table) -> None:
         single = all(column.num_chunks == 1 for column in table.columns)
-        self._table = table if single else table.combine_chunks()  # which copies
+        self._table = table if single else table.combine_chunks()  # this copies the table
         counts, starts = _flat(self._table["count"]), _flat(self._table["start"])
         self._count = counts.values.to_numpy(zero_copy_only=True)
         self._count = self._count[counts.first : counts.last]
@@ -102,7 +102,7 @@ class Index:
         self._shard_block = counts.bounds - counts.first  # of each shard, its first block; one more than shards
         self._shard_start = starts.bounds
         self._first = _flat(self._table["first"])
-        self._said = self._table.schema.metadata or {}
+        self._metadata = self._table.schema.metadata or {}
 
     def __len__(self) -> int:
         return len(self._count)
@@ -117,20 +117,20 @@ class Index:
 
     @property
     def bounds(self) -> np.ndarray:
-        """The first block of each shard; one more than shards."""
+        """int64 [shards + 1]: the number of each shard's first block, and the number of blocks."""
         return self._shard_block
 
     def counts(self, blocks: np.ndarray | slice) -> np.ndarray:
-        """Samples of the given blocks."""
+        """uint16 [blocks]: how many samples each of the given blocks has."""
         return self._count[blocks]
 
     @property
     def digest(self) -> str:
-        """Hash of the shards' ids and of their blocks' sample counts, as the file says; "" where it says nothing."""
-        return self._said.get(b"digest", b"").decode()
+        """Hash of the shards' ids and of their blocks' sample counts, as stored in the file; "" where it has none."""
+        return self._metadata.get(b"digest", b"").decode()
 
     def counted_digest(self) -> str:
-        """The same of what the table holds."""
+        """The same hash, computed from the table."""
         made = hashlib.sha256()
         for name in self.ids():
             made.update(name.encode() + b"\0")
@@ -138,7 +138,7 @@ class Index:
         return made.hexdigest()[:16]
 
     def kind(self, shard: int) -> str:
-        """The kind of a shard: tar, parquet, ..."""
+        """The name of a shard's kind: tar, parquet, ..."""
         return str(self._table["kind"][shard].as_py()) if "kind" in self._table.column_names else "tar"
 
     def shard(self, number: int) -> Shard:
@@ -160,17 +160,24 @@ class Index:
         at = int(self._shard_start[shard]) + inside
         start, end = (int(v) * _SECTOR for v in self._start[at : at + 2])
         first = self._first.values[self._first.first + number].as_py()
-        problems, links = self._odd(shard, inside)
+        problems, links = self._problems_and_links(shard, inside)
         found = (int(self._count[number]), first, problems, links)
-        return Block(shard, inside, start, end, *found, *(self._at(name, shard, inside) for name in ("origin", "skip")))
+        return Block(
+            shard,
+            inside,
+            start,
+            end,
+            *found,
+            *(self._optional_number(name, shard, inside) for name in ("origin", "skip")),
+        )
 
-    def _at(self, name: str, shard: int, block: int) -> int:
-        """0 where the shard's kind needs no such number."""
+    def _optional_number(self, name: str, shard: int, block: int) -> int:
+        """A block's `origin` or `skip` (see `Block`); 0 where the shard's kind has none."""
         values = self._table[name][shard].values if name in self._table.column_names else None
         return int(values[block].as_py()) if values is not None and len(values) else 0
 
-    def _odd(self, shard: int, block: int) -> tuple[dict[int, str], dict[str, Place]]:
-        """What a block does not know of itself: almost always nothing."""
+    def _problems_and_links(self, shard: int, block: int) -> tuple[dict[int, str], dict[str, Place]]:
+        """A block's `problems` and `links` (see `Block`); nearly always both are empty."""
         first = block * BLOCK
         problems = _between(self._table["problems"][shard], "sample", first, first + BLOCK)
         links = _between(self._table["links"][shard], "block", block, block + 1)
@@ -190,11 +197,11 @@ class Index:
     def of(cls, found: Iterable[tuple[Shard, ShardBlocks]]) -> Index:
         rows = [_row(shard, blocks) for shard, blocks in found]
         made = cls(pa.Table.from_pylist(rows, schema=_SCHEMA))
-        return cls(made._table.replace_schema_metadata(made._says()))
+        return cls(made._table.replace_schema_metadata(made._file_metadata()))
 
     @classmethod
     def open(cls, path: str | Path) -> Index:
-        """Memory-map an index file, of this version or the one before. UserError where it is none."""
+        """Memory-map an index file of this version or the one before. UserError where it is not an index."""
         try:
             with pa.memory_map(str(path)) as source:
                 table = pa.ipc.open_file(source).read_all()
@@ -207,7 +214,7 @@ class Index:
             )
         return cls(table)
 
-    def _says(self) -> dict[str, str]:
+    def _file_metadata(self) -> dict[str, str]:
         return {"version": str(_VERSION), "digest": self.counted_digest()}
 
     def save(self, path: str | Path) -> None:
@@ -216,7 +223,7 @@ class Index:
         path.parent.mkdir(parents=True, exist_ok=True)
         made = path.with_name(f".{path.name}.{os.getpid()}")
         with made.open("wb") as file:
-            schema = _SCHEMA.with_metadata(self._says())
+            schema = _SCHEMA.with_metadata(self._file_metadata())
             with pa.ipc.new_file(file, schema) as writer:
                 writer.write_table(self._table.replace_schema_metadata(schema.metadata))
             file.flush()
@@ -232,11 +239,13 @@ class Index:
         wanted: Wanted = NOTHING,
         known: Iterable[Published] = (),
     ) -> Index:
-        """The index of exactly these shards: from the file where it holds them, else made (and saved at `path`).
+        """The index of exactly these shards: the file at `path`, or one that is made, and saved there.
 
         Args:
-            wanted: what is read of the samples: their keys depend on it where they are a column of tables.
-            known: runs that may have noted the shards' blocks; those of which none has are scanned.
+            path: None: the index is kept in memory alone.
+            threads: shards that are scanned at the same time.
+            wanted: says which column holds the keys, where shards are tables.
+            known: runs that may have noted where the shards' blocks lie; only the other shards are scanned.
 
         Raises:
             UserError: the file is of other shards, or damaged, or a shard changed since it was indexed.
@@ -282,7 +291,7 @@ class Index:
 
 @dataclass(frozen=True)
 class _Flat:
-    """A list column as one run of values and the bounds of its rows."""
+    """A list column of an Arrow table: all values in a row, and where each row's values begin (one more than rows)."""
 
     values: pa.Array
     bounds: np.ndarray

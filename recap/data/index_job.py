@@ -21,7 +21,7 @@ from hpc.base.errors import Parser, ShardError, UserError
 from hpc.base.fields import semantic
 from hpc.operator import Batched, Column, Damage, Item, Row, Shard, load_operator
 from hpc.run.published import Published, PublishedShard
-from recap.data.blocks import BLOCK, LINK, PROBLEM, Link, ShardBlocks
+from recap.data.blocks import BLOCK, LINK_FIELDS, PROBLEM_TYPE, Link, ShardBlocks
 from recap.data.index import Index, noted_or_scanned, scan_shard
 from recap.data.inputs import DataConfig
 from recap.data.kind import Wanted
@@ -34,8 +34,8 @@ FIELDS: list[tuple[str, pa.DataType]] = [
     ("start", pa.int64()),
     ("end", pa.int64()),
     ("count", pa.int32()),
-    ("problems", pa.list_(PROBLEM)),
-    ("links", pa.list_(pa.struct(LINK))),
+    ("problems", pa.list_(PROBLEM_TYPE)),
+    ("links", pa.list_(pa.struct(LINK_FIELDS))),
 ]
 
 

@@ -1,4 +1,4 @@
-"""From patterns to shards: local paths or any fsspec URL.
+"""From the patterns in a config to the list of shards: local paths or any fsspec URL.
 
 Folders are listed, files are never probed one by one: 130,000 shards on an object store cost one listing a folder.
 """
@@ -27,7 +27,7 @@ from recap.data.kinds import ENDINGS, described, expected_samples
 from recap.data.shard_files import Folder, ShardFile, expand, has_file, is_image_folder, is_web_file, match, read_list
 
 LONGEST_ID = 160  # bytes; claims and markers add a suffix, and file names end at 255
-ID_ENDINGS = (".tar", ".parquet", ".arrow", ENDING)  # that shard ids leave out
+ID_ENDINGS = (".tar", ".parquet", ".arrow", ENDING)  # endings of files' names that shard ids leave out
 EXPECTED = ("auto", "none", "stats", "parquet")
 
 
@@ -67,14 +67,15 @@ class DataConfig:
     )
 
     def __post_init__(self) -> None:
-        """Paths become absolute: a rerun may be typed in another folder. Credentials are for planning, not kept."""
+        """Paths become absolute: a rerun may be typed in another folder. Credentials are used for planning, not
+        kept."""
         self.given: list[str] = [absolute(pattern) for pattern in self.shards]
         self.shards = [without_credentials(pattern) for pattern in self.given]
         self.placeholders = [absolute(p) if p.startswith("@") else p for p in self.placeholders]
-        self.planned: list[Shard] = []  # by a run that exists
-        self.lists: Path | None = None  # where lists of folders' images lie; None: folders cannot be read
-        self.frozen = Frozen()
-        self.pins = Pins([])
+        self.planned: list[Shard] = []  # the shards of a run that exists already
+        self.lists: Path | None = None  # directory of the lists of image folders; None: folders cannot be read
+        self.frozen = Frozen()  # set by list_shards
+        self.pins = Pins([])  # set by list_shards
         self.noted: dict[str, dict[str, Any]] = {}  # of the shard that was read last: `hpc.operator`, `noted`
         if self.files_per_shard < 1:
             raise UserError(f"config: `data.files_per_shard`: {self.files_per_shard} is less than 1.")
@@ -82,22 +83,22 @@ class DataConfig:
             raise UserError(f"config: `data.expected`: {self.expected!r} is unknown. Write {', '.join(EXPECTED)}.")
 
     def wanted(self, members: Iterable[str] | None = (), image: bool = True) -> Wanted:
-        """What is read of each sample: its image, if so, and these members."""
+        """What to read of each sample: its image where `image` is true, and these members (None: all)."""
         return Wanted(tuple(self.image) if image else (), self.key, None if members is None else frozenset(members))
 
     def described(self, shards: Sequence[Shard], wanted: Wanted) -> str:
-        """What a dry run says of the input. UserError where it cannot be read as wanted."""
-        return "; ".join([described(shards, wanted), *self.pins.told, *self.frozen.told])
+        """What a dry run says of the input, in words. UserError where it cannot be read as wanted."""
+        return "; ".join([described(shards, wanted), *self.pins.notes, *self.frozen.notes])
 
     def keep_root(self, planned: Iterable[Shard]) -> None:
-        """Name shards relative to the root of a run that exists, so that none of its ids change."""
+        """Keep the shards of a run that exists, so that `list_shards` gives them the ids that they have there."""
         self.planned = list(planned)
 
     def root_for(self, new: str, files: Iterable[ShardFile]) -> str:
-        """What ids are relative to: the root that is named, that of the run, or the patterns' own (new).
+        """The folder that shard ids are relative to: `data.root`, or the run's, or `new`, the patterns' common folder.
 
-        A run's root is kept, but where its data moved as a whole: nothing lies beneath the root, and most of the run's
-        shards are found, with the sizes and versions that they had, by the names that they have from the new one.
+        A run's root is kept unless its data moved as a whole: none of the files lies beneath it, and most of the run's
+        shards are found relative to the new root, with the same size and version.
         """
         if self.root:
             return without_credentials(self.root)
@@ -112,7 +113,7 @@ class DataConfig:
 
 
 def placeholder_digests(config: DataConfig) -> frozenset[str]:
-    """The sha256 of images that are not to be captioned. UserError for what is not a sha256."""
+    """The sha256 of images that are skipped (`data.placeholders`). UserError for what is not a sha256."""
     digests = set()
     for entry in (e for given in config.placeholders for e in read_list(given)):
         if not re.fullmatch(r"[0-9a-fA-F]{64}", entry):
@@ -169,12 +170,12 @@ def list_shards(config: DataConfig) -> list[Shard]:
 
 
 def _places(planned: Iterable[Shard]) -> Iterator[str]:
-    """Where shards lie: those that are lists, where their images do."""
+    """The address of each shard's data; for a list of images, the images' folder."""
     return (folder_of(shard) if shard.uri.endswith(ENDING) else shard.uri for shard in planned)
 
 
 def _frozen(config: DataConfig, folders: Sequence[str]) -> list[Shard]:
-    """The lists of folders of images; what is new in them is in `config.frozen` until it is written."""
+    """The shards that are lists of image folders. New lists are in `config.frozen`, and not written yet."""
     config.frozen = Frozen()
     for folder in dict.fromkeys(folders):
         if config.lists is None:
@@ -199,7 +200,10 @@ def _check_unique(shards: list[Shard]) -> None:
 
 
 def _common_root(patterns: list[str], listings: dict[str, Folder]) -> str:
-    """The folder that all patterns share, from their constant beginnings: it stays when a brace range grows."""
+    """The folder that all patterns share, by their beginnings without braces and wildcards.
+
+    A larger range of braces does not change it.
+    """
     parts = [_constant_folder(pattern, listings) for pattern in patterns]
     shared = []
     for column in zip(*parts, strict=False):  # as deep as the least deep of them
@@ -210,7 +214,7 @@ def _common_root(patterns: list[str], listings: dict[str, Folder]) -> str:
 
 
 def root_of(planned: Iterable[Shard]) -> str:
-    """The root that a plan's ids are relative to; "" where all of them are whole paths."""
+    """The folder that the ids of planned shards are relative to; "" where all of them are whole paths."""
     for shard in planned:
         uri = shard.uri.partition("?")[0] if "://" in shard.uri else shard.uri
         if shard.id == _shard_id(uri, ""):
@@ -242,7 +246,8 @@ def _is_literal(parts: list[str], listings: dict[str, Folder]) -> bool:
 
 
 def _shard_ids(uris: Iterable[str], root: str, planned: Iterable[Shard]) -> dict[str, str]:
-    """An id for each uri. Only those that their query alone tells apart have it in their id; none planned changes."""
+    """An id for each uri. The query of a URL is part of the id only where it alone tells two shards apart. The ids of
+    planned shards do not change."""
     kept = {shard.uri: shard.id for shard in planned if "?" in shard.uri}
     ids = {uri: _shard_id(_without_query(uri), root) for uri in uris}
     often = Counter(ids.values())
@@ -258,8 +263,9 @@ def _without_query(uri: str) -> str:
 
 
 def _shard_id(uri: str, root: str) -> str:
-    """Path relative to the root, without .tar or the like, escaped to be one file name. Moving the data changes
-    nothing.
+    """A shard's id: its path relative to the root, without .tar or the like, escaped so that it is one file name.
+
+    It stays the same when the data moves as a whole.
     """
     base = root.rstrip("/") + "/"
     name = quote(_without_ending(uri.removeprefix(base).lstrip("/")), safe="=+@,")

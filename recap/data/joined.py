@@ -5,10 +5,11 @@
         for sample in slot.candidates():      # the sample of this place, then what may replace it
             ...
 
-A window's blocks are read whole (one range of the tar, in pieces where it is large, and one row group of each column)
-and held until the window is through; the next window is read ahead when three quarters are. Memory: about 1.3 windows x
-streams of this rank, as the tar has them, and a piece for each thread that reads. Where that would be more than three
-quarters of this rank's memory, windows are read when they are needed; what is needed and more than that is refused.
+A window's blocks are read whole: a range of the tar, in pieces where it is large, and one row group of each column.
+They are held until all samples of the window were taken. The stream's next window is read ahead once three quarters of
+this one were. Memory: about 1.3 windows for each stream of this rank, as many bytes as in the tar, and a piece for each
+thread that reads. Where reading ahead would take more than three quarters of the rank's memory, a window is read only
+when it is needed; where even that is too much, the training ends with an error.
 """
 
 from __future__ import annotations
@@ -27,21 +28,25 @@ from recap.data.index import Index
 from recap.data.kept import KEEP
 from recap.data.kind import Wanted
 from recap.data.kinds import kind_of
-from recap.data.memory import of_rank
+from recap.data.memory import rank_memory
 from recap.data.same_image import SameImages
 from recap.data.streams import StreamPlan, Window
 from recap.data.tars import Sample
 from recap.randomness import draw
 
-_AHEAD = 0.75  # of a window, after which the next is read
+_AHEAD = 0.75  # share of a window after which the next one is read
 HELD = 1.3  # windows of a stream that are held on average
-_MEMORY = 0.75  # of what a rank may use, for windows: the rest is the model's and the decoded images'
-_REPLACEMENTS = 64  # drawn for one place before the data is called useless
+_MEMORY = 0.75  # share of a rank's memory for windows; the rest is for the model and decoded images
+_REPLACEMENTS = 64  # samples that are tried for one place before the training ends
 
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """One sample: members of the tar by extension, columns by name (None where there is no value)."""
+    """One sample with its columns.
+
+    members: of the tar, by extension. columns: values by name, None where there is none.
+    problem: why it cannot be used (a duplicate key), else "".
+    """
 
     shard: str
     key: str
@@ -51,13 +56,13 @@ class Joined:
 
     @property
     def name(self) -> str:
-        """Unique in the corpus, whatever machine it lies on."""
+        """SHARD/KEY, unique in the corpus."""
         return f"{self.shard}/{self.key}"
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One place of the batch."""
+    """One place of the batch: sample `at` of its window's `samples`. seed: of the training, for replacements."""
 
     window: Window
     samples: list[Joined]
@@ -69,7 +74,11 @@ class Slot:
         return self.window.epoch
 
     def candidates(self) -> Iterator[Joined]:
-        """The place's own sample, then others of its window, drawn by hash: take the first that is usable."""
+        """The place's own sample, then others of its window in a random order that depends on the sample and the seed.
+
+        Raises:
+            UserError: none of _REPLACEMENTS others was taken either.
+        """
         own = self.samples[self.at]
         yield own
         for attempt in range(_REPLACEMENTS):
@@ -81,16 +90,16 @@ class Slot:
 
 
 class Reader:
-    """Reads the plan. Not thread-safe; reads ahead in threads of its own.
+    """Reads samples in the plan's order. Not thread-safe; reads ahead in threads of its own.
 
     Args:
-        columns: by name, as the text policy calls them.
-        threads: reads at the same time.
-        keys_from: a column beside the tars that holds all that is wanted of them: where no other column is a member
-            of the tars, these are not read.
+        columns: by name.
+        threads: blocks that are read at the same time.
+        keys_from: a column beside the tars that holds all that is wanted of them (small images). Unless another column
+            is a member of the tars, the tars are then not read, and the keys are this column's.
         total: samples of the training, past which nothing is read ahead.
         images: extensions of the image members, with which the columns' digests are compared (recap.data.same_image).
-        key: see `Wanted`.
+        key: the column of tables that holds the keys, see `Wanted`.
     """
 
     def __init__(
@@ -106,19 +115,19 @@ class Reader:
         self._wanted = Wanted(tuple(images), key, members_of(columns.values()))
         self.plan, self.columns = plan, dict(columns)
         self._end = total // plan.streams if total else None
-        self._beside = [name for name, column in columns.items() if not isinstance(column, MemberColumn)]
-        alone = len(self._beside) == len(self.columns)
+        self._beside_tars = [name for name, column in columns.items() if not isinstance(column, MemberColumn)]
+        alone = len(self._beside_tars) == len(self.columns)
         found = self.columns[keys_from] if keys_from and alone else None
-        self._instead = found if isinstance(found, ParquetColumn) else None
+        self._keys_column = found if isinstance(found, ParquetColumn) else None
         self._same = SameImages(images)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="reader")
-        self._held: dict[int, _Held] = {}
-        self._ahead: dict[int, _Held] = {}
+        self._held: dict[int, _LoadedWindow] = {}
+        self._ahead: dict[int, _LoadedWindow] = {}
         self.bytes_read = 0
         """Bytes of shards that were read so far."""
 
     def batch(self, first: int, count: int, rank: int = 0, world: int = 1) -> list[Slot]:
-        """The places [first, first + count) of the training that belong to a rank, stream by stream.
+        """The training's places [first, first + count) that belong to a rank, stream by stream.
 
         Raises:
             UserError: the streams do not divide among the ranks, or the batch among the streams.
@@ -130,7 +139,7 @@ class Reader:
             raise UserError(f"data: training cannot start at sample {first:,}: the {streams} streams do not divide it.")
         mine = streams_of(rank, world, streams)
         positions = range(first // streams, (first + count) // streams)
-        for stream in mine:  # all at once, so that a start reads in parallel
+        for stream in mine:  # start reading all windows before waiting for the first
             if not self._have(stream, positions[0]):
                 self._held.pop(stream, None)
                 self._ahead.pop(stream, None)
@@ -138,7 +147,7 @@ class Reader:
         return [self._slot(stream, position) for stream in mine for position in positions]
 
     def place(self, position: int) -> Slot:
-        """One place of the training, wherever a batch begins: the streams take turns."""
+        """One place of the training by its number, where the streams take turns sample by sample."""
         return self._slot(position % self.plan.streams, position // self.plan.streams)
 
     def close(self) -> None:
@@ -164,30 +173,30 @@ class Reader:
                 self._ahead[stream] = self._load(ahead)
         return Slot(held.window, held.samples(), int(held.order[offset]), self.plan.seed)
 
-    def _load(self, window: Window) -> _Held:
-        held = _Held(window, self._bytes(window))
+    def _load(self, window: Window) -> _LoadedWindow:
+        held = _LoadedWindow(window, self._bytes(window))
         if not self._fits(held.bytes):
             raise self._refused(held.bytes)
         held.reads = [self._pool.submit(self._read, p.block, p.first, p.count) for p in window.pieces]
         return held
 
     def _bytes(self, window: Window) -> int:
-        """Of the tars' blocks that a window holds."""
-        if self._instead is not None:
+        """Bytes of a window's blocks in the tars; 0 where the tars are not read."""
+        if self._keys_column is not None:
             return 0
-        return bytes_of(window, self.plan.index)
+        return window_bytes(window, self.plan.index)
 
-    def _in_memory(self) -> list[_Held]:
+    def _in_memory(self) -> list[_LoadedWindow]:
         return [*self._held.values(), *self._ahead.values()]
 
     def _fits(self, size: int) -> bool:
-        """Whether a window of so many bytes, beside those that are held, leaves enough of this rank's memory."""
-        return size + sum(held.bytes for held in self._in_memory()) <= _MEMORY * of_rank()
+        """Whether a window of `size` bytes fits, beside those that are held, in the share of memory for windows."""
+        return size + sum(held.bytes for held in self._in_memory()) <= _MEMORY * rank_memory()
 
     def _refused(self, size: int) -> UserError:
-        """The process would be killed without a word."""
+        """The error for a window that does not fit. Without it the kernel would kill the process silently."""
         whole, count = size + sum(held.bytes for held in self._in_memory()), len(self._in_memory()) + 1
-        return _too_large(whole, count, self.plan.blocks_per_window, _MEMORY * of_rank())
+        return _too_large(whole, count, self.plan.blocks_per_window, _MEMORY * rank_memory())
 
     # --- one block --------------------------------------------------------------------------------
 
@@ -198,7 +207,7 @@ class Reader:
         _check_block(shard.uri, block, found)
         keys, members = [s.key for s in found], [s.members for s in found]
         columns = {name: c.read(shard, block.number, keys, members) for name, c in self.columns.items()}
-        self._same.check(shard.id, keys, members, {name: columns[name] for name in self._beside})
+        self._same.check(shard.id, keys, members, {name: columns[name] for name in self._beside_tars})
         places = self._kept(number, block, columns)
         return [
             Joined(
@@ -209,7 +218,7 @@ class Reader:
         ]  # fmt: skip
 
     def _kept(self, number: int, block: Block, columns: Mapping[str, Values]) -> Sequence[int]:
-        """The samples of a block that count."""
+        """Places, in the block, of the samples that the training uses: those that `data.keep` keeps, else all."""
         if KEEP not in columns:
             return range(block.count)
         places = [i for i, status in enumerate(columns[KEEP].values) if status == OK]
@@ -222,8 +231,8 @@ class Reader:
         return places
 
     def _samples(self, shard: Shard, block: Block) -> list[Sample]:
-        if self._instead is not None:
-            return [Sample(key) for key in self._instead.keys(shard, block.number, block.count)]
+        if self._keys_column is not None:
+            return [Sample(key) for key in self._keys_column.keys(shard, block.number, block.count)]
 
         def read(size: int) -> None:
             self.bytes_read += size
@@ -231,21 +240,22 @@ class Reader:
         return kind_of(shard.uri).block(shard, block, self._wanted, read)
 
 
-def check_held(plan: StreamPlan, world: int, memory: int) -> None:
-    """UserError where a rank of so many, with so many bytes, could not hold the windows of its first step."""
+def check_window_memory(plan: StreamPlan, world: int, memory: int) -> None:
+    """UserError where a rank with `memory` bytes, out of `world`, could not hold the windows of its first step."""
     for rank in range(world):
         mine = streams_of(rank, world, plan.streams)
-        whole = sum(bytes_of(plan.window(stream, 0), plan.index) for stream in mine)
+        whole = sum(window_bytes(plan.window(stream, 0), plan.index) for stream in mine)
         if whole > _MEMORY * memory:
             raise _too_large(whole, len(mine), plan.blocks_per_window, _MEMORY * memory)
 
 
 def streams_of(rank: int, world: int, streams: int) -> range:
+    """The streams that a rank reads."""
     return range(rank * streams // world, (rank + 1) * streams // world)
 
 
-def bytes_of(window: Window, index: Index) -> int:
-    """Of the tars' blocks that a window holds."""
+def window_bytes(window: Window, index: Index) -> int:
+    """Bytes of a window's blocks in the tars."""
     blocks = [index.block(piece.block) for piece in window.pieces]
     return sum(block.end - block.start for block in blocks)
 
@@ -259,13 +269,13 @@ def _too_large(size: int, windows: int, blocks: int, most: float) -> UserError:
     )
 
 
-class _Held:
-    """A window whose blocks are being read, or have been."""
+class _LoadedWindow:
+    """A window whose blocks are being read, or were read."""
 
     def __init__(self, window: Window, bytes: int) -> None:
         self.window, self.size, self.order = window, window.size, window.order()
         self.bytes = bytes
-        """Of the tars, as the index says."""
+        """Bytes of its blocks in the tars."""
         self.reads: list[Future[list[Joined]]] = []
         self._samples: list[Joined] | None = None
 

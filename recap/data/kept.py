@@ -1,8 +1,8 @@
-"""`data.keep: RUN`: a training of the samples that a selection kept, those of its rows that are ok.
+"""`data.keep: RUN`: a training on the samples that a selection kept: those whose row in that run is ok.
 
-The order is planned over the blocks' kept samples, so that an epoch is what is kept, and nothing is replaced: two bytes
-a block of 512 are held. A block's own rows are read with its other columns, joined by key, and compared with the images
-as these are. A selection is any run whose rows are the tars' samples.
+The order of samples is planned with the number of kept samples of each block, two bytes a block, so that an epoch is
+exactly the kept samples. Which ones they are is read block by block, as a column joined by key, whose image digests are
+compared as those of any column. A selection is any run whose rows are the tars' samples.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def selection(run: str, manifest: Manifest | None = None) -> RunColumn:
 
 
 def check_selection(run: str, shards: Sequence[Shard]) -> str:
-    """How its shards are found, where that is worth a line. UserError where it lacks one of these shards."""
+    """How its shards are found, in words, "" where there is nothing to say. UserError where it lacks a shard."""
     column = selection(run)
     told = column.check(shards)
     lacking = [shard.id for shard in shards if column.locate(shard) is None]
@@ -49,30 +49,30 @@ def check_selection(run: str, shards: Sequence[Shard]) -> str:
 
 
 @dataclass(frozen=True)
-class Kept:
-    """counts: uint16 for each block, its kept samples. digest: of which samples are kept."""
+class KeptCounts:
+    """counts: uint16 [blocks], how many samples of each block are kept. digest: hash of which ones are."""
 
     counts: np.ndarray
     digest: str
 
     @classmethod
-    def open(cls, path: Path) -> Kept:
+    def open(cls, path: Path) -> KeptCounts:
         with np.load(path) as made:
             return cls(made["counts"], str(made["digest"]))
 
     def save(self, path: Path) -> None:
-        """Whole or not at all."""
+        """Write the file atomically."""
         made = io.BytesIO()
         np.savez(made, counts=self.counts, digest=np.array(self.digest))
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic.replace(path, made.getvalue())
 
 
-def count(index: Index, column: RunColumn) -> Kept:
-    """What a selection keeps of these shards. Reads one field of it, in threads.
+def count_kept(index: Index, column: RunColumn) -> KeptCounts:
+    """Count what a selection keeps of each block. Reads only the field `status`, of many shards at a time.
 
     Raises:
-        UserError: it has other samples than the tars, or keeps none.
+        UserError: it has another number of rows than the tars have samples, or keeps none.
     """
     counts, starts = np.zeros(len(index), np.uint16), index.bounds
 
@@ -95,16 +95,17 @@ def count(index: Index, column: RunColumn) -> Kept:
             made.update(bits)
     if not counts.any():
         raise UserError(f"config: `{KEEP}`: {column.config.run} keeps none of {index.samples:,} samples.")
-    return Kept(counts, made.hexdigest()[:16])
+    return KeptCounts(counts, made.hexdigest()[:16])
 
 
 class KeptIndex(Index):
-    """A block index that counts the kept samples of each block; the blocks themselves are as they were.
+    """A block index whose counts are the kept samples of each block. Where blocks lie is unchanged.
 
-    UserError where both are not of the same blocks.
+    Raises:
+        UserError: the counts were made for another number of blocks.
     """
 
-    def __init__(self, index: Index, kept: Kept) -> None:
+    def __init__(self, index: Index, kept: KeptCounts) -> None:
         super().__init__(index._table)
         if len(kept.counts) != len(index):
             raise UserError(

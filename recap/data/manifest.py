@@ -1,9 +1,9 @@
-"""Where a column's rows lie, shard by shard, as a training or a map job found them when it was launched: one file in
-the reader's run directory, which all its ranks and engines map into memory.
+"""The manifest of a column: where its rows lie, shard by shard, as a training or a map job found them at its launch.
+One file in the reader's run directory, which all ranks and engines of the reader map into memory.
 
-A survey of a run of 140,000 shards takes seconds, a hundred megabytes and a thousand listings, so that one process
-makes it, once. A rerun of the column's run never touches the file: a training that goes on reads the generations that
-it began with, a slot those that its launch found.
+Finding the files of a run of 140,000 shards takes seconds, a hundred megabytes and a thousand listings, so that one
+process does it once. The manifest does not change when the column's run is rerun: a training that goes on reads the
+generations that it began with, and a slot of a map job those that its launch found.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from hpc.base.errors import UserError
 
 _SCHEMA = pa.schema(
     [
-        ("key", pa.uint64()),  # of the reader's id: rows are sorted by it
+        ("key", pa.uint64()),  # a hash of the reader's shard id, by which rows are sorted
         ("id", pa.string()),
         ("file", pa.string()),
         ("doubt", pa.string()),
@@ -36,10 +36,12 @@ _VERSION_1 = pa.schema([field for field in _SCHEMA if field.name != "size"])
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """The file of a shard's rows: its name in a folder, its path in a run, or a URL.
+    """Where the rows of one shard lie.
 
-    doubt: see `columns.Values`. generation: of a run's shard; a rerun makes the next. size: bytes of the file, 0 where
-    that was not known.
+    file: the name of a file in a folder, its path in a run, or a URL.
+    doubt: see recap.data.column.Values.
+    generation: of a run's shard, 0 for others; a rerun of the shard makes the next one.
+    size: bytes of the file, 0 where that was not known.
     """
 
     file: str
@@ -49,7 +51,7 @@ class Located:
 
 
 class Manifest:
-    """A column's files by the reader's shard id. Nothing is loaded before it is asked for.
+    """A column's files by the reader's shard id. The file is mapped, and read as needed.
 
     Raises:
         UserError: the file is no manifest, or one of another version.
@@ -73,7 +75,7 @@ class Manifest:
         return len(self._table)
 
     def find(self, shard: str) -> Located | None:
-        """None where the column has no rows of the shard."""
+        """Where a shard's rows lie; None where the column has none. shard: the reader's id."""
         at = int(np.searchsorted(self._keys, np.uint64(_key(shard))))
         while at < len(self._keys) and self._keys[at] == _key(shard):
             if self._table["id"][at].as_py() == shard:
@@ -82,7 +84,7 @@ class Manifest:
         return None
 
     def some(self) -> Located | None:
-        """One of the files; None where there are none."""
+        """Any one of the files; None where there are none."""
         return self._row(0) if len(self) else None
 
     def _row(self, at: int) -> Located:
@@ -94,8 +96,8 @@ class Manifest:
 
 
 @cache
-def opened(path: Path) -> Manifest:
-    """One that many shards of an engine are read by. UserError where it holds not what its name is the digest of."""
+def open_once(path: Path) -> Manifest:
+    """The manifest at `path`, opened once for all shards of an engine. UserError: its digest is not the file's name."""
     found = Manifest(path)
     if found.digest != path.stem:
         raise UserError(f"data: {path} is another column manifest than its name says. Delete it, and launch again.")
@@ -103,22 +105,22 @@ def opened(path: Path) -> Manifest:
 
 
 def write(path: Path, found: Iterable[tuple[str, Located]]) -> None:
-    """Make the file, whole or not at all; one that exists stays.
+    """Write a manifest atomically. One that exists stays as it is.
 
     Args:
         found: the reader's shard ids and their files.
     """
-    _link(path, _packed(found)[1])
+    _create(path, _packed(found)[1])
 
 
 def write_as_digest(folder: Path, found: Iterable[tuple[str, Located]]) -> str:
-    """The same under the name of its digest, which is returned: what is there already is the same."""
+    """Write a manifest that is named after its digest; return the name. A file of that name has the same content."""
     digest, data = _packed(found)
-    _link(folder / f"{digest}.arrow", data)
+    _create(folder / f"{digest}.arrow", data)
     return f"{digest}.arrow"
 
 
-def _link(path: Path, data: bytes) -> None:
+def _create(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic.create(path, data)  # False: another process was first
 

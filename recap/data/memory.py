@@ -1,5 +1,5 @@
-"""Bounds on memory, in bytes: what decodes at the same time (an image of 100 megapixels takes up to 2.1 GB while it
-does), and what a machine has.
+"""Bounds on memory, in bytes: for the images that are decoded at the same time (one of 100 megapixels takes up to
+2.1 GB), and of the machine.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
-FREE = 64 << 20  # bytes that any image may take without asking: about 5 megapixels
+FREE = 64 << 20  # images that take less are decoded without waiting: up to about 5 megapixels
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 class Memory:
-    """Bytes that are lent, first come, first served; who wants more than there are gets all of them."""
+    """A budget of bytes that threads reserve, first come, first served. A request for more than the total gets all."""
 
     def __init__(self, total: int) -> None:
         self._total = self._left = total
@@ -24,7 +24,8 @@ class Memory:
         self._changed = threading.Condition()
 
     @contextlib.contextmanager
-    def lent(self, wanted: int) -> Iterator[None]:
+    def reserved(self, wanted: int) -> Iterator[None]:
+        """Wait for `wanted` bytes, and hold them inside the `with`."""
         wanted, me = min(wanted, self._total), object()
         with self._changed:
             self._waiting.append(me)
@@ -40,23 +41,27 @@ class Memory:
                 self._changed.notify_all()
 
 
-_DECODING = Memory(2 << 30)  # of this process's threads
+_DECODING = Memory(2 << 30)  # for all threads of this process
 
 
 @contextlib.contextmanager
-def to_decode(cost: int) -> Iterator[None]:
-    """Room for a decoding thread of this process: an image that costs more than FREE waits until 2 GiB hold it, too."""
-    with _DECODING.lent(cost) if cost > FREE else contextlib.nullcontext():
+def memory_to_decode(cost: int) -> Iterator[None]:
+    """Reserve memory for decoding one image. Those that take more than FREE share 2 GiB in a process, and wait for it.
+
+    Args:
+        cost: `EncodedImage.cost`, bytes.
+    """
+    with _DECODING.reserved(cost) if cost > FREE else contextlib.nullcontext():
         yield
 
 
-def of_rank() -> int:
-    """Bytes that one of the ranks here may use (LOCAL_WORLD_SIZE says how many there are)."""
-    return of_machine() // max(1, int(os.environ.get("LOCAL_WORLD_SIZE") or 1))
+def rank_memory() -> int:
+    """Bytes that one rank may use: the machine's, divided among its ranks (LOCAL_WORLD_SIZE)."""
+    return machine_memory() // max(1, int(os.environ.get("LOCAL_WORLD_SIZE") or 1))
 
 
-def of_machine() -> int:
-    """Bytes of this machine, or less where a cgroup or Slurm says so."""
+def machine_memory() -> int:
+    """Bytes of this machine's memory, or less where a cgroup or Slurm grants less."""
     found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     for limit in _LIMITS:
         with contextlib.suppress(OSError, ValueError):  # "max"

@@ -3,8 +3,8 @@
     python -m hpc.launch configs/data/merge.yaml data.shards=[...] data.columns.a.run=runs/a data.columns.b.run=runs/b
 
 A training then names the merged run for each of its columns (`data.columns.a.run=runs/merged data.columns.a.field=a`),
-and a block costs the file system the same however many there are. Values, their types and the images' digests stay as
-they are; no tar is opened but for columns that are members of them.
+and opens one file a shard however many columns there are. Values, their types and the images' digests are unchanged. No
+tar is opened, unless a column is a member of the tars.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from recap.data.rows import JoinedRow, Rows, RowsConfig
 from recap.data.same_image import FIELD
 from recap.data.tar_job import RowsJob
 
-_TAKEN = ("key", "status", "reason", "detail", FIELD)
+_TAKEN = ("key", "status", "reason", "detail", FIELD)  # fields that every column has
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Parquet files that are kept open, of one place: columns that lie in the same files open each of them once."""
+"""Parquet files that are kept open. Columns that lie in the same files share them, so that each is opened once."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ import pyarrow.parquet as pq
 
 from recap.data.remote_parquet import RemoteParquet
 
-MOST = 256  # footers that are kept
-FRESH = 32  # of these, files that have what was brought when they were opened, for columns that read the same rows
+MOST = 256  # files that are kept open, with their footers
+FRESH = 32  # of these, the last opened ones keep the bytes of their first request (see RemoteParquet.forget)
 
 
 @dataclass(slots=True)
 class _Open:
-    """A file, which one thread at a time opens, reads and closes. None inside: there is none."""
+    """A file, which one thread at a time opens, reads and closes. ready: it was opened. file: None where there is
+    none."""
 
     lock: Lock = field(default_factory=Lock)
     file: pq.ParquetFile | None = None
@@ -27,27 +28,27 @@ class _Open:
 
 
 class OpenFiles:
-    """By shard. Threads that want different files do not wait for one another."""
+    """Open files by shard. Threads that want different files do not wait for one another."""
 
     def __init__(self) -> None:
         self._open: OrderedDict[str, _Open] = OrderedDict()
         self._fresh: deque[RemoteParquet] = deque()
-        self._lock = Lock()  # of the dictionary, never held while a file is read
+        self._lock = Lock()  # guards _open; never held while a file is read
 
     @contextmanager
     def file(
         self, shard: str, opened: Callable[[], tuple[pq.ParquetFile | None, str]]
     ) -> Iterator[tuple[pq.ParquetFile | None, str]]:
-        """The file of a shard, to oneself, and why it may be another's (see `recap.data.column.Values.doubt`).
+        """(the file of a shard, recap.data.column.Values.doubt). No other thread uses the file inside the `with`.
 
         Args:
-            opened: opens it, where it is not open; None: the shard has none.
+            opened: opens the file where it is not open yet; it returns None for a shard without a file.
         """
         while True:
             entry = self._entry(shard)
             with entry.lock:
                 with self._lock:
-                    if self._open.get(shard) is not entry:  # closed while we waited for it
+                    if self._open.get(shard) is not entry:  # it was closed while this thread waited
                         continue
                 if not entry.ready:
                     entry.file, entry.doubt = opened()
@@ -73,5 +74,5 @@ class OpenFiles:
         if old is not None:
             with old.lock:
                 if old.file is not None:
-                    old.file.close(force=True)  # with what it reads from, which may be an open file of ours
+                    old.file.close(force=True)  # also closes the Python file that it reads from
         return entry

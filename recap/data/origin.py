@@ -1,6 +1,7 @@
-"""Which shard of a run a reader's shard is: by where it lies, since ids depend on what else a launch had named.
+"""Finds, for a reader's shard, the shard of a column's run that is the same tar.
 
-Readers keep their own ids (order, draws and checkpoints follow from them); only a column that is read translates.
+Shard ids depend on what else a launch named, so that the same tar may have different ids in two runs; shards are
+matched by their uri. Readers keep their own ids, since the order of samples and checkpoints depend on them.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from recap.data.addresses import without_credentials
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """A shard as the column's run knew it. doubt: why it may be another than the reader's ("" where the uri is
-    the same): then its images must be compared before it is believed.
+    """The shard of a column's run that a reader's shard was matched with.
+
+    doubt: why it may be another tar, where only id and size are the same, else "". The images must then be compared.
     """
 
     shard: Shard
@@ -26,7 +28,7 @@ class Origin:
 
 
 class Places:
-    """Normalised uris: no credentials, links resolved, each folder once."""
+    """Normalises uris: credentials are removed and links resolved, for each folder once."""
 
     def __init__(self) -> None:
         self._folders: dict[str, str] = {}
@@ -47,12 +49,12 @@ class Places:
 
 
 class Origins:
-    """Finds the shards of one run.
+    """Matches shards with those of one run.
 
     Args:
-        name: of the column, for messages.
-        run: the run, for messages.
-        shards: of the run's plan.
+        name: the column's name, for messages.
+        run: the run's name, for messages.
+        shards: the shards that the run planned.
     """
 
     def __init__(self, name: str, run: str, shards: Sequence[Shard]) -> None:
@@ -63,7 +65,7 @@ class Origins:
         self._resolved: dict[str, Shard] | None = None
 
     def find(self, shard: Shard) -> Origin | None:
-        """The run's shard that is a reader's one; None where the run has none.
+        """The run's shard that is the same tar as the reader's `shard`; None where it has none.
 
         Raises:
             UserError: the tar changed since the run planned it, or another tar has its id.
@@ -83,7 +85,7 @@ class Origins:
         return Origin(found)
 
     def _by_place(self, shard: Shard) -> Shard | None:
-        if self._resolved is None:  # by several threads, perhaps, each of which finds the same
+        if self._resolved is None:  # several threads may compute it; they get the same
             self._resolved = {self._places.normalised(s.uri): s for s in self._ids.values()}
         return self._resolved.get(self._places.normalised(shard.uri))
 
@@ -98,8 +100,8 @@ class Origins:
         return Origin(same, doubt)
 
 
-def said_once(name: str, pairs: Sequence[tuple[Shard, Origin]]) -> str:
-    """The mapping in words; "" where all ids are the same at the same place."""
+def describe_mapping(name: str, pairs: Sequence[tuple[Shard, Origin]]) -> str:
+    """How shards were matched, in words; "" where all have the same id and uri. pairs: (the reader's, the run's)."""
     renamed = [(ours.id, origin.shard.id) for ours, origin in pairs if ours.id != origin.shard.id]
     moved = [ours for ours, origin in pairs if origin.doubt]
     told = []

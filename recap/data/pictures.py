@@ -1,4 +1,4 @@
-"""The image of each sample of a shard, as all jobs over images read it, and what is said of samples without one."""
+"""The image of each sample of a shard, as all jobs over images read it, and the reason for samples without one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from hpc.operator import Damage, Item, Shard
 from recap.data.blocks import ShardBlocks
-from recap.data.image_bytes import COMMON, CONVERT, NOT_READ, kind_of
+from recap.data.image_bytes import COMMON, CONVERT, NOT_READ, unread_format
 from recap.data.images import NOT_AN_IMAGE
 from recap.data.inputs import DataConfig
 from recap.data.kind import Wanted
@@ -20,7 +20,7 @@ from recap.data.tars import Sample
 from recap.data.texts import TextMember
 
 MISSING = "image: missing"
-_NAMED = 5  # extensions that a row or a shard names
+_NAMED = 5  # extensions that a message lists
 _NO_IMAGES = ("txt", "json")
 
 
@@ -34,7 +34,8 @@ class FoundImage:
 
 
 def find_image(sample: Sample, extensions: Sequence[str]) -> FoundImage:
-    """The first member that is an image by its extension. Keys that come back have none: whose would it be?"""
+    """The first member with one of the extensions. A sample with a duplicate key has no image, since it is not known
+    which of the samples it belongs to."""
     if sample.problems:
         return FoundImage(None, sample.problems[0])
     image = next((sample.members[e] for e in extensions if e in sample.members), None)
@@ -47,8 +48,11 @@ def find_image(sample: Sample, extensions: Sequence[str]) -> FoundImage:
 
 
 def why_missing(members: Mapping[str, bytes], odd: Collection[str] = ()) -> tuple[str, str]:
-    """Reason and detail for a sample none of whose members has an extension of `data.image`: is one an image whose
-    format is not read, then that is said as it is of such bytes under another name.
+    """(reason, detail) for a sample without a member that `data.image` names. A member in an image format that is not
+    read here gives the same reason as such bytes under another extension.
+
+    Args:
+        members, odd: as in recap.data.tars.Sample.
     """
     names = [*members, *odd]
     for name in names:
@@ -56,22 +60,23 @@ def why_missing(members: Mapping[str, bytes], odd: Collection[str] = ()) -> tupl
         if kind is None:
             continue
         data = members.get(name, b"")
-        if data.startswith(COMMON) and not kind_of(data):
+        if data.startswith(COMMON) and not unread_format(data):
             return MISSING, f"member {name}, which is of a format that is read: name {name} in data.image"
-        return NOT_AN_IMAGE, f"{kind_of(data) or kind}, which is not read: {CONVERT} (member {name})"
+        return NOT_AN_IMAGE, f"{unread_format(data) or kind}, which is not read: {CONVERT} (member {name})"
     return MISSING, _listed("members", names)
 
 
 def read_items(
     shard: Shard, data: DataConfig, payload: Callable[[Sample], tuple[Any, int]], wanted: Wanted
 ) -> Iterator[Item | Damage]:
-    """The items of a job over the samples of shards, and at the end what is wrong with the shard.
+    """The samples of a shard as a job's items, and at the end what is wrong with the shard.
 
     Args:
-        payload: an item's payload, and the bytes that it holds in memory.
-        wanted: of each sample. Where images are, that most samples have none is damage.
+        payload: returns an item's payload, and the bytes that it holds in memory.
+        wanted: what is read of each sample. Where it includes images, a shard most of whose samples have none counts
+            as damaged.
     """
-    index, damage, unnamed = 0, None, _Unnamed(data)
+    index, damage, unnamed = 0, None, _ImageCheck(data)
     blocks = ShardBlocks()
     with closing(samples_of(shard, wanted, blocks)) as samples:
         for found in samples:
@@ -95,8 +100,9 @@ def _count(shard: Shard, read: int) -> Damage | None:
     return Damage(f"tar: {what} samples than expected", f"expected {shard.expected:,}, read {read:,}")
 
 
-class _Unnamed:
-    """Counts samples without an image whose members are neither text nor JSON: is `data.image` wrong, or the keys?"""
+class _ImageCheck:
+    """Counts samples that have no image but other members than text and JSON. Many of them show that `data.image` is
+    wrong, or that keys have dots in them."""
 
     def __init__(self, data: DataConfig) -> None:
         self._images, self._others = data.image, {*_NO_IMAGES, TextMember.named(data.text).member}
@@ -111,7 +117,7 @@ class _Unnamed:
             self._extensions.update(found[:1000])
 
     def damage(self, read: int) -> Damage | None:
-        """None where fewer than half of the samples that were seen are such."""
+        """The damage, None where at most half of the samples are such. read: how many samples there were."""
         if 2 * self._samples <= read:
             return None
         told = _listed("their extensions are", [e for e, _ in self._extensions.most_common()])

@@ -1,5 +1,4 @@
-"""Opening a shard, wherever it is: local files as they are, objects in checked ranges that are asked for again when
-a reply fails.
+"""Opening a shard, wherever it is: local files as they are, objects of a store in checked ranges, with retries.
 
 An object store answers 503, hangs, or ends a body early; none of these may look like a short shard. Every range is
 compared with the length that was asked for, and the object with the version that the plan saw.
@@ -21,15 +20,15 @@ from hpc.base.remote_files import file_system, is_web
 from hpc.operator import Shard
 from recap.data import http
 
-RANGE = 8 << 20  # bytes a request
-TRIES = 8  # of one range
-_HOPELESS = {  # answers of web servers
+RANGE = 8 << 20  # bytes of a request
+TRIES = 8  # attempts to read one range
+_HOPELESS = {  # answers of web servers after which no retry helps
     401: "input: forbidden", 403: "input: forbidden", 404: "input: does not exist", 410: "input: does not exist",
 }  # fmt: skip
 
 
 def open_shard(shard: Shard) -> IO[bytes]:
-    """The shard's bytes. They can be sought, but where a web server has no ranges.
+    """The shard's bytes. The file is seekable, unless a web server does not support range requests.
 
     Raises:
         ShardError: it is gone, forbidden, or no longer the file that was planned.
@@ -57,7 +56,7 @@ def open_shard(shard: Shard) -> IO[bytes]:
 
 
 def fetch(uri: str, start: int, end: int) -> bytes:
-    """Bytes [start, end) of a file. A remote store's failures are tried again. ShardError where it cannot be had."""
+    """Bytes [start, end) of a file; requests to a store are retried. ShardError where they cannot be read."""
     if "://" not in uri:
         return _local(uri, start, end)
     system, path = file_system(uri)
@@ -93,19 +92,11 @@ def _compare(shard: Shard, size: int, etag: str) -> None:
         raise ShardError("input: changed since the plan", f"{shard.uri} had ETag {shard.etag}, now {etag}")
 
 
-class Ranges(io.RawIOBase):
-    """Ranges as a file. They are asked for in order; what is stepped over far enough is not asked for.
+class SeekableFile(io.RawIOBase):
+    """A read-only file of known size, in bytes, at a position. Subclasses define `readinto`."""
 
-    Args:
-        read: bytes [start, end) of the file.
-        size: bytes of the file.
-        piece: bytes that are asked for, and held, at a time.
-    """
-
-    def __init__(self, read: Callable[[int, int], bytes], size: int, piece: int) -> None:
-        self._read, self._size, self._piece = read, size, piece
-        self._position = 0
-        self._held, self._start = memoryview(b""), 0
+    def __init__(self, size: int) -> None:
+        self._size, self._position = size, 0
 
     def readable(self) -> bool:
         return True
@@ -121,6 +112,21 @@ class Ranges(io.RawIOBase):
     def tell(self) -> int:
         return self._position
 
+
+class Ranges(SeekableFile):
+    """A file that is read in ranges, one `piece` at a time. Pieces that are skipped are not requested.
+
+    Args:
+        read: returns bytes [start, end) of the file.
+        size: bytes of the file.
+        piece: bytes of a request; as many are held.
+    """
+
+    def __init__(self, read: Callable[[int, int], bytes], size: int, piece: int) -> None:
+        super().__init__(size)
+        self._read, self._piece = read, piece
+        self._held, self._start = memoryview(b""), 0
+
     def readinto(self, buffer: Any) -> int:
         if not self._start <= self._position < self._start + len(self._held):
             start, end = self._position, min(self._position + self._piece, self._size)
@@ -135,7 +141,7 @@ class Ranges(io.RawIOBase):
 
 
 def range_of(system: Any, path: str, start: int, end: int) -> bytes:
-    """One request. ConnectionError where the answer has another length."""
+    """Bytes [start, end) of a store's object, by one request. ConnectionError where the answer has another length."""
     if is_web(system):
         data = http.read_range(system, path, start, end)
     else:  # the Hub's file system opens a file, whose cache would read 5 MiB ahead

@@ -7,7 +7,10 @@ import pyarrow.parquet as pq
 
 
 def rows_of(file: pq.ParquetFile, first: int, count: int, fields: list[str]) -> pa.Table:
-    """Rows [first, first + count); where row groups are not ours, those that hold them."""
+    """Rows [first, first + count) of a file, with those of `fields` that it has.
+
+    Only the row groups that hold them are read, of whatever size these are.
+    """
     names = [n for n in fields if n in file.schema_arrow.names]
     groups: list[int] = []
     skipped = at = 0

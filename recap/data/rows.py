@@ -1,9 +1,8 @@
-"""The rows of a map job: samples of tars joined with columns, or the rows of a column alone. One reader for every
-operator.
+"""The rows of a map job: samples of tars joined with columns, or the rows of a column alone.
 
-Columns lie in the order of their tars, so that a join by key needs a few blocks of each, whatever the number of rows.
-Where no image and no member is asked for, no tar is opened. The rows of a child column, `k#0`, `k#1`, ..., find what is
-known of their sample `k` in the tars and in other columns. Images' digests are compared where both sides have them.
+Columns are in the order of their tars, so that a join by key holds only a few blocks of each in memory. Where neither
+images nor members are wanted, no tar is opened. The rows of a child column, with keys `k#0`, `k#1`, ..., are joined
+with the sample `k` of the tars and of other columns. Digests of images are compared where both sides have them.
 """
 
 from __future__ import annotations
@@ -21,18 +20,18 @@ from hpc.operator import Damage, Item, Shard
 from recap.data.blocks import BLOCK
 from recap.data.column import Column, ColumnConfig, ColumnOfFiles, Values
 from recap.data.columns import MemberColumn, ParquetColumn, RunColumn, members_of, open_column
-from recap.data.headers import plain
+from recap.data.headers import without_dot_slash
 from recap.data.inputs import DataConfig, list_shards
 from recap.data.kind import Wanted
 from recap.data.kinds import samples_of
-from recap.data.manifest import opened, write_as_digest
+from recap.data.manifest import open_once, write_as_digest
 from recap.data.pictures import read_items
 from recap.data.same_image import SameImages
 from recap.data.tars import Sample
 from recap.data.texts import TextMember, check_key
 
 TARS = "tars"
-_WINDOW = 2 * BLOCK  # rows of a column that are held while the one that is wanted is looked for
+_WINDOW = 2 * BLOCK  # rows of a column that are held while a key is looked for
 
 
 @dataclass
@@ -49,14 +48,15 @@ class RowsConfig(DataConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.manifests: dict[str, Path] = {}
-        """Where the columns' files lie, as the launch found them; {} before there is one."""
+        """By column, the manifest that the launch made; {} before it did."""
 
 
 @dataclass(frozen=True, slots=True)
 class JoinedRow:
-    """One row. sample: of the tar, None where none is read. columns: values by name, None where there is none.
+    """One row.
 
-    image: digest of the image that the columns were made from, None where they do not say.
+    sample: of the tar, None where no tar is read. columns: values by name, None where there is none.
+    image: sha256 of the image that the columns were made from, None where no column has it.
     """
 
     key: str
@@ -73,7 +73,7 @@ class Rows:
         image: whether the job looks at the images.
 
     Raises:
-        UserError: a column is not described, or not as it can be.
+        UserError: a column is not described, or its description is wrong.
     """
 
     def __init__(self, config: RowsConfig, names: Sequence[str], image: bool) -> None:
@@ -83,14 +83,14 @@ class Rows:
             if name not in config.columns:
                 known = ", ".join(config.columns) or "there are none"
                 raise UserError(f"config: column {name!r} is not among data.columns ({known}).")
-        found = {name: opened(path) for name, path in config.manifests.items()}
+        found = {name: open_once(path) for name, path in config.manifests.items()}
         self.columns: dict[str, Column] = {
             name: open_column(name, config.columns[name], found.get(name))
             for name in dict.fromkeys([*names, *([main] if main else [])])
         }
         self._same, self._told = SameImages(config.image), False
         self.input = ""
-        """What a dry run says of the shards, once they are planned; "" where none are read."""
+        """What a dry run says of the shards; set by `plan`, "" where no tar is read."""
         self.main = main or self._first()
         self.tars = image or not self.main or any(isinstance(c, MemberColumn) for c in self.columns.values())
         if main and not isinstance(self.columns[main], ColumnOfFiles):
@@ -98,7 +98,7 @@ class Rows:
 
     @property
     def wanted(self) -> Wanted:
-        """What is read of the shards' samples."""
+        """What is read of each sample of the tars."""
         text = TextMember.named(self.config.text).member
         return self.config.wanted([text, *members_of(self.columns.values())], image=self.image)
 
@@ -108,40 +108,40 @@ class Rows:
         return next(iter(self.columns), "") if alone and not self.image and self.config.rows != TARS else ""
 
     def plan(self) -> tuple[list[Shard], list[str]]:
-        """The shards, and what is to be told of how columns' shards were found. UserError where a column lacks some."""
+        """(the shards, sentences about how each column's shards were found). UserError where a column lacks some."""
         shards = self.shards()
         for name, column in self.columns.items():
             if isinstance(column, MemberColumn):
                 check_key(f"data.columns.{name}", column.text, shards)
         self.input = self.config.described(shards, self.wanted) if self.tars else ""
         told = [said for column in self.columns.values() if (said := column.check(shards))]
-        if self.config.rows not in ("", TARS):  # a column may have any number of rows a sample
+        if self.config.rows not in ("", TARS):  # a column may have several rows for a sample
             shards = [replace(shard, expected=None) for shard in shards]
         return shards, told
 
     def shards(self) -> list[Shard]:
-        """Those that are named, or else those of the column whose rows are worked on."""
+        """The shards that `data.shards` names, or those of the column whose rows are worked on."""
         main = self.columns.get(self.main)
         if not self.config.shards and not self.tars and isinstance(main, RunColumn):
             return list(main.published.shards)
         return list_shards(self.config)
 
     def identities(self) -> dict[str, str]:
-        """What made the columns that say so, by name."""
+        """Identity of the job that made each column, by name; without columns that do not say."""
         return {name: found for name, column in sorted(self._beside.items()) if (found := column.known_identity())}
 
     def survey(self, folder: Path, shards: Sequence[Shard]) -> dict[str, str]:
-        """Write a manifest of each column that lies in files, of these shards as they are now; their names in `folder`.
+        """Write a manifest, in `folder`, of each column beside the tars; return their names by column.
 
-        A name says the content: a manifest that is there already is the same.
+        A name is the content's digest, so that a manifest that exists already is the same.
         """
         return {name: write_as_digest(folder, column.manifest(shards)) for name, column in self._beside.items()}
 
     def reopened(self, shard: str, manifests: Mapping[str, Path]) -> None:
-        """A rerun has reopened a shard, and has found its columns' files where these manifests say."""
+        """Read a shard that a rerun reopened by these manifests, which the rerun made, by column."""
         for name, column in self._beside.items():
             if name in manifests:
-                column.newer[shard] = opened(manifests[name])
+                column.newer[shard] = open_once(manifests[name])
 
     @property
     def _beside(self) -> dict[str, ColumnOfFiles]:
@@ -157,7 +157,7 @@ class Rows:
             UserError: a column was made from other tars, or from other images.
         """
         beside = {name: column for name, column in self._beside.items() if name != self.main}
-        kind = _Parents if self.config.rows not in ("", TARS) else _Window
+        kind = _ParentJoin if self.config.rows not in ("", TARS) else _WindowJoin
         with ExitStack() as stack:
             joins: dict[str, _Join] = {n: stack.enter_context(closing(kind(n, c, shard))) for n, c in beside.items()}
             if self.main:
@@ -181,7 +181,7 @@ class Rows:
         main = self.columns[self.main]
         assert isinstance(main, ColumnOfFiles)
         with ExitStack() as stack:
-            samples = stack.enter_context(closing(_Samples(shard, self.wanted))) if self.tars else None
+            samples = stack.enter_context(closing(_TarCursor(shard, self.wanted))) if self.tars else None
             index = 0
             for keys, values in main.pieces(shard):
                 for at, key in enumerate(keys):
@@ -196,11 +196,11 @@ class Rows:
                     index += 1
 
     def _row(self, shard: Shard, key: str, sample: Sample | None, found: Mapping[str, Values]) -> JoinedRow:
-        """The row, after its digests were compared."""
+        """The row with all its columns, after the digests of its image were compared."""
         members = sample.members if sample is not None else {}
         if not self._told or any(read.digests or read.doubt for read in found.values()):
             self._same.check(shard.id, [key], [members], found)
-            self._told = True  # that columns without digests are not compared
+            self._told = True  # the first check logs which columns have no digests
         columns: dict[str, Any] = {}
         for name, column in self.columns.items():
             if name in found:
@@ -217,15 +217,16 @@ def parent_of(key: str) -> str:
 
 
 def _one(values: Values, at: int) -> Values:
+    """The values of one sample."""
     digests = None if values.digests is None else [values.digests[at]]
     return Values([values.values[at]], digests, values.doubt)
 
 
 class _Join(Protocol):
-    """One column's rows, as the keys of others ask for them, in order."""
+    """Looks up one column's rows by the keys of others, which come in the same order."""
 
     def find(self, key: str) -> Values:
-        """What the column has for a key; a value of None where it has nothing."""
+        """The column's row for a key, as one value; the value is None where it has no such row."""
 
     def check_rest(self) -> None:
         """UserError where rows are left that belong to none of the keys."""
@@ -233,8 +234,8 @@ class _Join(Protocol):
     def close(self) -> None: ...
 
 
-class _Window:
-    """A join by equal keys. Rows near the place of the join are held: the orders may differ by a few."""
+class _WindowJoin:
+    """A join by equal keys. Up to _WINDOW rows are held, so that the two orders may differ a little."""
 
     def __init__(self, name: str, column: ColumnOfFiles, shard: Shard) -> None:
         self._name, self._shard = name, shard
@@ -248,7 +249,7 @@ class _Window:
 
     def find(self, key: str) -> Values:
         self._asked += 1
-        key = plain(key)
+        key = without_dot_slash(key)
         while key not in self._held and self._size < _WINDOW and self._load():
             pass
         rows = self._held.get(key)
@@ -268,14 +269,14 @@ class _Window:
             raise self._foreign("none of the keys that it is joined to")
 
     def _load(self) -> bool:
-        """Hold one block more; False where there is none."""
+        """Load one more block of rows; False where there is none."""
         piece = next(self._pieces, None)
         if piece is None:
             return False
         keys, values = piece
         self._digests = values.digests is not None
         for at, key in enumerate(keys):
-            self._held.setdefault(plain(key), deque()).append(_one(values, at))
+            self._held.setdefault(without_dot_slash(key), deque()).append(_one(values, at))
         self._size += len(keys)
         return True
 
@@ -287,8 +288,8 @@ class _Window:
         )
 
 
-class _Parents:
-    """A join of children with their samples' rows (or with rows of their own key). A sample may have no children."""
+class _ParentJoin:
+    """A join of child rows, `k#0`, `k#1`, ..., with the row `k`, or with a row of the same key."""
 
     def __init__(self, name: str, column: ColumnOfFiles, shard: Shard) -> None:
         self._name, self._column, self._shard = name, column, shard
@@ -299,7 +300,7 @@ class _Parents:
         self._rows.close()
 
     def find(self, key: str) -> Values:
-        wanted = (plain(key), parent_of(plain(key)))
+        wanted = (without_dot_slash(key), parent_of(without_dot_slash(key)))
         if self._last is not None and self._last[0] in wanted:
             return self._last[1]
         for passed, row in enumerate(self._rows, 1):
@@ -308,21 +309,21 @@ class _Parents:
                 self._last = row
                 return row[1]
         self._check_order(wanted)
-        self._rows = self._from(self._place)  # the column lacks this one; those that follow it are still to come
+        self._rows = self._from(self._place)  # the column lacks this row; go back to look for the next ones
         return Values([None], None)
 
     def check_rest(self) -> None:
-        """Samples without children are none of ours."""
+        """Rows without children are allowed."""
 
     def _from(self, place: int) -> Generator[tuple[str, Values]]:
         at = 0
         with closing(self._column.pieces(self._shard)) as pieces:
             for keys, values in pieces:
-                yield from ((plain(keys[i]), _one(values, i)) for i in range(max(0, place - at), len(keys)))
+                yield from ((without_dot_slash(keys[i]), _one(values, i)) for i in range(max(0, place - at), len(keys)))
                 at += len(keys)
 
     def _check_order(self, wanted: Sequence[str]) -> None:
-        for _, row in zip(range(self._place), self._from(0), strict=False):  # there are rows behind the place
+        for _, row in zip(range(self._place), self._from(0), strict=False):  # only the rows before the place
             if row[0] in wanted:
                 raise UserError(
                     f"data: column {self._name}: shard {self._shard.id}: key {row[0]} comes earlier than in the column "
@@ -331,8 +332,9 @@ class _Parents:
                 )
 
 
-class _Samples:
-    """The samples of a tar, for rows that come in their order."""
+class _TarCursor:
+    """Looks up the samples of a tar for rows that come in the same order. damage: why the tar ended early, else
+    None."""
 
     def __init__(self, shard: Shard, wanted: Wanted) -> None:
         self._shard = shard

@@ -1,10 +1,10 @@
-"""Whether a column was made from the images it is joined to, told by their sha256.
+"""Checks, by the sha256 of images, that a column was made from the images that it is joined to.
 
-Shard and key are the join, and img2dataset numbers the samples of every data set alike: the captions of a hundred
-pictures fit a hundred others. What our operators make of an image therefore carries `image_sha256`, the digest of the
-tar member that they read, and whoever joins compares it with the bytes that are in memory anyway: all samples of the
-first block of each shard that is met, one sample of every other block. Where no tar is read, columns are compared with
-each other. One sample costs a sha256 of its image; `python -m benchmarks.same_image` prints the price.
+Columns are joined by shard and key, and img2dataset numbers the samples of every data set alike, so that the captions
+of one data set would fit the images of another. Every operator over images therefore writes `image_sha256`, the digest
+of the tar member that it read, and every join compares it with the image at hand: for all samples of the first block of
+each shard, and for one sample of every other block. Where no tar is read, columns are compared with each other. A
+comparison costs the sha256 of an image; `python -m benchmarks.same_image` measures it.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FIELD = "image_sha256"
-"""Of every column that is made from an image: the digest of the member that was read, null where there was none."""
+"""Field of every column that is made from images: sha256 of the member that was read, null where there was none."""
 
 _ANY_IMAGE = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "heic", "jp2", "jxl")
 
 
 def digest(image: bytes | None) -> str | None:
-    """What a row's `image_sha256` is."""
+    """The value of `image_sha256` for an image file: its sha256 in hex."""
     return hashlib.sha256(image).hexdigest() if image is not None else None
 
 
 def digest_field(schema: pa.Schema) -> str | None:
-    """The field that holds the digests of the images; None where a file has none, or one of unknown origin.
+    """The name of the field that holds the images' digests; None where a column's file has none.
 
-    Caption columns that were made before `image_sha256` hold the same in `sha256`. The `sha256` of other files is the
-    downloader's, or anyone's, and is never compared.
+    Caption columns that were made before `image_sha256` have them in `sha256`. A field `sha256` of other files may hold
+    the digest of something else, so it is never compared.
     """
     if FIELD in schema.names:
         return FIELD
@@ -49,11 +49,11 @@ def digest_field(schema: pa.Schema) -> str | None:
 
 
 class SameImages:
-    """Compares, and remembers which shards were met. Thread-safe.
+    """Compares the digests of columns, and remembers which shards it has seen. Thread-safe.
 
     Args:
         images: extensions of the image members.
-        tells: whether columns that cannot be compared are named in the log, once each.
+        tells: whether to log the names of columns that have no digests, once each.
     """
 
     def __init__(self, images: Sequence[str] = (), tells: bool = True) -> None:
@@ -61,7 +61,7 @@ class SameImages:
         self._images = (*_ANY_IMAGE, *(e.lower().lstrip(".") for e in images))
         self._met: set[str] = set()
         self.without_digests: set[str] = set()
-        self._proven: set[tuple[str, str]] = set()  # (shard, column) that was in doubt
+        self._proven: set[tuple[str, str]] = set()  # (shard, column) with a `doubt` whose digests were equal
         self._lock = Lock()
 
     def check(
@@ -75,7 +75,7 @@ class SameImages:
 
         Args:
             members: of each sample, by extension; empty where the tar is not read.
-            columns: what was read of each column that lies beside the tars.
+            columns: the block's values of each column beside the tars.
 
         Raises:
             UserError: a column was made from another image; shard, key and both digests are named.
@@ -93,7 +93,7 @@ class SameImages:
                 raise UserError(read.doubt)
 
     def _chosen(self, shard: str, keys: Sequence[str], known: Sequence[int]) -> Sequence[int]:
-        """All of a shard's first block, one of any other."""
+        """Which samples to compare: all of the first block seen of a shard, one of any other. known: have digests."""
         with self._lock:
             new = shard not in self._met
             if known:
@@ -115,7 +115,7 @@ class SameImages:
         return set(wanted) if len(wanted) > 1 else set()
 
     def tell(self, without: Set[str]) -> None:
-        """Name columns that carry no digests, once each."""
+        """Log the names of columns that have no digests, once each."""
         for name in sorted(without - self.without_digests):
             self.without_digests.add(name)
             if self.tells:

@@ -26,11 +26,11 @@ from recap.data.columns import ParquetColumn, members_of, open_column, runs_of
 from recap.data.images import BadImage
 from recap.data.index import Index
 from recap.data.inputs import DataConfig, list_shards
-from recap.data.joined import HELD, Joined, Reader, Slot, check_held
-from recap.data.kept import KEEP, Kept, KeptIndex, check_selection, count, selection
+from recap.data.joined import HELD, Joined, Reader, Slot, check_window_memory
+from recap.data.kept import KEEP, KeptCounts, KeptIndex, check_selection, count_kept, selection
 from recap.data.kinds import check_ranges, described
 from recap.data.manifest import Manifest, write
-from recap.data.memory import of_machine
+from recap.data.memory import machine_memory
 from recap.data.open_files import OpenFiles
 from recap.data.pictures import MISSING, why_missing
 from recap.data.streams import StreamPlan
@@ -40,9 +40,9 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-INDEX = "blocks.index"  # of the blocks, in a training's run
-_IMAGE_BYTES = 100_000  # of an encoded image of the web, at most: what a dry run reckons with
-_WAIT_S = 1500.0  # for rank 0's index; below the gang's own limit on setting up
+INDEX = "blocks.index"  # name of the block index in a training's run directory
+_IMAGE_BYTES = 100_000  # what a dry run assumes for an encoded image of the web; most are smaller
+_WAIT_S = 1500.0  # how long ranks wait for rank 0's index; less than the gang's own limit on setting up
 
 
 @dataclass
@@ -74,8 +74,8 @@ def check_batch(data: JoinedDataConfig, batch: int) -> None:
         )
 
 
-def said_of_reading(data: JoinedDataConfig, ranks: int) -> str:
-    """What a rank reads before its first step, and holds from then on; "" where tars are streamed."""
+def describe_reading(data: JoinedDataConfig, ranks: int) -> str:
+    """How much a rank reads before its first step, and holds from then on, in words; "" where tars are streamed."""
     if not data.indexed:
         return ""
     first = data.streams * data.window * BLOCK / max(ranks, 1)
@@ -87,20 +87,24 @@ def said_of_reading(data: JoinedDataConfig, ranks: int) -> str:
 
 
 def check_memory(data: JoinedDataConfig, seed: int, ranks: int, run: Path, memory: int | None) -> None:
-    """UserError where the block index, if there is one by now, tells that a rank cannot hold its first windows.
+    """UserError where a rank cannot hold its first windows. Without a block index there is nothing to check yet.
 
     Args:
-        seed: of the order. run: of the training. memory: bytes of a rank; None: the ranks share this machine's.
+        seed: of the order of samples.
+        run: directory of the training's run.
+        memory: bytes that a rank may use; None: the ranks share this machine's.
     """
     path = Path(data.index) if data.index else run / INDEX
     if data.indexed and not data.pixels and path.exists():
         plan = StreamPlan(Index.open(path), seed, data.streams, data.window)
-        check_held(plan, ranks, of_machine() // ranks if memory is None else memory)
+        check_window_memory(plan, ranks, machine_memory() // ranks if memory is None else memory)
 
 
 def check_columns(data: JoinedDataConfig, names: Sequence[str]) -> str:
-    """What a dry run says of the input. UserError unless shards and columns are described as they are, the columns hold
-    every shard, and blocks of the shards can be read.
+    """Check the shards and the columns `names`, and return what a dry run says of the input.
+
+    Raises:
+        UserError: a column is not described or lacks shards, or blocks of the shards cannot be read.
     """
     shards = list_shards(data)
     if data.indexed:
@@ -122,18 +126,21 @@ def check_columns(data: JoinedDataConfig, names: Sequence[str]) -> str:
 
 
 def column_identities(data: JoinedDataConfig) -> dict[str, Any]:
-    """What a trainer's identity holds of the columns that runs of ours have made."""
+    """The part of a trainer's identity that names the columns made by runs of this toolkit: identities by column."""
     runs = {name: column.run for name, column in sorted(data.columns.items()) if column.run}
     made: dict[str, Any] = {"columns": {name: Published(run).identity for name, run in runs.items()}} if runs else {}
     return made | ({"keep": Published(data.keep).identity} if data.keep else {})
 
 
 @dataclass(frozen=True)
-class Shared:
-    """What rank 0 finds out about a training's input, and all its ranks map into memory.
+class SharedInput:
+    """Files that rank 0 makes about a training's input, and that all ranks then map into memory.
 
-    index: file of the block index. manifests: of the columns that are parquet files, by name. kept: counts of what a
-    selection keeps, None without one. All are those of the training's first start.
+    A training that goes on uses those of its first start.
+
+    index: file of the block index.
+    manifests: by column, the file that says where the column's rows lie; for columns beside the tars only.
+    kept: file with the counts of samples that a selection keeps; None without a selection.
     """
 
     index: Path
@@ -141,15 +148,18 @@ class Shared:
     kept: Path | None = None
 
     def digests(self) -> dict[str, str]:
-        """Of the manifests: checkpoints hold them, so that a training that goes on reads what it began with."""
+        """Digest of each manifest. Checkpoints hold them, to check that a training goes on with what it began with."""
         return {name: Manifest(path).digest for name, path in self.manifests.items()}
 
 
-def shared_input(data: JoinedDataConfig, gang: Gang, folder: str = "columns") -> Shared | None:
-    """Made by rank 0 if need be, while the others wait; None where tars are not indexed.
+def shared_input(data: JoinedDataConfig, gang: Gang, folder: str = "columns") -> SharedInput | None:
+    """The training's shared files. Rank 0 makes what is missing, the other ranks wait for it.
 
     Args:
-        folder: of the manifests, in the training's run.
+        folder: name of the manifests' folder in the training's run directory.
+
+    Returns:
+        None where tars are not indexed.
     """
     if not data.indexed:
         return None
@@ -157,7 +167,7 @@ def shared_input(data: JoinedDataConfig, gang: Gang, folder: str = "columns") ->
     columns = Path(gang.directory) / folder
     beside = [*(name for name, column in data.columns.items() if not column.member), *([KEEP] if data.keep else [])]
     kept = columns / f"{KEEP}.npz" if data.keep else None
-    found = Shared(index, {name: columns / f"{name}.arrow" for name in beside}, kept)
+    found = SharedInput(index, {name: columns / f"{name}.arrow" for name in beside}, kept)
     if gang.rank == 0:
         shards = list_shards(data)
         opened = {name: _opened(data, name) for name in found.manifests}
@@ -167,7 +177,7 @@ def shared_input(data: JoinedDataConfig, gang: Gang, folder: str = "columns") ->
             for name, path in found.manifests.items():
                 _share(name, opened[name], shards, path)
         if kept is not None and not kept.exists():
-            count(blocks, selection(str(data.keep), Manifest(found.manifests[KEEP]))).save(kept)
+            count_kept(blocks, selection(str(data.keep), Manifest(found.manifests[KEEP]))).save(kept)
     patience = time.monotonic() + _WAIT_S
     for path in (index, *found.manifests.values(), *([kept] if kept else [])):
         while not path.exists():
@@ -177,15 +187,18 @@ def shared_input(data: JoinedDataConfig, gang: Gang, folder: str = "columns") ->
     return found
 
 
-def opened_columns(data: JoinedDataConfig, names: Sequence[str], shared: Shared | None) -> dict[str, Column]:
-    """By name: as they were when the training began, or, without `shared`, as they are now. The selection is one."""
+def opened_columns(data: JoinedDataConfig, names: Sequence[str], shared: SharedInput | None) -> dict[str, Column]:
+    """The columns `names` and the selection (as column `data.keep`), by name.
+
+    With `shared` they are read as they were when the training began, without it as they are now.
+    """
     paths = shared.manifests if shared else {}
     wanted = [*names, *([KEEP] if data.keep else [])]
     found = {name: Manifest(paths[name]) if name in paths else None for name in wanted}
     opened = {name: _opened(data, name, manifest) for name, manifest in found.items()}
     files: dict[tuple[str | None, str | None, str], OpenFiles] = {}
     for name, column in opened.items():
-        if isinstance(column, ParquetColumn):  # fields of one column of files, as a merge makes it
+        if isinstance(column, ParquetColumn):  # several fields of one merged run: its files are opened once
             config, manifest = column.config, found[name]
             place = (config.run, config.folder, manifest.digest if manifest else "")
             column.files = files.setdefault(place, column.files)
@@ -199,18 +212,18 @@ def _opened(data: JoinedDataConfig, name: str, manifest: Manifest | None = None)
     return open_column(name, data.columns[name], manifest)
 
 
-def blocks_of(data: JoinedDataConfig, shards: list[Shard], shared: Shared | None) -> Index:
-    """The block index, which counts what is kept where there is a selection."""
+def blocks_of(data: JoinedDataConfig, shards: list[Shard], shared: SharedInput | None) -> Index:
+    """The block index; where there is a selection, one that counts only the samples that it keeps."""
     if shared is None:
         runs = runs_of(open_column(name, column) for name, column in data.columns.items())
         index = Index.open_or_make(None, shards, data.readers, data.wanted(image=False), runs)
-        return KeptIndex(index, count(index, selection(data.keep))) if data.keep else index
+        return KeptIndex(index, count_kept(index, selection(data.keep))) if data.keep else index
     index = Index.open(shared.index)
-    return KeptIndex(index, Kept.open(shared.kept)) if shared.kept else index
+    return KeptIndex(index, KeptCounts.open(shared.kept)) if shared.kept else index
 
 
 def _share(name: str, column: Column, shards: Sequence[Shard], path: Path) -> None:
-    """Make a column's manifest. Where there is one, say how it differs from what is there today."""
+    """Write a column's manifest at `path`. Where there is one, log which shards were made again since then."""
     assert isinstance(column, ColumnOfFiles)
     if not path.exists():
         if told := column.check(shards):
@@ -235,8 +248,12 @@ def _tell_damage(index: Index) -> None:
 
 
 @dataclass
-class Taken(Generic[T]):
-    """A usable sample. name: unique in the corpus; rejected: (name, reason) of those that it replaces."""
+class PreparedSample(Generic[T]):
+    """A usable sample for one place of a batch.
+
+    name: unique in the corpus. value: what `prepare` made of it.
+    rejected: (name, reason) of each sample that was tried for the place before.
+    """
 
     name: str
     epoch: int
@@ -245,16 +262,17 @@ class Taken(Generic[T]):
 
 
 class Samples(Generic[T]):
-    """See the module's text.
+    """Prepares the samples of each training step.
 
     Args:
         names: the columns that are read.
-        seed: of the order.
-        shared: what rank 0 found out; None: all of it is found out here, and kept in memory.
-        instead: a column that holds all that is wanted of the tars, which are then not read where no other column
-            is a member of them.
-        total: samples of the training, past which nothing is read ahead; 0: no end.
-        prepare: what makes a value of a sample in an epoch, or a string that says why not. Called in threads.
+        seed: of the order of samples.
+        shared: files that rank 0 made; None: the index and the columns are read here, and kept in memory.
+        instead: a column that holds all that is wanted of the tars (small images). The tars are then not read, unless
+            another column is a member of them.
+        total: samples of the whole training, past which nothing is read ahead; 0: no end.
+        prepare: turns a sample, in an epoch, into a value, or into a string that says why it cannot be used. Called in
+            several threads at a time.
     """
 
     def __init__(
@@ -262,7 +280,7 @@ class Samples(Generic[T]):
         data: JoinedDataConfig,
         names: Sequence[str],
         seed: int,
-        shared: Shared | None,
+        shared: SharedInput | None,
         instead: str | None,
         total: int,
         prepare: Callable[[Joined, int], T | str],
@@ -277,7 +295,7 @@ class Samples(Generic[T]):
             for column in self._columns.values():
                 column.check(self._shards)
         self.manifests = shared.digests() if shared else {}
-        self._reader: Reader | StreamedReader | None = None  # made where batches are: it has threads
+        self._reader: Reader | StreamedReader | None = None  # opened by the first `take`, since it starts threads
         self._decoders: ThreadPoolExecutor | None = None
 
     def size(self) -> int:
@@ -288,8 +306,8 @@ class Samples(Generic[T]):
         """Hash of the samples and their order, which a resumed training must find again; "" where tars are streamed."""
         return self._plan.digest if self._plan else ""
 
-    def take(self, first: int, count: int, rank: int = 0, world: int = 1) -> list[Taken[T]]:
-        """A rank's part of the places [first, first + count)."""
+    def take(self, first: int, count: int, rank: int = 0, world: int = 1) -> list[PreparedSample[T]]:
+        """The samples of the training's places [first, first + count) that belong to this rank."""
         if self._reader is None or self._decoders is None:
             self._reader = self._open()
             self._decoders = ThreadPoolExecutor(max(self.data.decoders, 1), thread_name_prefix="decoder")
@@ -311,14 +329,14 @@ class Samples(Generic[T]):
             images=self.data.image, key=self.data.key,
         )  # fmt: skip
 
-    def _fill(self, slot: Slot | StreamedSlot) -> Taken[T]:
+    def _fill(self, slot: Slot | StreamedSlot) -> PreparedSample[T]:
         """The first usable sample for a place, and why others were not."""
         rejected: list[tuple[str, str]] = []
         try:
             for sample in slot.candidates():
                 made = sample.problem or self._prepare(sample, slot.epoch)
                 if not isinstance(made, str):
-                    return Taken(sample.name, slot.epoch, made, rejected)
+                    return PreparedSample(sample.name, slot.epoch, made, rejected)
                 rejected.append((sample.name, made))
         except UserError as error:
             reasons = Counter(reason for _, reason in rejected)
@@ -328,8 +346,10 @@ class Samples(Generic[T]):
 
 
 def image_of(sample: Joined, data: JoinedDataConfig) -> bytes:
-    """The bytes of a sample's image: of the column of small ones, or of the first member that is one. BadImage where
-    it has none.
+    """A sample's image file: from the column `data.pixels`, or the first member with an extension of `data.image`.
+
+    Raises:
+        BadImage: there is none.
     """
     if data.pixels:
         image, why = sample.columns[data.pixels], (MISSING, "")

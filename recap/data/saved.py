@@ -1,4 +1,4 @@
-"""What `datasets`' save_to_disk writes beside its arrow files: which of them a data set consists of, and its splits."""
+"""Reads the JSON files of `datasets`' save_to_disk: which arrow files a data set consists of, and its splits."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ STATE, SPLITS = "state.json", "dataset_dict.json"
 
 
 def data_files(folder: str) -> list[str]:
-    """Base names, in the order of the rows. UserError where the folder's state cannot be read."""
+    """Base names of a data set's arrow files, in the order of its rows. UserError where state.json cannot be read."""
     return _names(folder, STATE, lambda state: [str(file["filename"]) for file in state["_data_files"]])
 
 
 def splits(folder: str) -> list[str]:
-    """Base names of the splits' folders. UserError as above."""
+    """Base names of the splits' folders. UserError where dataset_dict.json cannot be read."""
     return _names(folder, SPLITS, lambda found: [str(name) for name in found["splits"]])
 
 

@@ -1,4 +1,4 @@
-"""The files that patterns name, in folders, in stores and on the web; each folder is listed once."""
+"""Finds the files that patterns name, in folders, in stores and on the web. Each folder is listed once."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from recap.data.kinds import ENDINGS, KINDS
 from recap.data.saved import SPLITS, STATE, data_files, splits
 
 VERSIONS = ("ETag", "etag", "blob_id", "mtime", "LastModified")
-"""What stores call the version of a file; the first that a listing has counts."""
+"""The keys under which stores list a file's version; the first that an entry has counts."""
 
-_LOOKED_AT = 16  # folders in a folder, for images
+_LOOKED_AT = 16  # folders in a folder in which images are looked for
 
 
 @dataclass(frozen=True, slots=True)
 class ShardFile:
-    """lost: it has a name and is no file, as a link that leads nowhere."""
+    """A listed file. etag: its version. lost: the name exists, but is no file (a dangling link)."""
 
     uri: str
     size: int
@@ -34,7 +34,7 @@ class ShardFile:
 
 @dataclass(frozen=True)
 class Folder:
-    """What one listing said, by base name."""
+    """A folder's listing: files by base name, and names of folders."""
 
     files: dict[str, ShardFile]
     folders: list[str]
@@ -57,9 +57,10 @@ def read_list(pattern: str) -> list[str]:
 
 
 def expand(pattern: str) -> Iterable[str]:
+    """The patterns that braces stand for. A local path that exists as it is spelled is not expanded."""
     if "://" not in pattern and os.path.lexists(pattern):
         return [pattern]  # braces may be part of a name
-    # Here, so that a machine with torch and transformers alone can run the benchmarks of training steps.
+    # Imported here, so that the benchmarks of training steps run on a machine without this package.
     from braceexpand import UnbalancedBracesError, braceexpand  # type: ignore[attr-defined]
 
     try:
@@ -69,7 +70,7 @@ def expand(pattern: str) -> Iterable[str]:
 
 
 def match(name: str, listings: dict[str, Folder]) -> list[ShardFile]:
-    """The files that one brace-free pattern names: a file, a glob, or a folder's. [] if a file does not exist."""
+    """The files that a pattern without braces names: a file, a glob, or a folder. [] if a file does not exist."""
     if is_web_file(name):
         return [ShardFile(name, 0)]  # servers need not list, and asking for each would be a request a shard
     folder, _, last = name.rstrip("/").rpartition("/")
@@ -104,7 +105,7 @@ def match(name: str, listings: dict[str, Folder]) -> list[ShardFile]:
 
 
 def saved_files(name: str, inside: Folder) -> list[ShardFile]:
-    """The files that a folder of `save_to_disk` consists of, whatever else lies there. UserError where one is gone."""
+    """The files of a data set that `save_to_disk` wrote, without others in its folder. UserError where one is gone."""
     names = data_files(name)
     if gone := [base for base in names if base not in inside.files]:
         raise UserError(
@@ -114,14 +115,12 @@ def saved_files(name: str, inside: Folder) -> list[ShardFile]:
 
 
 def of_one_kind(files: list[ShardFile]) -> list[ShardFile]:
-    """Those of the first kind that there is (see `KINDS`): parquet files beside tars tell of these."""
+    """The files of one kind only, the first of `KINDS` of which there are any."""
     return next((found for kind in KINDS if (found := [f for f in files if f.uri.endswith(kind.endings)])), files)
 
 
 def is_image_folder(name: str, images: Sequence[str], listings: dict[str, Folder]) -> bool:
-    """Whether a name is a folder of images: it holds some or their metadata, or folders in it do, and no shards lie
-    about.
-    """
+    """Whether a name is a folder of images: it, or folders in it, holds images or their metadata, and no shards."""
     if is_web_file(name) or name.endswith(ENDINGS):
         return False
     folder = name.rstrip("/")
@@ -129,7 +128,7 @@ def is_image_folder(name: str, images: Sequence[str], listings: dict[str, Folder
     if any(base.endswith(ENDINGS) or base in (SPLITS, STATE) for base in inside.files):
         return False
     below = [list_folder(f"{folder}/{base}", listings) for base in inside.folders[:_LOOKED_AT]]
-    if below and not any(found.files for found in below):  # splits, and then classes
+    if below and not any(found.files for found in below):  # as in FOLDER/SPLIT/CLASS/image.jpg
         first = f"{folder}/{inside.folders[0]}"
         below += [list_folder(f"{first}/{base}", listings) for base in below[0].folders[:_LOOKED_AT]]
     names = [base.lower() for found in [inside, *below] for base in found.files if not base.startswith(".")]
@@ -139,6 +138,7 @@ def is_image_folder(name: str, images: Sequence[str], listings: dict[str, Folder
 
 
 def is_web_file(name: str) -> bool:
+    """Whether a name is the URL of a file on a web server, whose folders cannot be listed."""
     if not name.startswith(("http://", "https://")):
         return False
     parts = urlsplit(name)
@@ -150,7 +150,7 @@ def is_glob(name: str) -> bool:
 
 
 def is_there(name: str, listings: dict[str, Folder]) -> bool:
-    """Whether what looks like wildcards are letters of names that exist: a folder may be called `set [v2]`."""
+    """Whether a path with wildcard characters exists as it is spelled: a folder may be called `set [v2]`."""
     parts = name.rstrip("/").split("/")
     return all(
         has_file("/".join(parts[:at]) or "/", part, listings) for at, part in enumerate(parts) if at and is_glob(part)
@@ -163,12 +163,12 @@ def has_file(folder: str, base: str, listings: dict[str, Folder]) -> bool:
 
 
 def _fits(base: str, pattern: str) -> bool:
-    """As in a shell, wildcards do not find hidden files (macOS leaves `._00000.tar` beside `00000.tar`)."""
+    """Whether a pattern matches. As in a shell, hidden files do not match (macOS writes `._00000.tar` beside tars)."""
     return fnmatchcase(base, pattern) and (not base.startswith(".") or pattern.startswith("."))
 
 
 def matching_folders(pattern: str, listings: dict[str, Folder]) -> list[str]:
-    """The folders that a pattern with wildcards in any part names."""
+    """The folders that a pattern names, which may have wildcards in any part."""
     if not is_glob(pattern):
         return [pattern]
     parent, _, last = pattern.rpartition("/")
@@ -206,11 +206,11 @@ def _list_local(folder: str) -> Folder:
                     if entry.name.endswith(ENDINGS):
                         facts = entry.stat()
                         files[entry.name] = ShardFile(uri, facts.st_size, str(facts.st_mtime))
-                    else:  # statistics and the like: that they are there is all that is asked
+                    else:  # statistics and other files: only their names are used
                         files[entry.name] = ShardFile(uri, 0)
                 elif entry.is_dir():
                     folders.append(entry.name)
-                elif entry.name.endswith(ENDINGS):  # a link that leads nowhere, a pipe: named, and not to be read
+                elif entry.name.endswith(ENDINGS):  # a dangling link or a pipe
                     files[entry.name] = ShardFile(os.path.join(folder, entry.name), 0, lost=True)
             except FileNotFoundError:
                 continue  # gone since the listing

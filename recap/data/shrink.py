@@ -1,4 +1,4 @@
-"""Images made small once, for stages at low resolution: a map job that writes a column of JPEGs.
+"""A map job that writes a column of small JPEGs, for training stages at low resolution.
 
     python -m hpc.launch configs/data/shrink.yaml data.shards=[...] side=128 name=small128
 
@@ -22,7 +22,7 @@ from hpc.operator import OK, SKIPPED, Batched, Column, Item, Row
 from recap.data.block_items import IndexedDataConfig
 from recap.data.image_version import VERSION_2
 from recap.data.images import BadImage, EncodedImage
-from recap.data.memory import to_decode
+from recap.data.memory import memory_to_decode
 from recap.data.pictures import FoundImage
 from recap.data.same_image import FIELD, digest
 from recap.data.tar_job import ImageJob
@@ -84,7 +84,7 @@ class ShrinkOperator(ImageJob, Batched):
         made_of: dict[str, Any] = {FIELD: digest(found.image)}
         try:
             encoded = EncodedImage(found.image)
-            with to_decode(encoded.cost):
+            with memory_to_decode(encoded.cost):
                 image = shrunk(encoded, self.config.side, self.config.quality)
         except BadImage as error:
             return Row(item.shard, item.index, item.key, SKIPPED, error.reason, error.detail, values=made_of)

@@ -1,7 +1,7 @@
-"""GNU sparse files inside tars: which pieces of a file are stored, and the file with its zeros again.
+"""GNU sparse files inside tars: which pieces of a file are stored, and the whole file with its zeros.
 
-Four spellings: old GNU (a table in the header), pax 0.0 (a record a number), 0.1 (one list) and 1.0 (the list stands
-before the data; bsdtar's default on macOS). Source: GNU tar manual, "Storing Sparse Files".
+Four formats: old GNU (a table in the header), pax 0.0 (two records for each piece), 0.1 (one list) and 1.0 (the list is
+at the start of the data; bsdtar's default on macOS). Source: GNU tar manual, "Storing Sparse Files".
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import tarfile
 from dataclasses import dataclass
 from typing import cast
 
-MOST_PIECES = 65_536  # of a file of at most 256 MiB in pages of 4 KiB
+MOST_PIECES = 65_536  # as many as a file of 256 MiB, the largest that is read, has pages of 4 KiB
 _BLOCK = tarfile.BLOCKSIZE
 _LINE = 21  # bytes: 20 digits and the newline
 
@@ -20,7 +20,8 @@ Pieces = list[tuple[int, int]]
 
 @dataclass(frozen=True, slots=True)
 class SparseMap:
-    """A sparse file's size in bytes and its pieces. in_data: the list of pieces stands before the data (pax 1.0)."""
+    """A sparse file's size in bytes and its pieces. in_data: the list of pieces is at the start of the data (pax
+    1.0)."""
 
     size: int
     pieces: Pieces | None  # None: damaged
@@ -40,7 +41,7 @@ class SparseMap:
         return cls(size, _pairs([value for key, value in records if key in (b"offset", b"numbytes")]))
 
     def filled(self, data: bytes) -> bytes | None:
-        """The file, from what is stored of it; None where the map does not fit the data."""
+        """The whole file. data: what is stored of it. None where the map does not fit the data."""
         pieces, at = _map_in(data) if self.in_data else (self.pieces, 0)
         if pieces is None or len(pieces) > MOST_PIECES:
             return None
@@ -68,7 +69,8 @@ def _pairs(numbers: list[bytes]) -> Pieces | None:
 
 
 def _map_in(data: bytes) -> tuple[Pieces | None, int]:
-    """pax 1.0: the number of pieces, then offset and bytes of each, a line each; (pieces, where the data begins)."""
+    """(pieces, where the file's own data begins) for pax 1.0, whose data begins with lines: the number of pieces, then
+    the offset and the bytes of each."""
     first = data.find(b"\n", 0, _LINE)
     count = decimal(data[:first]) if first > 0 else None
     if count is None or count > MOST_PIECES:
@@ -84,7 +86,7 @@ def decimal(digits: bytes) -> int | None:
 
 
 def octal(digits: bytes) -> int:
-    """A number as headers write it; 0 where it is none."""
+    """A number as tar headers write it (octal or base-256); 0 where it is not a number."""
     try:
         return max(tarfile.nti(digits), 0)  # type: ignore[attr-defined]
     except tarfile.HeaderError:

@@ -1,9 +1,10 @@
-"""The order of samples as a pure function of (seed, epoch, position): nothing to save but one integer.
+"""The order of samples as a pure function of (seed, epoch, position), so that a checkpoint stores only one integer.
 
-Every epoch, a permutation lays the blocks of the corpus end to end, and V *virtual streams* get equal parts of that
-line (a remainder of less than V samples waits for the next epoch). A stream shuffles inside a *window* of G
-consecutive blocks. Batch k is the next B/V samples of each stream. V is fixed in the config and ranks divide it, so
-that the order does not depend on how many there are; any position is found in the same time.
+In every epoch, all blocks of the corpus are put in a line by a random permutation. The line is cut into V equal parts,
+one for each *virtual stream*; a remainder of less than V samples is left out of the epoch. A stream shuffles its
+samples inside a *window* of G consecutive blocks. Batch k consists of the next B/V samples of each stream. V is fixed
+in the config and divided among the ranks, so that the order does not depend on how many there are. Finding any position
+takes the same time.
 
     plan = StreamPlan(index, seed=0, streams=96, window=32)
     window = plan.window(stream=5, position=1_000_000)
@@ -21,8 +22,8 @@ from hpc.base.errors import UserError
 from recap.data.index import Index
 from recap.randomness import mixed, permute_array
 
-_COARSE = 64  # blocks between two entries of an epoch's table
-_CHUNK = 1 << 16  # blocks whose places are computed at a time
+_COARSE = 64  # blocks between two entries of an epoch's table of sample counts
+_CHUNK = 1 << 16  # blocks that are permuted at a time while the table is made
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,9 @@ class Piece:
 class Window:
     """Consecutive samples of a stream that are shuffled among themselves.
 
-    start: the stream's position of the first one. key: makes the order inside.
+    start: the position in the stream of the first one, counted over all epochs.
+    pieces: the samples, block by block.
+    key: seed of the order inside the window.
     """
 
     epoch: int
@@ -52,12 +55,12 @@ class Window:
         return sum(piece.count for piece in self.pieces)
 
     def order(self) -> np.ndarray:
-        """The sample of the window (counted through its pieces) at each of its positions."""
+        """int64 [size]: for each position in the window, the number of its sample, counted through the pieces."""
         return permute_array(np.arange(self.size), self.size, self.key)
 
 
 class StreamPlan:
-    """Which samples stand at which positions. Holds one small table for each of the last two epochs.
+    """Which samples are at which positions. Holds one small table for each of the last two epochs.
 
     Args:
         streams: virtual streams (V).
@@ -83,7 +86,7 @@ class StreamPlan:
 
     @property
     def digest(self) -> str:
-        """Hash of all that the order follows from: another one means another order from the next sample on."""
+        """16 hex digits of a hash of everything that the order depends on."""
         made = hashlib.sha256(f"{self.seed} {self.streams} {self.blocks_per_window}".encode())
         for name in self.index.ids():
             made.update(name.encode() + b"\0")
@@ -96,7 +99,9 @@ class StreamPlan:
         epoch, offset = divmod(position, self.length)
         begin, end = stream * self.length, (stream + 1) * self.length
         first = self._place(epoch, begin)
-        phase = stream * self.blocks_per_window // self.streams  # streams do not all turn to a new window at once
+        phase = (
+            stream * self.blocks_per_window // self.streams
+        )  # so that the streams do not all begin a new window in the same batch
         number = (self._place(epoch, begin + offset) - first + phase) // self.blocks_per_window
         low = max(first, first + number * self.blocks_per_window - phase)
         high = min(first + (number + 1) * self.blocks_per_window - phase, len(self.index))
@@ -117,7 +122,7 @@ class StreamPlan:
         return permute_array(np.arange(low, high), len(self.index), mixed(self.seed, 1, epoch))
 
     def _table(self, epoch: int) -> np.ndarray:
-        """Samples before every 64th place of the line."""
+        """int64: how many samples come before every 64th block of the epoch's line, and before its end."""
         if epoch not in self._epochs:
             sums = []
             for low in range(0, len(self.index), _CHUNK):

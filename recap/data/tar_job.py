@@ -1,4 +1,4 @@
-"""What map jobs share that go through shards, sample by sample or image by image."""
+"""Base classes of map jobs over shards: over their samples, their images, or rows joined with columns."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from recap.data.tars import Sample
 log = logging.getLogger(__name__)
 
 
-class OverShards:
-    """What an operator is told of its run's input, whose config has it in `data`, a `DataConfig`."""
+class PlannedInput:
+    """The methods of hpc.operator.Operator that concern the run's input. The config's `data` is a `DataConfig`."""
 
     config: Any
 
@@ -37,18 +37,18 @@ class OverShards:
         return found
 
 
-class TarJob(OverShards):
-    """The shards of an operator over samples."""
+class TarJob(PlannedInput):
+    """Base of operators over samples."""
 
     input = ""
-    """What a dry run says of the shards, once they are planned."""
+    """What a dry run says of the shards; set by `plan`."""
 
     def plan(self) -> list[Shard]:
         return list_shards(self.config.data)
 
 
 class ImageJob(TarJob):
-    """Items are samples; their payload is the image found in each, or why there is none. Its config's `data` is an
+    """Base of operators over images: an item is a sample, its payload a `FoundImage`. The config's `data` is an
     `IndexedDataConfig`.
     """
 
@@ -71,8 +71,8 @@ class ImageJob(TarJob):
         return found, len(found.image or b"")
 
 
-class RowsJob(OverShards):
-    """The shards of an operator over rows: samples of tars joined with columns, or the rows of a column alone."""
+class RowsJob(PlannedInput):
+    """Base of operators over rows: samples of tars joined with columns, or the rows of a column alone."""
 
     @cached_property
     def _rows(self) -> Rows:

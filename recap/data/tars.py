@@ -1,10 +1,10 @@
 """Webdataset tars as samples in order, and what is wrong with the archive and where.
 
 webdataset's own iterator (and tarfile's) ends silently at damage, so that a shard cut in half looks finished. This
-reader follows webdataset's conventions (key = path up to the first dot of the base name; members of a sample stand
-together; gzip is seen through) and says what it could not read. A test holds the two against each other on intact tars.
-All that reads tars reads them through it: the map jobs, the training index and its blocks, the un-indexed stream and
-the exports, so that they agree on what is a sample.
+reader follows webdataset's conventions (the key is the path up to the first dot of the base name; members of a sample
+are consecutive; gzip is unpacked) and reports what it could not read. A test compares the two on intact tars. The map
+jobs, the training index and its blocks, the un-indexed stream and the exports all read tars through it, so that they
+agree on what a sample is.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from typing import IO
 
 from hpc.operator import LOST, Damage
 from recap.data.archive import Archive, Linked, Member, Place
-from recap.data.headers import plain
+from recap.data.headers import without_dot_slash
 
 READING_2 = "sparse members, hard links, names with ./, byte order marks and UTF-16 are read as they are meant now"
-"""What version 2 of all that read tars has changed; see `changes` in hpc.operator."""
+"""What version 2 of every operator that reads tars changed; see `changes` in hpc.operator."""
 
 LARGEST_SAMPLE = 1 << 28  # bytes of all members; of a larger sample the largest members are left out
-MOST_NAMES = 1 << 29  # bytes for the keys of one tar, which are all held to find those that come back
-_OVERHEAD = 100  # bytes that a name costs in memory beside its letters
+MOST_NAMES = 1 << 29  # bytes of memory for the keys of one tar, which are all held to find duplicates
+_OVERHEAD = 100  # bytes of memory that a name takes besides its letters
 
 
 @dataclass(slots=True)
 class Sample:
     """The members of one sample, by extension (lower case, without the first dot).
 
-    odd: members that are there but cannot be had ({"jpg": "a link or device"}), by extension.
+    odd: members that exist but cannot be read, by extension, with a phrase ({"jpg": "a link or device"}).
     problems: fixed phrases, "key: duplicate" or "key: split"; the members are there all the same.
-    lost: why nothing but its place is left of it ("in a damaged row group"), "" where it is whole.
-    start, end: bytes of the unpacked archive that hold its members. links: hard links among them, with the place of
-    what they lead to.
+    lost: why nothing of it can be read ("in a damaged row group"), "" where it can.
+    start, end: bytes of the unpacked archive that hold its members.
+    links: its hard links: (name of the target, bytes of the archive that hold the target).
     """
 
     key: str
@@ -50,7 +50,7 @@ class Sample:
         return extension in self.members or extension in self.odd
 
     def failure(self) -> str:
-        """What a job says of it that reads no more than its place; see `lost` of hpc.operator.Item."""
+        """The reason for the row of a lost sample, "" for others; see `lost` of hpc.operator.Item."""
         return f"{LOST}{self.lost}" if self.lost else ""
 
 
@@ -59,7 +59,7 @@ def read_samples(file: IO[bytes], linked: Linked | None = None) -> Iterator[Samp
 
     Args:
         file: the tar at its start, gzipped or not.
-        linked: where hard links lead whose target is not in this file (a block of a tar).
+        linked: finds the targets of hard links that are not in this file (where it is one block of a tar).
     """
     yield from read_archive(Archive(file, linked))
 
@@ -71,7 +71,7 @@ def read_archive(archive: Archive) -> Iterator[Sample | Damage]:
 
 
 def read_keys(archive: Archive) -> Iterator[Sample | Damage]:
-    """The same samples from the headers alone: each member is there, but empty."""
+    """The same samples, read from the headers alone: each has all its members, with empty content."""
     yield from _grouped(archive, contents=False)
     yield from _damage(archive)
 
@@ -81,7 +81,7 @@ def split_name(name: str) -> tuple[str, str]:
 
     ("", "") for dot files, names without an extension, and webdataset's metadata (`__name__`, `b.__name__`).
     """
-    folder, slash, base = plain(name).rpartition("/")
+    folder, slash, base = without_dot_slash(name).rpartition("/")
     stem, dot, extension = base.partition(".")
     first = folder.partition("/")[0] if folder else base
     if not stem or not dot or _is_metadata(first) or _is_metadata(extension):
@@ -122,7 +122,7 @@ def _damage(archive: Archive) -> Iterator[Damage]:
 
 
 class _Open:
-    """The sample whose members are being read. had: extensions that its key had before."""
+    """The sample whose members are being read. had: extensions that earlier samples with the same key had."""
 
     def __init__(self, sample: Sample, had: frozenset[str]) -> None:
         self.sample, self.had = sample, had
@@ -150,7 +150,8 @@ class _Open:
             sample.odd[largest] = f"left out of a sample larger than {LARGEST_SAMPLE >> 20} MiB"
 
     def _check_key(self, extension: str) -> None:
-        """A key that comes back: with a member it had, it is a duplicate; with others only, it was torn apart."""
+        """Note a problem where the key occurred before: a duplicate where it had this extension too, else a sample
+        whose members are not consecutive."""
         sample = self.sample
         fresh = not sample.members and not sample.odd
         if fresh and self.had:
@@ -160,7 +161,8 @@ class _Open:
 
 
 class _Keys:
-    """The extensions that each key of a tar had so far. Most samples have the same ones: these are held once."""
+    """The extensions that each key of a tar has had so far. Equal sets of them are held once. bytes: memory they
+    take."""
 
     def __init__(self) -> None:
         self._seen: dict[str, frozenset[str]] = {}

@@ -1,4 +1,4 @@
-"""Texts of samples, from their bytes: a text member, or a key inside a JSON member. The one place that decodes them."""
+"""Texts of samples, decoded from bytes: a text member, or a key inside a JSON member."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from recap.data.kind import Wanted
 from recap.data.kinds import samples_of
 
 LONGEST_TEXT = 1 << 16  # characters of an original text that are kept
-_LARGEST_JSON = 1 << 24  # bytes of a JSON member that is looked into: parsed, it takes many times as much
-_PROBED = 1000  # samples of the first shard in which a key is looked for
+_LARGEST_JSON = 1 << 24  # bytes of the largest JSON member that is parsed, which takes many times as much memory
+_PROBED = 1000  # samples of the first shard in which `check_key` looks for a key
 _MARKS = (  # byte order marks, the longer ones first
     (codecs.BOM_UTF32_LE, "utf-32-le"), (codecs.BOM_UTF32_BE, "utf-32-be"), (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"),
@@ -25,10 +25,11 @@ _MARKS = (  # byte order marks, the longer ones first
 
 
 def decoded(data: bytes, longest: int | None = None) -> tuple[str, str]:
-    """(the text, what is odd about it). A byte order mark is no part of it; UTF-16 is known by its mark or its NULs.
+    """(the text, a phrase about what is odd, else ""). Byte order marks are removed. UTF-16 is recognised by its mark,
+    or by its NUL bytes.
 
     Args:
-        longest: characters that are kept.
+        longest: how many characters are kept; None: all.
     """
     encoding, mark = _encoding(data)
     kept = data[mark:] if longest is None else data[mark : mark + 4 * longest]
@@ -44,7 +45,7 @@ def decoded(data: bytes, longest: int | None = None) -> tuple[str, str]:
 
 
 def clean(text: str) -> str:
-    """The text as UTF-8 can hold it: JSON may name half a surrogate pair."""
+    """The text without what UTF-8 cannot encode: JSON may contain half a surrogate pair."""
     return text.encode("utf-8", "replace").decode()
 
 
@@ -62,7 +63,7 @@ def _encoding(data: bytes) -> tuple[str, int]:
 
 
 def text_digest(text: str) -> int:
-    """64 bits of SHA-256 of a text; texts that differ in case and blanks alone have the same.
+    """64 bits of SHA-256 of a text, as a signed integer. Texts that differ only in case and white space have the same.
 
     >>> text_digest(" A  Red car") == text_digest("a red car\\n")
     True
@@ -72,10 +73,10 @@ def text_digest(text: str) -> int:
 
 
 class TextMember:
-    """Where a sample's text is: a member's extension, and the way to a key inside it where it is JSON.
+    """Where a sample's text is: a member's extension, and the path to a key where the member is JSON.
 
     Args:
-        path: keys of objects and places of lists, outermost first; (): the member itself is the text.
+        path: keys of objects and indices of lists, outermost first; (): the member itself is the text.
     """
 
     def __init__(self, member: str, path: Sequence[str] = ()) -> None:
@@ -83,7 +84,7 @@ class TextMember:
 
     @classmethod
     def named(cls, spec: str) -> TextMember:
-        """As `data.text` writes it: `txt`, or what leads to the key behind `json`: `json.caption`, `json.texts.0`."""
+        """From a `data.text` of a config: `txt`, or the path to a key after `json`: `json.caption`, `json.texts.0`."""
         parts = spec.lstrip(".").split(".")
         at = next((i for i, part in enumerate(parts) if part.lower() == "json"), len(parts) - 1)
         return cls(".".join(parts[: at + 1]), parts[at + 1 :])
@@ -91,7 +92,12 @@ class TextMember:
     def read(
         self, members: Mapping[str, bytes], odd: Mapping[str, str] | None = None, longest: int | None = None
     ) -> tuple[str | None, str]:
-        """(a sample's text, what is odd about it). A list of strings is one text, a line each."""
+        """(a sample's text, None where it has none; a phrase about what is odd, else ""). A list of strings becomes one
+        text of so many lines.
+
+        Args:
+            odd: members that cannot be read, see recap.data.tars.Sample. longest: characters that are kept.
+        """
         data = members.get(self.member)
         if data is None:
             return None, f"text: {(odd or {}).get(self.member, 'missing')}"
@@ -104,10 +110,10 @@ class TextMember:
             return None, problem or "text: missing"
         if not isinstance(value, str):
             return None, "text: neither a string nor a list of strings"
-        return decoded(value.encode("utf-8", "replace"), longest)  # a lone surrogate is no text
+        return decoded(value.encode("utf-8", "replace"), longest)  # replaces lone surrogates
 
     def value(self, data: bytes) -> tuple[Any, str]:
-        """(what the key holds in a JSON member, why that cannot be said)."""
+        """(the value at the path in a JSON member, why it cannot be parsed)."""
         found, problem = _parsed(data)
         for key in self.path:
             found = _entry(found, key)
@@ -143,7 +149,7 @@ def check_key(name: str, text: TextMember, shards: Sequence[Shard]) -> None:
             found = _parsed(sample.members.get(text.member, b""))[0]
             keys.update(list(found) if isinstance(found, dict) else [])
     except (OSError, ShardError):
-        return  # the shard's own trouble is told where it is worked on
+        return  # reported when the shard is worked on
     if seen:
         there = f"Its keys: {', '.join(k for k, _ in keys.most_common(12))}." if keys else "They have no such member."
         raise UserError(

@@ -1,4 +1,4 @@
-"""Small pictures for pages, of samples in shards of any kind."""
+"""Small images for HTML pages, of samples in shards of any kind."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from recap.data.images import BadImage, decode_rgb
 from recap.data.kind import Wanted
 from recap.data.kinds import samples_of
 
-SIDE = 224  # pixels on a page; they are kept at twice as many
+SIDE = 224  # pixels on a page; images have twice as many, for screens of high resolution
 
 
 def data_url(data: bytes) -> str:
-    """An image for a page, small; "" where it cannot be read."""
+    """A small copy of an image as a data: URL; "" where it cannot be decoded."""
     try:
         image = decode_rgb(data)
     except BadImage:
@@ -28,8 +28,9 @@ def data_url(data: bytes) -> str:
 
 
 def images_of(shard: Shard, keys: Collection[str], images: Wanted) -> Mapping[str, bytes]:
-    """The images of some of a shard's samples, by key; it is read up to the last of them, or to where it is damaged. Of
-    a shard that is not there any more there are none.
+    """The images of some of a shard's samples, by key.
+
+    The shard is read up to the last of them, or to where it is damaged. A shard that is gone gives none.
     """
     left, found = set(keys), dict[str, bytes]()
     try:

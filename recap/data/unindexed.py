@@ -1,9 +1,8 @@
-"""Un-indexed tars (gzipped ones too), streamed. The order is random, not planned: resume is
-approximate.
+"""Streams tars without an index, gzipped ones too. The order is random and not planned, so that resume is approximate.
 
-A training that is resumed begins its present epoch's shards anew, in an order of its own; what was read of them before
-is read again, and the rest of the tars may wait for the next epoch. Columns that lie beside the tars cannot be joined.
-For exact resume and columns, let the index be made (`data.indexed: true`).
+A resumed training reads the shards of its current epoch again from the start, in another order within them. Samples
+that were read before are read again, and some may not be read until the next epoch. Columns beside the tars cannot be
+joined. For exact resume and for columns, use an index (`data.indexed: true`).
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ from recap.randomness import mixed
 
 log = logging.getLogger(__name__)
 
-_TRIES = 1000  # samples that are passed over for one place
-_POOL_BYTES = 1 << 31  # of the samples that are shuffled among
+_TRIES = 1000  # samples in a row that may be unusable
+_POOL_BYTES = 1 << 31  # bytes of the pool of samples that the next one is drawn from
 _FIRST = 100  # samples in the pool before the first is drawn
 
 
@@ -59,8 +58,8 @@ class StreamedReader:
     """The same interface as `recap.data.joined.Reader`, without a plan.
 
     Args:
-        wanted: of each sample.
-        shuffle: samples that are held to shuffle among.
+        wanted: what is read of each sample.
+        shuffle: size of the pool that samples are drawn from at random.
     """
 
     def __init__(
@@ -116,7 +115,7 @@ class StreamedReader:
             epoch += 1
 
     def _samples(self, shard: Shard) -> Iterator[Joined]:
-        """A shard's samples. What is wrong with it is said, and the next shard is read."""
+        """A shard's samples. What is wrong with it is logged."""
         try:
             for found in samples_of(shard, self._wanted):
                 if isinstance(found, Damage):
@@ -135,7 +134,7 @@ class StreamedReader:
 
 
 def _shuffled(samples: Iterator[Joined], count: int, chance: random.Random) -> Iterator[Joined]:
-    """Samples drawn from a pool, which grows to `count` as they are drawn; less, where it holds too many bytes."""
+    """Samples drawn at random from a pool, which grows with each one drawn up to `count`, or to _POOL_BYTES."""
     pool: list[Joined] = []
     held = drawn = 0
     for sample in samples:

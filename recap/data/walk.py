@@ -1,4 +1,4 @@
-"""All files of a folder and the folders in it, on disks and in stores."""
+"""Lists all files below a folder, on disks and in stores."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from recap.data.shard_files import VERSIONS
 
 
 def walk(folder: str) -> dict[str, ListedFile]:
-    """Files by their path from the folder. Hidden ones are left out, as a shell's wildcards do. UserError where the
-    folder cannot be listed.
+    """All files below a folder, by their path from it, without hidden files and folders.
+
+    Raises:
+        UserError: the folder cannot be listed.
     """
     try:
         return _remote(folder) if "://" in folder else _local(folder)

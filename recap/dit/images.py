@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from recap.data.images import LARGEST, BadImage, EncodedImage
-from recap.data.memory import to_decode
+from recap.data.memory import memory_to_decode
 from recap.randomness import draw
 
 
@@ -24,7 +24,7 @@ def centre_of(encoded: EncodedImage, side: int) -> np.ndarray:
     long, short = max(encoded.size), min(encoded.size)
     if long * side // short * side > LARGEST:  # a strip of few pixels' height would be resized to gigabytes
         raise BadImage("image: too narrow")
-    with to_decode(encoded.cost):
+    with memory_to_decode(encoded.cost):
         return cropped(encoded.rgb(), side)
 
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from recap.data.images import BadImage
 from recap.data.joined import Joined
-from recap.data.samples import Samples, Shared, Taken, image_of
+from recap.data.samples import PreparedSample, Samples, SharedInput, image_of
 from recap.dit.encoder_files import text_encoder_digest
 from recap.dit.flops import Flops
 from recap.dit.grid import Grid
@@ -55,7 +55,7 @@ class DitTask:
         shared: what rank 0 found out about the tars and columns; None: it is found out here.
     """
 
-    def __init__(self, config: DitConfig, shared: Shared | None) -> None:
+    def __init__(self, config: DitConfig, shared: SharedInput | None) -> None:
         self.config = config
         self.space = latent_space(config.model.vae)
         self.text_encoder = TextEncoder(config.model.text_encoder, config.model.context)
@@ -183,7 +183,7 @@ class DitTask:
             raise BadImage("embedding: missing")
         return self._stored.states(blob, f"data: column {name}: sample {sample.name}")
 
-    def _micro(self, taken: list[Taken[Prepared]]) -> dict[str, torch.Tensor]:
+    def _micro(self, taken: list[PreparedSample[Prepared]]) -> dict[str, torch.Tensor]:
         """What the objective's `forward` takes, of N samples. T: the longest text here, to a multiple of 8.
 
         pixels: uint8 [N, H, W, 3], or latents: float16 [N, C, h, w]; noise: float32 [N, C, h, w]; posterior: likewise,

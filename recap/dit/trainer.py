@@ -11,7 +11,7 @@ from hpc.base.errors import UserError
 from hpc.trainer import Gang
 from recap.data.image_version import VERSION_2
 from recap.data.joined import check_division
-from recap.data.samples import check_columns, check_memory, column_identities, said_of_reading, shared_input
+from recap.data.samples import check_columns, check_memory, column_identities, describe_reading, shared_input
 from recap.dit import startable
 from recap.dit.encoder_files import make_encoder
 from recap.dit.settings import DitConfig, check
@@ -88,7 +88,7 @@ class DitTrainer:
             ),
             ("length", f"{length_in_words(t)}, {t.batch:,} a step · lr {t.lr:.3g} {t.schedule}"),
             ("input", self._input),
-            ("reading", said_of_reading(c.data, ranks) or "tars are streamed"),
+            ("reading", describe_reading(c.data, ranks) or "tars are streamed"),
         ]
 
     def details(self) -> list[str]:

@@ -198,7 +198,7 @@ class DecodePool:
         process.stdin.flush()
         answered, length = self._head(process)
         if answered == NEEDS:
-            with self._memory.lent(length << 20):
+            with self._memory.reserved(length << 20):
                 process.stdin.write(b"1")
                 process.stdin.flush()
                 answered, length = self._head(process)

@@ -95,7 +95,7 @@ class EndpointEngine(AsynchronousEngine):
     def _picture(self, image: bytes) -> tuple[str, str]:
         """What all requests about an image show, made once, and what is odd about it. BadImage where it is damaged."""
         encoded = EncodedImage(image, self.config.max_pixels)
-        with self._memory.lent(encoded.cost):
+        with self._memory.reserved(encoded.cost):
             return data_url(encoded.portable()), encoded.note
 
     def _caption(self, request: Request, picture: str | None, note: str) -> Caption:

@@ -100,7 +100,7 @@ class TransformersVisionEngine(Holding):
         request = pending.request
         try:
             encoded = EncodedImage(request.image or b"", self.config.max_pixels)
-            with self._memory.lent(encoded.cost):
+            with self._memory.reserved(encoded.cost):
                 image, pending.note = encoded.rgb(), encoded.note
                 rows = [self._row(pending, name, image) for name in pending.names]
         except BadImage as error:

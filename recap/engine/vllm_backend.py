@@ -123,7 +123,7 @@ class VllmEngine(AsynchronousEngine):
 
     def _decode(self, data: bytes) -> tuple[Image.Image, str]:
         encoded = EncodedImage(data, self.config.max_pixels)
-        with self._memory.lent(encoded.cost):
+        with self._memory.reserved(encoded.cost):
             if not isinstance(self.checkpoint, Checkpoint):
                 return encoded.rgb(), encoded.note
             pixels, note = decode_noted(encoded, self.checkpoint.geometry, self.config.decode == "fast")

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from hpc.base.errors import UserError
-from recap.data.headers import plain
+from recap.data.headers import without_dot_slash
 from recap.data.rows import parent_of
 from recap.evaluate import battles, crosscheck, judged, metric_agreement, suite, text_sets, win_rates
 from recap.evaluate.claims import number_of
@@ -206,7 +206,7 @@ def _fight(arena: Arena, images: Images, asked: Sequence[tuple[str, str, Path]])
         account = answers.account | {"first_won": counted.first}
         arena.accounts.append((f"{one} and {other}", BATTLES, account))
         for row in answers.rows:
-            image = images.find((row["shard"], plain(row["key"])))
+            image = images.find((row["shard"], without_dot_slash(row["key"])))
             if image is not None:
                 fought.append(win_rates.Battle(image, one, other, battles.point(row, ours, answers)))
     if not fought:
@@ -233,7 +233,7 @@ def _statements(
     known = {(r["shard"], r["key"]): r["statement"] for r in judged.read(told, ["statement"]).rows} if told else None
     found: dict[str, list[Statement]] = {}
     for row in answers.rows:
-        image = images.find((row["shard"], plain(parent_of(row["key"]))))
+        image = images.find((row["shard"], without_dot_slash(parent_of(row["key"]))))
         if image is None or image not in texts:
             continue
         text = _stated(row, texts[image]) if known is None else known.get((row["shard"], row["key"]))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hpc.base.errors import UserError
-from recap.data.headers import plain
+from recap.data.headers import without_dot_slash
 from recap.evaluate.intervals import Mean, bootstrap_mean
 from recap.evaluate.judged import Judged
 
@@ -51,7 +51,7 @@ def of(judged: Judged, ours: str = "ours") -> Battles:
         )
     (theirs,) = sides - {ours}
     points = [point(row, ours, judged) for row in judged.rows]
-    samples = [(row["shard"], plain(row["key"])) for row in judged.rows]
+    samples = [(row["shard"], without_dot_slash(row["key"])) for row in judged.rows]
     score = bootstrap_mean([100 * point for point in points])
     decided = [row["verdict"] for row in judged.rows if row["verdict"] != "tie"]
     return Battles(

@@ -16,7 +16,7 @@ import pyarrow as pa
 from hpc.base.errors import UserError
 from hpc.operator import OK
 from hpc.run.published import Published
-from recap.data.headers import plain
+from recap.data.headers import without_dot_slash
 from recap.evaluate.text_sets import Sample, unfinished
 
 _SAME = 1e-6  # cosines nearer than this are equal: the last bits depend on the batch that an image was in
@@ -74,7 +74,7 @@ def read(run: Path, clip: str | None = None, text: str | None = None, captions: 
         image, caption = _fields(table.schema, run, clip, text, captions)
         cut = f"cut_{caption}"
         for row in table.select(["key", "status", image, *([caption, cut] if caption else [])]).to_pylist():
-            sample = (shard.shard.id, plain(row["key"]))
+            sample = (shard.shard.id, without_dot_slash(row["key"]))
             if row["status"] != OK or row[image] is None:
                 found.unread.add(sample)
                 continue

@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from hpc.base.errors import UserError
-from recap.data.headers import plain
+from recap.data.headers import without_dot_slash
 from recap.evaluate.features import Features, found_within, stacked
 from recap.evaluate.intervals import Mean, bootstrap_mean
 
@@ -67,7 +67,7 @@ def read(path: Path) -> Annotations:
 
 
 def _add(found: Annotations, row: Mapping[str, str | None]) -> None:
-    name = PurePosixPath(plain((row["image"] or "").strip()))
+    name = PurePosixPath(without_dot_slash((row["image"] or "").strip()))
     image = str(name.with_suffix("") if re.fullmatch(r"\.(jpe?g|png|webp|gif)", name.suffix, re.I) else name)
     if caption := _said(row["caption"]):
         found.captions.setdefault(image, []).append(caption)

@@ -14,7 +14,7 @@ from pathlib import Path
 from hpc.base.errors import UserError
 from hpc.operator import OK, SKIPPED
 from hpc.run.published import Published
-from recap.data.headers import plain
+from recap.data.headers import without_dot_slash
 from recap.dit.write_images import member_name
 from recap.evaluate.features import Features
 from recap.evaluate.intervals import Mean, bootstrap_mean
@@ -63,7 +63,7 @@ def drawn_of(run: Path) -> dict[str, dict[str, Drawn]]:
     for shard in source:
         for row in shard.table(_COLUMNS).to_pylist():
             key, _, scale = row["key"].rpartition("@") if len(scales) > 1 else (row["key"], "", "")
-            found.setdefault(scale, {})[plain(key)] = Drawn(row["key"], row["status"], bool(row["cut"]))
+            found.setdefault(scale, {})[without_dot_slash(key)] = Drawn(row["key"], row["status"], bool(row["cut"]))
     return found
 
 
@@ -88,7 +88,7 @@ def of(originals: Features, pictures: Features, drawn: dict[str, Drawn], first_a
     counts: Counter[str] = Counter()
     for key, sample in samples.items():
         made = drawn.get(key)
-        place = seen.get(plain(member_name(made.key))) if made else None
+        place = seen.get(without_dot_slash(member_name(made.key))) if made else None
         if made is None:
             if first_alone:
                 continue

@@ -15,7 +15,7 @@ from typing import Any
 from hpc.base.errors import UserError
 from hpc.operator import OK
 from hpc.run.published import Published
-from recap.data.headers import plain
+from recap.data.headers import without_dot_slash
 from recap.data.rows import parent_of
 from recap.data.same_image import FIELD
 from recap.evaluate.text_sets import Sample, TextSet, unfinished
@@ -52,16 +52,20 @@ class Judged:
         """The rows by shard and sample: those of children `k#0`, `k#1`, ... together, in their order."""
         found: dict[Sample, list[dict[str, Any]]] = {}
         for row in self.rows:
-            found.setdefault((row["shard"], plain(parent_of(row["key"]))), []).append(row)
+            found.setdefault((row["shard"], without_dot_slash(parent_of(row["key"]))), []).append(row)
         return found
 
     def samples(self) -> list[Sample]:
         """Shard and key of all rows that were asked about, with a verdict or without."""
-        return [*((row["shard"], plain(row["key"])) for row in self.rows), *sorted(self.empties), *sorted(self.lost)]
+        return [
+            *((row["shard"], without_dot_slash(row["key"])) for row in self.rows),
+            *sorted(self.empties),
+            *sorted(self.lost),
+        ]
 
     def of_rows(self) -> dict[Sample, dict[str, Any]]:
         """The rows of a run of samples, by shard and key."""
-        return {(row["shard"], plain(row["key"])): row for row in self.rows}
+        return {(row["shard"], without_dot_slash(row["key"])): row for row in self.rows}
 
     def named(self, samples: Iterable[Sample] = ()) -> TextSet:
         """All samples, or some, as a set of texts, which joins them with another's: each one's text is its name."""
@@ -109,7 +113,7 @@ def read(run: Path, fields: list[str]) -> Judged:
 def _count(found: Judged, row: dict[str, Any]) -> None:
     found.asked += 1
     found.truncated += row.get("finish") == "length"
-    sample = (row["shard"], plain(row["key"]))
+    sample = (row["shard"], without_dot_slash(row["key"]))
     if digest := row.get(FIELD):
         found.digests[sample] = digest
     if row["status"] == OK:

@@ -22,7 +22,7 @@ from hpc.operator import OK
 from hpc.run.published import Published
 from recap.data import exported
 from recap.data.column import Values
-from recap.data.headers import plain
+from recap.data.headers import without_dot_slash
 from recap.data.same_image import SameImages, digest_field
 
 CAPTIONS = ("caption", "re_caption", "text")
@@ -103,7 +103,7 @@ def read(place: Path, fields: Sequence[str], *, may_be_empty: bool = False) -> T
             if state != OK or not any(text and text.strip() for text in texts):
                 found.left_out += 1
                 continue
-            sample = (shard, plain(str(key)))
+            sample = (shard, without_dot_slash(str(key)))
             if digest and found.digests.setdefault(sample, digest) != digest:
                 raise UserError(f"evaluate: {place}: key {key} stands for two images, and no shards tell them apart.")
             found.texts.setdefault(sample, []).extend(text for text in texts if text and text.strip())

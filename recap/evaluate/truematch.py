@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpc.base.errors import UserError
-from recap.data.headers import plain
+from recap.data.headers import without_dot_slash
 from recap.evaluate.features import Features, found_within, stacked
 from recap.evaluate.intervals import Mean, bootstrap_mean
 from recap.evaluate.text_sets import Sample
@@ -48,7 +48,7 @@ def read_bags(paths: Sequence[Path]) -> list[Bag]:
         if not isinstance(listed, list) or not listed or not all(isinstance(bag, list) for bag in listed):
             raise UserError(f"evaluate: --bags {path}: expected a list of bags, each a list of images' keys.")
         for number, bag in enumerate(listed, 1):
-            names = tuple(plain(str(name)) for name in bag)
+            names = tuple(without_dot_slash(str(name)) for name in bag)
             if len(names) < 2 or len(set(names)) < len(names) or not all(isinstance(n, (str, int)) for n in bag):
                 said = ", ".join(names)[:80]
                 raise UserError(f"evaluate: --bags {path}: bag {number} ({said}) is not two or more different keys.")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hpc.base.errors import UserError
-from recap.data.headers import plain
+from recap.data.headers import without_dot_slash
 from recap.data.rows import parent_of
 from recap.evaluate.intervals import Mean, bootstrap_mean
 from recap.evaluate.judged import Judged
@@ -47,7 +47,7 @@ def of(answered: Judged, graded: Judged) -> Aspect:
                 )
             found.setdefault(sample, []).append((row["verdict"].strip().lower() == "yes", row["score"]))
     for shard, key in answered.empties:
-        found.setdefault((shard, plain(parent_of(key))), []).append((False, 0))
+        found.setdefault((shard, without_dot_slash(parent_of(key))), []).append((False, 0))
     return Aspect(
         bootstrap_mean({sample: 100 * _mean([right for right, _ in grades]) for sample, grades in found.items()}),
         bootstrap_mean({sample: _mean([score for _, score in grades]) for sample, grades in found.items()}),

@@ -7,7 +7,7 @@ from typing import Any
 
 from hpc.run.published import PublishedShard
 from recap.captioned_tars import safe_name, write_captioned
-from recap.data.headers import plain
+from recap.data.headers import without_dot_slash
 from recap.data.kind import Wanted
 from recap.exporting.account import Account
 from recap.exporting.asked import Asked
@@ -33,7 +33,9 @@ class CaptionedTar:
 
     def __call__(self, number: int, shard: PublishedShard) -> dict[str, Any]:
         account = Account()
-        kept = {plain(key) for key in self.asked.rows(shard, account, captions_alone=True)["key"].to_pylist()}
+        kept = {
+            without_dot_slash(key) for key in self.asked.rows(shard, account, captions_alone=True)["key"].to_pylist()
+        }
         path = self.parts.out / tar_name(shard)
         with self.parts.whole(path) as file:
             made, account.left_out = write_captioned(shard, file, f"{self.column}.txt", self.wanted, kept)

@@ -8,7 +8,7 @@ from hashlib import blake2b
 
 import numpy as np
 
-from recap.data.headers import plain
+from recap.data.headers import without_dot_slash
 
 RULES = ("sha256", "uid", "url", "key")
 """Strongest first."""
@@ -21,7 +21,7 @@ def _sha256(value: str) -> str:
     return lower if _SHA256.fullmatch(lower) else ""
 
 
-_CLEAN: dict[str, Callable[[str], str]] = {"sha256": _sha256, "key": plain}
+_CLEAN: dict[str, Callable[[str], str]] = {"sha256": _sha256, "key": without_dot_slash}
 
 
 def cleaned(rule: str, value: object) -> str:

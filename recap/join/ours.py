@@ -14,7 +14,7 @@ from hpc.base.errors import ShardError
 from hpc.operator import Damage, Shard
 from recap.data.archive import Archive
 from recap.data.expected import stem_of
-from recap.data.headers import plain
+from recap.data.headers import without_dot_slash
 from recap.data.remote import open_shard
 from recap.data.tars import read_keys
 from recap.join.identifiers import as_numbers, cleaned, hashed
@@ -99,6 +99,6 @@ def _hashes(shard: Shard) -> Iterator[bytes]:
         with open_shard(shard) as file:
             for sample in read_keys(Archive(file)):
                 if not isinstance(sample, Damage):
-                    yield hashed("key", cleaned("key", plain(sample.key)))
+                    yield hashed("key", cleaned("key", without_dot_slash(sample.key)))
     except (OSError, ShardError):
         return  # it is read again, and then it is said what is wrong with it

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from PIL import Image
 
 from recap.data.images import BadImage, EncodedImage
-from recap.data.memory import to_decode
+from recap.data.memory import memory_to_decode
 from recap.sft.templates import BadSample
 
 
@@ -43,7 +43,7 @@ def decoded(data: bytes, name: str) -> Image.Image:
     """An image file's picture, RGB. Raises BadSample. name: for the particulars."""
     try:
         encoded = EncodedImage(data)
-        with to_decode(encoded.cost):
+        with memory_to_decode(encoded.cost):
             return encoded.rgb()
     except BadImage as error:
         raise BadSample(error.reason, f"{name}: {error.detail}") from error

@@ -13,7 +13,7 @@ from PIL import Image
 
 from hpc.base.dotted import load
 from hpc.base.errors import UserError
-from recap.data.samples import Shared
+from recap.data.samples import SharedInput
 from recap.randomness import draw, place
 from recap.sft.dialogues import Dialogues
 from recap.sft.example import Conversations, Example
@@ -34,7 +34,7 @@ class Corpus:
     """
 
     def __init__(
-        self, sources: Sequence[Source], seed: int, shared: Mapping[str, Shared] | None = None, name: str = "data"
+        self, sources: Sequence[Source], seed: int, shared: Mapping[str, SharedInput] | None = None, name: str = "data"
     ) -> None:
         self._seed = seed
         self._listed = Listed([source for source in sources if source.kind != "columns"], seed)

@@ -18,7 +18,7 @@ from recap.data.column import ColumnConfig
 from recap.data.images import BadImage
 from recap.data.inputs import list_shards
 from recap.data.joined import Joined, Reader
-from recap.data.samples import JoinedDataConfig, Shared, blocks_of, check_columns, image_of, opened_columns
+from recap.data.samples import JoinedDataConfig, SharedInput, blocks_of, check_columns, image_of, opened_columns
 from recap.data.streams import StreamPlan
 from recap.randomness import draw
 from recap.sft.example import Example, decoded
@@ -58,7 +58,7 @@ class Tars:
         shared: what rank 0 found out about them; None: it is found out here, and kept in memory.
     """
 
-    def __init__(self, source: Source, seed: int, shared: Shared | None) -> None:
+    def __init__(self, source: Source, seed: int, shared: SharedInput | None) -> None:
         self._prompts, self._seed, self._limit = source.prompts, seed, source.samples
         self._data = data_of(source)
         self._shared = shared
@@ -100,7 +100,7 @@ class Tars:
         return decoded(data, handle.name)
 
 
-def open_reader(plan: StreamPlan, data: JoinedDataConfig, shared: Shared | None = None) -> Reader:
+def open_reader(plan: StreamPlan, data: JoinedDataConfig, shared: SharedInput | None = None) -> Reader:
     columns = opened_columns(data, list(data.columns), shared)
     return Reader(plan, columns, data.readers, images=data.image)
 

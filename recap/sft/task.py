@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig
 
-from recap.data.samples import Shared
+from recap.data.samples import SharedInput
 from recap.engine.processor import load_processor
 from recap.model_files import model_identity
 from recap.sft import model as models
@@ -57,7 +57,7 @@ class SftTask:
         config: SftConfig,
         folder: Path,
         device: str = "cpu",
-        shared: Mapping[str, Shared] | None = None,
+        shared: Mapping[str, SharedInput] | None = None,
         name: str = "data",
     ) -> None:
         self.config, self.folder, self._device = config, folder, device

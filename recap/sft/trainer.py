@@ -15,7 +15,7 @@ from hpc.base.dotted import load
 from hpc.base.errors import UserError
 from hpc.trainer import Gang
 from recap.data.image_version import VERSION_2
-from recap.data.samples import Shared, column_identities, shared_input
+from recap.data.samples import SharedInput, column_identities, shared_input
 from recap.model_files import model_folder, model_identity
 from recap.sft.settings import SftConfig, check
 from recap.sft.startable import check as check_start
@@ -96,7 +96,7 @@ class SftTrainer:
 
         directory = Path(gang.directory)
         folder = start_of(self.config, directory, make=gang.rank == 0)
-        shared: dict[str, Shared] = {}
+        shared: dict[str, SharedInput] = {}
         for name in ("data", "held_out"):
             for number, source in enumerate(getattr(self.config, name)):
                 if source.kind == "columns":

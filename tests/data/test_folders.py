@@ -140,7 +140,7 @@ def test_lists_stay_whatever_happens_to_the_folder(tmp_path: Path) -> None:
     grown = plan(folder, lists, first.shards)
     assert grown.shards[:2] == first.shards and [s.id for s in grown.shards] == [f"images-00000{n}" for n in range(3)]
     assert keys(grown.shards) == [["b", "d", "f"], ["h"], ["a"]]
-    assert grown.told == ["1 images are gone: `image: missing`"] and list(grown.new) == [lists / "images-000002.files"]
+    assert grown.notes == ["1 images are gone: `image: missing`"] and list(grown.new) == [lists / "images-000002.files"]
     gone = list(samples_of(grown.shards[0], WANTED))[1]
     assert isinstance(gone, Sample) and not gone.members and not gone.odd
 

@@ -48,14 +48,14 @@ def test_parquet_files_are_read_at_the_commit_that_was_planned(hub: HubFiles) ->
     assert [(s.id, s.uri) for s in shards] == [
         (f"train-{n}", f"{SET}@{first}/data/train-{n}.parquet") for n in range(2)
     ]
-    assert all(s.etag and s.bytes for s in shards) and f"{SET} is commit {first[:12]} (its newest)" in config.pins.told
+    assert all(s.etag and s.bytes for s in shards) and f"{SET} is commit {first[:12]} (its newest)" in config.pins.notes
     second = hub.commit({"data/train-0.parquet": parquet(3)})
     expected = [s.members["txt"] for n in range(2) for s in flags(n)]
     assert texts(shards) == expected
 
     again = DataConfig(shards=[f"{SET}/data"])
     again.keep_root(shards)
-    assert list_shards(again) == shards and "(as this run was planned)" in again.pins.told[0]
+    assert list_shards(again) == shards and "(as this run was planned)" in again.pins.notes[0]
     [newest] = list_shards(DataConfig(shards=[f"{SET}@main/data"]))
     assert newest.uri.startswith(f"{SET}@{second}/") and texts([newest]) == [s.members["txt"] for s in flags(3)]
     assert texts(list_shards(DataConfig(shards=[f"{SET}@{first}/data"]))) == expected

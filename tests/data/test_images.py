@@ -289,8 +289,8 @@ class Counting(Memory):
         self.now = self.most = 0
 
     @contextlib.contextmanager
-    def lent(self, wanted: int) -> Iterator[None]:
-        with super().lent(wanted):
+    def reserved(self, wanted: int) -> Iterator[None]:
+        with super().reserved(wanted):
             self.wanted.append(wanted)
             self.now += 1
             self.most = max(self.most, self.now)

@@ -26,9 +26,9 @@ from recap.data.index_job import collect
 from recap.data.inputs import DataConfig, list_shards
 from recap.data.joined import Joined, Reader
 from recap.data.kinds import tar as tar_kind
-from recap.data.memory import of_rank
+from recap.data.memory import rank_memory
 from recap.data.remote import fetch
-from recap.data.samples import JoinedDataConfig, check_columns, check_memory, said_of_reading, shared_input
+from recap.data.samples import JoinedDataConfig, check_columns, check_memory, describe_reading, shared_input
 from recap.data.streams import StreamPlan
 from recap.data.tars import read_samples
 from recap.worlds.tars import write_tar
@@ -249,22 +249,22 @@ def test_windows_that_the_machine_cannot_hold_are_refused(
     """
     free = reader_of(corpus, shards, streams=1, window=2)
     held = [free._bytes(free.plan.window(0, p)) for p in range(0, free.plan.epoch_size, 100)]
-    monkeypatch.setattr(joined, "of_rank", lambda: max(held) / joined._MEMORY)
+    monkeypatch.setattr(joined, "rank_memory", lambda: max(held) / joined._MEMORY)
     tight = reader_of(corpus, shards, streams=1, window=2)
     most, ahead = {free: 0, tight: 0}, {free: 0, tight: 0}
     for first in range(0, free.plan.epoch_size, 100):
         names = []
         for reader in (free, tight):
             if reader is free:
-                monkeypatch.setattr(joined, "of_rank", lambda: 1 << 40)
+                monkeypatch.setattr(joined, "rank_memory", lambda: 1 << 40)
             else:
-                monkeypatch.setattr(joined, "of_rank", lambda: max(held) / joined._MEMORY)
+                monkeypatch.setattr(joined, "rank_memory", lambda: max(held) / joined._MEMORY)
             names.append([usable(slot).name for slot in reader.batch(first, 100)])
             most[reader] = max(most[reader], sum(h.bytes for h in reader._in_memory()))
             ahead[reader] += len(reader._ahead)
         assert names[0] == names[1]
     assert most[tight] == max(held) < most[free] and ahead[tight] == 0 < ahead[free]
-    monkeypatch.setattr(joined, "of_rank", lambda: min(held) / joined._MEMORY - 1)
+    monkeypatch.setattr(joined, "rank_memory", lambda: min(held) / joined._MEMORY - 1)
     with pytest.raises(UserError, match=r"`data.window`: 1 windows of 2 blocks hold .* Write about 1, use more nodes"):
         reader_of(corpus, shards, streams=1, window=2).batch(0, 100)
     data, index = JoinedDataConfig(shards=[str(corpus / "tars")], streams=1, window=2), tmp_path / "blocks.index"
@@ -276,21 +276,21 @@ def test_windows_that_the_machine_cannot_hold_are_refused(
         check_memory(data, 0, 1, tmp_path, int(held[0] / joined._MEMORY) - 1)
 
 
-def test_of_rank_is_its_part_of_what_slurm_grants(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rank_memory_is_its_part_of_what_slurm_grants(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_MEM_PER_NODE", raising=False)
-    assert of_rank() > 1 << 28
+    assert rank_memory() > 1 << 28
     monkeypatch.setenv("SLURM_MEM_PER_NODE", "100")
-    assert of_rank() == 100 << 20
+    assert rank_memory() == 100 << 20
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
-    assert of_rank() == (100 << 20) // 8
+    assert rank_memory() == (100 << 20) // 8
     cluster = ClusterConfig(kind="slurm", gpus_per_node=4)
     for name, value in {"PROCID": "5", "NTASKS": "8", "LOCALID": "1"}.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.setenv(name, "0")  # so that they are restored
-    assert gang._place(cluster) == (5, 8, 1) and of_rank() == (100 << 20) // 4
+    assert gang._place(cluster) == (5, 8, 1) and rank_memory() == (100 << 20) // 4
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert gang._place(ClusterConfig(kind="local")) and of_rank() == (100 << 20) // 2
+    assert gang._place(ClusterConfig(kind="local")) and rank_memory() == (100 << 20) // 2
 
 
 # --- an object store ----------------------------------------------------------------------------------
@@ -353,10 +353,10 @@ def test_what_is_read_before_the_first_step(tmp_path: Path) -> None:
     reader.batch(0, 4)
     reader.close()
     data = JoinedDataConfig(streams=4, window=1)
-    assert said_of_reading(data, 1).startswith("2,048 samples a rank before the first step, 2,662 held")
+    assert describe_reading(data, 1).startswith("2,048 samples a rank before the first step, 2,662 held")
     assert reader.bytes_read <= 4 * (blocks.block(0).end - blocks.block(0).start)
     for name in ("clip/recap_b16", "dit/recap_b4"):
         said = yaml.safe_load((Path(__file__).parents[2] / f"configs/{name}.yaml").read_text())["data"]
-        told = said_of_reading(JoinedDataConfig(streams=said["streams"], window=said["window"]), 8)
+        told = describe_reading(JoinedDataConfig(streams=said["streams"], window=said["window"]), 8)
         first, held = map(float, re.findall(r"held: ([0-9.]+) and ([0-9.]+) GB", told)[0])
         assert first <= 1 and held <= 2, (name, told)

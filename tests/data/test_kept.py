@@ -20,7 +20,7 @@ from recap.data.blocks import ShardBlocks
 from recap.data.column import ColumnConfig
 from recap.data.index import Index
 from recap.data.joined import Joined
-from recap.data.kept import count, selection
+from recap.data.kept import count_kept, selection
 from recap.data.samples import JoinedDataConfig, Samples, check_columns, column_identities, shared_input
 from recap.select.operator import PROOF, SelectOperator
 from recap.sft.source import Source
@@ -137,11 +137,11 @@ def test_rows_that_are_not_samples_and_nothing_kept(tmp_path: Path) -> None:
     )
     index = Index.open_or_make(None, shards)
     with pytest.raises(UserError, match="nothing keeps none of 600 samples"):
-        count(index, selection(str(tmp_path / "nothing")))
+        count_kept(index, selection(str(tmp_path / "nothing")))
     file = next((tmp_path / "nothing" / "columns").rglob("*.parquet"))
     pq.write_table(pq.read_table(file).slice(0, 500), file)
     with pytest.raises(UserError, match="has 500 rows of shard 00000, the tar 600 samples"):
-        count(index, selection(str(tmp_path / "nothing")))
+        count_kept(index, selection(str(tmp_path / "nothing")))
 
 
 REASONS = [f"rule {number}: no value" for number in range(6)]
@@ -192,7 +192,7 @@ def test_ten_million_samples(tmp_path: Path, record_property: Callable[[str, flo
             ).to_numpy()
 
     start = time.monotonic()
-    kept = count(index, Files())  # type: ignore[arg-type]
+    kept = count_kept(index, Files())  # type: ignore[arg-type]
     took = time.monotonic() - start
     assert 8 * kept.counts.nbytes <= each * many
     record_property("seconds", took)

@@ -22,7 +22,7 @@ from recap.data.column import ColumnConfig
 from recap.data.columns import open_column
 from recap.data.inputs import DataConfig, list_shards
 from recap.data.manifest import Located, Manifest, write
-from recap.data.samples import JoinedDataConfig, Shared, check_columns, opened_columns, shared_input
+from recap.data.samples import JoinedDataConfig, SharedInput, check_columns, opened_columns, shared_input
 from recap.train.checkpoints import Began
 from tests.data.conftest import ObjectStore
 from tests.data.corpus import build, keys, write_column
@@ -165,7 +165,7 @@ def test_requests_for_columns_on_an_object_store(
     configs = {name: ColumnConfig(folder="s3://corpus/recap", field="caption") for name in "ab"}
     column: Any = open_column("a", configs["a"])
     write(tmp_path / "both.arrow", column.manifest(shards))
-    shared = Shared(tmp_path / "none.index", dict.fromkeys(configs, tmp_path / "both.arrow"))
+    shared = SharedInput(tmp_path / "none.index", dict.fromkeys(configs, tmp_path / "both.arrow"))
     columns = opened_columns(JoinedDataConfig(columns=configs), list(configs), shared)
     object_store.requests.clear()
     for shard in shards:

@@ -116,7 +116,7 @@ def test_a_file_that_is_gone_is_named(tmp_path: Path, tree: dict[str, Any]) -> N
     with pytest.raises(UserError, match=rf"all\.parquet, which holds shard {shard.id}, is gone.*hpc\.rerun"):
         values(engine(run, submission), shard)
     shutil.rmtree(run.manifests)
-    manifest.opened.cache_clear()  # as another process
+    manifest.open_once.cache_clear()  # as another process
     with pytest.raises(UserError, match="no column manifest"):
         values(engine(run, submission), shard)
 

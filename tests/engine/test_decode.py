@@ -218,8 +218,8 @@ class Watched(Memory):
         self.times = self.now = self.most = 0
 
     @contextlib.contextmanager
-    def lent(self, wanted: int) -> Iterator[None]:
-        with super().lent(wanted):
+    def reserved(self, wanted: int) -> Iterator[None]:
+        with super().reserved(wanted):
             self.times, self.now = self.times + 1, self.now + 1
             self.most = max(self.most, self.now)
             yield
@@ -245,10 +245,10 @@ def test_memory_is_lent_in_turn() -> None:
     memory, order = Memory(10), []
 
     def ask(name: str, wanted: int) -> None:
-        with memory.lent(wanted):
+        with memory.reserved(wanted):
             order.append(name)
 
-    with memory.lent(6):
+    with memory.reserved(6):
         threads = []
         for name, wanted in (("large", 10), ("small", 1)):
             threads.append(threading.Thread(target=ask, args=(name, wanted)))

@@ -19,18 +19,20 @@ T = TypeVar("T")
 
 TAR = Tar()
 KINDS: tuple[Kind, ...] = (TAR, Parquet(), Arrow(), Folder())
-"""Where a folder or a pattern has files of several, the first counts: beside tars, parquet files are their notes."""
+"""Where a folder or a pattern has files of several kinds, those of the first are the shards. (Downloaders write parquet
+files with metadata beside their tars.)"""
 
 ENDINGS = tuple(ending for kind in KINDS for ending in kind.endings)
 
 
 def kind_of(uri: str) -> Kind:
+    """The kind of a file, by the ending of its name."""
     path = uri.partition("?")[0] if "://" in uri else uri
     return next((kind for kind in KINDS if path.endswith(kind.endings)), TAR)
 
 
 def expected_samples(how: str, found: Iterable[str], known: AbstractSet[str]) -> dict[str, int]:
-    """Samples by uri of shard, where that can be known beforehand; see `Kind.expected`."""
+    """The number of samples by uri, for shards where it is known before they are read; see `Kind.expected`."""
     kinds = _by_kind((uri, uri) for uri in found)
     return {uri: count for kind, uris in kinds.items() for uri, count in kind.expected(how, uris, known).items()}
 
@@ -49,7 +51,8 @@ def samples_of(shard: Shard, wanted: Wanted, blocks: ShardBlocks | None = None) 
 def described(shards: Sequence[Shard], wanted: Wanted) -> str:
     """What a dry run says of the input: its kinds, how many shards each has, and how they are read.
 
-    UserError where shards of a kind cannot be read as wanted.
+    Raises:
+        UserError: shards of a kind cannot be read as wanted.
     """
     told = []
     for kind, found in _by_kind((shard.uri, shard) for shard in shards).items():

@@ -1,9 +1,9 @@
 """Arrow files with images, as `datasets`' save_to_disk writes them: record batches one after another. The rows of a
 file are the samples of a shard; see `recap.data.kinds.table`.
 
-A block begins in the batch at a byte (`origin`), behind so many of its rows (`skip`): one pass over the batches'
-headers finds all of them. The format: Arrow's "Serialization and Interprocess Communication", streaming; a file of the
-other format, the random access one, holds a stream behind its first eight bytes.
+`Block.origin` is the byte of the record batch in which a block begins, `Block.skip` how many rows of it come before the
+block. One pass over the batches' headers finds all blocks. The format is Arrow's "Serialization and Interprocess
+Communication", streaming. A file of the random access format holds a stream behind its first eight bytes.
 """
 
 from __future__ import annotations
@@ -16,15 +16,14 @@ from typing import IO
 
 import pyarrow as pa
 
-from hpc.base.errors import ShardError, UserError
+from hpc.base.errors import UserError
 from hpc.operator import Damage, Shard
 from recap.data.blocks import BLOCK, Block, ShardBlocks
 from recap.data.headers import looks_like
 from recap.data.kind import Wanted
-from recap.data.kinds.kept import Kept
+from recap.data.kinds.bounded_cache import BoundedCache
 from recap.data.kinds.table import KEPT, Reading, batch_rows, first_line, raise_unless_damage
-from recap.data.kinds.table_files import TableFiles
-from recap.data.remote import open_shard
+from recap.data.kinds.table_files import TableFiles, open_seekable
 from recap.data.tars import Sample
 
 LOST, ENCODED = "in a damaged batch", "arrow: dictionary-encoded columns"
@@ -34,20 +33,20 @@ _SCHEMA, _BATCH = 1, 3  # kinds of messages
 _LARGEST_HEADER = 1 << 26  # bytes
 
 
-class Arrow(TableFiles):
+class Arrow(TableFiles["_Stream"]):
     """See `recap.data.kind.Kind`."""
 
     name = "arrow"
     endings: tuple[str, ...] = (".arrow",)
 
     def __init__(self) -> None:
-        self._kept: Kept[pa.RecordBatch] = Kept(KEPT)
+        self._cache: BoundedCache[pa.RecordBatch] = BoundedCache(KEPT)
 
     def _opened(self, shard: Shard) -> AbstractContextManager[_Stream | Damage]:
         return _opened(shard)
 
     def _count(self, uri: str) -> int | None:
-        """From the batches' headers."""
+        """The number of rows, by the batches' headers."""
         try:
             with open(uri, "rb") as file:
                 stream = _Stream(file)
@@ -61,68 +60,62 @@ class Arrow(TableFiles):
                 raise UserError(f"data: {shard.uri}: {found.reason}: {found.detail}")
             return None if isinstance(found, Damage) else found.schema
 
-    def scan(self, shard: Shard, wanted: Wanted) -> ShardBlocks:
+    def _scan(self, file: _Stream, wanted: Wanted) -> ShardBlocks:
         made = ShardBlocks()
-        with _opened(shard) as found:
-            if isinstance(found, Damage):
-                made.damage = found
-                return made
-            reading, first, end = Reading(found.schema, Wanted(key=wanted.key)), 0, found.begin
-            for batch in found.batches(found.begin):
-                rows: Iterable[tuple[int, Sample]]
-                if reading.layout.key is None:
-                    begin = range(-first % BLOCK, batch.rows, BLOCK)
-                    rows = ((row, reading.keys.sample(None, first + row)) for row in begin)
-                else:
-                    rows = enumerate(_rows(found.read, batch, 0, batch.rows, first, reading))
-                for row, sample in rows:
-                    made.add_row(first + row, sample, batch.start(row), batch.at, row)
-                first, end = first + batch.rows, batch.at + batch.size
-            made.close(first, end)
-            made.damage = found.damage
+        reading, first, end = Reading(file.schema, Wanted(key=wanted.key)), 0, file.begin
+        for batch in file.batches(file.begin):
+            rows: Iterable[tuple[int, Sample]]
+            if reading.layout.key is None:
+                begin = range(-first % BLOCK, batch.rows, BLOCK)
+                rows = ((row, reading.keys.sample(None, first + row)) for row in begin)
+            else:
+                rows = enumerate(_rows(file.read, batch, 0, batch.rows, first, reading))
+            for row, sample in rows:
+                made.add_row(first + row, sample, batch.start(row), batch.at, row)
+            first, end = first + batch.rows, batch.at + batch.size
+        made.close(first, end)
+        made.damage = file.damage
         return made
 
-    def block(self, shard: Shard, block: Block, wanted: Wanted, read: Callable[[int], None]) -> list[Sample]:
+    def _block(
+        self, file: _Stream, shard: Shard, block: Block, wanted: Wanted, read: Callable[[int], None]
+    ) -> list[Sample]:
         samples: list[Sample] = []
-        with _opened(shard) as found:
-            if isinstance(found, Damage):
-                return []
-            stream = found
 
-            def batch_of(batch: _Batch) -> pa.RecordBatch:
-                read(batch.size)
-                return stream.read(batch)
+        def batch_of(batch: _Batch) -> pa.RecordBatch:
+            read(batch.size)
+            return file.read(batch)
 
-            def kept(batch: _Batch) -> pa.RecordBatch:
-                key = (shard.uri, shard.bytes, shard.etag, batch.at)
-                return self._kept.of(key, lambda: batch_of(batch), lambda made: made.nbytes)
+        def cached(batch: _Batch) -> pa.RecordBatch:
+            key = (shard.uri, shard.bytes, shard.etag, batch.at)
+            return self._cache.get_or_make(key, lambda: batch_of(batch), lambda made: made.nbytes)
 
-            reading, skip = Reading(found.schema, wanted), block.skip
-            for batch in found.batches(block.origin):
-                take = min(batch.rows - skip, block.count - len(samples))
-                get = kept if take < batch.rows and batch.size <= KEPT else batch_of
-                samples += _rows(get, batch, skip, take, block.number * BLOCK + len(samples), reading)
-                skip = 0
-                if len(samples) >= block.count:
-                    break
+        reading, skip = Reading(file.schema, wanted), block.skip
+        for batch in file.batches(block.origin):
+            take = min(batch.rows - skip, block.count - len(samples))
+            get = cached if take < batch.rows and batch.size <= KEPT else batch_of
+            samples += _rows(get, batch, skip, take, block.number * BLOCK + len(samples), reading)
+            skip = 0
+            if len(samples) >= block.count:
+                break
         return samples
 
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    """A record batch: where its message begins, the bytes of that, its rows."""
+    """A record batch. at, size: first byte of its message, and the message's bytes. rows: how many it has."""
 
     at: int
     size: int
     rows: int
 
     def start(self, row: int) -> int:
-        """Where a row begins, were all of one size."""
+        """The byte at which a row would begin if all rows had the same size."""
         return self.at + self.size * row // self.rows
 
 
 class _Stream:
-    """An open file. damage: what is wrong behind the last batch, once they are through."""
+    """An open file. begin: byte of the stream's schema. damage: why `batches` ended before the file did, else None."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -140,8 +133,10 @@ class _Stream:
         return self._file.read(size)
 
     def _message(self, at: int) -> tuple[int, int, int] | None:
-        """(kind, bytes in all, rows) of the message at a byte; None at the end of the stream. ArrowInvalid: there is
-        none.
+        """(kind, bytes of header and body, rows) of the message at byte `at`; None at the end of the stream.
+
+        Raises:
+            ArrowInvalid: there is no message.
         """
         start = self._bytes(at, 8)
         continues = start[:4] == _CONTINUES
@@ -158,7 +153,7 @@ class _Stream:
         return kind, prefix + length + body, rows
 
     def batches(self, at: int) -> Iterator[_Batch]:
-        """The record batches from a byte on, from their headers alone."""
+        """The record batches from byte `at` on, by their headers alone."""
         while True:
             try:
                 found = self._message(at)
@@ -172,7 +167,7 @@ class _Stream:
                 what = f"at byte {at:,} is a message of {size:,} bytes, {self._length - at:,} are there"
                 self.damage = Damage("arrow: ends in the middle of a batch", what)
                 return
-            if rows > 8 * size:  # a bit a row is the least that any column takes
+            if rows > 8 * size:  # any column takes at least one bit a row
                 self.damage = Damage("arrow: damaged", f"at byte {at:,}: {rows:,} rows in {size:,} bytes")
                 return
             if kind == _BATCH:
@@ -190,18 +185,22 @@ class _Stream:
         reading.damages += [self.damage] if self.damage else []
 
     def read(self, batch: _Batch) -> pa.RecordBatch:
-        """A batch, checked. ArrowInvalid, OSError: it is damaged."""
-        room = pa.allocate_buffer(batch.size)  # Arrow's pool gives the last batch's memory again
+        """The rows of a batch, validated. ArrowInvalid, OSError: it is damaged."""
+        room = pa.allocate_buffer(batch.size)  # Arrow's pool reuses the memory of the batch before
         self._file.seek(batch.at)
         read = self._file.readinto(room)  # type: ignore[attr-defined]
         message = pa.ipc.read_message(pa.BufferReader(room.slice(0, read)))
         found = pa.ipc.read_record_batch(message, self.schema)
-        found.validate(full=True)  # offsets of bytes that are not there would end the process
+        found.validate(full=True)  # offsets past the end of a buffer would crash the process
         return found
 
 
 def _parsed(header: bytes) -> tuple[int, int, int]:
-    """(kind, bytes of the body, rows of a record batch) of a message's header, a flatbuffer, or struct.error."""
+    """(kind, bytes of the body, rows of a record batch) of a message's header, which is a flatbuffer.
+
+    Raises:
+        struct.error: it is damaged.
+    """
 
     def number(form: str, at: int) -> int:
         if at < 0:
@@ -209,7 +208,7 @@ def _parsed(header: bytes) -> tuple[int, int, int]:
         return int(struct.unpack_from(form, header, at)[0])
 
     def field(table: int, which: int) -> int:
-        """Where a table's field is; 0 where it is not stored."""
+        """The byte of a field of the flatbuffer table at byte `table`; 0 where it is not stored."""
         places = table - number("<i", table)
         held = 4 + 2 * which < number("<H", places)
         at = number("<H", places + 4 + 2 * which) if held else 0
@@ -227,7 +226,7 @@ def _parsed(header: bytes) -> tuple[int, int, int]:
 def _rows(
     read: Callable[[_Batch], pa.RecordBatch], batch: _Batch, skip: int, take: int, first: int, reading: Reading
 ) -> Iterator[Sample]:
-    """Rows [skip, skip + take) of a batch, the first of which is row `first` of the file."""
+    """Rows [skip, skip + take) of a batch as samples. first: the number of the first of them in the file."""
     try:
         found = read(batch).slice(skip, take)
     except (pa.ArrowException, OSError) as error:
@@ -243,9 +242,7 @@ def _rows(
 
 @contextmanager
 def _opened(shard: Shard) -> Iterator[_Stream | Damage]:
-    with open_shard(shard) as file:
-        if not file.seekable():
-            raise ShardError("input: no ranges", f"{shard.uri}: the server sends whole files only: copy it to a disk")
+    with open_seekable(shard) as file:
         found: _Stream | Damage
         try:
             found = _Stream(file)

@@ -1,7 +1,8 @@
-"""Folders of images, by frozen lists of their files (`recap.data.file_list`). A block begins at a line (`origin`).
+"""Folders of images, read through frozen lists of their files (`recap.data.file_list`). `Block.origin` is the byte of
+the list's line at which a block begins.
 
-Beside an image stand files of its name (`a.txt`, `a.json`) and its row of the folder's metadata: its columns are
-members, too, and so is the whole row, as `json`, where no file is.
+The members of a sample are the image, the files of the same name (`a.txt`, `a.json`) and the columns of the image's row
+in the folder's metadata. Where there is no file `a.json`, the whole row is the member `json`.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Folder:
         return f"{sum(shard.expected or 0 for shard in shards):,} images"
 
     def check_ranges(self, shards: Sequence[Shard]) -> None:
-        """There are, in all of them."""
+        """Blocks of all lists can be read alone."""
 
     def samples(self, shard: Shard, wanted: Wanted, blocks: ShardBlocks) -> Generator[Sample | Damage]:
         with open(shard.uri, "rb") as file:
@@ -71,7 +72,7 @@ class Folder:
 
 
 class _Files:
-    """Reads what lists name."""
+    """Reads the files that the lists of one folder name."""
 
     def __init__(self, folder: str, wanted: Wanted) -> None:
         self._wanted = wanted
@@ -81,7 +82,7 @@ class _Files:
         self._keys = Keys(own=True)
 
     def placed(self, entries: Iterable[tuple[int, Entry]], blocks: ShardBlocks) -> Iterator[tuple[Sample, Entry]]:
-        """Samples without members, which `blocks` takes in. entries: all of a list's, and where they lie in it."""
+        """(sample without members, entry) of each entry of a list, counted in `blocks`. entries: (byte of its line, entry)."""
         count = size = 0
         for at, entry in entries:
             sample = self.named(entry)
@@ -92,7 +93,7 @@ class _Files:
         blocks.ended = True
 
     def samples(self, entries: Iterable[tuple[Sample, Entry]]) -> Iterator[Sample]:
-        """With their members, in order; a few are read ahead."""
+        """The samples with their members, in order. A few are read ahead."""
         with ThreadPoolExecutor(_AHEAD, thread_name_prefix="files") as pool:
             waiting: deque[Future[Sample]] = deque()
             for sample, entry in entries:
@@ -103,7 +104,7 @@ class _Files:
                 yield waiting.popleft().result()
 
     def named(self, entry: Entry) -> Sample:
-        """A sample without members. Its key: the list's, or a column of the metadata."""
+        """A sample without members. Its key is the metadata's where `Wanted.key` names a column, else the list's."""
         own = (entry.row or {}).get(self._wanted.key) if self._wanted.key else None
         return self._keys.sample(str(entry.key if own in (None, "") else own).encode("utf-8", "replace"), 0)
 
@@ -124,7 +125,7 @@ class _Files:
         return sample
 
     def _read(self, listed: ListedFile) -> tuple[bytes | None, str]:
-        """A file's bytes; or what is odd about it, "" where it is gone."""
+        """(a file's bytes, why it has none). Both are empty where the file is gone."""
         if listed.size > LARGEST_MEMBER:
             return None, f"larger than {LARGEST_MEMBER >> 20} MiB"
         path = f"{self._root}/{listed.path}"
@@ -150,7 +151,7 @@ def _extension(path: str) -> str:
 
 
 def _of_row(row: dict[str, Any], wanted: AbstractSet[str] | None) -> dict[str, bytes]:
-    """The members that a row of metadata gives: each column under its name, a text as txt, all of it as json."""
+    """The members that a row of metadata gives: each column by its name, its text column as txt, the row as json."""
     named = {name.lower(): value for name, value in row.items() if value is not None}
     found = {name: _cell(value) for name, value in named.items() if wanted is not None and name in wanted}
     text = next((named[name] for name in ("txt", *FOR_TEXT) if name in named), None)

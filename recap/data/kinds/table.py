@@ -1,9 +1,9 @@
 """A table's rows as samples: which column is the image, the text, the key, and what becomes of the others.
 
-The image is a struct of `bytes` and `path`, as `datasets` writes it, or a binary column: the first that `data.image`
-names, else the only one there is (of several, the one called `image`). A text column is a member of its name; where
-`txt` is asked for and there is none, `text` or `caption` stand for it. `json` is an object of the row's other columns,
-as downloaders write one beside each image.
+The image column is a struct of `bytes` and `path`, as `datasets` writes it, or a binary column: the first that
+`data.image` names, else the only one there is, or of several the one called `image`. A text column is the member of its
+name. Where `txt` is wanted and there is none, the column `text` or `caption` is taken. The member `json` is an object
+of the row's other columns, as downloaders write one beside each image.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from recap.data.kind import Wanted
 from recap.data.tars import Sample
 
 PATH_ALONE = "a path without its bytes"
-KEPT = 256 << 20  # bytes of rows that a process keeps for blocks to come
-FOR_TEXT = ("text", "caption")
+KEPT = 256 << 20  # bytes of rows that a process keeps in memory for later blocks
+FOR_TEXT = ("text", "caption")  # columns that stand for the member txt
 _BATCH = 32 << 20  # bytes of rows that are decoded at a time
 _LOOKED_AT = 16  # files whose columns are looked at when a run is planned
 _MAGIC = (
@@ -52,9 +52,12 @@ def image_type(data: bytes) -> str:
 
 
 class Layout:
-    """What of a table's columns is what.
+    """What each of a table's columns is used for.
 
-    image, key: their columns, None where there is none. problem: why there is no image. columns: those that are read.
+    image, key: names of their columns, None where there is none.
+    problem: why there is no image column.
+    members: names of columns, by the member that they become.
+    columns: names of all columns that are read.
 
     Args:
         wanted: what is wanted of the rows.
@@ -87,7 +90,7 @@ class Layout:
     # --- which column -------------------------------------------------------------------------
 
     def _find_image(self) -> tuple[str | None, str]:
-        """(column, "") or (None, why)."""
+        """(the image column, ""), or (None, why there is none)."""
         named = (self._named[e.lower()] for e in self._wanted.image if e.lower() in self._named)
         if found := next((name for name in named if _holds_bytes(self._type(name))), None):
             return found, ""
@@ -108,7 +111,7 @@ class Layout:
         return [field.name for field in self._schema if _is_binary(field.type)]
 
     def _find_members(self) -> dict[str, str]:
-        """Columns by the member that they are."""
+        """Names of columns, by the member that they become."""
         wanted = self._wanted.members
         if wanted is None:
             others = [name for name in self._binary() if name != self.image]
@@ -126,13 +129,13 @@ class Layout:
         return "json" not in self._named and (self._wanted.members is None or "json" in self._wanted.members)
 
     def _others(self) -> list[str]:
-        """What a synthetic json holds: no image, nothing binary."""
+        """Names of the columns that the member json holds: all but images and binary ones."""
         return [f.name for f in self._schema if f.name != self.image and not _holds_bytes(f.type)]
 
     # --- rows ---------------------------------------------------------------------------------
 
     def samples(self, batch: pa.RecordBatch, first: int, keys: Keys) -> Iterator[Sample]:
-        """The rows of a batch whose first is row `first` of the shard."""
+        """The rows of a batch as samples. first: number of its first row in the shard."""
         size = batch.num_rows
         images, paths = _images(batch.column(self.image)) if self.image else ([None] * size, [None] * size)
         own = self.own_keys(batch) if self.key else [None] * size
@@ -150,18 +153,18 @@ class Layout:
             yield sample
 
     def own_keys(self, batch: pa.RecordBatch) -> list[bytes | None]:
-        """What the key column says."""
+        """The values of the key column, as UTF-8."""
         return _texts(batch.column(str(self.key)))
 
     def lost(self, key: bytes | None, number: int, why: str, keys: Keys) -> Sample:
-        """A row without what is wanted of it."""
+        """The sample of a row that cannot be read. why: a phrase for its `lost`, and for the `odd` of its members."""
         sample = keys.sample(key, number)
         sample.lost = why
         sample.odd = dict.fromkeys([*([self._member(b"")] if self.image else []), *self.members], why)
         return sample
 
     def _member(self, image: bytes) -> str:
-        """The extension under which an image's reader finds it; that of its format for who takes everything."""
+        """The extension under which the reader looks for the image; that of its format where all members are wanted."""
         if self._named_image:
             return self._named_image
         extension, wanted = image_type(image), self._wanted
@@ -169,10 +172,10 @@ class Layout:
 
 
 def check_layouts(shards: Sequence[Shard], wanted: Wanted, schema: Callable[[Shard], pa.Schema | None]) -> str:
-    """What a dry run says of tables: see `Kind.check`.
+    """What a dry run says of tables, after looking at a few of them; see `Kind.check`.
 
     Args:
-        schema: of a shard, None where it is damaged.
+        schema: returns a shard's schema, None where the shard is damaged.
     """
     there = [shard for shard in shards if shard.etag != MissingShards.ETAG]
     most = 1 if any("://" in shard.uri for shard in there) else _LOOKED_AT
@@ -181,7 +184,7 @@ def check_layouts(shards: Sequence[Shard], wanted: Wanted, schema: Callable[[Sha
         try:
             found = schema(shard)
         except (OSError, ShardError):
-            continue  # the shard's own trouble is told where it is worked on
+            continue  # reported when the shard is worked on
         seen += [(shard, Layout(found, wanted))] if found is not None else []
     if not seen:
         return ""
@@ -196,23 +199,23 @@ def check_layouts(shards: Sequence[Shard], wanted: Wanted, schema: Callable[[Sha
 
 
 class Reading:
-    """One pass over a shard's rows. damages: what was wrong on the way."""
+    """One pass over a shard's rows. damages: what was found wrong, which readers of the file add to."""
 
     def __init__(self, schema: pa.Schema, wanted: Wanted) -> None:
         self.layout, self._wanted, self.damages = Layout(schema, wanted), wanted, list[Damage]()
         self.keys = Keys(self.layout.key is not None)
 
     def samples(self, batch: pa.RecordBatch, first: int) -> Iterator[Sample]:
-        """The rows of a batch, the first of which is row `first` of the shard."""
+        """The rows of a batch as samples. first: number of its first row in the shard."""
         return self.layout.samples(batch, first, self.keys)
 
     def lost(self, first: int, count: int, why: str, own: Sequence[bytes | None] | None = None) -> Iterator[Sample]:
-        """Rows that cannot be read, or of which nothing but the key is wanted. own: their keys, where known."""
+        """Samples for rows that cannot be read, or of which only the key is wanted. own: their keys, where known."""
         for at in range(count):
             yield self.layout.lost(own[at] if own else None, first + at, why, self.keys)
 
     def damage(self) -> Damage | None:
-        """What is wrong with the shard, once it is through."""
+        """What is wrong with the shard, None where it is whole. To be asked after all rows were read."""
         found = []
         if self._wanted.image and self.layout.image is None:
             found.append(Damage("images: no such column", self.layout.problem))
@@ -226,31 +229,33 @@ class Reading:
 
 
 def batch_rows(size: int, rows: int) -> int:
-    """Rows that are decoded at a time, of rows that are so many bytes together."""
+    """How many rows to decode at a time, where `rows` rows have `size` bytes."""
     return max(1, min(BLOCK, _BATCH * rows // max(size, 1)))
 
 
 def raise_unless_damage(error: Exception) -> None:
-    """Raise an error of the file system again: those have a number. The others are of the content."""
+    """Raise `error` again where it comes from the file system (it has an errno) and not from the file's content."""
     if isinstance(error, OSError) and error.errno:
         raise error
 
 
 def first_line(error: Exception) -> str:
+    """The first line of an error's message, at most 200 characters."""
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 class Keys:
-    """Keys of rows: their number, zero-padded, or a column's text where it has one. Which of them come back?
+    """Makes samples with keys, and marks duplicate keys as a problem.
 
     Args:
-        own: whether a column names them; numbers do not come back.
+        own: whether a column holds the keys. Else they are the rows' numbers, of which none is a duplicate.
     """
 
     def __init__(self, own: bool) -> None:
         self._seen: set[str] | None = set() if own else None
 
     def sample(self, own: bytes | None, number: int) -> Sample:
+        """A sample without members. own: its key in the column; None or empty: the key is its number, zero-padded."""
         key = own.decode("utf-8", "replace") if own else f"{number:08d}"
         if self._seen is None:
             return Sample(key)
@@ -279,14 +284,14 @@ def _holds_bytes(kind: pa.DataType) -> bool:
 
 
 def _plain(column: pa.Array) -> pa.Array:
-    """Without dictionary and extension type."""
+    """The column with dictionary encoding and extension types removed."""
     if isinstance(column, pa.ExtensionArray):
         column = column.storage
     return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
 
 
 def _images(column: pa.Array) -> tuple[list[bytes | None], list[bytes | None]]:
-    """(bytes, path) of each row."""
+    """(bytes of each row's image, path of each row's image)"""
     column = _plain(column)
     if not pa.types.is_struct(column.type):
         return column.to_pylist(), [None] * len(column)
@@ -297,7 +302,7 @@ def _images(column: pa.Array) -> tuple[list[bytes | None], list[bytes | None]]:
 
 
 def _texts(column: pa.Array) -> list[bytes | None]:
-    """Values as text in UTF-8: not decoded, since a file may say text and hold something else."""
+    """Values as UTF-8. They are not decoded here, since a text column may hold bytes that are not UTF-8."""
     column = _plain(column)
     if _is_text(column.type):
         return column.cast(pa.large_binary()).to_pylist()
@@ -307,7 +312,8 @@ def _texts(column: pa.Array) -> list[bytes | None]:
 
 
 def _members(column: pa.Array) -> list[bytes | None]:
-    """Values as a tar's member would hold them: texts as they are, a list of texts a line each, others as JSON."""
+    """Values as a tar's members would hold them: texts as they are, lists of texts joined by newlines, others as
+    JSON."""
     column = _plain(column)
     if _is_text(column.type) or _is_binary(column.type):
         return _texts(column)
@@ -320,6 +326,7 @@ def _members(column: pa.Array) -> list[bytes | None]:
 
 
 def _objects(batch: pa.RecordBatch) -> list[bytes | None]:
+    """Each row as a JSON object."""
     cells = {name: _values(column) for name, column in zip(batch.schema.names, batch.columns, strict=True)}
     return [_json({name: values[at] for name, values in cells.items()}) for at in range(batch.num_rows)]
 

@@ -1,4 +1,4 @@
-"""Webdataset tars; what is a sample of them, `recap.data.tars` says."""
+"""Webdataset tars as a kind of input. `recap.data.tars` defines what a sample is."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ from typing import IO, cast
 
 from hpc.base.errors import ShardError, UserError
 from hpc.operator import Damage, Shard
-from recap.data.archive import LINK, Archive, single
+from recap.data.archive import UNREADABLE_LINK, Archive, single
 from recap.data.blocks import Block, ShardBlocks
 from recap.data.expected import ARCHIVES, expected_samples
 from recap.data.kind import Wanted
 from recap.data.remote import Ranges, fetch, open_shard
 from recap.data.tars import Sample, read_archive, read_keys, read_samples
 
-PIECE = 64 << 20  # bytes of a block that are asked for at a time: most blocks are smaller, those of large images not
-_END = 1024  # zeros: a range of a tar has no end of its own
+PIECE = 64 << 20  # bytes of a block that one request reads: all of it, unless its images are large
+_END = 1024  # zero bytes that end a tar, appended to a block because it is cut out of one
 _LOOKED_AT = 16  # tars whose first bytes are read at launch
 
 
 def scan(file: IO[bytes]) -> ShardBlocks:
-    """The blocks of an uncompressed tar, from its headers alone. Samples are those of `recap.data.tars.read_samples`.
+    """The blocks of an uncompressed tar, from its headers alone. Their samples are those of
+    `recap.data.tars.read_samples`.
 
-    Of a damaged tar, the blocks hold what can be read; of a file that is no tar there are none.
+    The blocks of a damaged tar hold what can be read of it. A file that is no tar has none.
 
     Raises:
         ShardError: the tar is gzipped, or comes from a server without ranges.
@@ -34,13 +35,13 @@ def scan(file: IO[bytes]) -> ShardBlocks:
     archive, made = Archive(file), ShardBlocks()
     if archive.packed:
         raise ShardError("index: not a plain tar", "gzipped tars have no ranges: unpack them, or data.indexed=false")
-    for _ in _taken_in(made, read_keys(archive)):
+    for _ in _counted(made, read_keys(archive)):
         pass
     return made
 
 
-def _taken_in(made: ShardBlocks, samples: Iterable[Sample | Damage]) -> Generator[Sample | Damage]:
-    """The same samples; their blocks."""
+def _counted(made: ShardBlocks, samples: Iterable[Sample | Damage]) -> Generator[Sample | Damage]:
+    """The same samples, which are counted in `made` on the way."""
     for found in samples:
         if isinstance(found, Damage):
             made.damage = found
@@ -51,7 +52,7 @@ def _taken_in(made: ShardBlocks, samples: Iterable[Sample | Damage]) -> Generato
 
 
 class Tar:
-    """See `recap.data.kind.Kind`. A block is a range of bytes."""
+    """See `recap.data.kind.Kind`. A block is a range of the tar's bytes."""
 
     name = "tar"
     endings: tuple[str, ...] = ARCHIVES
@@ -63,7 +64,7 @@ class Tar:
         return ""
 
     def check_ranges(self, shards: Sequence[Shard]) -> None:
-        """All gzipped ones that are called so, and of those on a disk a few that are not."""
+        """UserError for gzipped tars: all that are named so, and a few local ones whose first bytes show it."""
         local = [shard for shard in shards if "://" not in shard.uri]
         looked_at = {shard.id for shard in local[:: max(len(local) // _LOOKED_AT, 1)]}
         for shard in shards:
@@ -77,7 +78,7 @@ class Tar:
         with open_shard(shard) as file:
             archive = Archive(file)
             has_ranges = file.seekable() and not archive.packed
-            yield from _taken_in(blocks, read_archive(archive)) if has_ranges else read_archive(archive)
+            yield from _counted(blocks, read_archive(archive)) if has_ranges else read_archive(archive)
 
     def scan(self, shard: Shard, wanted: Wanted) -> ShardBlocks:
         with open_shard(shard) as file:
@@ -85,16 +86,16 @@ class Tar:
 
     def block(self, shard: Shard, block: Block, wanted: Wanted, read: Callable[[int], None]) -> list[Sample]:
         def part(start: int, end: int) -> bytes:
-            """Of the block's range, and of the zeros behind it."""
+            """Bytes [start, end) of the block, followed by zeros behind its end."""
             first, last = block.start + start, min(block.start + end, block.end)
             data = fetch(shard.uri, first, last) if first < last else b""
             read(len(data))
             return data + bytes(end - start - len(data))
 
         def linked(name: str) -> tuple[bytes | None, str]:
-            """A hard link to a member of an earlier block: the index says where that lies."""
+            """The target of a hard link in an earlier block. The index says where it lies."""
             if name not in block.links:
-                return None, LINK
+                return None, UNREADABLE_LINK
             start, end = block.links[name]
             return single(lambda: fetch(shard.uri, start, end), end - start)
 

@@ -1,4 +1,4 @@
-"""What is read once and kept for who asks next, bounded in bytes."""
+"""A cache that is bounded in bytes and shared by threads."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Kept(Generic[T]):
-    """Values by key, those asked for last. Several threads may ask: a value is made by one of them, the others wait.
+class BoundedCache(Generic[T]):
+    """Values by key; the least recently used ones are dropped. Where several threads want the same value, one makes it
+    and the others wait.
 
     Args:
-        most: bytes of all values; one alone may be larger.
+        most: bytes of all values together. A single value may be larger.
     """
 
     def __init__(self, most: int) -> None:
@@ -23,7 +24,8 @@ class Kept(Generic[T]):
         self._making: dict[Hashable, Lock] = {}
         self._lock = Lock()
 
-    def of(self, key: Hashable, make: Callable[[], T], size: Callable[[T], int]) -> T:
+    def get_or_make(self, key: Hashable, make: Callable[[], T], size: Callable[[T], int]) -> T:
+        """The value of a key, made by `make` where it is not held. size: returns a value's bytes."""
         with self._lock:
             mine = self._making.setdefault(key, Lock())
         with mine:
