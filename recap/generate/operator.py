@@ -1,7 +1,7 @@
 """The generating operator: rows of tars and columns in, one column of answers out. Torch-free until `setup`.
 
-A format's text names columns; a row whose column is empty is skipped, or copies another (`otherwise`). An answer that
-does not parse is skipped too, and kept as it is in `caption`.
+A prompt format's text names columns. A row whose column is empty is skipped, or gets the text of another column instead
+of an answer (`otherwise`). A row whose answer does not parse is skipped too; the answer is kept in `caption`.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from recap.data.texts import LONGEST_TEXT, TextMember, clean
 from recap.engine import Caption, Format
 from recap.engine.formats import Said, bank_of, format_name, one_line, said, shuffled
 from recap.engine.identity import weights_identity
+from recap.generate.engine_job import ALTERNATIVE, FIELDS, PLACEHOLDER, EngineJob, RowInput
 from recap.generate.parsers import Unparsed, parser_of
 from recap.generate.settings import GenerateConfig
-from recap.generate.writing import ALTERNATIVE, FIELDS, PLACEHOLDER, Asked, Writing
 
 UNPARSED = "answer: unparsed"
 LEAKED = "answer: leaks the prompt"
 MISSING = "text: missing"
-VERDICT_VERSION = 2
+VERDICT_VERSION = 2  # of the rules by which verdicts are read from answers, part of the identity
 
 
-class GenerateOperator(RowsJob, Writing):
+class GenerateOperator(RowsJob, EngineJob):
     """See hpc.operator.Operator."""
 
     Config: ClassVar[type] = GenerateConfig
@@ -56,12 +56,12 @@ class GenerateOperator(RowsJob, Writing):
                 if (e := form.examples) is not None:
                     bank_of(e.file, e.count, e.text, e.between)
         except (UserError, ValueError) as error:
-            raise self.refused(error) from error
+            raise self.config_error(error) from error
         self._check_fields()
         self._text = TextMember.named(config.data.text)
 
-    def refused(self, error: Exception) -> UserError:
-        """Engines say captioner for the settings that this config calls writer, formats and choose."""
+    def config_error(self, error: Exception) -> UserError:
+        """An engine's error with this config's keys: it says captioner for what is writer, formats and choose here."""
         text = str(error).replace("captioner.prompts", "formats").replace("captioner.formats", "choose")
         return UserError(f"config: {text.replace('captioner.', 'writer.')}")
 
@@ -100,14 +100,14 @@ class GenerateOperator(RowsJob, Writing):
         try:
             made: dict[str, Any] = self.placeholders_digest() | weights_identity(self.config.writer)
         except FileNotFoundError as error:
-            raise self.refused(error) from error
+            raise self.config_error(error) from error
         if columns := self._rows.identities():
             made["columns"] = columns
         examples = {n: _file_digest(f.examples.file) for n, f in sorted(self.config.formats.items()) if f.examples}
         if examples:
             made["examples"] = examples
         if self.config.parse.verdict:
-            made["verdict"] = VERDICT_VERSION  # answers are read otherwise than they once were
+            made["verdict"] = VERDICT_VERSION
         if len(self.config.formats) > 1:
             made["order"] = list(self.config.formats)  # which format a row gets depends on it
         return made
@@ -127,18 +127,18 @@ class GenerateOperator(RowsJob, Writing):
         parsed = self._parse.fields
         alternatives = pa.list_(pa.struct([*ALTERNATIVE, *parsed]))
         fields = [(name, alternatives if name == "alternatives" else kind) for name, kind in FIELDS]
-        shown = [("order", pa.list_(pa.string()))]  # columns in the places in which they were shown
+        shown = [("order", pa.list_(pa.string()))]  # names of columns in the order in which they were shown
         ordered = any(form.order for form in self.config.formats.values())
         return Column(self.config.column, [*fields, *(shown if ordered else []), *parsed])
 
     # --- what an engine process asks ----------------------------------------------------------
 
     def read(self, shard: Shard) -> Iterator[Item | Damage]:
-        return self._rows.read(shard, self._asked)
+        return self._rows.read(shard, self._row_input)
 
-    def _asked(self, row: JoinedRow) -> tuple[Asked, int]:
+    def _row_input(self, row: JoinedRow) -> tuple[RowInput, int]:
         image, reason, detail, text = None, "", "", None
-        if self._sees and row.sample is not None:
+        if self._needs_image and row.sample is not None:
             found = find_image(row.sample, self.config.data.image)
             image, reason, detail = found.image, found.reason, found.detail
         if row.sample is not None:
@@ -148,14 +148,14 @@ class GenerateOperator(RowsJob, Writing):
         names = [format_name(answer) for answer in self.asking.names(row.key)]
         sha256 = digest(image) if image is not None else row.image
         name = names[0] if len(self.config.formats) > 1 else ""
-        asked = Asked(image, sha256, text, reason=reason, detail=detail, texts=texts, format=name)
+        asked = RowInput(image, sha256, text, reason=reason, detail=detail, texts=texts, format=name)
         if not reason:
             asked = self._with_columns(asked, [self.config.formats[name] for name in dict.fromkeys(names)])
         return asked, len(image or b"") + sum(len(value) for value in texts.values())
 
     @staticmethod
-    def _with_columns(asked: Asked, forms: list[Format]) -> Asked:
-        """The row where all columns that are needed say something; else what is done instead."""
+    def _with_columns(asked: RowInput, forms: list[Format]) -> RowInput:
+        """The row's input where no needed column is empty; else with a text to copy, or a reason to skip it."""
         for form in forms:
             empty = [name for name in form.needed() if not one_line(asked.texts.get(name, ""))]
             if not empty:
@@ -201,7 +201,7 @@ class GenerateOperator(RowsJob, Writing):
 
 
 def numbered(value: Said) -> Said:
-    """A list's entries with their numbers before them; empty ones are none.
+    """A list's entries with numbers before them, without empty ones. A single text stays as it is.
 
     >>> numbered(("a cat", "", "a dog"))
     ('1. a cat', '2. a dog')

@@ -1,4 +1,4 @@
-"""Answers as typed fields. What does not parse raises `Unparsed`, which is counted; the answer itself is kept."""
+"""Parsers of answers into typed fields. An answer that does not parse raises `Unparsed`; its row is skipped with it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from recap.generate.verdict import Verdicts
 
 
 class Unparsed(ValueError):
-    """An answer that is not of the form that was asked for; says how."""
+    """An answer that is not in the form that was asked for. The message says what is wrong."""
 
 
 class Parser(Protocol):
-    """fields: what it makes of an answer, by name."""
+    """Turns an answer into values. fields: their names and types."""
 
     fields: list[tuple[str, pa.DataType]]
 
@@ -48,7 +48,7 @@ def parser_of(config: ParseConfig) -> Parser:
 
 
 class TextParser:
-    """The answer is the text."""
+    """Makes no fields: the answer's text is all."""
 
     fields: list[tuple[str, pa.DataType]] = []
 
@@ -108,7 +108,7 @@ def _no_number(name: str) -> Any:
 
 
 class JsonParser:
-    """The first JSON object in an answer, with fields of stated types. Others in it are left out."""
+    """The first JSON object in an answer. schema: type by field; other keys of the object are left out."""
 
     def __init__(self, schema: Mapping[str, str]) -> None:
         self._schema = dict(schema)
@@ -164,7 +164,8 @@ class LinesParser:
 
 
 class BracketsParser:
-    """Items written as so many brackets in a row: [red circle][single]. One list a field."""
+    """Items that are written as consecutive brackets, one for each field: [red circle][single]. A list for each
+    field."""
 
     def __init__(self, names: list[str]) -> None:
         self.fields = [(name, pa.list_(pa.string())) for name in names]
@@ -185,7 +186,7 @@ class BracketsParser:
 
 
 class VerdictParser:
-    """Which of some words an answer gives: see recap.generate.verdict."""
+    """Which one of `choices` an answer gives: see recap.generate.verdict."""
 
     fields = [("verdict", pa.string())]
 
@@ -212,7 +213,7 @@ class RatingParser:
 
 
 class RegexParser:
-    """The named groups of an expression."""
+    """The named groups of a regular expression, searched for in the answer. types: by group, string where not given."""
 
     _TYPES: Mapping[str, tuple[pa.DataType, Callable[[str], Any]]] = {
         "string": (pa.string(), lambda text: clean(text.strip())),

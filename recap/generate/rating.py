@@ -1,4 +1,4 @@
-"""What rating an answer of a judge gives, however it is worded. Torch-free."""
+"""Reads a judge's rating, 1 to 5, from a free-form answer. Torch-free."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ _BARE = re.compile(rf"[^\w-]*{_NUMBER}(?:\s*(?:stars?|points?))?[\W_]*", re.I)
 def parse_rating(answer: str) -> int | None:
     """The rating from 1 to 5 that an answer gives; None without one, or with one that is not clear.
 
-    In this order: JSON with a "rating"; the last "Rating: 3"; "I rate it a 3", where no other number is said so; "3/5"
-    or "3 out of 5", likewise; a bare 3, alone or on the first or the last line. A scale ("1-5", "out of 5") is no
-    rating; a range ("3 - 4"), 3.5 and 7 are none either. What stands before </think> is not read.
+    The first of these that is found counts: JSON with a "rating"; the last "Rating: 3"; "I rate it a 3"; "3/5" or "3
+    out of 5" (for these two, all such numbers must agree); a bare 3, alone or on the first or the last line. A scale
+    ("1-5", "out of 5") is no rating, nor is a range ("3 - 4"), 3.5 or 7. Text before </think> is ignored.
 
     >>> [parse_rating(a) for a in ('{"rating": 4}', "Rating (1-5): 3.", "**Rating:** 5/5", "2", "Rating: 7", "3 - 4")]
     [4, 3, 5, 2, None, None]
@@ -57,7 +57,7 @@ def parse_rating(answer: str) -> int | None:
 
 
 def _of_json(text: str) -> tuple[bool, int | None]:
-    """Whether the answer is JSON that speaks of a rating, and which."""
+    """(whether the answer has a JSON object with a rating, the rating or None where it is not valid)"""
     match = re.search(r"\{[^{}]*\}", text)
     for candidate in (text, match[0] if match else ""):
         try:
@@ -73,6 +73,7 @@ def _of_json(text: str) -> tuple[bool, int | None]:
 
 
 def _whole(number: str) -> int | None:
+    """A number in digits or words as an integer from 1 to 5, else None."""
     try:
         value = _WORDS.get(number.lower().strip()) or float(number.replace(",", "."))
     except ValueError:

@@ -57,7 +57,7 @@ class GenerateConfig:
                 form.examples.file = os.path.abspath(form.examples.file)
 
     def asking(self) -> CaptionerConfig:
-        """The writer and what it is asked, as engines are told."""
+        """The model's settings and the prompt formats, as engines take them."""
         settings = {item.name: getattr(self.writer, item.name) for item in fields(WriterConfig)}
         formats = "all" if self.choose == "all" else "choose"
         return CaptionerConfig(**settings, prompts=dict(self.formats), formats=formats)  # type: ignore[arg-type]

@@ -1,9 +1,9 @@
-"""Which of some words an answer of a judge gives, however it is worded. Torch-free.
+"""Reads a judge's verdict, one of some given words, from a free-form answer. Torch-free.
 
-A word counts where it stands as an answer: alone between marks ("No, the hat is red"), or in an English clause that
-says nothing else ("I'd say no", "the second one is better", "no it is not"). A word that only begins another clause is
-none, whatever the language: "No sé", "no idea", "First, I look at the colours". Where the words that are asked for are
-not English, only those that stand alone count.
+A word counts where it is used as an answer: alone between punctuation marks ("No, the hat is red"), or in an English
+clause that says nothing else ("I'd say no", "the second one is better", "no it is not"). A word that only begins
+another clause does not count, in any language: "No sé", "no idea", "First, I look at the colours". Where the given
+words are not English, only words that stand alone count.
 """
 
 from __future__ import annotations
@@ -23,13 +23,16 @@ def _words(text: str) -> frozenset[str]:
 
 
 _ANSWERS = {"yes", "no", "true", "false", "unsure", "uncertain", "unclear", "tie", "correct", "incorrect"}
-"""Of these a clause may go on as a sentence does ("no it is not"); "first" and "second" name what is spoken of, too."""
+"""Words that can only be an answer, so that a sentence may follow without a comma ("no it is not"). Others, such as
+"first", may also be part of the sentence."""
+# Words that begin the sentence after such an answer.
 _STARTERS = _words(
     """
     it it's its this that that's the there there's these those they I i'm i'd we you because since as for but all
     both about not
     """
 )
+# Words that may come before and after the verdict in a clause that says nothing else.
 _BEFORE = _words(
     """
     so thus therefore hence overall and then well okay ok my our the final answer answer's verdict judgment
@@ -47,6 +50,8 @@ _AFTER = _words(
     sure whether so winner think believe say answer my
     """
 )
+# Frequent English words, and frequent words of other languages in which "no" begins a sentence, or of languages like
+# them. They tell the language of a sentence.
 _ENGLISH = _words(
     """
     the is it this that there are i you they we of and to not because has have does do with for be was were isn't
@@ -60,9 +65,8 @@ _FOREIGN = _words(
     da os nao isso het een dat niet ik ze jest po od som det ikke er si su al molt
     """
 )
-"""Of the languages in which "no" begins a sentence, and their neighbours; what is not ASCII counts, too."""
 _OTHERS = _words("si oui non ja nein nee sim nao tak nie hai da net evet ano igen")
-"""With one of these among the words that are asked for, answers are not expected in English."""
+"""Words of other languages: where one of them is among the choices, answers are not expected in English."""
 
 
 class Verdicts:
@@ -80,8 +84,10 @@ class Verdicts:
         self._english = all(choice.isascii() and choice not in _OTHERS for choice in self._lower)
 
     def of(self, answer: str) -> str | None:
-        """The word that the answer gives: in its last line alone, or first, or as the only one in all of it or in its
-        last line. None without one, or where it is not clear which.
+        """The choice that the answer gives; None where there is none, or where it is not clear which.
+
+        It is the last line, where that line is nothing but a choice; or the first word of the answer; or the only
+        choice in the whole answer; or the only one in its last line.
 
         >>> verdicts = Verdicts(["yes", "no", "unsure"])
         >>> [verdicts.of(a) for a in ("**No**, it is red.", "I'd say yes", "No sé", "yes or no?", "Yes.\\nNo.")]
@@ -92,7 +98,7 @@ class Verdicts:
             return self._choices[self._lower.index(bare)]
         text = self._word.sub(lambda found: f" \0{self._lower.index(found[0].lower())}\0 ", text)
         text = _QUOTED.sub(lambda quoted: quoted[0] if len(_TOKEN.findall(quoted[0])) == 1 else " ", text)
-        lines = [self._said(line) for line in text.splitlines() if line.strip()]
+        lines = [self._answers_in(line) for line in text.splitlines() if line.strip()]
         if not lines:
             return None
         last = text.splitlines()[-1]
@@ -107,19 +113,19 @@ class Verdicts:
         return None
 
     def _alone(self, line: str) -> int | None:
-        """The word that a line consists of, behind a label ("Verdict: no")."""
+        """The number of the choice that a line consists of, perhaps after a label ("Verdict: no"); else None."""
         label, sign, rest = line.rpartition(":")
         tokens = _TOKEN.findall(rest if sign and len(_TOKEN.findall(label)) <= 3 else line)
         return _number(tokens[0]) if len(tokens) == 1 else None
 
-    def _said(self, line: str) -> list[tuple[bool, int]]:
-        """The words that the sentences of a line give, and of each whether the line begins with it."""
+    def _answers_in(self, line: str) -> list[tuple[bool, int]]:
+        """(whether the line begins with it, number) of each choice that a sentence of the line gives as an answer."""
         found: list[tuple[bool, int]] = []
         for at, sentence in enumerate(_SENTENCE.split(line)):
             parts = _CLAUSE.split(sentence)
             clauses = [_TOKEN.findall(part) for part in parts[::2]]
             if any(len({n for n in map(_number, clause) if n is not None}) > 1 for clause in clauses):
-                continue  # a list of what could be answered
+                continue  # it lists the possible answers
             if self._english and _foreign(sentence):
                 continue
             heads = [clause for clause in clauses if clause]
@@ -130,7 +136,12 @@ class Verdicts:
         return found
 
     def _clause(self, tokens: list[str], mark: str, after: list[str], begins: bool) -> int | None:
-        """The word that a clause gives. mark, after: what ends it, and the words of the next one."""
+        """The number of the choice that a clause gives as an answer, else None.
+
+        Args:
+            tokens: the clause's words. mark: the punctuation mark that ends it. after: the words of the next clause.
+            begins: whether the line begins with this clause.
+        """
         if len(set(tokens)) == 1:
             tokens = tokens[:1]  # "no no no"
         places = [place for place, token in enumerate(tokens) if _number(token) is not None]
@@ -155,11 +166,13 @@ class Verdicts:
 
 
 def _number(token: str) -> int | None:
+    """The number of the choice that a token was replaced by (between NULs), None for other words."""
     return int(token.strip("\0")) if token.startswith("\0") else None
 
 
 def _foreign(sentence: str) -> bool:
-    """Whether more of its words are of other languages than of English."""
+    """Whether a sentence has more words of other languages than English ones. Words that are not ASCII count as
+    such."""
     words = [word.lower().replace("’", "'") for word in _TOKEN.findall(sentence) if not word.startswith("\0")]
     english = sum(word in _ENGLISH for word in words)
     return sum(word in _FOREIGN or not word.replace("'", "").isascii() for word in words) > english

@@ -24,7 +24,7 @@ from recap.data.same_image import FIELD, digest
 from recap.data.tar_job import RowsJob
 from recap.engine.decode_pool import Decoded, DecodePool
 from recap.engine.formats import one_line, said
-from recap.generate.writing import PLACEHOLDER
+from recap.generate.engine_job import PLACEHOLDER
 from recap.score.scorer import IMAGE, TEXTS, Picture, ScoreInput
 from recap.score.scorers import columns_beside, scorers_of
 from recap.score.self_retrieval import in_bags

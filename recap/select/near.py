@@ -1,8 +1,9 @@
-"""Groups of hashes that differ in few of their 64 bits, exactly, among many: perceptual hashes of near duplicates.
+"""Groups 64-bit hashes that differ in few bits, such as perceptual hashes of near duplicates. Exact for any number.
 
-Two hashes that differ in at most d bits agree in all bits of r of any d + r blocks of bits. So for each choice of r
-blocks, hashes that agree there are compared with one another, and no other pairs are (Manku et al. 2007, "Detecting
-near-duplicates for web crawling"). Memory does not grow with the rows: what does lies in files.
+Where the 64 bits are cut into d + r blocks, two hashes that differ in at most d bits agree in all bits of at least r
+blocks. So for each choice of r blocks, only hashes that agree in these are compared with one another (Manku et al.
+2007, "Detecting near-duplicates for web crawling"). Memory does not grow with the number of rows; data that does is in
+files.
 """
 
 from __future__ import annotations
@@ -17,23 +18,24 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from recap.select.parts import Parts
-from recap.select.repeated import NONE, Often, joined
+from recap.select.repeated import NO_VALUES, RepeatedValues, merged
 
 BITS = 64
 _ROW = np.dtype([("value", np.int64), ("place", np.int64), ("order", np.int64)])
 _HASH = np.dtype([*_ROW.descr, ("rows", np.int64)])
 _NUMBERED = np.dtype([("value", np.uint64), ("number", np.int64)])
 _CHUNK = 1 << 20  # hashes that are looked at in one step
-_FILED_NS, _COMPARED_NS = 300.0, 10.0  # about what a hash, and a pair of them, takes
+_FILED_NS, _COMPARED_NS = 300.0, 10.0  # about how long it takes to file a hash, and to compare a pair
 
 
-class Near:
-    """Counts rows of hashes in groups: two hashes are in one group where a chain of hashes leads from one to the other,
-    in steps of at most `distance` bits. A context manager: its files are gone at the end. 24 bytes a row and 80 a hash
-    lie on a disk while it lasts.
+class NearDuplicates:
+    """Counts the rows of each group of hashes. Two hashes are in one group where a chain of hashes leads from one to
+    the other in steps of at most `distance` bits.
+
+    A context manager: its files, 24 bytes a row and 80 a hash, are removed at the end.
 
     Args:
-        folder: where the files may lie.
+        folder: for the files.
     """
 
     def __init__(self, folder: Path, distance: int) -> None:
@@ -41,22 +43,22 @@ class Near:
         self._folder = Path(self._stack.enter_context(TemporaryDirectory(prefix=".near-", dir=folder)))
         self._parts = self._stack.enter_context(Parts(self._folder, _ROW))
 
-    def __enter__(self) -> Near:
+    def __enter__(self) -> NearDuplicates:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._stack.close()
 
     def add(self, values: np.ndarray, places: np.ndarray) -> None:
-        """int64 hashes of rows, and digests of where the rows are, in the rows' order."""
+        """Add rows, in order. values: their hashes, int64 [rows]. places: digests of shard and key, int64 [rows]."""
         rows = np.empty(len(values), _ROW)
         rows["value"], rows["place"] = values, places
         rows["order"] = np.arange(self._count, self._count + len(values))
         self._count += len(values)
         self._parts.add(rows, values)
 
-    def more_than(self, limits: Sequence[int]) -> dict[int, Often]:
-        """For each limit: the hashes of groups with more rows, and as their places that of the group's first row."""
+    def more_than(self, limits: Sequence[int]) -> dict[int, RepeatedValues]:
+        """By limit: the hashes in groups of more rows. The place of each is that of its group's first row."""
         hashes = self._hashes()
         groups = Groups(self._numbers("group", len(hashes)))
         for one, other in near_pairs(hashes["value"].view(np.uint64), self._distance, self._folder):
@@ -69,12 +71,12 @@ class Near:
         for part, group in groups.parts(hashes):
             leads = part["order"] == first[group]
             places[group[leads]] = part["place"][leads]
-        found: dict[int, list[Often]] = {limit: [NONE] for limit in limits}
+        found: dict[int, list[RepeatedValues]] = {limit: [NO_VALUES] for limit in limits}
         for part, group in groups.parts(hashes):
             for limit, parts in found.items():
                 often = rows[group] > limit
                 parts.append((part["value"][often], places[group[often]], int(part["rows"][often].sum())))
-        return {limit: joined(parts) for limit, parts in found.items()}
+        return {limit: merged(parts) for limit, parts in found.items()}
 
     def _hashes(self) -> np.ndarray:
         """One row for each hash: value, place and order of its first row, and how many rows have it."""
@@ -90,16 +92,16 @@ class Near:
         return np.memmap(self._folder / "hashes", _HASH, "r", shape=(count,)) if count else np.empty(0, _HASH)
 
     def _numbers(self, name: str, count: int) -> np.ndarray:
-        """int64 zeros in a file."""
+        """int64 [count], zeros, in a file that is mapped into memory."""
         made: np.ndarray = np.memmap(self._folder / name, np.int64, "w+", shape=(count,)) if count else np.empty(0, int)
         return made
 
 
 class Groups:
-    """Which things are of one group, by union: of each its parent, the least of a group its own.
+    """Union-find over things 0 ... n - 1: the least thing of a group stands for it.
 
     Args:
-        parents: int64 of any content, one for each thing.
+        parents: int64 [n] of any content, which is overwritten.
     """
 
     def __init__(self, parents: np.ndarray) -> None:
@@ -108,7 +110,7 @@ class Groups:
             parents[start : start + _CHUNK] = np.arange(start, min(start + _CHUNK, len(parents)))
 
     def join(self, one: np.ndarray, other: np.ndarray) -> None:
-        """Pairs of things are of one group."""
+        """Unite the groups of pairs. one, other: int64 [pairs]."""
         while len(one):
             both = self.of(np.concatenate([one, other]))
             one, other = both[: len(one)], both[len(one) :]
@@ -117,7 +119,7 @@ class Groups:
             np.minimum.at(self._parents, np.maximum(one, other), np.minimum(one, other))
 
     def of(self, things: np.ndarray) -> np.ndarray:
-        """The group of each thing: the least thing in it. Paths to it are halved until they are of one step."""
+        """int64: the group of each thing, by the least thing in it. Paths are shortened on the way (path halving)."""
         while True:
             parents = self._parents[things]
             above = self._parents[parents]
@@ -126,18 +128,19 @@ class Groups:
             self._parents[things] = above
 
     def parts(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Rows of things, some at a time, and their groups."""
+        """(some of the rows, the groups of these things) until all are through. rows: one for each thing."""
         for start in range(0, len(rows), _CHUNK):
             part = rows[start : start + _CHUNK]
             yield part, self.of(np.arange(start, start + len(part)))
 
 
 def near_pairs(hashes: np.ndarray, distance: int, folder: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Numbers of hashes, int64 twice, that differ in at most `distance` bits, each pair once or more.
+    """Pairs of hashes that differ in at most `distance` bits: (int64 [pairs], int64 [pairs]), numbers in `hashes`. A
+    pair may occur more than once.
 
     Args:
-        hashes: uint64, each once.
-        folder: for files while it lasts.
+        hashes: uint64, all different.
+        folder: for temporary files.
     """
     masks = block_masks(len(hashes), distance)
     for chosen in combinations(masks, len(masks) - distance):
@@ -153,7 +156,7 @@ def near_pairs(hashes: np.ndarray, distance: int, folder: Path) -> Iterator[tupl
 
 
 def _compared(rows: np.ndarray, mask: np.uint64, distance: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Pairs among rows that agree in the mask's bits: each row with its next one, that behind it, and so on."""
+    """Near pairs among rows that agree in the bits of `mask`. Sorted rows are compared at distance 1, 2, and so on."""
     rows = rows[np.argsort(rows["value"] & mask)]
     values, numbers, kinds = rows["value"].copy(), rows["number"].copy(), rows["value"] & mask
     left = np.arange(len(rows))
@@ -167,7 +170,12 @@ def _compared(rows: np.ndarray, mask: np.uint64, distance: int) -> Iterator[tupl
 
 
 def block_masks(count: int, distance: int) -> list[np.uint64]:
-    """Blocks of bits, `distance` of which may differ: so many that the whole search is the shortest."""
+    """Masks of the blocks that the 64 bits are cut into. Their number is chosen to make the search the fastest.
+
+    Args:
+        count: how many hashes there are.
+        distance: bits in which near hashes may differ.
+    """
 
     def cost(blocks: int) -> float:
         agreeing = blocks - distance

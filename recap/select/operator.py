@@ -1,5 +1,5 @@
-"""The selecting job: columns of scores in, one row for each of theirs out: ok where it is kept, else the rule that
-dropped it. Of any number of texts it can write the best one. Torch-free.
+"""The selecting job: columns of scores in; one row for each of theirs out, ok where it is kept, else with the rule that
+dropped it as its reason. It can also write the best one of several texts. Torch-free.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from recap.data.same_image import FIELD
 from recap.data.tar_job import RowsJob
 from recap.data.texts import text_digest
 from recap.engine.formats import one_line, said
-from recap.select.rules import Passing, check_places, has_value, number_of, passing, statistics_of
+from recap.select.rules import RuleTest, check_places, compile_rule, has_value, number_of, statistics_of
 from recap.select.settings import Best, Bucket, SelectConfig, check
 
 NUMBERS = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_null)
 NO_TEXT = "no text is left"
-PROOF = 8 * BLOCK  # rows of which one carries its image's digest
+PROOF = 8 * BLOCK  # one row out of so many has its image's digest
 
 
 class SelectOperator(RowsJob, Batched):
@@ -56,16 +56,18 @@ class SelectOperator(RowsJob, Batched):
         return Rows(config.data, list(dict.fromkeys(names)), image=False)
 
     @cached_property
-    def _rules(self) -> dict[str, Passing]:
-        return {name: passing(rule, self.config.data.columns, self._rows) for name, rule in self.config.rules.items()}
+    def _rules(self) -> dict[str, RuleTest]:
+        return {
+            name: compile_rule(rule, self.config.data.columns, self._rows) for name, rule in self.config.rules.items()
+        }
 
     @cached_property
-    def _either(self) -> list[tuple[Passing, str]]:
-        return [(passing(one, self.config.data.columns, self._rows), one.text) for one in self.config.either]
+    def _either(self) -> list[tuple[RuleTest, str]]:
+        return [(compile_rule(one, self.config.data.columns, self._rows), one.text) for one in self.config.either]
 
     @cached_property
     def _edges(self) -> tuple[list[float], str]:
-        """Of the bins, and the digest of the file that they are from."""
+        """(inner edges of the bins of `bucket`, digest of the statistics file that they are from or "")"""
         bucket = self.config.bucket
         if bucket is None or not bucket.bins:
             return (bucket.edges if bucket else []), ""
@@ -82,7 +84,7 @@ class SelectOperator(RowsJob, Batched):
         return shards
 
     def _check_numbers(self) -> None:
-        """UserError where a bound, an edge or a score is of a column whose files say that it holds no numbers."""
+        """UserError where a bound, an edge or a score is for a column whose files do not hold numbers."""
         config = self.config
         rules = {f"rules.{name}": rule for name, rule in config.rules.items()}
         rules |= {f"either[{number}]": rule for number, rule in enumerate(config.either)}
@@ -95,7 +97,7 @@ class SelectOperator(RowsJob, Batched):
                 continue
             try:
                 kind = column.type()
-            except (UserError, OSError, pa.ArrowException):  # nothing is made yet, or it is damaged: said elsewhere
+            except (UserError, OSError, pa.ArrowException):  # not made yet, or damaged: reported when it is read
                 continue
             if not any(is_kind(kind) for is_kind in NUMBERS):
                 raise UserError(
@@ -114,8 +116,10 @@ class SelectOperator(RowsJob, Batched):
         return made | ({"statistics": files} if files else {})
 
     def describe(self) -> list[tuple[str, str]]:
-        lines = [(f"rule {name}", rule.told) for name, rule in self._rules.items()]
-        lines += [("text" if not n else "", f"{text} where {rule.told}") for n, (rule, text) in enumerate(self._either)]
+        lines = [(f"rule {name}", rule.description) for name, rule in self._rules.items()]
+        lines += [
+            ("text" if not n else "", f"{text} where {rule.description}") for n, (rule, text) in enumerate(self._either)
+        ]
         if best := self.config.best:
             lines.append(("text", f"the best {best.count} of {', '.join(best.texts)} by {', '.join(best.scores)}"))
         if bucket := self.config.bucket:
@@ -137,9 +141,9 @@ class SelectOperator(RowsJob, Batched):
         return self._rows.read(shard, lambda row: (row, 0))
 
     def apply(self, items: list[Item]) -> list[Row]:
-        return [self._decided(item) for item in items]
+        return [self._decide(item) for item in items]
 
-    def _decided(self, item: Item) -> Row:
+    def _decide(self, item: Item) -> Row:
         row: JoinedRow = item.payload
         place = text_digest(f"{item.shard}/{item.key}")
         for name, rule in self._rules.items():
@@ -160,7 +164,7 @@ class SelectOperator(RowsJob, Batched):
         return self._row(item, "", values)
 
     def _texts(self, row: JoinedRow, place: int) -> list[tuple[str, str]]:
-        """The texts that are written, with their columns' names."""
+        """(column, text) of each text that is written, best first."""
         if self.config.best:
             return best_texts(self.config.best, row.columns)
         for rule, name in self._either:
@@ -170,7 +174,8 @@ class SelectOperator(RowsJob, Batched):
         return []
 
     def _row(self, item: Item, reason: str, values: Mapping[str, Any] | None = None) -> Row:
-        """The images' digests would be most of what a selection holds: without texts, few of them prove the rest."""
+        """An output row. Where no text is written, only one row in PROOF has its image's digest, since digests would be
+        most of the file; that is enough to prove that the column was made from these images."""
         made: dict[str, Any] = dict(values or {})
         if self._writes or item.index % PROOF == 0:
             made[FIELD] = item.payload.image
@@ -184,7 +189,8 @@ class SelectOperator(RowsJob, Batched):
 
 
 def best_texts(best: Best, columns: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(column, text) of the largest scores, best first; of equal ones the earlier. Without text or score: none."""
+    """(column, text) of the texts with the largest scores, best first; of equal scores the earlier column first. Texts
+    that are empty or have no score are left out."""
     found = []
     for number, (name, score) in enumerate(zip(best.texts, best.scores, strict=True)):
         text, value = one_line(said(columns[name])), columns[score]
@@ -194,9 +200,10 @@ def best_texts(best: Best, columns: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def level(value: Any, edges: list[float], bucket: Bucket) -> int:
-    """The bin of a value: how many edges are not above it."""
+    """The number of the bin that a value is in: how many edges are at or below it."""
     return bisect_right(edges, number_of(value, bucket.column))
 
 
 def _ranked(name: str, rank: int) -> str:
+    """The field of the text at a rank: caption, caption_2, ..."""
     return name if not rank else f"{name}_{rank + 1}"

@@ -1,4 +1,4 @@
-"""The value at a rank among any number of values, exactly, in memory that does not grow with them: radix selection."""
+"""Radix selection: the exact value at a rank among any number of values, in constant memory."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-_DIGIT = 16  # bits of a pass: a histogram of 65,536 counts
+_DIGIT = 16  # bits that a pass decides, with a histogram of 65,536 counts
 _BITS = 64
 
-Values = Callable[[], Iterable[np.ndarray]]
-"""All values, in parts of float64 without NaN; called once a pass."""
+ValueParts = Callable[[], Iterable[np.ndarray]]
+"""Yields all values in float64 parts without NaN. It is called once for each pass over them."""
 
 
 @dataclass
 class Summary:
-    """count, least and greatest of all values."""
+    """The number of values, and the smallest and largest of them."""
 
     count: int = 0
     least: float = np.inf
@@ -30,7 +30,8 @@ class Summary:
 
 @dataclass
 class _Search:
-    """One rank: `prefix` of the ordered bits that is known, and how many values lie below it."""
+    """The search for one rank. prefix: the leading bits of its value that are known. below: how many values are smaller
+    than any with this prefix. counts: of the next digit's values."""
 
     rank: int
     prefix: int = 0
@@ -39,7 +40,7 @@ class _Search:
 
 
 @dataclass(frozen=True)
-class Place:
+class RankedValue:
     """The value at a rank, how many values are smaller, and how many are equal."""
 
     value: float
@@ -47,11 +48,11 @@ class Place:
     equal: int
 
 
-def at_ranks(values: Values, ranks: Sequence[int]) -> list[Place]:
+def at_ranks(values: ValueParts, ranks: Sequence[int]) -> list[RankedValue]:
     """The values that would stand at these places (from 0) if all were sorted ascending.
 
     >>> at_ranks(lambda: [np.array([3.0, -1.0]), np.array([2.0, 2.0])], [0, 2])
-    [Place(value=-1.0, below=0, equal=1), Place(value=2.0, below=1, equal=2)]
+    [RankedValue(value=-1.0, below=0, equal=1), RankedValue(value=2.0, below=1, equal=2)]
     """
     searches = [_Search(rank) for rank in ranks]
     known = 0  # bits of the prefixes
@@ -68,7 +69,7 @@ def at_ranks(values: Values, ranks: Sequence[int]) -> list[Place]:
             search.prefix = (search.prefix << digit) | found
         known += digit
     last = (1 << (_BITS % _DIGIT or _DIGIT)) - 1
-    return [Place(_value(s.prefix), s.below, int(s.counts[s.prefix & last])) for s in searches]
+    return [RankedValue(_value(s.prefix), s.below, int(s.counts[s.prefix & last])) for s in searches]
 
 
 def _count(keys: np.ndarray, known: int, digit: int, groups: dict[int, np.ndarray]) -> None:
@@ -82,11 +83,12 @@ def _count(keys: np.ndarray, known: int, digit: int, groups: dict[int, np.ndarra
 
 
 def ordered(values: np.ndarray) -> np.ndarray:
-    """uint64 that compare as the float64 values do."""
+    """uint64 that are ordered as the float64 values are."""
     bits = (values.astype(np.float64) + 0.0).view(np.uint64)  # -0.0 becomes 0.0
     return bits ^ np.where(bits >> np.uint64(63), np.uint64(0xFFFFFFFFFFFFFFFF), np.uint64(1 << 63))
 
 
 def _value(key: int) -> float:
+    """The float64 of an `ordered` key."""
     bits = key ^ (1 << 63) if key >> 63 else key ^ 0xFFFFFFFFFFFFFFFF
     return float(np.array([bits], np.uint64).view(np.float64)[0])

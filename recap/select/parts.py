@@ -1,4 +1,5 @@
-"""Rows of numbers on a disk, sorted into files by a hash, so that rows of one kind can be looked at together."""
+"""Partitions rows of numbers into files on a disk by a hash, so that rows with the same key can be processed
+together."""
 
 from __future__ import annotations
 
@@ -10,15 +11,15 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 PARTS = 64
-_SPREAD = np.uint64(0x9E3779B97F4A7C15)  # of Fibonacci hashing: neighbouring numbers go to different files
+_SPREAD = np.uint64(0x9E3779B97F4A7C15)  # multiplier of Fibonacci hashing: neighbouring keys go to different files
 
 
 class Parts:
-    """PARTS files of rows. A context manager: the files are gone at the end.
+    """PARTS files of rows. A context manager: the files are removed at the end.
 
     Args:
-        folder: where the files may lie.
-        row: type of a row.
+        folder: for the files.
+        row: NumPy type of a row.
     """
 
     def __init__(self, folder: Path, row: np.dtype) -> None:
@@ -33,7 +34,7 @@ class Parts:
         self._stack.close()
 
     def add(self, rows: np.ndarray, kinds: np.ndarray) -> None:
-        """kinds: 64 bits a row; rows of one kind come into one file, in their order."""
+        """Add rows. kinds: int64 or uint64 [rows], the keys; rows with the same key come into one file, in order."""
         part = (kinds.view(np.uint64) * _SPREAD) >> np.uint64(64 - (PARTS - 1).bit_length())
         order = np.argsort(part, kind="stable")
         bounds = np.searchsorted(part[order], np.arange(PARTS + 1))

@@ -10,13 +10,14 @@ from hpc.base.fields import execution, semantic
 from recap.data.rows import RowsConfig
 
 TESTS = ("at_least", "above", "at_most", "below", "one_of", "none_of", "top", "shared_by")
-FARTHEST = 16  # bits of a distance: the search takes longer with each
-GLOBAL = ("top", "shared_by")  # need the statistics of all rows
+FARTHEST = 16  # the largest distance in bits: the search takes longer with each
+GLOBAL = ("top", "shared_by")  # tests that need statistics of all rows
 
 
 @dataclass
 class Rule:
-    """A test of one column's value. Bounds go together; of the others there is one. A row without a value fails."""
+    """A test of one column's value: one or two bounds, or one of the other tests. A row without a value does not
+    pass."""
 
     column: str = semantic("", "which of data.columns is looked at")
     at_least: float | None = semantic(None, "the value is this or more")
@@ -37,6 +38,7 @@ class Rule:
         self.statistics = os.path.abspath(self.statistics) if self.statistics else ""
 
     def tests(self) -> list[str]:
+        """Names of the tests that are set."""
         return [name for name in TESTS if getattr(self, name) not in (None, [])]
 
     @property
@@ -46,7 +48,7 @@ class Rule:
 
 @dataclass
 class Candidate(Rule):
-    """A text that is taken where its rule is passed."""
+    """A text that is taken where the row passes its rule."""
 
     text: str = semantic("", "which of data.columns is the text")
 

@@ -1,4 +1,5 @@
-"""What rules of selections must know of all rows of a run: one file, made between a scoring and a selecting job.
+"""Statistics over all rows of a run that rules of a selection need: one file, made between a scoring and a selecting
+job.
 
     python -m recap.select.statistics runs/scores --top clip_alt=0.3 --out edges.json      edge of the best 30 %
     python -m recap.select.statistics runs/scores --bins clip_alt=8 --out edges.json       8 bins of equally many rows
@@ -7,9 +8,9 @@
     python -m recap.select.statistics runs/facts --shared phash=1:4 --out edges.json       ... where hashes that differ
                                                                                      in at most 4 bits are one value
 
-Flags may be repeated. Edges are values of rows, exactly, whatever their number: a run is read once for its extent and
-its repetitions, and four times for its edges, one field at a time. Rows without a value (null, NaN, infinite; rows
-that are not ok) do not count. --shared takes numbers, and texts of equal words whatever their case and blanks.
+Flags may be repeated. Edges are exact values of rows, however many rows there are. Each field is read once for its
+range, once for repeated values, and four times for edges. Rows without a value (null, NaN, infinite; rows that are not
+ok) do not count. --shared counts numbers and texts; texts that differ only in case and white space are equal.
 
 Exit codes: 0 written, 1 the run is not complete, 64 wrong usage.
 """
@@ -35,8 +36,8 @@ from hpc.base.errors import Exit, Parser, UserError
 from hpc.operator import OK
 from hpc.run.published import Published, PublishedShard
 from recap.data.texts import text_digest
-from recap.select.near import Near
-from recap.select.order import Place, Summary, at_ranks
+from recap.select.near import NearDuplicates
+from recap.select.order import RankedValue, Summary, at_ranks
 from recap.select.repeated import Repeated
 from recap.select.settings import FARTHEST
 from recap.select.statistics_file import VERSION, made_of, packed, shared_name
@@ -44,18 +45,18 @@ from recap.select.statistics_file import VERSION, made_of, packed, shared_name
 KINDS = ("top", "bins", "uniform", "shared")
 _READERS = 8
 
-Wanted = dict[str, dict[str, list[Any]]]
-"""What is asked for, by kind and field: shares, numbers of bins, or (number of rows, distance)."""
+Requests = dict[str, dict[str, list[Any]]]
+"""The statistics to make, by kind and field: shares, numbers of bins, or (number of rows, distance)."""
 
 
 class Field:
-    """One field of a run's finished shards."""
+    """Reads one field of a run's finished shards."""
 
     def __init__(self, published: Published, name: str) -> None:
         self._published, self.name = published, name
 
     def tables(self) -> Iterator[tuple[PublishedShard, pa.Table]]:
-        """Keys and values of the rows that are ok, shard by shard in order, read ahead by threads."""
+        """(shard, its rows that are ok: key, the field, status), in order, read ahead by threads."""
         with ThreadPoolExecutor(_READERS) as pool:
             shards = list(self._published)
             for start in range(0, len(shards), 4 * _READERS):
@@ -85,7 +86,7 @@ class Field:
 
 
 def value_digest(value: Any) -> int:
-    """64 bits of a value: an integer itself, of a text its `text_digest`."""
+    """A value as a signed 64-bit integer: an integer itself, a text's `text_digest`, of others that of their repr."""
     return value if isinstance(value, int) else text_digest(value if isinstance(value, str) else repr(value))
 
 
@@ -97,23 +98,27 @@ def value_digests(values: pa.ChunkedArray) -> np.ndarray:
 
 
 def place_digests(shard: str, keys: Sequence[str]) -> np.ndarray:
-    """int64 of rows, by which the first of several is known again."""
+    """int64 [rows]: a digest of each row's shard and key, by which a selection recognises a row."""
     return np.array([text_digest(f"{shard}/{key}") for key in keys], np.int64)
 
 
 def tops(field: Field, shares: Sequence[float], count: int) -> dict[str, dict[str, Any]]:
-    """By share: the edge, how many values are above it, and at it."""
+    """By share: the edge of the largest values, how many values are above it, and how many at it.
+
+    Args:
+        count: number of values of the field.
+    """
     ranks = [count - max(1, round(share * count)) for share in shares]
     found = at_ranks(field.numbers, ranks)
     return {repr(s): _top(place, count) for s, place in zip(shares, found, strict=True)}
 
 
-def _top(place: Place, count: int) -> dict[str, Any]:
+def _top(place: RankedValue, count: int) -> dict[str, Any]:
     return {"edge": place.value, "above": count - place.below - place.equal, "at": place.equal}
 
 
 def quantiles(field: Field, bins: Sequence[int], count: int) -> dict[str, list[float]]:
-    """By number of bins: the inner edges. Edge i of n is the value at place i x count // n of all, ascending."""
+    """By number of bins: the inner edges. Edge i of n is the value at rank i x count // n, from the smallest on."""
     ranks = {number: [i * count // number for i in range(1, number)] for number in bins}
     everything = sorted({rank for found in ranks.values() for rank in found})
     values = {rank: place.value for rank, place in zip(everything, at_ranks(field.numbers, everything), strict=True)}
@@ -121,13 +126,13 @@ def quantiles(field: Field, bins: Sequence[int], count: int) -> dict[str, list[f
 
 
 def uniform(bins: Sequence[int], seen: Summary) -> dict[str, list[float]]:
-    """By number of bins: the inner edges of equally wide ones between the least and the greatest value."""
+    """By number of bins: the inner edges of equally wide bins between the smallest and the largest value."""
     return {str(number): np.linspace(seen.least, seen.greatest, number + 1)[1:-1].tolist() for number in bins}
 
 
 def shared(field: Field, limits: Sequence[int], distance: int, folder: Path) -> dict[str, dict[str, Any]]:
     """By limit: the values that more rows have. distance: bits in which hashes of one value may differ."""
-    with Near(folder, distance) if distance else Repeated(folder) as counted:
+    with NearDuplicates(folder, distance) if distance else Repeated(folder) as counted:
         for shard, table in field.tables():
             kind = table.schema.field(field.name).type
             if distance and kind != pa.int64():
@@ -142,11 +147,11 @@ def shared(field: Field, limits: Sequence[int], distance: int, folder: Path) -> 
     }
 
 
-def statistics(published: Published, wanted: Wanted, folder: Path) -> dict[str, Any]:
+def statistics(published: Published, wanted: Requests, folder: Path) -> dict[str, Any]:
     """The content of a statistics file.
 
     Args:
-        folder: for files while it is made.
+        folder: for temporary files.
     """
     made: dict[str, Any] = {"version": VERSION, "made_of": made_of(published), "fields": {}} | {k: {} for k in KINDS}
     for name in sorted({name for kind in ("top", "bins", "uniform") for name in wanted[kind]}):
@@ -170,7 +175,7 @@ def statistics(published: Published, wanted: Wanted, folder: Path) -> dict[str, 
 
 
 def in_words(made: dict[str, Any]) -> Iterator[str]:
-    """What a statistics file says, a line each."""
+    """The content of a statistics file as sentences."""
     for name, facts in made["fields"].items():
         yield f"{name}: {facts['rows']:,} rows have a value, {facts['least']:g} to {facts['greatest']:g}"
         for share, top in made["top"].get(name, {}).items():
@@ -190,12 +195,12 @@ def in_words(made: dict[str, Any]) -> Iterator[str]:
 _EXAMPLES = {"top": "0.3", "bins": "8", "uniform": "8", "shared": "10, or of hashes 1:4,"}
 
 
-def _wanted(args: argparse.Namespace) -> Wanted:
-    found: Wanted = {kind: {} for kind in KINDS}
+def _requests(args: argparse.Namespace) -> Requests:
+    found: Requests = {kind: {} for kind in KINDS}
     for kind in KINDS:
         for given in getattr(args, kind):
             name, _, number = given.rpartition("=")
-            value = _asked(kind, number)
+            value = _parse_number(kind, number)
             if not name or value is None:
                 raise UserError(
                     f"select: --{kind} {given}: write FIELD and a number, e.g. --{kind} clip_alt={_EXAMPLES[kind]}"
@@ -206,8 +211,8 @@ def _wanted(args: argparse.Namespace) -> Wanted:
     return found
 
 
-def _asked(kind: str, number: str) -> float | tuple[int, int] | None:
-    """A share, a number of bins, or a number of rows and a distance. None: it is none that can be."""
+def _parse_number(kind: str, number: str) -> float | tuple[int, int] | None:
+    """A flag's number: a share, a number of bins, or (number of rows, distance). None where it is not valid."""
     try:
         if kind == "top":
             return share if 0 < (share := float(number)) <= 1 else None
@@ -233,7 +238,7 @@ def main(arguments: list[str] | None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="file to write")
     parser.add_argument("--partial", action="store_true", help="of a run that is not complete")
     args = parser.parse_args(arguments)
-    wanted, published = _wanted(args), Published(args.run)
+    wanted, published = _requests(args), Published(args.run)
     if (missing := published.missing()) and not args.partial:
         what = f"{len(missing):,} of {len(published.shards):,} shards are not finished (first: {missing[0]})"
         warn.print(f"[red]select: {escape(what)}. Finish the run, or say --partial.[/]")

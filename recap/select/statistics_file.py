@@ -1,4 +1,4 @@
-"""The file that tells rules of all rows: edges of shares and bins, values that several rows have."""
+"""The statistics file, as rules of a selection read it: edges of shares and bins, values that several rows have."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ class Top:
 
 @dataclass(frozen=True)
 class Shared:
-    """values: digests that too many rows have, ascending; first: the place digest of each one's first row."""
+    """Values that too many rows have. values: their digests, int64 ascending. first: place of each one's first row,
+    int64. rows: how many rows have any of them."""
 
     values: np.ndarray
     first: np.ndarray
@@ -39,21 +40,23 @@ class Shared:
 
 
 def made_of(published: Published) -> dict[str, Any]:
-    """What a statistics file holds of the run that it is of: enough to refuse it for another."""
+    """The facts about a run that its statistics file holds, by which the file is refused for another run."""
     return {"column": published.column, "identity": published.identity, "shards": shards_digest(published.shards)}
 
 
 def shards_digest(shards: Iterable[Shard]) -> str:
+    """sha256 of the shards' ids, sizes and versions."""
     rows = sorted(f"{shard.id} {shard.bytes} {shard.etag}" for shard in shards)
     return hashlib.sha256("\n".join(rows).encode()).hexdigest()
 
 
 def packed(values: np.ndarray) -> str:
+    """int64 values as base64."""
     return base64.b64encode(values.astype("<i8").tobytes()).decode()
 
 
 def shared_name(most: int, distance: int) -> str:
-    """Of an entry of values that more than `most` rows have, hashes within a distance being one.
+    """The key of an entry: values that more than `most` rows have, where hashes within `distance` bits are equal.
 
     >>> shared_name(10, 0), shared_name(1, 4)
     ('10', '1:4')
@@ -65,7 +68,7 @@ class Statistics:
     """An opened statistics file.
 
     Raises:
-        UserError: it is none.
+        UserError: the file is not a statistics file.
     """
 
     def __init__(self, path: str) -> None:
@@ -85,10 +88,10 @@ class Statistics:
         self.digest = hashlib.sha256(content).hexdigest()
 
     def check(self, name: str, run: str, published: Published) -> None:
-        """UserError unless the file is of what the run has made."""
-        told = self._made["made_of"]
-        if told != made_of(published):
-            what = "another identity" if told.get("identity") != published.identity else "other shards"
+        """UserError unless the file was made from this run as it is now. name: the column that reads the run."""
+        stored = self._made["made_of"]
+        if stored != made_of(published):
+            what = "another identity" if stored.get("identity") != published.identity else "other shards"
             raise UserError(
                 f"select: {self.path} is of {what} than {run}, which column {name} reads. Make it again: python -m "
                 f"recap.select.statistics {run} --out {self.path} ..."

@@ -69,7 +69,7 @@ def identities(folder: Path) -> dict[str, dict[str, Any]]:
     columns = mock.patch("recap.data.columns.Published", lambda run: column)
     theirs = mock.patch("recap.join.operator.Theirs", lambda config: SimpleNamespace(digest="their files'", by=["key"]))
     loadable = mock.patch("recap.engine.loadable.check")  # the stand-in is no checkpoint that captions
-    edges = mock.patch("recap.select.rules.opened", lambda path: _Edges())
+    edges = mock.patch("recap.select.rules.open_statistics", lambda path: _Edges())
     told = mock.patch("recap.score.model_folder.json_of", _told)
     head = mock.patch.multiple("recap.score.head", **_HEAD)
     packages: Any = {"tagger": lambda path: folder, "norms_file": lambda path: folder / "config.json"}

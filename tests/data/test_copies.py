@@ -10,7 +10,7 @@ from hpc.operator import Item, Row
 from recap.caption.operator import CaptionConfig, CaptionOperator
 from recap.data.block_items import IndexedDataConfig
 from recap.engine import CaptionerConfig
-from recap.generate.writing import Asked
+from recap.generate.engine_job import RowInput
 from recap.worlds.tars import write_tar
 from tests.data.test_inputs import CAPTIONER
 from tests.support.instant import InstantEngine, InstantOperator
@@ -75,7 +75,7 @@ def test_placeholders_are_skipped(tmp_path: Path) -> None:
 def test_copies_of_a_refused_image_are_refused(tmp_path: Path) -> None:
     operator = InstantOperator(CaptionConfig(captioner=CaptionerConfig(model="instant")))
     operator.setup("cpu")
-    items = [Item("s", i, str(i), Asked(b"x", "a" * 64, None)) for i in range(2)]
+    items = [Item("s", i, str(i), RowInput(b"x", "a" * 64, None)) for i in range(2)]
     assert operator.refuse(items[0], "quarantined", "engine: killed the worker twice").status == "quarantined"
     operator.put(items[1])
     assert [r.status for r in operator.poll(0)] == ["quarantined"]

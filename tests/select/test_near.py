@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from hpc.base.errors import UserError
-from recap.select.near import Groups, Near, block_masks
+from recap.select.near import Groups, NearDuplicates, block_masks
 from recap.select.settings import FARTHEST, Rule, SelectConfig, check
 from recap.worlds.tars import write_tar
 from tests.data.corpus import build, keys
@@ -48,7 +48,7 @@ def by_hand(values: np.ndarray, distance: int) -> list[int]:
 def test_groups_are_those_of_comparing_each_with_each(tmp_path: Path, distance: int) -> None:
     values = planted(250, distance)
     places = np.arange(len(values), dtype=np.int64) * 7 - 1000
-    with Near(tmp_path, distance) as counted:
+    with NearDuplicates(tmp_path, distance) as counted:
         for start in range(0, len(values), 90):
             counted.add(values[start : start + 90], places[start : start + 90])
         found = counted.more_than([1, 2, 9])
@@ -66,11 +66,11 @@ def test_groups_are_those_of_comparing_each_with_each(tmp_path: Path, distance: 
 def test_a_chain_is_one_group_and_a_step_too_wide_parts_it(tmp_path: Path) -> None:
     steps = np.cumsum([0, *([2] * 20), 3, *([2] * 8)])  # bits that are set, from the lowest
     values = np.array([(1 << int(bits)) - 1 for bits in steps], np.uint64).view(np.int64)
-    with Near(tmp_path, 2) as counted:
+    with NearDuplicates(tmp_path, 2) as counted:
         counted.add(values[::-1].copy(), np.arange(len(values), dtype=np.int64))
         near, first, rows = counted.more_than([1])[1]
     assert rows == len(values) == len(near) and set(first.tolist()) == {0, 9}
-    with Near(tmp_path, 4) as counted:
+    with NearDuplicates(tmp_path, 4) as counted:
         counted.add(values[:0], values[:0])
         assert [len(part) for part in counted.more_than([1])[1][:2]] == [0, 0]
 
@@ -107,7 +107,7 @@ def test_four_million_hashes_in_little_memory(tmp_path: Path) -> None:
     values[-100_000:] = values[sources] ^ masks
     values = values.view(np.int64)
     tracemalloc.start()
-    with Near(tmp_path, 3) as counted:
+    with NearDuplicates(tmp_path, 3) as counted:
         for start in range(0, len(values), 10_000):
             counted.add(values[start : start + 10_000], np.arange(start, start + 10_000))
         near, first, rows = counted.more_than([1])[1]

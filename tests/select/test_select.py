@@ -290,9 +290,9 @@ def test_statistics_of_another_run_are_refused(world: Path, tmp_path: Path) -> N
     changed = json.loads(Path(file).read_text())
     changed["top"]["score"]["0.3"]["edge"] = 0.0
     Path(file).write_text(json.dumps(changed))
-    from recap.select.rules import opened
+    from recap.select.rules import open_statistics
 
-    opened.cache_clear()
+    open_statistics.cache_clear()
     assert operator(selecting(world, columns=columns, rules={"a": rule})).identity() != first
 
 

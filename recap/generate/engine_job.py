@@ -1,6 +1,5 @@
-"""An operator's work with an engine: requests that are equal are made once, and every row gets an outcome.
-
-Torch-free until `setup`.
+"""The base of map jobs that ask an engine, captioning and generating. Equal requests are made once, and every row gets
+an outcome. Torch-free until `setup`.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ ALTERNATIVE: list[tuple[str, pa.DataType]] = [
 
 FIELDS: list[tuple[str, pa.DataType]] = [
     ("sha256", pa.string()),  # of the image file's bytes, null where there is no image
-    (FIELD, pa.string()),  # the same, as every column of ours that is made from an image calls it
+    (FIELD, pa.string()),  # the same digest, under the name that it has in every column made from images
     ("text", pa.string()),  # the original text
     ("caption", pa.string()),
     ("tokens", pa.int32()),  # generated, the end token not counted
@@ -40,18 +39,23 @@ FIELDS: list[tuple[str, pa.DataType]] = [
     ("alternatives", pa.list_(pa.struct(ALTERNATIVE))),  # the other formats' captions (captioner.formats: all)
 ]
 
-REMEMBERED = 1 << 15  # answers kept for rows that ask the same: several shards' worth
-PLACEHOLDER = "image: placeholder"  # of an image that `data.placeholders` names
-_PERMANENT = ("image:", "text:", "prompt:")  # reasons that are the input's
+REMEMBERED = 1 << 15  # answers that are kept for later rows with an equal request: those of several shards
+PLACEHOLDER = "image: placeholder"  # reason for an image that `data.placeholders` names
+_PERMANENT = ("image:", "text:", "prompt:")  # beginnings of reasons that lie in the input: a retry would not help
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """One row as read. `note` is what is odd but does not prevent an answer, `reason` what does.
+class RowInput:
+    """An item's payload: one row as it was read.
 
-    image: the encoded file; None where none is shown. sha256: of the image that the row is about, where it is known.
-    text: the original text. texts: what the columns say that formats name. format: that is asked in, where one is
-    chosen. copied: a column whose text is copied in place of an answer.
+    image: the encoded file; None where the model is shown none.
+    sha256: of the image that the row is about, None where it is not known.
+    text: the original text.
+    note: what is odd about the row, which is asked about all the same.
+    reason, detail: why the row is skipped; "" where it is not.
+    texts: values of the columns that prompt formats name.
+    format: name of the prompt format, where one of several is chosen.
+    copied: (column, its text) where this text is taken instead of an answer.
     """
 
     image: bytes | None
@@ -65,13 +69,13 @@ class Asked:
     copied: tuple[str, str] | None = None  # name, text
 
 
-class Writing:
-    """What operators have in common that ask an engine; see hpc.operator.Operator.
+class EngineJob:
+    """Base of operators that ask an engine; see hpc.operator.Operator.
 
     Args:
-        asking: the model and what it is asked.
-        section: what the config calls the model's settings.
-        placeholders: digests of images that are skipped.
+        asking: the model's settings and the prompts.
+        section: the config key of the model's settings, for messages.
+        placeholders: sha256 of images that are skipped.
     """
 
     by_rule: ClassVar[frozenset[str]] = frozenset({PLACEHOLDER})
@@ -81,36 +85,37 @@ class Writing:
         try:
             check(asking)
         except UserError as error:
-            raise self.refused(error) from error
-        self._sees = asking.sees
+            raise self.config_error(error) from error
+        self._needs_image = asking.sees
         forms = asking.asks().values()
         self._by_chance = asking.decoding != "greedy" or (asking.formats == "choose" and len(forms) > 1)
         self._by_chance = self._by_chance or any(form.order or form.examples for form in forms)
         self._named = sorted({column for form in asking.asks().values() for column in form.columns()})
         self._engine: Engine | None = None
-        self._flying: dict[int, tuple[Item, Hashable]] = {}
+        self._in_flight: dict[int, tuple[Item, Hashable]] = {}
         self._finished: list[Row] = []
         self._number = 0
-        # Rows that ask the same are answered once: those that wait for the first, and what became of earlier ones.
-        self._copies: dict[Hashable, list[Item]] = {}
-        self._known: OrderedDict[Hashable, Caption] = OrderedDict()
+        # Equal requests are made once. By what the answer depends on: rows that wait for the answer of an equal one in
+        # flight, answers of earlier rows, and (status, reason) of requests that are never made again.
+        self._waiting_copies: dict[Hashable, list[Item]] = {}
+        self._answers: OrderedDict[Hashable, Caption] = OrderedDict()
         self._refused: dict[Hashable, tuple[str, str]] = {}
 
-    def refused(self, error: Exception) -> UserError:
-        """An error in the engine's words, in the config's."""
+    def config_error(self, error: Exception) -> UserError:
+        """An engine's error as one that names the keys of this job's config."""
         return UserError(f"config: {error}")
 
     # --- what a login node asks ---------------------------------------------------------------
 
     def check_model(self) -> None:
-        """UserError unless the model's files can be what is wanted, as far as small files tell."""
+        """UserError where the model's small files show that it cannot be loaded or does not fit the config."""
         try:
             loadable.check(self.asking)
         except (FileNotFoundError, UserError) as error:
-            raise self.refused(error) from error
+            raise self.config_error(error) from error
 
     def placeholders_digest(self) -> dict[str, str]:
-        """What an identity holds of the images that are skipped."""
+        """The part of the identity that depends on the images that are skipped."""
         if not self._placeholders:
             return {}
         return {"placeholders": hashlib.sha256("\n".join(sorted(self._placeholders)).encode()).hexdigest()}
@@ -135,13 +140,13 @@ class Writing:
         try:
             return check_served(self.asking)
         except UserError as error:
-            raise self.refused(error) from error
+            raise self.config_error(error) from error
 
     def made_by(self) -> dict[str, Any]:
         return made_by(self.asking)
 
     def preflight(self) -> list[str]:
-        """The model's files can be read on this node; a server that we start is installed here."""
+        """Problems on this node: model files that cannot be read, or a server to start that is not installed."""
         if self.asking.backend == "openai":
             started = self.asking.server.command
             if not started or shutil.which(started[0]):
@@ -166,7 +171,7 @@ class Writing:
         return self._running().want()
 
     def put(self, item: Item) -> None:
-        asked: Asked = item.payload
+        asked: RowInput = item.payload
         reason = PLACEHOLDER if asked.sha256 in self._placeholders else asked.reason
         if reason:
             self._finished.append(self.row(item, SKIPPED, reason, asked.detail))
@@ -174,69 +179,70 @@ class Writing:
         if asked.copied is not None:
             self._finished.append(self.copied(item, *asked.copied))
             return
-        same = self._same(item)
-        if same in self._refused:
-            self._finished.append(self.row(item, *self._refused[same]))
-        elif same in self._known:
-            self._known.move_to_end(same)
-            self._finished.append(self._answered(item, self._known[same]))
-        elif same in self._copies:
-            self._copies[same].append(item)
+        key = self._answer_key(item)
+        if key in self._refused:
+            self._finished.append(self.row(item, *self._refused[key]))
+        elif key in self._answers:
+            self._answers.move_to_end(key)
+            self._finished.append(self._answered(item, self._answers[key]))
+        elif key in self._waiting_copies:
+            self._waiting_copies[key].append(item)
         else:
-            self._copies[same] = []
+            self._waiting_copies[key] = []
             self._number += 1
-            self._flying[self._number] = (item, same)
+            self._in_flight[self._number] = (item, key)
             self._running().put(Request(self._number, asked.image, asked.texts, item.key))
 
-    def _same(self, item: Item) -> Hashable:
-        """Equal for two rows iff their answers are equal by construction: what an answer depends on."""
-        asked: Asked = item.payload
+    def _answer_key(self, item: Item) -> Hashable:
+        """Everything that a row's answer depends on. Rows with equal keys have equal answers."""
+        asked: RowInput = item.payload
         texts = repr([asked.texts.get(name, "") for name in self._named]).encode("utf-8", "surrogatepass")
-        seen = asked.sha256 if self._sees else None
+        seen = asked.sha256 if self._needs_image else None
         return seen, hashlib.blake2b(texts, digest_size=16).digest(), item.key if self._by_chance else None
 
     def poll(self, timeout: float) -> list[Row]:
         rows, self._finished = self._finished, []
-        if self._flying:
+        if self._in_flight:
             for caption in self._running().poll(0.0 if rows else timeout):
-                item, same = self._flying.pop(caption.id)
-                rows += [self._answered(i, caption) for i in (item, *self._copies.pop(same))]
+                item, key = self._in_flight.pop(caption.id)
+                rows += [self._answered(i, caption) for i in (item, *self._waiting_copies.pop(key))]
                 if not caption.transient:
-                    self._known[same] = caption
-                    if len(self._known) > REMEMBERED:
-                        self._known.popitem(last=False)
+                    self._answers[key] = caption
+                    if len(self._answers) > REMEMBERED:
+                        self._answers.popitem(last=False)
         return rows
 
     def starved_s(self) -> float:
-        """Seconds in which the engine had less to do than it could for want of input, as far as it tells."""
+        """Seconds in which the engine could have done more at once, had it had more input; 0 where it does not
+        count."""
         return float(getattr(self._engine, "starved_s", 0.0))
 
     def waiting(self) -> str:
-        """What all answers wait for: a server that is away. "" where there is none."""
+        """What all answers are waiting for, such as a server that is down; "" where nothing blocks them."""
         return getattr(self._engine, "waiting", "")
 
     def longest_wait(self) -> tuple[float, str]:
-        """Seconds that one sample may wait for a server before that counts as away, and the key that sets them."""
+        """(seconds that one sample may take until its server counts as down, the config key that sets them)"""
         if self.asking.backend != "openai":
             return 0.0, ""
         answers = self.asking.most()  # a row's answers are asked for one after another
-        tries = TRIES + max(0, len(self.asking.endpoints) - 1)  # the others of several servers once each
+        tries = TRIES + max(0, len(self.asking.endpoints) - 1)  # each further server is tried once
         return answers * tries * self.asking.endpoint_timeout_s, f"{self._section}.endpoint_timeout_s"
 
     def one_gpu(self) -> str:
-        """Why an engine uses one GPU at most; "" where it splits the model over all that it sees."""
+        """Why an engine uses at most one GPU; "" where it splits the model over all GPUs that it sees."""
         if self.asking.backend == "vllm" or self.asking.server.command:
             return ""
         return f"{self._section}.backend={self.asking.backend} uses one (vllm, and servers that we start, use several)"
 
     def longest_setup(self) -> tuple[float, str]:
-        """Seconds that an engine may take until it is ready, as far as the config says, and the key that sets them."""
+        """(seconds that an engine may take until it is ready, 0 where the config sets none, the config key for them)"""
         started = self.asking.server if self.asking.server.command else None
         return (started.start_s, f"{self._section}.server.start_s") if started else (0.0, "")
 
     def refuse(self, item: Item, status: str, reason: str) -> Row:
         if not item.payload.reason:
-            self._refused[self._same(item)] = (status, reason)  # its copies would kill the engine too
+            self._refused[self._answer_key(item)] = (status, reason)  # equal rows would kill the engine too
         return self.row(item, status, reason)
 
     def close(self) -> None:
@@ -256,19 +262,20 @@ class Writing:
     # --- rows ---------------------------------------------------------------------------------
 
     def _answered(self, item: Item, caption: Caption) -> Row:
-        """What the input is to blame for is skipped; an engine that fails on a good row is a failure."""
+        """The row of a caption. Skipped where the reason lies in the input, failed where the engine could not
+        answer."""
         if caption.reason:
             status = SKIPPED if caption.reason.startswith(_PERMANENT) and not caption.transient else FAILED
             return self.row(item, status, caption.reason, caption.detail, transient=caption.transient)
         return self.answer(item, caption)
 
     def answer(self, item: Item, caption: Caption) -> Row:
-        """The row of a good answer."""
+        """The row of an answer without a reason."""
         note = "; ".join(filter(None, (item.payload.note, caption.note)))
         return self.row(item, OK, note, **self.values(caption))
 
     def values(self, caption: Caption) -> dict[str, Any]:
-        """What a row says of an answer."""
+        """The fields of a row that hold an answer."""
         return {
             "caption": caption.text, "tokens": caption.tokens, "finish": caption.finish,
             "format": caption.format or None,
@@ -277,13 +284,13 @@ class Writing:
         }  # fmt: skip
 
     def alternative(self, caption: Caption) -> dict[str, Any]:
-        """What a row says of another format's answer, or of another sample."""
+        """An entry of `alternatives`: the answer of another format, or another sample."""
         return {
             "format": caption.format, "caption": caption.text, "tokens": caption.tokens, "finish": caption.finish
         }  # fmt: skip
 
     def copied(self, item: Item, name: str, text: str) -> Row:
-        """The row of a text that is copied in place of an answer."""
+        """The row of a text that is taken from column `name` instead of an answer."""
         values: dict[str, Any] = {
             "caption": text,
             "tokens": 0,
@@ -293,13 +300,13 @@ class Writing:
         return self.row(item, OK, f"copied: {name}", **values)
 
     def prompt(self, answer: str) -> str:
-        """The words of the format that an answer was asked for in."""
+        """The text of the prompt format that an answer belongs to."""
         form = self.asking.asks().get(format_name(answer))
         return form.text if form else ""
 
     def row(
         self, item: Item, status: str, reason: str, detail: str = "", transient: bool = False, **values: Any
     ) -> Row:
-        asked: Asked = item.payload
+        asked: RowInput = item.payload
         values |= {"sha256": asked.sha256, FIELD: asked.sha256, "text": asked.text}
         return Row(item.shard, item.index, item.key, status, reason, detail, transient, values)
