@@ -29,7 +29,7 @@ from recap.data.kind import Wanted
 from recap.data.kinds import samples_of
 from recap.data.texts import TextMember
 from recap.data.thumbnails import data_url
-from recap.exporting.rows import Added
+from recap.exporting.rows import OtherRun
 from recap.randomness import draw
 from recap.report import FIRST_ROWS, evenly
 
@@ -64,7 +64,9 @@ class Dropped:
 def read(selections: Sequence[Published], shards: Sequence[PublishedShard], each: int) -> Dropped:
     """Which selection dropped the rows of these shards of the first one. UserError where another has other samples."""
     found, first = Dropped(shards=len(shards)), selections[0]
-    later = [(one, Added(str(one.run.path), "status"), Added(str(one.run.path), "reason")) for one in selections[1:]]
+    later = [
+        (one, OtherRun(str(one.run.path), "status"), OtherRun(str(one.run.path), "reason")) for one in selections[1:]
+    ]
     for one, status, _ in later:
         if lacking := status.lacks(shard.shard for shard in shards):
             raise UserError(f"dropped: {one.run.path} lacks {len(lacking):,} shards (first: {lacking[0]}).")

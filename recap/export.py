@@ -59,8 +59,7 @@ from recap.captioned_tars import CaptionView
 from recap.data.kind import Wanted
 from recap.data.same_image import SameImages
 from recap.exporting.account import Account
-from recap.exporting.asked import Asked
-from recap.exporting.card import ENERGON, LANCE, TARS, Told, write_card
+from recap.exporting.card import ENERGON, LANCE, TARS, CardFacts, write_card
 from recap.exporting.energon import Sidecar, commands, write_metadataset
 from recap.exporting.files import (
     ROWS,
@@ -75,16 +74,17 @@ from recap.exporting.files import (
 from recap.exporting.lance import library, write_lance
 from recap.exporting.licences import OPTIONS, Licence, licence
 from recap.exporting.parts import Parts, parts_of
-from recap.exporting.rows import COLUMNS, VERSION, Added, Selection, select
+from recap.exporting.request import ExportRequest
+from recap.exporting.rows import COLUMNS, VERSION, OtherRun, Selection, select
 from recap.exporting.tars import CaptionedTar
 from recap.run_status import status
 
 __all__ = ["CaptionView"]
 
 
-def _keep(run: str, source: Published) -> Added:
+def _keep(run: str, source: Published) -> OtherRun:
     """The selection that says which rows are written. UserError where it lacks shards of the run."""
-    found = Added(run, "status")
+    found = OtherRun(run, "status")
     if lacking := found.lacks(shard.shard for shard in source):
         raise UserError(
             f"export: --keep {run} lacks {len(lacking):,} shards (first: {lacking[0]}), by uri and by id. Finish it "
@@ -99,15 +99,15 @@ def _progress(source: Published) -> Iterator[PublishedShard]:
         yield from progress.track(list(source), description="export")
 
 
-def _others(values: list[str]) -> dict[str, Added]:
+def _others(values: list[str]) -> dict[str, OtherRun]:
     names = [name for name, _, _ in COLUMNS]
-    found: dict[str, Added] = {}
+    found: dict[str, OtherRun] = {}
     for value in values:
         name, _, origin = value.partition("=")
         run, _, field = origin.rpartition(":")
         if name not in names or not run:
             raise UserError(f"export: --add {value}: write COLUMN=RUN:FIELD; columns are {', '.join(names)}")
-        found[name] = Added(run, field)
+        found[name] = OtherRun(run, field)
     return found
 
 
@@ -167,7 +167,7 @@ def main(arguments: list[str] | None) -> int:
     with parts_of(args.out.absolute(), _asked(args, kind, wanted, source, others, selection)) as parts:
         account = _write(parts, kind, source, others, selection, wanted)
         SameImages().tell(account.without_digests)
-        told = Told(*stated, ["python", "-m", "recap.export", *typed], _effort(source.run.path))
+        told = CardFacts(*stated, ["python", "-m", "recap.export", *typed], _effort(source.run.path))
         write_card(parts.out, source, account, selection, kind, told)
     incomplete = f" · {len(missing):,} shards are missing" if missing else ""
     console.print(f"{account.rows:,} captions in {args.out.absolute()}{incomplete}", markup=False)
@@ -179,10 +179,10 @@ def main(arguments: list[str] | None) -> int:
 
 
 def _write(
-    parts: Parts, kind: str, source: Published, others: dict[str, Added], selection: Selection, size: Size
+    parts: Parts, kind: str, source: Published, others: dict[str, OtherRun], selection: Selection, size: Size
 ) -> Account:
     """All but the card."""
-    asked = Asked(selection, others, captioner_of(source))
+    asked = ExportRequest(selection, others, captioner_of(source))
     if kind not in (TARS, ENERGON):
         return _write_rows(parts, kind, source, asked, size)
     work: CaptionedTar | Sidecar
@@ -198,7 +198,7 @@ def _write(
     return account
 
 
-def _write_rows(parts: Parts, kind: str, source: Published, asked: Asked, size: Size) -> Account:
+def _write_rows(parts: Parts, kind: str, source: Published, asked: ExportRequest, size: Size) -> Account:
     """Rows of all shards, and then the files of them."""
     (account, counts), schema = write_rows(parts, _progress(source), asked), asked.selection.schema
     if kind == LANCE:
@@ -216,7 +216,7 @@ def _asked(
     kind: str,
     size: Size,
     source: Published,
-    others: dict[str, Added],
+    others: dict[str, OtherRun],
     selection: Selection,
 ) -> dict[str, Any]:
     """All that decides what the files hold: an export that was killed goes on where the same is asked for."""

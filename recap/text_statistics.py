@@ -15,7 +15,7 @@ from hpc.base import page
 from hpc.base.errors import UserError
 from hpc.operator import OK
 from hpc.run.published import Published, PublishedShard
-from recap.exporting.rows import Added
+from recap.exporting.rows import OtherRun
 from recap.exporting.statistics import mean, quantile
 from recap.randomness import draw
 
@@ -75,9 +75,9 @@ class TextStatistics:
         return {side: 100 * len(words) / union for side, words in self.words.items()}
 
 
-def scores_of(given: Sequence[str]) -> dict[tuple[str, str], Added]:
+def scores_of(given: Sequence[str]) -> dict[tuple[str, str], OtherRun]:
     """What `--scores SIDE.NAME=RUN:FIELD` names, by name and side. UserError where it is not of that form."""
-    found: dict[tuple[str, str], Added] = {}
+    found: dict[tuple[str, str], OtherRun] = {}
     for value in given:
         what, _, origin = value.partition("=")
         side, _, name = what.partition(".")
@@ -87,12 +87,12 @@ def scores_of(given: Sequence[str]) -> dict[tuple[str, str], Added]:
                 f"report: --scores {value}: write SIDE.NAME=RUN:FIELD, the side org (original texts) or re (captions), "
                 "such as re.clip=runs/clip-scores:clip_re"
             )
-        found[name, side] = Added(run, one)
+        found[name, side] = OtherRun(run, one)
     return found
 
 
 def measure(
-    source: Published, shards: Sequence[PublishedShard], scores: Mapping[tuple[str, str], Added]
+    source: Published, shards: Sequence[PublishedShard], scores: Mapping[tuple[str, str], OtherRun]
 ) -> TextStatistics:
     """Of the captioned samples of these shards. UserError where a score's run lacks some, or has other samples."""
     made = TextStatistics(shards=len(shards))
@@ -109,7 +109,7 @@ def measure(
     return made
 
 
-def _add(made: TextStatistics, shard: PublishedShard, scores: Mapping[tuple[str, str], Added]) -> None:
+def _add(made: TextStatistics, shard: PublishedShard, scores: Mapping[tuple[str, str], OtherRun]) -> None:
     table = shard.table(["key", "text", "caption", "status"])
     read = {place: added.read(shard.shard, table["key"]).values for place, added in scores.items()}
     for number, row in enumerate(table.to_pylist()):

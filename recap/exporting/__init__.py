@@ -1,1 +1,1 @@
-"""What `recap.export` writes: rows, files, and the card that tells of them."""
+"""The parts of `recap.export`: rows, files, and the card (README.md) that describes them."""

@@ -1,4 +1,4 @@
-"""What became of the samples of an export, counted while it is made: for its card, and for people."""
+"""Counts of an export's samples, made while it is written: for its card, and for people."""
 
 from __future__ import annotations
 
@@ -17,11 +17,14 @@ from recap.exporting.statistics import Statistics
 
 @dataclass
 class Account:
-    """each: rows that were written, of each shard. outcomes, reasons: of all samples of the shards. by: what wrote the
-    captions, in words.
+    """Counts of an export.
 
-    filled: columns that are not null in all rows. left_out: members of tars, by reason. without_digests: columns that
-    could not be compared with the images.
+    each: rows that were written, one entry a shard.
+    outcomes, reasons: of all samples of the shards.
+    by: the models that wrote the captions, in words; keys of a dict, to keep their order.
+    filled: columns that are not null in all rows.
+    left_out: members of tars that were not copied, by reason.
+    without_digests: columns without image digests, which could not be compared with the images.
     """
 
     each: list[int] = field(default_factory=list)
@@ -39,7 +42,7 @@ class Account:
         return sum(self.each)
 
     def add(self, captioner: dict[str, Any], shard: PublishedShard, table: pa.Table) -> None:
-        """Count a shard, and its rows that are written."""
+        """Count a shard. captioner: the model's settings. table: the rows that are written."""
         self.each.append(len(table))
         self.outcomes.update(shard.marker["counts"])
         self.reasons.update(shard.marker["reasons"])
@@ -48,7 +51,7 @@ class Account:
         self.statistics.add(shard.shard.id, table)
 
     def merge(self, other: Account) -> None:
-        """Count what another has counted of shards that follow."""
+        """Add the counts of the shards that follow."""
         self.each += other.each
         for mine, more in ((self.outcomes, other.outcomes), (self.reasons, other.reasons)):
             mine.update(more)
@@ -60,7 +63,7 @@ class Account:
         self.statistics.merge(other.statistics)
 
     def as_record(self) -> dict[str, Any]:
-        """As JSON."""
+        """All counts as a JSON object."""
         sets = {name: sorted(getattr(self, name)) for name in ("filled", "without_digests")}
         found = {name: getattr(self, name) for name in ("each", "outcomes", "reasons", "left_out")}
         return {**found, **sets, "by": [*self.by], "downloads": vars(self.downloads),
@@ -68,7 +71,7 @@ class Account:
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Account:
-        """Of what `as_record` made."""
+        """The counts of an object made by `as_record`."""
         return cls(
             record["each"],
             Counter(record["outcomes"]),

@@ -1,5 +1,5 @@
-"""The card of an export: README.md for people and for the Hub, whose head tells `datasets.load_dataset(OUT)` where the
-files are. What nobody said is said to be unknown.
+"""The card of an export: README.md for people and for the Hub. Its YAML head tells `datasets.load_dataset(OUT)` where
+the files are. Facts that are not known are called unknown.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ NAME, PICTURE = "README.md", "lengths.png"
 TARS, ENERGON, LANCE = "webdataset", "energon", "lance"
 _OF_MEMBERS = (TARS, ENERGON)
 _FILES = {TARS: "**/*.tar", ENERGON: "captions/**/*.tar", LANCE: "data/train.lance/**"}  # of others: data/*.parquet
-_SIZES = ("", "1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")  # the Hub's: 10**(3 + place - 1)
-_SAMPLED = ("temperature", "top_k", "top_p", "seed")
-_ALWAYS = ("prompt", "decoding", "max_tokens")  # others where they are not at their default
-_LONGEST = 400  # characters of a text that is shown
+_SIZES = ("", "1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")  # the Hub's size categories
+_SAMPLED = ("temperature", "top_k", "top_p", "seed")  # settings that matter only where decoding is sample
+_ALWAYS = ("prompt", "decoding", "max_tokens")  # settings that are shown even at their default
+_LONGEST = 400  # characters of a text; longer ones are cut
 
 
 @dataclass(frozen=True)
-class Told:
-    """What the rows do not tell: licences, the command as typed, and what `hpc.status` says of effort."""
+class CardFacts:
+    """Facts that the rows do not hold: licences, the command as typed, and the cost that `hpc.status` shows."""
 
     captions: Licence | None = None
     images: Licence | None = None
@@ -46,20 +46,20 @@ class Told:
 
 
 def write_card(
-    folder: Path, source: Published, account: Account, selection: Selection, kind: str, told: Told = Told()
+    folder: Path, source: Published, account: Account, selection: Selection, kind: str, facts: CardFacts = CardFacts()
 ) -> None:
     """Write README.md and its picture into a folder. kind: parquet, jsonl, lance, webdataset or energon."""
     draw_lengths(account.statistics, folder / PICTURE)
-    (folder / NAME).write_text(_card(source, account, selection, kind, told), encoding="utf-8")
+    (folder / NAME).write_text(_card(source, account, selection, kind, facts), encoding="utf-8")
 
 
-def _card(source: Published, account: Account, selection: Selection, kind: str, told: Told) -> str:
+def _card(source: Published, account: Account, selection: Selection, kind: str, facts: CardFacts) -> str:
     parts = [
-        _head(source, account, kind, told),
+        _head(source, account, kind, facts),
         f"# {_text(source.run.name)}: {account.rows:,} captions",
-        "## Licences\n\n" + "\n".join(_licences(told)),
+        "## Licences\n\n" + "\n".join(_licences(facts)),
         "## Source\n\n" + "\n".join(_source(source, account)),
-        "## How the captions were made\n\n" + "\n".join(_making(source, account, selection, told)),
+        "## How the captions were made\n\n" + "\n".join(_making(source, account, selection, facts)),
         f"## Members\n\nThe members of the tars, and beside them `{source.column}.txt`, the caption."
         if kind in _OF_MEMBERS
         else _table("## Columns", ("column", "type", "meaning"), _columns(selection)),
@@ -71,9 +71,9 @@ def _card(source: Published, account: Account, selection: Selection, kind: str, 
     return "\n\n".join(parts) + "\n"
 
 
-def _head(source: Published, account: Account, kind: str, told: Told) -> str:
+def _head(source: Published, account: Account, kind: str, facts: CardFacts) -> str:
     head: dict[str, Any] = {"pretty_name": source.run.name}
-    head |= front_matter(told.captions, told.images) if kind == TARS else front_matter(told.captions)
+    head |= front_matter(facts.captions, facts.images) if kind == TARS else front_matter(facts.captions)
     head |= {"annotations_creators": ["machine-generated"], "task_categories": ["image-to-text", "text-to-image"]}
     place = max(len(str(account.rows)) - 3, 0)
     before, after = (_SIZES[at] if at < len(_SIZES) else "" for at in (place, place + 1))
@@ -82,8 +82,8 @@ def _head(source: Published, account: Account, kind: str, told: Told) -> str:
     return f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---"
 
 
-def _licences(told: Told) -> Iterable[str]:
-    for what, stated, option in zip(("captions", "images"), (told.captions, told.images), OPTIONS, strict=True):
+def _licences(facts: CardFacts) -> Iterable[str]:
+    for what, stated, option in zip(("captions", "images"), (facts.captions, facts.images), OPTIONS, strict=True):
         yield f"- {what}: {_text(stated.words) if stated else f'{NOT_STATED} ({option})'}"
 
 
@@ -96,7 +96,7 @@ def _source(source: Published, account: Account) -> Iterable[str]:
     yield from account.downloads.lines()
 
 
-def _making(source: Published, account: Account, selection: Selection, told: Told) -> Iterable[str]:
+def _making(source: Published, account: Account, selection: Selection, facts: CardFacts) -> Iterable[str]:
     yield from (f"- written by: {_text(words)}" for words in account.by)
     yield from _asked(source.submission.config)
     code = f"toolkit {source.submission.toolkit or 'unknown'}, code `{source.submission.code}`"
@@ -105,15 +105,14 @@ def _making(source: Published, account: Account, selection: Selection, told: Tol
         yield f"- rows that are kept: {_text(json.dumps(selection.where.text, ensure_ascii=False))}"
     if selection.keep:
         yield f"- of the selection: {_text(selection.keep.run)}"
-    yield f"- effort: {_effort(told.effort)}"
-    if told.command:
-        yield f"- this export: {_code(shlex.join(map(without_credentials, told.command)))}"
+    yield f"- effort: {_effort(facts.effort)}"
+    if facts.command:
+        yield f"- this export: {_code(shlex.join(map(without_credentials, facts.command)))}"
 
 
 def _asked(config: dict[str, Any]) -> Iterable[str]:
-    """The model's files, and what decides what it writes: a captioning job's `captioner`, a generating job's `writer`
-    and `formats`.
-    """
+    """The model's files and the settings that decide its output: a captioning job's `captioner`, or a generating job's
+    `writer` and `formats`."""
     settings: dict[str, Any] = config.get("captioner") or config.get("writer") or {}
     settings = {**settings, "formats": config.get("formats")} if "writer" in config else settings
     if settings.get("model") and settings.get("backend") != "openai":
@@ -138,7 +137,7 @@ def _effort(effort: dict[str, Any] | None) -> str:
 
 
 def _model(model: str) -> str:
-    """The revision of a snapshot of the Hub, and the digests of the files as they are now."""
+    """A model's revision, where its folder is a snapshot of the Hub, and the digests of its files."""
     try:
         folder, digests = model_folder(model), model_identity(model)
     except OSError:
@@ -154,7 +153,7 @@ def _columns(selection: Selection) -> Iterable[tuple[str, ...]]:
 
 
 def _outcomes(account: Account) -> Iterable[tuple[str, ...]]:
-    """By status, and the reasons of each."""
+    """(status or reason, number of samples): each status, followed by its reasons."""
     for status, count in account.outcomes.most_common():
         yield _text(status), f"{count:,}"
         reasons = [found for found in account.reasons.most_common() if found[0].startswith(f"{status}: ")]
@@ -176,7 +175,7 @@ def _lengths(account: Account) -> str:
 
 def _pairs(account: Account) -> Iterable[tuple[str, ...]]:
     for _, key, original, caption in account.statistics.pairs:
-        yield _text(key), "*no text*" if original is None else _shown(original), _shown(caption)
+        yield _text(key), "*no text*" if original is None else _shortened(original), _shortened(caption)
 
 
 def _limits(account: Account, selection: Selection, kind: str) -> Iterable[str]:
@@ -200,7 +199,7 @@ def _table(above: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> st
     return f"{above}\n\n" + "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
 
 
-def _shown(text: str) -> str:
+def _shortened(text: str) -> str:
     return _text(text if len(text) <= _LONGEST else f"{text[:_LONGEST]} …")
 
 
@@ -208,12 +207,13 @@ _MARKS = re.compile(r"[\\`*\[\]|~$@]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=\bwww)
 
 
 def _text(text: object) -> str:
-    """Text for the card: nothing in it is markup or a link, and it stays in its cell."""
+    """Text escaped for Markdown: nothing in it becomes markup or a link, or ends a table's cell."""
     shown = "".join(c if c.isprintable() else " " for c in str(text))
     return _MARKS.sub(r"\\\g<0>", html.escape(shown, quote=False).replace("&gt;", ">"))
 
 
 def _code(text: str) -> str:
+    """Text as inline code, whatever backticks are in it."""
     fence = "`" * (max((len(run) for run in re.findall("`+", text)), default=0) + 1)
     pad = " " if "`" in text else ""
     return f"{fence}{pad}{''.join(c if c.isprintable() else ' ' for c in text)}{pad}{fence}"

@@ -1,6 +1,7 @@
-"""The files of an export: parquet or JSON lines of about one size, in the order of the run's shards.
+"""The files of an export: parquet or JSON lines of about equal size, in the order of the run's shards.
 
-Rows of a few shards are a part, and then each file of theirs is one (`recap.exporting.parts`).
+They are made in two steps of parts (`recap.exporting.parts`): first the rows of a few shards each, then the files,
+which are cut out of these rows.
 """
 
 from __future__ import annotations
@@ -22,18 +23,18 @@ from hpc.base.errors import UserError
 from hpc.run.published import Published, PublishedShard
 from recap.data.exported import ShardRows, file_name, write_contents
 from recap.exporting.account import Account
-from recap.exporting.asked import Asked
 from recap.exporting.parts import Parts
+from recap.exporting.request import ExportRequest
 
 ROWS = 500_000
-_AT_ONCE = 4  # shards that a process makes the rows of
-_GROUP = 65536  # rows of a row group, by the first of which a file's size in bytes is estimated
+_AT_ONCE = 4  # shards of one part of rows
+_GROUP = 65536  # rows of a row group; the first one serves to estimate a file's size in bytes
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
 
 @dataclass(frozen=True)
 class Size:
-    """How large a file becomes: in rows, or in about so many bytes."""
+    """How large a file becomes: in rows, or, where `bytes` is not 0, in about so many bytes."""
 
     rows: int = ROWS
     bytes: int = 0
@@ -53,7 +54,7 @@ def size(text: str) -> Size:
 
 
 def write_parquet(tables: Iterable[pa.Table], schema: pa.Schema, file: IO[bytes]) -> None:
-    """Row groups of 65,536 rows, whatever the tables are."""
+    """Write row groups of 65,536 rows, whatever the tables' sizes."""
     with pq.ParquetWriter(file, schema, compression="zstd") as writer:
         for rows in _of_one_size(tables, _GROUP):
             writer.write_table(rows, row_group_size=_GROUP)
@@ -92,21 +93,21 @@ FORMATS: dict[str, Callable[[Iterable[pa.Table], pa.Schema, IO[bytes]], None]] =
 
 @dataclass(frozen=True)
 class _Rows:
-    """The rows of some shards, as a part."""
+    """Makes one part: the rows of a few shards."""
 
     parts: Parts
-    asked: Asked
+    request: ExportRequest
 
     def __call__(self, number: int, shards: Sequence[PublishedShard]) -> dict[str, Any]:
-        account, schema = Account(), self.asked.selection.schema
-        tables = [self.asked.rows(shard, account) for shard in shards]
+        account, schema = Account(), self.request.selection.schema
+        tables = [self.request.rows(shard, account) for shard in shards]
         write_part(self.parts, number, pa.concat_tables(tables).select(schema.names).cast(schema))
         return account.as_record()
 
 
 @dataclass(frozen=True)
 class _Slice:
-    """So many rows of a part, from `first` on."""
+    """Rows [first, first + rows) of a part."""
 
     part: int
     first: int
@@ -115,14 +116,14 @@ class _Slice:
 
 @dataclass(frozen=True)
 class _File:
-    """A file of the export, from its slices, as a part."""
+    """Makes one part: a file of the export, from slices of the rows."""
 
     parts: Parts
     kind: str
     schema: pa.Schema
 
     def __call__(self, number: int, slices: Sequence[_Slice]) -> dict[str, Any]:
-        with self.parts.whole(self.parts.out / "data" / file_name(number, self.kind)) as file:
+        with self.parts.atomic_file(self.parts.out / "data" / file_name(number, self.kind)) as file:
             FORMATS[self.kind](read(self.parts, slices), self.schema, file)
         return {}
 
@@ -130,26 +131,26 @@ class _File:
 def write_part(parts: Parts, number: int, table: pa.Table) -> None:
     options = pa.ipc.IpcWriteOptions(compression="lz4")
     with (
-        parts.whole(parts.rows / f"{number}.arrow") as file,
+        parts.atomic_file(parts.rows / f"{number}.arrow") as file,
         pa.ipc.new_file(file, table.schema, options=options) as writer,
     ):
         writer.write_table(table, max_chunksize=_GROUP)
 
 
 def read(parts: Parts, slices: Iterable[_Slice]) -> Iterator[pa.Table]:
-    """The rows, of a part at a time."""
+    """The rows of slices, one slice after another."""
     for cut in slices:
         with pa.memory_map(str(parts.rows / f"{cut.part}.arrow")) as source:
             yield pa.ipc.open_file(source).read_all().slice(cut.first, cut.rows)
 
 
-def cuts(counts: Sequence[int], size: int) -> Iterator[list[_Slice]]:
-    """The slices of each file: all but the last have `size` rows. Without rows there is one file without any.
+def file_slices(counts: Sequence[int], size: int) -> Iterator[list[_Slice]]:
+    """The slices that each file consists of. All files but the last have `size` rows; no rows make one empty file.
 
     Args:
         counts: rows of each part.
 
-    >>> [[(cut.part, cut.first, cut.rows) for cut in file] for file in cuts([3, 0, 4], 5)]
+    >>> [[(cut.part, cut.first, cut.rows) for cut in file] for file in file_slices([3, 0, 4], 5)]
     [[(0, 0, 3), (2, 0, 2)], [(2, 2, 2)]]
     """
     held, room = list[_Slice](), size
@@ -165,10 +166,10 @@ def cuts(counts: Sequence[int], size: int) -> Iterator[list[_Slice]]:
         yield held
 
 
-def write_rows(parts: Parts, shards: Iterable[PublishedShard], asked: Asked) -> tuple[Account, list[int]]:
-    """Make the rows of all shards. Returns what is told of them, and how many rows each part has."""
+def write_rows(parts: Parts, shards: Iterable[PublishedShard], request: ExportRequest) -> tuple[Account, list[int]]:
+    """Make the rows of all shards. Returns (their counts, how many rows each part has)."""
     account, counts = Account(), list[int]()
-    for _, marker in parts.make("rows", _Rows(parts, asked), _chunks(shards)):
+    for _, marker in parts.make("rows", _Rows(parts, request), _chunks(shards)):
         found = Account.of(marker)
         counts.append(found.rows)
         account.merge(found)
@@ -176,22 +177,22 @@ def write_rows(parts: Parts, shards: Iterable[PublishedShard], asked: Asked) -> 
 
 
 def write_files(parts: Parts, counts: Sequence[int], kind: str, schema: pa.Schema, each: int) -> None:
-    """data/*, from parts of so many rows."""
-    for _ in parts.make("files", _File(parts, kind, schema), cuts(counts, each)):
+    """Write data/*. counts: rows of each part. each: rows of a file."""
+    for _ in parts.make("files", _File(parts, kind, schema), file_slices(counts, each)):
         pass
 
 
 def rows_of_a_file(parts: Parts, counts: Sequence[int], kind: str, schema: pa.Schema, size: Size) -> int:
-    """As asked for; a size in bytes is measured on the first rows."""
+    """How many rows a file gets. For a size in bytes it is estimated by writing the first rows."""
     if not size.bytes or not any(counts):
         return ROWS if size.bytes else size.rows
-    written, sample = io.BytesIO(), next(cuts(counts, _GROUP))
+    written, sample = io.BytesIO(), next(file_slices(counts, _GROUP))
     FORMATS[kind](read(parts, sample), schema, written)
     return max(1, int(size.bytes * sum(cut.rows for cut in sample) / written.tell()))
 
 
 def write_places(folder: Path, source: Published, each: Sequence[int], rows_per_file: int) -> None:
-    """shards.json, with which parquet opens again as a column. each: rows of the shards that are finished."""
+    """Write shards.json, with which a parquet export can be read as a column. each: rows of each finished shard."""
     done = [shard for shard in source.shards if shard.id in source]
     starts = itertools.accumulate(each, initial=0)
     found = zip(done, starts, each, strict=False)
@@ -200,6 +201,7 @@ def write_places(folder: Path, source: Published, each: Sequence[int], rows_per_
 
 
 def captioner_of(source: Published) -> dict[str, Any]:
+    """The settings of the model that a captioning run used; {} for other runs."""
     found: dict[str, Any] = source.submission.config.get("captioner", {})
     return found
 

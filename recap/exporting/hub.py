@@ -1,7 +1,7 @@
-"""A folder on the Hugging Face Hub, sent by the Hub's own client, which uploads in several commits.
+"""Uploads a folder to a data set on the Hugging Face Hub, with the Hub's own client, in several commits.
 
-What a data set there has already is not sent again: the client would read and send files on Xet storage anew, so that
-only those are given to it that the Hub lacks, by sha256 (by git's own digest where a file is small).
+Files that the data set has already are not uploaded again. The client itself would read and upload files on Xet storage
+again, so that it is given only those that the Hub lacks, by sha256 (or by git's digest where a file is small).
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
 TRIES = 5
 MOST_FILES = 10_000
-"""Of a folder: the Hub takes no more."""
-_ALWAYS_THERE = ".gitattributes"  # the Hub's own
-_PASSES = (429, 500, 502, 503, 504)  # of requests that the client does not repeat by itself
+"""The Hub's limit on the files of one folder."""
+_ALWAYS_THERE = ".gitattributes"  # a file that the Hub makes
+_RETRIED = (429, 500, 502, 503, 504)  # HTTP codes of requests that the client does not retry itself
 _LONGEST_WAIT_S = 300.0
 
 T = TypeVar("T")
@@ -40,7 +40,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Sent:
-    """address: of the data set. files, bytes: that were sent; known: files that were there already."""
+    """What an upload did. address: URL of the data set. files, bytes: that were sent. known: files that it had
+    already."""
 
     address: str
     files: int
@@ -50,7 +51,7 @@ class Sent:
 
 @dataclass(frozen=True)
 class _Difference:
-    """Paths: which the repo lacks, which it has with other content, which only it has."""
+    """Paths that the repository lacks, has with other content, and has although the folder does not."""
 
     missing: list[str]
     changed: list[str]
@@ -58,17 +59,18 @@ class _Difference:
 
 
 def send(folder: Path, repo: str, title: str, *, private: bool = False, update: bool = False) -> Sent:
-    """Make the data set `repo` what the folder is.
+    """Upload a folder to the data set `repo`, until it has the same files.
 
     Args:
         title: of the commits.
-        update: files of the repo that differ are replaced, and those that the folder has not are deleted.
+        update: files of the repository that differ are replaced, and those that the folder does not have are deleted.
 
     Raises:
-        UserError: no token, no right, a repo with other content, others that commit all the while, no Hub.
+        UserError: there is no token, or it has no right to write; the repository has other content; somebody else keeps
+            committing to it; or the Hub cannot be reached.
     """
     local = _files(folder)
-    with _in_words(repo):
+    with _as_user_errors(repo):
         return _Upload(folder, local, title, update).run(repo, private)
 
 
@@ -83,28 +85,28 @@ class _Upload:
 
     def run(self, repo: str, private: bool) -> Sent:
         self._repo = repo
-        if "/" not in repo or not _patiently(lambda: self._api.repo_exists(repo, repo_type="dataset")):
+        if "/" not in repo or not _with_retries(lambda: self._api.repo_exists(repo, repo_type="dataset")):
             create = partial(self._api.create_repo, repo, repo_type="dataset", private=private, exist_ok=True)
-            self._repo = _patiently(create).repo_id
-        disturbed, doomed = 0, None
-        while disturbed < TRIES:
+            self._repo = _with_retries(create).repo_id
+        conflicts, to_delete = 0, None
+        while conflicts < TRIES:
             head, difference = self._compare()
-            self._refuse(difference, first=doomed is None)
-            # What others add meanwhile is theirs.
-            doomed = difference.foreign if doomed is None else sorted({*doomed} & {*difference.foreign})
+            self._refuse(difference, first=to_delete is None)
+            # Only files that were there at the start are deleted, none that others add meanwhile.
+            to_delete = difference.foreign if to_delete is None else sorted({*to_delete} & {*difference.foreign})
             wanted = [*difference.missing, *difference.changed]
-            if not wanted and not (self._update and doomed):
+            if not wanted and not (self._update and to_delete):
                 there = len(self._local) - len(self._sent)
                 url = f"{self._api.endpoint}/datasets/{self._repo}"
                 return Sent(url, len(self._sent), sum(self._local[n].stat().st_size for n in self._sent), there)
-            if disturbed == 0 and self._sent & {*wanted}:
+            if conflicts == 0 and self._sent & {*wanted}:
                 lost = min(self._sent & {*wanted})
                 raise UserError(f"publish: {self._repo} took {lost}, and does not have it. Does a .gitignore name it?")
-            disturbed += not self._upload(wanted, doomed if self._update else [], head)
-        raise UserError(self._disturbed())
+            conflicts += not self._upload(wanted, to_delete if self._update else [], head)
+        raise UserError(self._conflict_message())
 
-    def _upload(self, wanted: list[str], doomed: list[str], head: str | None) -> bool:
-        """False where the repo has changed since it was looked at (412)."""
+    def _upload(self, wanted: list[str], to_delete: list[str], head: str | None) -> bool:
+        """Upload and delete files in commits upon `head`. False where the repository changed meanwhile (HTTP 412)."""
         from huggingface_hub.errors import HfHubHTTPError
 
         with tempfile.TemporaryDirectory(prefix="publish-") as links:
@@ -113,14 +115,14 @@ class _Upload:
                 link.parent.mkdir(parents=True, exist_ok=True)
                 link.symlink_to(self._local[name])
             try:
-                _patiently(
+                _with_retries(
                     lambda: self._api.upload_folder(
                         repo_id=self._repo,
                         repo_type="dataset",
                         folder_path=links,
                         commit_message=self._title,
                         parent_commit=head,
-                        delete_patterns=[glob.escape(name) for name in doomed] or None,
+                        delete_patterns=[glob.escape(name) for name in to_delete] or None,
                     )
                 )
             except HfHubHTTPError as error:
@@ -132,11 +134,11 @@ class _Upload:
         return True
 
     def _compare(self) -> tuple[str | None, _Difference]:
-        """The repo's newest commit, and what it has other than the folder."""
-        head = _patiently(lambda: self._api.repo_info(self._repo, repo_type="dataset")).sha
+        """(the repository's newest commit, how it differs from the folder)."""
+        head = _with_retries(lambda: self._api.repo_info(self._repo, repo_type="dataset")).sha
         there = {
             entry.path: entry
-            for entry in _patiently(
+            for entry in _with_retries(
                 lambda: list(self._api.list_repo_tree(self._repo, recursive=True, repo_type="dataset", revision=head))
             )
             if hasattr(entry, "size")
@@ -149,7 +151,8 @@ class _Upload:
         return head, _Difference(missing, [name for name in both if not same[name]], sorted(foreign))
 
     def _refuse(self, found: _Difference, first: bool) -> None:
-        """Others' files are looked for at first alone: who commits meanwhile is no reason to end."""
+        """UserError where the repository has other content and may not be changed. Files that only it has are refused
+        only at the start, since others may commit meanwhile."""
         if not self._update and (found.changed or (first and found.foreign)):
             said = [f"{len(found.changed):,} other than here ({found.changed[0]}, …)"] if found.changed else []
             said += [f"{len(found.foreign):,} that are not here ({found.foreign[0]}, …)"] if found.foreign else []
@@ -158,8 +161,8 @@ class _Upload:
                 "--update: then it becomes what the export is, and its history keeps what it was."
             )
 
-    def _disturbed(self) -> str:
-        commits = _patiently(lambda: self._api.list_repo_commits(self._repo, repo_type="dataset"))
+    def _conflict_message(self) -> str:
+        commits = _with_retries(lambda: self._api.list_repo_commits(self._repo, repo_type="dataset"))
         others = [c for c in commits if not c.title.startswith(self._title)]
         who = Counter(author for commit in others[:TRIES] for author in commit.authors)
         last = f" (the last: “{others[0].title}”, {others[0].created_at:%Y-%m-%d %H:%M} UTC)" if others else ""
@@ -170,7 +173,7 @@ class _Upload:
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """Absolute paths by name in the repo. UserError where a folder holds more than the Hub takes."""
+    """Absolute paths by name in the repository. UserError where a folder has more files than the Hub allows."""
     found = {
         path.relative_to(folder).as_posix(): path for path in sorted(folder.absolute().rglob("*")) if path.is_file()
     }
@@ -186,6 +189,7 @@ def _files(folder: Path) -> dict[str, Path]:
 
 
 def _same(path: Path, there: Any) -> bool:
+    """Whether a local file has the content of an entry of the repository."""
     if path.stat().st_size != there.size:
         return False
     if there.lfs is not None:
@@ -194,26 +198,26 @@ def _same(path: Path, there: Any) -> bool:
     return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest() == there.blob_id
 
 
-def _patiently(ask: Callable[[], T]) -> T:
-    """Ask again where the Hub is busy: the client does so for most of its requests, not for all."""
+def _with_retries(ask: Callable[[], T]) -> T:
+    """The result of a request, retried where the Hub is busy. The client retries most of its requests, but not all."""
     from huggingface_hub.errors import HfHubHTTPError
 
     for attempt in range(TRIES):
         try:
             return ask()
         except HfHubHTTPError as error:
-            if error.response.status_code not in _PASSES:
+            if error.response.status_code not in _RETRIED:
                 raise
             said = error.response.headers.get("Retry-After", "")
-        except JSONDecodeError:  # of a proxy's page about an error
+        except JSONDecodeError:  # a proxy answered with an HTML page about an error
             said = ""
         time.sleep(min(float(said) if re.fullmatch(r"\d+(\.\d+)?", said) else 2.0**attempt, _LONGEST_WAIT_S))
     return ask()
 
 
 @contextmanager
-def _in_words(repo: str) -> Iterator[None]:
-    """What goes wrong, as a UserError in which no token stands."""
+def _as_user_errors(repo: str) -> Iterator[None]:
+    """Turns errors of the client into a UserError that never contains the token."""
     import httpx2
     from huggingface_hub import get_token
     from huggingface_hub.errors import HfHubHTTPError

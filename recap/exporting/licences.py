@@ -1,4 +1,4 @@
-"""Licences as the Hub spells them. None is ever made up: who publishes says them, or the card says that nobody did."""
+"""Licences, by the Hub's identifiers. They are what the publisher states; else the card says that none was stated."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NOT_STATED = "not stated by who made this export"
 
 @dataclass(frozen=True)
 class Licence:
-    """id: the Hub's, "" where it has none; words: what people read, a name or an address."""
+    """id: the Hub's identifier, "" where it has none. words: a name or an address, for people."""
 
     id: str
     words: str
@@ -61,7 +61,7 @@ def licence(text: str, option: str) -> Licence | None:
 
 
 def front_matter(*stated: Licence | None) -> dict[str, Any]:
-    """The keys of a card's head for what its files hold; {} where one of these is not stated.
+    """The licence keys of a card's head, for everything that its files hold; {} where one licence is not stated.
 
     >>> front_matter(Licence("cc-by-4.0", "cc-by-4.0")), front_matter(Licence("", "My own, v2"))
     ({'license': 'cc-by-4.0'}, {'license': 'other', 'license_name': 'my-own-v2'})

@@ -1,10 +1,11 @@
-"""An export that goes on after it was killed: its parts are made whole or not at all, and each has a marker.
+"""The working folder of an export, which can go on after it was killed: it is made in parts, each written atomically
+and followed by a marker.
 
-.OUT.unfinished/lock               one export of this name at a time
-.OUT.unfinished/asked.json         what was asked for: what was begun otherwise is begun anew
-.OUT.unfinished/done/NAME/N.json   the marker of a part: what its maker says of it
-.OUT.unfinished/rows/N.arrow       rows, before they are cut into files
-.OUT.unfinished/out/               gets the name OUT at the end
+    .OUT.unfinished/lock               held while an export of this name runs
+    .OUT.unfinished/asked.json         the request; where it differs, the export starts again
+    .OUT.unfinished/done/NAME/N.json   the marker of a part, which holds its counts
+    .OUT.unfinished/rows/N.arrow       rows, before they are cut into files
+    .OUT.unfinished/out/               renamed to OUT at the end
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ Chunk = TypeVar("Chunk")
 
 @dataclass(frozen=True)
 class Parts:
-    """Where an export is made. out: the folder that becomes OUT; rows: of files that do not."""
+    """The working folder. out: the folder that becomes OUT. rows: the folder of intermediate rows."""
 
     folder: Path
 
@@ -44,11 +45,13 @@ class Parts:
     def make(
         self, name: str, work: Callable[[int, Chunk], dict[str, Any]], chunks: Iterable[Chunk]
     ) -> Iterator[tuple[Chunk, dict[str, Any]]]:
-        """Each chunk and its marker, in order, on all cores; parts that have a marker are not made again.
+        """Make one part of each chunk, on all cores. Yields (chunk, marker) in order. Parts with a marker are not made
+        again.
 
         Args:
-            name: of the kind of parts. work: of (number, chunk), makes files that are whole (`whole`) or not there, and
-                returns the marker, a JSON object; can be pickled.
+            name: of this kind of parts.
+            work: called with (number, chunk); writes its files by `atomic_file`, and returns the marker, a JSON object.
+                Must be picklable.
         """
         markers = self.folder / "done" / name
         markers.mkdir(parents=True, exist_ok=True)
@@ -56,9 +59,9 @@ class Parts:
             yield chunk, marker
 
     @contextmanager
-    def whole(self, path: Path) -> Iterator[BinaryIO]:
-        """A file that is written; it gets its name, in folders that are made, once it is whole. Then all of this is on
-        the disk: a marker that follows speaks for it after a power cut, too.
+    def atomic_file(self, path: Path) -> Iterator[BinaryIO]:
+        """A file to write, which gets its name only once it is complete, and is then synced to the disk, so that a
+        marker written after it holds even after a power cut. Folders are made.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         making = atomic.temporary(path)
@@ -73,7 +76,7 @@ class Parts:
         self.sync(path)
 
     def sync(self, path: Path) -> None:
-        """Force a name to the disk, and those of the folders that it lies in; or that it is gone."""
+        """Sync all folders above a path to the disk, after the path was made, renamed or removed."""
         for above in path.relative_to(self.folder).parents:
             atomic.sync(self.folder / above)
 
@@ -94,13 +97,13 @@ class _Part(Generic[Chunk]):
 
 @contextmanager
 def parts_of(out: Path, asked: dict[str, Any]) -> Iterator[Parts]:
-    """The parts of an export, which get the name `out` at the end; what a killed one left behind is gone on with.
+    """The working folder of an export, renamed to `out` at the end. The parts of a killed export are kept.
 
     Args:
-        asked: all that decides what the files hold, as JSON.
+        asked: everything that decides what the files hold, as JSON.
 
     Raises:
-        UserError: `out` is taken, or another process makes it now.
+        UserError: `out` exists and is not empty, or another process is making it.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"export: {out} exists and is not empty. Choose another folder.")
@@ -121,7 +124,7 @@ def parts_of(out: Path, asked: dict[str, Any]) -> Iterator[Parts]:
 
 
 def _begin(parts: Parts, asked: bytes) -> None:
-    """Go on where the same was asked for, else begin anew."""
+    """Keep the parts of a killed export of the same request; else clear the folder."""
     request = parts.folder / "asked.json"
     if parts.out.exists() and request.exists() and request.read_bytes() == asked:
         for torn in parts.folder.rglob(f"{atomic.TEMPORARY}*"):
@@ -132,13 +135,13 @@ def _begin(parts: Parts, asked: bytes) -> None:
         request.unlink(missing_ok=True)
         for folder in (parts.folder / "done", parts.rows, parts.out):
             shutil.rmtree(folder, ignore_errors=True)
-        atomic.sync(parts.folder)  # no marker of another request comes back
+        atomic.sync(parts.folder)  # so that no marker of another request is there after a power cut
         atomic.replace(request, asked, durable=True)
     parts.out.mkdir(exist_ok=True)
 
 
 def _sync_all(folder: Path) -> None:
-    """Force a folder to the disk, with what is written into it beside the parts."""
+    """Sync a folder and all files in it to the disk."""
     for above, _, names in os.walk(folder):
         for path in (Path(above, name) for name in names):
             if not path.is_symlink():

@@ -1,5 +1,5 @@
-"""The rows of an export: a shard's captions in the schema of Recap-DataComp-1B, what other runs and the downloader know
-of the same samples, and of these the columns and rows that were asked for.
+"""The rows of an export: a shard's captions in the schema of Recap-DataComp-1B, with columns from other runs and from
+the downloader's metadata, reduced to the columns and rows that are wanted.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from recap.exporting.where import Where, nearest, parse
 
 VERSION = "2"  # 2: image_sha256
 
-# The published data set's 11 columns, the 2 that came later, and one of ours, all nullable: files without scores have
-# this schema too. name, type, what it holds
+# (name, type, meaning) of the 11 columns of the published data set, the 2 that were added later, and one of this
+# toolkit. All are nullable, so that files without scores have the same schema.
 COLUMNS: list[tuple[str, pa.DataType, str]] = [
     ("url", pa.string(), "address of the image, where the downloader's metadata is at hand"),
     ("re_caption", pa.string(), "the generated caption"),
@@ -49,36 +49,39 @@ _LENGTHS = {
 
 
 KEPT = "of --keep"
-_OWN = ("url", "re_caption", "org_caption", "sha256", "key", "image_sha256")  # which no other run has to fill
-_TOLD = ("key", "org_caption", "re_caption", "re_length", "org_length", "tokens", "finish", "lint")  # of by the card
+_FROM_THIS_RUN = ("url", "re_caption", "org_caption", "sha256", "key", "image_sha256")
+_FOR_CARD = ("key", "org_caption", "re_caption", "re_length", "org_length", "tokens", "finish", "lint")
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Which columns of which rows are written: their schema; `wide`: with what the condition and the card read, too.
+    """Which columns and rows are written.
 
-    fields: those of the run's own column that are in `wide`. keep: a run whose rows say which are written.
+    schema: of the files. wide: the same with the columns that the condition and the card need.
+    where: the condition of `--where`.
+    fields: the fields of the run's own column that are in `wide`.
+    keep: the run of `--keep`; only samples whose row there is ok are written.
     """
 
     schema: pa.Schema
     wide: pa.Schema
     where: Where | None
     fields: tuple[str, ...]
-    keep: Added | None = None
+    keep: OtherRun | None = None
 
     def unfilled(self, added: Iterable[str]) -> str:
-        """For people: columns of the condition that are null in all rows, since nothing fills them; or ""."""
-        filled = {*added, *self.fields, *_OWN}
+        """A hint where a column of the condition is null in all rows, since nothing fills it; else ""."""
+        filled = {*added, *self.fields, *_FROM_THIS_RUN}
         filled |= {name for name, text in _LENGTHS.items() if text in filled}
         empty = [name for name in (self.where.columns if self.where else ()) if name not in filled]
         return f"{empty[0]} is null in all rows: --add {empty[0]}=RUN:FIELD takes it from another run" if empty else ""
 
 
 def select(source: Published, columns: str = "", condition: str = "") -> Selection:
-    """What `--columns` and `--where` ask for, among the published columns and the fields of the run's own.
+    """The selection that `--columns` and `--where` ask for, out of the published columns and the run's own fields.
 
     Raises:
-        UserError: no such column, or a condition that cannot be read.
+        UserError: there is no such column, or the condition cannot be parsed.
     """
     fields = [pa.field(name, kind, nullable=True, metadata={"about": about}) for name, kind, about in COLUMNS]
     first = next(iter(source), None)
@@ -93,20 +96,24 @@ def select(source: Published, columns: str = "", condition: str = "") -> Selecti
     where = parse(condition, everything) if condition.strip() else None
     about = {"schema_version": VERSION, "column": source.column, "identity": source.identity}
     target = pa.schema([everything.field(name) for name in names], about | ({"where": condition} if where else {}))
-    used = {*names, *(where.columns if where else ()), *_TOLD}
+    used = {*names, *(where.columns if where else ()), *_FOR_CARD}
     wide = pa.schema([field for field in everything if field.name in used])
     return Selection(target, wide, where, tuple(field.name for field in own if field.name in used))
 
 
 def rows(
-    shard: PublishedShard, selection: Selection, others: dict[str, Added], same: SameImages, downloads: Downloads | None
+    shard: PublishedShard,
+    selection: Selection,
+    others: dict[str, OtherRun],
+    same: SameImages,
+    downloads: Downloads | None,
 ) -> pa.Table:
-    """The captioned samples of one shard that are wanted, in the selection's wide schema.
+    """The captioned samples of one shard that the selection takes, in its wide schema.
 
     Args:
-        others: {column of the export: a field of another run}, joined by shard and place.
+        others: by column of the export, a field of another run, joined row by row (keys must be equal).
         same: compares the images that the columns were made from.
-        downloads: joins what the downloader knows; None: nobody asks.
+        downloads: joins the downloader's metadata; None: none of it is wanted.
     """
     table = shard.table(list(dict.fromkeys(["key", "sha256", "text", "caption", "status", *selection.fields])))
     found: dict[str, Any] = {name: table[name] for name in selection.fields} | {
@@ -145,7 +152,7 @@ def _words(texts: Any) -> pa.Array:
     return pa.array([None if t is None else len(t.split()) for t in texts.to_pylist()], pa.int64())
 
 
-class Added:
+class OtherRun:
     """A field of another run over the same tars."""
 
     def __init__(self, run: str, field: str) -> None:
@@ -153,7 +160,7 @@ class Added:
         self._origins = Origins(field, run, self.published.shards)
 
     def lacks(self, shards: Iterable[Shard]) -> list[str]:
-        """Ids of shards that the other run has not, or has not finished."""
+        """Ids of shards that the other run does not have, or has not finished."""
         found = ((shard, self._origins.find(shard)) for shard in shards)
         return [shard.id for shard, origin in found if origin is None or origin.shard.id not in self.published]
 

@@ -1,4 +1,4 @@
-"""What an export's card counts while the rows are made: lengths, tokens, faults, and a few samples to show."""
+"""Statistics for an export's card, counted while the rows are made: lengths, tokens, faults, and a few samples."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ import pyarrow.compute as pc
 from PIL import Image, ImageDraw, ImageFont
 
 PAIRS = 20
-_FIRST_ROWS = 1024  # of each shard, among which the shown samples are chosen
+_FIRST_ROWS = 1024  # rows of each shard among which the samples of the card are chosen
 _LENGTHS = ("org_length", "re_length", "tokens")
 _DRAWN = {"org_length": ("original text", "#d9822b"), "re_length": ("caption", "#3b82c4")}
 
 
 @dataclass
 class Statistics:
-    """counts: by length, for each of words of the original text, words of the caption, and tokens of the caption.
-
-    pairs: (place in a fixed random order, key, original text, caption).
+    """counts: by column (words of the original text, words and tokens of the caption), how many rows have each length.
+    finish, lint: how many captions ended so, and have this fault.
+    pairs: samples for the card: (place in a fixed random order, key, original text, caption), the first PAIRS of them.
     """
 
     counts: dict[str, Counter[int]] = field(default_factory=lambda: {name: Counter() for name in _LENGTHS})
@@ -47,7 +47,7 @@ class Statistics:
         self._show(new)
 
     def merge(self, other: Statistics) -> None:
-        """Count what another has counted of shards that follow."""
+        """Add the counts of the shards that follow."""
         for name, counts in other.counts.items():
             self.counts[name].update(counts)
         self.finish.update(other.finish)
@@ -56,7 +56,7 @@ class Statistics:
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Statistics:
-        """Of `vars`, as JSON keeps it."""
+        """From `vars` of another, after a round trip through JSON."""
         counts = {name: Counter({int(k): n for k, n in found.items()}) for name, found in record["counts"].items()}
         pairs = [(at, key, original, caption) for at, key, original, caption in record["pairs"]]
         return cls(counts, Counter(record["finish"]), Counter(record["lint"]), pairs)
@@ -66,7 +66,7 @@ class Statistics:
 
 
 def quantile(counts: Counter[int], share: float) -> int:
-    """The smallest value that is not below `share` of all.
+    """The smallest value such that at least `share` of all values are at most as large. counts: by value.
 
     >>> quantile(Counter({1: 5, 7: 5}), 0.5), quantile(Counter({1: 5, 7: 5}), 0.51)
     (1, 7)
@@ -84,7 +84,7 @@ def mean(counts: Counter[int]) -> float:
 
 
 def draw_lengths(statistics: Statistics, path: Path) -> None:
-    """A PNG with the shares of texts by their number of words, up to the 99th percentile: originals and captions."""
+    """Draw a PNG histogram of the lengths of originals and captions in words, up to the 99th percentile."""
     kinds = {name: statistics.counts[name] for name in _DRAWN}
     top = max(10, *(quantile(counts, 0.99) for counts in kinds.values()))
     bins = min(40, top + 1)

@@ -1,8 +1,8 @@
 """`--where "re_clip_score > 0.3 and lint is null"`: conditions over the columns of a table, as SQL has them.
 
 Comparisons (= != < <= > >=) of columns and values, `in (…)`, `is null`, each with `not`, joined by `and`, `or` and
-parentheses. Texts stand in single quotes ('it''s'); names that are no word in double quotes. What is compared with a
-null is unknown and leaves the row out, NaN equals NaN and is above all numbers: rows are counted as duckdb counts them.
+parentheses. Texts are in single quotes ('it''s'), names that are not a single word in double quotes. As in duckdb, a
+comparison with null is unknown and leaves the row out, NaN equals NaN, and NaN is larger than all numbers.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _TOKEN = re.compile(
 )
 _RESERVED = ("and", "or", "not", "in", "is", "null", "true", "false")
 _SAME = {"==": "=", "<>": "!="}
-_DEPTH = 50  # of parentheses and `not`, so that no condition overflows a stack
-_MOST = 200  # comparisons: arrow walks a condition by recursion
+_DEPTH = 50  # the most nested parentheses and `not`, so that no condition overflows the stack
+_MOST = 200  # the most comparisons, since Arrow evaluates a condition by recursion
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def parse(text: str, schema: pa.Schema) -> Where:
 
 
 def nearest(name: str, known: list[str]) -> str:
-    """For messages: what a name may have meant, and what there is."""
+    """A hint for messages: which column a name may mean, and which there are."""
     return f"Did you mean {get_close_matches(name.lower(), known, 1, 0.0)[0]!r}? Columns are {', '.join(known)}."
 
 
@@ -72,7 +72,7 @@ class _Operand:
 
 
 class _Parser:
-    """Recursive descent: or < and < not < comparison."""
+    """A recursive descent parser. `or` binds the weakest, then `and`, `not`, and comparisons."""
 
     def __init__(self, text: str, schema: pa.Schema) -> None:
         self._text, self._schema, self._at, self._end = text, schema, 0, 0
@@ -82,7 +82,7 @@ class _Parser:
         self._next()
 
     def _next(self) -> str:
-        """Step to the next token; returns the one before."""
+        """Advance to the next token; return the one before it."""
         before, self._at = self._token, self._end
         found = _TOKEN.match(self._text, self._end)
         if found:
@@ -98,13 +98,14 @@ class _Parser:
         return before
 
     def wrong(self, why: str) -> UserError:
+        """The error for the current token, with its place in the condition."""
         at = self._at + len(self._text[self._at :]) - len(self._text[self._at :].lstrip()) + 1
         shown = "the end" if self.kind == "end" and self._token == "end" else f"`{self._token}`"
         text = self._text if len(self._text) < 200 else f"{self._text[:200]}…"
         return UserError(f"export: --where {text!r}: {shown} at character {at}: {why}.")
 
     def _takes(self, *tokens: str) -> bool:
-        """Step over the next token if it is one of these words or signs."""
+        """Whether the current token is one of these words or signs; if so, advance."""
         found = self.kind in ("reserved", "sign") and self._token in tokens
         if found:
             self._next()
@@ -121,7 +122,7 @@ class _Parser:
         parts = [part()]
         while self._takes(word):
             parts.append(part())
-        return _joined(word, parts)
+        return _balanced(word, parts)
 
     def _negation(self) -> pc.Expression:
         self._depth += 1
@@ -147,32 +148,32 @@ class _Parser:
             self._demand("null")
             return left.expression.is_valid() if absent else left.expression.is_null()
         if self._takes("in"):
-            return self._listed(left)
+            return self._in_list(left)
         if self._takes("not"):
             self._demand("in")
-            return ~self._listed(left)
+            return ~self._in_list(left)
         sign = self._token
         if not self._takes("=", "==", "!=", "<>", "<", "<=", ">", ">="):
             if left.kind == "truth":
                 return left.expression
             raise self.wrong("a comparison (= != < <= > >=), `in (…)` or `is null` is expected here")
-        return _compare(_SAME.get(sign, sign), left, self._alike(left, self._operand()))
+        return _compare(_SAME.get(sign, sign), left, self._checked_kinds(left, self._operand()))
 
-    def _listed(self, left: _Operand) -> pc.Expression:
+    def _in_list(self, left: _Operand) -> pc.Expression:
         self._demand("(")
-        found = [self._alike(left, self._value())]
+        found = [self._checked_kinds(left, self._value())]
         while self._takes(","):
-            found.append(self._alike(left, self._value()))
+            found.append(self._checked_kinds(left, self._value()))
         self._demand(")")
-        values, common = [operand.value for operand in found], _common(left, *found)
-        if left.kind == "number" and not left.floats and left.value is None:  # integers: no other number is one of them
+        values, common = [operand.value for operand in found], _common_float_type(left, *found)
+        if left.kind == "number" and not left.floats and left.value is None:  # an integer column equals no others
             listed = left.expression.isin(pa.array([v for v in values if isinstance(v, int)], pa.int64()))
-        elif common:  # `isin` looks at bits
+        elif common:  # `isin` compares bits: 0.0 and -0.0 differ
             zeros = [-0.0] if 0 in values else []
             listed = left.expression.cast(common, safe=False).isin(pa.array([*map(float, values), *zeros], common))
         else:
             listed = left.expression.isin(pa.array(values))
-        # For it a null is in no list, so that `not in` would keep it.
+        # `isin` says that a null is in no list, so that `not in` would keep it.
         return pc.if_else(left.expression.is_null(), pa.scalar(None, pa.bool_()), listed)
 
     def _value(self) -> _Operand:
@@ -180,7 +181,7 @@ class _Parser:
             raise self.wrong("a list holds values, no columns; texts stand in single quotes")
         return self._operand()
 
-    def _alike(self, left: _Operand, right: _Operand) -> _Operand:
+    def _checked_kinds(self, left: _Operand, right: _Operand) -> _Operand:
         for operand in (left, right):
             if operand.kind not in ("number", "text", "truth"):
                 raise self.wrong(f"{operand.shown} is a {operand.kind}, which can be asked for `is null` alone")
@@ -231,17 +232,18 @@ class _Parser:
         return _Operand(pc.field(name), kind, name, floats)
 
 
-def _joined(word: str, parts: list[pc.Expression]) -> pc.Expression:
-    """A balanced tree, whose depth is the logarithm of the number of its parts."""
+def _balanced(word: str, parts: list[pc.Expression]) -> pc.Expression:
+    """All parts joined by `or` or `and`, as a balanced tree, so that its depth grows with their logarithm."""
     if len(parts) == 1:
         return parts[0]
-    left, right = _joined(word, parts[: len(parts) // 2]), _joined(word, parts[len(parts) // 2 :])
+    left, right = _balanced(word, parts[: len(parts) // 2]), _balanced(word, parts[len(parts) // 2 :])
     return left | right if word == "or" else left & right
 
 
-def _common(*operands: _Operand) -> pa.DataType | None:
-    """The type of floats in which numbers are compared, None where all are integers: a column of 32 bits and 0.3, which
-    no float is, meet in 32 bits.
+def _common_float_type(*operands: _Operand) -> pa.DataType | None:
+    """The float type in which numbers are compared; None where all are integers.
+
+    A float32 column is compared with a literal such as 0.3 in float32, since 0.3 has no exact value in either type.
     """
     floats = {operand.floats for operand in operands}
     if "double" in floats or (floats <= {"", "decimal"} and "decimal" in floats):
@@ -251,7 +253,7 @@ def _common(*operands: _Operand) -> pa.DataType | None:
 
 def _compare(sign: str, left: _Operand, right: _Operand) -> pc.Expression:
     one, other = left.expression, right.expression
-    if common := _common(left, right):  # unsafe: large integers are rounded
+    if common := _common_float_type(left, right):  # unsafe: large integers are rounded
         one, other = one.cast(common, safe=False), other.cast(common, safe=False)
     nan_one, nan_other = (_nan(e, o) for e, o in ((one, left), (other, right)))
     found: Any
@@ -269,5 +271,5 @@ def _compare(sign: str, left: _Operand, right: _Operand) -> pc.Expression:
 
 
 def _nan(expression: pc.Expression, operand: _Operand) -> pc.Expression | None:
-    """Whether a value is NaN; None where it never is."""
+    """An expression that is true where a value is NaN; None for operands that cannot be NaN."""
     return pc.is_nan(expression) if operand.floats and operand.value is None else None

@@ -1,1 +1,2 @@
-"""Texts from elsewhere as a column of one's own tars: matched by digest, address, uid or key, with an exact account."""
+"""A map job that joins texts of other files ("theirs") to one's own samples ("ours") by sha256, uid, url or key, and a
+report that counts every row of both sides."""

@@ -1,4 +1,5 @@
-"""What tells that two rows are of one image: a rule (sha256, uid, url, key) and a value, hashed to 128 bits."""
+"""Identifiers by which rows of two sides are joined: a rule (sha256, uid, url or key) and a value, hashed to 128
+bits."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ _CLEAN: dict[str, Callable[[str], str]] = {"sha256": _sha256, "key": without_dot
 
 
 def cleaned(rule: str, value: object) -> str:
-    """An identifier as it is compared; "" where it is none.
+    """A value as it is compared with others of its rule; "" where it is no identifier.
 
     >>> cleaned("sha256", "AB" * 32) == "ab" * 32, cleaned("sha256", "unknown"), cleaned("url", " http://x/A ")
     (True, '', 'http://x/A')
@@ -35,10 +36,10 @@ def cleaned(rule: str, value: object) -> str:
 
 
 def hashed(rule: str, value: str) -> bytes:
-    """16 bytes of a cleaned identifier."""
+    """16 bytes: the hash of a rule and a cleaned value."""
     return blake2b(f"{rule}\0{value}".encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def as_numbers(hashes: bytes | bytearray) -> np.ndarray:
-    """Hashes, one behind another, as uint64 [N, 2]: the first number orders, both together tell."""
+    """N concatenated hashes as uint64 [N, 2]. They are sorted by the first number, and compared by both."""
     return np.frombuffer(hashes, "<u8").reshape(-1, 2) if hashes else np.empty((0, 2), "<u8")

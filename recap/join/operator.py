@@ -1,11 +1,12 @@
-"""Texts from elsewhere as a column: a map job over one's own tars, or over a column of theirs that knows its images.
+"""A map job that joins the texts of other files ("theirs") to one's own samples ("ours"): the rows of tars, or those of
+a column.
 
     python -m hpc.launch configs/data/join.yaml data.shards=[…] theirs.files=[captions/*.parquet]
     python -m recap.join.report runs/joined                     the account
 
-A row of theirs counts under its strongest identifier alone, a sample of ours is joined by the strongest that theirs
-has: rules are never mixed. Two texts of one identifier, or a key that two samples have, are ambiguous: nothing is
-guessed.
+A row of theirs counts only by its strongest identifier. A sample of ours is joined by the strongest of its identifiers
+that theirs have. Where one identifier has two texts, or a key belongs to two samples, the sample is skipped as
+ambiguous.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ from recap.data.rows import JoinedRow, Rows, RowsConfig
 from recap.data.same_image import FIELD, digest
 from recap.data.tar_job import RowsJob
 from recap.join.identifiers import cleaned, hashed
-from recap.join.ours import BESIDE, Beside, keys_twice
-from recap.join.sorted_texts import Found, SortedTexts, prepare
+from recap.join.ours import DOWNLOADER_RULES, DownloaderTable, duplicate_keys
+from recap.join.sorted_texts import SortedTexts, TheirRow, prepare
 from recap.join.theirs import Theirs, TheirsConfig
 
 log = logging.getLogger(__name__)
@@ -40,8 +41,8 @@ IMAGE, DOWNLOAD = "sha256 of the image", "sha256 of the download"
 FIELDS: list[tuple[str, pa.DataType]] = [
     ("caption", pa.string()),
     ("by", pa.string()),  # which identifier: one of IMAGE, DOWNLOAD, uid, url, key
-    ("theirs", pa.int64()),  # the first of their rows that has it, counted over all files
-    ("theirs_rows", pa.int32()),  # how many have it
+    ("theirs", pa.int64()),  # number of their first row with this identifier, counted over all files
+    ("theirs_rows", pa.int32()),  # how many of their rows have it
     (FIELD, pa.string()),
 ]
 
@@ -64,13 +65,17 @@ class JoinConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class _Ours:
-    """identifiers: hashes by how they are called in the column, strongest first."""
+class _OurRow:
+    """An item's payload.
+
+    identifiers: hashes by the names that the field `by` gives them, strongest first.
+    image: sha256 of the sample's image. problem: why the sample cannot be joined, else "".
+    """
 
     identifiers: dict[str, bytes]
     image: str | None
     problem: str
-    without: str  # what could not be asked for
+    without: str  # which identifiers are not known, in words
 
 
 class JoinOperator(RowsJob, Batched):
@@ -85,7 +90,7 @@ class JoinOperator(RowsJob, Batched):
         super().__init__()
         self.config = config
         self._texts: SortedTexts | None = None
-        self._twice: set[bytes] = set()
+        self._duplicate_keys: set[bytes] = set()
 
     # --- what a login node asks ---------------------------------------------------------------
 
@@ -100,18 +105,22 @@ class JoinOperator(RowsJob, Batched):
 
     @property
     def folder(self) -> Path:
-        """Where theirs is sorted: for these files, and this choice of columns."""
+        """The folder of their sorted texts, named after their files' content and the columns that are used."""
         chosen = hashed("theirs", f"{self.theirs.digest} {self.theirs.by} {[f.columns for f in self.theirs.files]}")
         return Path(self.config.table) / chosen.hex()
 
     def plan(self) -> list[Shard]:
         shards = super().plan()
-        for line in self._without(shards):
+        for line in self._note_missing_tables(shards):
             log.warning("data: %s", line)
         return shards
 
-    def _without(self, shards: list[Shard]) -> Iterator[str]:
-        """What is to be told of tars that have no parquet beside them. UserError where nothing can match."""
+    def _note_missing_tables(self, shards: list[Shard]) -> Iterator[str]:
+        """A sentence where tars have no table of the downloader beside them, so that uid and url are not known.
+
+        Raises:
+            UserError: no tar has one, and nothing else could match.
+        """
         rules = [rule for rule in self.theirs.by if rule in ("uid", "url")]
         local = [shard for shard in shards if "://" not in shard.uri]
         lacking = [shard for shard in local if not os.path.exists(f"{stem_of(shard.uri)}.parquet")]
@@ -149,19 +158,19 @@ class JoinOperator(RowsJob, Batched):
     # --- what an engine process asks ----------------------------------------------------------
 
     def setup(self, device: str) -> None:
-        pa.set_memory_pool(pa.system_memory_pool())  # arrow's own keeps tens of MB of what was freed
+        pa.set_memory_pool(pa.system_memory_pool())  # Arrow's own pool would keep tens of MB of freed memory
         prepare(self.theirs, self.folder)
         self._texts = SortedTexts(self.folder)
         if "key" in self.theirs.by:
-            self._twice = keys_twice(self._rows.shards())
+            self._duplicate_keys = duplicate_keys(self._rows.shards())
 
     def read(self, shard: Shard) -> Iterator[Item | Damage]:
-        beside = Beside(shard.uri, [rule for rule in self.theirs.by if rule in BESIDE])
+        beside = DownloaderTable(shard.uri, [rule for rule in self.theirs.by if rule in DOWNLOADER_RULES])
         without = [rule for rule in self.theirs.by if rule in ("uid", "url") and rule not in beside.fields]
         told = f"{' and '.join(without)} unknown: not in a parquet beside the tar" if without else ""
-        return self._rows.read(shard, lambda row: (self._ours(row, beside, told), 1000))
+        return self._rows.read(shard, lambda row: (self._our_row(row, beside, told), 1000))
 
-    def _ours(self, row: JoinedRow, beside: Beside, without: str) -> _Ours:
+    def _our_row(self, row: JoinedRow, beside: DownloaderTable, without: str) -> _OurRow:
         image, problem = row.image, ""
         if row.sample is not None:
             problem = row.sample.problems[0] if row.sample.problems else ""
@@ -175,15 +184,15 @@ class JoinOperator(RowsJob, Batched):
                 found[rule] = hashed(rule, cleaned(rule, row.key))
             elif rule in known:
                 found[rule] = known[rule]
-        return _Ours(found, image, problem, without)
+        return _OurRow(found, image, problem, without)
 
     def apply(self, items: list[Item]) -> list[Row]:
         assert self._texts is not None, "setup() comes first"
         known = self._texts.find([h for item in items for h in item.payload.identifiers.values()])
         return [self._joined(item, known) for item in items]
 
-    def _joined(self, item: Item, known: dict[bytes, list[Found]]) -> Row:
-        ours: _Ours = item.payload
+    def _joined(self, item: Item, known: dict[bytes, list[TheirRow]]) -> Row:
+        ours: _OurRow = item.payload
         made: dict[str, Any] = {FIELD: ours.image}
         if ours.problem:
             return Row(item.shard, item.index, item.key, SKIPPED, ours.problem, values=made)
@@ -193,7 +202,7 @@ class JoinOperator(RowsJob, Batched):
         rows = sorted(known[ours.identifiers[by]], key=lambda found: found.row)
         made |= {"by": by, "theirs": rows[0].row, "theirs_rows": len(rows)}
         texts = len({found.text for found in rows})
-        if texts > 1 or (by == "key" and ours.identifiers[by] in self._twice):
+        if texts > 1 or (by == "key" and ours.identifiers[by] in self._duplicate_keys):
             why = f"{texts:,} texts have one {by}" if texts > 1 else "the key of several samples"
             return Row(item.shard, item.index, item.key, SKIPPED, AMBIGUOUS, why, values=made)
         return Row(item.shard, item.index, item.key, values={**made, "caption": rows[0].text})

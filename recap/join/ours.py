@@ -1,4 +1,5 @@
-"""What is known of one's own samples beside their tars (url, uid, digest of the download), and keys that come twice."""
+"""Identifiers of one's own samples that are in the downloader's table beside a tar (url, uid, sha256 of the download),
+and keys that several samples have."""
 
 from __future__ import annotations
 
@@ -19,15 +20,18 @@ from recap.data.remote import open_shard
 from recap.data.tars import read_keys
 from recap.join.identifiers import as_numbers, cleaned, hashed
 
-BESIDE = ("sha256", "uid", "url")
-"""What img2dataset's parquet beside a tar may know."""
+DOWNLOADER_RULES = ("sha256", "uid", "url")
+"""The identifiers that img2dataset's parquet file beside a tar may have."""
 _BATCH = 8192
 
 
-class Beside:
-    """The parquet beside a tar, as hashes: 64 bytes a sample.
+class DownloaderTable:
+    """The parquet file that img2dataset wrote beside a tar, held as hashes: 64 bytes a sample.
 
-    fields: which of `BESIDE` it has; none where there is no such file.
+    fields: which of `DOWNLOADER_RULES` it has; none where there is no such file.
+
+    Args:
+        uri: of the tar. rules: the identifiers that are wanted.
     """
 
     def __init__(self, uri: str, rules: Sequence[str]) -> None:
@@ -46,7 +50,9 @@ class Beside:
         keys = bytearray()
         with pq.ParquetFile(file, buffer_size=1 << 20) as table:
             names = table.schema_arrow.names
-            self.fields = tuple(rule for rule in BESIDE if rule in rules and rule in names) if "key" in names else ()
+            self.fields = (
+                tuple(rule for rule in DOWNLOADER_RULES if rule in rules and rule in names) if "key" in names else ()
+            )
             found = {rule: bytearray() for rule in self.fields}
             for batch in table.iter_batches(_BATCH, columns=["key", *self.fields]) if self.fields else ():
                 for key in batch["key"].cast(pa.string()).to_pylist():
@@ -61,7 +67,7 @@ class Beside:
         self._hashes = found
 
     def find(self, key: str) -> dict[str, bytes]:
-        """Hashes of a sample's identifiers, by rule."""
+        """Hashes of a sample's identifiers, by rule; {} where the table has no such key."""
         [[first, second]] = as_numbers(hashed("key", cleaned("key", key)))
         place = int(np.searchsorted(self._keys[:, 0], first))
         while place < len(self._keys) and self._keys[place, 0] == first:
@@ -73,14 +79,11 @@ class Beside:
         return {}
 
 
-_NONE = bytes(16)
+_NONE = bytes(16)  # stands for a value that is no identifier
 
 
-def keys_twice(shards: Sequence[Shard], threads: int = 8) -> set[bytes]:
-    """Hashes of the keys that more than one of the samples has: what such a key names is not known.
-
-    Reads the headers of all tars; holds 8 bytes a sample.
-    """
+def duplicate_keys(shards: Sequence[Shard], threads: int = 8) -> set[bytes]:
+    """Hashes of the keys that more than one sample has. Reads the headers of all tars; holds 8 bytes a sample."""
     with ThreadPoolExecutor(threads) as pool:
         numbers = list(pool.map(lambda shard: np.fromiter(_first_numbers(shard), "<u8"), shards))
     values, counts = np.unique(np.concatenate([*numbers, np.empty(0, "<u8")]), return_counts=True)
@@ -101,4 +104,4 @@ def _hashes(shard: Shard) -> Iterator[bytes]:
                 if not isinstance(sample, Damage):
                     yield hashed("key", cleaned("key", without_dot_slash(sample.key)))
     except (OSError, ShardError):
-        return  # it is read again, and then it is said what is wrong with it
+        return  # reported when the shard is worked on

@@ -1,4 +1,4 @@
-"""The account of a join: every sample of ours and every row of theirs, counted once.
+"""Report of a join: every sample of ours and every row of theirs, counted once.
 
     python -m recap.join.report runs/joined              (--json)
 
@@ -26,11 +26,13 @@ _KINDS = {MISSING: "missing", AMBIGUOUS: "ambiguous"}
 
 
 def account(source: Published, operator: JoinOperator) -> dict[str, Any]:
-    """Counts that add up: `samples` are matched, missing, ambiguous and others (by reason), `theirs` used, ambiguous,
-    unused, without text and without identifier.
+    """The counts of a join, as `--json` prints them.
+
+    `samples` is the sum of matched, missing, ambiguous and others (by reason); `theirs`, their rows, that of used,
+    theirs_ambiguous, unused, without_text and without_identifier.
     """
     total, kinds = totals(operator.folder)
-    reached = np.zeros(total, np.uint8)  # of the first rows: 1 their text is used, 2 ambiguous
+    reached = np.zeros(total, np.uint8)  # for each identifier's first row, bits: 1 its text is used, 2 it is ambiguous
     counts, by, size = Counter[str](), Counter[str](), np.zeros(total, np.int32)
     for shard in source:
         table = shard.table(["status", "reason", "by", "theirs", "theirs_rows"])

@@ -1,4 +1,4 @@
-"""Their files: parquet or csv with a text and an identifier of its image, in batches of bounded memory."""
+"""Reads their files, parquet or csv with a text and an identifier of its image, in batches of bounded memory."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class TheirsConfig:
 
 @dataclass(frozen=True)
 class File:
-    """One of their files; columns: by role (text, sha256, ...), as the file calls them."""
+    """One of their files. columns: the names of its columns, by role (text, sha256, ...)."""
 
     path: str
     columns: dict[str, str]
@@ -50,7 +50,7 @@ class File:
 
 
 class Theirs:
-    """All files of a config, their schemas read.
+    """All files of a config. by: the identifiers that count, strongest first. digest: hash of the files' digests.
 
     Raises:
         UserError: no such files, or one without a text or an identifier.
@@ -60,7 +60,7 @@ class Theirs:
         wrong = [rule for rule in [*config.by, *config.names] if rule not in (*RULES, "text")]
         if wrong:
             raise UserError(f"config: `theirs`: {wrong[0]!r} is no identifier. Write some of {', '.join(RULES)}.")
-        paths = _listed(config.files)
+        paths = _matching_files(config.files)
         with ThreadPoolExecutor(8) as pool:
             schemas = list(pool.map(_schema, paths))
             digests = list(pool.map(_digest, paths))
@@ -83,7 +83,7 @@ class Theirs:
 
 
 def batches(file: File) -> Iterator[pa.Table]:
-    """The rows, a column a role, all of them texts.
+    """The rows of a file, as tables with a string column for each role.
 
     Raises:
         UserError: the file cannot be read.
@@ -98,7 +98,7 @@ def batches(file: File) -> Iterator[pa.Table]:
 
 
 def _texts(role: str, values: pa.Array) -> pa.Array:
-    """A column as texts; digests of 32 bytes in hex."""
+    """A column as strings. A sha256 of 32 bytes becomes hex."""
     if role == "sha256" and not isinstance(values, pa.StringArray):
         values = pa.array([v.hex() if isinstance(v, bytes) and len(v) == 32 else v for v in values.to_pylist()])
     return values.cast(pa.string())
@@ -107,14 +107,14 @@ def _texts(role: str, values: pa.Array) -> pa.Array:
 def _parquet(path: str, names: list[str]) -> Iterator[pa.RecordBatch]:
     system, place = file_system(path)
     with ExitStack() as stack:
-        # Arrow's own reader of local files leaves the memory of its buffers whole; through Python's it comes to pieces.
+        # Local files are opened by Arrow itself, since reading through a Python file fragments memory.
         source = place if "://" not in path else stack.enter_context(system.open(place, "rb"))
         file = stack.enter_context(pq.ParquetFile(source, buffer_size=1 << 20))
         yield from file.iter_batches(_BATCH, columns=names, use_threads=False)
 
 
 def _csv(path: str, names: list[str] | None) -> Any:
-    """A reader of a csv whose values all stay texts: keys keep their zeros."""
+    """A reader of a csv file that reads all values as strings, so that keys keep their leading zeros."""
     system, place = file_system(path)
     source = pa.input_stream(system.open(place, "rb"), compression="gzip" if path.endswith(".gz") else None)
     kinds = {name: pa.string() for name in names or []}
@@ -128,7 +128,7 @@ def _csv(path: str, names: list[str] | None) -> Any:
     )
 
 
-def _listed(patterns: list[str]) -> list[str]:
+def _matching_files(patterns: list[str]) -> list[str]:
     found: list[str] = []
     for pattern in patterns:
         system, place = file_system(pattern)
@@ -161,7 +161,7 @@ def _schema(path: str) -> pa.Schema:
 
 
 def _digest(path: str) -> str:
-    """Of a local file's content; of a remote one's name, size and version."""
+    """sha256 of a local file's content, or of a remote file's name, size and version."""
     if "://" not in path:
         return file_digest(Path(path))
     system, place = file_system(path)
@@ -171,7 +171,7 @@ def _digest(path: str) -> str:
 
 
 def _roles(path: str, names: list[str], config: TheirsConfig) -> dict[str, str]:
-    """Columns by role, of those that a file has. UserError where the text is not there."""
+    """The names of a file's columns by role. UserError where it has no text column, or lacks one that is named."""
     asked = {**{rule: rule for rule in RULES}, **config.names}
     text = config.text or config.names.get("text") or next((name for name in TEXTS if name in names), "")
     for role, name in {"text": text, **config.names}.items():

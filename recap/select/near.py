@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from recap.select.parts import Parts
+from recap.select.parts import Partitions
 from recap.select.repeated import NO_VALUES, RepeatedValues, merged
 
 BITS = 64
@@ -41,7 +41,7 @@ class NearDuplicates:
     def __init__(self, folder: Path, distance: int) -> None:
         self._stack, self._distance, self._count = ExitStack(), distance, 0
         self._folder = Path(self._stack.enter_context(TemporaryDirectory(prefix=".near-", dir=folder)))
-        self._parts = self._stack.enter_context(Parts(self._folder, _ROW))
+        self._parts = self._stack.enter_context(Partitions(self._folder, _ROW))
 
     def __enter__(self) -> NearDuplicates:
         return self
@@ -145,7 +145,7 @@ def near_pairs(hashes: np.ndarray, distance: int, folder: Path) -> Iterator[tupl
     masks = block_masks(len(hashes), distance)
     for chosen in combinations(masks, len(masks) - distance):
         mask = np.bitwise_or.reduce(np.array(chosen))
-        with Parts(folder, _NUMBERED) as filed:
+        with Partitions(folder, _NUMBERED) as filed:
             for start in range(0, len(hashes), _CHUNK):
                 values = np.ascontiguousarray(hashes[start : start + _CHUNK])
                 rows = np.empty(len(values), _NUMBERED)

@@ -10,12 +10,12 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-PARTS = 64
+PARTITIONS = 64
 _SPREAD = np.uint64(0x9E3779B97F4A7C15)  # multiplier of Fibonacci hashing: neighbouring keys go to different files
 
 
-class Parts:
-    """PARTS files of rows. A context manager: the files are removed at the end.
+class Partitions:
+    """PARTITIONS files of rows. A context manager: the files are removed at the end.
 
     Args:
         folder: for the files.
@@ -25,9 +25,9 @@ class Parts:
     def __init__(self, folder: Path, row: np.dtype) -> None:
         self._stack, self._row = ExitStack(), row
         self._folder = Path(self._stack.enter_context(TemporaryDirectory(prefix=".parts-", dir=folder)))
-        self._files = [self._stack.enter_context((self._folder / str(n)).open("wb")) for n in range(PARTS)]
+        self._files = [self._stack.enter_context((self._folder / str(n)).open("wb")) for n in range(PARTITIONS)]
 
-    def __enter__(self) -> Parts:
+    def __enter__(self) -> Partitions:
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -35,9 +35,9 @@ class Parts:
 
     def add(self, rows: np.ndarray, kinds: np.ndarray) -> None:
         """Add rows. kinds: int64 or uint64 [rows], the keys; rows with the same key come into one file, in order."""
-        part = (kinds.view(np.uint64) * _SPREAD) >> np.uint64(64 - (PARTS - 1).bit_length())
+        part = (kinds.view(np.uint64) * _SPREAD) >> np.uint64(64 - (PARTITIONS - 1).bit_length())
         order = np.argsort(part, kind="stable")
-        bounds = np.searchsorted(part[order], np.arange(PARTS + 1))
+        bounds = np.searchsorted(part[order], np.arange(PARTITIONS + 1))
         for number, file in enumerate(self._files):
             file.write(rows[order[bounds[number] : bounds[number + 1]]].tobytes())
 
@@ -45,5 +45,5 @@ class Parts:
         """The files' rows, one file after another."""
         for file in self._files:
             file.flush()
-        for number in range(PARTS):
+        for number in range(PARTITIONS):
             yield np.fromfile(self._folder / str(number), self._row)

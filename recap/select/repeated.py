@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from recap.select.parts import Parts
+from recap.select.parts import Partitions
 
 _ROW = np.dtype([("value", np.int64), ("place", np.int64)])
 
@@ -28,7 +28,7 @@ class Repeated:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._parts = Parts(folder, _ROW)
+        self._parts = Partitions(folder, _ROW)
 
     def __enter__(self) -> Repeated:
         return self
