@@ -103,10 +103,12 @@ def judged(found: World, texts: dict[str, str], others: list[dict[str, str]], ju
     numbers = {key: "\n".join(f"{n}. {fact}" for n, fact in enumerate(facts, 1)) for key, facts in wanted.items()}
     asks = ((key, name, f"{numbers[key]}\nFact: {fact}") for key, name, fact in each)
     matched = run({"key": name, "match": int(judge.ask("match", key, text))} for key, name, text in asks)
-    facts = dcscore.of(own, verified, matched, TextSet(Path("reference"), {("0", k): v for k, v in wanted.items()}))
-    claimed = claims.of(own, verified)
+    facts = dcscore.compute(
+        own, verified, matched, TextSet(Path("reference"), {("0", k): v for k, v in wanted.items()})
+    )
+    claimed = claims.compute(own, verified)
     objects = [(key, thing) for key, text in texts.items() for thing in _things(judge, key, text)]
-    held = hallucinated.of(
+    held = hallucinated.compute(
         run(
             {"key": f"{key}#{n}", "verdict": judge.ask("contains", key, _contains(found.right[key], thing))}
             for n, (key, thing) in enumerate(objects)
@@ -114,14 +116,14 @@ def judged(found: World, texts: dict[str, str], others: list[dict[str, str]], ju
     )
     graphs = {key: judge.ask("graph", key, f"Caption: {text}") for key, text in texts.items()}
     references = {key: OF_TEXTS["graph"](f"Caption: {text}") for key, text in found.right.items()}
-    rated = rating.of({("0", key): _rated(judge.ask("rating", key, text)) for key, text in texts.items()})
-    scenes = capture.of(_graphs(graphs), [_graphs(references)], capture.Matcher())
+    rated = rating.compute({("0", key): _rated(judge.ask("rating", key, text)) for key, text in texts.items()})
+    scenes = capture.compute(_graphs(graphs), [_graphs(references)], capture.Matcher())
     return {
         "supported": claimed.supported.value, "risk": claimed.risk.value if claimed.risk else float("nan"),
         "DCScore": facts.score.value, "precision": facts.precision.value, "recall": facts.recall.value,
         "OpenCHAIR": held.rate.value if held.rate else float("nan"), "CAPTURE": scenes.score.value,
         "rating": rated.mean.value,
-        "CapArena": battles.of(_battles(found, texts, judge)).score.value,
+        "CapArena": battles.compute(_battles(found, texts, judge)).score.value,
         "VDCscore": _questions(found, texts, judge), "CrossCheck": _crosschecked(texts, others, judge),
     }  # fmt: skip
 
@@ -168,7 +170,7 @@ def _questions(found: World, texts: dict[str, str], judge: Judge) -> float:
                 asks = f"Question: {question}\nRight answer: {right}\nAnswer: {answer}"
                 yield {"key": f"{key}#{n}", **json.loads(judge.ask("grade", key, asks))}
 
-    return vdcscore.of(Judged(Path("answered")), run(rows())).accuracy.value
+    return vdcscore.compute(Judged(Path("answered")), run(rows())).accuracy.value
 
 
 def _crosschecked(texts: dict[str, str], others: list[dict[str, str]], judge: Judge) -> float:
@@ -178,13 +180,13 @@ def _crosschecked(texts: dict[str, str], others: list[dict[str, str]], judge: Ju
                 verdict = judge.ask("supports", key, f"Text: {other[key]}\nStatement: {sentence}")
                 yield {"key": f"{key}#{n}", "verdict": verdict}
 
-    return crosscheck.of({str(n): run(rows(other)) for n, other in enumerate(others)}).score.value
+    return crosscheck.compute({str(n): run(rows(other)) for n, other in enumerate(others)}).score.value
 
 
 def by_words(found: World, texts: dict[str, str]) -> dict[str, float]:
     """Every metric that needs no judge."""
     near = classics.scores(texts, {key: [text] for key, text in found.right.items()}, "plain").scores
-    own = diversity.of(texts)
+    own = diversity.compute(texts)
     assert own.self_bleu is not None
     return {name: near[name].value for name in ("BLEU-4", "ROUGE-L", "CIDEr-D")} | {
         "words": own.words.value, "vocabulary": float(own.vocabulary), "distinct-2": own.distinct[1],

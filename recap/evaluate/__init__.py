@@ -1,1 +1,1 @@
-"""Scores of captions against known truth."""
+"""Metrics of captions and of generated images, as functions of published columns."""

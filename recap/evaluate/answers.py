@@ -1,5 +1,5 @@
-"""Ask a captioner about images: greedy, through transformers (evaluation needs no speed), with the caption job's own
-prompt ids and end tokens."""
+"""Asks a captioner about images, greedily, through transformers (evaluation needs no speed). Prompt ids and end tokens
+are those of the captioning job."""
 
 from __future__ import annotations
 
@@ -39,23 +39,23 @@ class Answerer:
         self._ends = end_tokens(model, config, tokenizer)
 
     def ids(self, prompt: str, images: int) -> list[int]:
-        """Token ids of a question about so many images."""
+        """Token ids of a question about `images` images."""
         try:
             return self._encode(question(self._processor, prompt, images)).ids
         except (UserError, ValueError) as error:
             raise UserError(f"evaluate: {error}") from error
 
     def ask(self, prompt: str, images: Sequence[Image.Image], max_tokens: int = 128) -> str:
-        """The answer to a question about images, which stand before its words."""
+        """The answer to a question about several images, which come before its words."""
         return self._answers([self.ids(prompt, len(images))], images, max_tokens)[0]
 
     def ask_each(self, prompt: str, images: Sequence[Image.Image], max_tokens: int = 128) -> list[str]:
-        """The answers to one question about each of some images, in one batch."""
+        """The answers to one question about each image, in one batch."""
         return self._answers([self.ids(prompt, 1)] * len(images), images, max_tokens)
 
     @torch.inference_mode()
     def _answers(self, rows: list[list[int]], images: Sequence[Image.Image], max_tokens: int) -> list[str]:
-        """rows: ids of equal length."""
+        """Answers to questions whose token ids have equal length."""
         ids = torch.tensor(rows, device=self._model.device)
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         if images:

@@ -1,4 +1,4 @@
-"""Captioners side by side on one page: the suite's metrics, win rates, what metrics agree about, the captions.
+"""Captioners side by side on one page: the suite's metrics, win rates, how far metrics agree, and the captions.
 
     python -m recap.evaluate.arena mine=runs/mine theirs=runs/theirs --out arena.html \\
         --battles mine:theirs=runs/battle --verdicts mine=runs/judged-mine theirs=runs/judged-theirs \\
@@ -7,12 +7,12 @@
     python -m recap.evaluate.arena mine=runs/mine theirs=runs/theirs --json        the numbers, for scripts
     python -m hpc.launch configs/pipeline/arena.yaml      asks the judges, measures all metrics, and makes the page
 
-Captions are run directories, exports, or folders of parquet files, of the same images. What stands behind each -- is a
-captioner and what python -m recap.evaluate.suite is asked of it; what cannot be measured is named with its reason. A
-battle is a run of configs/systems/caparena.yaml whose column ours is the first captioner and theirs the second; a tie
-is half a win. Verdicts are of sentences (configs/generate/each.yaml with lists={statement: caption}, then
-configs/generate/verify.yaml), or of what a run behind --statements states. The page is one file that holds no script
-and loads nothing; its captions begin with those that metrics disagree about most.
+Captions are run directories, exports, or folders of parquet files, of the same images. After each -- come the name of a
+captioner and the arguments of python -m recap.evaluate.suite for it; a metric that cannot be measured is listed with
+its reason. A battle is a run of configs/systems/caparena.yaml in which the column ours is the first captioner and
+theirs the second; a tie is half a win. Verdicts are about a caption's sentences (configs/generate/each.yaml with
+lists={statement: caption}, then configs/generate/verify.yaml), or about the statements of a run named by --statements.
+The page is one file without scripts that loads nothing. Images whose captions metrics disagree about most come first.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from hpc.base import atomic
 from hpc.base.command import command, console
 from hpc.base.errors import Exit, Parser, UserError
 from recap.evaluate import arena_data, arena_page, suite
-from recap.evaluate.arena_data import Arena, Asked
+from recap.evaluate.arena_data import Arena, ArenaRequest
 from recap.evaluate.arena_pictures import pictures
 from recap.evaluate.intervals import Mean
 
@@ -70,8 +70,8 @@ def _known(names: Sequence[str], captioners: dict[str, Path], what: str) -> None
             raise UserError(f"arena: {what}: no captioner is called {name!r}. There are {', '.join(captioners)}.")
 
 
-def asked(args: argparse.Namespace, parts: Sequence[Sequence[str]]) -> Asked:
-    """What is to be shown. UserError where names do not belong together."""
+def asked(args: argparse.Namespace, parts: Sequence[Sequence[str]]) -> ArenaRequest:
+    """The request that the arguments make. UserError where names do not belong together."""
     captioners = _named(args.captioners, "captions")
     if odd := next((name for name in captioners if ":" in name), None):
         raise UserError(f"arena: {odd!r}: a captioner's name has no ':', which stands between two of --battles.")
@@ -96,11 +96,11 @@ def asked(args: argparse.Namespace, parts: Sequence[Sequence[str]]) -> Asked:
                 "arena: behind -- stands what the suite is asked; --json and --out stand before the first --."
             )
         measured.append((part[0], arguments))
-    return Asked(captioners, measured, battles, statements, verdicts)
+    return ArenaRequest(captioners, measured, battles, statements, verdicts)
 
 
 def split(arguments: Sequence[str]) -> list[list[str]]:
-    """The arguments, cut at each --."""
+    """The arguments, cut into lists at each --."""
     parts: list[list[str]] = [[]]
     for argument in arguments:
         if argument == "--":

@@ -1,7 +1,7 @@
-"""What an arena's page is made of: captions of several captioners on one set of images, the suite's metrics of each,
+"""The content of an arena's page: captions of several captioners on one set of images, the suite's metrics of each,
 judged battles between them, and verdicts on their statements.
 
-A metric that cannot be measured (no judge has answered) is named with its reason, and the others are shown.
+A metric that cannot be measured, because no judge has answered, is listed with its reason; the others are shown.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ BATTLES = "battles"
 
 
 class Images:
-    """The images of all captioners: by shard and key where their captions have shards in common, else by key.
+    """The images of all captioners, by name. They are matched by shard and key where all captions have shards in
+    common, else by key alone.
 
     Raises:
-        UserError: keys repeat and no shards tell them apart; a key stands for two images; nothing is common.
+        UserError: keys repeat without shards in common; a key belongs to two images; or no image is common to all.
     """
 
     def __init__(self, sets: Mapping[str, TextSet]) -> None:
@@ -59,7 +60,7 @@ class Images:
         return self._samples[name]
 
     def find(self, sample: Sample) -> str | None:
-        """The name of an image; None where it is none of the captioners'."""
+        """The name of a sample's image; None where the captioners do not share it."""
         return self._names.get(self._sample(sample)) or self._by_key.get(sample[1])
 
     def _check(self, sets: Sequence[TextSet]) -> None:
@@ -76,7 +77,8 @@ class Images:
 
 @dataclass(frozen=True)
 class Captioner:
-    """texts: by image. samples: shard and key of each. left_out: rows that are not ok or empty."""
+    """One captioner. texts: captions by image. samples: shard and key by image. left_out: rows that are not ok or
+    empty."""
 
     name: str
     place: Path
@@ -87,7 +89,7 @@ class Captioner:
 
 @dataclass(frozen=True)
 class Line:
-    """One number of a metric, of each captioner that has it. better: 1 where more is, -1 where less is, 0 neither."""
+    """One number of a metric, by captioner. better: 1 where more is better, -1 where less is, 0 where neither is."""
 
     metric: str
     name: str
@@ -101,7 +103,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Statement:
-    """verdict: a judge's, yes, no or unsure."""
+    """A statement of a caption. verdict: the judge's: yes, no or unsure."""
 
     text: str
     verdict: str
@@ -109,9 +111,14 @@ class Statement:
 
 @dataclass
 class Arena:
-    """images: (name, share of conflicting metrics), in the order in which they are shown. accounts: of what each metric
-    is made. failed: metrics without a number, and why. statements: by captioner and image. each: values of captions, by
-    metric, captioner and image.
+    """Everything that the page shows.
+
+    images: (name, share of conflicting metrics), in the order in which they are shown.
+    lines: the numbers of all metrics.
+    accounts: (captioner, metric, counts behind it: how many captions were judged, refused, ...).
+    failed: (captioner, metric, why it has no number).
+    statements: by captioner and image.
+    each: values of single captions, by (metric, number), captioner and image.
     """
 
     captioners: list[Captioner]
@@ -125,7 +132,7 @@ class Arena:
     each: dict[tuple[str, str], dict[str, dict[str, float]]] = field(default_factory=dict)
 
     def value(self, line: Line, name: str, image: str) -> float | None:
-        """What a metric says of one caption, where it says so."""
+        """The value of one caption; None where the metric has none of single captions."""
         return self.each.get((line.metric, line.name), {}).get(name, {}).get(image)
 
     def line(self, metric: str, name: str, better: int) -> Line:
@@ -136,9 +143,14 @@ class Arena:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """parts: a captioner and the suite's arguments. battles: (one, other, run). statements: runs by captioner, of those
-    whose verdicts are about something else than sentences. verdicts: runs by captioner.
+class ArenaRequest:
+    """What the page is to show.
+
+    captioners: place of the captions, by captioner.
+    parts: (captioner, arguments of the suite).
+    battles: (one captioner, the other, run of the judge).
+    statements: by captioner, the run whose statements were judged, where these are not the captions' sentences.
+    verdicts: by captioner, the run of the judge.
     """
 
     captioners: dict[str, Path]
@@ -148,8 +160,8 @@ class Asked:
     verdicts: dict[str, Path]
 
 
-def made(asked: Asked) -> Arena:
-    """Everything. UserError where the captions themselves cannot be compared."""
+def made(asked: ArenaRequest) -> Arena:
+    """Measure and compare everything. UserError where the captions themselves cannot be compared."""
     sets = {name: text_sets.read(p, text_sets.CAPTIONS, may_be_empty=True) for name, p in asked.captioners.items()}
     images = Images(sets)
     arena = Arena([_captioner(name, one, images) for name, one in sets.items()])
@@ -199,7 +211,7 @@ def _fight(arena: Arena, images: Images, asked: Sequence[tuple[str, str, Path]])
             answers = judged.read(run, battles.FIELDS)
             sides = {name for row in answers.rows for name in row["order"] or []}
             ours = one if one in sides else "ours"
-            counted = battles.of(answers, ours)  # checks the sides, too
+            counted = battles.compute(answers, ours)  # checks the sides, too
         except UserError as error:
             arena.failed.append((f"{one} and {other}", BATTLES, str(error)))
             continue
@@ -211,7 +223,7 @@ def _fight(arena: Arena, images: Images, asked: Sequence[tuple[str, str, Path]])
                 fought.append(win_rates.Battle(image, one, other, battles.point(row, ours, answers)))
     if not fought:
         return
-    arena.rates = win_rates.of(fought)
+    arena.rates = win_rates.compute(fought)
     shares: dict[str, dict[Sample, list[float]]] = {}
     for battle in fought:
         for name, sign in ((battle.one, 1), (battle.other, -1)):
@@ -228,7 +240,11 @@ def _fight(arena: Arena, images: Images, asked: Sequence[tuple[str, str, Path]])
 def _statements(
     arena: Arena, images: Images, name: str, texts: Mapping[str, str], run: Path, told: Path | None
 ) -> dict[str, list[Statement]]:
-    """Statements with a verdict, by image: those of a run, or else the captions' sentences, or whole captions."""
+    """Statements with verdicts, by image.
+
+    Args:
+        run: the judge's. told: the run whose statements it judged; None: it judged sentences, or whole captions.
+    """
     answers = judged.read(run, ["verdict"])
     known = {(r["shard"], r["key"]): r["statement"] for r in judged.read(told, ["statement"]).rows} if told else None
     found: dict[str, list[Statement]] = {}
@@ -263,7 +279,7 @@ def _stated(row: Mapping[str, Any], caption: str) -> str | None:
 
 
 def _of_images(arena: Arena, images: Images) -> Iterator[tuple[Line, np.ndarray]]:
-    """Lines with a value of each caption, and these values, [captioners, images]: more is better."""
+    """(line, values [captioners, images] of single captions, where more is better), for the lines that have them."""
     place = {name: at for at, name in enumerate(images.names)}
     for line in arena.lines:
         values = np.full((len(arena.captioners), len(place)), np.nan)
@@ -289,7 +305,7 @@ def _compare(arena: Arena, images: Images) -> None:
         return metric_agreement.Values([line.label for line, _ in lines], names, images.names, stacked)
 
     if len(found) > 1:
-        arena.agreement = metric_agreement.of(values(found))
+        arena.agreement = metric_agreement.compute(values(found))
     texts = {image: [c.texts[image] for c in arena.captioners if image in c.texts] for image in images.names}
     judging = [(line, one) for line, one in found if line.better]
     arena.images = metric_agreement.by_disagreement(values(judging), texts)

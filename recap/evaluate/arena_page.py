@@ -1,4 +1,4 @@
-"""An arena as one self-contained HTML page: no script, nothing that is loaded, every text escaped."""
+"""Renders an arena as one self-contained HTML page: no script, nothing that is loaded, every text escaped."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _facts(arena: Arena) -> list[tuple[str, str]]:
 
 
 def _table(head: str, rows: str, what: str) -> str:
-    """A table that scrolls by itself, also by keyboard."""
+    """A table that scrolls sideways in its own box, also by keyboard. what: its label."""
     label = escaped(what)
     return f'<div class="wide" tabindex="0" role="region" aria-label="{label}"><table>{head}{rows}</table></div>'
 
@@ -124,7 +124,7 @@ def _failed(arena: Arena) -> str:
 
 
 def _accounts(arena: Arena) -> str:
-    """What each number is made of: what was asked, refused, unparsed."""
+    """The counts behind each number: how much was judged, refused, unparsed."""
     if not arena.accounts:
         return ""
     rows = "".join(
@@ -246,8 +246,8 @@ def _side(arena: Arena, captioner: Captioner, image: str) -> str:
 
 
 def marked(caption: str, statements: Sequence[Statement]) -> tuple[str, list[Statement]]:
-    """The caption as HTML, with what a judge called false or was unsure of marked, and false statements that do not
-    stand in it. Its first 4,000 characters are shown.
+    """(the caption as HTML, with what a judge called false or was unsure of marked; false statements that are not part
+    of it). Only its first 4,000 characters are shown.
     """
     places: list[tuple[int, int, str]] = []
     rest = []
@@ -272,7 +272,7 @@ def marked(caption: str, statements: Sequence[Statement]) -> tuple[str, list[Sta
 
 
 def _of_image(arena: Arena, image: str) -> str:
-    """What each metric says of an image's captions."""
+    """A table of each metric's values for one image's captions."""
     names = [captioner.name for captioner in arena.captioners]
     rows = ""
     for line in arena.lines:

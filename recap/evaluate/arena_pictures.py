@@ -1,4 +1,4 @@
-"""The pictures of an arena's page: small, in the page itself, and bounded in bytes."""
+"""The images of an arena's page, as small data URLs of bounded total size."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from recap.evaluate.arena_data import Arena, Captioner
 
 
 def pictures(arena: Arena, shown: Sequence[str], given: Sequence[str], most: int) -> dict[str, str]:
-    """Data URLs by image, of those that are found, as long as all of them have no more than `most` bytes.
+    """Data URLs by image, for those that are found, until they reach `most` bytes.
 
     Args:
-        given: tars, folders, tables; without any, the runs that made the captions say where they lie.
+        shown: images, in the order in which they are shown.
+        given: tars, folders or tables with the images; without any, the inputs of the runs that made the captions.
     """
     found = _given(arena, shown, given) if given else _of_runs(arena.captioners, shown)
     urls: dict[str, str] = {}
@@ -30,7 +31,8 @@ def pictures(arena: Arena, shown: Sequence[str], given: Sequence[str], most: int
 
 
 def _given(arena: Arena, shown: Sequence[str], places: Sequence[str]) -> dict[str, bytes]:
-    """By shard and key, or where no shard has its name, and no key is shown twice, by key alone."""
+    """Image files by name, found by shard and key, or by key alone where no shard has the captions' name and keys are
+    unique."""
     config = DataConfig(shards=list(places))
     samples = {image: c.samples[image] for c in arena.captioners for image in shown if image in c.samples}
     known = {(shard, key): image for image, (shard, key) in samples.items()}
@@ -65,6 +67,6 @@ def _of_runs(captioners: Sequence[Captioner], shown: Sequence[str]) -> dict[str,
             try:
                 read = images_of(shard.shard, keys, images) if shard else {}
             except UserError:
-                continue  # rows of columns: their shards hold no pictures
+                continue  # a run over rows of columns has no images
             found |= {keys[key]: image for key, image in read.items()}
     return found

@@ -1,4 +1,4 @@
-"""The arms of an evaluation of generated images: whose images, from which prompts, and whether arms compare."""
+"""The arms of an evaluation of generated images: whose images, from which prompts, and whether arms can be compared."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from recap.evaluate.image_sets import ImageItem, ImageSet
 
 @dataclass(frozen=True)
 class Source:
-    """Images of one arm. prompts: raw or recap."""
+    """The images of one arm, from one kind of prompts. prompts: raw or recap."""
 
     arm: str
     prompts: str
@@ -24,13 +24,13 @@ class Source:
 
 
 class Prompts:
-    """The prompts of each kind: arms whose prompts differ do not compare."""
+    """Collects the prompts of all arms, since arms with different prompts cannot be compared."""
 
     def __init__(self) -> None:
         self._sets: dict[str, dict[str, set[str]]] = {prompts: {} for prompts in PROMPTS}  # kind -> arm -> texts
 
     def add(self, source: Source, items: Sequence[ImageItem]) -> None:
-        """UserError for an image without a prompt."""
+        """Note the prompts of an arm's images. UserError for an image without a prompt."""
         if bare := next((item for item in items if not item.prompt), None):
             raise UserError(
                 f"evaluate: {bare.name} has no prompt. Give tars a member txt, folders a metadata.jsonl "

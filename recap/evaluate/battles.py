@@ -1,8 +1,8 @@
-"""Whose captions a judge likes better: battles of two columns about one image, as CapArena-Auto counts them
-(arXiv 2503.12329).
+"""Which of two captions of an image a judge prefers, counted as CapArena-Auto does (arXiv 2503.12329).
 
-Which caption stands first is drawn by the sample's key and stands in the row. The published script draws it anew each
-time, leaves answers that it cannot read out of its sum, which then shrinks, and finds verdicts by substring.
+The caption that is shown first is drawn by a hash of the sample's key, and the row says which it is. The published
+script draws it anew in each run, leaves unreadable answers out of its sum without a correction, and finds verdicts by
+substring.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ FIELDS = ["verdict", "order"]
 
 @dataclass(frozen=True)
 class Battles:
-    """score: 100 (wins - losses) / n with its interval, from -100 to 100: the published (wins - losses) / 2 where there
-    are 200 verdicts. first: how often the caption in the first place won, of those that were no ties; None without one.
+    """Counts of battles between the columns `ours` and `theirs`.
+
+    score: 100 (wins - losses) / n, from -100 to 100; for 200 verdicts the published (wins - losses) / 2.
+    first: share of battles, without ties, that the caption shown first won; None where all are ties.
     """
 
     ours: str
@@ -34,7 +36,7 @@ class Battles:
     first: float | None
 
 
-def of(judged: Judged, ours: str = "ours") -> Battles:
+def compute(judged: Judged, ours: str = "ours") -> Battles:
     """The battles of a run of `configs/systems/caparena.yaml`.
 
     Args:

@@ -1,4 +1,4 @@
-"""How many facts of real flags does a captioner get right? How near are captions to human texts?
+"""Scores captions against known facts of real flags, or against human texts.
 
     python -m recap.evaluate.captioner CAPTIONS --truth recap/demo/flags_truth.csv --split heldout
     python -m recap.evaluate.captioner --model recap/demo/captioner [--json]
@@ -6,14 +6,14 @@
     python -m recap.evaluate.captioner CAPTIONS --references COLUMN      BLEU, ROUGE-L, CIDEr-D of any data set
 
 CAPTIONS is a run directory, an export, or a folder of column parquet files (key, status, caption); --model captions
-the shipped flags with a checkpoint instead. A flag without a caption counts as wrong everywhere. COLUMN is of the same
-kinds, with human texts (one, or a list a sample); samples are joined by shard and key, without shards in common by key
-(where keys repeat: by key and image). Captions of other images are refused where both sides carry image_sha256. A
-reference without a caption counts as an empty caption (missing), a caption without a reference as nothing (extra).
+the shipped flags with a checkpoint instead. A flag without a caption counts as wrong everywhere. COLUMN may be of the
+same kinds, with one human text or a list for each sample. Samples are joined by shard and key; without shards in common
+by key, or by key and image where keys repeat. Captions of other images are refused where both sides have image_sha256.
+A reference without a caption counts as an empty caption (missing); a caption without a reference is ignored (extra).
 
-colours      exact set, shades forgiven: every colour over 8 % of the area is named, none under 1 % is.
-layout       the layout class is right ("other" in the truth can not be got right).
-band order   of flags whose bands are counted: all band colours, in order.
+colours      all colours over 8 % of the area are named, and none under 1 % is; shades do not matter.
+layout       the layout class is right (where the truth is "other", no answer is right).
+band order   all band colours are named in order, for flags whose bands are counted.
 all          colours, layout and (where counted) band order.
 
 Each share stands with its 95 % Wilson interval and beside what the best constant caption reaches
@@ -49,7 +49,8 @@ UNNAMED_UNDER = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """What is on one flag. shares: colour -> share of the area. bands: () where they are not counted."""
+    """The facts of one flag. shares: share of the area by colour. bands: colours in order, () where they are not
+    counted."""
 
     key: str
     layout: str
@@ -72,7 +73,7 @@ class Truth:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """`right` of `total`, and the share that the best constant answer reaches on the same flags."""
+    """`right` out of `total`. majority: the share that the best constant answer reaches on the same flags."""
 
     right: int
     total: int
@@ -88,7 +89,7 @@ class Share:
 
 
 def wilson(right: int, total: int, z: float = 1.96) -> tuple[float, float]:
-    """95 % score interval of a share; unlike the normal one it stays in [0, 1].
+    """The 95 % score interval of a share (Wilson 1927); unlike the normal approximation it stays in [0, 1].
 
     >>> [round(bound, 3) for bound in wilson(8, 10)]
     [0.49, 0.943]
@@ -138,8 +139,8 @@ def caption_flags(model_directory: Path, keys: Sequence[str], batch: int = 32) -
 
 
 def score_shapes(model: Path, count: int) -> dict[str, Share]:
-    """Of `count` generated shapes that no training saw (seed -1): captions without a wrong fact, and those that leave
-    nothing out either. The majority is what the commonest single caption of such pictures reaches."""
+    """For `count` generated pictures of shapes that no training saw (seed -1): the share of captions without a wrong
+    fact, and the share of those that also leave nothing out. The majority is that of the most frequent caption."""
     from recap.evaluate.answers import Answerer
     from recap.worlds import shape_claims, shapes
 
@@ -179,9 +180,7 @@ def _most_common(answers: Sequence[object]) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Scores of captions; per_colour: colour, or "any" -> (named rightly, named, to be named, of
-    these named).
-    """
+    """Scores of captions. per_colour: by colour, and for "any": (named rightly, named, to be named, named of these)."""
 
     flags: int
     missing: int
@@ -308,9 +307,13 @@ def compare(
     keys: set[str] | None = None,
     tokenizer: str = "ptb",
 ) -> dict[str, float]:
-    """Scores against the references at `place`, and of how many samples. name: of their field. keys: of the samples
-    that count; all, where None."""
-    said, wanted = text_sets.joined(captions, text_sets.read(place, [name] if name else text_sets.REFERENCES))
+    """Scores of captions against the references at `place`, and how many samples they are of.
+
+    Args:
+        name: the references' field; None: the first that is there.
+        keys: of the samples that count; None: all.
+    """
+    said, wanted = text_sets.join_by_sample(captions, text_sets.read(place, [name] if name else text_sets.REFERENCES))
     if keys is not None:
         wanted = {sample: texts for sample, texts in wanted.items() if sample[1] in keys}
     counts = {
@@ -323,7 +326,7 @@ def compare(
 
 
 def _report(arguments: argparse.Namespace) -> str:
-    """What is to be printed."""
+    """The report that the arguments ask for, as text."""
     if arguments.model:
         model_folder(arguments.model)
     if arguments.references and not arguments.model:

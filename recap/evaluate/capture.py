@@ -1,8 +1,8 @@
-"""CAPTURE: how much of a reference's scene graph a caption's has, and the other way round (arXiv 2405.19092).
+"""CAPTURE (arXiv 2405.19092): F1 of the scene graphs of a caption and of a reference.
 
-Objects, attributes and relations are matched when they are equal, then by synonyms, and what is left by how similar it
-is; (5 F1 of objects + 5 F1 of attributes + 2 F1 of relations) / 12. The published script needs a GPU, and counts a kind
-that neither text has as 0: here its weight goes to the others, so that a text equals itself.
+Objects, attributes and relations are matched where they are equal, then by synonyms, then by similarity. The score is
+(5 F1 of objects + 5 F1 of attributes + 2 F1 of relations) / 12. The published script needs a GPU, and counts a kind
+that neither text has as 0; here its weight goes to the others, so that a text scores 1 against itself.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from hpc.base.errors import UserError
 from recap.evaluate.intervals import Mean, bootstrap_mean
 from recap.evaluate.judged import Judged, name_of
-from recap.evaluate.text_sets import Sample, joined
+from recap.evaluate.text_sets import Sample, join_by_sample
 from recap.evaluate.wordnet import WordNet
 
 FIELDS = ["objects", "attributes", "relations"]
@@ -29,8 +29,8 @@ Similar = Callable[[Sequence[str], Sequence[str]], np.ndarray]
 
 @dataclass(frozen=True)
 class Graph:
-    """objects: words. attributes: words, each once an object that has it. relations: subject, relation, object. odd:
-    entries that are none of these, left out.
+    """A scene graph. objects: (object,). attributes: (object, attribute). relations: (subject, relation, object).
+    odd: how many entries could not be parsed, and are left out.
     """
 
     objects: tuple[Element, ...]
@@ -40,8 +40,8 @@ class Graph:
 
 
 @dataclass(frozen=True)
-class Scored:
-    """From 0 to 1; a kind of elements that neither graph has is None."""
+class GraphScore:
+    """Scores of two graphs, from 0 to 1. A kind of elements that neither graph has is None."""
 
     score: float
     objects: float | None
@@ -53,9 +53,8 @@ class Matcher:
     """Scores graphs against each other.
 
     Args:
-        wordnet: basic forms and synonyms; without it a word's synonyms are those that it is a part of, or that are a
-            part of it.
-        similar: of what is left; without it what is left does not match.
+        wordnet: gives base forms and synonyms. Without it, two words are synonyms where one is a part of the other.
+        similar: matches what is left by similarity. Without it, what is left does not match.
     """
 
     def __init__(self, wordnet: WordNet | None = None, similar: Similar | None = None) -> None:
@@ -75,7 +74,7 @@ class Matcher:
             odd + more,
         )
 
-    def score(self, caption: Graph, reference: Graph) -> Scored:
+    def score(self, caption: Graph, reference: Graph) -> GraphScore:
         parts = [
             self._f1(caption.objects, reference.objects),
             self._f1(caption.attributes, reference.attributes),
@@ -83,7 +82,7 @@ class Matcher:
         ]
         known = [(weight, part) for weight, part in zip(_WEIGHTS, parts, strict=True) if part is not None]
         total = sum(weight for weight, _ in known)
-        return Scored(sum(weight * part for weight, part in known) / total if total else 0.0, *parts)
+        return GraphScore(sum(weight * part for weight, part in known) / total if total else 0.0, *parts)
 
     def _f1(self, ours: Sequence[Element], theirs: Sequence[Element]) -> float | None:
         if not ours or not theirs:
@@ -118,7 +117,7 @@ class Matcher:
 
 
 def _split(entries: Sequence[str], parts: int) -> tuple[list[list[str]], int]:
-    """The parts of entries written "a | b", and how many are not."""
+    """(the parts of entries written "a | b", how many entries do not have `parts` of them)."""
     found = [[part.strip().lower() for part in entry.split("|")] for entry in entries]
     good = [one for one in found if len(one) == parts and all(one)]
     return good, len(found) - len(good)
@@ -126,9 +125,12 @@ def _split(entries: Sequence[str], parts: int) -> tuple[list[list[str]], int]:
 
 @dataclass(frozen=True)
 class Capture:
-    """Means over images, times 100; of a kind of elements over the images whose texts have some of it, None where none
-    has. unknown: captions without a graph, left out. missing: images without a caption, which count 0, as empty
-    captions do. odd: entries of graphs that could not be read.
+    """Means over images, times 100.
+
+    objects, attributes, relations: over the images whose texts have such elements; None where no text has.
+    unknown: captions without a graph, which are left out.
+    missing: images without a caption, which count 0, as empty captions do.
+    odd: entries of graphs that could not be parsed.
     """
 
     score: Mean
@@ -140,8 +142,8 @@ class Capture:
     odd: int
 
 
-def of(captions: Judged, references: Sequence[Judged], matcher: Matcher) -> Capture:
-    """Over all images that have a reference's graph; with several references an image, the mean over them.
+def compute(captions: Judged, references: Sequence[Judged], matcher: Matcher) -> Capture:
+    """CAPTURE over all images that have a reference's graph. Several references of an image are averaged.
 
     Raises:
         UserError: no caption has a graph.
@@ -153,7 +155,7 @@ def of(captions: Judged, references: Sequence[Judged], matcher: Matcher) -> Capt
     names: dict[str, str] = {}
     places: dict[str, Sample] = {}
     for run, found in zip(references, graphs, strict=True):
-        mine, theirs = joined(captions.named(), run.named(found))
+        mine, theirs = join_by_sample(captions.as_text_set(), run.as_text_set(found))
         back = {name_of(sample): graph for sample, graph in found.items()}
         for place, listed in theirs.items():
             key = name_of(place)
@@ -161,7 +163,7 @@ def of(captions: Judged, references: Sequence[Judged], matcher: Matcher) -> Capt
             wanted.setdefault(key, []).extend(back[name] for name in listed)
             names |= {key: mine[place]} if place in mine else {}
     samples = {name_of(sample): sample for sample in captions.samples()}
-    rows: dict[Sample, list[Scored]] = {}
+    rows: dict[Sample, list[GraphScore]] = {}
     unknown = missing = 0
     for key, known in wanted.items():
         sample = samples.get(names.get(key, ""))
@@ -181,7 +183,7 @@ def of(captions: Judged, references: Sequence[Judged], matcher: Matcher) -> Capt
     return Capture(score, objects, attributes, relations, unknown, missing, sum(graph.odd for graph in every))
 
 
-def _mean(rows: Iterable[Sequence[Scored]], kind: str) -> Mean | None:
+def _mean(rows: Iterable[Sequence[GraphScore]], kind: str) -> Mean | None:
     known = [[part for one in scores if (part := getattr(one, kind)) is not None] for scores in rows]
     means = [100 * sum(parts) / len(parts) for parts in known if parts]
     return bootstrap_mean(means) if means else None

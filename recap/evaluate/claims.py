@@ -1,5 +1,5 @@
-"""What captions claim, and how much of it a judge finds in the image: claimed and supported claims a caption, and the
-share of claims that it denies, as audit-recap-t2i reports them (github.com/BootsofLagrangian/audit-recap-t2i, 70f976f).
+"""How many claims a caption makes, how many of them a judge affirms, and which share it denies, as audit-recap-t2i
+reports (github.com/BootsofLagrangian/audit-recap-t2i, 70f976f).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from recap.evaluate.text_sets import Sample
 
 FACTS, VERDICTS = ["facts"], ["verdict"]
 
-# Beginnings that say only that there is an image.
+# Beginnings of captions that say only that there is an image.
 _OPENER = re.compile(
     r"\W*(?:in\s+)?(?:the|this|an?)\s+(?:image|picture|photo|photograph|scene|illustration|drawing|painting)\b"
     r"|\W*(?:here|there)\s+(?:is|are|we\s+see|we\s+have)\b",
@@ -26,8 +26,11 @@ _OPENER = re.compile(
 
 @dataclass(frozen=True)
 class Claims:
-    """claimed, supported: claims a caption, and of them those that the judge affirms. risk: of all answers to claims
-    the share "no", drawn by caption; None where no claim has an answer. unsure: answers that are neither.
+    """Means over captions.
+
+    claimed, supported: number of claims in a caption, and of those that the judge affirms.
+    risk: share of "no" among all answers to claims, resampled by caption; None where no claim has an answer.
+    unsure: how many answers are neither yes nor no.
     """
 
     claimed: Mean
@@ -36,12 +39,12 @@ class Claims:
     unsure: int
 
 
-def of(facts: Judged, verified: Judged) -> Claims:
-    """Over all captions whose claims are known; an empty caption claims nothing. Claims without an answer are claimed,
-    not supported, and no part of the risk.
+def compute(facts: Judged, verified: Judged) -> Claims:
+    """The claims of all captions whose claims are known. An empty caption has none. A claim without an answer counts as
+    claimed, not as supported, and not in the risk.
 
     Args:
-        facts: the run that took the captions apart. verified: the run that asked about each claim.
+        facts: the run that listed each caption's claims. verified: the run that asked about each claim.
     """
     verdicts = verdicts_of(facts, verified)
     said = {sample: len(row["facts"]) for sample, row in facts.of_rows().items()}
@@ -56,7 +59,7 @@ def of(facts: Judged, verified: Judged) -> Claims:
 
 
 def verdicts_of(facts: Judged, verified: Judged) -> dict[Sample, dict[int, str]]:
-    """A sample's verdicts, by the number of the claim. UserError where a claim is of none of the captions."""
+    """By sample: the verdict on each claim, by the claim's number. UserError where a claim belongs to no caption."""
     known = facts.of_rows()
     found: dict[Sample, dict[int, str]] = {}
     for sample, rows in verified.of_samples().items():
@@ -72,13 +75,13 @@ def verdicts_of(facts: Judged, verified: Judged) -> dict[Sample, dict[int, str]]
 
 
 def number_of(key: str) -> int:
-    """Which of a sample's rows a key `k#3` names; -1 for one that is of no list."""
+    """The number in the key of a list's row: 3 for `k#3`; -1 for other keys."""
     number = key.rpartition("#")[2] if "#" in key else ""
     return int(number) if number.isdecimal() else -1
 
 
 def opener_rate(captions: Mapping[Sample, str]) -> Mean:
-    """Share of captions that begin with words that say only that there is an image ("The image shows").
+    """Share of captions with an opener that says only that there is an image ("The image shows").
 
     >>> opener_rate({("0", "a"): "This image shows a cat.", ("0", "b"): "A cat."}).value
     0.5

@@ -1,8 +1,8 @@
-"""How near captions are to human references: BLEU-1 to 4, ROUGE-L, CIDEr-D, METEOR and SPICE, by COCO's own code.
+"""BLEU-1 to 4, ROUGE-L, CIDEr-D, METEOR and SPICE of captions against human references, by COCO's own code.
 
-Published numbers are made of PTB tokens (lower case, without punctuation), by Stanford's tokenizer in Java. COCO's
-wrapper of it cuts texts at line ends and pairs what comes out by place: a caption that holds U+2028 moves all that
-follow to other images. Here a text is one line, and the number of lines is checked.
+Published numbers use PTB tokens (lower case, without punctuation) from Stanford's tokenizer in Java. COCO's wrapper
+cuts its output at line ends and assigns lines to images by their number, so that a caption that contains U+2028 shifts
+all captions after it to other images. Here every text is one line, and the number of lines is checked.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from recap.evaluate.spice import Spice
 
 TOKENIZERS = ("ptb", "plain")
 
-# What COCO's wrapper leaves out (pycocoevalcap/tokenizer/ptbtokenizer.py). Its brackets are in capitals and never meet
-# the tokenizer's, which are not: they count as words in published numbers, and so they do here.
+# The tokens that COCO's wrapper removes (pycocoevalcap/tokenizer/ptbtokenizer.py). Its list has brackets in capitals,
+# which never equal the tokenizer's in lower case: brackets count as words in published numbers, and so they do here.
 _PUNCTUATION = {
     "''",
     "'",
@@ -47,14 +47,14 @@ _PUNCTUATION = {
     "...",
     ";",
 }
-_ALMOST = (1e-15, 1e-9)  # of COCO's BLEU: added above and below, so that nothing divides by zero
+_ALMOST = (1e-15, 1e-9)  # as in COCO's BLEU: added to numerator and denominator, so that nothing divides by zero
 _ORDERS = 4
 
 
 @dataclass(frozen=True)
 class Classics:
-    """scores: by the metric's name; n: samples with a reference; empty: of them, without a caption; spice: where it was
-    asked for.
+    """scores: by the metric's name. n: samples with a reference. empty: how many of them have no caption.
+    spice: None where it was not asked for.
     """
 
     scores: dict[str, Mean]
@@ -70,17 +70,17 @@ def scores(
     meteor: bool = False,
     spice_models: Path | None = None,
 ) -> Classics:
-    """Over all keys that have references; a missing caption counts as empty.
+    """Scores over all keys that have references. A missing caption counts as empty.
 
     Args:
-        references: one or several a key.
-        tokenizer: ptb, or plain (lower case, cut at all but letters, digits and apostrophes), which needs no Java; its
-            figures compare with each other, not with published ones.
-        meteor: METEOR, too. It needs Java and ptb, and takes 20 seconds of a core to start.
-        spice_models: folder of CoreNLP's jars: SPICE, too (recap.evaluate.spice). It needs Java and ptb.
+        references: one or several for each key.
+        tokenizer: ptb, or plain (lower case, split at all but letters, digits and apostrophes), which needs no Java;
+            its scores cannot be compared with published ones.
+        meteor: also compute METEOR, which needs Java and ptb, and 20 seconds of a core to start.
+        spice_models: folder of CoreNLP's jars: also compute SPICE (recap.evaluate.spice), which needs Java and ptb.
 
     Raises:
-        UserError: pycocoevalcap or Java is not there, or what SPICE needs is not.
+        UserError: pycocoevalcap, Java, or what SPICE needs is not installed.
     """
     if (meteor or spice_models) and tokenizer != "ptb":
         raise UserError("evaluate: METEOR and SPICE are made of PTB tokens. Leave --tokenizer out.")
@@ -102,7 +102,7 @@ def scores(
 
 
 def tokenized(texts: Sequence[str], tokenizer: str) -> list[str]:
-    """Words with one space between them.
+    """Each text as its tokens with one space between them.
 
     >>> tokenized(["A red, white-edged flag."], "plain")
     ['a red white edged flag']
@@ -113,7 +113,7 @@ def tokenized(texts: Sequence[str], tokenizer: str) -> list[str]:
     lines = [" ".join(text.replace("|||", " ").split()) for text in texts]
     jar = _package() / "tokenizer" / "stanford-corenlp-3.4.1.jar"
     command = [_java(), "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
-    # An x at the end, so that empty texts before it are lines, too.
+    # The tokenizer drops empty lines at the end of its input: an x after them keeps them.
     given = "\n".join([*lines, "x"]).encode("utf-8", "replace")
     done = subprocess.run([*command, "-encoding", "UTF-8"], input=given, capture_output=True, check=False)
     cut = done.stdout.decode("utf-8").rstrip("\n").split("\n")
@@ -147,7 +147,7 @@ def _java() -> str:
 
 
 def _meteor(made: Mapping[Any, list[str]], wanted: Mapping[Any, list[str]]) -> Mean:
-    """METEOR 1.5, whose value of a set is made of all its matches, not the mean of its samples'."""
+    """METEOR 1.5. Its value for a set is computed from all matches together, not as the mean over samples."""
     _java()
     meteor = _coco("meteor.meteor.Meteor")()
     whole, each = meteor.compute_score(wanted, made)
@@ -157,7 +157,7 @@ def _meteor(made: Mapping[Any, list[str]], wanted: Mapping[Any, list[str]]) -> M
 
 
 def _bleu(made: Mapping[Any, list[str]], wanted: Mapping[Any, list[str]]) -> dict[str, Mean]:
-    """BLEU of the set: counts of n-grams are added before they are divided, in each resample as in the whole."""
+    """Corpus BLEU: counts of n-grams are summed before they are divided, also in each resample."""
     scorer = _coco("bleu.bleu_scorer.BleuScorer")(n=_ORDERS)
     for key, texts in wanted.items():
         scorer += (made[key][0], texts)

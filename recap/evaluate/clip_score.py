@@ -1,8 +1,8 @@
 """CLIP score: 100 max(cos, 0) of an image and its prompt, by any CLIP (Hessel et al. 2021, without its factor of 2.5).
 
-torchmetrics' `CLIPScore` is the same mean, except that it puts the bound 0 on the mean. With a CLIP of a longer context
-(LongCLIP, Recap-CLIP) it is the score of long prompts: a CLIP of 77 tokens does not see their ends, which is why the
-share of prompts that were cut belongs beside every score.
+torchmetrics' `CLIPScore` is the same, except that it applies max(., 0) to the mean. A CLIP of 77 tokens does not see
+the ends of long prompts, for which a CLIP of a longer context (LongCLIP, Recap-CLIP) is needed; the share of prompts
+that were cut is therefore reported beside every score.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from recap.evaluate.intervals import Mean, bootstrap_mean
 
 
 class ClipEncoder(Protocol):
-    """What `recap.clip.encoder.Encoder` is for this toolkit's models."""
+    """Encodes images and texts. `recap.clip.encoder.Encoder` does it for this toolkit's models."""
 
     def images(self, pictures: Sequence[Picture], names: Sequence[str]) -> torch.Tensor:
         """Features [N, D] of length 1. UserError for an image that cannot be read."""
@@ -39,7 +39,7 @@ class ClipEncoder(Protocol):
 
 @dataclass(frozen=True)
 class Clip:
-    """An opened CLIP. name: of its folder, or of its run; context: tokens of a text."""
+    """An opened CLIP. name: of its folder, or of its run. context: the most tokens of a text."""
 
     name: str
     folder: Path
@@ -51,7 +51,7 @@ def open_clip(folder: str | Path, device: str = "cpu") -> Clip:
     """A CLIP of this toolkit, Recap-CLIP as released for open_clip, or one that `CLIPModel.save_pretrained` wrote.
 
     Raises:
-        UserError: the folder holds none of them.
+        UserError: the folder holds no CLIP in one of these forms.
     """
     path = Path(folder).resolve()
     name = next(part for part in reversed(path.parts) if part not in ("exports", "final"))
@@ -69,7 +69,7 @@ def open_clip(folder: str | Path, device: str = "cpu") -> Clip:
 
 
 class TransformersEncoder:
-    """transformers' `CLIPModel`, fed as its own processor would (resized, centre cropped, normalised)."""
+    """transformers' `CLIPModel`, with the preprocessing of its own processor (resize, centre crop, normalise)."""
 
     def __init__(self, folder: Path, device: str) -> None:
         if (kind := AutoConfig.from_pretrained(folder).model_type) != "clip":
@@ -83,7 +83,7 @@ class TransformersEncoder:
             self._geometry = geometry_of(processor, model.config.vision_config.image_size, None)
         except (OSError, ValueError, UserError) as error:
             raise UserError(f"evaluate: the CLIP in {folder} cannot be opened: {str(error)[:300]}") from error
-        if loading["missing_keys"]:  # transformers would go on with random weights
+        if loading["missing_keys"]:  # transformers would silently use random weights
             raise UserError(
                 f"evaluate: the weights in {folder} lack {min(loading['missing_keys'])}: they are no CLIP's."
             )
@@ -118,14 +118,17 @@ class TransformersEncoder:
 
 @dataclass
 class ClipScores:
-    """Scores of images against their prompts, added batch by batch; a number an image is all that is kept."""
+    """Scores of images against their prompts, added batch by batch. Only one number an image is kept.
+
+    cut: how many prompts were longer than the CLIP's context.
+    """
 
     clip: Clip
     scores: list[float] = field(default_factory=list)
     cut: float = 0.0
 
     def add(self, images: torch.Tensor, prompts: Sequence[str]) -> None:
-        """Image features [N, D] of length 1, as `clip.encoder.images` makes them, and their N prompts."""
+        """Add a batch. images: features [N, D] of length 1, from `clip.encoder.images`. prompts: of these N images."""
         texts, cut = self.clip.encoder.texts(prompts)
         cosines = (images.double() * texts.double()).sum(-1)
         self.scores += (100 * cosines.clamp_min(0)).tolist()

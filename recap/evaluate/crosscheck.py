@@ -1,7 +1,8 @@
-"""CrossCheckGPT: how much of what a captioner says other captioners do not confirm (arXiv 2405.13684).
+"""CrossCheckGPT: how much of a caption other captioners do not confirm (arXiv 2405.13684).
 
-Explicit: whether the others' captions support a sentence. Implicit: whether the others themselves, shown the image, say
-that it is true. The paper weighs the others by how sure each is of itself; here they count the same.
+Explicit: whether the other captioners' captions support a sentence. Implicit: whether the other models, shown the
+image, say that the sentence is true. The paper weights the others by their confidence; here they all have the same
+weight.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ UNSUPPORTED = {"yes": 0.0, "unsure": 0.5, "no": 1.0}
 
 @dataclass(frozen=True)
 class CrossChecked:
-    """score: from 0, all is confirmed, to 1: the mean over captions of the mean over their sentences of the mean over
-    the others. each: by one of the others alone. sentences: with an answer.
+    """score: from 0 (all is confirmed) to 1. Answers are averaged over the other captioners, then over a caption's
+    sentences, then over captions.
+    each: the score by each of the others alone. sentences: how many have an answer.
     """
 
     score: Mean
@@ -29,11 +31,11 @@ class CrossChecked:
     sentences: int
 
 
-def of(evidence: Mapping[str, Judged]) -> CrossChecked:
-    """Of one captioner.
+def compute(evidence: Mapping[str, Judged]) -> CrossChecked:
+    """The score of one captioner.
 
     Args:
-        evidence: by another captioner's name, the run that asked it, or its captions, about each sentence.
+        evidence: by name of another captioner, the run that checked each sentence against it or its captions.
     """
     found: dict[Sample, dict[str, list[float]]] = {}
     each = {}

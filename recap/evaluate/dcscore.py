@@ -1,7 +1,7 @@
-"""DCScore: how much of a caption's facts is right, and how much of the image's facts is told (arXiv 2503.07906).
+"""DCScore: precision and recall of the facts in a caption (arXiv 2503.07906).
 
-Facts are known by their number, not by their words. The published script (DeCapBench, 9f3fb10) stops at a fact that the
-judge words anew, and divides by zero where no fact, or none that describes the image, is left.
+Facts are identified by their number, not by their words. The published script (DeCapBench, 9f3fb10) fails where the
+judge rewords a fact, and divides by zero where no fact, or none that describes the image, is left.
 """
 
 from __future__ import annotations
@@ -18,15 +18,17 @@ from hpc.base.errors import UserError
 from recap.evaluate.claims import number_of
 from recap.evaluate.intervals import Mean, bootstrap_mean
 from recap.evaluate.judged import Judged, name_of
-from recap.evaluate.text_sets import Sample, TextSet, joined
+from recap.evaluate.text_sets import Sample, TextSet, join_by_sample
 
 FACTS, VERIFIED, MATCHED = ["facts", "describes"], ["verdict"], ["match"]
 
 
 @dataclass(frozen=True)
 class Fact:
-    """One fact of a caption. describes: it is of the image, and no inference. match: number of the reference's fact
-    that says the same, from 1; 0 where none does.
+    """One fact of a caption.
+
+    right: the judge finds it in the image. describes: it describes the image and is no inference.
+    match: number of the reference's fact that says the same, from 1; 0 where none does.
     """
 
     right: bool
@@ -36,7 +38,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class Scores:
-    """From 0 to 1."""
+    """Precision and recall of one caption, from 0 to 1."""
 
     precision: float
     recall: float
@@ -47,8 +49,9 @@ class Scores:
 
 
 def scores(facts: Sequence[Fact], references: int) -> Scores:
-    """Precision: the share of facts that are right. Recall: of the reference's facts those that are told, where m facts
-    that match the same share it, and right facts that the reference lacks count as if it had them. 0 without facts.
+    """Precision is the share of facts that are right. Recall is the share of the reference's facts that the caption
+    has. Several facts that match one fact of the reference share it; right facts that the reference lacks are counted
+    as if it had them. Both are 0 for a caption without facts.
 
     Args:
         references: how many facts the reference has.
@@ -66,10 +69,14 @@ def scores(facts: Sequence[Fact], references: int) -> Scores:
 
 @dataclass(frozen=True)
 class DCScore:
-    """Means over images, times 100. score: of F1 over all facts and over those that describe. trials: the most pairs
-    of answers that a fact has, over which each image's scores are means. unknown: captions whose facts could not
-    be had, or have no answers, left out. bare: images whose reference has no facts, left out. lost: facts without an
-    answer, left out of their captions. missing: images without a caption, which count 0, as empty captions do.
+    """Means over images, times 100.
+
+    score: mean of the F1 over all facts and of the F1 over facts that describe the image.
+    trials: the largest number of answers a fact has; an image's scores are means over them.
+    unknown: captions whose facts or answers are missing, which are left out.
+    bare: images whose reference has no facts, which are left out.
+    lost: facts without an answer, which are left out of their captions.
+    missing: images without a caption, which count 0, as empty captions do.
     """
 
     score: Mean
@@ -84,20 +91,21 @@ class DCScore:
     missing: int
 
 
-def of(facts: Judged, verified: Judged, matched: Judged, references: TextSet) -> DCScore:
-    """Over all images that have a reference.
+def compute(facts: Judged, verified: Judged, matched: Judged, references: TextSet) -> DCScore:
+    """DCScore over all images that have a reference.
 
     Args:
-        facts: the run that took the captions apart. verified, matched: runs that asked of each fact whether it is
-            right, and which of the reference's it is; several answers a fact (`samples`) are as many trials.
-        references: the reference's facts.
+        facts: the run that listed each caption's facts.
+        verified, matched: the runs that asked whether each fact is right, and which of the reference's facts it
+            matches. Several answers for a fact (`samples`) are as many trials.
+        references: the facts of the references.
 
     Raises:
-        UserError: the runs are not of one another.
+        UserError: the runs do not belong to the same captions.
     """
     own = facts.of_rows()
     right, match = _answers(verified, "verdict", own, facts), _answers(matched, "match", own, facts)
-    names, wanted = joined(facts.named(), references)
+    names, wanted = join_by_sample(facts.as_text_set(), references)
     back = {name_of(sample): sample for sample in facts.samples()}
     rows: dict[Sample, list[float]] = {}
     unknown = lost = missing = 0
@@ -128,7 +136,7 @@ def of(facts: Judged, verified: Judged, matched: Judged, references: TextSet) ->
 def _answers(
     run: Judged, field: str, own: dict[Sample, dict[str, Any]], facts: Judged
 ) -> dict[Sample, dict[int, list[Any]]]:
-    """Of each sample, all answers about a fact, by its number."""
+    """By sample: all answers about each fact, by the fact's number."""
     found: dict[Sample, dict[int, list[Any]]] = {}
     for sample, rows in run.of_samples().items():
         for row in rows:
@@ -146,7 +154,7 @@ def _answers(
 def _trials(
     own: dict[str, Any], right: dict[int, list[str]], match: dict[int, list[int]], references: int
 ) -> list[list[float]]:
-    """Score, precision, recall and both F1 of every pair of answers; facts without both are left out."""
+    """[score, precision, recall, F1, F1 of describing facts] of each trial. Facts without both answers are left out."""
     numbers = sorted(right.keys() & match.keys())
     if own["facts"] and not numbers:
         return []

@@ -1,5 +1,5 @@
-"""How long and how various captions are: words, vocabulary, distinct n-grams (Li et al., 2016, arXiv 1510.03055) and
-self-BLEU (Zhu et al., 2018, arXiv 1802.01886).
+"""Length and diversity of captions: words, vocabulary, distinct n-grams (Li et al. 2016, arXiv 1510.03055) and
+self-BLEU (Zhu et al. 2018, arXiv 1802.01886).
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Any
 
 from recap.evaluate.intervals import Mean, bootstrap_mean
 
-SELF_BLEU_SAMPLE = 500  # captions that are compared with each other: the cost is their square
+SELF_BLEU_SAMPLE = 500  # captions that are compared with each other; the cost grows with the square
 _ORDERS = 4
 
 
 @dataclass(frozen=True)
 class Diversity:
-    """words, self_bleu: means with intervals. vocabulary: different words. distinct: share of n-grams that are
-    different, for n of 1 to 4. n: captions; compared: of them for self-BLEU, drawn by a hash of the key.
+    """words: words of a caption. vocabulary: number of different words. distinct: share of n-grams that are different,
+    for n from 1 to 4. self_bleu: mean over `compared` captions, which are chosen by a hash of their key. n: captions.
     """
 
     n: int
@@ -32,9 +32,11 @@ class Diversity:
     compared: int
 
 
-def of(captions: Mapping[Any, str]) -> Diversity:
-    """Of at least one caption, by key, or by shard and key. Words are in lower case, cut at all but letters, digits and
-    apostrophes.
+def compute(captions: Mapping[Any, str]) -> Diversity:
+    """The diversity of at least one caption. Words are in lower case, split at all but letters, digits and apostrophes.
+
+    Args:
+        captions: by key, or by shard and key.
     """
     cut = {key: re.findall(r"[\w']+", text.lower()) for key, text in captions.items()}
     grams = [
@@ -61,10 +63,10 @@ def _grams(words: list[str], order: int) -> list[tuple[str, ...]]:
 
 
 def _self_bleu(texts: list[list[str]]) -> list[float]:
-    """BLEU-4 of each text against all others, in which it finds its n-grams: high where all say the same."""
+    """BLEU-4 of each text against all others: high where all say the same."""
     if len(texts) < 2:
         return []
-    # The two largest counts of an n-gram in one text: without the text itself the largest is one of them.
+    # For each n-gram the two largest counts in one text: leaving one text out, the largest is one of these two.
     most: list[dict[tuple[str, ...], list[int]]] = [{} for _ in range(_ORDERS)]
     counted = [[Counter(_grams(words, order)) for order in range(1, _ORDERS + 1)] for words in texts]
     for text in counted:

@@ -1,6 +1,6 @@
-"""Features of images and captions as a job of configs/score/features.yaml has published them, and who finds whom.
+"""Reads the CLIP features of images and captions that a job of configs/score/features.yaml published, for retrieval.
 
-Torch-free: a CLIP was asked by the job, and metrics of its features are sums over its rows.
+Torch-free: the job ran the CLIP.
 """
 
 from __future__ import annotations
@@ -19,14 +19,17 @@ from hpc.run.published import Published
 from recap.data.headers import without_dot_slash
 from recap.evaluate.text_sets import Sample, unfinished
 
-_SAME = 1e-6  # cosines nearer than this are equal: the last bits depend on the batch that an image was in
+_SAME = 1e-6  # cosines that differ by less are equal: the last bits depend on an image's batch
 
 
 @dataclass
 class Features:
-    """images, texts: float32 [D] of length 1, by shard and key; a sample without a caption has no text. cut: captions
-    that the CLIP did not read to their ends. unread: samples whose image could not be read. unfinished: shards of the
-    run that are not published.
+    """The features of a run.
+
+    images, texts: float32 [D] of length 1, by (shard, key). A sample without a caption has no text.
+    cut: samples whose caption is longer than the CLIP's context.
+    unread: samples whose image could not be read.
+    unfinished: number of shards that the run has not published.
     """
 
     run: Path
@@ -38,7 +41,7 @@ class Features:
 
     @property
     def account(self) -> dict[str, int | float]:
-        """What stands beside every number."""
+        """The counts that are reported beside every number."""
         counts: dict[str, int | float] = {"images": len(self.images), "unread": len(self.unread)}
         counts |= unfinished(self.unfinished)
         if not self.texts:
@@ -50,7 +53,7 @@ class Features:
         }
 
     def keys(self) -> dict[str, Sample]:
-        """All samples by their keys alone. UserError where a key stands in several shards."""
+        """All samples by key alone. UserError where a key is in several shards."""
         samples = [*self.images, *self.unread]
         seen = Counter(key for _, key in samples)
         if twice := next((key for key, count in seen.items() if count > 1), None):
@@ -62,10 +65,11 @@ def read(run: Path, clip: str | None = None, text: str | None = None, captions: 
     """The features of a run.
 
     Args:
-        clip, text: which of its CLIPs and of its texts, where it has several. captions: features of texts are needed.
+        clip, text: which of its CLIPs and of its texts, where it has several.
+        captions: whether features of texts are needed.
 
     Raises:
-        UserError: it is no such run, holds several and none is named, or nothing is published yet.
+        UserError: it has no features, has several and none is named, or nothing is published yet.
     """
     published = Published(run)
     found = Features(run, unfinished=len(published.missing()))
@@ -88,7 +92,7 @@ def read(run: Path, clip: str | None = None, text: str | None = None, captions: 
 
 
 def _fields(schema: pa.Schema, run: Path, clip: str | None, text: str | None, needed: bool) -> tuple[str, str]:
-    """Names of the fields of images' features and of texts'; the latter is empty where there are none."""
+    """(field of the images' features, field of the texts' features or "" where there are none)."""
     lists = [one.name for one in schema if pa.types.is_list(one.type) and pa.types.is_floating(one.type.value_type)]
     said = [name for name in lists if f"cut_{name}" in schema.names]
     image = _one_of([name for name in lists if name not in said], clip, run, "--clip", "features of images")
@@ -109,11 +113,11 @@ def _one_of(names: list[str], wanted: str | None, run: Path, flag: str, what: st
 
 
 def found_within(text: np.ndarray, images: np.ndarray, own: int, most: int = 1) -> float:
-    """Whether a text's own image is among the `most` that are most like it; where others are as like it as its own, the
-    chance that it is, were equal ones drawn.
+    """1 where a text's own image is among the `most` nearest images, else 0. Where other images are equally near, the
+    probability of that if ties were broken at random.
 
     Args:
-        text: [D]; images: [N, D], all of length 1; own: its image's number.
+        text: [D]. images: [N, D], all of length 1. own: number of the text's own image.
 
     >>> found_within(np.array([1.0, 0.0]), np.array([[0.6, 0.8], [0.6, 0.8], [0.0, 1.0]]), own=0)
     0.5
@@ -125,5 +129,5 @@ def found_within(text: np.ndarray, images: np.ndarray, own: int, most: int = 1) 
 
 
 def stacked(features: dict[Sample, np.ndarray], samples: Iterable[Sample]) -> np.ndarray:
-    """float32 [N, D]."""
+    """The features of samples as one float32 array [N, D]."""
     return np.stack([features[sample] for sample in samples])

@@ -1,8 +1,8 @@
 """Fréchet distances of image sets (Heusel et al. 2017): FID with Inception's features, FD(<name>) with any others.
 
 Features are computed here, batch by batch; torchmetrics' `FrechetInceptionDistance` keeps their sums and computes the
-distance, in float64. Memory does not grow with the images. The distance depends on how many images there are, so only
-equal numbers compare.
+distance, in float64. Memory does not grow with the number of images. The distance depends on that number, so that only
+sets of equal size can be compared.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from recap.model_files import file_digest
 
 
 class FeatureModule(Protocol):
-    """Images to features. name: of the distance, "FID" for Inception alone; digest: of the weights."""
+    """Turns images into features. name: of the distance; only Inception's is called FID. about: the features in words.
+    digest: of the weights."""
 
     name: str
     about: str
@@ -47,7 +48,7 @@ def open_features(which: str, device: str, clip: Callable[[str], Clip]) -> Featu
     """The module that `inception:FILE` or `clip:FOLDER` names.
 
     Args:
-        clip: opens a CLIP.
+        clip: opens the CLIP in a folder.
     """
     kind, _, path = which.partition(":")
     if kind == "inception" and path:
@@ -60,7 +61,7 @@ def open_features(which: str, device: str, clip: Callable[[str], Clip]) -> Featu
 
 
 class InceptionFeatures:
-    """Those of FID: 2,048, of Inception's last pool."""
+    """The features of FID: 2,048 numbers, the output of Inception's last pooling layer."""
 
     name, dimension = "FID", Inception.num_features
     about = "Inception (TensorFlow 2015-12-05), images resized to 299 with antialiasing, as in torchmetrics"
@@ -93,7 +94,7 @@ class ClipFeatures:
 
 
 def _pixels(item: ImageItem) -> torch.Tensor:
-    """uint8 [3, H, W]."""
+    """The pixels of an image, uint8 [3, H, W]."""
     try:
         return torch.from_numpy(np.array(decode_rgb(item.data))).permute(2, 0, 1)
     except BadImage as error:
@@ -105,7 +106,7 @@ def _blank() -> bytes:
 
 
 def _encoded(pixels: np.ndarray) -> bytes:
-    """An image file of uint8 [H, W, 3], written fast and without loss."""
+    """A BMP file of uint8 [H, W, 3], which is fast to write and lossless."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "BMP")
     return buffer.getvalue()
@@ -116,11 +117,13 @@ def _encoded(pixels: np.ndarray) -> bytes:
 
 @dataclass
 class Statistics:
-    """Sums over the features of a set: all that a Fréchet distance needs of it.
+    """Sums over the features of a set of images, which are all that a Fréchet distance needs.
 
     Args:
-        total: float64 [D]; outer: float64 [D, D], the sum of f f^T; count: images.
-        about: features and digest they are of, side, source, and how many images could not be read.
+        total: float64 [D], the sum of the features f.
+        outer: float64 [D, D], the sum of f f^T.
+        count: number of images.
+        about: the features and their digest, the side and source of the images, and how many could not be read.
     """
 
     total: torch.Tensor
@@ -156,9 +159,9 @@ class Statistics:
 def reference_statistics(
     features: FeatureModule, images: Iterable[ImageItem], side: int, source: str, batch: int
 ) -> Statistics:
-    """Statistics of real images, which are centre cropped and resized to `side` pixels as for training (DiT's way).
+    """Statistics of real images, which are centre cropped and resized to `side` pixels, as DiT does for training.
 
-    Images that cannot be decoded are left out and counted: reference sets come from the web.
+    Images that cannot be decoded are left out and counted, since reference sets come from the web.
     """
     metric = _metric(features.dimension)
     unreadable = 0
@@ -196,7 +199,7 @@ class FrechetDistance:
         self._metric.real_features_num_samples = torch.tensor(reference.count)
 
     def add(self, features: torch.Tensor) -> None:
-        """[N, D]."""
+        """Add features [N, D] of generated images."""
         self._metric.update(features.double(), real=False)
 
     def value(self) -> float:
@@ -207,7 +210,7 @@ class FrechetDistance:
 
 
 class _Computed(torch.nn.Module):
-    """torchmetrics' place for a feature network, which has been run already."""
+    """Stands for torchmetrics' feature network: it is given features that are already computed."""
 
     def __init__(self, dimension: int) -> None:
         super().__init__()
@@ -226,7 +229,7 @@ def _metric(dimension: int) -> Any:
 
 
 def batches(items: Iterable[ImageItem], size: int) -> Iterable[list[ImageItem]]:
-    """Lists of up to `size`."""
+    """The items in lists of up to `size`."""
     held: list[ImageItem] = []
     for item in items:
         held.append(item)

@@ -1,13 +1,13 @@
-"""FineCapEval: does a caption say what people noticed of background, objects and relations (arXiv 2205.13115)?
+"""FineCapEval: whether a caption has what people noticed of background, objects and relations (arXiv 2205.13115).
 
-Its file has rows of image, caption, background, object and relation, several an image; the last three are phrases. Of a
-phrase the share of its words that the caption has, then the mean over the image's phrases, then over images.
+Its file has several rows for each image: image, caption, and phrases for background, object and relation. The score of
+a phrase is the share of its words that the caption has. Scores are averaged over an image's phrases, then over images.
 
-The published script looks for stems of words among the caption's letters as they are ("cat" is in "scattered", and
-"hous" not in "Houses"), cuts phrases only at a semicolon behind a backslash, drops a row that lacks one of four texts,
-counts an image without phrases as 0, and stops where a caption is missing. Here stems are compared with stems of words,
-phrases are cut at semicolons with or without the backslash, a row lacks only what it lacks, an image without phrases is
-left out of that mean, and a missing caption counts 0.
+The published script searches for stems as substrings of the caption ("cat" is in "scattered", and "hous" not in
+"Houses"), splits phrases only at a semicolon after a backslash, drops a row where one of four texts is missing, counts
+an image without phrases as 0, and fails where a caption is missing. Here stems are compared with stems of words,
+phrases are split at every semicolon, the other texts of an incomplete row are used, an image without phrases is left
+out of that mean, and a missing caption counts 0.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Image = str
 
 @dataclass
 class Annotations:
-    """Of images by key. captions: what people wrote. phrases: of each kind, by image."""
+    """Annotations by image key. captions: written by people. phrases: by kind and image."""
 
     captions: dict[Image, list[str]] = field(default_factory=dict)
     phrases: dict[str, dict[Image, list[str]]] = field(default_factory=lambda: {kind: {} for kind in KINDS})
@@ -46,7 +46,7 @@ class Annotations:
 
 
 def read(path: Path) -> Annotations:
-    """The annotations of a csv file in the published form. UserError where it is another."""
+    """The annotations in a csv file of the published form. UserError for another form."""
     found = Annotations()
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -83,7 +83,7 @@ def _said(text: str | None) -> str:
 
 
 def words_of(text: str) -> list[str]:
-    """Stems (Porter's) of words in lower case.
+    """The Porter stems of a text's words, in lower case.
 
     >>> words_of("Two cats, running!")
     ['two', 'cat', 'run']
@@ -109,17 +109,17 @@ def recall(caption: str, phrases: Sequence[str]) -> float:
 
 @dataclass(frozen=True)
 class Recalled:
-    """recall: in %, by kind; its n is images with phrases of it. missing: of all images, those without a caption."""
+    """recall: in %, by kind, over the images with phrases of the kind. missing: how many images have no caption."""
 
     recall: dict[str, Mean]
     missing: int
 
 
-def of(annotations: Annotations, captions: Mapping[Image, str]) -> Recalled:
-    """Over all annotated images; a missing caption says nothing.
+def compute(annotations: Annotations, captions: Mapping[Image, str]) -> Recalled:
+    """The recall over all annotated images. That of a missing caption is 0.
 
     Args:
-        captions: by image.
+        captions: by image key.
     """
     found = {
         kind: bootstrap_mean([100 * recall(captions.get(image, ""), phrases) for image, phrases in images.items()])
@@ -130,7 +130,8 @@ def of(annotations: Annotations, captions: Mapping[Image, str]) -> Recalled:
 
 
 def retrieval(features: Features, images: Sequence[Image]) -> tuple[dict[int, Mean], int]:
-    """R@1, 5 and 10 in % of captions that look for their image among the annotated ones; how many captions are missing.
+    """(R@1, R@5 and R@10 in % of captions that search for their image among the annotated ones, number of missing
+    captions).
 
     Raises:
         UserError: no annotated image has features.

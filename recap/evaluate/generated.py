@@ -1,4 +1,4 @@
-"""How good are generated images, and how well do they follow their prompts? The paper's table 7, for any images.
+"""Measures generated images, and how well they follow their prompts: the paper's table 7, for any images.
 
     python -m recap.evaluate.generated --raw p0=runs/p0-raw --recap p0=runs/p0-recap \\
                                        --raw p1=runs/p1-raw --recap p1=runs/p1-recap \\
@@ -9,14 +9,14 @@
     python -m recap.evaluate.generated --reference /data/coco/val2014 --side 256 --features inception:FILE \\
         --save-reference coco256.safetensors                    then: --reference coco256.safetensors
 
-An arm is a model. --raw names its images from original captions, --recap those from recaptions; equal labels
-(LABEL=...; default: the folder's name) are one row, and a run with several guidance values has a row for each. Images
-are a sampling run, tars with png and txt, or a folder of images with metadata.jsonl (file_name, prompt).
+An arm is a model. --raw names its images from original captions, --recap those from recaptions. Images with the same
+label (LABEL=...; default: the folder's name) are in one row; a run with several guidance values has a row for each.
+Images are a sampling run, tars with png and txt, or a folder of images with metadata.jsonl (file_name, prompt).
 
 FID       torchmetrics, float64. Without Inception's weights: clip:FOLDER, whose distance is called FD(<name>)
 CLIP      100 max(cos, 0) of image and prompt; "cut" is the share of prompts that are longer than the CLIP reads
-judge     the paper's prompt, rating 1-5, through an OpenAI-compatible server. Answers are kept on disk: a second run
-          asks nothing again, and a killed one goes on
+judge     the paper's prompt, rating 1-5, through an OpenAI-compatible server. Answers are kept on disk, so that a
+          second run, or one after a kill, asks only what is missing
 
 Exit codes: 0 complete, 1 the judge gave some images no answer (run it again), 64 wrong usage or input.
 """
@@ -61,12 +61,13 @@ from recap.evaluate.image_sets import ImageItem, Unread, open_images
 from recap.evaluate.judge import Judge, JudgeConfig
 
 Track = Callable[[str, int | None], Callable[[int], None]]
-"""Starts a bar of a name and a total; what it returns advances the bar."""
+"""Starts a progress bar with a name and a total; returns a function that advances it."""
 
 
 @dataclass
 class Measures:
-    """What is measured; None where it is not wanted. judged: of which prompts; most: images a set that are judged."""
+    """What is measured; None for what is not wanted. judged: the kinds of prompts whose images are judged. most: how
+    many images of a set are judged. batch: images at a time."""
 
     features: FeatureModule | None = None
     reference: Statistics | None = None
@@ -80,7 +81,7 @@ class Measures:
 
 @dataclass
 class _Set:
-    """Images of one guidance, while they are read. ranked: keys, by what decides whether they are judged."""
+    """The images of one guidance value, while they are read. ranked: (hash, key); the smallest hashes are judged."""
 
     scores: Scores
     distance: FrechetDistance | None
@@ -88,8 +89,12 @@ class _Set:
 
 
 def evaluate(sources: Sequence[Source], measures: Measures, track: Track) -> Report:
-    """Measure all sources. UserError for what cannot be measured; an image that cannot be read is counted as skipped, a
-    damaged tar beside the images that it still gives."""
+    """Measure all sources. Images that cannot be read are counted as skipped; of a damaged tar the images before the
+    damage are measured.
+
+    Raises:
+        UserError: something cannot be measured.
+    """
     report, prompts = Report(), Prompts()
     notes: list[str] = []
     if measures.features:
@@ -111,7 +116,7 @@ def evaluate(sources: Sequence[Source], measures: Measures, track: Track) -> Rep
 
 
 def _read(source: Source, measures: Measures, prompts: Prompts, track: Track) -> dict[float | None, _Set]:
-    """One pass over a source's images: all but the judge, by guidance."""
+    """Everything but the judge's ratings, by guidance, in one pass over a source's images."""
     found: dict[float | None, _Set] = {}
     advance, unread = track(source.name, source.images.total), Unread()
     for given in batches(source.images, measures.batch):
@@ -130,7 +135,7 @@ def _read(source: Source, measures: Measures, prompts: Prompts, track: Track) ->
         made.scores.skipped = sum(n for (known, _), n in source.images.left_out.items() if known in (None, guidance))
         made.scores.damaged = source.images.damaged
         made.scores.distance = made.distance.value() if made.distance else None
-        made.distance = None  # tens of megabytes
+        made.distance = None  # frees tens of megabytes
     return found
 
 
@@ -164,7 +169,8 @@ def _add(made: _Set, items: list[ImageItem], measures: Measures) -> None:
 
 
 def _judge(source: Source, found: dict[float | None, _Set], judge: Judge, most: int, track: Track) -> None:
-    """Ratings of up to `most` images a set: those of the smallest hashes, which are the same prompts in every arm."""
+    """Have up to `most` images of each set rated: those with the smallest hashes, which have the same prompts in all
+    arms."""
     for guidance, made in found.items():
         chosen = frozenset(key for _, key in sorted(made.ranked)[:most])
         advance = track(f"{source.name}: judge", len(chosen))
@@ -236,7 +242,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = _parser()
     given = parser.parse_args(arguments)
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
-    transformers.utils.logging.disable_progress_bar()  # one of its own for each CLIP
+    transformers.utils.logging.disable_progress_bar()  # transformers would show one for each CLIP
     try:
         with _progress(errors) as track:
             report = _run(given, track)
@@ -256,7 +262,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(given: argparse.Namespace, track: Track) -> Report | None:
-    """None where only the reference was wanted."""
+    """The report; None where only reference statistics were to be saved."""
     sources = [
         _source(entry, prompts, given.partial)
         for prompts, entries in (("raw", given.raw), ("recap", given.recap))
@@ -322,7 +328,7 @@ def _judge_config(given: argparse.Namespace) -> JudgeConfig:
 
 
 def _reference(given: argparse.Namespace, features: FeatureModule, sources: list[Source], track: Track) -> Statistics:
-    """Saved statistics, or those of images, kept where that was asked for."""
+    """The reference's statistics, from a file or from images; saved where the arguments ask for it."""
     if given.reference.endswith(".safetensors"):
         return Statistics.load(Path(given.reference), features)
     side = given.side or (_side(sources[0]) if sources else 0)
@@ -353,7 +359,7 @@ def _side(source: Source) -> int:
         try:
             return min(EncodedImage(item.data).size)
         except BadImage:
-            continue  # counted when all are read
+            continue  # counted when all images are read
     return 0
 
 

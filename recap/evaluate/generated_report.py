@@ -1,4 +1,4 @@
-"""Figures of generated images as a table, in the order of the paper's table 7, and as JSON."""
+"""The scores of generated images as a table in the order of the paper's table 7, and as JSON."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ PROMPTS = ("raw", "recap")
 
 @dataclass
 class Scores:
-    """Figures of one set of images: of one arm, one kind of prompts, one guidance.
+    """Scores of one set of images: of one arm, one kind of prompts and one guidance value.
 
-    n: images that were measured; skipped: samples without an image that can be read (one whose guidance is not known
-    counts in each set); damaged: tars of all sets, whose images before the damage count. cut: prompts that the model
-    which drew the images did not read whole, None where that is not known.
+    n: images that were measured.
+    skipped: samples without a readable image; one whose guidance is not known counts in each set.
+    damaged: damaged tars of all sets; their images before the damage are measured.
+    cut: prompts that were longer than the drawing model's context; None where that is not known.
     """
 
     n: int = 0
@@ -34,10 +35,11 @@ class Scores:
 
 @dataclass
 class Report:
-    """All that was measured. rows: (arm, guidance) -> "raw" or "recap" -> scores.
+    """Everything that was measured.
 
-    distance: what the Fréchet distance is called; about: how the figures were made; left_out: samples without an image
-    that can be read, by set and reason.
+    distance: the name of the Fréchet distance. about: sentences that say how the scores were made.
+    rows: by (arm, guidance), then by kind of prompts, raw or recap.
+    left_out: samples without a readable image, by set and reason.
     """
 
     distance: str = "FID"
@@ -47,7 +49,7 @@ class Report:
 
     @property
     def unanswered(self) -> int:
-        """Images that the judge gave no answer for."""
+        """How many images the judge did not answer for."""
         judged = [scores.judged for row in self.rows.values() for scores in row.values()]
         return sum(sum(j.unanswered.values()) for j in judged if j)
 
@@ -60,7 +62,7 @@ class Report:
         return {"distance": self.distance, "about": self.about, "rows": rows, "left_out": left_out}
 
     def as_markdown(self) -> str:
-        """The table, and below it what a reader must know to use it."""
+        """The table, with notes below it."""
         columns = [column for column in self._columns() if any(column[1:])]
         head = ["arm", "guidance", *(column[0] for column in columns)]
         lines = [
@@ -71,7 +73,7 @@ class Report:
         return "\n".join([*table, "", *(f"- {line}" for line in [*self.about, *self._notes()])]) + "\n"
 
     def _columns(self) -> list[list[str]]:
-        """Name, then a cell a row; "" where nothing was measured."""
+        """The columns that have a value: name, then a cell for each row, "" where nothing was measured."""
         sets = {prompts: [row.get(prompts, Scores()) for row in self.rows.values()] for prompts in PROMPTS}
         raw, recap = sets["raw"], sets["recap"]
         return [

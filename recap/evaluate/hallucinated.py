@@ -1,4 +1,4 @@
-"""OpenCHAIR: of the objects that captions name, the share that the image does not hold (arXiv 2312.03631)."""
+"""OpenCHAIR: the share of the objects in captions that are not in the image (arXiv 2312.03631)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ FIELDS = ["verdict"]
 
 @dataclass(frozen=True)
 class Hallucinated:
-    """rate: no / (yes + no) of all objects, drawn by caption; None where there is neither: it is undefined. yes, no,
-    unsure: answers. captions: with an object that was asked about.
+    """rate: no / (yes + no) over all objects, resampled by caption; None where there is neither answer.
+    yes, no, unsure: numbers of answers. captions: how many have an object that was asked about.
     """
 
     rate: Mean | None
@@ -24,8 +24,8 @@ class Hallucinated:
     captions: int
 
 
-def of(asked: Judged) -> Hallucinated:
-    """The published script fails where no answer is "no"."""
+def compute(asked: Judged) -> Hallucinated:
+    """The rate of a judge's answers about objects. (The published script fails where no answer is "no".)"""
     captions = {sample: Counter(row["verdict"] for row in rows) for sample, rows in asked.of_samples().items()}
     all_of_them: Counter[str] = sum(captions.values(), Counter())
     rate = bootstrap_ratio({sample: (count["no"], count["yes"] + count["no"]) for sample, count in captions.items()})

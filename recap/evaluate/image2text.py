@@ -1,8 +1,9 @@
-"""Image2Text: how like its image is a picture that was drawn from the caption alone (arXiv 2408.01723, 2411.05706)?
+"""Image2Text: how similar an image is to a picture generated from its caption alone (arXiv 2408.01723, 2411.05706).
 
-The mean cosine of an image encoder's features of both. A sampling job (configs/dit/sample.yaml) draws; features are
-those of configs/score/features.yaml. The papers draw with GPT-4, Gemini or Stable Diffusion: the number is as much the
-drawing model's as the captioner's, so that captioners compare by one model, one seed and one encoder.
+The score is the mean cosine of both images' features. A sampling job (configs/dit/sample.yaml) generates the pictures,
+configs/score/features.yaml the features. The papers generate with GPT-4, Gemini or Stable Diffusion. The score depends
+on the generating model as much as on the captioner, so captioners are compared with one model, one seed and one
+encoder.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _COLUMNS = ["key", "status", "cut"]
 
 @dataclass(frozen=True)
 class Drawn:
-    """What became of one caption. key: of its picture; cut: the drawing model did not read the caption to its end."""
+    """The picture of one caption. key: of the picture. cut: whether the caption was longer than the model's context."""
 
     key: str
     status: str
@@ -33,8 +34,10 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Likeness:
-    """score: mean cosine. empty: samples whose caption is empty, and missing: those without one: they count 0. undrawn:
-    samples whose picture failed, left out. cut: captions that were drawn from their beginning alone.
+    """score: the mean cosine.
+    empty, missing: samples with an empty caption, or without one; they count 0.
+    undrawn: samples whose picture failed, which are left out.
+    cut: captions of which the model read only the beginning.
     """
 
     score: Mean
@@ -44,11 +47,11 @@ class Likeness:
     cut: int
 
 
-def drawn_of(run: Path) -> dict[str, dict[str, Drawn]]:
-    """What a sampling run has made of captions: by guidance ("" where there is one alone), then by caption's key.
+def read_drawn(run: Path) -> dict[str, dict[str, Drawn]]:
+    """The pictures that a sampling run made: by guidance ("" where there is only one value), then by the caption's key.
 
     Raises:
-        UserError: it is no such run, or is not finished.
+        UserError: the run is not a sampling run, or is not finished.
     """
     source = Published(run)
     scales = source.submission.config.get("guidance")
@@ -67,12 +70,14 @@ def drawn_of(run: Path) -> dict[str, dict[str, Drawn]]:
     return found
 
 
-def of(originals: Features, pictures: Features, drawn: dict[str, Drawn], first_alone: bool = False) -> Likeness:
-    """Of one captioner, over all images that have features.
+def compute(originals: Features, pictures: Features, drawn: dict[str, Drawn], first_alone: bool = False) -> Likeness:
+    """The score of one captioner, over all images that have features.
 
     Args:
-        pictures: features of what was drawn, of tars that recap.dit.write_images wrote.
-        drawn: of the sampling run, by key. first_alone: it was asked for some captions only; others are none of it.
+        originals: features of the captioned images.
+        pictures: features of the generated pictures, in tars that recap.dit.write_images wrote.
+        drawn: the sampling run's pictures, by the caption's key.
+        first_alone: whether pictures were generated for the first captions only; others are then left out.
 
     Raises:
         UserError: images and pictures have no key in common, or no picture can be compared.

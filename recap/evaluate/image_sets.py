@@ -1,10 +1,10 @@
-"""Images that are to be evaluated, read one after another: a sampling run's column, tars, or a plain folder.
+"""Reads the images to evaluate, one after another: from a sampling run's column, tars, or a plain folder.
 
-    run       its column has fields key, image (an image file), prompt, guidance and status
-    tars      a folder, a pattern or URLs of them; the prompt is the member txt, and json may say guidance and cut
-    folder    image files, and metadata.jsonl with file_name and prompt (or text) a line, as imagefolder of datasets
+    run       its column has the fields key, image (an image file), prompt, guidance and status
+    tars      a folder, a pattern or URLs; the prompt is the member txt, and json may have guidance and cut
+    folder    image files, and metadata.jsonl with file_name and prompt (or text), as datasets' imagefolder reads it
 
-Prompts may be missing where only images are asked for, as in a reference set.
+Prompts may be missing where only images are needed, as in a reference set.
 """
 
 from __future__ import annotations
@@ -33,15 +33,16 @@ from recap.data.kinds import samples_of
 METADATA = "metadata.jsonl"
 log = logging.getLogger(__name__)
 
-_ROWS = 64  # of a column that are held at a time
+_ROWS = 64  # rows of a column that are held in memory at a time
 
 
 @dataclass(frozen=True, slots=True)
 class ImageItem:
     """One image file.
 
-    key: unique in its set; name: where it is, for messages; guidance: of its sampling, and cut: whether the model
-    that drew it read only the begin of its prompt, None where that is not known.
+    key: unique in its set. name: where it lies, for messages. data: the file's bytes.
+    guidance: guidance value of its sampling, None where that is not known.
+    cut: whether its prompt was longer than the context of the model that drew it, None where that is not known.
     """
 
     key: str
@@ -54,10 +55,11 @@ class ImageItem:
 
 @dataclass
 class ImageSet:
-    """Images that can be read again and again. total: how many, None if unknown before the end of a reading.
+    """Images that can be iterated over several times. total: how many there are, None where that is not known
+    beforehand.
 
-    As far as this set has been read: left_out, samples without an image that can be read, by their guidance and why;
-    damaged: tars, whose images before the damage are there.
+    left_out and damaged count during an iteration: samples without a readable image, by guidance and reason, and
+    damaged tars, whose images before the damage are yielded.
     """
 
     path: str
@@ -89,7 +91,8 @@ class ImageSet:
 
 
 class Unread:
-    """Images that cannot be read: no measure sees them. counts: by guidance and reason; first: its name and reason."""
+    """Sorts out images that cannot be decoded. counts: by guidance and reason. first: name and reason of the first
+    one."""
 
     def __init__(self) -> None:
         self.counts: Counter[tuple[float | None, str]] = Counter()
@@ -117,17 +120,17 @@ def open_images(path: str, *, partial: bool = False) -> ImageSet:
     """The images at a path, whatever its form.
 
     Args:
-        partial: take a run although shards of it are not finished.
+        partial: accept a run whose shards are not all finished.
 
     Raises:
-        UserError: there are none, the run is not finished or has no images, prompts do not fit their files.
+        UserError: there are no images, the run is not finished, or prompts do not fit the files.
     """
     if Run(path).is_run():
         return RunImages(path, partial)
     folder = Path(path)
     extensions = DataConfig().image
     if folder.is_dir():
-        seen = (f for f in folder.iterdir() if f.is_file() and not f.name.startswith("."))  # ._1.png of macOS
+        seen = (f for f in folder.iterdir() if f.is_file() and not f.name.startswith("."))  # macOS writes ._1.png
         files = sorted(f for f in seen if f.suffix.lower().lstrip(".") in extensions)
         if files or (folder / METADATA).is_file():
             return FolderImages(path, files)
@@ -171,13 +174,13 @@ class RunImages(ImageSet):
 
 
 class TarImages(ImageSet):
-    """Webdataset tars; of a damaged one the samples before the damage."""
+    """The images of webdataset tars; of a damaged tar those before the damage."""
 
     def __init__(self, path: str) -> None:
         super().__init__(path)
         self._config = DataConfig(shards=[path], expected="none")
         self._shards = list_shards(self._config)
-        self._told: set[str] = set()  # damaged ones that the log names
+        self._told: set[str] = set()  # damaged tars that were logged
 
     def _read(self) -> Iterator[ImageItem]:
         for shard in self._shards:
@@ -199,7 +202,7 @@ class TarImages(ImageSet):
 
 
 def _sampling(members: Mapping[str, bytes]) -> dict[str, Any]:
-    """guidance and cut of a sample's json, as recap.dit.write_images writes it; others' json says other things."""
+    """guidance and cut from a sample's json, if recap.dit.write_images wrote it; {} for other json members."""
     try:
         about = json.loads(members.get("json", b"{}"))
         guidance, cut = about.get("guidance"), about.get("cut")
@@ -228,7 +231,7 @@ class FolderImages(ImageSet):
 
 
 def _read_prompts(metadata: Path) -> dict[str, str]:
-    """file name -> prompt."""
+    """Prompts by file name."""
     prompts = {}
     for number, line in enumerate(metadata.read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip():

@@ -1,6 +1,6 @@
 """The Inception network of FID: TensorFlow's of 2015-12-05, in the layout of torch-fidelity's converted weights.
 
-It is not torchvision's: its average pools leave the padding out, and its last block takes a maximum (Heusel et
+It differs from torchvision's: average pooling leaves the padding out, and the last block uses max pooling (Heusel et
 al. 2017; the differences are listed in pytorch-fid). Only the 2,048 pooled features are computed.
 """
 
@@ -20,10 +20,10 @@ WEIGHTS = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/wei
 
 
 def load_inception(path: str | Path) -> Inception:
-    """The network with weights of a file: torch-fidelity's .pth, or the same tensors as safetensors.
+    """The network with the weights in a file: torch-fidelity's .pth, or the same tensors as safetensors.
 
     Raises:
-        UserError: no such file, or not these weights. Nothing is ever downloaded.
+        UserError: there is no such file, or it has other weights. Nothing is ever downloaded.
     """
     file = Path(path)
     if not file.is_file():
@@ -35,7 +35,7 @@ def load_inception(path: str | Path) -> Inception:
     try:
         tensors = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
         network.load_state_dict({name: t for name, t in tensors.items() if not name.startswith("fc.")})
-    except Exception as error:  # torch's reader of .pth raises whatever the bytes lead it to
+    except Exception as error:  # torch.load raises many kinds of errors for damaged files
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise UserError(
             f"evaluate: {path} does not hold FID's Inception weights ({reason}). Expected: those of {WEIGHTS}."
@@ -44,9 +44,9 @@ def load_inception(path: str | Path) -> Inception:
 
 
 class Inception(nn.Module):
-    """uint8 images [N, 3, H, W] to features [N, 2048], float32.
+    """Maps uint8 images [N, 3, H, W] to float32 features [N, 2048].
 
-    Resized to 299 x 299 as torchmetrics does (bilinear, antialiased), not as TensorFlow 1 did.
+    Images are resized to 299 x 299 as torchmetrics does (bilinear, antialiased), not as TensorFlow 1 did.
     """
 
     num_features = 2048
@@ -83,7 +83,7 @@ class Inception(nn.Module):
 
 
 class _Conv(nn.Module):
-    """same: padded so that the size stays."""
+    """Convolution, batch norm and ReLU. same: padded, so that height and width stay the same."""
 
     def __init__(
         self, inputs: int, outputs: int, kernel: int | tuple[int, int], stride: int = 1, same: bool = False

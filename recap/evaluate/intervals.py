@@ -1,4 +1,4 @@
-"""How sure a mean is."""
+"""Means and ratios with 95 % bootstrap confidence intervals."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ _RESAMPLES = 1000
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean, or another statistic, of n values and its 95 % bootstrap interval. each: the values, by what they are of,
-    where that was said (shard and key of a caption): what metrics are compared by.
+    """A mean, or another statistic, of n values, with its 95 % bootstrap interval [low, high].
+
+    each: the values by what they belong to, such as the shard and key of a caption; {} where that was not given.
+        Metrics are compared with one another by it.
     """
 
     value: float
@@ -25,16 +27,16 @@ class Mean:
 
     @property
     def plain(self) -> dict[str, float]:
-        """For JSON; without each value."""
+        """All but the single values, for JSON."""
         return {"value": self.value, "low": self.low, "high": self.high, "n": self.n}
 
 
 def bootstrap(rows: np.ndarray, statistic: Callable[[np.ndarray], float], seed: int = 0) -> Mean:
-    """A statistic of all rows, and between which bounds it lies for 95 % of 1,000 resamples of them (percentile
+    """A statistic of all rows, with the interval in which it lies for 95 % of 1,000 resamples of the rows (percentile
     bootstrap; Efron 1979).
 
     Args:
-        rows: at least one; along the first axis.
+        rows: [rows, ...], at least one row.
     """
     rng = np.random.default_rng(seed)
     drawn = [statistic(rows[rng.integers(0, len(rows), len(rows))]) for _ in range(_RESAMPLES)]
@@ -45,11 +47,12 @@ def bootstrap(rows: np.ndarray, statistic: Callable[[np.ndarray], float], seed: 
 def bootstrap_ratio(
     parts: Sequence[tuple[float, float]] | Mapping[Any, tuple[float, float]], seed: int = 0
 ) -> Mean | None:
-    """The ratio of two sums with its 95 % bootstrap interval; n is the number of parts. None where it is undefined: the
-    second sum is 0. Resamples in which it is are left out of the interval.
+    """The ratio of two sums with its 95 % bootstrap interval; n is the number of parts. None where the second sum is 0.
+    Resamples with a second sum of 0 are left out of the interval.
 
     Args:
-        parts: numerator and denominator of what is drawn together: of one image, whose answers depend on each other.
+        parts: (numerator, denominator) of each unit that is resampled as a whole, such as an image, whose answers
+            depend on one another.
     """
     named = parts if isinstance(parts, Mapping) else {}
     each = {name: part / whole for name, (part, whole) in named.items() if whole}
@@ -65,7 +68,7 @@ def bootstrap_ratio(
 
 
 def bootstrap_mean(values: Sequence[float] | Mapping[Any, float], seed: int = 0) -> Mean:
-    """The mean with its 95 % bootstrap interval, of at least one value."""
+    """The mean of at least one value, with its 95 % bootstrap interval."""
     each = {name: float(value) for name, value in values.items()} if isinstance(values, Mapping) else {}
     rows = np.asarray(list(values.values()) if isinstance(values, Mapping) else values, dtype=np.float64)
     found = bootstrap(rows, lambda chosen: float(chosen.mean()), seed)
@@ -73,11 +76,11 @@ def bootstrap_mean(values: Sequence[float] | Mapping[Any, float], seed: int = 0)
 
 
 def bootstrap_mean_of_means(parts: Sequence[Mapping[Any, float]], seed: int = 0) -> Mean:
-    """The mean of several means with its 95 % bootstrap interval; what has one name in several parts is drawn together:
-    an image's battles with several opponents depend on each other. n is the number of names.
+    """The mean of several means, with its 95 % bootstrap interval. Values with the same name in several parts are
+    resampled together, since an image's battles with several opponents depend on one another. n is the number of names.
 
     Args:
-        parts: the values of each mean, at least one, by name: `Mean.each`.
+        parts: for each mean its values by name (`Mean.each`), at least one.
     """
     names = list(dict.fromkeys(name for part in parts for name in part))
     rows = np.array([[(part.get(name, 0.0), name in part) for part in parts] for name in names], dtype=np.float64)

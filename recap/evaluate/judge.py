@@ -1,9 +1,8 @@
-"""A vision language model rates images against the texts that they were made from: `configs/generate/rating.yaml` for
-images that lie in no tars, without a run. Its engine asks, its parser reads, and its words are the same.
+"""A vision language model rates images against the texts that they were generated from. It does without a run, for
+images that are not in tars, what `configs/generate/rating.yaml` does: with the same engine, prompt and parser.
 
-What the judge answered is kept on disk under a hash of what it was asked (model, words, image, length): a second call
-asks nothing again, and a killed one goes on. Answers are kept as they were given, so that another parser needs no new
-ones. Torch-free.
+Answers are kept on disk under a hash of the request (model, prompt, image, length), so that a second call, or one after
+a kill, asks only what is missing. They are kept unparsed, so that another parser needs no new ones. Torch-free.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from recap.evaluate.image_sets import ImageItem
 from recap.evaluate.rating import RATE
 from recap.generate.parsers import RatingParser, Unparsed
 
-_TRIES = 3  # of what may go better: half an answer, of a server under load
+_TRIES = 3  # attempts where a retry may help: an answer that was cut off, a server under load
 _POLL_S = 0.2
 _REFUSALS = tuple(f"server: status {status}" for status in (401, 403, 404))
 
@@ -54,7 +53,7 @@ class JudgeConfig:
     patience_s: float = 60.0
 
     def asking(self) -> CaptionerConfig:
-        """The same as an engine is told."""
+        """The same as settings of an engine."""
         return CaptionerConfig(
             backend="openai", endpoint=[self.endpoint], endpoint_key_env=self.key_env,
             endpoint_timeout_s=self.timeout_s, served_model=self.model, window=self.window, max_tokens=self.max_tokens,
@@ -64,10 +63,10 @@ class JudgeConfig:
 
 @dataclass
 class Ratings:
-    """What came of judging.
+    """The result of judging.
 
-    ratings: in the order of the images. unparsed: (name, answer) of answers without a rating.
-    unanswered: images without an answer, by reason. asked, cached: answers got from the server and from the disk.
+    ratings: of the images with one, in order. unparsed: (name, answer) of answers without a rating.
+    unanswered: how many images have no answer, by reason. asked, cached: answers from the server, and from the disk.
     """
 
     ratings: list[int] = field(default_factory=list)
@@ -78,10 +77,8 @@ class Ratings:
 
 
 class Answers:
-    """Answers on disk: each process appends to a file of its own, and reads all of them when it starts.
-
-    A line that a kill cut off is passed over.
-    """
+    """Answers on disk. Each process appends to a file of its own, and reads all files when it starts. A line that a
+    kill cut off is ignored."""
 
     def __init__(self, folder: Path) -> None:
         self._known: dict[str, str] = {}
@@ -106,7 +103,7 @@ class Answers:
 
 
 class Judge:
-    """See the module's text.
+    """Rates images.
 
     Raises:
         UserError: the endpoint is no URL.
@@ -126,9 +123,9 @@ class Judge:
         """Rate images against their prompts, `window` at a time. done: called after each.
 
         Raises:
-            UserError: the server refuses the key or the model, or stays away, or an image cannot be decoded.
+            UserError: the server refuses the key or the model, does not answer, or an image cannot be decoded.
         """
-        asking = _Asking(self.config, self._answers, done)
+        asking = _RatingCall(self.config, self._answers, done)
         try:
             for item in images:
                 asking.put(item)
@@ -148,19 +145,19 @@ class Judge:
         return made
 
 
-class _Asking:
-    """One call of `Judge.rate`: what is in flight, and what came of the images, by their number."""
+class _RatingCall:
+    """One call of `Judge.rate`. outcomes: (name, answer) of each image, by its number."""
 
     def __init__(self, config: JudgeConfig, answers: Answers, done: Callable[[], object]) -> None:
         self.config, self._answers, self._done = config, answers, done
         self._engine = EndpointEngine(config.asking())
-        self._flying: dict[int, tuple[ImageItem, str, int]] = {}
+        self._in_flight: dict[int, tuple[ImageItem, str, int]] = {}
         self.outcomes: dict[int, tuple[str, Caption]] = {}
         self.asked = self.cached = 0
 
     def put(self, item: ImageItem) -> None:
-        """Ask about an image, or know the answer; waits while the window is full."""
-        number, request = len(self.outcomes) + len(self._flying), self._digest(item)
+        """Ask about an image, or take its answer from the disk. Waits while the window is full."""
+        number, request = len(self.outcomes) + len(self._in_flight), self._digest(item)
         if (known := self._answers.find(request)) is not None:
             self.cached += 1
             self._end(number, item, Caption(number, known))
@@ -170,14 +167,14 @@ class _Asking:
         self._send(number, item, request, 1)
 
     def finish(self) -> None:
-        while self._flying:
+        while self._in_flight:
             self._take()
 
     def close(self) -> None:
         self._engine.close()
 
     def _send(self, number: int, item: ImageItem, request: str, attempt: int) -> None:
-        self._flying[number] = (item, request, attempt)
+        self._in_flight[number] = (item, request, attempt)
         self._engine.put(Request(number, item.data, {"caption": item.prompt or ""}, item.key))
 
     def _digest(self, item: ImageItem) -> str:
@@ -188,7 +185,7 @@ class _Asking:
         return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
     def _take(self) -> None:
-        """What the engine has answered. UserError where it has not for as long as the server may be away."""
+        """Take answers from the engine. UserError where there was none for longer than the server may be down."""
         end = time.monotonic() + self.config.patience_s
         while not (captions := self._engine.poll(_POLL_S)):
             if not self._engine.waiting:
@@ -196,8 +193,8 @@ class _Asking:
             elif time.monotonic() > end:
                 raise self._down(self._engine.waiting)
         for caption in captions:
-            item, request, attempt = self._flying.pop(caption.id)
-            if caption.reason.startswith("image:"):  # a damaged one would only be an odd rating
+            item, request, attempt = self._in_flight.pop(caption.id)
+            if caption.reason.startswith("image:"):  # without its image the rating would be meaningless
                 raise UserError(f"judge: {item.name}: {caption.reason}: {caption.detail}")
             if caption.reason.startswith(CHANGED):
                 raise UserError(

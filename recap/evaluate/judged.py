@@ -1,7 +1,7 @@
-"""A judge's answers as a generating job has published them, with an account of those that say nothing.
+"""Reads a judge's answers from the column that a generating job published, and counts rows without a verdict.
 
-A judge is `configs/generate/judge.yaml` or one of `configs/systems/`: asking shards, resumes, reruns and counts as
-captions do, and answers are kept. A metric is a function of its rows.
+A judge is a job such as `configs/generate/judge.yaml` or one of `configs/systems/`, with everything that a captioning
+job has. A metric is a function of its rows.
 """
 
 from __future__ import annotations
@@ -21,17 +21,23 @@ from recap.data.same_image import FIELD
 from recap.evaluate.text_sets import Sample, TextSet, unfinished
 from recap.generate.operator import MISSING, UNPARSED
 
-REFUSED = "server: status 400"  # a judge that does not want to look at an image says so
+REFUSED = "server: status 400"  # the answer of a server that refuses to look at an image
 NO_CAPTION = MISSING
 
 
 @dataclass
 class Judged:
-    """rows: those that are ok, whole, each with its `shard`. asked: all that are no skips by a rule. unparsed, refused,
-    unanswered, empty: rows without a verdict, by why (empty: there was no text to judge). truncated: of the rows, those
-    whose answer was cut at its limit. unfinished: shards of the run that are not published. empties, lost: shard and
-    key of the rows that are empty, and of the others without a verdict. digests: of the images of samples, where they
-    are known.
+    """A judge's run.
+
+    rows: all rows with a verdict, with all fields and their `shard`.
+    asked: number of rows that were asked about (all but those that a rule skipped).
+    unparsed, refused, unanswered, empty: numbers of rows without a verdict, by reason; empty: there was no text to
+        judge.
+    truncated: rows whose answer was cut at the token limit.
+    unfinished: shards of the run that are not published.
+    reasons: of the rows without a verdict.
+    empties, lost: shard and key of the empty rows, and of the others without a verdict.
+    digests: sha256 of the images of samples, where they are known.
     """
 
     run: Path
@@ -49,14 +55,14 @@ class Judged:
     digests: dict[Sample, str] = field(default_factory=dict)
 
     def of_samples(self) -> dict[Sample, list[dict[str, Any]]]:
-        """The rows by shard and sample: those of children `k#0`, `k#1`, ... together, in their order."""
+        """The rows by (shard, key) of their sample. Rows `k#0`, `k#1`, ... are together under `k`, in order."""
         found: dict[Sample, list[dict[str, Any]]] = {}
         for row in self.rows:
             found.setdefault((row["shard"], without_dot_slash(parent_of(row["key"]))), []).append(row)
         return found
 
     def samples(self) -> list[Sample]:
-        """Shard and key of all rows that were asked about, with a verdict or without."""
+        """(shard, key) of all rows that were asked about, with a verdict or without."""
         return [
             *((row["shard"], without_dot_slash(row["key"])) for row in self.rows),
             *sorted(self.empties),
@@ -67,20 +73,21 @@ class Judged:
         """The rows of a run of samples, by shard and key."""
         return {(row["shard"], without_dot_slash(row["key"])): row for row in self.rows}
 
-    def named(self, samples: Iterable[Sample] = ()) -> TextSet:
-        """All samples, or some, as a set of texts, which joins them with another's: each one's text is its name."""
+    def as_text_set(self, samples: Iterable[Sample] = ()) -> TextSet:
+        """Samples (default: all) as a set of texts, in which each one's text is its name, so that `join_by_sample`
+        matches them with another set's."""
         texts = {sample: [name_of(sample)] for sample in samples or self.samples()}
         return TextSet(self.run, texts, {sample: found for sample, found in self.digests.items() if sample in texts})
 
     @property
     def account(self) -> dict[str, int]:
-        """What stands beside every number."""
+        """The counts that are reported beside every number."""
         names = ("asked", "unparsed", "refused", "unanswered", "empty", "truncated")
         return {name: getattr(self, name) for name in names} | unfinished(self.unfinished)
 
 
 def name_of(sample: Sample) -> str:
-    """What a sample is called where both of its parts are one text."""
+    """Shard and key as one string."""
     return "\0".join(sample)
 
 
@@ -91,7 +98,7 @@ def read(run: Path, fields: list[str]) -> Judged:
         fields: that the metric needs.
 
     Raises:
-        UserError: it is no such run, has not all these fields, or no row has a verdict.
+        UserError: it is no such run, lacks one of these fields, or no row has a verdict.
     """
     published = Published(run)
     found = Judged(run, unfinished=len(published.missing()))

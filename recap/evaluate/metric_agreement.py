@@ -1,7 +1,7 @@
-"""How far metrics agree about captions: Spearman's rank correlation with 95 % bootstrap intervals over images, and
-which images they disagree about.
+"""How far metrics agree about captions: Spearman's rank correlation with 95 % bootstrap intervals over images, and the
+images that they disagree about.
 
-Equal values share their mean rank. The captions of an image are drawn together, since they depend on each other.
+Equal values share their mean rank. The captions of an image are resampled together, since they depend on one another.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import numpy as np
 from recap.evaluate.intervals import Mean
 
 RESAMPLES = 1000
-MOST_IMAGES = 500  # whose captions are correlated, drawn by a hash of the name
-_AT_ONCE = 100
+MOST_IMAGES = 500  # images whose captions are correlated, chosen by a hash of their name
+_AT_ONCE = 100  # resamples that are computed together
 _WORDS = re.compile(r"[\w']+")
 
 
 @dataclass(frozen=True)
 class Values:
-    """What metrics say of captions; more is better. values: [metrics, captioners, images], NaN where not known."""
+    """Metrics of captions, where more is better. values: [metrics, captioners, images], NaN where not known."""
 
     metrics: list[str]
     captioners: list[str]
@@ -34,8 +34,11 @@ class Values:
 
 @dataclass(frozen=True)
 class Agreement:
-    """captions: of two metrics over all captions that both have a value of, None where one of them says the same of
-    all. captioners: over the captioners' means, of three captioners or more. images: that were looked at.
+    """Rank correlations by pair of metrics; None where one of them has the same value for all.
+
+    captions: over all captions that both metrics have a value for.
+    captioners: over the means of three captioners or more.
+    images: how many were used.
     """
 
     captions: dict[tuple[str, str], Mean | None]
@@ -43,14 +46,14 @@ class Agreement:
     images: int
 
 
-def of(found: Values, seed: int = 0) -> Agreement:
-    """Of every two metrics."""
+def compute(found: Values, seed: int = 0) -> Agreement:
+    """The agreement of every two metrics."""
     chosen = sorted(range(len(found.images)), key=lambda at: hashlib.sha256(found.images[at].encode()).digest())
     values = found.values[:, :, sorted(chosen[:MOST_IMAGES])]
     count = values.shape[2]
     rng = np.random.default_rng(seed)
     drawn = rng.multinomial(count, np.full(count, 1 / count), RESAMPLES) if count else np.zeros((RESAMPLES, 0))
-    weights = np.concatenate([np.ones((1, count)), drawn])  # first all images as they are
+    weights = np.concatenate([np.ones((1, count)), drawn])  # the first row is the sample itself
     parts = [_of_captions(values, weights[at : at + _AT_ONCE]) for at in range(0, len(weights), _AT_ONCE)]
     means = _means(values, weights)
     captions: dict[tuple[str, str], Mean | None] = {}
@@ -65,7 +68,8 @@ def of(found: Values, seed: int = 0) -> Agreement:
 
 
 def _mean_of(drawn: np.ndarray, n: int) -> Mean | None:
-    """The first, and between which bounds the others lie; None where the first is not defined."""
+    """A mean from its value and those of its resamples. drawn: [1 + resamples], the value first. None where that is
+    NaN."""
     rest = drawn[1:][~np.isnan(drawn[1:])]
     if n < 3 or np.isnan(drawn[0]) or not len(rest):
         return None
@@ -74,7 +78,7 @@ def _mean_of(drawn: np.ndarray, n: int) -> Mean | None:
 
 
 def _of_captions(values: np.ndarray, weights: np.ndarray) -> dict[tuple[int, int], np.ndarray]:
-    """Correlations of every two metrics, [resamples], over the captions that both have a value of."""
+    """By pair of metrics: the correlation over captions in each resample, float [resamples]."""
     known = ~np.isnan(values)
     ranked: dict[tuple[int, bytes], np.ndarray] = {}
     found = {}
@@ -92,13 +96,13 @@ def _of_captions(values: np.ndarray, weights: np.ndarray) -> dict[tuple[int, int
 
 
 def _products(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Of unit vectors; NaN where one of both is none, since its values are all the same."""
+    """Dot products of rows of unit vectors, [resamples]; NaN where a vector is, since all its values are the same."""
     return np.clip(np.einsum("rn,rn->r", one, other), -1, 1)
 
 
 def _weighted_unit(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Mean ranks as unit vectors whose products are correlations, [resamples, N]; each value counts as often as its
-    weight says.
+    """Ranks of values, centred and scaled to length 1 in each resample, [resamples, N], so that dot products are
+    correlations. weights: how often each value is in each resample.
     """
     if not len(values):
         return np.full((len(weights), 1), np.nan)
@@ -110,7 +114,7 @@ def _weighted_unit(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def ranked(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Mean ranks from 1, [resamples, N]."""
+    """Ranks from 1, [resamples, N]; equal values share their mean rank."""
     _, place = np.unique(values, return_inverse=True)
     order = np.argsort(place, kind="stable")
     starts = np.flatnonzero(np.diff(place[order], prepend=-1))
@@ -119,8 +123,8 @@ def ranked(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def _unit(means: np.ndarray) -> np.ndarray:
-    """The same of means, [resamples, captioners], of which each row has ranks of its own."""
-    means = means.round(9)  # of equal values in another order a mean differs in its last digit, which is no rank
+    """Ranks of captioners' means [resamples, captioners], centred and scaled to length 1 in each row."""
+    means = means.round(9)  # the mean of equal values in another order differs in its last digits
     below = (means[:, :, None] > means[:, None, :]).sum(axis=2)
     equal = (means[:, :, None] == means[:, None, :]).sum(axis=2)
     ranks = np.where(np.isnan(means).any(axis=1, keepdims=True), np.nan, below + (equal + 1) / 2)
@@ -133,7 +137,7 @@ def _normed(rows: np.ndarray) -> np.ndarray:
 
 
 def _means(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Captioners' means, [metrics, resamples, captioners]."""
+    """Means of captioners over images, [metrics, resamples, captioners]."""
     known = ~np.isnan(values)
     with np.errstate(invalid="ignore"):
         sums = np.einsum("ri,mci->mrc", weights, np.nan_to_num(values), optimize=True)
@@ -144,8 +148,8 @@ def _means(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def conflict(values: np.ndarray) -> np.ndarray:
-    """Of each image the share of pairs of metrics that order two captions the other way round, of those that order
-    them at all, [images]; 0 without any.
+    """float [images]: among all pairs of metrics that both rank two captions of the image differently from equal, the
+    share that rank them in opposite order; 0 without any. values: [metrics, captioners, images].
     """
     against, ordered = np.zeros(values.shape[2]), np.zeros(values.shape[2])
     for one, other in combinations(range(values.shape[1]), 2):
@@ -157,7 +161,8 @@ def conflict(values: np.ndarray) -> np.ndarray:
 
 
 def spread(values: np.ndarray) -> np.ndarray:
-    """Of each image how far apart its captions are, 0 to 1: by their ranks among all captions, mean over metrics."""
+    """float [images]: how far apart the image's captions are, 0 to 1, by their ranks among all captions, mean over
+    metrics."""
     ranks = np.full(values.shape, np.nan)
     for at, metric in enumerate(values):
         known = ~np.isnan(metric)
@@ -170,15 +175,16 @@ def spread(values: np.ndarray) -> np.ndarray:
 
 
 def wording(texts: Sequence[str]) -> float:
-    """How different texts are: 1 - the share of words that two have in common, mean over pairs; 0 of one text."""
+    """How different texts are, 0 to 1: 1 - the share of words that two have in common, mean over pairs; 0 for one
+    text."""
     words = [set(_WORDS.findall(text.lower())) for text in texts]
     found = [1 - len(a & b) / max(len(a | b), 1) for a, b in combinations(words, 2)]
     return sum(found) / len(found) if found else 0.0
 
 
 def by_disagreement(found: Values, texts: Mapping[str, Sequence[str]]) -> list[tuple[str, float]]:
-    """Images and their conflict: first those about which metrics conflict most, of equal ones those whose captions are
-    furthest apart, by metrics, then by words.
+    """(image, conflict), the largest conflict first. Ties are ordered by how far apart the captions are by metrics,
+    then by words.
     """
     conflicts, spreads = conflict(found.values), spread(found.values)
     order = [

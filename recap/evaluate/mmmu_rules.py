@@ -1,8 +1,9 @@
-"""Which answer a model's words give to a question of MMMU: the rules of its published evaluator
-(github.com/MMMU-Benchmark/MMMU, eval/eval_utils.py), where these decide.
+"""Reads the answer to a question of MMMU from a model's words, by the rules of its published evaluator
+(github.com/MMMU-Benchmark/MMMU, eval/eval_utils.py).
 
-Two differences, both stated with the scores: where the evaluator would guess at random, the words are read further, and
-if they name nothing, the answer is wrong; and an open answer in words must be there as words, not inside of others.
+There are two differences, which are stated with the scores. Where the evaluator would guess at random, further rules
+are tried, and if they find nothing, the answer is wrong. And an open answer must occur as whole words, not inside of
+others.
 """
 
 from __future__ import annotations
@@ -11,11 +12,20 @@ import re
 from collections.abc import Sequence
 
 LETTERS = "ABCDEFGHIJ"
-_KEYS = ("could be ", "so ", "is ", "thus ", "therefore ", "final ", "answer ", "result ")  # an answer follows them
+_KEYS = (
+    "could be ",
+    "so ",
+    "is ",
+    "thus ",
+    "therefore ",
+    "final ",
+    "answer ",
+    "result ",
+)  # an answer follows
 
 
 def option(said: str, options: Sequence[str]) -> str | None:
-    """The letter of the option that is meant, None where none is named.
+    """The letter of the option that an answer names, None where it names none.
 
     >>> option("A dog is shown, so the answer is B.", ["a cat", "a dog"]), option("**B**", ["a cat", "a dog"])
     ('B', 'B')
@@ -35,7 +45,8 @@ def option(said: str, options: Sequence[str]) -> str | None:
 
 
 def _read_further(said: str, letters: str, quoted: dict[str, int]) -> str | None:
-    """Where the evaluator would guess: a letter in other marks, the one option that is quoted, a small letter."""
+    """Rules where the evaluator would guess: a letter in other marks, the one option that is quoted, a lower-case
+    letter."""
     if found := re.findall(rf"(?<![A-Za-z0-9'’])([{letters}])(?![A-Za-z0-9'’])", said):
         return found[-1]
     named = [letter for letter, at in quoted.items() if at >= 0]
@@ -46,7 +57,7 @@ def _read_further(said: str, letters: str, quoted: dict[str, int]) -> str | None
 
 
 def open_answer(said: str, answers: Sequence[str]) -> bool:
-    """Whether one of the answers is in what the words come to: a number to two decimals, or words.
+    """Whether a model's conclusion contains one of the right answers: a number to two decimals, or words.
 
     >>> open_answer("3 cats and 5 dogs, so the result is 8", ["8"]), open_answer("3 and 5, so it is 8", ["3"])
     (True, False)
@@ -63,7 +74,7 @@ def open_answer(said: str, answers: Sequence[str]) -> bool:
 
 
 def _key_parts(said: str) -> list[str]:
-    """Of each line what follows the last word that announces an answer; all of it where there is no such word."""
+    """For each line the text after the last word that announces an answer, or the whole line where there is none."""
     said = said.strip().strip(".").lower()
     lines = said.split("\n")
     found = []

@@ -1,4 +1,4 @@
-"""How alike phrases are, by a sentence encoder: any that the scorer `similarity` opens, as all-mpnet-base-v2.
+"""Similarity of phrases by a sentence encoder, such as all-mpnet-base-v2: any that the scorer `similarity` opens.
 
 Torch is imported when an encoder is opened.
 """
@@ -28,7 +28,7 @@ class Likeness:
 
         self._scorer = SimilarityScorer("encoder", Similarity(model=folder), ["phrase"])
         try:
-            self._scorer.identity()  # says what is no model
+            self._scorer.identity()  # raises where the folder holds no model
             self._scorer.setup(device)
         except (UserError, OSError, ValueError) as error:
             said = str(error).removeprefix("config: `scorers.similarity.encoder.model`: ")
@@ -36,7 +36,7 @@ class Likeness:
         self._known: dict[str, np.ndarray] = {}
 
     def of(self, ours: Sequence[str], theirs: Sequence[str]) -> np.ndarray:
-        """Cosines, float [N, M]."""
+        """The cosines of N and M phrases, float64 [N, M]."""
         if new := [phrase for phrase in (*ours, *theirs) if phrase not in self._known]:
             self._known |= self._scorer.vectors(new)[0]
         return np.stack([self._known[one] for one in ours]) @ np.stack([self._known[one] for one in theirs]).T

@@ -1,12 +1,12 @@
-"""The two benchmarks of the paper's table 1, for users who have their data.
+"""MMMU and MM-Vet, the two benchmarks of the paper's table 1, on data that the user has.
 
     python -m recap.evaluate.questions mmmu DATA --model M [--device cuda] [--limit N]
     python -m recap.evaluate.questions mmvet DATA --model M --out answers.json
     python -m recap.evaluate.questions mmvet-grades DATA grades.json
 
 mmmu          DATA holds MMMU's parquet files (validation split, any subjects). Prints the share right per subject and
-              in all, with 95 % Wilson intervals, by the rules of MMMU's own script; where that guesses, an answer that
-              names no option is wrong.
+              in all, with 95 % Wilson intervals, by the rules of MMMU's own script; where that script would guess, an
+              answer that names no option is wrong.
 mmvet         DATA holds mm-vet.json and images/. Writes {"v1_0": answer, ...}, which MM-Vet's evaluator (GPT-4) grades.
 mmvet-grades  grades.json is what that evaluator wrote: {"v1_0": {"score": [0.5]}, ...}. Prints the table by capability.
 
@@ -49,7 +49,7 @@ class Question:
     images: list[bytes]
 
     def prompt(self) -> str:
-        """The words of LLaVA's evaluation scripts."""
+        """The prompt, as LLaVA's evaluation scripts write it."""
         text = re.sub(r"\s*<image \d+>\s*", " ", self.text).strip()
         if not self.options:
             return f"{text}\nAnswer the question using a single word or phrase."
@@ -87,14 +87,14 @@ def read_mmmu(folder: Path) -> Iterator[Question]:
 
 
 def _listed(value: Any) -> list[str]:
-    """A list of texts, or one as MMMU's columns spell it: "['red', 'blue']"."""
+    """A list of texts, which MMMU's columns hold as a list or as a Python literal: "['red', 'blue']"."""
     return [str(item) for item in (ast.literal_eval(value) if isinstance(value, str) else value or [])]
 
 
 def mmmu(
     questions: Iterator[Question], answerer: Any, limit: int | None
 ) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
-    """(right, asked) by subject, and why questions were skipped: an image of theirs cannot be read."""
+    """((right, asked) by subject, why a question was skipped by its key: an image cannot be read)."""
     skipped: dict[str, str] = {}
     counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     for number, question in enumerate(questions):
@@ -121,7 +121,7 @@ def as_table(counts: Mapping[str, tuple[int, int]], skipped: Mapping[str, str]) 
 
 
 def _told(n: int, skipped: Mapping[str, str]) -> str:
-    """What stands below every table: how many questions were asked, and which were not."""
+    """The lines below every table: how many questions were asked, and which were skipped."""
     why = "".join(f"\n  {key}: {reason}" for key, reason in skipped.items())
     return f"n {n} · skipped {len(skipped)} (an image cannot be read)" + why
 
@@ -135,7 +135,7 @@ def read_mmvet(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def mmvet(folder: Path, answerer: Any, limit: int | None) -> tuple[dict[str, str], dict[str, str]]:
-    """id -> answer, and id -> why it was skipped: its image cannot be read. MM-Vet's table counts those as 0."""
+    """(answers by id, why a question was skipped by id: its image cannot be read). MM-Vet counts skipped ones as 0."""
     answers, skipped = {}, {}
     for key, row in list(read_mmvet(folder).items())[:limit]:
         try:
@@ -151,7 +151,7 @@ Grades = Mapping[str, Mapping[str, Sequence[float]]]
 
 
 def read_grades(path: Path) -> Grades:
-    """What MM-Vet's evaluator wrote."""
+    """The grades that MM-Vet's evaluator wrote."""
     try:
         found = json.loads(path.read_text())
         return {str(key): {"score": [float(score) for score in row["score"]]} for key, row in found.items()}

@@ -1,4 +1,4 @@
-"""A judge's ratings of captions from 1 to 5 (arXiv 2406.08478, section 4): their mean, and how often each was given."""
+"""The mean of a judge's ratings of captions, 1 to 5, and how often each was given (arXiv 2406.08478, section 4)."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ RATE = (
     "image. The rating should be 1-5, where 1 is incorrect and not fluent at all, and 5 is correct and very fluent. "
     "Try to just give a numerical rating.  Your response should be in the format: Rating: (int)"
 )
-"""The paper's words, as in configs/generate/rating.yaml; where their line breaks stood is not known."""
+"""The paper's prompt, as in configs/generate/rating.yaml. Where its line breaks are is not known."""
 FIELDS = ["rating"]
 SCALE = range(1, 6)
 
 
 @dataclass(frozen=True)
 class Rated:
-    """counts: by the rating, from 1 to 5."""
+    """counts: how often each rating was given, by rating from 1 to 5."""
 
     mean: Mean
     counts: dict[int, int]
 
 
-def of(ratings: Mapping[Sample, int]) -> Rated:
-    """Of at least one rating, by the caption's shard and key."""
+def compute(ratings: Mapping[Sample, int]) -> Rated:
+    """The mean and counts of at least one rating. ratings: by shard and key of the caption."""
     given = list(ratings.values())
     return Rated(bootstrap_mean(ratings), {rating: given.count(rating) for rating in SCALE})

@@ -1,9 +1,10 @@
-"""SPICE (arXiv 1607.08822): F1 of the scene graphs of captions and of their references, by its own jar.
+"""SPICE (arXiv 1607.08822): F1 of the scene graphs of captions and of their references, by its published jar.
 
-The jar lies in pycocoevalcap. What it parses with does not: Stanford CoreNLP 3.6.0, two jars in a folder of the
-user's. COCO's wrapper fetches them, writes beside its own code, and fails on a Java from 15 on, since the jar writes
-its answer by Java's own JavaScript. Here nothing is fetched, all lies in a temporary folder, and what lacks is named. A
-sample whose caption and references have no element is left out and counted; theirs counts it as 0.
+The jar is part of pycocoevalcap. The parser that it needs, Stanford CoreNLP 3.6.0, is not: two jars in a folder that
+the user names. COCO's wrapper downloads them, writes into its own package, and fails on Java 15 and later, because the
+jar needs the JavaScript engine of older versions. Here nothing is downloaded, all files are in a temporary folder, and
+what is missing is named. A sample whose caption and references have no elements is left out and counted; COCO counts it
+as 0.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ JARS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
 SOURCE = "https://nlp.stanford.edu/software/stanford-corenlp-full-2015-12-09.zip"
 _MEMORY = "-Xmx8G"
 _LAST_WITH_JAVASCRIPT = 14
-_NOTHING = "."  # what stands for an empty text: the jar is given none
+_NOTHING = "."  # replaces empty texts, which the jar does not accept
 
 
 @dataclass(frozen=True)
 class Spice:
-    """score: the mean F1; None where no sample has an element. bare: samples without any, left out."""
+    """score: the mean F1; None where no sample has elements. bare: samples without elements, which are left out."""
 
     score: Mean | None
     bare: int
@@ -55,13 +56,14 @@ def check(models: Path, java: str) -> None:
 def scores(
     made: Mapping[str, Sequence[str]], wanted: Mapping[str, Sequence[str]], package: Path, models: Path, java: str
 ) -> Spice:
-    """Over all keys of `wanted`.
+    """SPICE over all keys of `wanted`.
 
     Args:
-        made: one text a key. wanted: one or several. package: folder of pycocoevalcap. models: of CoreNLP's jars.
+        made: the caption of each key, as a list of one. wanted: the references of each key.
+        package: folder of pycocoevalcap. models: folder of CoreNLP's jars. java: the command.
 
     Raises:
-        UserError: something lacks, or the jar failed; what it says is told.
+        UserError: something is missing, or the jar failed; its message is included.
     """
     check(models, java)
     given = [
@@ -72,7 +74,7 @@ def scores(
     path = [folder / "spice-1.0.jar", *sorted((folder / "lib").glob("*.jar")), *sorted(models.glob("*.jar"))]
     with tempfile.TemporaryDirectory() as temporary:
         asked, answered = Path(temporary, "in.json"), Path(temporary, "out.json")
-        asked.write_text(json.dumps(given))  # in ASCII: the jar reads by the locale
+        asked.write_text(json.dumps(given))  # ASCII only, since the jar decodes by the locale
         command = [java, _MEMORY, "-cp", ":".join(map(str, path)), "edu.anu.spice.SpiceScorer", str(asked)]
         done = subprocess.run(
             [*command, "-out", str(answered), "-silent"], capture_output=True, text=True, check=False, cwd=temporary
@@ -81,11 +83,11 @@ def scores(
             said = (done.stderr or done.stdout).strip().splitlines()[-5:]
             raise UserError(f"evaluate: --spice: Java ended with {done.returncode}: {' | '.join(said) or 'no words'}")
         found = json.loads(answered.read_text())
-    return of(found, len(given))
+    return compute(found, len(given))
 
 
-def of(found: Sequence[Mapping[str, Any]], samples: int) -> Spice:
-    """Of the jar's answers about so many samples. UserError where one is missing."""
+def compute(found: Sequence[Mapping[str, Any]], samples: int) -> Spice:
+    """The mean over the jar's answers. samples: how many there must be. UserError where one is missing."""
     each = {int(one["image_id"]): one["scores"]["All"] for one in found}
     if len(each.keys() & set(range(samples))) < samples:
         raise UserError(f"evaluate: --spice: the jar has answers for {len(each):,} of {samples:,} samples.")

@@ -1,4 +1,4 @@
-"""Metrics of captions, from published columns: references, a judge's verdicts, the words themselves.
+"""Metrics of captions from published columns: against references, by a judge's verdicts, or of the captions alone.
 
     python -m recap.evaluate.suite classics runs/mine --references runs/human   BLEU, ROUGE-L, CIDEr-D, METEOR, SPICE
     python -m recap.evaluate.suite diversity runs/mine                          lengths, vocabulary, distinct-n, ...
@@ -29,7 +29,7 @@ from recap.evaluate.intervals import Mean
 def _classics(args: argparse.Namespace) -> dict[str, Any]:
     own = text_sets.read(args.captions, [args.field] if args.field else text_sets.CAPTIONS)
     fields = [args.reference_field] if args.reference_field else text_sets.REFERENCES
-    said, wanted = text_sets.joined(own, text_sets.read(args.references, fields))
+    said, wanted = text_sets.join_by_sample(own, text_sets.read(args.references, fields))
     found = classics.scores(said, wanted, args.tokenizer, args.meteor, args.spice)
     account = {
         "n": found.n, "missing": len(wanted.keys() - said.keys()), "extra": len(said.keys() - wanted.keys()),
@@ -43,7 +43,7 @@ def _classics(args: argparse.Namespace) -> dict[str, Any]:
 
 def _diversity(args: argparse.Namespace) -> dict[str, Any]:
     own = text_sets.read(args.captions, [args.field] if args.field else text_sets.CAPTIONS)
-    found = diversity.of({sample: texts[0] for sample, texts in own.texts.items()})
+    found = diversity.compute({sample: texts[0] for sample, texts in own.texts.items()})
     metrics: dict[str, Any] = {"words": found.words, "vocabulary": found.vocabulary}
     metrics |= {f"distinct-{order}": share for order, share in enumerate(found.distinct, 1)}
     if found.self_bleu is not None:
@@ -53,14 +53,14 @@ def _diversity(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def better(metric: str, name: str) -> int:
-    """Whether more of one of a metric's numbers is better (1), less is (-1), or neither (0)."""
+    """1 where a larger value of a metric's number is better, -1 where a smaller one is, 0 where neither is."""
     if metric in ("openchair", "crosscheck") or (metric == "claims" and name.startswith(("risk", "opener"))):
         return -1
     return 0 if metric == "diversity" or (metric == "claims" and name == "claimed") else 1
 
 
 def lines(found: dict[str, Any]) -> Iterator[str]:
-    """For people: a line a metric, then what it is made of."""
+    """The result for people: a line for each number, then the counts behind them."""
     for name, value in found["metrics"].items():
         if isinstance(value, Mean):
             yield f"{name:<20} {value.value:>10.4f}   {value.low:.4f} to {value.high:.4f}, n = {value.n:,}"
@@ -99,7 +99,7 @@ def _parser() -> Parser:
 
 
 def _of_texts(parsers: Mapping[str, argparse.ArgumentParser]) -> None:
-    """Arguments that several metrics of texts have."""
+    """Add the arguments that several metrics of texts have."""
     for name in ("classics", "diversity", "finecapeval"):
         parsers[name].add_argument("--field", help="field of the caption (default: caption, re_caption, text)")
     for name in ("classics", "finecapeval"):
@@ -114,7 +114,7 @@ def _of_texts(parsers: Mapping[str, argparse.ArgumentParser]) -> None:
 
 
 def parsed(arguments: list[str] | None) -> argparse.Namespace:
-    """What one metric is asked for: its `metric`, and its `measure`, which takes these arguments themselves."""
+    """The arguments, with `metric`, its name, and `measure`, the function that computes it from these arguments."""
     return _parser().parse_args(arguments)
 
 

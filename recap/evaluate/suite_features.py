@@ -1,4 +1,4 @@
-"""The suite's metrics of features: their arguments, and which runs they read."""
+"""The suite's metrics of CLIP features: their command line arguments, and the runs that they read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from recap.evaluate.text_sets import TextSet
 def _truematch(args: argparse.Namespace) -> Found:
     found_features = features.read(args.features, args.clip, args.text, captions=True)
     bags = truematch.read_bags(args.bags)
-    found = truematch.of(found_features, bags)
+    found = truematch.compute(found_features, bags)
     metrics: dict[str, Any] = {f"R@1 of {size}": mean for size, mean in found.recall.items()}
     account = {"bags": len(bags), "incomplete": found.incomplete, "missing": found.missing}
     by_chance = {f"of {size}": 100 / size for size in found.recall}
@@ -29,9 +29,9 @@ def _finecapeval(args: argparse.Namespace) -> Found:
     annotations = finecapeval.read(args.data)
     own = text_sets.read(args.captions, [args.field] if args.field else text_sets.CAPTIONS)
     wanted = TextSet(args.data, {("", image): [image] for image in annotations.images})
-    said, images = text_sets.joined(own, wanted)
+    said, images = text_sets.join_by_sample(own, wanted)
     captions = {names[0]: said[sample] for sample, names in images.items() if sample in said}
-    found = finecapeval.of(annotations, captions)
+    found = finecapeval.compute(annotations, captions)
     metrics: dict[str, Any] = dict(found.recall)
     near = classics.scores(captions, annotations.captions, args.tokenizer, args.meteor, args.spice)
     every = near.scores | ({"SPICE": near.spice.score} if near.spice else {})
@@ -55,8 +55,8 @@ def _image2text(args: argparse.Namespace) -> Found:
     asked = Published(args.samples).submission.config.get("prompts") or {}
     metrics: dict[str, Any] = {}
     account: dict[str, Any] = {"originals": originals.account, "pictures": pictures.account}
-    for scale, drawn in image2text.drawn_of(args.samples).items():
-        found = image2text.of(originals, pictures, drawn, first_alone=bool(asked.get("first")))
+    for scale, drawn in image2text.read_drawn(args.samples).items():
+        found = image2text.compute(originals, pictures, drawn, first_alone=bool(asked.get("first")))
         metrics[f"Image2Text@{scale}" if scale else "Image2Text"] = found.score
         counts = {name: getattr(found, name) for name in ("empty", "missing", "undrawn", "cut")}
         account[f"captions@{scale}" if scale else "captions"] = counts | {"cut_share": found.cut / found.score.n}
@@ -64,7 +64,7 @@ def _image2text(args: argparse.Namespace) -> Found:
 
 
 def add(metrics: Any) -> dict[str, Measure]:
-    """Add the parsers of these metrics; what measures each, by name."""
+    """Add the parsers of these metrics. Returns the function that computes each, by name."""
     made = "run of configs/score/features.yaml"
     bags = metrics.add_parser("truematch", help="share of captions that find their image among nearly equal ones")
     bags.add_argument("features", type=Path, help=f"{made} over images and captions")

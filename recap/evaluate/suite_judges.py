@@ -1,4 +1,4 @@
-"""The suite's metrics of judges' answers: their arguments, and which runs they read."""
+"""The suite's metrics of judges' answers: their command line arguments, and the runs that they read."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ def _rating(args: argparse.Namespace) -> Found:
     account: dict[str, Any] = {}
     for name, run in _named(args.runs).items():
         answers = judged.read(run, rating.FIELDS)
-        found = rating.of({sample: row["rating"] for sample, row in answers.of_rows().items()})
+        found = rating.compute({sample: row["rating"] for sample, row in answers.of_rows().items()})
         metrics[name] = found.mean
         account[name] = answers.account | {f"rated_{given}": count for given, count in found.counts.items()}
     return {"metrics": metrics, "account": account}
 
 
 def _caparena(args: argparse.Namespace) -> Found:
-    """A line an opponent, and the mean of all, which is what the paper's table has."""
+    """The score against each opponent, and their mean, which the paper's table reports."""
     metrics: dict[str, Any] = {}
     account: dict[str, Any] = {}
     for name, run in _named(args.runs).items():
         answers = judged.read(run, battles.FIELDS)
-        found = battles.of(answers, args.of)
+        found = battles.compute(answers, args.of)
         metrics[name] = found.score
         account[name] = answers.account | {
             "wins": found.wins, "losses": found.losses, "ties": found.ties, "first_won": found.first
@@ -61,7 +61,7 @@ def _claims(args: argparse.Namespace) -> Found:
     account: dict[str, Any] = {"facts": facts.account}
     for name, run in _named(args.runs).items():
         verified = judged.read(run, claims.VERDICTS)
-        found = claims.of(facts, verified)
+        found = claims.compute(facts, verified)
         metrics |= {"claimed": found.claimed, f"supported {name}": found.supported, f"risk {name}": found.risk}
         account[name] = verified.account | {"unsure": found.unsure}
     if args.captions:
@@ -77,7 +77,7 @@ def _dcscore(args: argparse.Namespace) -> Found:
         "matched": judged.read(args.matched, dcscore.MATCHED),
     }
     fields = [args.reference_field] if args.reference_field else ["facts", "lines", *text_sets.REFERENCES]
-    found = dcscore.of(**runs, references=text_sets.read(args.references, fields))
+    found = dcscore.compute(**runs, references=text_sets.read(args.references, fields))
     names = ("precision", "recall", "f1", "f1_describing")
     metrics = {"DCScore": found.score} | {name.replace("_", " "): getattr(found, name) for name in names}
     counts = {name: getattr(found, name) for name in ("trials", "unknown", "bare", "lost", "missing")}
@@ -89,7 +89,7 @@ def _openchair(args: argparse.Namespace) -> Found:
     account: dict[str, Any] = {}
     for name, run in _named(args.runs).items():
         answers = judged.read(run, hallucinated.FIELDS)
-        found = hallucinated.of(answers)
+        found = hallucinated.compute(answers)
         metrics[name] = found.rate
         counts = {key: getattr(found, key) for key in ("yes", "no", "unsure", "captions")}
         account[name] = answers.account | counts
@@ -97,7 +97,7 @@ def _openchair(args: argparse.Namespace) -> Found:
 
 
 def _vdcscore(args: argparse.Namespace) -> Found:
-    """A pair of lines an aspect, and their means."""
+    """Accuracy and score of each aspect, and their means."""
     if len(args.answered) != len(args.graded):
         raise UserError("evaluate: vdcscore: give --answered and --graded once an aspect each, in the same order.")
     metrics: dict[str, Any] = {}
@@ -105,7 +105,7 @@ def _vdcscore(args: argparse.Namespace) -> Found:
     aspects = []
     for (name, run), graded_run in zip(_named(args.answered).items(), args.graded, strict=True):
         answered, graded = judged.read(run, vdcscore.ANSWERED), judged.read(graded_run, vdcscore.GRADED)
-        found = vdcscore.of(answered, graded)
+        found = vdcscore.compute(answered, graded)
         aspects.append(found)
         metrics |= {f"{name} accuracy": found.accuracy, f"{name} score": found.score}
         account[f"{name} answered"] = answered.account
@@ -118,7 +118,7 @@ def _vdcscore(args: argparse.Namespace) -> Found:
 
 def _crosscheck(args: argparse.Namespace) -> Found:
     evidence = {name: judged.read(run, crosscheck.FIELDS) for name, run in _named(args.runs).items()}
-    found = crosscheck.of(evidence)
+    found = crosscheck.compute(evidence)
     account = {name: run.account for name, run in evidence.items()}
     return {"metrics": {"CrossCheck": found.score} | found.each, "account": {"sentences": found.sentences} | account}
 
@@ -128,7 +128,7 @@ def _capture(args: argparse.Namespace) -> Found:
     references = [judged.read(place, capture.FIELDS) for place in args.references]
     wordnet = WordNet(args.wordnet) if args.wordnet else None
     similar = Likeness(args.encoder, args.device).of if args.encoder else None
-    found = capture.of(run, references, capture.Matcher(wordnet, similar))
+    found = capture.compute(run, references, capture.Matcher(wordnet, similar))
     metrics: dict[str, Any] = {"CAPTURE": found.score}
     metrics |= {name: getattr(found, name) for name in capture.FIELDS}
     counts = {name: getattr(found, name) for name in ("unknown", "missing", "odd")}
@@ -150,7 +150,7 @@ def _named(runs: list[str]) -> dict[str, Path]:
 
 
 def add(metrics: Any) -> dict[str, Measure]:
-    """Add the parsers of these metrics; what measures each, by name."""
+    """Add the parsers of these metrics. Returns the function that computes each, by name."""
 
     def parser(name: str, help: str, runs: str = "") -> argparse.ArgumentParser:
         made: argparse.ArgumentParser = metrics.add_parser(name, help=help)

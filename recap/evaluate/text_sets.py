@@ -1,4 +1,4 @@
-"""Captions and reference texts of any data set: of a run, of its export, or of a folder of column files.
+"""Reads captions and reference texts: of a run, of an export, or of a folder of column files.
 
 A sample is a shard and a key. Where the two sides have no shards in common they are joined by key, or where keys repeat
 by key and image.
@@ -35,8 +35,10 @@ Sample = tuple[str, str]
 
 @dataclass
 class TextSet:
-    """texts: by (shard, key), one or several a sample. digests: sha256 of the image, of the samples where it is known.
-    left_out: rows that are not ok, or have no text. unfinished: shards of a run that are not published.
+    """Texts by sample.
+
+    texts: by (shard, key), one or several. digests: sha256 of the image by (shard, key), where it is known.
+    left_out: rows that are not ok, or have no text. unfinished: shards of the run that are not published.
     """
 
     place: Path
@@ -54,7 +56,7 @@ class TextSet:
         return len({key for _, key in self.texts}) < len(self.texts)
 
     def by_key(self) -> TextSet:
-        """As if all lay in one shard. UserError where keys repeat."""
+        """The same texts with "" as the shard of all. UserError where keys repeat."""
         if self.keys_repeat:
             seen = Counter(key for _, key in self.texts)
             shard, key = next(sample for sample in self.texts if seen[sample[1]] > 1)
@@ -66,7 +68,7 @@ class TextSet:
         return self._renamed({sample: ("", sample[1]) for sample in self.texts})
 
     def by_image(self) -> TextSet:
-        """With the digest of a sample's image in the place of its shard."""
+        """The same texts with the image's digest instead of the shard."""
         return self._renamed({sample: (self.digests[sample], sample[1]) for sample in self.texts})
 
     def _renamed(self, names: dict[Sample, Sample]) -> TextSet:
@@ -78,13 +80,13 @@ class TextSet:
 
 
 def read(place: Path, fields: Sequence[str], *, may_be_empty: bool = False) -> TextSet:
-    """The texts of the first of `fields` that is there.
+    """The texts in the first of `fields` that exists at `place`.
 
     Args:
         may_be_empty: whether all texts may be empty.
 
     Raises:
-        UserError: there is nothing of the kind at `place`.
+        UserError: there are no such texts at `place`.
     """
     found = TextSet(place, unfinished=len(Published(place).missing()) if (place / "submissions").is_dir() else 0)
     for shard, table in _tables(place):
@@ -113,13 +115,15 @@ def read(place: Path, fields: Sequence[str], *, may_be_empty: bool = False) -> T
 
 
 def unfinished(shards: int) -> dict[str, int]:
-    """Of an account: the shards of a run that no number has seen; nothing where there are none."""
+    """An entry of an account for the unpublished shards of a run; {} where there are none."""
     return {"unfinished_shards": shards} if shards else {}
 
 
-def joined(captions: TextSet, references: TextSet) -> tuple[dict[Sample, str], dict[Sample, list[str]]]:
-    """Captions and references by the same names of samples. UserError where no sample is on both sides, or one was
-    made from another image on each.
+def join_by_sample(captions: TextSet, references: TextSet) -> tuple[dict[Sample, str], dict[Sample, list[str]]]:
+    """(captions, references), by the same samples.
+
+    Raises:
+        UserError: no sample is on both sides, or the two sides have different images for one.
     """
     if not captions.shards & references.shards:
         sides = (captions, references)
@@ -151,7 +155,7 @@ def _check_images(captions: TextSet, references: TextSet, both: list[Sample]) ->
 
 
 def _tables(place: Path) -> Iterator[tuple[str, pa.Table]]:
-    """(shard, rows); the shard is "" in exports that do not tell theirs."""
+    """(shard, rows) of all shards; the shard is "" in exports that do not name shards."""
     if (place / "submissions").is_dir():
         yield from ((shard.shard.id, shard.table()) for shard in Published(place))
         return

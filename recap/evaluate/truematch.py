@@ -1,8 +1,8 @@
-"""TrueMatch: does a caption find its image among others that are nearly the same (arXiv 2409.03025)?
+"""TrueMatch: whether a caption finds its image in a bag of nearly identical images (arXiv 2409.03025).
 
-R@1 by the size of a bag: the share of a bag's captions that are more like their own image than like any other of it,
-under a CLIP. The published script takes the first of images that are equally like a caption, and stops where a caption
-is missing; here equal ones share, and a missing caption finds nothing.
+R@1 by the size of the bag: the share of a bag's captions whose own image is the nearest one, under a CLIP. Where
+several images are equally near, the published script takes the first; here they share the hit. It fails where a caption
+is missing; here a missing caption finds nothing.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ Bag = tuple[str, ...]
 
 @dataclass(frozen=True)
 class TrueMatch:
-    """recall: R@1 in %, by the size of a bag; its n is bags. incomplete: bags with an image that has no features, left
-    out. missing: captions that bags lack, which find nothing.
+    """recall: R@1 in %, by the size of a bag, over bags.
+    incomplete: bags with an image without features, which are left out. missing: captions that bags lack.
     """
 
     recall: dict[int, Mean]
@@ -34,10 +34,10 @@ class TrueMatch:
 
 
 def read_bags(paths: Sequence[Path]) -> list[Bag]:
-    """Names of images, a bag each, of JSON files that hold lists of lists.
+    """The bags in JSON files, each a list of lists of images' names.
 
     Raises:
-        UserError: a file is no such list, or a bag has fewer than two images, or one twice.
+        UserError: a file is not such a list, or a bag has fewer than two images, or the same one twice.
     """
     found: list[Bag] = []
     for path in paths:
@@ -56,8 +56,8 @@ def read_bags(paths: Sequence[Path]) -> list[Bag]:
     return found
 
 
-def of(features: Features, bags: Sequence[Bag]) -> TrueMatch:
-    """Over all bags whose images have features. UserError where none has, or a name stands for several images."""
+def compute(features: Features, bags: Sequence[Bag]) -> TrueMatch:
+    """TrueMatch over all bags whose images have features. UserError where none has, or a name is ambiguous."""
     named = _Names(features)
     shares: dict[int, list[float]] = {}
     incomplete = missing = 0
@@ -84,7 +84,7 @@ def of(features: Features, bags: Sequence[Bag]) -> TrueMatch:
 
 
 class _Names:
-    """Samples by the names of bags: a key, a shard and a key, a file's name, or the number that a key ends in."""
+    """Finds samples by the names in bags: a key, a shard and a key, a file's name, or the number that a key ends in."""
 
     def __init__(self, features: Features) -> None:
         self._run = features.run

@@ -1,6 +1,6 @@
-"""VDCscore: how many questions about an image a caption alone answers as its reference does (arXiv 2410.03051).
+"""VDCscore: how many questions about an image can be answered from its caption alone (arXiv 2410.03051).
 
-The published script leaves out captions of which no answer is right, and those that it fails on; here they count.
+The published script leaves out captions without any right answer, and those that it fails on; here they count.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _MOST = 5
 
 @dataclass(frozen=True)
 class Aspect:
-    """accuracy: per cent of a caption's questions that are answered right; score: from 0 to 5; means over captions.
-    empty: questions about captions that are empty or missing, which are answered wrong.
+    """Means over captions. accuracy: share of a caption's questions that are answered right, in %. score: from 0 to 5.
+    empty: questions about empty or missing captions, which count as answered wrong.
     """
 
     accuracy: Mean
@@ -31,12 +31,12 @@ class Aspect:
     empty: int
 
 
-def of(answered: Judged, graded: Judged) -> Aspect:
-    """One aspect's captions (short, main object, background, detailed).
+def compute(answered: Judged, graded: Judged) -> Aspect:
+    """The scores of the captions of one aspect (short, main object, background, detailed).
 
     Args:
-        answered: the run that answers the questions from the captions. graded: the run that grades these answers; what
-            it could not grade is left out.
+        answered: the run that answers the questions from the captions.
+        graded: the run that grades these answers. Answers without a grade are left out.
     """
     found: dict[Sample, list[tuple[bool, int]]] = {}
     for sample, rows in graded.of_samples().items():

@@ -1,8 +1,9 @@
-"""Win rates of captioners in judged battles, and their strengths: Bradley and Terry's model on Elo's scale.
+"""Win rates of captioners in judged battles, and their strengths by the Bradley-Terry model, on Elo's scale.
 
-A tie is half a win for each side (as in Chatbot Arena, arXiv 2403.04132). The likelihood's maximum is found by the
-minorisation of Hunter (2004, Annals of Statistics 32, 384-406). Every two captioners that have met get one more tie, so
-that one who always wins has a strength, too. Intervals are bootstraps over images, all battles of an image together.
+A tie is half a win for each side (as in Chatbot Arena, arXiv 2403.04132). The likelihood is maximised by the MM
+algorithm of Hunter (2004, Annals of Statistics 32, 384-406). Every pair that met gets one more tie, so that a captioner
+that always wins has a finite strength. Intervals are bootstraps over images; all battles of an image are resampled
+together.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from recap.evaluate.intervals import Mean
 
 RESAMPLES = 1000
 MEAN_ELO, SCALE = 1000.0, 400.0
-_STEPS, _CLOSE = 2000, 1e-7
-_AT_ONCE = 100  # resamples, so that their weights take no more than some megabytes
+_STEPS, _CLOSE = 2000, 1e-7  # most iterations, and the change at which they end
+_AT_ONCE = 100  # resamples that are computed together, so that they take only a few megabytes
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,9 @@ class Pair:
 
 @dataclass(frozen=True)
 class WinRates:
-    """elo: by captioner, their mean 1000, 400 points are odds of ten to one; empty where not all of those that met are
-    linked by battles. pairs: that met. images: with a battle.
+    """elo: by captioner, with a mean of 1000; 400 points are odds of ten to one. Empty where battles do not connect all
+    captioners that have any.
+    pairs: those that met. images: how many have a battle.
     """
 
     elo: dict[str, Mean]
@@ -53,8 +55,8 @@ class WinRates:
     images: int
 
 
-def of(battles: Sequence[Battle], seed: int = 0) -> WinRates:
-    """Of at least one battle. A captioner without any has no strength."""
+def compute(battles: Sequence[Battle], seed: int = 0) -> WinRates:
+    """The win rates of at least one battle. A captioner without battles has no strength."""
     names = list(dict.fromkeys(name for battle in battles for name in (battle.one, battle.other)))
     images = {image: at for at, image in enumerate(dict.fromkeys(battle.image for battle in battles))}
     place = {name: at for at, name in enumerate(names)}
@@ -104,7 +106,8 @@ def _share(won: np.ndarray, lost: np.ndarray) -> np.ndarray:
 
 
 def _resampled(wins: np.ndarray, seed: int) -> np.ndarray:
-    """Sums of wins over images that are drawn anew, [resamples, captioners, captioners]."""
+    """Sums of wins over resampled images, [resamples, captioners, captioners]. wins: [images, captioners,
+    captioners]."""
     rng = np.random.default_rng(seed)
     images, flat = len(wins), wins.reshape(len(wins), -1)
     parts = [
@@ -114,7 +117,7 @@ def _resampled(wins: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _linked(met: np.ndarray) -> bool:
-    """Whether each captioner can be reached from the first by battles."""
+    """Whether all captioners are connected by battles. met: bool [captioners, captioners]."""
     reached = {0}
     for _ in range(len(met)):
         reached |= {int(other) for one in reached for other in np.flatnonzero(met[one])}
@@ -122,7 +125,7 @@ def _linked(met: np.ndarray) -> bool:
 
 
 def _elo(wins: np.ndarray, met: np.ndarray) -> np.ndarray:
-    """Ratings of each resample's captioners, [N, captioners].
+    """The Elo ratings of the captioners in each of N resamples, [N, captioners].
 
     Args:
         wins: [N, captioners, captioners]; [n, i, j] is how often i beat j.

@@ -1,4 +1,4 @@
-"""WordNet 3's dictionary files (Debian: wordnet-base, in /usr/share/wordnet): words' basic forms and synonyms."""
+"""Base forms and synonyms of words from WordNet 3's dictionary files (Debian: wordnet-base, in /usr/share/wordnet)."""
 
 from __future__ import annotations
 
@@ -38,14 +38,15 @@ class WordNet:
         self.basic = lru_cache(maxsize=1 << 16)(self._basic)
 
     def _forms(self, word: str, part: str) -> list[str]:
-        """What a word may be a form of, itself first."""
+        """The words that a word may be a form of, itself first."""
         endings = (ending.partition(" ") for ending in _ENDINGS[part])
         cut = [word[: -len(end)] + new for end, _, new in endings if word.endswith(end)]
         found = self._exceptions[part].get(word) or [word, *cut]
         return [form for form in dict.fromkeys(found) if form in self._places[part]]
 
     def _basic(self, word: str, part: str) -> str:
-        """The shortest known form, as NLTK's lemmatizer chooses; the word itself where none is known."""
+        """A word's base form: the shortest known one, as NLTK's lemmatizer chooses; the word itself where none is
+        known."""
         forms = self._forms(word.replace(" ", "_"), part)
         return min(forms, key=len).replace("_", " ") if forms else word
 
@@ -67,7 +68,7 @@ class WordNet:
 
 
 def _lines(path: Path) -> list[str]:
-    """Without the licence at the top, whose lines begin with blanks."""
+    """A file's lines without the licence at its top, whose lines begin with blanks."""
     return [line for line in path.read_text("ascii", "replace").splitlines() if line and line[0] != " "]
 
 

@@ -26,7 +26,7 @@ class ClipBased(Generic[Settings]):
 
     Args:
         key: the scorer's place in the config, for errors: `scorers.clip.NAME`.
-        name: of the scorer, which its fields are text_field after.
+        name: of the scorer, which its fields are named after.
         encoders: CLIPs that are open already, by folder and precision. All scorers of a job share this dict.
     """
 

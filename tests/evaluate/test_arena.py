@@ -38,12 +38,12 @@ ARABIC = "دائرة حمراء. 赤い円。"
 def test_two_captioners_by_hand() -> None:
     """3 wins and 1 tie of 4: a rate of 7/8. With the one more tie the odds are 4 to 1: 400 log10(4) points apart."""
     battles = [Battle(str(n), "a", "b", point) for n, point in enumerate([1, 1, 1, 0])]
-    found = win_rates.of(battles)
+    found = win_rates.compute(battles)
     (pair,) = found.pairs
     assert (pair.rate.value, pair.wins, pair.losses, pair.ties, pair.rate.n) == (7 / 8, 3, 0, 1, 4)
     assert found.elo["a"].value - found.elo["b"].value == pytest.approx(400 * math.log10(4), abs=1e-3)
     assert found.elo["a"].value + found.elo["b"].value == pytest.approx(2000)
-    turned = win_rates.of([Battle(b.image, "b", "a", -b.point) for b in battles])
+    turned = win_rates.compute([Battle(b.image, "b", "a", -b.point) for b in battles])
     assert turned.pairs[0].rate.value == 1 / 8 and turned.elo["a"].value == pytest.approx(found.elo["a"].value)
 
 
@@ -54,16 +54,16 @@ def test_known_strengths_are_found() -> None:
         for one, other in (("a", "b"), ("b", "c")):  # a and c never meet
             won = rng.random() < 1 / (1 + 10 ** ((strong[other] - strong[one]) / 400))
             battles.append(Battle(str(image), one, other, 1 if won else -1))
-    found = win_rates.of(battles)
+    found = win_rates.compute(battles)
     for name, elo in strong.items():
         assert found.elo[name].low - 10 < elo < found.elo[name].high + 10, found.elo
     assert {(pair.one, pair.other) for pair in found.pairs} == {("a", "b"), ("b", "c")}
 
 
 def test_ties_everywhere_and_islands() -> None:
-    ties = win_rates.of([Battle(str(n), "a", "b", 0) for n in range(5)])
+    ties = win_rates.compute([Battle(str(n), "a", "b", 0) for n in range(5)])
     assert {mean.value for mean in ties.elo.values()} == {1000.0} and ties.pairs[0].rate.low == 0.5
-    islands = win_rates.of([Battle("0", "a", "b", 1), Battle("0", "c", "d", 1)])
+    islands = win_rates.compute([Battle("0", "a", "b", 1), Battle("0", "c", "d", 1)])
     assert not islands.elo and len(islands.pairs) == 2
 
 
@@ -78,13 +78,13 @@ def test_correlations_by_hand() -> None:
     """Spearman with ties: ranks are (1, 2.5, 2.5, 4) and (1, 3, 2, 4), so that it is 4.5 / sqrt(4.5 * 5). A metric
     without some values is compared over the others; one that says the same of all has no correlation.
     """
-    found = metric_agreement.of(values([[1, 2, 2, 4]], [[1, 3, 2, 4]], [[4, 3, math.nan, 1]], [[7, 7, 7, 7]]))
+    found = metric_agreement.compute(values([[1, 2, 2, 4]], [[1, 3, 2, 4]], [[4, 3, math.nan, 1]], [[7, 7, 7, 7]]))
     first = found.captions["m0", "m1"]
     assert first is not None and first.value == pytest.approx(4.5 / math.sqrt(4.5 * 5)) and first.n == 4
     third = found.captions["m0", "m2"]
     assert third is not None and (third.value, third.n) == pytest.approx((-1.0, 3))
     assert found.captions["m0", "m3"] is None and not found.captioners
-    three = metric_agreement.of(values([[1, 1], [2, 2], [3, 3]], [[5, 7], [4, 4], [1, 1]]))
+    three = metric_agreement.compute(values([[1, 1], [2, 2], [3, 3]], [[5, 7], [4, 4], [1, 1]]))
     means = three.captioners["m0", "m1"]
     assert means is not None and (means.value, means.low, means.high) == pytest.approx((-1.0, -1.0, -1.0))
 

@@ -237,11 +237,11 @@ def test_a_captioner_that_lacks_keys_loses_no_battle_unseen(shard: Path, tmp_pat
             )
         )
     found = account(rows)
-    result = battles.of(found)
+    result = battles.compute(found)
     assert (result.score.value, result.ties, result.first, found.empty) == (0.0, 2, None, 2)
     assert (result.score.low, result.score.high) == (0.0, 0.0)
 
 
 def test_numbers_that_are_not_defined_say_so(tmp_path: Path) -> None:
     everything_unsure = [{"shard": "0", "key": f"k#{n}", "verdict": "unsure"} for n in range(3)]
-    assert hallucinated.of(judged.Judged(tmp_path, everything_unsure, 3)).rate is None
+    assert hallucinated.compute(judged.Judged(tmp_path, everything_unsure, 3)).rate is None

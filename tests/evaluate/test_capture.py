@@ -31,7 +31,7 @@ def graph(objects: str = "", attributes: tuple[str, ...] = (), relations: tuple[
 ONE = graph("dog sofa lamp", ("dog | brown", "sofa | red"), ("dog | lie on | sofa",))
 
 
-def score(caption: dict[str, Any], reference: dict[str, Any], matcher: Matcher | None = None) -> capture.Scored:
+def score(caption: dict[str, Any], reference: dict[str, Any], matcher: Matcher | None = None) -> capture.GraphScore:
     matcher = matcher or Matcher()
     return matcher.score(matcher.graph(caption), matcher.graph(reference))
 
@@ -39,7 +39,7 @@ def score(caption: dict[str, Any], reference: dict[str, Any], matcher: Matcher |
 def test_a_text_equals_itself() -> None:
     assert score(ONE, ONE).score == 1.0
     without = graph("dog cat")  # nothing that neither has counts
-    assert score(without, without) == capture.Scored(1.0, 1.0, None, None)
+    assert score(without, without) == capture.GraphScore(1.0, 1.0, None, None)
     assert score(graph("dog"), graph("tree", ("tree | tall",))).score == 0.0
     assert score(graph(), ONE).score == 0.0 and score(graph(), graph()).score == 0.0
 
@@ -151,12 +151,12 @@ def test_captions_with_and_without_graphs() -> None:
     captions.empties, captions.lost = {("0", "c")}, {("0", "d")}
     first = run({key: ONE for key in "abcde"})
     second = run({"a": graph("dog")})
-    found = capture.of(captions, [first, second], Matcher())
+    found = capture.compute(captions, [first, second], Matcher())
     objects = {"a": (1.0 + 0.5) / 2, "b": 0.5, "c": 0.0, "e": 0.0}  # 1 of 3 objects: P = 1, R = 1/3
     assert found.objects is not None and found.objects.value == pytest.approx(100 * sum(objects.values()) / 4)
     assert (found.score.n, found.unknown, found.missing) == (4, 1, 1)
     with pytest.raises(UserError, match="no sample of"):
-        capture.of(run({"a": ONE}), [run({"z": ONE})], Matcher())
+        capture.compute(run({"a": ONE}), [run({"z": ONE})], Matcher())
 
 
 def test_planted_errors_of_shapes_lower_their_part() -> None:

@@ -45,10 +45,10 @@ FAR: Vectors = {"a": [1, 0, 0, 0], "b": [0, 1, 0, 0], "c": [0, 0, 1, 0], "d": [0
 
 def test_captions_that_know_their_images_find_them_and_equal_ones_find_a_share() -> None:
     bags = [("a", "b", "c"), ("b", "c", "d"), ("a", "b", "c", "d")]
-    true = truematch.of(hand(FAR, FAR), bags)
+    true = truematch.compute(hand(FAR, FAR), bags)
     assert {size: mean.value for size, mean in true.recall.items()} == {3: 100.0, 4: 100.0}
     for said in ([0.9, 0.4, 0.1, 0.0], [1, 1, 1, 1]):  # nearest to one image; as near to each
-        found = truematch.of(hand(dict.fromkeys("abcd", said), FAR), bags)
+        found = truematch.compute(hand(dict.fromkeys("abcd", said), FAR), bags)
         assert {size: mean.value for size, mean in found.recall.items()} == pytest.approx({3: 100 / 3, 4: 25.0})
         assert (found.recall[3].n, found.recall[4].n) == (2, 1)
 
@@ -56,10 +56,12 @@ def test_captions_that_know_their_images_find_them_and_equal_ones_find_a_share()
 def test_bags_by_hand() -> None:
     """a finds b, b itself, c has no caption; equal images share; an image that could not be read leaves its bag out."""
     known = hand({"a": [1, 2, 0, 0], "b": [0, 1, 0, 0]}, FAR, unread={("0", "e")})
-    found = truematch.of(known, [("a", "b", "c"), ("a", "e"), ("a", "nobody")])
+    found = truematch.compute(known, [("a", "b", "c"), ("a", "e"), ("a", "nobody")])
     assert found.recall[3].value == pytest.approx(100 / 3) and (found.incomplete, found.missing) == (2, 1)
     twins = {"a": [1, 0], "b": [1, 0], "c": [0, 1]}
-    assert truematch.of(hand(twins, twins), [tuple("abc")]).recall[3].value == pytest.approx(100 * (0.5 + 0.5 + 1) / 3)
+    assert truematch.compute(hand(twins, twins), [tuple("abc")]).recall[3].value == pytest.approx(
+        100 * (0.5 + 0.5 + 1) / 3
+    )
     images = np.array([[1, 0], [1, 0], [0, 1]], np.float32)
     assert [found_within(np.array([0.0, 1.0], np.float32), images, 0, most) for most in (1, 2, 3)] == [0.0, 0.5, 1.0]
 
@@ -69,12 +71,12 @@ def test_bags_name_images_as_their_makers_do(tmp_path: Path) -> None:
     file.write_text(json.dumps([[391895, "COCO_val2014_000000000042.jpg", "1/größe"]]))
     known = hand({}, {"COCO_val2014_000000391895": [1, 0], "COCO_val2014_000000000042": [0, 1]})
     known.images[("1", "größe")] = np.array([0.6, 0.8], np.float32)
-    assert truematch.of(known, truematch.read_bags([file])).missing == 3
+    assert truematch.compute(known, truematch.read_bags([file])).missing == 3
     known.images[("1", "COCO_val2014_000000391895")] = np.array([1.0, 0.0], np.float32)
     with pytest.raises(UserError, match="391895 of a bag is"):
-        truematch.of(known, truematch.read_bags([file]))
+        truematch.compute(known, truematch.read_bags([file]))
     with pytest.raises(UserError, match="is none of its keys"):
-        truematch.of(known, [("x", "y")])
+        truematch.compute(known, [("x", "y")])
 
 
 @pytest.mark.parametrize(
@@ -114,7 +116,7 @@ def test_phrases_by_hand(tmp_path: Path) -> None:
     assert known.phrases["background"] == {"one": ["green grass", "a lake", "grass"]}
     assert known.phrases["relation"] == {"one": ["dogs chasing ball"]}
     said = {"one": "A DOG chases a red ball over scattered grass.", "a/two": "Scattered Houses"}
-    found = finecapeval.of(known, said)
+    found = finecapeval.compute(known, said)
     # green grass 1/2, a lake 1/2, grass 1; dogs 1, red ball 1, dog 1; all of the relation. Scattered is no cat.
     assert (
         found.recall["background"].value == pytest.approx(100 * (0.5 + 0.5 + 1) / 3)
@@ -122,7 +124,7 @@ def test_phrases_by_hand(tmp_path: Path) -> None:
     )
     assert found.recall["object"].value == pytest.approx((100 + 50) / 2) and found.recall["object"].n == 2
     assert found.recall["relation"].value == 100.0 and found.missing == 0
-    none = finecapeval.of(known, {"a/two": " "})
+    none = finecapeval.compute(known, {"a/two": " "})
     assert none.missing == 2 and none.recall["object"].value == 0.0
 
 
@@ -244,18 +246,18 @@ def test_some_captions_alone(world: Path, originals: Path) -> None:
     run = rendered(world, "few", {key(n): true(n) for n in range(SAMPLES)}, first=4)
     pictures = features.read(features_of(world, "few-again", world / "few-tars"))
     known = features.read(originals)
-    found = image2text.of(known, pictures, image2text.drawn_of(run)[""], first_alone=True)
+    found = image2text.compute(known, pictures, image2text.read_drawn(run)[""], first_alone=True)
     assert (found.score.n, found.missing) == (4, 0) and found.score.value == pytest.approx(1.0, abs=1e-5)
     with pytest.raises(UserError, match="has the key of a caption"):
-        image2text.of(known, pictures, {"x": image2text.Drawn("x", "ok", False)})
+        image2text.compute(known, pictures, {"x": image2text.Drawn("x", "ok", False)})
     with pytest.raises(UserError, match="none of 4 pictures"):
         foreign = Features(Path("runs/p"), {("0", "x"): next(iter(pictures.images.values()))})
-        image2text.of(known, foreign, image2text.drawn_of(run)[""], first_alone=True)
+        image2text.compute(known, foreign, image2text.read_drawn(run)[""], first_alone=True)
     with pytest.raises(UserError, match="no sampling run"):
-        image2text.drawn_of(originals)
+        image2text.read_drawn(originals)
     next(run.rglob("*.done")).unlink()
     with pytest.raises(UserError, match="1 of 1 shards are not finished"):
-        image2text.drawn_of(run)
+        image2text.read_drawn(run)
 
 
 def test_shards_that_are_not_finished_stand_beside_the_number(world: Path) -> None:

@@ -74,14 +74,14 @@ def test_dcscore_of_captions() -> None:
         {"key": "b#0", "verdict": "yes", "alternatives": [{"verdict": None}]},  # its second answer did not parse
     )
     matched = judged(*({"key": key, "match": number} for key, number in (("a#0", 1), ("a#1", 9), ("b#0", 1))))
-    found = dcscore.of(own, verified, matched, references(a=1, b=1, c=1, d=1, e=1))
+    found = dcscore.compute(own, verified, matched, references(a=1, b=1, c=1, d=1, e=1))
     # a: in the first trial P = 1, R = (1 + 1) / (1 + 1); in the second P = 1/2, R = 1/2. The fact that describes: 1, 0.
     # b: one fact has answers: all are 1; its second trial has no fact. c is empty, e is missing: 0. d is not known.
     a, b = ((1 + 1) / 2 + (0.5 + 0) / 2) / 2, 0.5
     assert found.score.value == pytest.approx(100 * (a + b) / 4) and found.score.n == 4
     assert (found.trials, found.unknown, found.lost, found.missing) == (2, 1, 1, 1)
     with pytest.raises(UserError, match="no fact of"):
-        dcscore.of(own, judged({"key": "a#5", "verdict": "yes"}), matched, references(a=1))
+        dcscore.compute(own, judged({"key": "a#5", "verdict": "yes"}), matched, references(a=1))
 
 
 # --- the others -------------------------------------------------------------------------------------
@@ -90,22 +90,22 @@ def test_dcscore_of_captions() -> None:
 def test_claims_by_hand() -> None:
     own = judged({"key": "a", "facts": ["1", "2", "3"]}, {"key": "b", "facts": ["1"]}, empty=1)
     own.empties = {("0", "c")}
-    found = claims.of(own, verdicts(a="ynu", b="n"))
+    found = claims.compute(own, verdicts(a="ynu", b="n"))
     assert (found.claimed.value, found.supported.value, found.claimed.n) == (4 / 3, 1 / 3, 3)
     assert found.risk is not None and (found.risk.value, found.unsure) == (2 / 4, 1)
-    assert claims.of(own, judged()).risk is None
+    assert claims.compute(own, judged()).risk is None
     with pytest.raises(UserError, match="no claim of"):
-        claims.of(own, verdicts(c="y"))
+        claims.compute(own, verdicts(c="y"))
     openers = ["The image shows a cat.", "In this picture, a dog", "Here is a bird", "A cat", "Imagery", "Théâtre"]
     assert claims.opener_rate({("0", text): text for text in openers}).value == 1 / 2
 
 
 def test_hallucinated_objects_by_hand() -> None:
-    found = hallucinated.of(verdicts(a="yyn", b="un"))
+    found = hallucinated.compute(verdicts(a="yyn", b="un"))
     assert found.rate is not None and found.rate.value == 2 / 4
     assert (found.yes, found.no, found.unsure, found.captions) == (2, 2, 1, 2)
-    assert hallucinated.of(verdicts(a="uu")).rate is None  # undefined, and no crash
-    none_wrong = hallucinated.of(verdicts(a="yy")).rate
+    assert hallucinated.compute(verdicts(a="uu")).rate is None  # undefined, and no crash
+    none_wrong = hallucinated.compute(verdicts(a="yy")).rate
     assert none_wrong is not None and none_wrong.value == 0.0
 
 
@@ -114,22 +114,22 @@ def test_questions_by_hand() -> None:
     graded = judged(*({"key": key, "verdict": verdict, "score": score} for key, verdict, score in rows))
     answered = judged()
     answered.empties = {("0", "c#0"), ("0", "c#1")}
-    found = vdcscore.of(answered, graded)
+    found = vdcscore.compute(answered, graded)
     assert (found.accuracy.value, found.score.value) == pytest.approx((50 / 3, 3 / 3))  # b and c count 0
     assert (found.accuracy.n, found.questions, found.empty) == (3, 6, 2)
     with pytest.raises(UserError, match="0 to 5"):
-        vdcscore.of(answered, judged({"key": "a#0", "verdict": "yes", "score": 9}))
+        vdcscore.compute(answered, judged({"key": "a#0", "verdict": "yes", "score": 9}))
 
 
 def test_crosscheck_by_hand() -> None:
-    found = crosscheck.of({"one": verdicts(a="yn", b="u"), "two": verdicts(a="nn")})
+    found = crosscheck.compute({"one": verdicts(a="yn", b="u"), "two": verdicts(a="nn")})
     # a: (0 + 1) / 2 and (1 + 1) / 2 by the others: 3/4. b: 1/2.
     assert found.score.value == pytest.approx((3 / 4 + 1 / 2) / 2) and found.sentences == 3
     assert (found.each["one"].value, found.each["two"].value) == (1 / 2, 1.0)
 
 
 def test_ratings_by_hand() -> None:
-    found = rating.of({("0", str(n)): given for n, given in enumerate([5, 5, 2, 4])})
+    found = rating.compute({("0", str(n)): given for n, given in enumerate([5, 5, 2, 4])})
     assert (found.mean.value, found.mean.n, found.counts) == (4.0, 4, {1: 0, 2: 1, 3: 0, 4: 1, 5: 2})
 
 

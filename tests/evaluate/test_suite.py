@@ -67,10 +67,10 @@ def write(folder: Path, texts: dict[str, str], field: str = "caption") -> None:
 
 
 def test_diversity_is_what_is_counted_by_hand(tmp_path: Path) -> None:
-    found = diversity.of({"a": "a red flag", "b": "a blue flag", "c": "a red flag"})
+    found = diversity.compute({"a": "a red flag", "b": "a blue flag", "c": "a red flag"})
     assert (found.n, found.words.value, found.vocabulary) == (3, 3.0, 4)
     assert found.distinct[:3] == [4 / 9, 4 / 6, 2 / 3]
-    same = diversity.of({str(n): "one and the same text" for n in range(5)}).self_bleu
+    same = diversity.compute({str(n): "one and the same text" for n in range(5)}).self_bleu
     assert same is not None and same.value == pytest.approx(1.0)
     write(tmp_path / "c", {"a": "über den Fluss", "b": "über"})
     done = inline("recap.evaluate.suite", "diversity", str(tmp_path / "c"), "--json")
@@ -87,7 +87,7 @@ def test_self_bleu_is_bleu_against_the_others() -> None:
     others = {key: [other for k, other in texts.items() if k != key] for key in texts}
     made = {key: [text] for key, text in texts.items()}
     expected = [Bleu(4).compute_score({k: others[k]}, {k: made[k]}, verbose=0)[0][3] for k in texts]
-    found = diversity.of(texts).self_bleu
+    found = diversity.compute(texts).self_bleu
     assert found is not None and found.value == pytest.approx(sum(expected) / 9, abs=1e-4) and found.n == 9
 
 
@@ -101,15 +101,15 @@ def test_battles_by_hand() -> None:
 
     rows = [row("first", "ours", "theirs"), row("second", "theirs", "ours"), row("first", "theirs", "ours")]
     rows.append(row("tie", "ours", "theirs"))
-    found = battles.of(answered(rows))
+    found = battles.compute(answered(rows))
     assert (found.wins, found.losses, found.ties, found.score.value) == (2, 1, 1, 25.0)
     swapped = [
         {**r, "order": r["order"][::-1], "verdict": {"first": "second", "second": "first"}.get(r["verdict"], "tie")}
         for r in rows
     ]
-    assert battles.of(answered(swapped)).score == found.score  # the place of a side is nothing
-    assert battles.of(answered(rows), "theirs").score.value == -25.0
-    ties = battles.of(answered([row("tie", "ours", "theirs")] * 4))
+    assert battles.compute(answered(swapped)).score == found.score  # the place of a side is nothing
+    assert battles.compute(answered(rows), "theirs").score.value == -25.0
+    ties = battles.compute(answered([row("tie", "ours", "theirs")] * 4))
     assert (ties.score.value, ties.first) == (0.0, None)
 
 

@@ -59,7 +59,7 @@ def test_nguyens_rule_from_its_config(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("missing", [False, True])
 def test_the_two_truest_captions_are_fused(tmp_path: Path, missing: bool) -> None:
-    """ScoreInput by the world's own truth: a is true, b has one planted fault, c is another scene's."""
+    """Scored by the world's own truth: a is true, b has one planted fault, c is another scene's."""
     build(tmp_path, [COUNT])
     found = keys(0, COUNT)
     scenes = [shapes.sample(7, number, side=48).scene for number in range(COUNT + 1)]
