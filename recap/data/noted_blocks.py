@@ -1,8 +1,8 @@
-"""Where a shard's blocks lie, as a job over its samples notes it by the way: in the marker of the shard, which it has
-read to its end. A training's index takes it from there, and does not read the corpus a second time.
+"""Notes of where a shard's blocks lie, which a job over samples writes into the shard's marker after it read the shard to
+its end. A training's index takes them from there, so that the corpus is not read a second time.
 
-A note counts for exactly the file that the job was planned with: of the same address, size and version (the ETag, on
-disks the time of change). Of any other, and where there is none, the shard is read.
+A note counts only for the file that the job was planned with: the same address, size and version (the ETag, on disks the
+time of change). For other files, and without a note, the shard is scanned.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _LISTS = ("first", "start", "count", "problems", "links", "origin", "skip")
 
 
 def noted(blocks: ShardBlocks, wanted: Wanted) -> dict[str, Any]:
-    """For a marker: the blocks of a shard whose samples are through. {} where they are not known, or where the note
-    would be large: all of a shard's keys may come back.
+    """The note for a marker: the blocks of a shard that was read to its end. {} where they are not known, or where the note
+    would be too large (all keys of a shard may be duplicates).
 
     Args:
         wanted: how the samples were read.
@@ -41,10 +41,10 @@ def noted(blocks: ShardBlocks, wanted: Wanted) -> dict[str, Any]:
 
 
 class NotedBlocks:
-    """What the newest identities of runs have noted. Threads may ask side by side.
+    """Reads the notes of several runs, of the newest identity of each. Thread-safe.
 
     Args:
-        runs: those named first are asked first.
+        runs: in the order in which they are searched.
     """
 
     def __init__(self, runs: Iterable[Published]) -> None:

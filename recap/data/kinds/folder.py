@@ -82,7 +82,11 @@ class _Files:
         self._keys = Keys(own=True)
 
     def placed(self, entries: Iterable[tuple[int, Entry]], blocks: ShardBlocks) -> Iterator[tuple[Sample, Entry]]:
-        """(sample without members, entry) of each entry of a list, counted in `blocks`. entries: (byte of its line, entry)."""
+        """(sample without members, entry) for each entry of a list, counted in `blocks`.
+
+        Args:
+            entries: (byte of the line, entry) of all lines of the list.
+        """
         count = size = 0
         for at, entry in entries:
             sample = self.named(entry)
