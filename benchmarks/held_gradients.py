@@ -1,7 +1,7 @@
 """Gradients under FSDP2 with several micro-batches a step: held whole until the last, or summed over ranks in each.
 
-What `recap.train.parallel.sums_once` chooses between, measured on two gloo ranks of this machine: the bytes that a rank
-sends and holds do not depend on the device, the seconds do (here both ranks share the cores).
+What `recap.train.parallel.reduces_once_per_step` chooses between, measured on two gloo ranks of this machine: the bytes
+that a rank sends and holds do not depend on the device, the seconds do (here both ranks share the cores).
 """
 
 from __future__ import annotations

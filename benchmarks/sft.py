@@ -40,7 +40,7 @@ from benchmarks.timing import say
 from hpc.base.errors import Parser
 from recap.sft.model import CaptionLoss, blocks
 from recap.sft.packing import deal, pack
-from recap.train.checkpoints import Began, Checkpoints, Keep
+from recap.train.checkpoints import StartingPoint, Checkpoints, Keep
 from recap.train.state import TrainState
 
 BATCH, RANKS = 128, 8
@@ -161,7 +161,7 @@ def checkpoint(megabytes: int = 256) -> dict[str, float]:
         os.environ[name] = value
     dist.init_process_group("gloo")
     with tempfile.TemporaryDirectory() as folder:
-        kept = Checkpoints(Path(folder) / "ours", Began("bench"), dist.new_group(backend="gloo"), Keep(1))
+        kept = Checkpoints(Path(folder) / "ours", StartingPoint("bench"), dist.new_group(backend="gloo"), Keep(1))
         state = TrainState(module, optimizer, None, 0)
 
         def plain() -> None:

@@ -104,13 +104,13 @@ class ClipTask:
         assert not missing and not found.unexpected_keys, (missing, found.unexpected_keys)
         formats.save(model, self.model_config, self.tokens, self.stage.image, folder, bias)
 
-    def evaluate(self, module: nn.Module, occasion: EvaluationContext) -> dict[str, float]:
+    def evaluate(self, module: nn.Module, context: EvaluationContext) -> dict[str, float]:
         """Every evaluation of the config, at this stage's resolution and context."""
         found: dict[str, float] = {}
         for name, config in self.config.evaluate.items():
             features = Features(
-                module, self.tokens, self.stage.image, self.context, device=occasion.ranks.device, batch=config.batch,
-                prefix=config.prefix, between=occasion.between, group=occasion.ranks.control,
+                module, self.tokens, self.stage.image, self.context, device=context.ranks.device, batch=config.batch,
+                prefix=config.prefix, between=context.between, group=context.ranks.control,
             )  # fmt: skip
             found |= {f"{name}/{metric}": value for metric, value in measure(features, config).items()}
         return found

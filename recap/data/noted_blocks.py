@@ -1,8 +1,8 @@
-"""Notes of where a shard's blocks lie, which a job over samples writes into the shard's marker after it read the shard to
-its end. A training's index takes them from there, so that the corpus is not read a second time.
+"""Notes of where a shard's blocks lie, which a job over samples writes into the shard's marker after it read the shard
+to its end. A training's index takes them from there, so that the corpus is not read a second time.
 
-A note counts only for the file that the job was planned with: the same address, size and version (the ETag, on disks the
-time of change). For other files, and without a note, the shard is scanned.
+A note counts only for the file that the job was planned with: the same address, size and version (the ETag, on disks
+the time of change). For other files, and without a note, the shard is scanned.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _LISTS = ("first", "start", "count", "problems", "links", "origin", "skip")
 
 
 def noted(blocks: ShardBlocks, wanted: Wanted) -> dict[str, Any]:
-    """The note for a marker: the blocks of a shard that was read to its end. {} where they are not known, or where the note
-    would be too large (all keys of a shard may be duplicates).
+    """The note for a marker: the blocks of a shard that was read to its end. {} where they are not known, or where the
+    note would be too large (all keys of a shard may be duplicates).
 
     Args:
         wanted: how the samples were read.

@@ -38,9 +38,9 @@ class Grid:
         self._scheduler = scheduler_of("dpm", config.objective.kind, config.model.learned_sigma)
         self._known: set[int] = set()  # modules that were made ready
 
-    def draw(self, module: Objective, occasion: EvaluationContext) -> dict[str, Any]:
+    def draw(self, module: Objective, context: EvaluationContext) -> dict[str, Any]:
         """samples/<samples>.png in the run directory, named as `grid`. The ranks share the images; rank 0 writes."""
-        ranks, config = occasion.ranks, self._config
+        ranks, config = context.ranks, self._config
         if not config.prompts:
             return {}
         within = _Within(module, self._text_encoder)
@@ -57,16 +57,16 @@ class Grid:
         whole = wanted + [wanted[-1]] * (each * ranks.world - len(wanted))
         sampler = Sampler(
             within, within, module.codec(ranks.device), self._scheduler, config.steps, min(each, _BATCH),
-            occasion.between,
+            context.between,
         )  # fmt: skip
         mine = sampler.draw(whole[ranks.rank * each : (ranks.rank + 1) * each])
         found = [torch.empty_like(mine) for _ in range(ranks.world)]
         dist.all_gather(found, mine, group=ranks.control)
-        name = f"{FOLDER}/{occasion.samples:015d}.png"
+        name = f"{FOLDER}/{context.samples:015d}.png"
         failed = 0.0
         if ranks.rank == 0:
             try:
-                target = occasion.directory / name
+                target = context.directory / name
                 target.parent.mkdir(exist_ok=True)
                 atomic.replace(target, self._picture(torch.cat(found)))
             except OSError as error:  # no reason to end a training

@@ -115,9 +115,9 @@ class DitTask:
         model.load_state_dict({name.removeprefix("transformer."): tensor.cpu() for name, tensor in weights.items()})
         write(self.config, model, folder)
 
-    def evaluate(self, module: nn.Module, occasion: EvaluationContext) -> dict[str, Any]:
+    def evaluate(self, module: nn.Module, context: EvaluationContext) -> dict[str, Any]:
         assert isinstance(module, Objective)
-        return self._grid.draw(module, occasion)
+        return self._grid.draw(module, context)
 
     # --- the data ---------------------------------------------------------------------------
 

@@ -111,20 +111,20 @@ class SftTask:
     def export(self, weights: dict[str, torch.Tensor], folder: Path) -> None:
         write(self, weights, folder)
 
-    def evaluate(self, module: nn.Module, occasion: EvaluationContext) -> dict[str, float]:
+    def evaluate(self, module: nn.Module, context: EvaluationContext) -> dict[str, float]:
         """Mean loss of a supervised token of the held-out conversations, each once.
 
         n: conversations that count; skipped: those that cannot be used; damaged: tars, whose samples before the damage
         count.
         """
-        held, ranks, step = self._held_out, occasion.ranks, self.config.train.batch
+        held, ranks, step = self._held_out, context.ranks, self.config.train.batch
         assert held is not None, "checked with the config"
         sums = [0.0] * (3 + bool(held.corpus.tars))  # loss, supervised tokens, what cannot be used, captions missing
         for first in range(0, held.size(), step):
             batch = held.batch(first, min(step, held.size() - first), ranks.rank, ranks.world)
             for micro in batch.micro:
                 sums[0] += module(to_device(micro, ranks.device)).item()
-                occasion.between()
+                context.between()
             sums[1] += batch.weight
             sums[2] += len(batch.rejected)
             sums[3:] = [sum(pair) for pair in zip(sums[3:], batch.counts.values(), strict=True)]

@@ -1,11 +1,11 @@
-"""Checkpoints that are there whole or not at all, written beside the training.
+"""Atomic checkpoints, written by a thread while the training goes on.
 
     checkpoints/<samples>/          complete: .metadata, *.distcp, manifest.json
-    checkpoints/.tmp-<samples>/     being written, or what a crash left
+    checkpoints/.tmp-<samples>/     being written, or left by a crash
 
-A save stages the tensors in host memory that is kept (the loop's only wait), then a thread writes them
-(torch.distributed.checkpoint, every file fsynced), adds each rank's digests to the manifest and renames. Older
-checkpoints go only after that.
+A save copies the tensors to host memory that is reused for all saves; only for this the loop waits. Then a thread
+writes them (torch.distributed.checkpoint, every file fsynced), adds each rank's digests to the manifest and renames the
+folder. Only then are older checkpoints deleted.
 """
 
 from __future__ import annotations
@@ -42,25 +42,25 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class Keep:
-    """Which checkpoints stay: the newest `newest`, and those at multiples of `every` samples (0: none)."""
+    """Which checkpoints are kept: the `newest` last ones, and those at multiples of `every` samples (0: none)."""
 
     newest: int = 2
     every: int = 0
 
 
 @dataclass(frozen=True)
-class Began:
-    """What was there before training: a checkpoint of something else is refused.
+class StartingPoint:
+    """What a training started from. A checkpoint of a training with another starting point is refused.
 
-    identity: of the weights and the order of samples. columns: digests of what says where the samples' columns lie, by
-    name (checkpoints written before there were manifests hold none).
+    identity: hash of the initial weights and of the order of samples.
+    columns: digest of each column's manifest, by name (none in checkpoints from before there were manifests).
     """
 
     identity: str
     columns: dict[str, str] = field(default_factory=dict)
 
     def check(self, path: Path, manifest: dict[str, Any]) -> None:
-        """UserError where a checkpoint is of another beginning."""
+        """UserError where a checkpoint's manifest has another starting point. path: of the checkpoint."""
         if manifest["identity"] != self.identity:
             raise UserError(
                 f"checkpoint: {path} is of another model or of other data (identity {manifest['identity']}, this run "
@@ -76,21 +76,20 @@ class Began:
 
 
 class Checkpoints:
-    """The checkpoints of a run; every method but `saved` is called by all ranks together.
+    """The checkpoints of a run. Every method but `saved` must be called by all ranks together.
 
     Args:
-        began: what was there before training.
-        group: a gloo group of its own, since a save runs beside the training's collectives.
+        group: a gloo group of its own, since saves run at the same time as the training's collectives.
     """
 
-    def __init__(self, folder: Path, began: Began, group: dist.ProcessGroup, keep: Keep) -> None:
-        self.folder, self._began, self._group, self._keep = folder, began, group, keep
+    def __init__(self, folder: Path, starting_point: StartingPoint, group: dist.ProcessGroup, keep: Keep) -> None:
+        self.folder, self._began, self._group, self._keep = folder, starting_point, group, keep
         self._rank, self._world = dist.get_rank(group), dist.get_world_size(group)
         self._saving: threading.Thread | None = None
         self._error: BaseException | None = None
-        self.last: int | None = None  # samples of the newest complete one that this process knows of
-        self.stall_s = 0.0  # how long the last save held up the loop
-        cuda = gpu.available()  # page-locked: copies at the bus's full speed, made once and kept
+        self.last: int | None = None  # samples of the newest complete checkpoint that this process knows of
+        self.stall_s = 0.0  # how long the loop waited for the last save
+        cuda = gpu.available()  # page-locked host memory: faster copies, allocated once
         self._stager = DefaultStager(
             StagingOptions(
                 use_pinned_memory=cuda, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=cuda
@@ -122,7 +121,8 @@ class Checkpoints:
         self.stall_s = time.monotonic() - start
 
     def wait(self) -> bool:
-        """Until nothing is being saved. False if the last save failed on any rank (logged; older ones are safe)."""
+        """Wait for the save in progress. False if it failed on any rank; that is logged, and older checkpoints
+        remain."""
         if self._saving is not None:
             self._saving.join()
             self._saving = None
@@ -148,7 +148,7 @@ class Checkpoints:
                 shutil.rmtree(making, ignore_errors=True)
 
     def _exchange(self, work: Callable[[], Any]) -> list[Any]:
-        """Every rank's result of `work`; raises on all ranks if it raised on one, so that none is left waiting."""
+        """The results of `work` on all ranks. Raises on all ranks if it raised on one, so that none is left waiting."""
         try:
             mine = (work(), "")
         except OSError as error:
@@ -163,7 +163,7 @@ class Checkpoints:
         atomic.write_synced(making / MANIFEST, json.dumps(manifest).encode())
         atomic.sync(making)
         target = self._path(samples)
-        shutil.rmtree(target, ignore_errors=True)  # one of this name that was found damaged
+        shutil.rmtree(target, ignore_errors=True)  # a damaged checkpoint of this name
         making.rename(target)
         atomic.sync(self.folder)
         self._prune()
@@ -188,9 +188,12 @@ class Checkpoints:
         return self.folder / f"{samples:015d}"
 
     def load(self, state: TrainState, samples: int | None = None) -> bool:
-        """Fill the state from the newest checkpoint that is whole (or the given one). False where there is none.
+        """Fill the state from the newest checkpoint that is whole, or from the given one. False where there is none.
 
-        On any number of ranks, whatever number wrote it. Raises UserError for one of another model.
+        The number of ranks may differ from the one that wrote it.
+
+        Raises:
+            UserError: the checkpoint is of another model.
         """
         for found in reversed(self.saved() if samples is None else [samples]):
             manifest = self._verified(found)
@@ -211,7 +214,8 @@ class Checkpoints:
         return False
 
     def _verified(self, samples: int) -> dict[str, Any] | None:
-        """The manifest of a checkpoint that is whole, None (said in the log) otherwise. The ranks share the reading."""
+        """The manifest of a checkpoint that is whole; None for a damaged one, which is logged. Each rank verifies a
+        part."""
         path, problem = self._path(samples), ""
         manifest: dict[str, Any] = {}
         try:
@@ -236,7 +240,7 @@ def _facts(path: Path) -> list[Any]:
 
 
 def _innermost(error: BaseException) -> BaseException:
-    """What torch.distributed.checkpoint wrapped."""
+    """The error that torch.distributed.checkpoint wrapped in its own."""
     failures = getattr(error, "failures", None)
     if failures:
         first = next(iter(failures.values()))
@@ -245,9 +249,11 @@ def _innermost(error: BaseException) -> BaseException:
 
 
 def read_model(folder: Path, module: nn.Module, samples: int | None = None) -> dict[str, torch.Tensor]:
-    """The trained parameters of a checkpoint (default: the newest) in full, in one process; for exports.
+    """The trained parameters of a checkpoint (default: the newest) as full tensors, in one process; for exports.
 
-    module: what was trained, not spread, with the same parameters frozen.
+    Args:
+        module: the module that was trained, unsharded, with the same parameters frozen.
+        samples: names the checkpoint.
     """
     names = sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
     if not names or (samples is not None and samples not in names):

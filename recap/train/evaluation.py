@@ -1,4 +1,4 @@
-"""Evaluation inside the loop: of the weights that would be exported, without a trace in the training."""
+"""Evaluation inside the training loop, of the weights that would be exported. It does not change the training."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from recap.train.task import Evaluates, EvaluationContext
 
 
 class Interrupted(Exception):
-    """The ranks agreed to stop in the midst of an evaluation, with `code`."""
+    """The ranks agreed to stop during an evaluation. code: the exit code to stop with."""
 
     def __init__(self, code: int) -> None:
         super().__init__(f"stopped with {code}")
@@ -27,7 +27,7 @@ class Interrupted(Exception):
 
 
 def evaluate(task: Evaluates, state: TrainState, settings: TrainSettings, ranks: Ranks, gang: Gang) -> dict[str, Any]:
-    """What the task measures of the present weights, or of their average where there is one. Raises Interrupted."""
+    """The task's measures of the current weights, or of their moving average where there is one. Raises Interrupted."""
 
     def between() -> None:
         gang.beat()
@@ -36,20 +36,20 @@ def evaluate(task: Evaluates, state: TrainState, settings: TrainSettings, ranks:
         if requeue or leave:
             raise Interrupted(Exit.REQUEUE if requeue else Exit.INCOMPLETE)
 
-    occasion = EvaluationContext(state.progress.samples, Path(gang.directory), ranks, between)
+    context = EvaluationContext(state.progress.samples, Path(gang.directory), ranks, between)
     if state.ema is None:
-        return _measured(task, state.module, settings, occasion)
+        return _measured(task, state.module, settings, context)
     with state.ema.swapped():
-        return _measured(task, state.module, settings, occasion)
+        return _measured(task, state.module, settings, context)
 
 
 def _measured(
-    task: Evaluates, module: nn.Module, settings: TrainSettings, occasion: EvaluationContext
+    task: Evaluates, module: nn.Module, settings: TrainSettings, context: EvaluationContext
 ) -> dict[str, Any]:
-    seed_step(settings.seed, 0, occasion.ranks.rank)  # the same noise each time; the next step seeds its own
+    seed_step(settings.seed, 0, context.ranks.rank)  # the same noise in every evaluation
     module.eval()
     try:
-        with torch.no_grad(), precision(settings, occasion.ranks.device):
-            return task.evaluate(module.module if isinstance(module, DistributedDataParallel) else module, occasion)
+        with torch.no_grad(), precision(settings, context.ranks.device):
+            return task.evaluate(module.module if isinstance(module, DistributedDataParallel) else module, context)
     finally:
         module.train()

@@ -1,4 +1,5 @@
-"""Batches, read ahead: worker processes (or a thread) make them, a queue holds them, the loop never waits blindly."""
+"""Reads batches ahead: worker processes or a thread make them, a queue holds them. Waiting for one can be
+interrupted."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from recap.train.task import Batch, Task
 
 
 class _Steps(Dataset[Batch]):
-    """Step number -> this rank's part of it."""
+    """This rank's batch of each step, by the step's number."""
 
     def __init__(self, task: Task, size: int, rank: int, world: int) -> None:
         self._task, self._size, self._rank, self._world = task, size, rank, world
@@ -26,14 +27,14 @@ class _Steps(Dataset[Batch]):
         return self._task.batch(step * self._size, self._size, self._rank, self._world)
 
 
-def _quiet(_: int) -> None:
-    """In a data worker: signals are the rank's business, and a dead rank takes its workers with it."""
+def _init_worker(_: int) -> None:
+    """Set up a data worker: the rank handles signals, and workers end when their rank dies."""
     leave_signals_to_parent()
     torch.set_num_threads(1)
 
 
 def pinned(value: Any) -> Any:
-    """Tensors of nested lists and dicts in page-locked memory."""
+    """A copy of nested lists and dicts with all tensors in page-locked memory."""
     if isinstance(value, torch.Tensor):
         return value.pin_memory()
     if isinstance(value, dict):
@@ -49,13 +50,13 @@ class Feed:
         workers = settings.workers
         self._loader = DataLoader(
             steps, batch_size=None, sampler=range(first, last), num_workers=workers,
-            worker_init_fn=_quiet, prefetch_factor=settings.prefetch if workers else None,
-            multiprocessing_context="fork" if workers else None,  # the corpus is shared, not copied
+            worker_init_fn=_init_worker, prefetch_factor=settings.prefetch if workers else None,
+            multiprocessing_context="fork" if workers else None,  # workers share the corpus's memory
         )  # fmt: skip
-        self._pin = gpu.available()  # copies from pageable memory would wait for what the device computes
+        self._pin = gpu.available()  # copies from pageable memory would wait for the device
         self._queue: queue.Queue[Any] = queue.Queue(maxsize=settings.prefetch)
         self._closed = threading.Event()
-        # the iterator is made here: workers are forked by the main thread, before any step
+        # The iterator is made here, so that the main thread forks the workers, before any step.
         self._thread = threading.Thread(target=self._read, args=(iter(self._loader),), name="feed", daemon=True)
         self._thread.start()
 
@@ -79,7 +80,7 @@ class Feed:
         return False
 
     def next(self, stop: Callable[[], bool]) -> Batch | None:
-        """The next batch; None if `stop()` turns true while waiting. Raises what the reading raised."""
+        """The next batch; None if `stop()` becomes true while waiting. Raises the reader's error, if there was one."""
         while True:
             try:
                 item = self._queue.get(timeout=0.2)

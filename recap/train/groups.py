@@ -1,8 +1,8 @@
 """The parameters of a training as a table: how many, with what learning rate and weight decay, trained or frozen.
 
-A dry run prints it. Names and shapes need torch, which no launcher loads: a process of its own lays the model out on
-the meta device, where it takes no memory, and answers in JSON. What it finds wrong (a pattern that no parameter's name
-matches) is said at launch.
+A dry run prints it. Names and shapes need torch, which launchers do not load, so a process of its own creates the model
+on the meta device, where it takes no memory, and answers in JSON. Errors, such as a pattern that matches no parameter,
+are reported at launch.
 
 Started by a launch alone, with {"trainer": dotted path, "config": {...}} on its standard input.
 """
@@ -26,14 +26,15 @@ if TYPE_CHECKING:
 
     from recap.train.settings import TrainSettings
 
-_PATIENCE_S = 300.0  # of importing torch and transformers from a slow file system
-_WRAPPERS = re.compile(r"^((llava|model|transformer)\.)+")  # of whole models: no part of any
+_PATIENCE_S = 300.0  # how long importing torch and transformers may take on a slow file system
+_WRAPPERS = re.compile(r"^((llava|model|transformer)\.)+")  # prefixes of names that stand for the whole model
 _WIDTHS = (40, 14, 9, 8)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A model on the meta device. title: of the stage, "" where there is one. rate: as `Task.rate`."""
+    """A model on the meta device. title: name of the training's stage, "" where there is only one. rate: see
+    `Task.rate`."""
 
     title: str
     module: nn.Module
@@ -41,8 +42,8 @@ class Layout:
     settings: TrainSettings
 
 
-class Told(Protocol):
-    """A trainer whose parameters can be told. `layouts` loads torch and reads no weights."""
+class HasLayouts(Protocol):
+    """A trainer whose parameters can be listed. `layouts` loads torch, but reads no weights."""
 
     config: Any
 
@@ -51,7 +52,7 @@ class Told(Protocol):
 
 @dataclass(frozen=True)
 class Group:
-    """lr: after warm-up, None where frozen."""
+    """Parameters with one learning rate and weight decay. lr: after warm-up; None where they are frozen."""
 
     name: str
     parameters: int
@@ -60,11 +61,11 @@ class Group:
 
 
 def groups(layout: Layout) -> list[Group]:
-    """Parameters that have part, kind, rate and decay in common, in the model's order."""
+    """The parameters, grouped by part of the model, kind, learning rate and decay, in the model's order."""
     from recap.train.state import decayed, own_parameters
 
     kernels, settings = decayed(layout.module), layout.settings
-    found: dict[Group, int] = {}  # kind of group -> parameters
+    found: dict[Group, int] = {}  # number of parameters, by group with a count of 0
     for name, parameter in own_parameters(layout.module).items():
         part, _, rest = _WRAPPERS.sub("", name).partition(".")
         kernel = parameter in kernels
@@ -79,8 +80,8 @@ def groups(layout: Layout) -> list[Group]:
     return [dataclasses.replace(kind, parameters=count) for kind, count in found.items()]
 
 
-def table(trainer: Told) -> list[str]:
-    """The lines that a dry run prints. Raises UserError for what cannot be trained so."""
+def table(trainer: HasLayouts) -> list[str]:
+    """The lines that a dry run prints. UserError where the model cannot be trained with these settings."""
     kind = type(trainer)
     order = {"trainer": f"{kind.__module__}.{kind.__qualname__}", "config": dataclasses.asdict(trainer.config)}
     paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
@@ -101,7 +102,8 @@ def table(trainer: Told) -> list[str]:
 
 
 def lines(title: str, found: list[Group]) -> list[str]:
-    """
+    """The table of one layout.
+
     >>> print("\\n".join(lines("", [Group("lm_head: kernels", 5000, 2e-5, 0.1), Group("vision_tower", 70, None, 0.0)])))
     parameters                                       5,070       lr   decay
       lm_head: kernels                               5,000    2e-05     0.1  trained
@@ -129,7 +131,7 @@ def main() -> None:
     answer: dict[str, Any]
     try:
         kind: Any = load_trainer(order["trainer"])
-        trainer: Told = kind(structured(kind.Config, order["config"], "launch"))
+        trainer: HasLayouts = kind(structured(kind.Config, order["config"], "launch"))
         found = [(layout.title, [vars(group) for group in groups(layout)]) for layout in trainer.layouts()]
         answer = {"layouts": found}
     except UserError as error:

@@ -1,4 +1,4 @@
-"""The training loop, as a list of phases. All that survives an interruption is in `TrainState`."""
+"""The training loop, as a list of phases. Everything that must survive an interruption is in `TrainState`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 from hpc.base.errors import Exit, UserError
 from hpc.trainer import Gang
 from recap.train import parallel, ranks
-from recap.train.checkpoints import Began, Checkpoints, Keep
+from recap.train.checkpoints import Checkpoints, Keep, StartingPoint
 from recap.train.evaluation import Interrupted, evaluate
 from recap.train.feed import Feed
 from recap.train.metrics import Metrics
@@ -28,24 +28,18 @@ from recap.train.task import Batch, Constrains, Evaluates, ReadsColumns, Task
 
 log = logging.getLogger(__name__)
 
-TIMEOUT_S = 7 * 86400.0  # of a collective: the gang's watchdog (gang.setup_s, gang.hang_s) is what ends a hung rank
+TIMEOUT_S = 7 * 86400.0  # of a collective: hung ranks are ended by the gang's watchdog (gang.setup_s, gang.hang_s)
 
 
 COLLECT_EVERY = 100  # steps; of Python's garbage, on all ranks at once: one that pauses holds up the others
 
 
 class Diverged(Exception):
-    """The loss is not finite: a second try would end alike."""
+    """The gradient is not finite. A retry would end in the same way."""
 
 
 class Training:
-    """One life of a training on one rank. `run` is the whole story.
-
-    Args:
-        task: what is trained, on what.
-        settings: see there.
-        gang: this rank's place among the others, as `hpc` sees it.
-    """
+    """One rank of a training, from a start or restart to its end. Begin reading with `run`."""
 
     def __init__(self, task: Task, settings: TrainSettings, gang: Gang) -> None:
         check(settings, gang.world)
@@ -67,25 +61,25 @@ class Training:
         self.state = TrainState(self.module, optimizer, ema, settings.seed)
         keep = Keep(settings.keep, settings.keep_every)
         folder = Path(gang.directory)
-        began = Began(identity, task.manifests() if isinstance(task, ReadsColumns) else {})
-        self.checkpoints = Checkpoints(folder / "checkpoints", began, self.ranks.saving, keep)
+        starting_point = StartingPoint(identity, task.manifests() if isinstance(task, ReadsColumns) else {})
+        self.checkpoints = Checkpoints(folder / "checkpoints", starting_point, self.ranks.saving, keep)
         self.metrics = Metrics(folder / "metrics.jsonl", settings.trackers) if gang.rank == 0 else None
         self.profile = Profile(settings.profile, folder / "profile", gang.rank)
         self.recorder = Recorder(self.state, self.ranks, self.metrics)
         self.unchecked: tuple[parallel.AsyncScalar, list[str], int] | None = None
         self.lr = 0.0
         self.stop = 0  # the exit code that the ranks agreed to stop with
-        self.warmed_up = not parallel.rearranges(self.module)
-        self.sums_once = parallel.sums_once(self.module, self.ranks.device)
+        self.warmed_up = not parallel.reorders_first_reduction(self.module)
+        self.reduces_once_per_step = parallel.reduces_once_per_step(self.module, self.ranks.device)
 
     # --- the story --------------------------------------------------------------------------
 
     def run(self) -> int:
-        """Train to the end, or until told to stop. Returns the exit code, the same on every rank."""
+        """Train to the end, or until a signal to stop. Returns the exit code, which is the same on every rank."""
         self.resume()
         feed = self.feed()
         try:
-            self.evaluate_if_due()  # where the life before this one was told to stop in one
+            self.evaluate_if_due()  # one that was interrupted by a stop before this restart
             with no_collection():
                 self.steps(feed)
             self.save()
@@ -101,8 +95,8 @@ class Training:
         return self.stop or self.export()
 
     def steps(self, feed: Feed) -> None:
-        """Until the end, or until the ranks agree to stop. Nothing in a step waits for the device, but for what the
-        step before it computed."""
+        """All steps, until the end or until the ranks agree to stop. A step waits for the device only where it needs
+        numbers of the step before it."""
         while not self.finished and not self.stop:
             step = self.state.progress.step + 1
             self.profile.begin(step)
@@ -127,7 +121,7 @@ class Training:
     # --- phases -----------------------------------------------------------------------------
 
     def resume(self) -> None:
-        """Go on from the newest whole checkpoint, on however many ranks."""
+        """Load the newest whole checkpoint, whatever number of ranks wrote it."""
         if self.checkpoints.load(self.state):
             progress = self.state.progress
             if progress.seed != self.settings.seed:
@@ -149,7 +143,7 @@ class Training:
         return Feed(self.task, self.settings, self.ranks.rank, self.ranks.world, first, last)
 
     def fetch(self, feed: Feed) -> Batch | None:
-        """This rank's next batch, None if it is told to stop meanwhile."""
+        """This rank's next batch; None if it is told to stop while it waits."""
         with self.recorder.meter.phase("data", host=True):
             batch = feed.next(lambda: self.gang.stopping() != 0)
         for key, reason in batch.rejected if batch else []:
@@ -158,7 +152,8 @@ class Training:
         return batch
 
     def agree(self, batch: Batch | None) -> float:
-        """The step boundary: one small sum over all ranks settles the weight, and whether all stop here."""
+        """The start of a step: one small all-reduce gives the weight of the batch over all ranks, and decides whether
+        all ranks stop here."""
         wish = self.gang.stopping()
         counts = [batch.weight, batch.tokens, batch.useful, batch.flops, len(batch.rejected)] if batch else [0.0] * 5
         votes = [float(wish == Exit.REQUEUE), float(wish not in (0, Exit.REQUEUE)), float(batch is None)]
@@ -182,8 +177,8 @@ class Training:
             )
 
     def warm_up(self, batch: Batch) -> None:
-        """Where a life's first pass is not added up as the others are, it is one that is thrown away: a resumed run
-        would differ in the last bit."""
+        """Run a first pass whose gradients are discarded, where DDP reduces the first pass in another order than later
+        ones. Otherwise a resumed run would differ from an uninterrupted one in the last bit."""
         if not self.warmed_up:
             self.gradients(replace(batch, micro=batch.micro[-1:]), batch.weight)
             self.state.optimizer.zero_grad(set_to_none=True)
@@ -196,11 +191,11 @@ class Training:
 
     def _gradients(self, batch: Batch, weight: float) -> torch.Tensor:
         seed_step(self.settings.seed, self.state.progress.step, self.ranks.rank)
-        scale = self.ranks.world / max(weight, 1.0)  # DDP and FSDP2 average over ranks; the loss is a global mean
+        scale = self.ranks.world / max(weight, 1.0)  # DDP and FSDP2 average over ranks
         total = torch.zeros((), device=self.ranks.device)
         for number, micro in enumerate(batch.micro):
             last = number == len(batch.micro) - 1
-            with parallel.gradient_sync(self.module, last or not self.sums_once):
+            with parallel.gradient_sync(self.module, last or not self.reduces_once_per_step):
                 with parallel.precision(self.settings, self.ranks.device):
                     loss = self.module(parallel.to_device(micro, self.ranks.device))
                 (loss * scale).backward()
@@ -208,7 +203,8 @@ class Training:
         return total
 
     def update(self, batch: Batch, loss: torch.Tensor, weight: float) -> None:
-        """Clip, step, average, count. A gradient that is not finite changes no weight."""
+        """Clip the gradient, step the optimizer and the moving average, count. A gradient that is not finite changes no
+        weight."""
         progress = self.state.progress
         with self.recorder.meter.phase("update"):
             norm = parallel.gradient_norm(self.module, self.settings.clip)
@@ -233,8 +229,8 @@ class Training:
         constrain(self.task, self.module)
 
     def check_finite(self) -> None:
-        """Raise Diverged if the step before this one had a gradient that is not finite; a step late, so that the
-        device need not be waited for. The norm is the same on every rank, so all of them raise."""
+        """Raise Diverged if the previous step's gradient was not finite. It is checked one step late, so that nothing
+        waits for the device. The norm is the same on every rank, so that all of them raise."""
         if self.unchecked is None:
             return
         later, keys, step = self.unchecked
@@ -245,7 +241,7 @@ class Training:
             raise Diverged(f"step {step}: the gradient is {norm}: training stops. Samples of the step: {named}")
 
     def record(self) -> None:
-        """Take down a line of metrics.jsonl where it is due; it is written a step later."""
+        """Collect a line of metrics.jsonl where one is due. It is written one step later."""
         self.write()
         progress = self.state.progress
         if due(progress.samples, self.settings.batch, self.settings.log_every) or self.finished:
@@ -260,7 +256,7 @@ class Training:
             self.report_progress()
 
     def evaluate_if_due(self) -> None:
-        """A line of metrics.jsonl about the present weights, where it is due and not there yet."""
+        """Evaluate the current weights where that is due and was not done yet; write a line of metrics.jsonl."""
         progress, every = self.state.progress, self.settings.evaluate_every
         wanted = every and (self.finished or due(progress.samples, self.settings.batch, every))
         if not wanted or progress.evaluated == progress.samples:
@@ -272,7 +268,7 @@ class Training:
             with self.recorder.meter.phase("evaluation", left_out=True):
                 found = evaluate(self.task, self.state, self.settings, self.ranks, self.gang)
         except Interrupted as told:
-            self.stop = told.code  # the next life evaluates
+            self.stop = told.code  # evaluated after the restart
             return
         progress.evaluated = progress.samples
         if self.metrics is not None:
@@ -285,7 +281,7 @@ class Training:
             self.save()
 
     def save(self) -> None:
-        """Checkpoint; waits for it only where the loop is at its end."""
+        """Save a checkpoint; wait for it only at the end of the training."""
         ending = self.stop != 0 or self.finished
         self.check_finite()
         self.write()
@@ -304,7 +300,7 @@ class Training:
         self.report_progress()
 
     def report_progress(self) -> None:
-        """What the heartbeat shows: how far, and what is safe."""
+        """Report to the heartbeat how far the training is, and the newest checkpoint."""
         progress = replace(self.state.progress)
         safe = self.checkpoints.last or 0
         self.gang.beat(samples=progress.samples, total=self.total, step=progress.step, checkpoint=safe)
@@ -321,20 +317,20 @@ class Training:
 
 
 def due(samples: int, batch: int, every: int, default: bool = True) -> bool:
-    """Whether a multiple of `every` samples lies in the step that just ended; `default` where every is 0."""
+    """Whether the step that just ended reached a multiple of `every` samples; `default` where `every` is 0."""
     return samples // every > (samples - batch) // every if every else default
 
 
 @torch.no_grad()
 def constrain(task: Task, module: torch.nn.Module) -> None:
-    """Parameters that have bounds go back within them."""
+    """Put parameters that have bounds back within them."""
     if isinstance(task, Constrains):
         task.constrain(module)
 
 
 @contextmanager
 def no_collection() -> Iterator[None]:
-    """Python collects no garbage inside but where it is told to; what lives already is never looked at."""
+    """No automatic garbage collection inside the `with`; objects that exist already are exempt from explicit ones."""
     was = gc.isenabled()
     gc.collect()
     gc.freeze()
@@ -348,8 +344,8 @@ def no_collection() -> Iterator[None]:
 
 
 def train(task: Task, settings: TrainSettings, gang: Gang) -> int:
-    """Train `task` as one rank of `gang`; returns the exit code. Nothing is torn down: the caller ends the process."""
+    """Train `task` as one rank of `gang`; return the exit code. Nothing is cleaned up: the caller ends the process."""
     training = Training(task, settings, gang)
     code = training.run()
-    training.ranks.sums([0.0])  # leave together: srun kills those who stay behind
+    training.ranks.sums([0.0])  # all ranks leave together: srun kills the others once one has ended
     return int(code)

@@ -1,6 +1,6 @@
-"""metrics.jsonl: the truth about a training's course. TensorBoard and wandb are mirrors of it.
+"""Writes metrics.jsonl, the record of a training. TensorBoard and wandb are mirrors of it.
 
-Lines of an evaluation say so (`"kind": "evaluation"`); all others are of the training.
+Lines of an evaluation have `"kind": "evaluation"`; all others are about training steps.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 class Metrics:
-    """The writer (rank 0). A line is one write(2); its length is part of a checkpoint, and resume cuts to it."""
+    """The writer, on rank 0. A line is one write(2). Checkpoints hold the file's length, to which `resume` cuts it."""
 
     def __init__(self, path: Path, trackers: list[str]) -> None:
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
@@ -38,7 +38,7 @@ class Metrics:
         return os.fstat(self._fd).st_size
 
     def resume(self, size: int) -> None:
-        """Forget lines written after the checkpoint that training goes on from."""
+        """Cut off the lines that were written after the checkpoint that training resumes from. size: bytes then."""
         if self.bytes > size:
             os.ftruncate(self._fd, size)
 
@@ -56,7 +56,7 @@ class Metrics:
 
 
 class TensorBoard:
-    """An event file in <run>/tensorboard. Plain, since accelerate's tracker sets torch's number of threads."""
+    """An event file in <run>/tensorboard. (accelerate's tracker is not used: it changes torch's number of threads.)"""
 
     def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -72,11 +72,11 @@ class TensorBoard:
 
 
 class WandB:
-    """A run of wandb, the same one in all lives of a training. It is told numbers alone: no git remote, arguments or
-    output, for a remote's URL or a command may hold a password."""
+    """A run of wandb, which is continued after restarts. It gets only numbers: no git remote, arguments or output,
+    which may contain a password."""
 
     def __init__(self, folder: Path) -> None:
-        wandb: Any = importlib.import_module("wandb")  # by name: type checkers need not have it
+        wandb: Any = importlib.import_module("wandb")  # imported by name, so that type checkers work without it
         title = "-".join(folder.parts[-3::2]) if folder.parent.name == "stages" else folder.name
         number = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
         quiet = wandb.Settings(disable_git=True, disable_code=True, console="off", x_disable_meta=True)
@@ -125,9 +125,11 @@ class Meter:
 
     @contextmanager
     def phase(self, name: str, *, host: bool = False, left_out: bool = False) -> Iterator[None]:
-        """Count the time of what runs inside: the device's where there is one, unless it is the host's.
+        """Measure the time of what runs inside the `with`, on the device's clock where there is a device.
 
-        left_out: nothing is trained meanwhile; rates do not count it.
+        Args:
+            host: measure on the host's clock.
+            left_out: nothing is trained meanwhile, so that rates do not count this time.
         """
         start = time.monotonic()
         span = Span(self._cuda and not host)
@@ -146,7 +148,7 @@ class Meter:
         self._flops += flops
 
     def take(self, peak: float | None, world: int) -> Measured:
-        """What was measured since the last call; begins anew."""
+        """The measurements since the last call; start again. peak: the device's FLOP/s, None where not known."""
         seconds = max(time.monotonic() - self._since - self._left_out, 1e-9)
         rates = {
             "samples_per_s": round(self._samples / seconds, 3),
@@ -161,7 +163,7 @@ class Meter:
 
 
 class Span:
-    """From its making to `end()`: on the device's clock (events in its stream), or on the host's."""
+    """The time from construction to `end()`, by events in the device's stream, or by the host's clock."""
 
     def __init__(self, device: bool) -> None:
         self._events: tuple[Any, ...] = ()
@@ -175,7 +177,7 @@ class Span:
             self._events[1].record()
 
     def seconds(self) -> float:
-        """Waits for the device to reach the end."""
+        """The measured time. Waits until the device has reached the end."""
         if self._events:
             self._events[1].synchronize()
             self._seconds, self._events = self._events[0].elapsed_time(self._events[1]) / 1000, ()
@@ -184,7 +186,7 @@ class Span:
 
 @dataclass
 class Measured:
-    """Between two lines. peak_memory: bytes, of the device, or of the process on the CPU."""
+    """Measurements between two lines. peak_memory: bytes of the device, or of the process on a CPU."""
 
     rates: dict[str, float]
     _seconds: float

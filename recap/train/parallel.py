@@ -1,4 +1,4 @@
-"""Ranks, devices, and how a module is spread over them: DDP, or FSDP2 by block."""
+"""How a module is distributed over ranks and devices: by DDP, or by FSDP2 block by block."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from recap.train.task import HasMetaLayout, Task
 
 log = logging.getLogger(__name__)
 
-FSDP_FROM = 1.5e9  # parameters; AdamW's fp32 states of fewer fit one GPU of 80 GB several times over
-WHOLE = 0.25  # of a GPU's memory, that whole gradients may take between the micro-batches of a step
+FSDP_FROM_PARAMETERS = 1.5e9  # parameters; AdamW's fp32 states of fewer fit one GPU of 80 GB several times over
+WHOLE_GRADIENTS_SHARE = 0.25  # of a GPU's memory, that whole gradients may take between the micro-batches of a step
 
 
 def build(task: Task, settings: TrainSettings, ranks: Ranks) -> nn.Module:
     """The task's module on its device, wrapped: recomputation, then compilation, then DDP or FSDP2.
 
-    Where FSDP2 shards it and the task lays it out without weights, rank 0 alone reads them and sends each rank its
-    part: the file system has one reader, and host memory one copy.
+    Where FSDP2 shards it and the task can create it without weights, only rank 0 reads the weights and sends each rank
+    its part, so that the file system has one reader, and host memory one copy.
     """
     several = ranks.world > 1 and settings.parallel != "ddp"
     layout = task.layout() if several and isinstance(task, HasMetaLayout) else None
@@ -41,7 +41,7 @@ def build(task: Task, settings: TrainSettings, ranks: Ranks) -> nn.Module:
     parameters = sum(p.numel() for p in module.parameters())
     kind = settings.parallel
     if kind == "auto":
-        kind = "fsdp" if ranks.world > 1 and parameters > FSDP_FROM else "ddp"
+        kind = "fsdp" if ranks.world > 1 and parameters > FSDP_FROM_PARAMETERS else "ddp"
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
     log.info("%s: %.3g parameters, %.3g of them trained, on %d ranks", kind, parameters, trained, ranks.world)
     if layout is not None and kind == "ddp":
@@ -64,16 +64,16 @@ def _wrap(kind: str, task: Task, module: nn.Module, settings: TrainSettings, ran
     return DistributedDataParallel(module, gradient_as_bucket_view=True, find_unused_parameters=not task.all_used())
 
 
-def rearranges(module: nn.Module) -> bool:
-    """Whether a life's first backward pass decides how gradients are added up: DDP lays its buckets out after it, and
-    where a gradient lies in its bucket decides in which order the ranks' parts are added. (Where it looks for unused
-    parameters it keeps its first layout.)"""
+def reorders_first_reduction(module: nn.Module) -> bool:
+    """Whether the first backward pass reduces gradients in another order than later ones. DDP arranges its buckets anew
+    after the first pass, and the order of the sum over ranks depends on a gradient's place in its bucket. Where DDP
+    looks for unused parameters, it keeps its first arrangement."""
     return isinstance(module, DistributedDataParallel) and not module.find_unused_parameters
 
 
 def state_precision(settings: TrainSettings, device: torch.device) -> None:
-    """How GPUs multiply fp32 numbers: in full with fp32, else in TF32, convolutions like products. Without this,
-    convolutions alone would use TF32."""
+    """Set how GPUs multiply fp32 numbers, in matrix products and convolutions: in fp32 where the settings say so, else
+    in TF32. By default, torch uses TF32 for convolutions only."""
     if device.type == "cuda":
         full = settings.precision == "fp32"
         torch.set_float32_matmul_precision("highest" if full else "high")
@@ -81,7 +81,7 @@ def state_precision(settings: TrainSettings, device: torch.device) -> None:
 
 
 def _recompute(task: Task, module: nn.Module) -> None:
-    """Wrap each block that is trained, or that gradients pass through, in activation checkpointing."""
+    """Wrap each block that is trained, or that gradients pass through, in activation checkpointing (recomputation)."""
     blocks = {id(block) for block in task.blocks(module)}
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
@@ -93,7 +93,8 @@ def _fsdp(task: Task, module: nn.Module, settings: TrainSettings, ranks: Ranks) 
     mesh = dist.init_device_mesh(ranks.device.type, (ranks.world,))
     policy = MixedPrecisionPolicy()
     if settings.precision == "bf16":
-        # Inputs are not cast: times and noise of a batch are to keep their bits. Autocast casts where it is safe.
+        # Inputs are not cast, so that the timesteps and noise of a batch keep all bits. Autocast casts where it is
+        # safe.
         policy = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in task.blocks(module):
         fully_shard(block, mesh=mesh, mp_policy=policy)
@@ -103,7 +104,7 @@ def _fsdp(task: Task, module: nn.Module, settings: TrainSettings, ranks: Ranks) 
 
 
 def _fill(module: nn.Module, task: Task, ranks: Ranks) -> nn.Module:
-    """Send rank 0's weights, and its buffers (no state dict has them all), into a sharded module."""
+    """Fill a sharded module with rank 0's weights and buffers (a state dict does not have all buffers)."""
     whole = task.module() if ranks.rank == 0 else None
     weights = whole.state_dict() if whole else {}
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
@@ -118,30 +119,31 @@ def _fill(module: nn.Module, task: Task, ranks: Ranks) -> nn.Module:
 
 @contextmanager
 def precision(settings: TrainSettings, device: torch.device) -> Iterator[None]:
-    """bf16 arithmetic where it is asked for; FSDP2's gathered weights are bf16 already."""
+    """A context with bf16 autocast where the settings ask for it."""
     with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
         yield
 
 
-def sums_once(module: nn.Module, device: torch.device) -> bool:
-    """Whether gradients are added over ranks once a step, in its last micro-batch, and not in each.
+def reduces_once_per_step(module: nn.Module, device: torch.device) -> bool:
+    """Whether gradients are reduced over ranks once a step, after its last micro-batch, instead of after each.
 
-    Until they are added, FSDP2 holds them whole: 4 bytes (fp32) a trained parameter on every GPU, beside the 16 bytes
-    a parameter that weights, gradients and moments take of all GPUs together. Stage 2 of the 8 B captioner takes 29
-    GiB of each of 8 GPUs (benchmarks/results/sft.md); whole gradients are 30 GiB more, which 80 GB hold barely and 48
-    GB do not. Added in each micro-batch they take nothing more, but 30 GiB are sent while it computes, for about a
-    second. So they are held where they take at most a quarter of the memory: up to 5 B parameters at 80 GB, 8.8 B at
-    141 GB.
+    Until they are reduced, FSDP2 holds unsharded gradients: 4 bytes (fp32) a trained parameter on every GPU, besides
+    the 16 bytes a parameter that weights, gradients and moments take on all GPUs together. Stage 2 of the 8 B captioner
+    takes 29 GiB on each of 8 GPUs (benchmarks/results/sft.md); unsharded gradients are 30 GiB more, which barely fit
+    80 GB, and do not fit 48 GB. Reduced after each micro-batch they take no memory, but 30 GiB are sent while it
+    computes, which takes about a second. So they are held where they take at most WHOLE_GRADIENTS_SHARE of the memory:
+    up to 5 B parameters at 80 GB, 8.8 B at 141 GB.
     """
     if not isinstance(module, FSDPModule) or device.type != gpu.GPU:
         return True
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    return 4 * trained <= WHOLE * gpu.memory(device)
+    return 4 * trained <= WHOLE_GRADIENTS_SHARE * gpu.memory(device)
 
 
 @contextmanager
 def gradient_sync(module: nn.Module, last: bool) -> Iterator[None]:
-    """A micro-batch whose gradients are added over ranks, with those before it, if `last`."""
+    """A context for one micro-batch. Its gradients, with those of earlier ones, are reduced over ranks if it is the
+    last."""
     if isinstance(module, FSDPModule):
         module.set_requires_gradient_sync(last)
     if isinstance(module, DistributedDataParallel) and not last:
@@ -152,7 +154,8 @@ def gradient_sync(module: nn.Module, last: bool) -> Iterator[None]:
 
 
 def gradient_norm(module: nn.Module, clip: float) -> torch.Tensor:
-    """Norm of the gradient over all ranks' shards (the same on every rank), clipped in place where clip > 0."""
+    """The norm of the gradient over all ranks' shards, float32 scalar, the same on every rank. Where clip > 0,
+    gradients are clipped to it in place."""
     trained = [p for p in module.parameters() if p.grad is not None]
     norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
     if clip > 0:
@@ -162,7 +165,7 @@ def gradient_norm(module: nn.Module, clip: float) -> torch.Tensor:
 
 
 def to_device(value: Any, device: torch.device) -> Any:
-    """Move tensors in nested lists, dicts and dataclass-free values."""
+    """A copy of nested lists and dicts with all tensors on a device."""
     if isinstance(value, torch.Tensor):
         return value.to(device, non_blocking=True)
     if isinstance(value, dict):
@@ -173,8 +176,8 @@ def to_device(value: Any, device: torch.device) -> Any:
 
 
 class AsyncScalar:
-    """Numbers on their way from the device; reading them waits for their own computation, not for what was queued
-    after. float [] or [N]."""
+    """Numbers that are being copied from the device, float [] or [N]. Reading them waits until they are computed, but
+    not for work that was queued later."""
 
     def __init__(self, value: torch.Tensor) -> None:
         self._event: Any = None
@@ -200,7 +203,7 @@ PEAKS = {  # dense bf16 FLOP/s by the device's name, from NVIDIA's data sheets
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """What the device can do at most, None where that is not known (CPUs)."""
+    """The device's peak FLOP/s in dense bf16; None where it is not known (CPUs)."""
     if device.type != "cuda":
         return None
     name = gpu.name(device)

@@ -15,11 +15,11 @@ log = logging.getLogger(__name__)
 
 
 class Profile:
-    """Traces of a rank, which Perfetto and chrome://tracing open.
+    """Traces one rank, in a format that Perfetto and chrome://tracing open.
 
     Args:
-        steps: the first and the last, counted from 1; empty for none.
-        folder: of the traces.
+        steps: the first and the last step, counted from 1; empty: no trace.
+        folder: for the traces.
     """
 
     def __init__(self, steps: Sequence[int], folder: Path, rank: int) -> None:
@@ -28,19 +28,19 @@ class Profile:
         self._profiler: torch.profiler.profile | None = None
 
     def begin(self, step: int) -> None:
-        """Before a step."""
+        """To be called before each step."""
         if step == self._first:
             activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * gpu.available()
             self._profiler = torch.profiler.profile(activities=activities, record_shapes=True)
             self._profiler.start()
 
     def end(self, step: int) -> None:
-        """After a step."""
+        """To be called after each step."""
         if step >= self._last:
             self.close()
 
     def close(self) -> None:
-        """Write what was traced, though the last step may not have come."""
+        """Write the trace, also where the training ended before the last step."""
         if self._profiler is not None:
             self._profiler.stop()
             self._path.parent.mkdir(parents=True, exist_ok=True)

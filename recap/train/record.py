@@ -1,5 +1,5 @@
-"""The lines of metrics.jsonl about training, made without holding up the device: a line that is due is written a step
-later, when its numbers have arrived."""
+"""Makes the lines of metrics.jsonl about training steps without waiting for the device: a line that is due is written
+one step later, when its numbers have arrived."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Window:
-    """Steps of which there is no line yet, as this rank saw them.
+    """The steps since the last line, on this rank.
 
-    sums: of each step's losses, on the device; weights: of the same steps, all ranks'. counts: see `Batch.counts`.
-    reasons: why samples were rejected, without particulars.
+    sums: the sum of losses of each step, on the device. weights: the weight of each step, over all ranks.
+    counts: see `Batch.counts`. reasons: how many samples were rejected for each reason.
     """
 
     sums: list[torch.Tensor] = field(default_factory=list)
@@ -36,7 +36,7 @@ class Window:
 
 @dataclass
 class Line:
-    """A line whose numbers are still on their way from the device. facts: those that are known."""
+    """A line whose numbers are still being copied from the device. facts: numbers that are known already."""
 
     window: Window
     sums: AsyncScalar
@@ -46,7 +46,7 @@ class Line:
 
 
 class Recorder:
-    """Every method but `add` is called by all ranks at the same step.
+    """Collects and writes lines. Every method but `add` must be called by all ranks at the same step.
 
     Args:
         metrics: rank 0's file, None elsewhere.
@@ -60,18 +60,19 @@ class Recorder:
         self._line: Line | None = None
 
     def rejected(self, reasons: Iterable[str]) -> None:
-        """Samples of this rank that were rejected. A particular of a reason stands in brackets at its end."""
+        """Count samples of this rank that were rejected, by reason. Details in brackets at a reason's end are left
+        out."""
         self._window.reasons.update(reason.partition(" (")[0] for reason in reasons)
 
     def add(self, loss: torch.Tensor, weight: float, counts: dict[str, float]) -> None:
-        """A step: this rank's sum of losses, on the device, and what all ranks' sums are divided by."""
+        """Add a step. loss: this rank's sum of losses, on the device. weight: what the sum over ranks is divided by."""
         window = self._window
         window.sums.append(loss)
         window.weights.append(weight)
         window.counts = {name: window.counts.get(name, 0.0) + count for name, count in counts.items()}
 
     def take(self, norm: AsyncScalar, **facts: Any) -> None:
-        """A line is due of the steps so far."""
+        """Begin a line about the steps since the last one. norm: of the last gradient. facts: further numbers."""
         measured = self.meter.take(self._peak, self._ranks.world)
         self._line = Line(self._window, AsyncScalar(torch.stack(self._window.sums)), norm, measured, facts)
         self._window = Window()
@@ -109,8 +110,8 @@ class Recorder:
             self._window = Window()
 
     def _reduce(self, window: Window, sums: AsyncScalar) -> None:
-        """Add steps, summed over ranks, to the progress. Step by step, so that where a checkpoint falls changes no bit
-        of the curve."""
+        """Add steps, summed over ranks, to the progress. They are added one by one, so that the curve is bitwise the
+        same wherever checkpoints are."""
         progress, names = self._state.progress, list(window.counts)
         found = self._ranks.sums(sums.values() + list(window.counts.values()))
         progress.window += [[s, w] for s, w in zip(found[: len(window.weights)], window.weights, strict=True)]

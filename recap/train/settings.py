@@ -87,9 +87,10 @@ def check(settings: TrainSettings, ranks: int | None = None) -> None:
 
 
 def learning_rate(settings: TrainSettings, done: int, total: int) -> float:
-    """Share of the full rate in the step that ends at `done` of `total` samples, in (0, 1]; pure, so it needs no state.
+    """The factor of the learning rate, in (0, 1], for the step that ends at `done` of `total` samples.
 
-    Rising, a step has the rate of its end, falling that of its beginning: no step that is taken has the rate 0.
+    While the rate rises, a step has the rate of its end; while it falls, that of its beginning, so that no step has the
+    rate 0.
 
     >>> settings = TrainSettings(batch=1, warmup=0.5, schedule="linear")
     >>> [round(learning_rate(settings, done, 8), 2) for done in (2, 4, 6, 8)]
@@ -110,7 +111,7 @@ def warmup_share(settings: TrainSettings, total: int) -> float:
 
 
 def length_in_words(settings: TrainSettings) -> str:
-    """Of the whole training, as far as the config tells."""
+    """The length of the whole training in words, as far as the config says."""
     return f"{settings.samples:,} samples" if settings.samples else f"{settings.epochs:g} times the data"
 
 

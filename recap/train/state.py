@@ -1,7 +1,7 @@
 """`TrainState`: the only thing that is checkpointed.
 
-The learning rate, the order of the data and every random number are pure functions of (settings, samples), so
-they need no state of their own: `samples` is the data's position, and `seed_step` makes torch's generators.
+The learning rate, the order of the data and all random numbers are pure functions of (settings, samples), so that they
+need no state of their own: `samples` is the position in the data, and `seed_step` seeds torch's generators.
 """
 
 from __future__ import annotations
@@ -32,11 +32,13 @@ _TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)
 
 @dataclass
 class Progress:
-    """What a checkpoint's manifest holds of a state: plain numbers.
+    """The plain numbers of a state, which a checkpoint's manifest holds.
 
-    window: (loss, weight), summed over ranks, of the steps since the last line of metrics.jsonl.
-    counts: `Batch.counts`, summed over ranks and steps. reasons: why samples were rejected, and how many.
-    evaluated: samples at the last evaluation.
+    step, samples: optimizer steps, and samples over all ranks, since the training began.
+    rejected: samples that could not be used. reasons: how many for each reason.
+    metrics_bytes: length of metrics.jsonl. evaluated: samples at the last evaluation.
+    window: (loss, weight) of each step since the last line of metrics.jsonl, summed over ranks.
+    counts: `Batch.counts`, summed over ranks and steps.
     """
 
     step: int = 0
@@ -51,16 +53,16 @@ class Progress:
 
 
 class TrainState:
-    """Model, optimizer, moving average and progress. Tensors may be plain, or DTensors of FSDP2."""
+    """Model, optimizer, moving average and progress. Parameters are plain tensors, or DTensors under FSDP2."""
 
     def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema | None, seed: int) -> None:
         self.module, self.optimizer, self.ema = module, optimizer, ema
         self.progress = Progress(seed=seed)
 
     def tensors(self) -> dict[str, Any]:
-        """For torch.distributed.checkpoint: trained parameters, optimizer state and averages, by full names.
+        """Trained parameters, optimizer state and averages by full names, for torch.distributed.checkpoint.
 
-        Frozen parameters are where training began from, and are not saved.
+        Frozen parameters are not saved: they are in the checkpoint that the training started from.
         """
         tensors: dict[str, Any] = {
             "model": get_model_state_dict(self.module, options=_TRAINED),
@@ -71,7 +73,7 @@ class TrainState:
         return tensors
 
     def load(self, tensors: dict[str, Any], progress: Progress) -> None:
-        """Take over what `tensors()` gave, after torch.distributed.checkpoint filled it."""
+        """Load the dict of `tensors()`, after torch.distributed.checkpoint filled it."""
         set_model_state_dict(self.module, tensors["model"], options=_TRAINED)
         set_optimizer_state_dict(self.module, self.optimizer, tensors["optimizer"], options=_TRAINED)
         if self.ema is not None:
@@ -79,10 +81,11 @@ class TrainState:
         self.progress = progress
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """Full CPU tensors of what was trained (its average, where there is one); on rank 0, {} elsewhere."""
+        """On rank 0, full CPU tensors of the trained parameters, or of their average where there is one; {}
+        elsewhere."""
         options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
         if self.ema is not None:
-            with self.ema.swapped():  # copied: on the CPU these are the parameters themselves, which are swapped back
+            with self.ema.swapped():  # copied: on a CPU these are the parameters themselves
                 found = _named(get_model_state_dict(self.module, options=options))
                 return {name: tensor.clone() for name, tensor in found.items()}
         return _named(get_model_state_dict(self.module, options=options))
@@ -93,10 +96,10 @@ def _named(tensors: Any) -> dict[str, torch.Tensor]:
 
 
 class Ema:
-    """Exponential moving average of the trained parameters, sharded as they are.
+    """Exponential moving average of the trained parameters, sharded like them.
 
     Args:
-        horizon: samples after which an old value weighs 1/e.
+        horizon: samples after which the weight of an old value is 1/e.
     """
 
     def __init__(self, module: nn.Module, horizon: int) -> None:
@@ -107,13 +110,13 @@ class Ema:
 
     @torch.no_grad()
     def update(self, samples: int) -> None:
-        """Move towards the present parameters, which saw `samples` more."""
+        """Update the averages. samples: how many the parameters were trained on since the last update."""
         names = list(self.averages)
         share = -math.expm1(-samples / self.horizon)
         torch._foreach_lerp_([self.averages[n] for n in names], [self.trained[n] for n in names], share)
 
     def reshard(self) -> None:
-        """Drop gathered parameters: a forward pass without a backward one leaves the outermost ones gathered."""
+        """Free gathered parameters: after a forward pass without a backward pass, FSDP2 keeps the outermost ones."""
         for child in self._sharded:
             child.reshard()
 
@@ -143,19 +146,19 @@ class _Swapped:
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Make torch's generators (dropout, noise) a function of the step: nothing to save, nothing to replay."""
+    """Seed torch's generators (dropout, noise) by the step, so that their state need not be saved."""
     torch.manual_seed(draw(seed, "step", step, rank) >> 1)
 
 
 def own_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters by the names that they have in `Task.module()`, whatever it is wrapped in (DDP, recomputation)."""
+    """The parameters by their names in `Task.module()`, without the prefixes of wrappers (DDP, recomputation)."""
     inner = module.module if isinstance(module, DistributedDataParallel) else module
     return {name.replace(_CHECKPOINT_PREFIX, ""): parameter for name, parameter in inner.named_parameters()}
 
 
 def decayed(module: nn.Module) -> set[nn.Parameter]:
-    """The parameters that weight decay applies to: the kernels of linear maps, convolutions and attention. Norms,
-    biases, embeddings (of tokens, positions, classes; tables of shifts) and temperatures have none."""
+    """The parameters that have weight decay: weights of linear layers, convolutions and attention. Norms, biases,
+    embeddings (of tokens, positions, classes; tables of shifts) and temperatures have none."""
     kernels: set[nn.Parameter] = set()
     others: set[nn.Parameter] = set()
     for child in module.modules():
@@ -166,10 +169,10 @@ def decayed(module: nn.Module) -> set[nn.Parameter]:
 
 
 def optimizer_of(module: nn.Module, task: Task, settings: TrainSettings) -> torch.optim.AdamW:
-    """AdamW with one group per (relative rate, decayed or not); `rate` stays for the schedule.
+    """AdamW with one group for each (relative learning rate, decayed or not). A group's `rate` is read by the schedule.
 
-    It is the fused one on every device, which takes `found_inf` (float32 scalar, on the device): where that is 1, a
-    step changes nothing.
+    It is the fused implementation on every device, which accepts `found_inf` (float32 scalar, on the device): where
+    that is 1, a step changes nothing.
     """
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     kernels = decayed(module)

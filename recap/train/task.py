@@ -1,4 +1,4 @@
-"""The seam between the core and what it trains: all that the loop knows of a task."""
+"""The interface between the trainer core and what it trains: everything that the loop knows of a task."""
 
 from __future__ import annotations
 
@@ -42,31 +42,31 @@ class Batch:
 
 
 class Task(Protocol):
-    """What is trained, on what. Every method but `module` is free of side effects."""
+    """What is trained, on which data. Every method but `module` is free of side effects."""
 
     def module(self) -> nn.Module:
-        """The module on the CPU; `forward(micro) -> sum of losses` (scalar, differentiable). What is not trained has
-        requires_grad False."""
+        """The module on the CPU. Its `forward(micro)` returns the sum of losses (a differentiable scalar). Parameters
+        that are not trained have requires_grad False."""
 
     def blocks(self, module: nn.Module) -> Iterable[nn.Module]:
-        """The repeated layers: units of sharding, compilation and recomputation."""
+        """The repeated layers, which are the units of sharding, compilation and recomputation."""
 
     def rate(self, name: str) -> float:
         """Learning rate of a parameter, relative to `train.lr`, by its name in `module()`."""
 
     def all_used(self) -> bool:
-        """Whether every parameter that is trained has a gradient in every step; if not, DDP looks for those that have
-        none, which costs a pass over the graph a step."""
+        """Whether every trained parameter has a gradient in every step. If not, DDP searches for those without, by a
+        pass over the graph in each step."""
 
     def size(self) -> int:
         """Samples of one epoch."""
 
     def batch(self, first: int, count: int, rank: int, world: int) -> Batch:
-        """Positions [first, first + count) of the stream, this rank's part. Pure; runs in a data worker."""
+        """This rank's part of the stream's positions [first, first + count). Pure; runs in a data worker."""
 
     def identity(self) -> str:
-        """Hash of what training begins from: the weights, and the samples in their order where these are planned. A
-        checkpoint of another one is refused."""
+        """Hash of the initial weights, and of the samples and their order where that is planned. A checkpoint with
+        another identity is refused."""
 
     def export(self, weights: dict[str, torch.Tensor], folder: Path) -> None:
         """Write the trained model for others; weights: full tensors of the parameters that were trained."""
@@ -77,15 +77,15 @@ class ReadsColumns(Protocol):
     """A task whose samples have columns beside the tars."""
 
     def manifests(self) -> dict[str, str]:
-        """Digests of what says where the columns lie, by name; {} where they are looked for anew."""
+        """Digest of each column's manifest, by name; {} where columns are read without manifests."""
 
 
 @runtime_checkable
 class HasMetaLayout(Protocol):
-    """A task whose module can be made without its weights: where FSDP2 shards it, rank 0 alone reads them."""
+    """A task whose module can be created without weights, so that under FSDP2 only rank 0 reads them."""
 
     def layout(self) -> nn.Module:
-        """`module()` on the meta device: the same names, shapes, dtypes and trained parameters, in no memory."""
+        """`module()` on the meta device: the same names, shapes, dtypes and requires_grad, without memory."""
 
 
 @runtime_checkable
@@ -101,23 +101,23 @@ class Constrains(Protocol):
 class Evaluates(Protocol):
     """A task that can be evaluated while it is trained (`train.evaluate_every`)."""
 
-    def evaluate(self, module: nn.Module, occasion: EvaluationContext) -> dict[str, Any]:
-        """What metrics.jsonl is to say, by name: numbers, or the path of a picture. The same on every rank.
+    def evaluate(self, module: nn.Module, context: EvaluationContext) -> dict[str, Any]:
+        """Entries for metrics.jsonl by name: numbers, or the path of a picture. The same on every rank.
 
         Called by all ranks together, without gradients, in evaluation mode, with the averaged weights where there are
-        any and with the same random numbers each time. Shares the work among `occasion.ranks`. Goes through
-        `module(...)` itself, equally often on every rank, since FSDP2 gathers parameters there; calls
-        `occasion.between()` between batches.
+        any, and with the same random numbers each time. The work is to be divided among `context.ranks`. It must call
+        `module(...)` itself, equally often on every rank, since FSDP2 gathers parameters there, and
+        `context.between()` between batches.
         """
 
 
 @dataclass(frozen=True)
 class EvaluationContext:
-    """When and where a task evaluates (`Evaluates.evaluate`).
+    """The context of an evaluation (`Evaluates.evaluate`).
 
-    samples: that the weights have seen. directory: of the run, where pictures may go (rank 0 writes).
-    between: to be called between batches, equally often on every rank: a sign of life; leaves (by an exception) as
-        soon as one rank is told to stop.
+    samples: that the weights were trained on. directory: of the run, where rank 0 may write pictures.
+    between: to be called between batches, equally often on every rank. It beats the heartbeat, and raises as soon as
+        one rank is told to stop.
     """
 
     samples: int

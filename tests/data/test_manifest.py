@@ -23,7 +23,7 @@ from recap.data.columns import open_column
 from recap.data.inputs import DataConfig, list_shards
 from recap.data.manifest import Located, Manifest, write
 from recap.data.samples import JoinedDataConfig, SharedInput, check_columns, opened_columns, shared_input
-from recap.train.checkpoints import Began
+from recap.train.checkpoints import StartingPoint
 from tests.data.conftest import ObjectStore
 from tests.data.corpus import build, keys, write_column
 
@@ -100,7 +100,7 @@ def test_a_run_whose_output_is_on_an_object_store(tmp_path: Path, object_store: 
 
 
 def test_a_checkpoint_of_other_columns_is_refused(tmp_path: Path) -> None:
-    began = Began("1d", {"caption": "aa"})
+    began = StartingPoint("1d", {"caption": "aa"})
     began.check(tmp_path, {"identity": "1d"})  # of before there were manifests
     began.check(tmp_path, {"identity": "1d", "columns": {"caption": "aa", "gone": "bb"}})
     with pytest.raises(UserError, match=r"on column caption as another caption\.arrow"):

@@ -23,7 +23,8 @@ def test_both_training_steps_run(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 def test_gradients_are_held_or_sent() -> None:
-    """What `recap.train.parallel.sums_once` reckons with: 4 bytes a trained parameter, or that in each micro-batch."""
+    """What `recap.train.parallel.reduces_once_per_step` reckons with: 4 bytes a trained parameter, or that in each
+    micro-batch."""
     found, whole = held_gradients.gradients(), 4 * held_gradients.LAYERS * held_gradients.WIDTH**2 / 2**20
     held, sent = (
         [found[f"gradients {what}, {way}"] for way in held_gradients.WAYS] for what in ("held MiB", "sent MiB a step")

@@ -185,8 +185,8 @@ def test_gradients_are_added_once_where_memory_holds_them(
     task = dit_task(world, micro_batch=16, train__parallel="fsdp")
     training = Training(task, task.config.train, alone)
     found = []
-    for once in (True, parallel.sums_once(training.module, Gpu())):  # type: ignore[arg-type]
-        training.sums_once = once
+    for once in (True, parallel.reduces_once_per_step(training.module, Gpu())):  # type: ignore[arg-type]
+        training.reduces_once_per_step = once
         training.gradients(task.batch(0, 48, 0, 1), 48.0)
         found.append(parallel.gradient_norm(training.module, 0.0).item())
         training.state.optimizer.zero_grad()

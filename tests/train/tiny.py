@@ -117,14 +117,14 @@ def make_task(config: TinyConfig, rank: int = 0) -> Any:
             counts = {"even": float(sum(i % 2 == 0 for i in mine)), "odd": float(sum(i % 2 for i in mine))}
             return Batch(micro, float(len(mine)), len(mine), len(mine), keys, bad, counts)
 
-        def evaluate(self, module: nn.Module, occasion: Any) -> dict[str, float]:
+        def evaluate(self, module: nn.Module, context: Any) -> dict[str, float]:
             """Mean loss of the first `HELD_OUT` positions, each rank its part, in batches of two."""
-            ranks, total = occasion.ranks, 0.0
+            ranks, total = context.ranks, 0.0
             torch.rand(7)  # which training must not notice
             for micro in self.batch(0, HELD_OUT, ranks.rank, ranks.world).micro:
                 for start in range(0, len(micro["y"]), 2):
                     total += module({name: value[start : start + 2] for name, value in micro.items()}).item()
-                    occasion.between()
+                    context.between()
             return {"held_out": ranks.sums([total])[0] / HELD_OUT}
 
         def export(self, weights: dict[str, torch.Tensor], folder: Path) -> None:
