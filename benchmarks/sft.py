@@ -40,7 +40,7 @@ from benchmarks.timing import say
 from hpc.base.errors import Parser
 from recap.sft.model import CaptionLoss, blocks
 from recap.sft.packing import deal, pack
-from recap.train.checkpoints import StartingPoint, Checkpoints, Keep
+from recap.train.checkpoints import Checkpoints, Keep, StartingPoint
 from recap.train.state import TrainState
 
 BATCH, RANKS = 128, 8

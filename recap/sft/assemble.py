@@ -1,4 +1,4 @@
-"""Stage 0: put a CLIP vision tower before a language model of the LLaMA family, with a fresh projector between them.
+"""Stage 0: combine a CLIP vision tower with a language model of the LLaMA family, with a new projector between them.
 
     python -m recap.sft.assemble --vision CLIP --language LLM --template llama-3 OUT [--layer -2] [--dtype bf16]
 
@@ -76,7 +76,7 @@ def language_model(place: Path) -> tuple[Any, Any]:
         raise UserError(f"assemble: {place} does not exist")
     file = {"gguf_file": place.name}
     writer = AutoModelForCausalLM.from_pretrained(place.parent, dtype=torch.float32, **file)
-    del writer.config.quantization_config  # the weights are plain now
+    del writer.config.quantization_config  # the weights are dequantised
     return writer, AutoTokenizer.from_pretrained(place.parent, **file)
 
 
@@ -109,13 +109,13 @@ def join(tower: CLIPVisionModel, writer: Any, tokenizer: Any, layer: int) -> Lla
     llava.model.language_model.load_state_dict(writer.model.state_dict())
     llava.lm_head.load_state_dict(writer.lm_head.state_dict())
     llava.generation_config = writer.generation_config
-    llava.generation_config.pad_token_id = tokenizer.pad_token_id  # it may be new
+    llava.generation_config.pad_token_id = tokenizer.pad_token_id  # image_tokenizer may have added it
     return llava
 
 
 def processor_of(tokenizer: Any, tower: Any, folder: Path) -> LlavaProcessor:
-    """LLaVA-1.5's: pad to a square on the mean colour, then resize. The numbers (scale, mean, deviation) are those of
-    the tower's folder, CLIP's where it has none."""
+    """LLaVA-1.5's processor, which pads images to a square on the mean colour, then resizes them. Scale, mean and
+    standard deviation are those of the tower's folder, or CLIP's where it has none."""
     side, numbers = tower.image_size, folder / "preprocessor_config.json"
     said = json.loads(numbers.read_text()) if numbers.is_file() else {}
     image_processor = LlavaImageProcessorPil(
@@ -130,14 +130,14 @@ def processor_of(tokenizer: Any, tower: Any, folder: Path) -> LlavaProcessor:
 
 
 def demo(folder: Path, seed: int) -> None:
-    """`make:` of configs/sft/demo.yaml: the shipped captioner's shape with random weights."""
+    """Write a model with the shipped captioner's shape and random weights (`make:` of configs/sft/demo.yaml)."""
     from recap.worlds import flags
 
     _tiny(folder, seed, flags.sample)
 
 
 def emoji(folder: Path, seed: int) -> None:
-    """`make:` of configs/sft/emoji.yaml: as `demo`, with the words of scenes of emoji."""
+    """As `demo`, with a vocabulary for scenes of emoji (`make:` of configs/sft/emoji.yaml)."""
     from recap.worlds import emoji
 
     _tiny(folder, seed, emoji.sample)

@@ -1,7 +1,7 @@
-"""Which tokens see which: a packed row's samples never see each other, whatever kernel computes the attention.
+"""Attention of packed rows: samples in one row never attend to each other, whichever kernel computes it.
 
-The boundaries are passed explicitly, in the form that a kernel takes. None of them is guessed from the positions, and
-none of them waits for the device.
+The boundaries between samples are passed explicitly, in the form that the kernel takes. Kernels do not have to derive
+them from positions, and computing them does not wait for the device.
 """
 
 from __future__ import annotations
@@ -11,18 +11,19 @@ from typing import Any
 import torch
 from torch.nn.attention.flex_attention import BlockMask
 
-_BLOCK = 128  # tokens of a side of flex attention's blocks
+_BLOCK = 128  # tokens along each side of a block of flex attention
 
 
 def choose(name: str, device: str) -> str:
-    """`SftConfig.attention` as transformers calls it. "auto": kernels that skip blocks on GPUs, plain ones on CPUs."""
+    """transformers' name of `SftConfig.attention`. "auto" is flex attention on GPUs, which skips empty blocks, and sdpa
+    on CPUs."""
     if name != "auto":
         return name
     return "flex_attention" if device == "cuda" else "sdpa"
 
 
 def boundaries(name: str, micro: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
-    """What the language model is to be called with beside its embeddings.
+    """The arguments that tell the language model where samples begin, besides its embeddings.
 
     Args:
         name: of the attention, as transformers calls it.
@@ -41,31 +42,38 @@ def boundaries(name: str, micro: dict[str, Any], dtype: torch.dtype) -> dict[str
 
 
 def lengths(positions: torch.Tensor) -> dict[str, Any]:
-    """What boundaries need and a device would have to be waited for: where samples begin in rows laid end to end
-    (bounds, int32 [samples + 1]), and the tokens of the longest. positions: on the CPU."""
+    """Numbers that `boundaries` needs, computed on the CPU so that nothing waits for the device: `bounds`, int32
+    [samples + 1], where samples begin when all rows are concatenated, and the length of the longest sample.
+
+    Args:
+        positions: int64 [rows, tokens], on the CPU.
+    """
     begin = (positions.flatten() == 0).nonzero()[:, 0]
     bounds = torch.cat([begin, begin.new_tensor([positions.numel()])]).to(torch.int32)
     return {"bounds": bounds, "longest": int(bounds.diff().max())}
 
 
 def _starts(positions: torch.Tensor) -> torch.Tensor:
-    """Where each token's sample begins in its row."""
+    """int64 [rows, tokens]: the place in its row at which each token's sample begins."""
     return torch.arange(positions.shape[1], device=positions.device) - positions
 
 
 def dense_mask(positions: torch.Tensor) -> torch.Tensor:
-    """Whether a token (of the third axis) sees another (of the last), bool [rows, 1, tokens, tokens]."""
+    """bool [rows, 1, tokens, tokens]: whether a token (third axis) attends to another (last axis)."""
     place = torch.arange(positions.shape[1], device=positions.device)
     seen = (place <= place[:, None]) & (place >= _starts(positions)[:, :, None])
     return seen[:, None]
 
 
 def block_mask(positions: torch.Tensor) -> BlockMask:
-    """The same in blocks of 128 x 128 tokens, of which empty ones are skipped. No matrix of tokens x tokens is made."""
+    """The same mask for flex attention, in blocks of 128 x 128 tokens, of which empty ones are skipped. No matrix of
+    tokens x tokens is made."""
     tokens = positions.shape[1]
     starts = _starts(positions)
     number = torch.arange(-(-tokens // _BLOCK), device=positions.device)
-    first = starts[:, number * _BLOCK][:, :, None]  # of each block's first and last token: starts never fall in a row
+    first = starts[:, number * _BLOCK][
+        :, :, None
+    ]  # starts never decrease along a row, so a block's first and last token bound them
     last = starts[:, ((number + 1) * _BLOCK - 1).clamp(max=tokens - 1)][:, :, None]
     query, key = number[:, None], number
     full = (key < query) & (key * _BLOCK >= last)
@@ -80,6 +88,7 @@ def block_mask(positions: torch.Tensor) -> BlockMask:
 
 
 def _listed(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """bool [rows, blocks, blocks] as (how many, which ones first), int32 with an axis of heads."""
+    """bool [rows, blocks, blocks] as flex attention takes it: (number of blocks that are set, their indices first),
+    int32, with an axis of heads."""
     order = torch.argsort(blocks.to(torch.int8), dim=-1, descending=True, stable=True)
     return blocks.sum(-1, dtype=torch.int32)[:, None], order.to(torch.int32)[:, None]

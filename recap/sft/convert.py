@@ -1,12 +1,13 @@
-"""Original LLaVA and LLaVA-pp checkpoints, the paper's released captioner among them, as transformers classes.
+"""Converts original LLaVA and LLaVA-pp checkpoints, such as the paper's released captioner, to transformers' classes.
 
     python -m recap.sft.convert ORIGINAL OUT --vision CLIP [--tokenizer FOLDER] [--template llama-3]
 
-ORIGINAL holds config.json and safetensors or pytorch_model*.bin with LLaVA's keys. Its vision tower is usually not
-among them: --vision names the CLIP it was trained with (mm_vision_tower in its config). The released captioner has no
+ORIGINAL holds config.json and safetensors or pytorch_model*.bin with LLaVA's keys. Usually the vision tower is not
+among them: --vision names the CLIP that it was trained with (mm_vision_tower in its config). The released captioner has
+    no
 tokenizer files: --tokenizer names the language model's folder.
 
-Every key is accounted for: one that is left over, missing or of another shape is an error.
+Every key must match: one that is left over, missing or of another shape is an error.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from recap.sft.templates import IMAGE, TEMPLATES, Renderer
 
 log = logging.getLogger(__name__)
 
-_KEYS = [  # LLaVA's spelling -> transformers'; None: not a weight of the model
+_KEYS = [  # (LLaVA's name, transformers' name), as regular expressions; None: not a weight of the model
     (r"^model\.mm_projector\.0\.", "model.multi_modal_projector.linear_1."),
     (r"^model\.mm_projector\.2\.", "model.multi_modal_projector.linear_2."),
     (r"rotary_emb\.inv_freq$", None),
@@ -41,11 +42,11 @@ _KEYS = [  # LLaVA's spelling -> transformers'; None: not a weight of the model
     (r"^model\.", "model.language_model."),
 ]
 
-_TABLES = ("model.language_model.embed_tokens.weight", "lm_head.weight")  # of the vocabulary
+_TABLES = ("model.language_model.embed_tokens.weight", "lm_head.weight")  # have a row for each token
 
 
 def renamed(name: str) -> str | None:
-    """A key in transformers' spelling, None for one that is no weight.
+    """transformers' name of a key, None for one that is not a weight.
 
     >>> renamed("model.mm_projector.2.bias"), renamed("model.layers.0.mlp.up_proj.weight")
     ('model.multi_modal_projector.linear_2.bias', 'model.language_model.layers.0.mlp.up_proj.weight')
@@ -57,7 +58,7 @@ def renamed(name: str) -> str | None:
 
 
 def convert(original: Path, out: Path, vision: Path, tokenizer: Path | None, template: str) -> None:
-    """Write `out`. Raises UserError naming what does not fit."""
+    """Write the converted checkpoint to `out`. UserError where something does not fit."""
     facts = _facts(original)
     weights = {new: tensor for old, tensor in _weights(original).items() if (new := renamed(old)) is not None}
     tower = tower_of(vision)
@@ -85,7 +86,7 @@ def convert(original: Path, out: Path, vision: Path, tokenizer: Path | None, tem
 
 
 def _facts(original: Path) -> dict[str, Any]:
-    """The original's config.json, if it is of a kind that can be converted."""
+    """The original's config.json. UserError where it is of a kind that cannot be converted."""
     try:
         facts = json.loads((original / "config.json").read_text())
     except (OSError, ValueError) as error:
@@ -94,7 +95,7 @@ def _facts(original: Path) -> dict[str, Any]:
         raise UserError(f"convert: {original}: model type {facts.get('model_type')!r} is not an original LLaVA's")
     wanted: dict[str, list[Any]] = {
         "mm_projector_type": ["mlp2x_gelu"], "mm_vision_select_feature": ["patch"], "mm_use_im_start_end": [False],
-        "image_aspect_ratio": ["pad", "square", None],  # anyres, of LLaVA-1.6, cuts an image into several
+        "image_aspect_ratio": ["pad", "square", None],  # LLaVA-1.6's anyres cuts an image into several
     }  # fmt: skip
     for key, values in wanted.items():
         if (found := facts.get(key, values[0])) not in values:
@@ -132,8 +133,8 @@ def _shape(facts: dict[str, Any], tower: Any, words: Any, vocabulary: int) -> Ll
 
 
 def _fill(llava: LlavaForConditionalGeneration, weights: dict[str, torch.Tensor], words: Any) -> None:
-    """Load all weights; tables of the vocabulary may be shorter than the model's by the new tokens (image, padding),
-    whose rows get the mean of the others."""
+    """Load all weights. The embedding tables may lack rows for new tokens (image, padding), which get the mean of the
+    other rows."""
     target = llava.state_dict()
     for name in _TABLES:
         table = weights[name]

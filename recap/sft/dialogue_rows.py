@@ -1,16 +1,16 @@
-"""One row of a JSON of conversations, as LLaVA, ShareGPT and chat servers write it, to turns and images.
+"""Parses one row of a JSON file of conversations, as LLaVA, ShareGPT and chat servers write it, into turns and images.
 
-A row is of one of these forms:
+A row has one of these forms:
 
     {"id", "image": name or names, "conversations": [{"from": "human" | "gpt" | "system", "value": text}, ...]}
     {"id", "images": names, "messages": [{"role": "user" | "assistant" | "system", "content": text or parts}, ...]}
 
-Turns of either kind may stand under either key, and "system" beside them. Parts are {"type": "text", "text"},
-{"type": "image"} (the next of the row's names, that of its "index", or its own: "image", "path", "url", "source") and
-{"type": "image_url", "image_url": {"url"}}; a turn may bring "images" of its own. An image is a name, or itself as a
-data URL or in base64. In texts, <image> stands for one; where no text says so, images stand before the first question.
-Rows without images are text alone. What cannot be learned from as it is meant (videos, tools, answers of weight 0) is
-rejected by name.
+Either key may hold turns of either form, and "system" may be beside it. Parts are {"type": "text", "text"},
+{"type": "image"} (the next of the row's names, the one of its "index", or its own: "image", "path", "url", "source")
+and {"type": "image_url", "image_url": {"url"}}. A turn may have "images" of its own. An image is a name, or the image
+itself as a data URL or in base64. In texts, <image> stands for an image; where no text has it, images come before the
+first question. Rows without images have text only. Rows that cannot be trained on as intended (videos, tools, answers
+of weight 0) are rejected with a reason.
 """
 
 from __future__ import annotations
@@ -34,12 +34,16 @@ _PARTS = {
     "input_image": "image",
 }  # fmt: skip
 _UNSEEN = ("video", "videos", "audio", "audios", "tools", "functions")
-# How JPEG, PNG, WebP and GIF begin in base64.
+# The first letters of JPEG, PNG, WebP and GIF files in base64.
 _BASE64 = ("/9j/", "iVBORw0KGgo", "UklGR", "R0lGOD")
 
 
 def example(row: Any, index: int, form: str) -> Example:
-    """The conversation of a row. form: what the source's kind is called, for the particulars. Raises BadSample."""
+    """The conversation of a row. BadSample where it cannot be used.
+
+    Args:
+        index: number of the row. form: name of the source's form, for the error's detail.
+    """
     key = str(row.get("id", index)) if isinstance(row, dict) else str(index)
     try:
         return _example(key, row)
@@ -54,7 +58,7 @@ def _example(key: str, row: dict[str, Any]) -> Example:
     if unseen := next((name for name in _UNSEEN if row.get(name)), None):
         raise BadSample("conversation: holds what is not read", unseen)
     names = _names(row)
-    left = list(range(len(names)))  # those that stand nowhere yet
+    left = list(range(len(names)))  # images that no text has placed yet
     turns: list[tuple[str, str]] = []
     images: list[Any] = []
     for turn in row[next((name for name in _TURNS if name in row), _TURNS[0])]:
@@ -68,7 +72,7 @@ def _example(key: str, row: dict[str, Any]) -> Example:
             elif image is not None:
                 images.append(image)
     others = [names[number] for number in left]
-    if others and not images and turns:  # nothing says where they stand
+    if others and not images and turns:  # nothing says where the images are
         first = next((n for n, (role, _) in enumerate(turns) if role == "user"), 0)
         turns[first] = (turns[first][0], f"{IMAGE}\n" * len(others) + turns[first][1])
     system = turns.pop(0)[1] if turns and turns[0][0] == "system" else _text(row.get("system") or "") or None
@@ -76,8 +80,8 @@ def _example(key: str, row: dict[str, Any]) -> Example:
 
 
 def _turn(turn: dict[str, Any]) -> tuple[str, str, list[Any]]:
-    """Whose turn it is, its text with a mark for each image, and its images: itself or its name, its number among the
-    row's, or None for the next of these."""
+    """(role, text with <image> for each image, images) of a turn. An image is bytes or a name, its number among the
+    row's images, or None for the next of these."""
     said = str(turn["role"] if "role" in turn else turn["from"])
     if (role := _ROLES.get(said.strip().lower())) is None:
         raise BadSample("conversation: a turn of an unknown role", said)
@@ -92,7 +96,8 @@ def _turn(turn: dict[str, Any]) -> tuple[str, str, list[Any]]:
 
 
 def _joined(parts: list[Any]) -> tuple[str, list[Any]]:
-    """Text and images of a message in parts. Images stand where the texts say so, else where their parts do."""
+    """(text, images) of a message in parts. Images are where the texts have <image>, else at the place of their
+    part."""
     texts, marked = "", ""
     given: list[Any] = []
     for part in parts:
@@ -111,13 +116,13 @@ def _joined(parts: list[Any]) -> tuple[str, list[Any]]:
 
 
 def _names(holder: dict[str, Any]) -> list[Any]:
-    """The images that a row or a turn names."""
+    """The images of a row or a turn."""
     given: Any = next((holder[name] for name in _NAMES if holder.get(name)), [])
     return [_image(item) for item in ([given] if isinstance(given, (str, dict)) else given)]
 
 
 def _image(value: Any) -> str | bytes:
-    """The name of an image, or the bytes of one that is there itself."""
+    """The name of an image, or its bytes where the row contains the image itself."""
     if isinstance(value, dict):
         if held := value.get("bytes") or value.get("data"):
             return base64.b64decode(_text(held), validate=True)

@@ -1,7 +1,4 @@
-"""Conversations in JSON, as LLaVA, ShareGPT and chat servers write them (`recap.sft.dialogue_rows`).
-
-A file is a list of rows, or has a row a line.
-"""
+"""Reads JSON files of conversations (`recap.sft.dialogue_rows`): a list of rows, or one row a line."""
 
 from __future__ import annotations
 
@@ -20,9 +17,9 @@ from recap.sft.source import Source
 from recap.sft.templates import BadSample, check_turns
 
 _FORMS = {"llava": "LLaVA's", "sharegpt": "ShareGPT's", "messages": "messages'"}
-_LOOKED_AT = 16  # rows, when a launch asks whether a file holds conversations
-_HEAD = 4 << 20  # characters that are read for them
-_BETWEEN = re.compile(r"[\s,\[]*")  # what may stand before a row
+_LOOKED_AT = 16  # rows that are parsed at launch, to check that a file holds conversations
+_HEAD = 4 << 20  # characters that are read for these rows
+_BETWEEN = re.compile(r"[\s,\[]*")  # characters that may come before a row
 
 
 class Dialogues:

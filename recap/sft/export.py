@@ -1,9 +1,10 @@
-"""Write a trained captioner for others: transformers, the caption job, vLLM.
+"""Writes a trained captioner so that transformers, the caption job and vLLM can load it.
 
     python -m recap.sft.export RUN OUT [--samples N]      a checkpoint of a run (default: the newest)
 
-Frozen parameters are copied from the checkpoint that training began from, bit for bit; adapters are merged. The keys
-of a CLIP tower read `vision_tower.vision_model.`, as vLLM wants and transformers accepts. Needs one model's memory.
+Frozen parameters are copied bit for bit from the checkpoint that training started from, and adapters are merged. The
+keys of a CLIP tower begin with `vision_tower.vision_model.`, which vLLM expects and transformers accepts. Needs memory
+for one model.
 """
 
 from __future__ import annotations
@@ -12,16 +13,10 @@ import argparse
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from hpc.base.errors import Exit, Parser, UserError
 from hpc.run.directory import Run
 from recap.sft.saving import write
-
-if TYPE_CHECKING:
-    pass
-
-_PREFIX = "llava."  # of the model inside CaptionLoss
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,8 +1,8 @@
-"""Floating-point operations of a training step, from the model's own shapes and from what of it is trained.
+"""Floating-point operations of a training step, by the model's shapes and by which parts are trained.
 
-Counted are the matrices, convolutions and attentions of every part, each where it is computed: the tower once an image,
-the layers once a token, the head once a supervised token. An attention counts all pairs of a sample's tokens, as is
-usual; kernels that skip the half that comes later do less. Recomputed activations do not count.
+Matrices, convolutions and attention are counted: the tower once for each image, the layers once for each token, the
+head once for each supervised token. As usual, attention is counted for all pairs of a sample's tokens, although causal
+kernels skip half of them. Recomputed activations are not counted.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Costs:
-    """Operations of training: a token, a pair of tokens of one sample, an image, a supervised token."""
+    """FLOPs of training, forward and backward, for each token, pair of tokens in a sample, image, and supervised
+    token."""
 
     token: float
     pair: float
@@ -23,13 +24,13 @@ class Costs:
     answer: float
 
     def of(self, tokens: int, images: int, answers: int) -> float:
-        """Of one sample; tokens: its images' included."""
+        """FLOPs of one sample. tokens: including those of its images."""
         return self.token * tokens + self.pair * tokens**2 + self.image * images + self.answer * answers
 
 
 def costs_of(llava: Any) -> Costs:
-    """A forward pass takes 2 operations a weight and token; a backward pass 2 more for the gradient of a matrix that is
-    trained, and 2 for that of its input, where anything before or in its layer is trained."""
+    """The costs of a model. A forward pass takes 2 operations for each weight and token; a backward pass takes 2 more
+    for the gradient of a matrix that is trained, and 2 for that of its input where anything before it is trained."""
     tower = getattr(llava.model.vision_tower, "vision_model", llava.model.vision_tower)
     side, patch = llava.config.vision_config.image_size, llava.config.vision_config.patch_size
     patches, width = (side // patch) ** 2, llava.config.vision_config.hidden_size
@@ -37,7 +38,7 @@ def costs_of(llava: Any) -> Costs:
     used = _layers_used(llava.config.vision_feature_layer, len(tower.encoder.layers))
     for number, layer in enumerate(tower.encoder.layers):
         before, moved = moved, moved or (_trained(layer) and number < used)
-        flows = moved and number < used  # no gradient reaches the layers behind the features
+        flows = moved and number < used  # no gradient reaches layers after the features that are used
         image += _matrices(layer, flows, before) * (patches + 1) + _attention(width, flows) * (patches + 1) ** 2
     before, projector = moved, llava.model.multi_modal_projector
     moved = moved or _trained(projector)
@@ -60,10 +61,10 @@ def _trained(module: nn.Module) -> bool:
 
 
 def _matrices(module: nn.Module, flows: bool, before: bool) -> float:
-    """Operations a token. flows: whether a gradient passes through; before: whether it is wanted of the input."""
+    """Operations for each token. flows: whether a gradient passes through. before: whether the input needs one."""
     kernels = [p for p in module.parameters() if p.ndim >= 2]
     found = sum(p.numel() * (2.0 + 2.0 * p.requires_grad + 2.0 * flows) for p in kernels)
-    if flows and not before:  # the first matrices of the first trained part have an input that wants no gradient
+    if flows and not before:  # the input of the first trained part needs no gradient
         found -= sum(2.0 * p.numel() for p in _first(module))
     return found
 
@@ -79,11 +80,11 @@ def _first(module: nn.Module) -> list[nn.Parameter]:
 
 
 def _attention(width: int, flows: bool) -> float:
-    """Operations a pair of tokens: scores and values, and twice as much backwards."""
+    """Operations for each pair of tokens: scores and values, and twice as many in the backward pass."""
     return 4.0 * width * (3 if flows else 1)
 
 
 def _layers_used(chosen: int | list[int], count: int) -> int:
-    """Of the tower: hidden_states[n] comes after n layers."""
+    """How many layers of the tower are used: hidden_states[n] is the output of n layers."""
     numbers = [chosen] if isinstance(chosen, int) else chosen
     return max(number if number >= 0 else count + 1 + number for number in numbers)

@@ -1,4 +1,4 @@
-"""Images by the names that conversations call them: in a folder, in zips, in tars."""
+"""Reads images by the names that conversations give them: from a folder, zips, or tars."""
 
 from __future__ import annotations
 
@@ -15,10 +15,8 @@ from recap.sft.templates import BadSample
 
 
 class ImageStore:
-    """Images by name: in a folder, in zips, or in tars. Archives are listed once, and opened anew in each process.
-
-    A name that two archives hold stands for neither image.
-    """
+    """Images by name. Archives are listed once, and opened again in each process. A name that is in two archives is an
+    error, since it is not clear which image is meant."""
 
     def __init__(self, place: str) -> None:
         self._folder: Path | None = None
@@ -60,7 +58,7 @@ class ImageStore:
             self._twice[plain] = file
 
     def read(self, name: str) -> bytes:
-        """The file's bytes. Raises BadSample."""
+        """The bytes of an image file. BadSample where it cannot be read."""
         try:
             if self._folder is not None:
                 return (self._folder / name).read_bytes()
@@ -74,7 +72,11 @@ class ImageStore:
             return os.pread(self._handle(file, lambda path: os.open(path, os.O_RDONLY)), size, offset)
         except (OSError, KeyError) as error:
             raise BadSample("image: missing", f"{name}: {type(error).__name__}") from error
-        except (zipfile.BadZipFile, zlib.error, RuntimeError) as error:  # RuntimeError: encrypted, or compressed oddly
+        except (
+            zipfile.BadZipFile,
+            zlib.error,
+            RuntimeError,
+        ) as error:  # RuntimeError: encrypted, or an unknown compression
             raise BadSample("image: damaged", f"{name}: {error}") from error
 
     def _handle(self, path: str, opener: Any) -> Any:

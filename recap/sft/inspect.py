@@ -1,9 +1,9 @@
-"""What the model will be shown: rendered samples with the supervised words marked, and what is rejected.
+"""Shows training samples as the model will get them, with supervised words marked, and counts rejected samples.
 
     python -m recap.sft.inspect configs/sft/align.yaml [key=value ...] [--samples 3] [--check 1000]
 
-Words that are learned stand between ▶ and ◀ (in green on a terminal), the image's tokens as <image> × n. --check
-renders more samples without showing them, and counts rejections and the fill of packed rows. Exit codes: 0, or 1 if
+Supervised words are between ▶ and ◀ (green on a terminal), and an image's tokens are shown as <image> × n. --check
+renders more samples without showing them, and counts rejections and how full packed rows are. Exit codes: 0, or 1 if
 more samples are rejected than `train.max_rejected` allows, 64 for a wrong config.
 """
 
@@ -58,7 +58,7 @@ def marked(task: SftTask, rendered: Rendered) -> Text:
 
 
 def survey(task: SftTask, count: int) -> tuple[list[Ready], Counter[str]]:
-    """The first samples of the stream that can be used, and why others cannot. Images are opened too."""
+    """(the first usable samples of the stream, how many others are not usable by reason). Images are opened too."""
     good: list[Ready] = []
     bad: Counter[str] = Counter()
     for position in range(count):
@@ -73,7 +73,7 @@ def survey(task: SftTask, count: int) -> tuple[list[Ready], Counter[str]]:
 
 
 def report(task: SftTask, show: int, check: int, console: Console) -> int:
-    """Print; the exit code."""
+    """Print the report; return the exit code. show, check: how many samples are shown, and rendered."""
     good, bad = survey(task, check)
     for ready in good[:show]:
         learned = sum(ready.rendered.learned)

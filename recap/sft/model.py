@@ -1,4 +1,4 @@
-"""The captioner as it is trained: what moves, adapters, and a loss that makes logits only where they count."""
+"""The captioner as it is trained: which parameters, adapters, and a loss that computes only supervised logits."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ class CaptionLoss(nn.Module):
 
     Args:
         llava: the model.
-        chunk: supervised positions whose logits exist at a time (the rest are recomputed); 0: all.
+        chunk: supervised positions whose logits are in memory at a time (in the backward pass they are recomputed);
+            0: all.
     """
 
     def __init__(self, llava: LlavaForConditionalGeneration, chunk: int) -> None:
@@ -34,13 +35,18 @@ class CaptionLoss(nn.Module):
     def forward(self, micro: dict[str, Any]) -> torch.Tensor:
         """Sum of the losses, float32 scalar.
 
-        micro: input_ids, position_ids int64 [rows, tokens] (positions restart with each sample), with the bounds that
-        `recap.sft.attention.boundaries` takes; at int64 [n], flat positions whose next token is supervised; labels
-        int64 [n]; pixel_values float [images, 3, side, side] in the order of the image tokens, whose flat positions are
-        image_at int64. Rows of text alone come with one blank picture, which goes nowhere.
+        Args:
+            micro: a dict of
+                input_ids, position_ids: int64 [rows, tokens]; positions restart with each sample.
+                bounds and longest sample: see `recap.sft.attention.lengths`.
+                at: int64 [n], positions in the flattened rows whose next token is supervised.
+                labels: int64 [n], these next tokens.
+                pixel_values: float [images, 3, side, side], in the order of the image tokens.
+                image_at: int64, positions of the image tokens in the flattened rows. Without any, there is one blank
+                    image, whose features are not used.
 
-        There is one way through, whatever the rows hold: under FSDP2 ranks meet in the order of their layers, and one
-        that did without its tower, or came to it later, would meet others at the wrong one.
+        All rows take the same path through the modules, with or without images: under FSDP2 all ranks must use their
+        layers in the same order, or their collectives would not match.
         """
         model = self.llava.model
         features = torch.cat(list(model.get_image_features(micro["pixel_values"], return_dict=True).pooler_output))
@@ -55,6 +61,7 @@ class CaptionLoss(nn.Module):
         return self._loss(hidden.flatten(0, 1).index_select(0, micro["at"]), micro["labels"])
 
     def _loss(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Sum of cross entropies, float32 scalar. hidden: [n, H] of the supervised positions. labels: int64 [n]."""
         if not self._chunk or len(labels) <= self._chunk:
             return self._entropy(hidden, labels)
         parts = zip(hidden.split(self._chunk), labels.split(self._chunk), strict=True)
@@ -65,7 +72,7 @@ class CaptionLoss(nn.Module):
 
 
 def load(folder: Path, config: SftConfig, device: str = "cpu") -> CaptionLoss:
-    """The model in float32 on the CPU, adapters and all, with what is trained chosen. device: that it will be on."""
+    """The model in float32 on the CPU, with adapters, and requires_grad set. device: on which it will be trained."""
     llava = LlavaForConditionalGeneration.from_pretrained(
         folder, dtype=torch.float32, attn_implementation=_kernels(config, device)
     )
@@ -73,7 +80,7 @@ def load(folder: Path, config: SftConfig, device: str = "cpu") -> CaptionLoss:
 
 
 def layout(folder: Path, config: SftConfig, device: str = "cpu") -> CaptionLoss:
-    """What `load` makes, on the meta device."""
+    """The same as `load`, on the meta device."""
     with torch.device("meta"):
         llava = AutoModelForImageTextToText.from_config(
             AutoConfig.from_pretrained(folder), dtype=torch.float32, attn_implementation=_kernels(config, device)
@@ -82,7 +89,7 @@ def layout(folder: Path, config: SftConfig, device: str = "cpu") -> CaptionLoss:
 
 
 def _kernels(config: SftConfig, device: str) -> dict[str, str]:
-    """The attention of each part; an image's patches all see each other."""
+    """transformers' name of the attention of each part. In the tower, all patches attend to each other."""
     return {"text_config": choose_attention(config.attention, device), "vision_config": "sdpa"}
 
 
@@ -94,7 +101,7 @@ def _prepared(llava: Any, config: SftConfig) -> CaptionLoss:
 
 
 def add_adapters(llava: nn.Module, lora: LoraSettings) -> None:
-    """Put low-rank adapters beside the matrices that `lora.targets` names; names of other parameters stay."""
+    """Add low-rank adapters to the matrices that match `lora.targets`. The names of other parameters do not change."""
     if not lora.rank:
         return
     try:
@@ -109,7 +116,7 @@ def add_adapters(llava: nn.Module, lora: LoraSettings) -> None:
 
 
 def merge_adapters(llava: nn.Module) -> None:
-    """Add the adapters to their matrices, in place, and take them out."""
+    """Merge the adapters into their matrices, in place, and remove them."""
     for parent in list(llava.modules()):
         for name, child in list(parent.named_children()):
             if hasattr(child, "base_layer") and hasattr(child, "merge"):
@@ -119,9 +126,9 @@ def merge_adapters(llava: nn.Module) -> None:
 
 
 def choose(llava: Any, patterns: Iterable[str]) -> None:
-    """Train the parameters whose name matches a pattern, and adapters; freeze the others.
+    """Set requires_grad: parameters whose name matches a pattern and adapters are trained, others are frozen.
 
-    Parts of the vision tower behind the layer whose features are used are never trained: nothing depends on them.
+    Layers of the vision tower after the one whose features are used are never trained, since nothing depends on them.
     """
     wanted = [re.compile(pattern) for pattern in patterns]
     names = [name for name, _ in llava.named_parameters()]
@@ -138,19 +145,20 @@ def choose(llava: Any, patterns: Iterable[str]) -> None:
 
 
 def _behind_features(llava: Any) -> re.Pattern[str] | None:
-    """Names of the vision tower's parameters that the chosen features do not depend on; None where it is not known."""
+    """A pattern of the vision tower's parameters that the used features do not depend on; None where that is not
+    known."""
     layer, vision = llava.config.vision_feature_layer, llava.config.vision_config
     if not isinstance(layer, int) or vision.model_type != "clip_vision_model":
         return None
     count = vision.num_hidden_layers
-    used = layer if layer >= 0 else count + 1 + layer  # hidden_states[used] comes after that many layers
+    used = layer if layer >= 0 else count + 1 + layer  # hidden_states[used] is the output of that many layers
     numbers = "|".join(map(str, range(used, count)))
     layers = rf"|layers\.({numbers})\." if numbers else ""
     return re.compile(rf"vision_tower.*(post_layernorm{layers})")
 
 
 def check_rates(llava: nn.Module, rates: Iterable[str]) -> None:
-    """Raise UserError for a rate of parameters that are not there, or not trained."""
+    """UserError for a learning rate whose pattern matches no parameter that is trained."""
     trained = [name for name, p in llava.named_parameters() if p.requires_grad]
     for pattern in rates:
         if not any(re.search(pattern, name) for name in trained):
@@ -161,7 +169,7 @@ def check_rates(llava: nn.Module, rates: Iterable[str]) -> None:
 
 
 def relative_rate(name: str, config: SftConfig) -> float:
-    """Learning rate of a parameter of `CaptionLoss`, relative to train.lr: the first pattern that matches."""
+    """Learning rate of a parameter of `CaptionLoss`, relative to train.lr, by the first matching pattern of `rates`."""
     own = name.removeprefix("llava.")
     return next((rate / config.train.lr for pattern, rate in config.rates.items() if re.search(pattern, own)), 1.0)
 

@@ -1,4 +1,5 @@
-"""Samples into rows, rows onto ranks: a pure function of the lengths, so that every rank knows the whole plan."""
+"""Packs samples into rows, and distributes rows over ranks. A pure function of lengths, so that every rank computes the
+same plan without communication."""
 
 from __future__ import annotations
 
@@ -7,10 +8,13 @@ from collections.abc import Sequence
 
 
 def pack(lengths: Sequence[int], capacity: int, multiple: int = 1) -> list[list[int]]:
-    """Samples (by number) of each row, rows longest first.
+    """The samples of each row, by number; the longest row first.
 
-    capacity: tokens of a row; 0: one sample a row. multiple: rows come in groups of so many (ranks x rows at once), and
-    are filled evenly, so that no rank waits for another.
+    Args:
+        lengths: tokens of each sample.
+        capacity: tokens of a row; 0: one sample a row.
+        multiple: the number of rows is a multiple of this (ranks x rows at once), and rows are filled evenly, so that
+            no rank waits for another.
 
     >>> pack([5, 4, 3, 2, 2], 8)
     [[0, 2], [1, 3, 4]]
@@ -21,14 +25,14 @@ def pack(lengths: Sequence[int], capacity: int, multiple: int = 1) -> list[list[
     rows = _best_fit(order, lengths, capacity)
     even = _even(order, lengths, -(-len(rows) // multiple) * multiple)
     sizes = [sum(lengths[i] for i in row) for row in even]
-    if max(sizes, default=0) > capacity:  # rare: samples of nearly a row's length
+    if max(sizes, default=0) > capacity:  # even filling failed: some samples are nearly as long as a row
         even, sizes = rows, [sum(lengths[i] for i in row) for row in rows]
     longest_first = sorted(range(len(even)), key=lambda number: (-sizes[number], number))
     return [even[number] for number in longest_first if even[number]]
 
 
 def _best_fit(order: Sequence[int], lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """As few rows as best fit decreasing needs: within a few per cent of the least."""
+    """Rows by best-fit decreasing, whose number is within a few per cent of the minimum."""
     rows: list[list[int]] = []
     free: list[int] = []
     for i in order:
@@ -44,7 +48,7 @@ def _best_fit(order: Sequence[int], lengths: Sequence[int], capacity: int) -> li
 
 
 def _even(order: Sequence[int], lengths: Sequence[int], count: int) -> list[list[int]]:
-    """Samples over `count` rows of nearly equal length: each, longest first, to the shortest row."""
+    """`count` rows of nearly equal length: each sample, the longest first, goes to the shortest row."""
     rows: list[list[int]] = [[] for _ in range(count)]
     heap = [(0, number) for number in range(count)]
     for i in order:
@@ -55,8 +59,10 @@ def _even(order: Sequence[int], lengths: Sequence[int], count: int) -> list[list
 
 
 def deal(rows: list[list[int]], at_once: int, rank: int, world: int) -> list[list[list[int]]]:
-    """This rank's forward passes: lists of up to `at_once` rows of similar length. Equally many passes on every rank,
-    of equally many rows but for one; a pass is empty only where there are fewer rows than ranks.
+    """This rank's forward passes, each a list of up to `at_once` rows of similar length.
+
+    All ranks have the same number of passes, and numbers of rows that differ by one at most. A pass is empty only where
+    there are fewer rows than ranks.
 
     >>> [deal([[0], [1], [2], [3], [4], [5]], 2, rank, 2) for rank in (0, 1)]
     [[[[0], [2]], [[4]]], [[[1]], [[3], [5]]]]
@@ -67,5 +73,6 @@ def deal(rows: list[list[int]], at_once: int, rank: int, world: int) -> list[lis
 
 
 def _seat(turn: int, rank: int, world: int) -> int:
-    """Forth and back, so that no rank always gets the longest rows."""
+    """The place of a rank in a turn: ranks are served forwards and backwards in turn, so that none always gets the
+    longest rows."""
     return rank if turn % 2 == 0 else world - 1 - rank

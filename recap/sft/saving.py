@@ -1,4 +1,4 @@
-"""Write a fine-tuned model for others: transformers, the caption job, vLLM."""
+"""Writes a fine-tuned model so that transformers, the caption job and vLLM can load it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Trained(Protocol):
-    """What is saved of a fine-tuning: the checkpoint that it began from, and how it made prompts."""
+    """What saving needs of a fine-tuning: the checkpoint that it started from, its config, and how it renders
+    prompts."""
 
     folder: Path
     config: SftConfig
@@ -30,9 +31,10 @@ class Trained(Protocol):
 
 
 def write(task: Trained, weights: dict[str, torch.Tensor], folder: Path) -> None:
-    """Write `folder` as a whole: model, tokenizer, processors, chat template.
+    """Write `folder` atomically: model, tokenizer, processors, chat template.
 
-    weights: the trained parameters in full, by their names in `CaptionLoss`.
+    Args:
+        weights: full tensors of the trained parameters, by their names in `CaptionLoss`.
     """
     made = models.load(task.folder, task.config)
     missing = made.load_state_dict(weights, strict=False)
@@ -56,12 +58,12 @@ def dtype_of(task: Trained) -> torch.dtype:
 
 
 def save(llava: LlavaForConditionalGeneration, processor: Any, folder: Path, dtype: torch.dtype, chat: str) -> None:
-    """`save_pretrained` of model and processor, with vLLM's spelling of the tower's keys."""
+    """`save_pretrained` of model and processor, with the names of the tower's keys that vLLM expects."""
     folder.mkdir(parents=True, exist_ok=True)
     llava.to(dtype).save_pretrained(folder)
     processor.chat_template = chat
     processor.save_pretrained(folder)
-    processor.image_processor.save_pretrained(folder)  # preprocessor_config.json, which older loaders ask for
+    processor.image_processor.save_pretrained(folder)  # preprocessor_config.json, for older loaders
     if llava.config.vision_config.model_type == "clip_vision_model":
         for file in folder.glob("*.safetensors"):
             _spell_tower(file)
@@ -69,12 +71,12 @@ def save(llava: LlavaForConditionalGeneration, processor: Any, folder: Path, dty
 
 
 def end_captions(llava: LlavaForConditionalGeneration, tokenizer: Any, end: int) -> None:
-    """Name the tokens that captions end with: the one that answers were trained to end with, and the marks that the
-    model knew already. The other generation settings stay."""
+    """Set the tokens that end captions in the generation settings: the one that answers were trained to end with, and
+    the end tokens that the model had already. The other settings are unchanged."""
     settings = llava.generation_config
     places = (settings, llava.config, llava.config.get_text_config(), tokenizer)
     named: Any = next((found for p in places if (found := getattr(p, "eos_token_id", None)) is not None), [])
-    marks = {*tokenizer.added_tokens_decoder, tokenizer.eos_token_id}  # an earlier stage's line break is none
+    marks = {*tokenizer.added_tokens_decoder, tokenizer.eos_token_id}  # drops the line break of an earlier stage
     known = [token for token in (named if isinstance(named, list) else [named]) if token in marks]
     ends = list(dict.fromkeys([*known, end]))
     settings.eos_token_id = ends if len(ends) > 1 else end
@@ -82,7 +84,7 @@ def end_captions(llava: LlavaForConditionalGeneration, tokenizer: Any, end: int)
     try:
         settings.validate(strict=True)
     except ValueError:
-        settings.do_sample = True  # older checkpoints name a temperature and leave this out, which is refused today
+        settings.do_sample = True  # older checkpoints set a temperature without it, which transformers now refuses
 
 
 def _spelled(name: str) -> str:

@@ -10,7 +10,7 @@ from recap.engine.settings import PAPER_PROMPT
 
 @dataclass
 class Source:
-    """Where conversations about images come from; several are joined one after another, then shuffled."""
+    """Where conversations about images come from. Several sources are concatenated, then shuffled."""
 
     kind: str = semantic(
         "llava", "llava | sharegpt | messages (JSON or JSON lines) | columns (tars, with captions) | world"

@@ -1,6 +1,6 @@
-"""Where conversations and images come from: JSON files, tars with captions, generated worlds.
+"""The sources of conversations and images: JSON files, tars with captions, generated worlds.
 
-Texts are held in memory, made on demand, or streamed; images are decoded only by the rank that needs them.
+Texts are held in memory, generated on demand, or streamed. Images are decoded only by the rank that needs them.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from recap.sft.templates import IMAGE
 
 
 class Corpus:
-    """All sources, each as often as its `repeat` says, shuffled.
+    """All sources, each `repeat` times, shuffled.
 
-    Those whose samples can be asked for in any order are laid end to end and shuffled by a permutation. Tars have an
-    order of their own; their samples stand among the others at regular distances.
+    Sources with random access are concatenated and shuffled by a permutation. Sources of tars have an order of their
+    own; their samples are inserted at regular distances.
 
     Args:
-        shared: what rank 0 found out about the sources of tars, by `shared_name`; those that are not there are
-            looked at here. name: of the sources.
+        shared: by `shared_name`, the files that rank 0 made for the sources of tars; others are indexed here.
+        name: of this list of sources ("data" or "held_out"), for `shared_name`.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Corpus:
         self._listed = Listed([source for source in sources if source.kind != "columns"], seed)
         self.tars: list[Tars] = []
         self._manifests: dict[str, str] = {}
-        self._sizes: list[int] = []  # of an epoch: of each of the tars, then of the others
+        self._sizes: list[int] = []  # samples in an epoch of each source of tars, then of all others together
         for number, source in enumerate(sources):
             if source.kind == "columns":
                 made = shared_name(name, number)
@@ -55,7 +55,8 @@ class Corpus:
         return sum(self._sizes)
 
     def at(self, position: int) -> tuple[Example, Conversations | Tars]:
-        """The sample at a position of the endless stream, and where its images come from. Raises BadSample."""
+        """(the sample at a position of the endless stream, the source of its images). BadSample where it is
+        unusable."""
         part, own = self._part(position)
         if part < len(self.tars):
             return self.tars[part].at(own), self.tars[part]
@@ -64,16 +65,19 @@ class Corpus:
         return source.example(number, epoch), source
 
     def digest(self) -> list[str]:
-        """Of the samples of tars and their order."""
+        """Digests of the samples of each source of tars and their order."""
         return [tars.plan.digest for tars in self.tars]
 
     def manifests(self) -> dict[str, str]:
-        """Digests of what says where the tars' columns lie, by the source's name."""
+        """Digests of the manifests of the tars' columns, by the source's `shared_name`."""
         return self._manifests
 
     def _part(self, position: int) -> tuple[int, int]:
-        """Which part a position belongs to, and the position in that part's own endless stream: of a line of `total`
-        samples, those at which the count of a part's share goes up by one are the part's."""
+        """(number of the part that a position belongs to, the position in that part's own endless stream).
+
+        The parts are interleaved evenly: a position belongs to a part where the rounded share of the part in the
+        positions so far goes up by one.
+        """
         epoch, offset = divmod(position, len(self))
         total = len(self)
         for part, size in enumerate(self._sizes):
@@ -85,12 +89,12 @@ class Corpus:
 
 
 def shared_name(name: str, number: int) -> str:
-    """Of a source of tars, by its number among the sources called `name`."""
+    """The name of a source of tars, by its number in the list of sources `name`."""
     return f"{name}-{number}"
 
 
 class Listed:
-    """Sources one after another, each as often as its `repeat` says."""
+    """Sources with random access, concatenated, each `repeat` times."""
 
     def __init__(self, sources: Sequence[Source], seed: int) -> None:
         self.sources = [_open(source, seed) for source in sources]
@@ -105,7 +109,7 @@ class Listed:
         return self._ends[-1] if self._ends else 0
 
     def find(self, index: int) -> tuple[Conversations, int]:
-        """(source, index in it) of a sample."""
+        """(source, index in it) of the sample at `index`."""
         number = bisect.bisect_right(self._ends, index)
         before = self._ends[number] - self._sizes[number]
         return self.sources[number], (index - before) % self._single[number]
@@ -116,7 +120,8 @@ def _open(source: Source, seed: int) -> Conversations:
 
 
 class World:
-    """Generated pictures whose caption is known: `path` is sample(seed, index) of a module of recap.worlds."""
+    """Generated images with known captions. The source's `path` names a function sample(seed, index) of
+    recap.worlds."""
 
     def __init__(self, source: Source, seed: int) -> None:
         self._sample = load(source.path, "data: `path`")

@@ -1,5 +1,5 @@
-"""Whether a fine-tuning can start, as far as the small files of its checkpoint tell: asked at launch, before any
-weights are read. Torch-free; recap.sft.settings checks what the config alone tells, recap.sft.tars the tars.
+"""Checks at launch, by the small files of the checkpoint, that a fine-tuning can start. No weights are read.
+Torch-free. recap.sft.settings checks the config itself, recap.sft.tars the tars.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _ATTENTION = ("auto", "sdpa", "flash_attention_2", "flex_attention", "eager")
 
 
 def check(config: SftConfig) -> None:
-    """UserError for the first thing that cannot work: what, where, and what to do."""
+    """UserError for the first problem: what is wrong, where, and what to do."""
     _check_packages(config)
     if not config.model:
         _check_importable("make", config.make)
@@ -51,7 +51,7 @@ def _check_packages(config: SftConfig) -> None:
 
 
 def _check_importable(where: str, path: str) -> None:
-    """The module of a dotted path is there; it is not imported, since it may need torch."""
+    """UserError where the module of a dotted path does not exist. It is not imported, since it may need torch."""
     module = path.rpartition(".")[0]
     try:
         found = bool(module) and importlib.util.find_spec(module) is not None
@@ -62,7 +62,8 @@ def _check_importable(where: str, path: str) -> None:
 
 
 def _check_tokenizer(config: SftConfig, folder: Path) -> None:
-    """It is a fast one, knows the image's mark, and has the template's end mark as one token."""
+    """UserError unless the tokenizer is a fast one, has a token for images, and one for the template's end of
+    answers."""
     from tokenizers import Tokenizer
 
     file = folder / "tokenizer.json"
@@ -70,7 +71,7 @@ def _check_tokenizer(config: SftConfig, folder: Path) -> None:
         raise UserError(f"config: `model`: {folder} has no tokenizer.json: only a fast tokenizer tells offsets.")
     try:
         tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises nothing narrower
+    except Exception as error:  # the library raises plain Exception
         raise UserError(f"config: `model`: {file} cannot be read: {error}") from error
     settings = _marks(folder)
     image = settings.get("image_token") or IMAGE
@@ -110,7 +111,7 @@ def _marks(folder: Path) -> dict[str, str]:
 
 
 def _check_length(config: SftConfig, about: dict[str, Any]) -> None:
-    """A sample has room for an image and words, and the language model for a sample."""
+    """UserError unless a sample has room for an image and words, and the model's context for a sample."""
     vision, text = about.get("vision_config") or {}, about.get("text_config") or {}
     side, patch = vision.get("image_size"), vision.get("patch_size")
     if side and patch and (features := (side // patch) ** 2) >= config.max_tokens:

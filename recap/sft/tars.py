@@ -1,9 +1,9 @@
-"""Fine-tuning from tars: images, and captions from a column of ours or from the tars themselves.
+"""Fine-tuning from tars: images, and captions from a column of this toolkit or from the tars themselves.
 
-Read by the reader that CLIP and DiT trainers have (`recap.data.joined`): a sample is a shard and a key, a column is
-joined block by block and its digests are compared with the images. The order is a plan's; memory holds a window of
-blocks, never the data set. Every rank reads all tars, since all must know all texts to agree on how rows are packed:
-fine-tuning looks at few images, many times.
+They are read by the reader of the CLIP and DiT trainers (`recap.data.joined`): a sample is a shard and a key, a column
+is joined block by block, and its digests are compared with the images. Samples come in the order of a stream plan;
+memory holds a window of blocks, never the data set. Every rank reads all tars, since all ranks must know all texts to
+agree on how rows are packed; data sets of fine-tuning are small.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from recap.sft.example import Example, decoded
 from recap.sft.source import Source
 from recap.sft.templates import IMAGE, BadSample
 
-_TEXT = "text"  # the column's name here
+_TEXT = "text"  # the name that the column gets here
 _WINDOW = 8  # blocks of 512 samples among which samples are shuffled, and which a rank holds
 
 
 def data_of(source: Source) -> JoinedDataConfig:
-    """A source's tars and its one column, as the readers of all trainers take them."""
+    """The data config of a source's tars and its one column, as the readers of all trainers take it."""
     if not source.column:
         member = source.member.lower().lstrip(".")
         column = ColumnConfig(member=member, field=source.field if member == "json" else None)
@@ -43,7 +43,7 @@ def data_of(source: Source) -> JoinedDataConfig:
 
 
 def check(where: str, source: Source) -> None:
-    """UserError where the tars do not exist or have no ranges, or the column does not hold every one of them."""
+    """UserError where tars do not exist or cannot be read in ranges, or the column lacks some of them."""
     data = data_of(source)
     try:
         check_columns(data, [_TEXT])
@@ -52,10 +52,10 @@ def check(where: str, source: Source) -> None:
 
 
 class Tars:
-    """Each sample is one question and its caption. Samples come in the order of the plan, epoch by epoch.
+    """A source of tars. Each sample is one question and its caption, in the order of the plan, epoch by epoch.
 
     Args:
-        shared: what rank 0 found out about them; None: it is found out here, and kept in memory.
+        shared: files that rank 0 made; None: index and columns are read here, and kept in memory.
     """
 
     def __init__(self, source: Source, seed: int, shared: SharedInput | None) -> None:
@@ -68,19 +68,24 @@ class Tars:
         blocks = blocks_of(self._data, [] if shared else list_shards(self._data), shared)
         if not blocks.samples:
             raise UserError(f"data: the tars of {source.path} hold no sample")
-        self.damaged = len(blocks.damaged())  # tars, of which the samples before the damage are used
+        self.damaged = len(blocks.damaged())  # number of damaged tars, whose samples before the damage are used
         self.plan = StreamPlan(blocks, seed, self._data.streams, self._data.window)
-        self._reader: Reader | None = None  # made where batches are: it has threads
+        self._reader: Reader | None = None  # opened by the first `at`, since it starts threads
 
     def __len__(self) -> int:
         """Samples of an epoch."""
         return min(self.plan.epoch_size, self._limit or self.plan.epoch_size)
 
     def at(self, position: int) -> Example:
-        """The sample at a position of the endless stream. A sample without a caption is none: another of its window
-        stands in its place. Raises BadSample, and UserError where tars and column do not belong together."""
+        """The sample at a position of the endless stream. A sample without a caption is replaced by another of its
+        window.
+
+        Raises:
+            BadSample: the sample cannot be used.
+            UserError: tars and column do not belong together.
+        """
         if self._limit:
-            position %= len(self)  # the first so many, again and again
+            position %= len(self)  # `samples` of the source: only the first ones, repeatedly
         if self._reader is None:
             self._reader = open_reader(self.plan, self._data, self._shared)
         slot = self._reader.place(position)
@@ -92,7 +97,7 @@ class Tars:
         return Example(found.name, turns, [found], passed=passed)
 
     def image(self, handle: Any) -> Image.Image:
-        """RGB. Raises BadSample where it is missing or damaged."""
+        """The image of a sample, RGB. BadSample where it is missing or damaged."""
         try:
             data = image_of(handle, self._data)
         except BadImage as error:

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning as the trainer core sees it (`recap.train.task.Task`)."""
+"""Supervised fine-tuning as a task of the trainer core (`recap.train.task.Task`)."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from recap.sft.templates import BadSample, Rendered, Renderer
 from recap.train.parallel import to_device
 from recap.train.task import Batch, EvaluationContext
 
-WITHOUT = "without a caption"  # samples of tars in whose place others stand
+WITHOUT = "without a caption"  # name of the count of samples of tars that were replaced by others
 
 
 @dataclass(frozen=True)
 class Ready:
-    """A sample that fits: its texts, its tokens, and where its images come from."""
+    """A usable sample: its texts, its tokens, and the source of its images."""
 
     example: Example
     rendered: Rendered
@@ -47,9 +47,8 @@ class SftTask:
 
     Args:
         folder: the checkpoint that training starts from.
-        device: what it is trained on, "cpu" or "cuda".
-        shared: what rank 0 found out about sources of tars, see `Corpus`.
-        name: of the data among them.
+        device: "cpu" or "cuda", on which it is trained.
+        shared, name: see `recap.sft.sources.Corpus`.
     """
 
     def __init__(
@@ -93,8 +92,8 @@ class SftTask:
         return models.relative_rate(name, self.config)
 
     def all_used(self) -> bool:
-        """Tried on the meta device, with the row that uses least: of some towers, layers behind the features that are
-        used could be trained without effect."""
+        """See `Task.all_used`. It is tried on the meta device, with a row that uses as little as possible: in some
+        towers there may be trained layers after the features that are used."""
         module = models.layout(self.folder, replace(self.config, attention="sdpa"))
         module(to_device(self.collate([], []), torch.device("meta"))).backward()
         return all(p.grad is not None for p in module.parameters() if p.requires_grad)
@@ -112,14 +111,14 @@ class SftTask:
         write(self, weights, folder)
 
     def evaluate(self, module: nn.Module, context: EvaluationContext) -> dict[str, float]:
-        """Mean loss of a supervised token of the held-out conversations, each once.
+        """The mean loss of the supervised tokens of all held-out conversations.
 
-        n: conversations that count; skipped: those that cannot be used; damaged: tars, whose samples before the damage
-        count.
+        n: conversations that count. skipped: those that cannot be used. damaged: damaged tars, whose samples before the
+        damage count.
         """
         held, ranks, step = self._held_out, context.ranks, self.config.train.batch
         assert held is not None, "checked with the config"
-        sums = [0.0] * (3 + bool(held.corpus.tars))  # loss, supervised tokens, what cannot be used, captions missing
+        sums = [0.0] * (3 + bool(held.corpus.tars))  # loss, supervised tokens, unusable samples, missing captions
         for first in range(0, held.size(), step):
             batch = held.batch(first, min(step, held.size() - first), ranks.rank, ranks.world)
             for micro in batch.micro:
@@ -142,7 +141,8 @@ class SftTask:
         return len(self.corpus)
 
     def ready(self, position: int) -> Ready:
-        """The sample at a position of the stream. Raises BadSample whose detail begins with the sample's key."""
+        """The sample at a position of the stream. BadSample, with the sample's key in its detail, where it is
+        unusable."""
         example, source = self.corpus.at(position)
         try:
             return Ready(example, self.renderer.render(example.turns, len(example.images), example.system), source)
@@ -150,7 +150,7 @@ class SftTask:
             raise BadSample(error.reason, f"{example.key}: {error.detail}") from error
 
     def batch(self, first: int, count: int, rank: int, world: int) -> Batch:
-        """See `Task.batch`. All ranks render all texts, so that they agree on the packing without a word."""
+        """See `Task.batch`. All ranks render all texts, so that they agree on the packing without communication."""
         fit: list[Ready] = []
         keys: list[str] = []
         rejected: list[tuple[str, str]] = []
@@ -178,9 +178,9 @@ class SftTask:
         return Batch(micro, float(weight), tokens, useful, keys, rejected, counts, flops)
 
     def collate(self, rows: Sequence[Sequence[Ready]], rejected: list[tuple[str, str]]) -> dict[str, Any]:
-        """Packed rows as tensors (see `CaptionLoss.forward`). A sample whose image cannot be read is not learned from,
-        and noted."""
-        full = self.config.pack if self.config.train.compile else 0  # compiled code wants one shape
+        """Packed rows as tensors (see `CaptionLoss.forward`). A sample whose image cannot be read is not supervised,
+        and added to `rejected`."""
+        full = self.config.pack if self.config.train.compile else 0  # compiled code needs a fixed shape
         longest = max([full, 1, *(sum(len(s.rendered.ids) for s in row) for row in rows)])
         ids = torch.full((max(len(rows), 1), longest), self._pad(), dtype=torch.long)
         positions = torch.arange(longest).repeat(max(len(rows), 1), 1)
@@ -209,7 +209,7 @@ class SftTask:
         }  # fmt: skip
 
     def _pictures(self, sample: Ready, rejected: list[tuple[str, str]]) -> list[Any] | None:
-        """A sample's images, None (and a note) where one cannot be read."""
+        """A sample's images; None where one cannot be read, which is added to `rejected`."""
         try:
             return [sample.source.image(handle) for handle in sample.example.images]
         except BadSample as error:
@@ -217,19 +217,19 @@ class SftTask:
             return None
 
     def _pad(self) -> int:
-        """A token for the ends of rows, where nothing is learned; never the image's."""
+        """The token that fills up rows: one that is not the image's."""
         tokenizer = self.processor.tokenizer
         return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
 
 
 def _held_out(config: SftConfig) -> SftConfig:
-    """With another seed, since a generated world would show what was trained on."""
+    """The config of the held-out data. It has another seed, or a generated world would give the training samples."""
     train = replace(config.train, seed=~config.train.seed)
     return replace(config, data=config.held_out, held_out=[], train=train)
 
 
 def features(shape: Any) -> int:
-    """Tokens of one image: its patches, and the class token unless the strategy drops it."""
+    """The number of tokens of one image: its patches, and the class token unless the selection strategy drops it."""
     vision = shape.vision_config
     count = (vision.image_size // vision.patch_size) ** 2
     return count + (shape.vision_feature_select_strategy != "default")

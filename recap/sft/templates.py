@@ -1,7 +1,8 @@
-"""Conversation templates: the text around questions and answers, and which of its tokens are learned.
+"""Conversation templates: the text around questions and answers, and which of its tokens are supervised.
 
-The whole conversation is tokenised at once; a token is supervised if its characters lie in an answer (or in the end
-mark that closes it). A sample that does not come out as meant is an error with a reason, never silently masked.
+The whole conversation is tokenised at once. A token is supervised if its characters are in an answer, or in the end
+mark that closes it. A sample that cannot be rendered as intended is an error with a reason; it is never silently
+masked.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ VICUNA_SYSTEM = (
 
 @dataclass(frozen=True)
 class Template:
-    """Texts around the turns. {bos} and {eos} stand for the tokenizer's own marks, {begin} for those that it puts
-    before every text. What follows an answer is one token, which ends captions too.
+    """The texts around turns. {bos} and {eos} stand for the tokenizer's special tokens, {begin} for the tokens that it
+    puts before every text.
 
-    system: what comes first; {system} stands for the system text.
-    asks: whether the user's words are shown (`plain` shows the image alone).
+    system: the beginning; {system} stands for the system text. system_text: its default.
+    user, assistant: (text before, text after) a turn. The text after an answer is one token, which also ends captions.
+    asks: whether the user's words are shown (`plain` shows only the image).
     """
 
     system: str
@@ -54,7 +56,7 @@ TEMPLATES = {
 
 
 class BadSample(Exception):
-    """A sample that cannot be learned from. `reason` is a short fixed phrase, `detail` the particulars."""
+    """A sample that cannot be used. reason: a short fixed phrase. detail: the particulars."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason} ({detail})" if detail else reason)
@@ -63,7 +65,8 @@ class BadSample(Exception):
 
 @dataclass(frozen=True)
 class Rendered:
-    """ids: token ids with each image's token repeated; learned: which of them are answers. Equal lengths."""
+    """A rendered conversation. ids: token ids, with an image's token repeated for each of its features. learned: for
+    each token whether it is supervised. images: their number."""
 
     ids: list[int]
     learned: list[bool]
@@ -71,11 +74,11 @@ class Rendered:
 
 
 class Renderer:
-    """Conversations to tokens, for one tokenizer.
+    """Renders conversations to tokens of one tokenizer.
 
     Args:
-        tokenizer: a fast one (it must give offsets).
-        image_tokens: features of one image, 576 for LLaVA-1.5.
+        tokenizer: a fast one, since character offsets are needed.
+        image_tokens: number of features of one image, 576 for LLaVA-1.5.
         max_tokens, too_long: see `SftConfig`.
     """
 
@@ -103,7 +106,7 @@ class Renderer:
         return text.replace("{bos}", bos).replace("{eos}", eos).replace("{begin}", begin)
 
     def _end_token(self, name: str) -> int:
-        """The token that closes an answer, and a caption. Raises UserError where the tokenizer has none."""
+        """The token that ends an answer, and a caption. UserError where the tokenizer has no such token."""
         mark = self._assistant[1]
         word, closed = (self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("a", "a" + mark))
         rest = closed[len(word) :] if closed[: len(word)] == word else []
@@ -118,10 +121,15 @@ class Renderer:
     def text(
         self, turns: Sequence[tuple[str, str]], closed: bool = True, system: str | None = None
     ) -> tuple[str, list[tuple[int, int]]]:
-        """The conversation and the spans (start, end) of its answers, end marks included, in characters.
+        """(the conversation's text, spans of its answers with their end marks: (start, end) in characters).
 
-        turns: ("user" | "assistant", text), alternating, beginning with the user. Raises BadSample.
-        closed: False leaves the end marks out. system: the conversation's own system text.
+        Args:
+            turns: ("user" | "assistant", text), alternating, beginning with the user.
+            closed: False leaves the end marks out.
+            system: the conversation's own system text.
+
+        Raises:
+            BadSample: the turns do not alternate.
         """
         check_turns(turns)
         if system is not None and not self._has_system:
@@ -135,13 +143,13 @@ class Renderer:
             else:
                 before, after = self._assistant[0], self._assistant[1] * closed
                 text += before
-                start = len(text.rstrip(" "))  # a blank before the answer is the model's to write
+                start = len(text.rstrip(" "))  # the model writes the blank before its answer
                 text += said.strip() + after
                 spans.append((start, len(text)))
         return text, spans
 
     def render(self, turns: Sequence[tuple[str, str]], images: int, system: str | None = None) -> Rendered:
-        """Tokens and mask of a conversation about so many images. Raises BadSample."""
+        """The tokens of a conversation about `images` images. BadSample where it cannot be rendered."""
         marks = sum(said.count(IMAGE) for role, said in turns if role == "user")
         if marks != images:
             raise BadSample("image tokens: not as many as images", f"{marks} in the text, {images} images")
@@ -160,8 +168,8 @@ class Renderer:
         return Rendered(ids, learned, images)
 
     def _tokens(self, turns: Sequence[tuple[str, str]], system: str | None) -> tuple[list[int], list[bool]]:
-        """Ids and mask. An end mark of plain characters ("\\n") would melt into what stands before it (".\\n" is one
-        token of LLaMA-3): it is put in as the token that captions end with."""
+        """(token ids, whether each is supervised). An end mark of ordinary characters ("\\n") could merge with the text
+        before it (".\\n" is one token of LLaMA-3), so it is inserted as the token that ends captions."""
         spliced = self._assistant[1] not in self._special
         text, spans = self.text(turns, not spliced, system)
         found = self._encode(text)
@@ -172,7 +180,7 @@ class Renderer:
         return ids, learned
 
     def chat_template(self) -> str:
-        """The same template as Jinja, for processors: a user's text and images, images first."""
+        """The same template in Jinja, for processors. In a user's message, images come before the text."""
         user, assistant = self._user, self._assistant
         images = "{% for part in message.content if part.type == 'image' %}"
         images += _jinja(self._image_token + ("\n" if self.template.asks else "")) + "{% endfor %}"
@@ -199,7 +207,7 @@ class Renderer:
         )
 
 
-# A message's words, without the white space around them, as training shows them.
+# The text of a message without surrounding white space, as in training.
 _WORDS = (
     "{% if message.content is string %}{{ message.content | trim }}{% else %}"
     "{{ message.content | selectattr('type', 'equalto', 'text') | map(attribute='text') | join | trim }}{% endif %}"
@@ -207,12 +215,12 @@ _WORDS = (
 
 
 def _jinja(text: str) -> str:
-    """Literal text; trailing newlines would be trimmed outside of an expression."""
+    """Literal text as an expression: outside of one, Jinja would trim trailing newlines."""
     return "{{ " + repr(text) + " }}" if text else ""
 
 
 def check_turns(turns: Sequence[tuple[str, str]]) -> None:
-    """Raises BadSample unless the user asks first and every question has an answer."""
+    """BadSample unless the user begins and every question has an answer."""
     if not turns or turns[0][0] != "user":
         raise BadSample("conversation: does not begin with the user")
     for number, (role, said) in enumerate(turns):
@@ -225,14 +233,14 @@ def check_turns(turns: Sequence[tuple[str, str]]) -> None:
 
 
 def _image_first(said: str) -> str:
-    """LLaVA puts the image before the words, on a line of its own."""
+    """The text with its images moved to the front, each on a line of its own, as LLaVA does."""
     count = said.count(IMAGE)
     rest = said.replace(IMAGE, "").strip()
     return f"{IMAGE}\n" * count + rest
 
 
 def _inside(text: str, offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[bool]:
-    """Whether each token lies in a span. One that begins before it may hold only white space there."""
+    """Whether each token is in a span. A token may begin before the span only with white space."""
     learned = []
     for start, end in offsets:
         span = next(((a, b) for a, b in spans if start < b and end > a), None)

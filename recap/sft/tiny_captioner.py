@@ -1,10 +1,10 @@
 """The tiny captioner that ships: `LlavaForConditionalGeneration`, 1.9 M parameters, for the words of a generated world.
 
-The checkpoint in recap/demo/captioner is this shape with random weights, trained by the toolkit's own fine-tuning job
-(`python -m hpc.launch configs/sft/demo.yaml`: 100,000 generated flags, 32 CPU-minutes on two cores); no real flag,
-picture or text was used. The generator was tuned on the "train" flags of flags_truth.csv; its author has seen the
-others too, as everyone has. `python -m recap.evaluate.captioner --model recap/demo/captioner` scores it on the held-out
-ones.
+The checkpoint in recap/demo/captioner has this shape, and was trained from random weights by the toolkit's own
+fine-tuning job (`python -m hpc.launch configs/sft/demo.yaml`: 100,000 generated flags, 32 CPU-minutes on two cores). No
+real flag, picture or text was used. The generator was tuned on the "train" flags of flags_truth.csv, by an author who
+knows the other flags too. `python -m recap.evaluate.captioner --model recap/demo/captioner` scores it on the held-out
+flags.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ World = Callable[[int, int], tuple[Any, Image.Image, str]]
 
 
 def build_tokenizer(world: World) -> PreTrainedTokenizerFast:
-    """Byte-level BPE over a world's grammar and the prompt: their words are single tokens, any other text still
-    encodes.
+    """A byte-level BPE tokenizer trained on a world's captions and the prompt, whose words are single tokens. Any other
+    text can be encoded, too.
     """
     texts = [world(-1, index)[2] for index in range(3000)]
     texts += [f"USER: \n{PAPER_PROMPT}\nASSISTANT:\n"] * 300
@@ -62,7 +62,7 @@ def build_tokenizer(world: World) -> PreTrainedTokenizerFast:
 
 
 def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
-    """Pad to a square on mid-gray, scale to 64 x 64, values in [-1, 1]."""
+    """A processor that pads to a square on mid-grey, resizes to 64 x 64, and scales to [-1, 1]."""
     image_processor = LlavaImageProcessorPil(
         do_pad=True,
         size={"shortest_edge": IMAGE_SIZE},
@@ -80,7 +80,8 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
 
 
 def build_model(vocabulary: int) -> LlavaForConditionalGeneration:
-    """CLIP vision 4 x 128 into LLaMA 3 x 160; heads of 32, which attention kernels know."""
+    """A CLIP tower (4 layers, width 128) and a LLaMA (3 layers, width 160), with heads of 32, which attention kernels
+    support. Random weights."""
     vision = CLIPVisionConfig(
         hidden_size=128,
         intermediate_size=512,
@@ -114,7 +115,7 @@ def build_model(vocabulary: int) -> LlavaForConditionalGeneration:
         tie_word_embeddings=False,
     )
     model = LlavaForConditionalGeneration(config)
-    # The default (0.02) drowns beside the patches' values, and where things are is most of what a flag is.
+    # The default deviation (0.02) is tiny beside the patches' values, and positions matter most for flags.
     for name, weight in model.named_parameters():
         if name.endswith("position_embedding.weight"):
             torch.nn.init.normal_(weight, std=0.3)

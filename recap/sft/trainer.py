@@ -1,4 +1,4 @@
-"""Supervised fine-tuning as a gang job sees it. Torch-free until `train`."""
+"""Supervised fine-tuning as a gang job (hpc.trainer.Trainer). Torch-free until `train`."""
 
 from __future__ import annotations
 
@@ -70,10 +70,10 @@ class SftTrainer:
         return table(self)
 
     def layouts(self) -> Iterator[Layout]:
-        """The model on the meta device; one to be made (`config.make`) is made, and thrown away. Loads torch."""
+        """The model on the meta device. One that the config makes (`config.make`) is made and deleted. Loads torch."""
         from recap.sft import model as models
 
-        config = dataclasses.replace(self.config, attention="sdpa")  # a launcher lacks the kernels of GPUs
+        config = dataclasses.replace(self.config, attention="sdpa")  # a login node may lack GPU kernels
         with tempfile.TemporaryDirectory(prefix="sft-") as place:
             module = models.layout(start_of(config, Path(place), make=True), config)
         yield Layout("", module, lambda name: models.relative_rate(name, config), config.train)
@@ -86,7 +86,7 @@ class SftTrainer:
         ]
 
     def samples(self) -> int:
-        """Of the whole training, 0 where `train.epochs` and the data say."""
+        """Samples of the whole training; 0 where it depends on `train.epochs` and the data's size."""
         return self.config.train.samples
 
     def train(self, gang: Gang) -> int:
@@ -109,7 +109,8 @@ class SftTrainer:
 
 
 def start_of(config: SftConfig, run: Path, *, make: bool = False) -> Path:
-    """The checkpoint that training starts from. One that is made (`config.make`) lies in the run, and is made once."""
+    """The folder of the checkpoint that training starts from. One that the config makes (`config.make`) is in the run's
+    directory, and made once, where `make` is true."""
     if config.model:
         return model_folder(config.model)
     folder = run / "start"
