@@ -73,7 +73,7 @@ def block_mask(positions: torch.Tensor) -> BlockMask:
     number = torch.arange(-(-tokens // _BLOCK), device=positions.device)
     first = starts[:, number * _BLOCK][
         :, :, None
-    ]  # starts never decrease along a row, so a block's first and last token bound them
+    ]  # starts never decrease along a row
     last = starts[:, ((number + 1) * _BLOCK - 1).clamp(max=tokens - 1)][:, :, None]
     query, key = number[:, None], number
     full = (key < query) & (key * _BLOCK >= last)

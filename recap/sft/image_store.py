@@ -76,7 +76,7 @@ class ImageStore:
             zipfile.BadZipFile,
             zlib.error,
             RuntimeError,
-        ) as error:  # RuntimeError: encrypted, or an unknown compression
+        ) as error:  # RuntimeError: encrypted
             raise BadSample("image: damaged", f"{name}: {error}") from error
 
     def _handle(self, path: str, opener: Any) -> Any:
