@@ -1,1 +1,1 @@
-"""CLIP: trained on a mix of original and new captions, evaluated, and exchanged with other libraries."""
+"""CLIP: training on a mix of original and new captions, evaluation, and exchange of weights with other libraries."""

@@ -1,4 +1,4 @@
-"""A CLIP's features of images and texts, for evaluations. Ranks encode a part each, and all get the whole."""
+"""A CLIP's features of images and texts, for evaluations. Each rank encodes a part, and all ranks get all features."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from recap.clip.weights import opened
 from recap.data.images import BadImage
 
 Picture = Callable[[], bytes]
-"""An image's bytes, when they are wanted."""
+"""Returns an image's bytes; called only when they are needed."""
 
 
 class Features:
-    """Features of length 1, by a module that is trained or was.
+    """Computes features of length 1.
 
     Args:
-        module: an `Objective`, perhaps sharded: every rank calls it equally often.
-        size: pixels of an image's side. context: tokens of a text.
-        prefix: the source token that texts are read with, where the model was trained with them.
+        module: an `Objective`. It may be sharded, so every rank calls it equally often.
+        size: pixels of an image's side. context: the most tokens of a text.
+        prefix: the source token put before texts, where the model was trained with such tokens.
         between: called after each batch, equally often on every rank.
-        group: ranks that share the work, of gloo; None: all.
-        preprocessing: of images; None: this toolkit's. Its mean and deviation are the module's to know.
+        group: gloo group of the ranks that share the work; None: all ranks.
+        preprocessing: geometry of images; None: this toolkit's. The module itself normalises pixels.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Features:
         self.device, self.batch, self.prefix, self._between, self._group = device, batch, prefix, between, group
 
     def readable(self, pictures: Sequence[Picture], names: Sequence[str]) -> tuple[torch.Tensor, dict[int, str]]:
-        """Features [N, D], and the images that cannot be read: number -> why. Their rows mean nothing."""
+        """(features float [N, D], reasons by number of the images that cannot be read; their rows are meaningless)."""
         failed: dict[int, str] = {}
 
         def pixels(number: int) -> np.ndarray:
@@ -72,14 +72,14 @@ class Features:
         return features, dict(sorted(failed.items()))
 
     def images(self, pictures: Sequence[Picture], names: Sequence[str]) -> torch.Tensor:
-        """Features [N, D]. UserError, on every rank, for an image that cannot be read."""
+        """Features float [N, D] of images. UserError, on every rank, for an image that cannot be read."""
         features, failed = self.readable(pictures, names)
         if failed:
             raise UserError(f"evaluate: {next(iter(failed.values()))}")
         return features
 
     def texts(self, texts: Sequence[str]) -> tuple[torch.Tensor, float]:
-        """Features [M, D], and the share of texts that the token limit cut."""
+        """(features float [M, D] of texts, the share of texts that were cut to the context)."""
 
         def ready(numbers: Sequence[int]) -> dict[str, torch.Tensor]:
             return {"ids": torch.from_numpy(self._ids([texts[n] for n in numbers])[0])}
@@ -95,7 +95,8 @@ class Features:
 
     @torch.no_grad()
     def _encoded(self, count: int, ready: Callable[[Sequence[int]], dict[str, torch.Tensor]]) -> torch.Tensor:
-        """All inputs' features, in their order. A rank whose part is used up encodes the first input once more."""
+        """The features of `count` inputs, in order. `ready` makes a batch of the inputs with these numbers. A rank that
+        has fewer batches than others encodes the first input again."""
         rank, world = ranks()
         mine = range(count)[rank::world]
         parts = [torch.zeros(0, self.config.dimension)]
@@ -115,7 +116,7 @@ class Features:
 
 
 class Encoder(Features):
-    """Features by an export of this toolkit, or a CLIP of others that `recap.clip.weights.opened` opens."""
+    """Features of an exported model, or of another CLIP that `recap.clip.weights.opened` opens."""
 
     def __init__(self, folder: str | Path, device: str = "cpu", batch: int = 256, prefix: str | None = None) -> None:
         model, config, size = opened(folder)

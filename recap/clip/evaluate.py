@@ -8,9 +8,9 @@
     python -m recap.clip.evaluate MODEL attribute --json visual_genome_attribution.json --images /data/vg
 
 MODEL is an export of this toolkit. Started as several tasks of one job (`srun python -m ...`), ranks share the work.
-`cut` is the share of texts that the token limit cut; `n` images and `texts` were scored, `skipped` samples had no image
-or text or an image that cannot be read, `damaged` tars end too early: they belong beside every number. The same
-evaluations run inside a training, see `evaluate` in its config.
+Reported with every metric: `cut`, the share of texts that were cut to the context; `n` images and `texts` that were
+scored; `skipped` samples without a text or a readable image; `damaged` tars, which end too early. The same evaluations
+can run inside a training, see `evaluate` in its config.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ TEMPLATES = ["a photo of a {}."]
 
 @dataclass
 class Pairs:
-    """Images, texts, and the image that each text belongs to.
+    """Images, texts, and for each text the number of its image.
 
-    left_out: samples without an image or a text. damaged: tars, whose samples before the damage count.
+    left_out: samples without an image or a text. damaged: damaged tars, whose samples before the damage count.
     """
 
     pictures: list[Picture]
@@ -65,7 +65,7 @@ class Pairs:
     damaged: int = 0
 
     def counts(self, kept: Sequence[int]) -> dict[str, float]:
-        """What stands beside every metric. kept: numbers of the images that could be read."""
+        """The counts that are reported with every metric. kept: numbers of the images that could be read."""
         known = set(kept)
         return {
             "n": len(known), "texts": sum(i in known for i in self.image_of_text),
@@ -76,7 +76,7 @@ class Pairs:
 def classify(
     encoder: Features, pairs: Pairs, labels: list[int], classes: list[str], templates: list[str]
 ) -> dict[str, float]:
-    """Zero-shot accuracy; a class is the mean of its prompts, whose templates hold `{}` for its name."""
+    """Zero-shot accuracy. A class's feature is the mean over its prompts: `templates` with its name instead of `{}`."""
     images, kept = _images(encoder, pairs)
     prompts = [template.replace("{}", name) for name in classes for template in templates]
     features, cut = encoder.texts(prompts)
@@ -85,7 +85,7 @@ def classify(
 
 
 def retrieve(encoder: Features, pairs: Pairs) -> dict[str, float]:
-    """Recall at 1, 5 and 10, both ways."""
+    """Recall at 1, 5 and 10, from images to texts and from texts to images."""
     images, kept = _images(encoder, pairs)
     number = {old: new for new, old in enumerate(kept)}
     found = [(text, number[i]) for text, i in zip(pairs.texts, pairs.image_of_text, strict=True) if i in number]
@@ -95,7 +95,7 @@ def retrieve(encoder: Features, pairs: Pairs) -> dict[str, float]:
 
 
 def attribute(encoder: Features, pairs: Pairs, false: list[str]) -> dict[str, float]:
-    """Share of images nearer to the true than to the false text; an image has one of each."""
+    """The share of images that are nearer to their true than to their false text. Each image has one of both."""
     images, kept = _images(encoder, pairs)
     features, cut = encoder.texts([texts[i] for texts in (pairs.texts, false) for i in kept])
     true, wrong = features.chunk(2)
@@ -103,7 +103,7 @@ def attribute(encoder: Features, pairs: Pairs, false: list[str]) -> dict[str, fl
 
 
 def _images(encoder: Features, pairs: Pairs) -> tuple[torch.Tensor, list[int]]:
-    """Features of the images that can be read, and their numbers. UserError where none can."""
+    """(features of the readable images, their numbers). UserError where no image can be read."""
     features, failed = encoder.readable(pairs.pictures, pairs.names)
     kept = [number for number in range(len(pairs.pictures)) if number not in failed]
     for why in failed.values() if ranks()[0] == 0 else ():
@@ -114,7 +114,7 @@ def _images(encoder: Features, pairs: Pairs) -> tuple[torch.Tensor, list[int]]:
 
 
 def measure(encoder: Features, config: EvaluationConfig) -> dict[str, float]:
-    """What a config asks for, of a model."""
+    """Run the evaluation that a config describes. Returns its metrics and counts by name."""
     images = Path(config.images)
     if config.task == "attribute":
         return attribute(encoder, *attribution(Path(config.json), images))
@@ -136,7 +136,7 @@ def measure(encoder: Features, config: EvaluationConfig) -> dict[str, float]:
 
 
 def _labels(pairs: Pairs, config: EvaluationConfig, classes: int) -> list[int]:
-    """The number of each image's class. UserError where a label is none."""
+    """The number of each image's class. UserError where a label is not a class's number."""
     for name, text in zip(pairs.names, pairs.texts, strict=True):
         if not text.strip().isdecimal() or int(text) >= classes:
             raise UserError(
@@ -174,17 +174,20 @@ def folder(path: Path) -> Pairs:
 
 
 def class_folders(path: Path, names: str) -> tuple[Pairs, list[str]]:
-    """A folder of images for each class; the pairs' texts are the classes' numbers.
+    """Images in one folder for each class. The texts of the pairs are the classes' numbers.
 
     Args:
-        names: file of the classes' names: a line each, in the order of the folders' names, or `FOLDER<tab>NAME`. "":
-            the folders' names, with spaces for underscores.
+        names: file with a class's name in each line, in the order of the folders' names, or `FOLDER<tab>NAME`. "": the
+            folders' names with spaces for underscores.
+
+    Returns:
+        (pairs, names of the classes)
     """
     folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     extensions, pairs = DataConfig().image, Pairs([], [], [], [])
     for number, place in enumerate(folders):
         for file in sorted(place.rglob("*")):
-            if file.name.startswith("."):  # ._1.png, .DS_Store of macOS
+            if file.name.startswith("."):  # macOS writes ._1.png and .DS_Store
                 continue
             if file.suffix.lower().lstrip(".") in extensions:
                 _add(pairs, file, [str(number)])
@@ -203,8 +206,8 @@ def class_folders(path: Path, names: str) -> tuple[Pairs, list[str]]:
 
 
 def tars(shards: list[str], column: ColumnConfig) -> Pairs:
-    """Any tars and any column of them. Samples without image or text are left out; of the images, a rank keeps those
-    that `Features` asks it for.
+    """The images of tars with the texts of a column. Samples without image or text are left out. A rank reads only the
+    images that `Features` asks for.
     """
     config = DataConfig(shards=shards)
     made, pairs = open_column("text", column), Pairs([], [], [], [])
@@ -240,7 +243,8 @@ def _blocks(shard: Any, wanted: Wanted, pairs: Pairs) -> Any:
 
 
 def attribution(file: Path, images: Path) -> tuple[Pairs, list[str]]:
-    """ARO's VG-attribution: a JSON list of images with a box, a true and a false caption."""
+    """ARO's VG-attribution: a JSON list of images with a box, a true and a false caption. Returns (pairs, false
+    texts)."""
     pairs, false = Pairs([], [], [], []), []
     try:
         for entry in _json(file):
@@ -257,7 +261,7 @@ def attribution(file: Path, images: Path) -> tuple[Pairs, list[str]]:
 
 
 def _cropped(path: Path, box: tuple[int, ...] | None) -> bytes:
-    """The file, or a PNG of a part of its image. Raises BadImage, OSError."""
+    """The bytes of an image file, or a PNG of a box (left, top, right, bottom) of it. Raises BadImage, OSError."""
     from recap.data.images import decode_rgb
 
     data = path.read_bytes()

@@ -1,4 +1,5 @@
-"""The `hf` architecture: transformers' `CLIPModel` (causal text, EOS pooling, class token), behind our interface."""
+"""The `hf` architecture: transformers' `CLIPModel` (causal text tower, EOS pooling, class token), with the interface of
+`recap.clip.towers.RecapClip`."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ class HfClip(nn.Module):
     def __init__(self, config: ClipModelConfig, image: int, eos: int, temperature: float = 0.07) -> None:
         super().__init__()
         self.model = CLIPModel(clip_config(config, image, eos))
-        self.model.logit_scale = nn.Parameter(torch.tensor([math.log(1 / temperature)]))  # FSDP2 wants a dimension
+        self.model.logit_scale = nn.Parameter(torch.tensor([math.log(1 / temperature)]))  # FSDP2 does not shard scalars
 
     @property
     def logit_scale(self) -> nn.Parameter:
@@ -43,7 +44,7 @@ class HfClip(nn.Module):
 
 
 def clip_config(config: ClipModelConfig, image: int, eos: int) -> CLIPConfig:
-    """transformers' config of a model of ours."""
+    """transformers' config of a model that this toolkit's config describes."""
 
     def tower(size: Any, **more: Any) -> dict[str, Any]:
         sizes = {"hidden_size": size.width, "num_hidden_layers": size.layers, "num_attention_heads": size.heads}

@@ -1,7 +1,7 @@
-"""Contrastive losses over a global batch: every rank computes its own rows against the gathered columns.
+"""Contrastive losses over a global batch: every rank computes its own rows against the columns gathered from all ranks.
 
-Each function returns the *sum* over this rank's rows; sums over ranks, divided by the global batch, equal the loss of
-one process, and so do gradients, since `gather` passes them back to the rank that the features came from.
+Each function returns the *sum* over this rank's rows. The sum over ranks, divided by the global batch, equals the loss
+of a single process, and so do the gradients, since `all_gather_features` passes them back to the rank of the features.
 
     b rows of this rank · B rows of all ranks · K texts an image · D dimension
 """
@@ -16,14 +16,15 @@ import torch.nn.functional as F
 
 
 def ranks() -> tuple[int, int]:
-    """(rank, world)."""
+    """(this rank, number of ranks); (0, 1) without torch.distributed."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
 
 
 class _Gather(torch.autograd.Function):
-    """All ranks' tensors, one after another; gradients go back to where they belong, summed over ranks."""
+    """All ranks' tensors, concatenated. In the backward pass, each rank gets the gradient of its own, summed over
+    ranks."""
 
     @staticmethod
     def forward(ctx: Any, local: torch.Tensor) -> torch.Tensor:
@@ -39,18 +40,18 @@ class _Gather(torch.autograd.Function):
             mine = torch.empty_like(grad[: len(grad) // world])
             dist.reduce_scatter_tensor(mine, grad.contiguous())
             return mine
-        total = grad.contiguous()  # gloo scatters no reductions
+        total = grad.contiguous()  # gloo has no reduce_scatter
         dist.all_reduce(total)
         return total.chunk(world)[rank]
 
 
 def all_gather_features(local: torch.Tensor) -> torch.Tensor:
-    """The features of all ranks, in rank order."""
+    """The features of all ranks [B, ...], in the order of ranks. local: [b, ...]. Differentiable."""
     return local if ranks()[1] == 1 else _Gather.apply(local)
 
 
 def _targets(count: int, device: torch.device) -> torch.Tensor:
-    """Where this rank's rows stand among all."""
+    """int64 [count]: the numbers of this rank's rows among the rows of all ranks."""
     return torch.arange(count, device=device) + ranks()[0] * count
 
 
@@ -60,7 +61,8 @@ def cross_entropy(
     """Sum over rows of -log softmax(scale * rows @ columns)[target].
 
     Args:
-        stream: columns whose logits exist at a time; 0 for all.
+        rows_bD, columns_BD: features. scale: inverse temperature, a scalar. targets: int64 [b], each row's column.
+        stream: columns whose logits are in memory at a time; 0: all.
     """
     if stream and stream < len(columns_BD):
         return _Streamed.apply(rows_bD * scale, columns_BD, targets, stream)
@@ -68,7 +70,7 @@ def cross_entropy(
 
 
 class _Streamed(torch.autograd.Function):
-    """Cross entropy whose logits exist one run of columns at a time, in both passes."""
+    """Cross entropy that holds the logits of only `stream` columns at a time, in both passes."""
 
     @staticmethod
     def forward(
@@ -96,7 +98,7 @@ class _Streamed(torch.autograd.Function):
 
 
 def softmax_loss(images_bD: torch.Tensor, texts_bD: torch.Tensor, scale: torch.Tensor, stream: int = 0) -> torch.Tensor:
-    """InfoNCE over the global batch, both directions. Features of length 1."""
+    """InfoNCE over the global batch, in both directions. Features have length 1. stream: see `cross_entropy`."""
     targets = _targets(len(images_bD), images_bD.device)
     to_text = cross_entropy(images_bD, all_gather_features(texts_bD), scale, targets, stream)
     to_image = cross_entropy(texts_bD, all_gather_features(images_bD), scale, targets, stream)
@@ -106,7 +108,7 @@ def softmax_loss(images_bD: torch.Tensor, texts_bD: torch.Tensor, scale: torch.T
 def sigmoid_loss(
     images_bD: torch.Tensor, texts_bD: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor
 ) -> torch.Tensor:
-    """SigLIP: every pair is a yes or a no of its own."""
+    """SigLIP's loss (Zhai et al. 2023): binary cross entropy of every pair. scale, bias: scalars."""
     logits = scale * images_bD @ all_gather_features(texts_bD).T + bias
     signs = torch.full_like(logits, -1.0)
     signs.scatter_(1, _targets(len(images_bD), logits.device)[:, None], 1.0)
@@ -116,7 +118,8 @@ def sigmoid_loss(
 def multi_positive_loss(
     images_bD: torch.Tensor, texts_bKD: torch.Tensor, scale: torch.Tensor, stream: int = 0
 ) -> torch.Tensor:
-    """K texts an image. An image's other texts are no negatives of it; a text's positive is its image."""
+    """InfoNCE with K texts for each image. An image's other texts are not its negatives; a text's positive is its
+    image."""
     count, texts = texts_bKD.shape[:2]
     targets = _targets(count, images_bD.device)
     all_texts, all_images = all_gather_features(texts_bKD), all_gather_features(images_bD)
@@ -130,10 +133,11 @@ def multi_positive_loss(
 def grouping_loss(
     patches_bND: torch.Tensor, texts_bKD: torch.Tensor, scale: torch.Tensor, threshold: float | None = None
 ) -> torch.Tensor:
-    """DreamLIP's: each text gathers the patches that speak of it; the two are contrasted over batch and texts.
+    """DreamLIP's grouping loss: each text is contrasted with a weighted mean of its image's patches, over the batch and
+    over the texts.
 
-    A text's weights over its image's patches are its similarities, scaled to [0, 1], set to 0 below the threshold (of
-    None: 1/N), and scaled to sum 1.
+    The weights are the text's similarities with the patches, scaled to [0, 1], set to 0 below `threshold` (None: 1/N),
+    and scaled to sum 1.
     """
     patches_bND = F.normalize(patches_bND, dim=-1)
     similar = torch.einsum("bkd,bnd->bkn", texts_bKD, patches_bND)

@@ -1,4 +1,4 @@
-"""Make a tokenizer for CLIP of one's own texts.
+"""Trains a tokenizer for CLIP on one's own texts.
 
     python -m recap.clip.make_tokenizer OUT --shards /data/tars --member txt
     python -m recap.clip.make_tokenizer OUT --shards /data/tars --run runs/recap --field caption
@@ -29,11 +29,11 @@ from recap.data.inputs import DataConfig, list_shards
 from recap.data.kind import Wanted
 from recap.data.kinds import samples_of
 
-SMALLEST = 300  # tokens: bytes, special ones, some words
+SMALLEST = 300  # the smallest vocabulary: bytes, special tokens, some words
 
 
 def train(texts: Iterator[str], architecture: str, vocabulary: int, tokens: Sequence[str] = ()) -> Any:
-    """A fast tokenizer of transformers with at most `vocabulary` tokens, made from these texts."""
+    """A fast tokenizer of transformers with at most `vocabulary` tokens, trained on texts. tokens: additional ones."""
     from transformers import PreTrainedTokenizerFast
 
     made, trainer, named = (_word_pieces if architecture == "recap" else _byte_pairs)(vocabulary, list(tokens))
@@ -48,7 +48,7 @@ _ENDS = ("bos_token", "eos_token")
 
 
 def _word_pieces(vocabulary: int, tokens: list[str]) -> tuple[Tokenizer, Any, dict[str, str]]:
-    """BERT's, as Recap-CLIP has it: [PAD] is 0."""
+    """BERT's WordPiece with [PAD] as token 0, as Recap-CLIP has it."""
     made = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     made.normalizer = normalizers.BertNormalizer(lowercase=True)
     made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -60,8 +60,8 @@ def _word_pieces(vocabulary: int, tokens: list[str]) -> tuple[Tokenizer, Any, di
 
 
 def _byte_pairs(vocabulary: int, tokens: list[str]) -> tuple[Tokenizer, Any, dict[str, str]]:
-    """Of bytes, so that no word is unknown, with CLIP's special tokens. The end token's id is not 2, which transformers
-    would take for another rule of pooling."""
+    """Byte-level BPE, in which no word is unknown, with CLIP's special tokens. The end token's id is not 2, for which
+    transformers would pool otherwise (see recap.clip.tokenizer_files.OLD_RULE)."""
     made = Tokenizer(models.BPE())
     spaces = normalizers.Replace(Regex(r"\s+"), " ")
     made.normalizer = normalizers.Sequence([normalizers.NFC(), spaces, normalizers.Lowercase()])

@@ -1,5 +1,4 @@
-"""The arithmetic of CLIP's evaluations, on features of length 1. Equal to clip_benchmark's (a parity test holds the
-two together).
+"""The metrics of CLIP's evaluations, on features of length 1. They equal clip_benchmark's, which a test checks.
 
 N images · M texts · C classes · D dimension
 """
@@ -11,17 +10,17 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-_ROWS = 1024  # whose scores exist at a time
+_ROWS = 1024  # rows whose scores are in memory at a time
 
 
 def recall(
     images_ND: torch.Tensor, texts_MD: torch.Tensor, image_of_text: torch.Tensor, ks: Sequence[int] = (1, 5, 10)
 ) -> dict[str, float]:
-    """Retrieval: the share of images with one of their texts among the k nearest (i2t), and of texts with their image
-    (t2i).
+    """Recall@k: the share of images with one of their texts among the k nearest (i2t), and of texts with their image
+    among the k nearest (t2i).
 
     Args:
-        image_of_text: the image that each text belongs to [M].
+        image_of_text: int64 [M], the number of each text's image.
     """
     largest = max(ks)
     found: dict[str, list[torch.Tensor]] = {"i2t": [], "t2i": []}
@@ -41,7 +40,7 @@ def _nearest(rows: torch.Tensor, columns: torch.Tensor, k: int) -> torch.Tensor:
 
 
 def class_features(texts_CTD: torch.Tensor) -> torch.Tensor:
-    """One feature a class [C, D]: the mean of its prompts' features, of length 1 again."""
+    """One feature for each class [C, D]: the mean of its T prompts' features, normalised to length 1."""
     return F.normalize(F.normalize(texts_CTD, dim=-1).mean(1), dim=-1)
 
 

@@ -1,4 +1,4 @@
-"""What the training loop calls: pixels and token ids in, this rank's sum of losses out."""
+"""The module that the training loop calls: pixels and token ids in, this rank's sum of losses out."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from recap.clip.settings import LARGEST_LOGIT_SCALE, LossConfig
 
 
 class Objective(nn.Module):
-    """A model, its loss and its normalisation of pixels.
+    """A model, its loss and the normalisation of pixels.
 
-    With `loss.chunk`, towers run over so many images at a time: only features are kept, and each chunk is run again,
-    with the random numbers of its first run, when its gradient is due (gradient caching). The loss is that of the
-    whole batch.
+    With `loss.chunk`, the towers process that many images at a time and keep only their features. In the backward pass
+    each chunk is computed again with the same random numbers (gradient caching, Gao et al. 2021). The loss is that of
+    the whole batch.
     """
 
     mean: torch.Tensor
@@ -27,7 +27,8 @@ class Objective(nn.Module):
     def __init__(
         self, model: Any, config: LossConfig, mean: tuple[float, ...], std: tuple[float, ...], bias: float | None = None
     ) -> None:
-        """bias: of the sigmoid loss, as far as it was learned before; None: the config's."""
+        """bias: the sigmoid loss's learned bias, where weights are loaded; None: the config's. mean, std: of pixels'
+        channels in [0, 1]."""
         super().__init__()
         self.model, self.config = model, config
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1) * 255, persistent=False)
@@ -39,8 +40,9 @@ class Objective(nn.Module):
         """The sum of this rank's losses.
 
         Args:
-            micro: images, uint8 [b, 3, H, W]; ids [b, K, T]; keep (optional), patch numbers [b, n]. Images alone, or
-                ids [b, T] alone, give their features [b, D], for evaluation.
+            micro: images: uint8 [b, 3, H, W]. ids: int64 [b, K, T]. keep (optional): int64 [b, n], the numbers of the
+                patches that are kept. With only images, or only ids [b, T], the features [b, D] are returned instead,
+                for evaluation.
         """
         if "ids" not in micro:
             return self.model.encode_image(self.pixels(micro["images"]))[0]
@@ -69,7 +71,7 @@ class Objective(nn.Module):
         return image, patches, self.model.encode_text(part["ids"].flatten(0, 1))
 
     def pixels(self, images: torch.Tensor) -> torch.Tensor:
-        """uint8 to normalised floats, on the device."""
+        """Normalised float pixels of uint8 [b, 3, H, W]."""
         return (images.float() - self.mean) / self.std
 
     @property
@@ -79,7 +81,7 @@ class Objective(nn.Module):
 
     @torch.no_grad()
     def constrain(self) -> None:
-        """Keep the temperature's parameter between those of the scales 1 and 100, as OpenAI's CLIP does."""
+        """Clamp the logarithm of the scale, so that the scale is between 1 and 100, as OpenAI's CLIP does."""
         self.model.logit_scale.clamp_(0.0, LARGEST_LOGIT_SCALE)
 
     def _loss(self, images: torch.Tensor, texts: torch.Tensor, patches: torch.Tensor | None) -> torch.Tensor:
@@ -101,5 +103,5 @@ class Objective(nn.Module):
 
 
 def _wide(values: torch.Tensor) -> torch.Tensor:
-    """At least single precision, whatever the towers ran in."""
+    """The values in float32 at least."""
     return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -1,4 +1,5 @@
-"""How an image becomes what a CLIP is evaluated on: as the checkpoint says, whoever wrote it."""
+"""How images are prepared for evaluating a CLIP, as its checkpoint says: this toolkit's, open_clip's or
+transformers'."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ _FILTERS = {  # "random" is for training: open_clip evaluates with bicubic then
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """geometry: of the square. mean, std: of the channels of pixels in [0, 1]."""
+    """geometry: how an image becomes a square. mean, std: of each channel, of pixels in [0, 1]."""
 
     geometry: Geometry
     mean: tuple[float, ...]
@@ -34,7 +35,7 @@ class Preprocessing:
         return decode(data, self.geometry).transpose(2, 0, 1)
 
     def for_transformers(self) -> dict[str, Any]:
-        """The content of a preprocessor_config.json with which CLIPImageProcessor makes the same."""
+        """The content of a preprocessor_config.json with which CLIPImageProcessor does the same."""
         side = {"height": self.geometry.size, "width": self.geometry.size}
         return {
             "image_processor_type": "CLIPImageProcessor", "do_convert_rgb": True, "do_resize": True, "size": side,
@@ -43,17 +44,18 @@ class Preprocessing:
         }  # fmt: skip
 
     def for_open_clip(self) -> dict[str, Any]:
-        """open_clip's `preprocess_cfg` with which it makes the same."""
+        """The `preprocess_cfg` with which open_clip does the same."""
         return {"mean": self.mean, "std": self.std, "interpolation": "bilinear", "resize_mode": "squash"}
 
 
 def ours(config: ClipModelConfig, image: int) -> Preprocessing:
-    """Of this toolkit's models: the whole image, squashed."""
+    """The preprocessing of this toolkit's models: the whole image, squashed to a square of `image` pixels."""
     return Preprocessing(Geometry(image, "squash", resample=int(Image.Resampling.BILINEAR)), *config.normalisation)
 
 
 def of_open_clip(given: dict[str, Any], image: int) -> Preprocessing:
-    """Of open_clip's `preprocess_cfg`; what it leaves out is as there, and its `size` is the model's."""
+    """The preprocessing of open_clip's `preprocess_cfg`, with open_clip's defaults. image: pixels of the square's
+    side."""
     mode, filter_ = given.get("resize_mode") or "shortest", given.get("interpolation") or "bicubic"
     if mode not in _MODES or filter_ not in _FILTERS:
         raise UserError(f"clip: preprocess_cfg: resize_mode {mode!r} with interpolation {filter_!r} is not known here.")
@@ -63,7 +65,7 @@ def of_open_clip(given: dict[str, Any], image: int) -> Preprocessing:
 
 
 def of_transformers(folder: Path, image: int) -> Preprocessing:
-    """Of a processor's config; without one, as OpenAI's models have it: the centre, bicubic."""
+    """The preprocessing of a processor's config; without one, that of OpenAI's models: centre crop, bicubic."""
     from recap.engine.checkpoint import geometry_of
 
     names = ("preprocessor_config.json", "processor_config.json")
@@ -76,35 +78,36 @@ def of_transformers(folder: Path, image: int) -> Preprocessing:
         geometry = geometry_of(processor, image, None)
     except (OSError, ValueError, UserError) as error:
         raise UserError(f"clip: {folder}: its image processor cannot be used: {str(error)[:300]}") from error
-    # (pixels * factor - mean) / std, said of pixels in [0, 1]
+    # The processor computes (pixels * factor - mean) / std of pixels from 0 to 255; here pixels are in [0, 1].
     factor = 255 * processor.rescale_factor if processor.do_rescale else 255.0
     mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else (0.0, 1.0)
     return Preprocessing(geometry, *(tuple(value / factor for value in _three(values)) for values in (mean, std)))
 
 
 def _three(values: float | Sequence[float]) -> tuple[float, ...]:
-    """Of each channel; both libraries take one number for all of them."""
+    """A value for each of three channels. Both libraries accept a single number for all of them."""
     return tuple(values) if isinstance(values, Sequence) else (float(values),) * 3
 
 
 def of_folder(folder: str | Path, config: ClipModelConfig, image: int) -> Preprocessing:
-    """Of a folder that `recap.clip.weights.opened` opens."""
+    """The preprocessing of a folder that `recap.clip.weights.opened` opens. config, image: as it returns them."""
     path = Path(folder)
     if (path / "recap_clip.json").is_file():
         return ours(config, image)
     if (path / "open_clip_config.json").is_file():
-        return of_open_clip(_said(path / "open_clip_config.json").get("preprocess_cfg", {}), image)
+        return of_open_clip(_read_json(path / "open_clip_config.json").get("preprocess_cfg", {}), image)
     return of_transformers(path, image)
 
 
-def rules(folder: str | Path) -> dict[str, Any]:
-    """What the identity of scores says of the pixels, beside the files: they were others before, for these CLIPs."""
+def pixel_rules(folder: str | Path) -> dict[str, Any]:
+    """The part of a scoring job's identity that concerns pixels: a version for CLIPs whose preprocessing was corrected,
+    {} for others."""
     if (Path(folder) / "recap_clip.json").is_file():
         return {}
-    said = _said(Path(folder, "open_clip_config.json")).get("preprocess_cfg", {})
+    said = _read_json(Path(folder, "open_clip_config.json")).get("preprocess_cfg", {})
     cropped = said and said.get("resize_mode") != "squash"
-    return {"pixels": 2} if cropped or _said(Path(folder, "preprocessor_config.json")).get("do_pad") else {}
+    return {"pixels": 2} if cropped or _read_json(Path(folder, "preprocessor_config.json")).get("do_pad") else {}
 
 
-def _said(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.is_file() else {}

@@ -1,4 +1,4 @@
-"""The keys of a CLIP training's config, and what is wrong with them. Torch-free: login nodes read and check them."""
+"""Config keys of a CLIP training, and their checks. Torch-free: login nodes read and check them."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from recap.train.settings import TrainSettings
 VISION = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "H": (1280, 32, 16)}
 TEXT = {"small": (384, 12, 6), "base": (512, 12, 8), "large": (768, 12, 12), "huge": (1024, 24, 16)}
 EMBED = {"S": 384, "B": 512, "L": 768, "H": 1024}
-"""Width, layers and heads of the paper's table 2, and the dimension of the shared space by the vision tower's size."""
+"""VISION and TEXT: width, layers and heads of towers (the paper's table 2). EMBED: dimension of the shared space, by
+the vision tower's size."""
 
 LARGEST_LOGIT_SCALE = math.log(100.0)
-"""Of the temperature's parameter, as in OpenAI's CLIP: a scale of 100."""
+"""The largest logarithm of the scale: a scale of 100, as in OpenAI's CLIP."""
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -68,7 +69,7 @@ class ClipModelConfig:
 
 @dataclass
 class Stage:
-    """One part of the training, with a resolution, a length and a rate of its own. Empty fields are `train`'s."""
+    """One stage of the training, with its own resolution, length and learning rate. Fields that are 0 are `train`'s."""
 
     image: int = 112
     samples: int = 0
@@ -80,7 +81,7 @@ class Stage:
 
 
 def stage_name(number: int, stage: Stage) -> str:
-    """Of its folder under stages/, and in what a dry run prints."""
+    """A stage's name, of its folder under stages/ and in a dry run."""
     return f"{number}-{stage.image}px"
 
 
@@ -142,11 +143,11 @@ class ClipConfig:
         return replace(self.train, batch=batch, samples=samples, lr=lr, warmup=warmup)
 
 
-_IN_STAGES = {"epochs": "samples", "lr": "base_lr"}  # what takes the place of a key of `train`
+_IN_STAGES = {"epochs": "samples", "lr": "base_lr"}  # keys of `train`, and the key of a stage that replaces each
 
 
 def without_effect(config: ClipConfig) -> list[str]:
-    """Keys of `train` that differ from their defaults although every stage has its own."""
+    """Keys of `train` that are set although every stage overrides them."""
     stages = config.stages
     lengths, rates = all(s.samples for s in stages), bool(config.base_lr) or all(s.base_lr for s in stages)
     own = {
@@ -158,7 +159,7 @@ def without_effect(config: ClipConfig) -> list[str]:
 
 
 def check(config: ClipConfig) -> None:
-    """UserError for the first thing that cannot work: what, where, and what to do."""
+    """UserError for the first setting that cannot work: what is wrong, where, and what to do."""
 
     def refuse(key: str, why: str) -> None:
         raise UserError(f"config: `{key}`: {why}.")
@@ -213,7 +214,7 @@ def check(config: ClipConfig) -> None:
 
 
 def check_evaluation(where: str, config: EvaluationConfig) -> None:
-    """UserError for what an evaluation lacks. where: what the message begins with."""
+    """UserError where an evaluation lacks a setting. where: its place in the config, for the message."""
 
     def refuse(why: str) -> None:
         raise UserError(f"{where}: {why}.")

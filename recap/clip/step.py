@@ -1,4 +1,4 @@
-"""Tasks of one job step (`srun`, or torchrun) that meet to share an evaluation."""
+"""Connects the tasks of one job step (`srun`, or torchrun), so that they share an evaluation."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from recap import device as gpu
 
 
 def join_step() -> None:
-    """Join the other tasks of this step over gloo, and take this one's device. Nothing where there are no others."""
+    """Connect to the other tasks of this step by gloo, and choose this task's device. Does nothing for a single
+    task."""
     environment = os.environ
     if "WORLD_SIZE" in environment:
         rank, world = int(environment.get("RANK", 0)), int(environment["WORLD_SIZE"])
-    else:  # not SLURM_NTASKS: a batch script, which is one process, has it too
+    else:  # SLURM_NTASKS is not used: batch scripts, which are one process, have it too
         rank, world = int(environment.get("SLURM_PROCID", 0)), int(environment.get("SLURM_STEP_NUM_TASKS") or 1)
     if world == 1 or dist.is_initialized():
         return
@@ -26,7 +27,7 @@ def join_step() -> None:
 
 
 def _first_host() -> str:
-    """Where the step's first task runs."""
+    """The host of the step's first task."""
     if os.environ.get("SLURM_STEP_NUM_NODES", "1") == "1":
         return "127.0.0.1"
     command = ["scontrol", "show", "hostnames", os.environ["SLURM_STEP_NODELIST"]]
@@ -34,6 +35,6 @@ def _first_host() -> str:
 
 
 def _port() -> int:
-    """The same for every task of a step, another for each step."""
+    """A port that all tasks of a step agree on, and that differs between steps."""
     job, step = (int(os.environ.get(name, 0)) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
     return 20000 + (job + 131 * step + 6007) % 12000

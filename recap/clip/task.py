@@ -1,4 +1,4 @@
-"""CLIP training as the trainer core sees it (`recap.train.task.Task`): one stage of it."""
+"""One stage of a CLIP training as a task of the trainer core (`recap.train.task.Task`)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from recap.train.task import Batch, EvaluationContext
 
 @dataclass
 class Pair:
-    """A sample that fits: its pixels and its texts."""
+    """A usable sample. pixels: uint8 [3, H, W]. texts: those that were drawn for it."""
 
     pixels: np.ndarray
     texts: list[Drawn]
@@ -42,9 +42,9 @@ class ClipTask:
     """Pairs of images and texts from tars and columns, at one resolution.
 
     Args:
-        number: of the stage; each has an order of samples of its own.
-        shared: what rank 0 found out about the tars and columns; None: it is found out here.
-        start: weights that this stage begins with; "" for random ones.
+        number: of the stage. Each stage has its own order of samples.
+        shared: files that rank 0 made about tars and columns; None: they are read here.
+        start: folder of the weights that this stage starts from; "": random weights.
     """
 
     def __init__(self, config: ClipConfig, number: int, shared: SharedInput | None, start: str) -> None:
@@ -95,7 +95,7 @@ class ClipTask:
         return self.samples.manifests
 
     def export(self, weights: dict[str, torch.Tensor], folder: Path) -> None:
-        model = self._model()  # what is fixed is its start's
+        model = self._model()  # frozen parameters come from `start`
         bias = weights.get(formats.BIAS)
         named = {name.removeprefix("model."): t.cpu() for name, t in weights.items() if name != formats.BIAS}
         found = model.load_state_dict(named, strict=False)
@@ -121,22 +121,22 @@ class ClipTask:
         return self.samples.size()
 
     def batch(self, first: int, count: int, rank: int, world: int) -> Batch:
-        """One micro-batch of B pairs, whatever B is: the loss needs all of them at once.
+        """See `Task.batch`. It has a single micro-batch of B pairs, since the loss needs all of them at once.
 
-        images: uint8 [B, H, W, 3]; ids: int64 [B, texts, context]; keep, where patches are dropped: int64 [B, kept],
-        the places of those that stay. Tokens are patches and text tokens.
+        images: uint8 [B, 3, H, W]. ids: int64 [B, texts, context]. keep, where patches are dropped: int64 [B, kept],
+        the numbers of the patches that are kept. `tokens` counts patches and text tokens.
         """
         ready = self.samples.take(first, count, rank, world)
         ids = self._ids(ready)
         micro = {"images": torch.from_numpy(np.stack([r.value.pixels for r in ready])), "ids": torch.from_numpy(ids)}
         if self.stage.keep_patches < 1:
-            micro["keep"] = torch.from_numpy(np.stack([self._kept(r) for r in ready]))
+            micro["keep"] = torch.from_numpy(np.stack([self._kept_patches(r) for r in ready]))
         tokens = len(ready) * self._pair_tokens()
         padding = int((ids == self.tokens.pad).sum())
         rejected = [r for sample in ready for r in sample.rejected]
         names = [r.name for r in ready]
         flops = len(ready) * pair_flops(self.config, self.stage, count)
-        return Batch([micro], len(ready), tokens, tokens - padding, names, rejected, self._drawn(ready), flops)
+        return Batch([micro], len(ready), tokens, tokens - padding, names, rejected, self._text_counts(ready), flops)
 
     def close(self) -> None:
         self.samples.close()
@@ -163,12 +163,13 @@ class ClipTask:
         prefixes = [self.policy.prefix(drawn.column) for _, _, drawn in texts]
         return self.tokens.shape(cut, prefixes, self.context).reshape(len(ready), self.config.text.texts, self.context)
 
-    def _drawn(self, ready: list[PreparedSample[Pair]]) -> dict[str, float]:
-        """How many images have their (first) text from which column."""
+    def _text_counts(self, ready: list[PreparedSample[Pair]]) -> dict[str, float]:
+        """By column: how many images have their (first) text from it."""
         return {f"text/{name}": sum(r.value.texts[0].column == name for r in ready) for name in self.policy.sources}
 
-    def _kept(self, ready: PreparedSample[Pair]) -> np.ndarray:
-        """Numbers of the patches that are kept of a sample: by hash, so that every rank and every chunk agree."""
+    def _kept_patches(self, ready: PreparedSample[Pair]) -> np.ndarray:
+        """int64 [kept]: numbers of the patches of a sample that are kept, drawn by a hash of the sample and the
+        epoch."""
         patches = (self.stage.image // self.config.model.patch) ** 2
         kept = max(1, round(patches * self.stage.keep_patches))
         order = np.random.Generator(np.random.Philox(key=draw(self._seed, ready.epoch, ready.name, "patches")))
@@ -182,11 +183,11 @@ class ClipTask:
 
 
 def pair_flops(config: ClipConfig, stage: Stage, batch: int) -> float:
-    """Floating-point operations of training on one image and its texts: two a multiply-add; forward and twice that
-    backward, but for the patches' kernel, whose input needs no gradient.
+    """FLOPs of training on one image and its texts: two for each multiply-add, forward, and twice as many backward,
+    except for the patch embedding, whose input needs no gradient.
 
     Args:
-        batch: images of a step, all ranks: each is compared with all texts.
+        batch: images of a step over all ranks; each is compared with all texts.
     """
     model, texts = config.model, config.text.texts
     patches = (stage.image // model.patch) ** 2
@@ -204,5 +205,5 @@ def pair_flops(config: ClipConfig, stage: Stage, batch: int) -> float:
 
 
 def _with(config: ClipConfig, start: str) -> Any:
-    """The model's config with other weights to start from."""
+    """The model's config with `start` replaced."""
     return type(config.model)(**{**asdict(config.model), "start": start})

@@ -1,4 +1,4 @@
-"""What a tokenizer's files say, before anything heavy is loaded: whether it fits the text tower. Torch-free."""
+"""Checks, by a tokenizer's small files, that it fits the text tower. Torch-free."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from recap.text_policy import TextPolicy
 if TYPE_CHECKING:
     from recap.clip.settings import ClipConfig
 
-_OF_CLASSES = {  # special tokens of tokenizers that need not name them
+_OF_CLASSES = {  # default special tokens of tokenizer classes, whose files need not name them
     "CLIPTokenizer": {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>"},
     "BertTokenizer": {"cls_token": "[CLS]", "pad_token": "[PAD]"},
 }
 
 OLD_RULE = 2
-"""An end token of this id in a text tower's config makes transformers pool at the highest token id instead (a rule for
-OpenAI's weights, whose first configs named a wrong one)."""
+"""Where a text tower's config has this id as its end token, transformers pools at the highest token id instead. The
+rule is for OpenAI's weights, whose first configs had a wrong end token."""
 
 
 def check_tokenizer(config: ClipConfig) -> None:
@@ -29,7 +29,7 @@ def check_tokenizer(config: ClipConfig) -> None:
 
     folder, hf = Path(config.model.tokenizer), config.model.architecture == "hf"
     if not (folder / "tokenizer.json").is_file():
-        return  # some folders have merges and a vocabulary alone; loading them says what is wrong
+        return  # some folders have only merges and a vocabulary; loading them reports what is wrong
     try:
         found = Tokenizer.from_file(str(folder / "tokenizer.json"))
     except Exception as error:
@@ -54,7 +54,7 @@ def check_tokenizer(config: ClipConfig) -> None:
 
 
 def make_of_texts(config: ClipConfig) -> str:
-    """The command that makes the tokenizer which a training names, of the texts that it reads."""
+    """The command that would make the missing tokenizer of a training, from the texts that the training reads."""
     model = config.model
     words = ["python", "-m", "recap.clip.make_tokenizer", model.tokenizer or "words"]
     words += [
@@ -74,7 +74,7 @@ def make_of_texts(config: ClipConfig) -> str:
 
 
 def lacks(folder: str | Path, kind: str) -> str:
-    """What to say of a tokenizer without a token that the architecture needs. kind: as in tokenizer_config.json."""
+    """The message for a tokenizer that lacks a special token. kind: the token's key in tokenizer_config.json."""
     name = kind.removesuffix("_token").upper()
     use = "pools its features at" if kind == "eos_token" else "begins texts with"
     architecture = "recap" if kind == "cls_token" else "hf"
@@ -85,7 +85,7 @@ def lacks(folder: str | Path, kind: str) -> str:
 
 
 def check_end(folder: str | Path, end: int | None) -> None:
-    """UserError where transformers would pool elsewhere than at this end token."""
+    """UserError where transformers would not pool at this end token (see OLD_RULE)."""
     if end == OLD_RULE:
         raise UserError(
             f"config: `model.tokenizer`: the end token of {folder} has the id {OLD_RULE}. With that id transformers' "
@@ -96,10 +96,10 @@ def check_end(folder: str | Path, end: int | None) -> None:
 
 
 def check_pooling(folder: str | Path, named: int | None, tokenizer: Any) -> None:
-    """UserError where a CLIPModel of transformers does not pool at the token that its tokenizer ends texts with.
+    """UserError where a CLIPModel of transformers does not pool at its tokenizer's end token.
 
     Args:
-        named: the end token's id in the text tower's config.
+        named: the id of the end token in the text tower's config.
     """
     end = tokenizer.eos_token_id
     if named == OLD_RULE:
@@ -117,7 +117,7 @@ def check_pooling(folder: str | Path, named: int | None, tokenizer: Any) -> None
 
 
 def special_tokens(folder: Path) -> tuple[dict[str, str], bool]:
-    """bos_token, eos_token, ... of a tokenizer's folder, and whether one that is missing here is missing for sure."""
+    """(special tokens by key: bos_token, eos_token, ..., whether this list is complete) of a tokenizer's folder."""
     files = [_json(folder / name) for name in ("special_tokens_map.json", "tokenizer_config.json")]
     kind = str(files[1].get("tokenizer_class", "")).removesuffix("Fast")
     found = dict(_OF_CLASSES.get(kind, {}))

@@ -1,4 +1,4 @@
-"""Texts to token ids, in Rust threads, shaped as each architecture wants them.
+"""Encodes texts as token ids, in the form that each architecture takes. The fast tokenizer uses threads.
 
 hf     BOS, text, EOS, padding        recap    [CLS], text, padding (no [SEP]; padding is 0)
 """
@@ -22,17 +22,17 @@ from recap.clip.tokenizer_files import check_end, lacks
 
 @dataclass(frozen=True)
 class Text:
-    """One text to encode. prefix: a token put before it."""
+    """One text to encode. prefix: a token that is put before it."""
 
     text: str
     prefix: str | None = None
 
 
 class Tokens:
-    """A tokenizer, fitted to a model.
+    """The tokenizer of a model.
 
     Raises:
-        UserError: there is none, or it does not fit the text tower.
+        UserError: there is no tokenizer, or it does not fit the text tower.
     """
 
     def __init__(self, config: ClipModelConfig) -> None:
@@ -58,8 +58,8 @@ class Tokens:
             self.pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self._last[0]
 
     def for_transformers(self) -> Any:
-        """The tokenizer as transformers' CLIPProcessor needs it: it puts BOS and EOS around texts, pads behind them and
-        cuts at the context, as is done here."""
+        """The tokenizer for transformers' CLIPProcessor, which adds BOS and EOS, pads at the end and cuts at the
+        context as this class does."""
         made = copy.deepcopy(self.tokenizer)
         if made.pad_token_id is None:
             made.pad_token = made.eos_token
@@ -77,12 +77,13 @@ class Tokens:
         return self._last[0] if self._last else 0
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids without special tokens, uncut."""
+        """Token ids of each text, without special tokens, and not cut."""
         backend = self.tokenizer.backend_tokenizer
         return [e.ids for e in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def shape(self, ids: Sequence[Sequence[int]], prefixes: Sequence[str | None] = (), context: int = 0) -> np.ndarray:
-        """Fixed rows of ids with special tokens, cut at `context` (two places are special, as open_clip counts)."""
+        """int64 [texts, context]: ids with special tokens, cut or padded. As in open_clip, two places of the context
+        are reserved for special tokens. context: 0: the model's."""
         context = context or self.config.context
         out = np.full((len(ids), context), self.pad, dtype=np.int64)
         for row, tokens in enumerate(ids):
@@ -93,7 +94,7 @@ class Tokens:
         return out
 
     def encode(self, texts: Sequence[Text | str], context: int = 0) -> tuple[np.ndarray, int]:
-        """Rows of ids, and how many texts were cut by the limit."""
+        """(int64 [texts, context], how many texts were cut)."""
         given = [t if isinstance(t, Text) else Text(t) for t in texts]
         ids = self.ids([" ".join(t.text.split()) for t in given])
         limit = (context or self.config.context) - 2

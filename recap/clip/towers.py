@@ -1,7 +1,8 @@
-"""The paper's architecture, which `CLIPModel` cannot express: no causal mask, last-token pooling, averaged patches.
+"""The paper's architecture, which `CLIPModel` cannot express: a text tower without causal mask, pooling at the last
+token, and the mean of the patches as the image's feature.
 
-Parameter names and shapes are those of the released weights (open_clip's `CustomTextCLIP`), so that they load as they
-are.
+Parameter names and shapes are those of the released weights (open_clip's `CustomTextCLIP`), so that these can be
+loaded.
 
     B images · N patches, class token first · T tokens · W width · D shared dimension
 """
@@ -68,7 +69,7 @@ class Transformer(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """ViT with fixed sin-cos positions; the mean of its patches is normalised and projected."""
+    """A ViT with fixed sin-cos positions, whose mean of patches is normalised and projected."""
 
     def __init__(self, tower: Tower, patch: int, image: int, dimension: int) -> None:
         super().__init__()
@@ -83,10 +84,11 @@ class VisionTower(nn.Module):
     def forward(
         self, pixels: torch.Tensor, keep: torch.Tensor | None = None, patches: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Features [B, D], and where `patches` asks for them the patches' in the same space [B, N, D].
+        """(features [B, D], with `patches` also those of the patches in the same space [B, N, D], else None).
 
         Args:
-            keep: numbers of the patches that are kept [B, K]; None for all.
+            pixels: normalised float [B, 3, H, W].
+            keep: int64 [B, K], numbers of the patches that are kept; None: all.
         """
         x_BNW = self.conv1(pixels).flatten(2).transpose(1, 2)
         x_BNW = x_BNW + self.positional_embedding[1:]
@@ -98,7 +100,7 @@ class VisionTower(nn.Module):
 
 
 class TextTower(nn.Module):
-    """Encoder over all tokens, padding included; the last position is the text's feature."""
+    """A transformer encoder over all tokens, including padding. The last position is the text's feature [B, D]."""
 
     def __init__(self, tower: Tower, vocabulary: int, context: int, dimension: int) -> None:
         super().__init__()
@@ -115,13 +117,13 @@ class TextTower(nn.Module):
 
 
 class RecapClip(nn.Module):
-    """Both towers and the temperature (its logarithm, as in every CLIP)."""
+    """Both towers, and the logarithm of the inverse temperature."""
 
     def __init__(self, config: ClipModelConfig, image: int, temperature: float = 0.07) -> None:
         super().__init__()
         self.visual = VisionTower(config.vision_tower, config.patch, image, config.dimension)
         self.text = TextTower(config.text_tower, config.vocabulary, config.context, config.dimension)
-        self.logit_scale = nn.Parameter(torch.tensor([math.log(1 / temperature)]))  # FSDP2 wants a dimension
+        self.logit_scale = nn.Parameter(torch.tensor([math.log(1 / temperature)]))  # FSDP2 does not shard scalars
 
     def encode_image(
         self, pixels: torch.Tensor, keep: torch.Tensor | None = None, patches: bool = False
@@ -136,7 +138,7 @@ class RecapClip(nn.Module):
 
 
 def sincos_2d(width: int, grid: int) -> torch.Tensor:
-    """Fixed positions of a class token (zeros) and grid x grid patches, as MAE made them: columns first, then rows."""
+    """Fixed sin-cos positions of a class token (zeros) and grid x grid patches, as in MAE: columns first, then rows."""
     frequencies = 1.0 / 10000 ** (np.arange(width // 4, dtype=np.float64) / (width / 4))
     rows, columns = np.meshgrid(np.arange(grid), np.arange(grid), indexing="ij")
     parts = []
@@ -148,7 +150,7 @@ def sincos_2d(width: int, grid: int) -> torch.Tensor:
 
 
 def resample_positions(positions: torch.Tensor, grid: int) -> torch.Tensor:
-    """Learned positions of a class token and a square of patches, for another square (bicubic, antialiased)."""
+    """Positions of a class token and a square of patches, resampled for grid x grid patches (bicubic, antialiased)."""
     old = math.isqrt(len(positions) - 1)
     if old == grid:
         return positions

@@ -1,4 +1,4 @@
-"""CLIP training as a gang job sees it. Torch-free until `train`."""
+"""CLIP training as a gang job (hpc.trainer.Trainer). Torch-free until `train`."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class ClipTrainer:
         check_memory(self.config.data, self.config.train.seed, ranks, run, memory)
 
     def identity(self) -> dict[str, Any]:
-        """Digests of the tokenizer and of the weights to start from, identities of the columns of runs."""
+        """Digests of the tokenizer and of the weights to start from, and identities of the columns."""
         made: dict[str, Any] = {}
         for key in ("tokenizer", "start"):
             if path := getattr(self.config.model, key):
@@ -110,7 +110,7 @@ class ClipTrainer:
         ]
 
     def samples(self) -> int:
-        """Of the whole training, 0 where `train.epochs` and the data say."""
+        """Samples of the whole training; 0 where it depends on `train.epochs` and the data's size."""
         return sum(self.config.stage_settings(stage).samples for stage in self.config.stages)
 
     def train(self, gang: Gang) -> int:
@@ -122,13 +122,13 @@ class ClipTrainer:
         start, before = config.model.start, 0
         size = ClipTask(config, 0, shared, start).size()
         lengths = [length(config.stage_settings(stage), size) for stage in config.stages]
-        for number, stage in enumerate(config.stages):  # a finished one is not begun again
+        for number, stage in enumerate(config.stages):  # finished stages are skipped
             alone = len(config.stages) == 1
             folder = directory if alone else directory / "stages" / stage_name(number, stage)
             done = folder / "exports" / "final"
             if not (done / "recap_clip.json").exists():
                 place = gang if alone else _StageGang(gang, folder, before, sum(lengths))
-                if gang.rank == 0 and not alone:  # where status looks
+                if gang.rank == 0 and not alone:  # the place where status looks for it
                     for name in ("metrics.jsonl", "checkpoints"):
                         _link(directory / name, folder / name)
                 code = train(ClipTask(config, number, shared, start), config.stage_settings(stage), place)
@@ -141,7 +141,8 @@ class ClipTrainer:
 
 
 class _StageGang:
-    """A rank's place during one stage: files go to the stage's folder, progress is told of the whole training."""
+    """A rank's `Gang` during one stage: files go to the stage's folder, while progress is reported for the whole
+    training."""
 
     def __init__(self, gang: Gang, directory: Path, before: int, total: int) -> None:
         self.rank, self.world, self.local_rank, self.device = gang.rank, gang.world, gang.local_rank, gang.device
@@ -165,7 +166,7 @@ class _StageGang:
 
 
 def _link(path: Path, target: Path) -> None:
-    """`path` leads to `target`, both inside the run."""
+    """Make `path` a link to `target`, both inside the run."""
     path.parent.mkdir(parents=True, exist_ok=True)
     made = path.with_name(f".{path.name}.{os.getpid()}")
     made.symlink_to(os.path.relpath(target, path.parent))

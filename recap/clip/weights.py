@@ -1,8 +1,8 @@
-"""CLIP weights on disk: ours, transformers' and open_clip's, in and out.
+"""Reads and writes CLIP weights of this toolkit, transformers and open_clip.
 
-What is written opens elsewhere as it is: `open_clip.create_model_and_transforms("local-dir:FOLDER")` for both
-architectures, and `CLIPModel.from_pretrained(FOLDER)` for `hf`. What is read may be any of these, or OpenAI's in
-either library's names.
+Written folders can be opened by `open_clip.create_model_and_transforms("local-dir:FOLDER")` for both architectures, and
+by `CLIPModel.from_pretrained(FOLDER)` for `hf`. All of these forms can be read, and OpenAI's weights in either
+library's names.
 """
 
 from __future__ import annotations
@@ -31,13 +31,16 @@ if TYPE_CHECKING:
 OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 _HF_WEIGHTS = "model.safetensors"
 BIAS = "logit_bias"
-_NO_WEIGHTS = ("position_ids", "input_resolution", "context_length", "vocab_size")  # buffers of older files
+_NO_WEIGHTS = ("position_ids", "input_resolution", "context_length", "vocab_size")  # buffers in older files
 
 
 def build(config: ClipModelConfig, image: int, eos: int, temperature: float = 0.07) -> RecapClip | HfClip:
-    """A model with random weights, or those of `model.start` fitted to this resolution.
+    """A model with random weights, or with those of `model.start`, fitted to the resolution.
 
-    Where the config's architecture is ours, transformers is not loaded: a dry run lays it out in half the time.
+    Args:
+        image: pixels of the image's side. eos: id of the end token.
+
+    transformers is imported only for the `hf` architecture, which halves the time of a dry run for the other.
     """
     model: RecapClip | HfClip
     if config.architecture == "hf":
@@ -55,14 +58,12 @@ def build(config: ClipModelConfig, image: int, eos: int, temperature: float = 0.
 
 
 def read(folder: str | Path) -> dict[str, torch.Tensor]:
-    """The tensors of a folder, or of one safetensors file, whoever wrote them. UserError where there are none."""
+    """The tensors in a folder, or in a safetensors file, of any of the known forms. UserError where there are none."""
     return load_file(_file(folder))
 
 
 def check_start(config: ClipModelConfig, image: int) -> None:
-    """UserError unless the weights of `model.start` fit the model of this config. Their names and shapes are looked
-    at, no weight is read: they are laid out on the meta device.
-    """
+    """UserError unless the weights of `model.start` fit the model of this config. Only names and shapes are read."""
     file = _file(config.start)
     try:
         with safe_open(file, "numpy") as stored:
@@ -76,7 +77,7 @@ def check_start(config: ClipModelConfig, image: int) -> None:
 
 
 def _file(folder: str | Path) -> Path:
-    """The safetensors file that is meant."""
+    """The safetensors file of a folder, or the file itself."""
     path = Path(folder)
     files = [path] if path.suffix == ".safetensors" else [path / OPEN_CLIP_WEIGHTS, path / _HF_WEIGHTS]
     for file in files:
@@ -90,7 +91,8 @@ def _file(folder: str | Path) -> Path:
 
 
 def load(model: Any, config: ClipModelConfig, tensors: dict[str, torch.Tensor], image: int, source: str) -> None:
-    """Put weights of any layout into a model, positions resampled to its resolution. UserError where they differ."""
+    """Load weights of any known form into a model, with positions resampled to its resolution. UserError where they do
+    not fit. source: the weights' folder, for messages."""
     target = model.model if config.architecture == "hf" else model
     target.load_state_dict(_fitted(target, config, tensors, image, source))
 
@@ -98,9 +100,9 @@ def load(model: Any, config: ClipModelConfig, tensors: dict[str, torch.Tensor], 
 def _fitted(
     target: Any, config: ClipModelConfig, tensors: dict[str, torch.Tensor], image: int, source: str
 ) -> dict[str, torch.Tensor]:
-    """Weights of any layout in the names and shapes of a model. UserError where they differ."""
+    """Weights of any known form by the names and in the shapes of a model. UserError where they do not fit."""
     tensors = {name: t.float() for name, t in tensors.items() if not name.endswith(_NO_WEIGHTS)}
-    tensors.pop(BIAS, None)  # is the objective's
+    tensors.pop(BIAS, None)  # belongs to the objective
     hf_layout = any(name.startswith("vision_model.") for name in tensors)
     if config.architecture == "hf":
         tensors = tensors if hf_layout else from_open_clip(tensors)
@@ -132,15 +134,15 @@ def _fitted(
 
 
 def learned_bias(folder: str | Path) -> float | None:
-    """The sigmoid loss's bias of weights that were trained with one."""
+    """The sigmoid loss's bias of trained weights; None where they were trained without one."""
     tensors = read(folder)
     return tensors[BIAS].item() if BIAS in tensors else None
 
 
 def _positions(found: torch.Tensor, grid: int) -> torch.Tensor:
-    """A vision tower's positions for another square of patches; of the same one they are kept, whoever made them.
+    """A vision tower's positions for grid x grid patches. For the same grid they are kept.
 
-    Sin-cos positions of ours are made anew, all others (learned, or sin-cos of other frequencies) are resampled.
+    This toolkit's sin-cos positions are computed again; all others (learned, or of other frequencies) are resampled.
     """
     old, width = math.isqrt(len(found) - 1), found.shape[1]
     if found.is_meta:
@@ -151,7 +153,8 @@ def _positions(found: torch.Tensor, grid: int) -> torch.Tensor:
 
 
 def _with_text_prefix(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """open_clip's `CLIP` has the text tower at the top; its `CustomTextCLIP`, like ours, under `text.`."""
+    """The tensors with the text tower's names under `text.`, as in open_clip's `CustomTextCLIP` and here; open_clip's
+    `CLIP` has them at the top level."""
     if any(name.startswith("text.") for name in tensors):
         return tensors
     top = ("visual.", "logit_scale", "logit_bias")
@@ -183,7 +186,7 @@ _TRANSPOSED = {"visual_projection.weight": "visual.proj", "text_projection.weigh
 
 
 def to_open_clip(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """transformers' CLIPModel in the names of open_clip's `CLIP`."""
+    """Tensors of transformers' CLIPModel by the names of open_clip's `CLIP`."""
     out: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
         if name in _TRANSPOSED:
@@ -197,7 +200,7 @@ def to_open_clip(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def from_open_clip(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """open_clip's `CLIP` (or OpenAI's) in the names of transformers' CLIPModel."""
+    """Tensors of open_clip's `CLIP` (or OpenAI's) by the names of transformers' CLIPModel."""
     tensors = {name.removeprefix("text."): t for name, t in tensors.items()}
     back = {ours: theirs for theirs, ours in _TRANSPOSED.items()}
     out: dict[str, torch.Tensor] = {}
@@ -230,17 +233,18 @@ def save(
     model: RecapClip | HfClip, config: ClipModelConfig, tokens: Tokens, image: int, folder: Path,
     bias: torch.Tensor | None = None,
 ) -> None:  # fmt: skip
-    """Write a model for transformers (`hf`) and open_clip (both), with its tokenizer.
+    """Write a model with its tokenizer, for transformers (`hf` only) and open_clip.
 
     Args:
-        bias: of the sigmoid loss, float []. open_clip's models have it, transformers' CLIPModel has no place for it.
+        bias: of the sigmoid loss, float []. open_clip's models have it; transformers' CLIPModel does not.
     """
     from recap.clip.hf import HfClip, clip_config
 
     folder.mkdir(parents=True, exist_ok=True)
     model_ = model.model if isinstance(model, HfClip) else model
     tensors = {n: t.detach().clone() for n, t in model_.state_dict().items() if not n.endswith("position_ids")}
-    tensors["logit_scale"] = tensors["logit_scale"].reshape(()).clamp(max=LARGEST_LOGIT_SCALE)  # as everybody has it
+    # Other libraries have a clamped scalar.
+    tensors["logit_scale"] = tensors["logit_scale"].reshape(()).clamp(max=LARGEST_LOGIT_SCALE)
     preprocessing, tokenizer = preprocessing_of(config, image), tokens.tokenizer
     if isinstance(model, HfClip):
         tokenizer = tokens.for_transformers()
@@ -262,9 +266,8 @@ def save(
 
 
 def opened(folder: str | Path) -> tuple[RecapClip | HfClip, ClipModelConfig, int]:
-    """A model that `save` wrote, one of the paper's architecture in open_clip's form (its released weights), or a
-    transformers CLIPModel (OpenAI's): the model, its config (with its tokenizer), its resolution.
-    """
+    """(model, config with its tokenizer, resolution in pixels) of a folder that `save` wrote, of the paper's
+    architecture in open_clip's form (the released weights), or of a transformers CLIPModel (OpenAI's)."""
     from transformers import CLIPConfig
 
     from recap.clip.tokens import Tokens
@@ -291,7 +294,7 @@ def opened(folder: str | Path) -> tuple[RecapClip | HfClip, ClipModelConfig, int
 
 
 def _of_open_clip(given: dict[str, Any], path: Path) -> tuple[ClipModelConfig, int]:
-    """Config and resolution of open_clip's config, where it describes the `recap` architecture."""
+    """(config, resolution) of an open_clip config. UserError where it is not of the `recap` architecture."""
     vision, text = given["vision_cfg"], given["text_cfg"]
     ours_v = {"no_ln_pre": True, "pool_type": "avg", "final_ln_after_pool": True}
     ours_t = {"no_causal_mask": True, "pool_type": "last"}
@@ -315,7 +318,7 @@ def _of_open_clip(given: dict[str, Any], path: Path) -> tuple[ClipModelConfig, i
 
 
 def _of_transformers(path: Path) -> tuple[ClipModelConfig, int]:
-    """Config and resolution of a transformers CLIPModel."""
+    """(config, resolution) of a transformers CLIPModel."""
     from transformers import CLIPConfig
 
     given = json.loads((path / "config.json").read_text())
@@ -347,7 +350,7 @@ def _of_transformers(path: Path) -> tuple[ClipModelConfig, int]:
 def open_clip_model(
     config: ClipModelConfig, tokens: Tokens, image: int, bias: torch.Tensor | None = None
 ) -> dict[str, Any]:
-    """open_clip's config of a model of ours."""
+    """The config of a model in open_clip's form."""
     vision, text = config.vision_tower, config.text_tower
     recap = config.architecture == "recap"
     vision_cfg: dict[str, Any] = {
@@ -367,5 +370,5 @@ def open_clip_model(
         text_cfg |= {"pool_type": "eos", "eos_id": tokens.eos}
     made = {"embed_dim": config.dimension, "vision_cfg": vision_cfg, "text_cfg": text_cfg}
     made |= {"quick_gelu": True} if config.activation == "quick_gelu" else {}
-    made |= {} if bias is None else {"init_logit_bias": bias.item()}  # without it, open_clip has no such parameter
+    made |= {} if bias is None else {"init_logit_bias": bias.item()}  # without it, open_clip makes no such parameter
     return made | ({"custom_text": True} if recap else {})

@@ -1,1 +1,1 @@
-"""Text-to-image: a Diffusion Transformer trained on a mix of captions, and images sampled from it."""
+"""Text-to-image: a Diffusion Transformer that is trained on a mix of captions, and sampling of images from it."""

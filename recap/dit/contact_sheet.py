@@ -1,4 +1,4 @@
-"""Images in rows and columns, with their texts at the side, as one picture."""
+"""Draws images in rows and columns, with a text beside each row, as one picture."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw, ImageFont
 
 _GAP = 6  # pixels between images
-_LETTERS = 12  # pixels
-_SMALLEST = 96  # pixels: smaller images are shown larger
-_TEXT = 240  # pixels of the texts' column
+_LETTERS = 12  # font size in pixels
+_SMALLEST = 96  # images with fewer pixels along a side are enlarged
+_TEXT = 240  # width of the texts' column in pixels
 
 
 def contact_sheet(rows: Sequence[tuple[str, Sequence[Image.Image | None]]], titles: Sequence[str] = ()) -> Image.Image:
@@ -22,7 +22,7 @@ def contact_sheet(rows: Sequence[tuple[str, Sequence[Image.Image | None]]], titl
     """
     shown = [image for _, images in rows for image in images if image is not None]
     side = max((max(image.size) for image in shown), default=_SMALLEST)
-    side *= -(-_SMALLEST // side)  # whole times, so that pixels stay squares
+    side *= -(-_SMALLEST // side)  # an integer factor, so that pixels stay squares
     columns = max(len(images) for _, images in rows)
     top = _LETTERS + 2 * _GAP if titles else _GAP
     sheet = Image.new("RGB", (_TEXT + columns * (side + _GAP) + _GAP, top + len(rows) * (side + _GAP)), "white")
@@ -47,7 +47,7 @@ def as_png(image: Image.Image) -> bytes:
 
 
 def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int, height: int) -> str:
-    """The text in lines of at most `width` pixels, so many as `height` has room for; words that are longer are cut."""
+    """The text in lines of at most `width` pixels, as many as fit in `height`. Words that are too long are cut."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()

@@ -1,4 +1,4 @@
-"""What the files of a text encoder tell: its kind, and the digests that its embeddings are known by. Torch-free."""
+"""Reads the small files of a text encoder: its kind, and the digests that identify its embeddings. Torch-free."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "
 
 
 def part(folder: Path, name: str) -> Path:
-    """A part of a diffusers pipeline's folder, or the folder itself."""
+    """The subfolder `name` of a diffusers pipeline's folder, or the folder itself where there is none."""
     return folder / name if (folder / name).is_dir() else folder
 
 
 def make_encoder(shards: Sequence[str]) -> str:
-    """What to do where there is no text encoder, for a training on these tars."""
+    """The advice for a training on these tars that has no text encoder."""
     launch = ["python", "-m", "hpc.launch", "configs/clip/own_tars.yaml", f"data.shards=[{', '.join(shards)}]"]
     return (
         "Name that of a CLIP or a T5, or the exports/final of a CLIP that you train on the same tars:\n"
@@ -46,7 +46,7 @@ def check_encoder(folder: str | Path, context: int) -> str:
 
 
 def text_encoder_digest(folder: str | Path) -> str:
-    """16 hex digits over config, weights and tokenizer of a text encoder."""
+    """16 hex digits of a hash of a text encoder's config, weights and tokenizer."""
     made = hashlib.sha256()
     for place in dict.fromkeys((part(Path(folder), "text_encoder"), part(Path(folder), "tokenizer"))):
         for path in sorted(place.glob("*")):
@@ -56,7 +56,7 @@ def text_encoder_digest(folder: str | Path) -> str:
 
 
 def tokenizer_digest(folder: str | Path) -> str:
-    """16 hex digits over all files of a tokenizer, those that came without a tokenizer.json too."""
+    """16 hex digits of a hash of all files of a tokenizer, with or without a tokenizer.json."""
     made, place = hashlib.sha256(), part(Path(folder), "tokenizer")
     for path in sorted(place.glob("*")):
         if path.name in _TOKENIZER_FILES:

@@ -1,14 +1,13 @@
-"""A trained DiT as a folder that diffusers runs, and back.
+"""Writes a trained DiT as a folder that diffusers can run, and reads such folders.
 
     from diffusers import DiffusionPipeline
     pipeline = DiffusionPipeline.from_pretrained("runs/recap-dit-b4/exports/final")      # a PixArtAlphaPipeline
     pipeline("a red flag", guidance_scale=4, use_resolution_binning=False, clean_caption=False, max_sequence_length=77)
 
-`max_sequence_length` is the training's `model.context`. A model of pixel space has no VAE: its pipeline is loaded with
-`vae=None` and asked for `output_type="latent"`, which are the pixels from -1 to 1. PixArt's pipeline knows no shift of
-latents: it decodes those of a VAE that has one (Flux's, Stable Diffusion 3's) wrongly, our sampler does not.
-
-`recap_dit.json` beside it holds what our own sampler needs to know.
+`max_sequence_length` is the training's `model.context`. A model of pixel space has no VAE: load its pipeline with
+`vae=None`, and ask for `output_type="latent"`, which are then the pixels from -1 to 1. PixArt's pipeline ignores a shift
+of latents, so that it decodes those of a VAE with one (Flux's, Stable Diffusion 3's) wrongly; this toolkit's sampler does
+not. `recap_dit.json` in the folder holds what this sampler needs to know.
 """
 
 from __future__ import annotations
@@ -30,9 +29,9 @@ from recap.dit.vae import load_vae, vae_facts
 
 
 def write(config: DitConfig, transformer: Any, folder: Path) -> None:
-    """The pipeline's folder: transformer, text encoder, tokenizer, VAE, scheduler.
+    """Write a pipeline's folder: transformer, text encoder, tokenizer, VAE, scheduler.
 
-    The scheduler is DPM-Solver++, which pipelines can run on both objectives (a learned variance is not used by it).
+    The scheduler is DPM-Solver++, which works for both objectives; it does not use a learned variance.
     """
     from diffusers import PixArtAlphaPipeline
 
@@ -52,7 +51,7 @@ def write(config: DitConfig, transformer: Any, folder: Path) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without diffusers' warnings: a CLIP does as well as its T5, and pixels need no VAE."""
+    """Suppress diffusers' warnings that the text encoder is not a T5, and that there is no VAE: both are intended."""
     from diffusers.utils import logging
 
     level = logging.get_verbosity()
@@ -65,7 +64,7 @@ def _quiet() -> Iterator[None]:
 
 @dataclass
 class Exported:
-    """What `read` finds. vae: its folder, "" for pixel space; facts: of recap_dit.json."""
+    """An exported model. vae: folder of its VAE, "" for pixel space. facts: the content of recap_dit.json."""
 
     transformer: Any
     text_encoder: TextEncoder
@@ -74,7 +73,7 @@ class Exported:
 
 
 def read(folder: str | Path) -> Exported:
-    """An exported model, on the CPU, in evaluation mode. UserError if there is none."""
+    """The exported model in a folder, on the CPU, in evaluation mode. UserError if there is none."""
     from diffusers import PixArtTransformer2DModel
 
     about = facts(folder)

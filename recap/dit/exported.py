@@ -1,4 +1,4 @@
-"""What is known of an exported DiT without loading it. Torch-free: login nodes ask."""
+"""Facts about an exported DiT that need no loading of the model. Torch-free, for login nodes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def facts(folder: str | Path) -> dict[str, Any]:
 
 
 def identity(folder: str | Path) -> dict[str, str]:
-    """Digests of all that decides what the model draws, by file. UserError as `facts`."""
+    """Digests, by file, of everything that decides which images the model draws. UserError as for `facts`."""
     about = facts(folder)
     made = {key: str(about[key]) for key in ("objective", "context", "learned_sigma")}
     for path in files(folder):
@@ -47,7 +47,7 @@ def files(folder: str | Path) -> list[Path]:
 
 
 def _config_digest(path: Path) -> str:
-    """Without what libraries note down: their versions, where they loaded from."""
+    """Digest of a config.json without the notes of libraries: their versions, and where they loaded it from."""
     content = json.loads(path.read_text())
     told = {k: v for k, v in content.items() if not k.startswith("_") and k != "transformers_version"}
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()

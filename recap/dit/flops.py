@@ -10,22 +10,23 @@ from recap.dit.vae import Space, encoding_flops
 
 
 class Flops:
-    """Of one image and its text: forward and backward of the transformer, forward of what is frozen and runs live.
+    """FLOPs of one image and its text: forward and backward through the transformer, forward through the text encoder
+    and the VAE where they run during the training.
 
     Args:
-        side: of the latents, in places.
+        side: height and width of the latents.
     """
 
     def __init__(self, config: DitConfig, space: Space, side: int, text_encoder: TextEncoder) -> None:
         self._config, self._channels, self._side, self._text = config, space.channels, side, text_encoder
 
     def image(self, text: int) -> float:
-        """text: tokens, padding included. Two operations a multiply-add, and twice the forward pass backward, but for
-        maps whose input needs no gradient."""
+        """FLOPs of one image. text: tokens of its text, including padding. Two for each multiply-add, and twice as many
+        in the backward pass, except where the input needs no gradient."""
         shape, texts = self._config.model.shape, self._text.width
         width, patches = shape.width, (self._side // shape.patch) ** 2
-        block = 4 * width**2 * patches + 2 * patches**2 * width  # attention among patches
-        block += 2 * width**2 * (patches + text) + 2 * patches * text * width  # to the text
+        block = 4 * width**2 * patches + 2 * patches**2 * width  # self-attention of the patches
+        block += 2 * width**2 * (patches + text) + 2 * patches * text * width  # cross-attention to the text
         block += 8 * width**2 * patches
         outputs = self._channels * (2 if self._config.model.learned_sigma else 1)
         ends = patches * shape.patch**2 * outputs * width + 7 * width**2 + text * width**2

@@ -1,4 +1,4 @@
-"""Pictures of what a DiT draws while it is trained: the same texts, always from the same noise."""
+"""Samples of a DiT during its training, always for the same texts and from the same noise."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from recap.train.task import EvaluationContext
 
 log = logging.getLogger(__name__)
 
-FOLDER = "samples"  # in the run directory; status shows its newest picture
+FOLDER = "samples"  # in the run directory; hpc.status names its newest picture
 _BATCH = 32
 
 
 class Grid:
-    """Draws `grid.prompts`, a row each.
+    """Draws a picture with one row for each of `grid.prompts`.
 
     Args:
-        text_encoder: with its weights, where the trained module has none of its own.
+        text_encoder: with weights; used where the trained module has no text encoder of its own.
     """
 
     def __init__(self, config: DitConfig, text_encoder: TextEncoder) -> None:
@@ -39,11 +39,12 @@ class Grid:
         self._known: set[int] = set()  # modules that were made ready
 
     def draw(self, module: Objective, context: EvaluationContext) -> dict[str, Any]:
-        """samples/<samples>.png in the run directory, named as `grid`. The ranks share the images; rank 0 writes."""
+        """Draw samples/<samples>.png in the run directory; return {"grid": its path}. The ranks share the work; rank 0
+        writes."""
         ranks, config = context.ranks, self._config
         if not config.prompts:
             return {}
-        within = _Within(module, self._text_encoder)
+        within = _ModuleSampler(module, self._text_encoder)
         if id(module) not in self._known:
             for method in ("predict", "text_states"):
                 register_fsdp_forward_method(module, method)
@@ -53,7 +54,7 @@ class Grid:
             for row, prompt in enumerate(config.prompts)
             for column in range(config.columns)
         ]
-        each = -(-len(wanted) // ranks.world)  # equally many forward passes on every rank
+        each = -(-len(wanted) // ranks.world)  # every rank must do the same number of forward passes
         whole = wanted + [wanted[-1]] * (each * ranks.world - len(wanted))
         sampler = Sampler(
             within, within, module.codec(ranks.device), self._scheduler, config.steps, min(each, _BATCH),
@@ -69,7 +70,7 @@ class Grid:
                 target = context.directory / name
                 target.parent.mkdir(exist_ok=True)
                 atomic.replace(target, self._picture(torch.cat(found)))
-            except OSError as error:  # no reason to end a training
+            except OSError as error:  # does not end the training
                 log.error("%s is not written: %s", name, error)
                 failed = 1.0
         return {} if ranks.sums([failed])[0] else {"grid": name}
@@ -83,9 +84,9 @@ class Grid:
         return as_png(contact_sheet(rows))
 
 
-class _Within:
-    """A trained module as a sampler sees it: transformer and text encoder, called through the module, whose parameters
-    FSDP2 gathers only then."""
+class _ModuleSampler:
+    """Stands for transformer and text encoder in a `Sampler`. It calls them through the trained module, since FSDP2
+    gathers parameters only there."""
 
     def __init__(self, module: Objective, text_encoder: TextEncoder) -> None:
         self._module: Any = module

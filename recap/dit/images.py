@@ -1,4 +1,4 @@
-"""Image bytes to uint8 pixels, as ADM and DiT prepare them: halve, resize, crop the centre; mirrored by hash."""
+"""Decodes images to uint8 pixels as ADM and DiT do: halve, resize, crop the centre. A hash decides on mirroring."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from recap.randomness import draw
 
 
 def centre_crop(data: bytes, side: int) -> np.ndarray:
-    """The centre of an image, its shorter side made `side` pixels: uint8 [side, side, 3].
+    """The centre of an image whose shorter side is resized to `side` pixels: uint8 [side, side, 3].
 
     Equal to `center_crop_arr` of DiT (Peebles and Xie; from ADM's `image_datasets.py`): halved with a box filter while
     twice the side fits, then bicubic. Raises BadImage.
@@ -20,9 +20,9 @@ def centre_crop(data: bytes, side: int) -> np.ndarray:
 
 
 def centre_of(encoded: EncodedImage, side: int) -> np.ndarray:
-    """`centre_crop` of an image whose header is read."""
+    """`centre_crop` of an `EncodedImage`."""
     long, short = max(encoded.size), min(encoded.size)
-    if long * side // short * side > LARGEST:  # a strip of few pixels' height would be resized to gigabytes
+    if long * side // short * side > LARGEST:  # a very flat image would be resized to gigabytes
         raise BadImage("image: too narrow")
     with memory_to_decode(encoded.cost):
         return cropped(encoded.rgb(), side)
@@ -40,5 +40,5 @@ def cropped(picture: Image.Image, side: int) -> np.ndarray:
 
 
 def flipped(seed: int, epoch: int, name: str) -> bool:
-    """Whether a sample is mirrored in an epoch: a hash of (seed, epoch, name)."""
+    """Whether a sample is mirrored in an epoch, by a hash of (seed, epoch, name)."""
     return draw(seed, epoch, name, "flip") % 2 == 1

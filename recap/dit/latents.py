@@ -1,8 +1,8 @@
-"""Latents made once: a map job that writes a column of what a VAE says of each image.
+"""A map job that encodes each image by a VAE once, and writes a column of latents.
 
     python -m hpc.launch configs/data/latents.yaml data.shards=[...] vae=models/sd-vae-ft-ema side=256
 
-A training with `data.latents` (a column of this run) encodes no image, and reads no tar. Torch-free until `setup`.
+A training with `data.latents` (a column of this run) neither encodes images nor reads tars. Torch-free until `setup`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from recap.data.same_image import FIELD, digest
 from recap.data.tar_job import ImageJob
 from recap.data.tars import READING_2
 from recap.dit.images import centre_of
-from recap.dit.storage import said_in_total
+from recap.dit.storage import total_size_in_words
 from recap.dit.tensor_blob import fits_fp16, pack, unpack
 from recap.dit.vae import MICRO_BATCH, vae_digest, vae_facts
 from recap.model_files import unreadable
@@ -41,9 +41,9 @@ if TYPE_CHECKING:
 KINDS = ("mean", "moments")
 PRECISIONS = ("fp32", "bf16", "fp16")
 
-_AT_ONCE = 4 * MICRO_BATCH  # images that the VAE is given
-_AHEAD = 3 * _AT_ONCE  # images that are held: decoded in threads while the VAE is at work
-_PARTIAL_WAIT_S = 0.05  # without a new image, before fewer are encoded
+_AT_ONCE = 4 * MICRO_BATCH  # images that the VAE encodes in one call
+_AHEAD = 3 * _AT_ONCE  # images that are held, and decoded in threads while the VAE works
+_PARTIAL_WAIT_S = 0.05  # how long to wait for a further image before fewer than _AT_ONCE are encoded
 
 
 @dataclass
@@ -66,7 +66,7 @@ class LatentsConfig:
 
 
 class LatentsOperator(ImageJob, Batched):
-    """One latent a sample. See hpc.operator.Operator."""
+    """Writes one latent for each sample. See hpc.operator.Operator."""
 
     Config: ClassVar[type] = LatentsConfig
     version: ClassVar[int] = 2
@@ -102,18 +102,18 @@ class LatentsOperator(ImageJob, Batched):
         return [
             ("input", self.input),
             ("latents", f"{config.vae} · {config.precision} · centre {config.side} px · {config.kind}"),
-            ("", f"{stored}: {size / 1000:,.1f} kB an image, {said_in_total(size, 'images', self._shards)}"),
+            ("", f"{stored}: {size / 1000:,.1f} kB an image, {total_size_in_words(size, 'images', self._shards)}"),
         ]
 
     def column(self) -> Column:
         return Column(self.config.column, [("latent", pa.binary()), (FIELD, pa.string())])
 
     def preflight(self) -> list[str]:
-        """The VAE's files can be read on this node."""
+        """Problems with reading the VAE's files on this node."""
         return unreadable(lambda: vae_facts(self.config.vae).folder.glob("*.safetensors"))
 
     def _shape(self) -> tuple[int, int, int, int]:
-        """Of a stored latent: views, channels, height, width. UserError where the VAE cannot make such ones."""
+        """(views, channels, height, width) of a stored latent. UserError where the VAE cannot make it."""
         config = self.config
         if not config.vae:
             raise UserError("config: `vae`: missing. Name the folder of a VAE that diffusers loads.")
@@ -150,7 +150,7 @@ class LatentsOperator(ImageJob, Batched):
 
     def poll(self, timeout: float) -> list[Row]:
         if len(self._held) < _AT_ONCE and self._held and time.monotonic() - self._last_put < _PARTIAL_WAIT_S:
-            time.sleep(min(timeout, 0.005))  # a micro-batch costs the same, full or not
+            time.sleep(min(timeout, 0.005))  # wait for a full micro-batch, which costs the same as a partial one
             return []
         rows: list[Row] = []
         good: list[tuple[Item, np.ndarray, str]] = []
@@ -167,7 +167,7 @@ class LatentsOperator(ImageJob, Batched):
             self._decoders.shutdown()
 
     def _pixels(self, found: FoundImage) -> tuple[np.ndarray, str]:
-        """The pixels, and what is odd about them."""
+        """(the pixels uint8 [side, side, 3], what is odd about the image or "")."""
         if found.image is None:
             raise BadImage(found.reason, found.detail)
         encoded = EncodedImage(found.image)
@@ -210,7 +210,10 @@ def _skipped(item: Item, reason: str, detail: str = "") -> Row:
 
 
 def read_latent(blob: bytes) -> tuple[np.ndarray, dict[str, str]]:
-    """A value of the column: float16 [views, channels or 2 channels, h, w], unscaled, the mirrored image's second; and
-    what made it (vae: its digest; kind: mean | moments; precision). UserError where it is no latent.
+    """A value of the column: (float16 [views, channels or 2 channels, h, w], facts). It is unscaled; the second view is
+    the mirrored image. The facts are vae (its digest), kind (mean | moments) and precision.
+
+    Raises:
+        UserError: the value is not a latent.
     """
     return unpack(blob, "latent")

@@ -15,7 +15,7 @@ def build(config: DitModelConfig, channels: int, side: int, text_width: int) -> 
     """A PixArtTransformer2DModel with PixArt's initial weights (or those of `config.start`).
 
     Args:
-        channels: of the latents. side: of the latents, in places. text_width: of the text encoder's states.
+        channels, side: of the latents, whose height and width are `side`. text_width: of the text encoder's states.
 
     Raises:
         UserError: patches do not divide the latents, or `start` is of another shape.
@@ -55,10 +55,10 @@ def _started(config: DitModelConfig, channels: int, side: int, text_width: int) 
 
 
 def _initialise(model: Any) -> None:
-    """As DiT and PixArt-alpha start: every block as if it had no text, the output at zero, all else Xavier.
+    """Initialise as DiT and PixArt-alpha: cross-attention and the output layer are zero, all else is Xavier-uniform.
 
-    PixArt's normal initialisation of the text's and time's projections (0.02) is Xavier's at its width of 1152; at
-    small widths it would mute them for most of a short training.
+    PixArt initialises the projections of text and time with a deviation of 0.02, which is Xavier's at its width of
+    1152. At small widths that would make them too weak for most of a short training.
     """
 
     def xavier(module: nn.Module) -> None:

@@ -1,7 +1,7 @@
-"""What is minimised: noise prediction (DDPM, the paper's) or rectified flow.
+"""The training objectives: noise prediction (DDPM, the paper's) or rectified flow.
 
-`Objective` is the module that the trainer core sees. Noise, times and dropped texts are drawn where batches are made,
-from a hash of (seed, epoch, sample), so that they are the same after a resume and on any number of ranks.
+`Objective` is the module that the trainer core trains. Noise, times and dropped texts are drawn with the batch, by a
+hash of (seed, epoch, sample), so that they are the same after a resume and on any number of ranks.
 """
 
 from __future__ import annotations
@@ -24,28 +24,29 @@ class Flow(nn.Module):
         self.config = config
 
     def time(self, uniform: float, normal: float) -> float:
-        """A time in (0, 1) from one uniform and one normal number: logit-normal, or uniform where time_std is 0."""
+        """A time in (0, 1), from a uniform and a normal random number: logit-normal, or uniform where time_std is 0."""
         if not self.config.time_std:
             return uniform
         return 1 / (1 + math.exp(-(self.config.time_mean + self.config.time_std * normal)))
 
     def noised(self, clean: torch.Tensor, noise: torch.Tensor, time: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """x_t [N, C, h, w], and the times [N] as the model takes them (0 to 1000)."""
+        """(x_t [N, C, h, w], the times [N] in the range that the model takes: 0 to 1000)."""
         t = time.view(-1, 1, 1, 1)
         return (1 - t) * clean + t * noise, time * DIFFUSION_STEPS
 
     def losses(
         self, output: torch.Tensor, clean: torch.Tensor, noised: torch.Tensor, noise: torch.Tensor, time: torch.Tensor
     ) -> torch.Tensor:
-        """Mean squared error of each sample, [N]."""
+        """The mean squared error of each sample, [N]."""
         return (output.float() - (noise - clean)).square().mean(dim=(1, 2, 3))
 
 
 class Ddpm(nn.Module):
-    """DDPM with the linear schedule of 1,000 levels: x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) noise; predicted is the noise.
+    """DDPM with the linear schedule of 1,000 levels: x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) noise. The model predicts the
+    noise.
 
-    With twice the channels it also predicts the variance, learned from the variational bound (Nichol and Dhariwal,
-    Improved DDPM, section 3.1), as DiT does. Its tables, float32 [1000] each, are computed in float64.
+    With twice the channels the model also predicts the variance, which is learned from the variational bound (Nichol
+    and Dhariwal, Improved DDPM, section 3.1), as in DiT. The tables, float32 [1000] each, are computed in float64.
     """
 
     betas: torch.Tensor
@@ -68,18 +69,18 @@ class Ddpm(nn.Module):
             self.register_buffer(name, table.float(), persistent=False)
 
     def time(self, uniform: float, normal: float) -> float:
-        """A level from 0 to 999, all alike."""
+        """A level from 0 to 999, uniformly distributed."""
         return float(min(int(uniform * DIFFUSION_STEPS), DIFFUSION_STEPS - 1))
 
     def noised(self, clean: torch.Tensor, noise: torch.Tensor, time: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """x_t [N, C, h, w], and the times [N] as the model takes them."""
+        """(x_t [N, C, h, w], the levels [N], which the model takes as they are)."""
         kept = self._at(self.kept, time)
         return kept.sqrt() * clean + (1 - kept).sqrt() * noise, time
 
     def losses(
         self, output: torch.Tensor, clean: torch.Tensor, noised: torch.Tensor, noise: torch.Tensor, time: torch.Tensor
     ) -> torch.Tensor:
-        """Weighted squared error of each sample, and the bound's term where the variance is learned, [N]."""
+        """The weighted squared error of each sample, plus the bound's term where the variance is learned, [N]."""
         output = output.float()
         learned = output.shape[1] == 2 * clean.shape[1]
         predicted = output[:, : clean.shape[1]]
@@ -100,12 +101,12 @@ class Ddpm(nn.Module):
         noised: torch.Tensor,
         time: torch.Tensor,
     ) -> torch.Tensor:
-        """The variational bound's term of each sample in bits per dimension, [N]; the mean is held fixed."""
+        """The variational bound's term of each sample in bits per dimension, [N]. No gradient flows into the mean."""
         kept = self._at(self.kept, time)
         guess = (noised - (1 - kept).sqrt() * predicted) / kept.sqrt()
         of_clean, of_noised = self._at(self.of_clean, time), self._at(self.of_noised, time)
         truth, model = of_clean * clean + of_noised * noised, of_clean * guess + of_noised * noised
-        smallest = self._at(self.posterior_variance, time.clamp(min=1)).log()  # 0 at the first level
+        smallest = self._at(self.posterior_variance, time.clamp(min=1)).log()  # the variance is 0 at the first level
         share = (share + 1) / 2
         log_variance = share * self._at(self.betas, time).log() + (1 - share) * smallest
         distance = 0.5 * (
@@ -138,7 +139,7 @@ def _discretised_log_likelihood(x: torch.Tensor, mean: torch.Tensor, log_scale: 
 
 
 def diffusion(config: ObjectiveConfig) -> Flow | Ddpm:
-    """The process that a config names."""
+    """The diffusion process that a config names."""
     return Flow(config) if config.kind == "flow" else Ddpm(config)
 
 
@@ -146,7 +147,7 @@ class Objective(nn.Module):
     """Sum of the losses of a micro-batch.
 
     Args:
-        transformer: is trained. text_encoder: frozen; None where states come precomputed.
+        transformer: the model that is trained. text_encoder: frozen; None where its states are precomputed.
         codec: opens the VAE (recap.dit.vae) on a device; called once.
 
     A micro-batch holds `noise` float32 [N, C, h, w], `time` float32 [N], and
@@ -187,7 +188,7 @@ class Objective(nn.Module):
         )[0]
 
     def text_states(self, micro: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Of its texts, [N, T, width]."""
+        """The text encoder's states of the texts, [N, T, width]."""
         if "states" in micro:
             return micro["states"].float()
         assert self.text_encoder is not None
@@ -195,16 +196,16 @@ class Objective(nn.Module):
 
     @torch.no_grad()
     def clean(self, micro: dict[str, torch.Tensor]) -> torch.Tensor:
-        """What is to be learned: scaled latents (or pixels in [-1, 1]), float32 [N, C, h, w]."""
+        """x_0: scaled latents (or pixels in [-1, 1]), float32 [N, C, h, w]."""
         device = micro["noise"].device
         codec = self.codec(device)
         with torch.autocast(device.type, enabled=False):
             moments = micro["latents"] if "latents" in micro else codec.encode(micro["pixels"])
-            stored = moments.half().float()  # as the column holds them, so that both ways agree
+            stored = moments.half().float()  # rounded as in the column of latents, so that both ways agree
             return codec.scaled(stored, micro.get("posterior"))
 
     def codec(self, device: torch.device) -> Any:
-        """The frozen VAE; not a submodule: it is neither sharded nor saved."""
+        """The frozen VAE. It is not a submodule, since it is neither sharded nor saved."""
         if self._codec is None:
             self._codec = self._open_codec(device)
         return self._codec

@@ -1,4 +1,4 @@
-"""Prompts of a sampling job: a list in a file, or what a run of ours has written, cut into shards. Torch-free.
+"""Reads the prompts of a sampling job, from a file or from a run's column, and cuts them into shards. Torch-free.
 
     prompts.txt       a prompt a line; its key is the line's number, 000001 on
     prompts.tsv       key, tab, prompt; a first line `key<TAB>prompt` is a header
@@ -32,7 +32,7 @@ _ID = "prompts-"
 
 @dataclass
 class PromptsConfig:
-    """Where the prompts are. Shards know by digest what they hold, so none of this enters an identity."""
+    """Where the prompts are. Shards have a digest of their prompts, so that none of these keys enters the identity."""
 
     file: str = execution("", "list of prompts: .txt | .tsv | .jsonl | .parquet")
     run: str = execution("", "instead of a file: run directory whose column holds the prompts, e.g. captions")
@@ -55,10 +55,10 @@ class Prompt:
 
 
 class Prompts:
-    """A list of prompts, read as a whole.
+    """A list of prompts, held in memory.
 
     Raises:
-        UserError: there is no such list, it is empty, or a key comes twice.
+        UserError: there is no such list, it is empty, or two prompts have the same key.
     """
 
     def __init__(self, config: PromptsConfig) -> None:
@@ -86,7 +86,7 @@ class Prompts:
         return len(self._prompts)
 
     def shards(self, images: int) -> list[Shard]:
-        """The list in parts of `prompts.shard`. images: of a prompt."""
+        """The list as shards of `prompts.shard` prompts. images: how many are drawn for each prompt."""
         return [
             Shard(
                 id=f"{_ID}{number:06d}",
@@ -99,7 +99,7 @@ class Prompts:
         ]
 
     def of(self, shard: Shard) -> list[Prompt]:
-        """A shard's prompts. ShardError where the list was changed since it was planned."""
+        """The prompts of a shard. ShardError where the list has changed since it was planned."""
         number = int(shard.id.removeprefix(_ID))
         part = self._prompts[number * self._size : (number + 1) * self._size]
         if _digest(part) != shard.etag:
@@ -126,7 +126,7 @@ def _checked(prompt: Prompt) -> Prompt:
 
 
 def _of_file(config: PromptsConfig) -> Iterator[tuple[str, Prompt]]:
-    """(place in words, prompt) of a file."""
+    """(place in words for messages, prompt) of each entry of a file."""
     path = Path(config.file)
     if not path.is_file():
         raise UserError(f"config: `prompts.file`: {path}: there is no such file.")
@@ -175,7 +175,7 @@ def _json(number: int, line: str, name: str) -> Prompt:
     try:
         row = json.loads(line)
         key, text = row["key"], row[name]
-        f"{key}{text}".encode()  # JSON can hold halves of characters
+        f"{key}{text}".encode()  # raises for half surrogate pairs, which JSON may contain
     except (ValueError, TypeError):
         return _unreadable(number, "not a JSON object")
     except KeyError:
@@ -186,7 +186,7 @@ def _json(number: int, line: str, name: str) -> Prompt:
 
 
 def _rows(file: pq.ParquetFile, name: str, where: str) -> Iterator[Prompt]:
-    """A parquet file's rows; of a column file of ours those without a value have a problem."""
+    """The rows of a parquet file. In a column file of this toolkit, rows without a value have a problem."""
     names = file.schema_arrow.names
     if missing := [wanted for wanted in ("key", name) if wanted not in names]:
         hint = ": set prompts.field" if missing[-1] == name else ""

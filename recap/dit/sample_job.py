@@ -1,9 +1,9 @@
-"""Images from a trained DiT: a map job over a list of prompts.
+"""A map job that draws images with a trained DiT for a list of prompts.
 
     python -m hpc.launch configs/dit/sample.yaml model=runs/recap-dit-b4/exports/final prompts.file=prompts.tsv
     python -m recap.dit.write_images runs/samples OUT       # tars and a picture
 
-An image's noise is made from a hash of (seed, key), so that all models and all guidance scales begin with the same.
+An image's noise depends on a hash of (seed, key), so that all models and all guidance scales start from the same noise.
 Torch-free until `setup`.
 """
 
@@ -43,7 +43,7 @@ FIELDS = [
     ("cut", pa.bool_()),  # the prompt has more tokens than the model takes
 ]
 
-_PARTIAL_WAIT_S = 0.5  # without a new prompt, before fewer than a batch are drawn: it costs as much as a full one
+_PARTIAL_WAIT_S = 0.5  # wait for a further prompt before a partial batch is drawn, at the cost of a full one
 
 
 @dataclass
@@ -68,8 +68,8 @@ class SampleConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
-    """One image that is asked for. problem: why it cannot be drawn, "" if it can."""
+class ImageRequest:
+    """One image to draw. seed: of its noise. problem: why it cannot be drawn, "" if it can."""
 
     prompt: str
     guidance: float
@@ -78,7 +78,7 @@ class Order:
 
 
 class SampleOperator(Batched):
-    """One image a prompt and guidance scale. See hpc.operator.Operator."""
+    """Draws one image for each prompt and guidance scale. See hpc.operator.Operator."""
 
     Config: ClassVar[type] = SampleConfig
     version: ClassVar[int] = 1
@@ -88,7 +88,7 @@ class SampleOperator(Batched):
         self.config = config
         _check(config)
         self._sampler: Sampler | None = None
-        self._cut: Any = None  # text -> whether it is cut
+        self._cut: Any = None  # a function: whether a text is longer than the context
         self._device = ""
         self._last_put = 0.0
 
@@ -119,7 +119,7 @@ class SampleOperator(Batched):
         return Column(self.config.column, list(FIELDS))
 
     def preflight(self) -> list[str]:
-        """The model's files can be read on this node."""
+        """Problems with reading the model's files on this node."""
         try:
             exported.facts(self.config.model)
         except UserError as error:
@@ -149,7 +149,7 @@ class SampleOperator(Batched):
         for prompt in self._prompts.of(shard):
             seed = draw(self.config.seed, prompt.key) >> 1
             for guidance in self.config.guidance:
-                order = Order(prompt.text, guidance, seed, prompt.problem)
+                order = ImageRequest(prompt.text, guidance, seed, prompt.problem)
                 yield Item(shard.id, index, self._key(prompt.key, guidance), order)
                 index += 1
 
@@ -157,7 +157,7 @@ class SampleOperator(Batched):
         return f"{prompt}@{guidance:g}" if len(self.config.guidance) > 1 else prompt
 
     def want(self) -> int:
-        """Two batches: while one is drawn, the prompts of the next shard can come."""
+        """Room in two batches: while one is drawn, prompts of the next one can arrive."""
         return 2 * self.config.batch - len(self._waiting)
 
     def put(self, item: Item) -> None:
@@ -174,7 +174,7 @@ class SampleOperator(Batched):
         return self.apply(batch)
 
     def apply(self, items: list[Item]) -> list[Row]:
-        """Rows of at most one batch."""
+        """Draw at most one batch."""
         from recap.dit.sampling import Wanted
 
         assert self._sampler is not None, "setup() comes first"
@@ -193,7 +193,7 @@ class SampleOperator(Batched):
         return rows
 
     def _row(self, item: Item, image: np.ndarray, good: bool) -> Row:
-        order: Order = item.payload
+        order: ImageRequest = item.payload
         values = {
             "prompt": order.prompt, "guidance": order.guidance, "seed": order.seed, "cut": self._cut(order.prompt)
         }  # fmt: skip
@@ -206,7 +206,7 @@ class SampleOperator(Batched):
 
 
 def _check(config: SampleConfig) -> None:
-    """UserError for what cannot work in the keys themselves."""
+    """UserError for the first key with a value that cannot work."""
 
     def refuse(key: str, why: str) -> None:
         raise UserError(f"config: `{key}`: {why}.")

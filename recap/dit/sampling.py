@@ -1,7 +1,7 @@
-"""Images from texts: guided sampling with diffusers' schedulers, the same whatever the batch.
+"""Guided sampling of images with diffusers' schedulers, independent of the batch.
 
-The noise of an image comes from its own seed, and every forward pass has one fixed shape (the batch is padded), so that
-an image depends neither on its neighbours nor on how many workers share the work.
+The noise of an image depends on its own seed only, and every forward pass has the same shape (batches are padded), so
+that an image does not depend on its neighbours or on the number of workers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from recap.dit.settings import DIFFUSION_STEPS
 
 @dataclass(frozen=True)
 class Wanted:
-    """One image. seed: of all its noise."""
+    """One image to draw. seed: of all its noise."""
 
     prompt: str
     seed: int
@@ -45,7 +45,7 @@ def scheduler_of(kind: str, objective: str, learned_sigma: bool) -> Any:
     if objective == "flow":  # the first-order stochastic solver draws from DDPM's posterior (Lu et al., DPM-Solver++)
         return DPMSolverMultistepScheduler(**flow, algorithm_type="sde-dpmsolver++", solver_order=1)
     variance = "learned_range" if learned_sigma else "fixed_small"
-    # linspace: ADM's respacing, from level 999 to level 0
+    # linspace is ADM's respacing, from level 999 to level 0.
     return DDPMScheduler(**linear, variance_type=variance, clip_sample=False, timestep_spacing="linspace")
 
 
@@ -53,13 +53,13 @@ class Sampler:
     """Draws images with a model.
 
     Args:
-        transformer: called as a PixArtTransformer2DModel, and has its config and parameters.
-        text_encoder: has `encode` and `context` of a recap.dit.text_encoder.TextEncoder.
+        transformer: a PixArtTransformer2DModel, or what is called like one and has its config and parameters.
+        text_encoder: has the methods `encode` and `context` of recap.dit.text_encoder.TextEncoder.
         codec: decodes latents (recap.dit.vae).
         scheduler: see `scheduler_of`; steps: how many it takes.
-        batch: images of a forward pass; decides the rounding, so it belongs to what is made.
-        between: called between steps; what it raises ends the drawing.
-        precision: fp32, or bf16 for text encoder and transformer (weights, solver and VAE stay as they are).
+        batch: images of a forward pass. It affects rounding, so that it is part of a job's identity.
+        between: called between steps; it may raise to stop.
+        precision: fp32, or bf16: autocast for text encoder and transformer (weights, solver and VAE are not changed).
     """
 
     def __init__(
@@ -82,21 +82,21 @@ class Sampler:
         self._learned = scheduler.config.get("variance_type") == "learned_range"
 
     def draw(self, wanted: Sequence[Wanted]) -> torch.Tensor:
-        """uint8 [N, H, W, 3] on the CPU."""
+        """The images, uint8 [N, H, W, 3], on the CPU."""
         parts = [wanted[first : first + self.batch] for first in range(0, len(wanted), self.batch)]
         return torch.cat([self.draw_batch(part)[0] for part in parts])
 
     @torch.no_grad()
     def draw_batch(self, wanted: Sequence[Wanted]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images of at most one batch, uint8 [N, H, W, 3], and which of them are finite, bool [N]; on the CPU."""
+        """(images of at most one batch uint8 [N, H, W, 3], whether each is finite bool [N]), on the CPU."""
         latents = self.latents([*wanted, *[wanted[-1]] * (self.batch - len(wanted))])[: len(wanted)]
         finite = latents.isfinite().flatten(1).all(1)
-        with torch.autocast(self._device.type, enabled=False):  # a training that draws a grid may be in bf16
+        with torch.autocast(self._device.type, enabled=False):  # a training that draws samples may be in bf16 autocast
             return self.codec.decode(latents).cpu(), finite.cpu()
 
     @torch.no_grad()
     def latents(self, wanted: Sequence[Wanted]) -> torch.Tensor:
-        """Latents, as the model was trained on, of exactly one batch: float32 [N, C, h, w]."""
+        """The (scaled) latents of exactly one batch, float32 [N, C, h, w]."""
         generators = [torch.Generator("cpu").manual_seed(w.seed) for w in wanted]
         shape = (self._channels, self._side, self._side)
         x = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(self._device)
@@ -122,7 +122,8 @@ class Sampler:
         return torch.autocast(self._device.type, torch.bfloat16) if self._lowered else nullcontext()
 
     def _guided(self, output: torch.Tensor, guidance: torch.Tensor) -> torch.Tensor:
-        """Away from the empty text (Ho and Salimans). The learned variance is the text's own; only `ddpm` reads it."""
+        """Classifier-free guidance (Ho and Salimans). A learned variance is taken from the pass with the text; only the
+        scheduler `ddpm` uses it."""
         without, with_text = output.chunk(2)
         channels = self._channels
         noise = without[:, :channels] + guidance * (with_text - without)[:, :channels]

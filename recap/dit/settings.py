@@ -1,4 +1,4 @@
-"""The keys of a DiT training's config, and what is wrong with them. Torch-free: login nodes read and check them."""
+"""Config keys of a DiT training, and their checks. Torch-free: login nodes read and check them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from recap.text_policy import TextPolicyConfig
 from recap.train.settings import TrainSettings
 
 SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}
-"""Width, layers and heads: Peebles and Xie, Scalable Diffusion Models with Transformers, table 1."""
+"""Width, layers and heads (Peebles and Xie, Scalable Diffusion Models with Transformers, table 1)."""
 
 DIFFUSION_STEPS = 1000
 """Noise levels of the DDPM objective; flow times are scaled to the same range for the model."""
@@ -97,7 +97,7 @@ class DitConfig:
 
 
 def check(config: DitConfig) -> None:
-    """UserError for the first thing that cannot work: what, where, and what to do."""
+    """UserError for the first setting that cannot work: what is wrong, where, and what to do."""
 
     def refuse(key: str, why: str) -> None:
         raise UserError(f"config: `{key}`: {why}.")

@@ -1,5 +1,5 @@
-"""Whether a DiT training can start, as far as small files tell: asked at launch, before any weights are read.
-Torch-free; recap.dit.settings checks what the config alone tells.
+"""Checks at launch, by small files, that a DiT training can start. No weights are read. Torch-free. recap.dit.settings
+checks the config itself.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from recap.dit.vae import vae_facts
 
 
 def check(config: DitConfig) -> None:
-    """UserError for the first thing that cannot work: what, where, and what to do."""
+    """UserError for the first problem: what is wrong, where, and what to do."""
     model = config.model
     check_encoder(model.text_encoder, model.context)
     width = encoder_width(model.text_encoder)
@@ -44,10 +44,10 @@ def start_config(model: DitModelConfig) -> dict[str, object]:
 
 
 def check_start(model: DitModelConfig, found: dict[str, object], channels: int, side: int, text_width: int) -> None:
-    """UserError unless the weights to go on from have the shape that the config makes.
+    """UserError unless the weights to start from have the shape that the config describes.
 
     Args:
-        found: their config. channels, side: of the latents. text_width: of the text encoder's states.
+        found: config of the weights. channels, side: of the latents. text_width: of the text encoder's states.
     """
     shape = model.shape
     wanted = {
@@ -63,7 +63,8 @@ def check_start(model: DitModelConfig, found: dict[str, object], channels: int, 
 
 
 def _check_stored(config: DitConfig) -> None:
-    """The first stored latent and embeddings of each column are those that this training would make."""
+    """UserError unless the first stored latent and embeddings of each column are those that this training would
+    compute."""
     stored, data = Stored(config), config.data
     if data.latents and (blob := _first("data.latents", data.columns[data.latents], "latent")):
         stored.latent(blob, f"config: `data.latents`: column {data.latents}")
@@ -73,7 +74,8 @@ def _check_stored(config: DitConfig) -> None:
 
 
 def _first(key: str, column: ColumnConfig, field: str) -> bytes | None:
-    """The first stored value; None where the first file on a disk has none: the first batch says what is wrong."""
+    """The first stored value of a column; None where its first file on a disk has none, which the first batch
+    reports."""
     if column.run:
         file = next((shard.file for shard in Published(column.run) if shard.file.exists()), None)
     else:

@@ -1,4 +1,4 @@
-"""What a column will take on the disks, in words."""
+"""The expected size of a column on disk, in words."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from hpc.operator import Shard
 
 
-def said_in_total(size: float, what: str, shards: Sequence[Shard]) -> str:
-    """Of `size` bytes a sample: for the shards' samples where all are counted, else for a billion.
+def total_size_in_words(size: float, what: str, shards: Sequence[Shard]) -> str:
+    """The size of a column with `size` bytes for each sample: for all samples of the shards where their number is
+    known, else for a billion.
 
     >>> said_in_total(8192, "images", [])
     '8.2 TB for a billion images'

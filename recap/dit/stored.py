@@ -1,5 +1,5 @@
-"""Whether stored latents and embeddings are those that a training would make itself: of the first value of a column at
-launch, of each where it is read. Torch-free.
+"""Checks that stored latents and embeddings are those that a training would compute itself: at launch for the first
+value of a column, later for each value that is read. Torch-free.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from recap.dit.vae import Space, latent_space
 
 @dataclass
 class Stored:
-    """Reads values for a training. Digests are computed when they are first asked for."""
+    """Reads and checks stored values for a training. Digests are computed when they are first needed."""
 
     config: DitConfig
 
     def latent(self, blob: bytes, where: str) -> np.ndarray:
-        """float16 [views, C or 2 C, h, w]; of a training that mirrors images the second view is the mirrored one.
-        where: the value's place, which a UserError begins with."""
+        """A latent, float16 [views, C or 2 C, h, w]. For a training that mirrors images, the second view is the
+        mirrored one. where: the value's place, which a UserError begins with."""
         found, about = _read(read_latent, blob, where)
         space, model, objective = self._space, self.config.model, self.config.objective
         if about["vae"] != space.digest:

@@ -1,4 +1,4 @@
-"""DiT training as the trainer core sees it (`recap.train.task.Task`)."""
+"""DiT training as a task of the trainer core (`recap.train.task.Task`)."""
 
 from __future__ import annotations
 
@@ -34,9 +34,12 @@ from recap.train.task import Batch, EvaluationContext
 
 @dataclass
 class Prepared:
-    """A sample that fits. image: pixels uint8 [H, W, 3], or a latent float16 [C or 2C, h, w]; text "" if dropped.
+    """A usable sample.
 
-    states: the text's embeddings, where they are precomputed.
+    image: pixels uint8 [H, W, 3], or a latent float16 [C or 2C, h, w].
+    text: "" if it is dropped. column: the text's.
+    states: the text's embeddings float16 [tokens, width], where they are precomputed.
+    noise, posterior: standard normal float32 [C, h, w]. time: see `Objective`.
     """
 
     image: np.ndarray
@@ -52,7 +55,7 @@ class DitTask:
     """Images and texts from tars and columns.
 
     Args:
-        shared: what rank 0 found out about the tars and columns; None: it is found out here.
+        shared: files that rank 0 made about tars and columns; None: they are read here.
     """
 
     def __init__(self, config: DitConfig, shared: SharedInput | None) -> None:
@@ -163,7 +166,7 @@ class DitTask:
         return pixels[:, ::-1].copy() if mirrored else pixels
 
     def _latent(self, sample: Joined, mirrored: bool) -> np.ndarray:
-        """The stored latent of a sample's image, or of the mirrored one."""
+        """The stored latent of a sample's image, or of the mirrored image."""
         name = self.config.data.latents
         blob = sample.columns[str(name)]
         if blob is None:
@@ -184,11 +187,13 @@ class DitTask:
         return self._stored.states(blob, f"data: column {name}: sample {sample.name}")
 
     def _micro(self, taken: list[PreparedSample[Prepared]]) -> dict[str, torch.Tensor]:
-        """What the objective's `forward` takes, of N samples. T: the longest text here, to a multiple of 8.
+        """The argument of `Objective.forward` for N samples. T is the length of the longest text, rounded up to a
+        multiple of 8.
 
-        pixels: uint8 [N, H, W, 3], or latents: float16 [N, C, h, w]; noise: float32 [N, C, h, w]; posterior: likewise,
-        where it is drawn from; time: float32 [N], in [0, 1] for flows, the number of a step (from 0) for DDPM; states:
-        float16 [N, T, width], or ids: int64 [N, T]; mask: bool [N, T], True at tokens.
+        pixels: uint8 [N, H, W, 3], or latents: float16 [N, C or 2C, h, w].
+        noise: float32 [N, C, h, w]. posterior: likewise, where the VAE's posterior is sampled.
+        time: float32 [N], in [0, 1] for flow, the number of a level for DDPM.
+        states: float16 [N, T, width], or ids: int64 [N, T]. mask: bool [N, T], True at tokens.
         """
         ready = [t.value for t in taken]
         kind = "latents" if self.config.data.latents else "pixels"
@@ -206,7 +211,7 @@ class DitTask:
 
 
 def _padded(states: list[np.ndarray]) -> dict[str, torch.Tensor]:
-    """Embeddings of different lengths as one tensor, float16 [N, T, width], and their mask."""
+    """Embeddings of different lengths as `states`, float16 [N, T, width], and `mask`, bool [N, T]."""
     length = -(-max(len(s) for s in states) // 8) * 8
     out = np.zeros((len(states), length, states[0].shape[1]), dtype=np.float16)
     mask = np.zeros((len(states), length), dtype=bool)

@@ -1,4 +1,4 @@
-"""One array and what made it as one binary value of a column: a safetensors file in memory. Torch-free."""
+"""Packs an array with metadata into one binary value of a column: a safetensors file in memory. Torch-free."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from hpc.base.errors import UserError
 
 
 def pack(name: str, array: np.ndarray, metadata: Mapping[str, str]) -> bytes:
-    """The array under its name, with metadata."""
+    """The bytes of an array, under a name, with metadata."""
     return save({name: np.ascontiguousarray(array)}, metadata=dict(sorted(metadata.items())))
 
 
 def unpack(blob: bytes, name: str) -> tuple[np.ndarray, dict[str, str]]:
-    """The array of that name, and the metadata. UserError where the value is something else (an image, a text)."""
+    """(the array of that name, the metadata). UserError where the value is something else, such as an image."""
     try:
         array = load(blob)[name]
         length = int.from_bytes(blob[:8], "little")
@@ -31,5 +31,5 @@ def unpack(blob: bytes, name: str) -> tuple[np.ndarray, dict[str, str]]:
 
 
 def fits_fp16(array: np.ndarray) -> bool:
-    """Whether fp16 holds every value; NaN is held by nothing."""
+    """Whether all values are in the range of fp16. False where any is NaN."""
     return bool((np.abs(array) <= np.finfo(np.float16).max).all())

@@ -1,12 +1,12 @@
-"""Embeddings of texts made once: a map job that writes a column of a text encoder's states.
+"""A map job that encodes texts once, and writes a column of a text encoder's states.
 
     python -m hpc.launch configs/data/text_embeddings.yaml data.shards=[...] text=re_caption \
         data.columns.re_caption.run=runs/recap text_encoder=models/clip-vit-large-patch14
 
-Look at the size first (--dry-run says it): CLIP-L's 77 states of 768 numbers are 118 kB a caption in fp16, 118 TB for a
-billion captions, where latents take 8. Worth storing are the states of few images and many epochs, or of a large T5;
-for the rest the trainers encode texts live. They are of whole texts: no sub-captions. A state's last bit may depend on
-the texts that it is computed with, as it does live.
+Check the size first (--dry-run prints it): CLIP-L's 77 states of 768 numbers take 118 kB a caption in fp16, which is
+118 TB for a billion captions, while latents take 8 TB. Stored states pay for few images and many epochs, or for a large
+T5; otherwise trainers encode texts during the training. States are of whole texts, so that sub-captions cannot be used.
+As in a training, the last bit of a state may depend on the other texts of its batch.
 Torch-free until `setup`.
 """
 
@@ -33,7 +33,7 @@ from recap.data.same_image import FIELD, digest
 from recap.data.tar_job import RowsJob
 from recap.data.tars import READING_2
 from recap.dit.encoder_files import text_encoder_digest, tokenizer_digest
-from recap.dit.storage import said_in_total
+from recap.dit.storage import total_size_in_words
 from recap.dit.tensor_blob import fits_fp16, pack, unpack
 from recap.model_files import file_digest
 
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 PRECISIONS = ("fp32", "bf16")
 
-_AT_ONCE = 64  # texts of a pass
+_AT_ONCE = 64  # texts of a forward pass
 
 
 @dataclass
@@ -64,14 +64,14 @@ class TextEmbeddingsConfig:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """One text, and the digest of the image that it tells of, where that is known."""
+    """An item's payload: a text, and the sha256 of its image, where that is known."""
 
     text: Any
     image: str | None
 
 
 class TextEmbeddingsOperator(RowsJob, Batched):
-    """The states of one text a sample, trimmed to its own tokens. See hpc.operator.Operator."""
+    """Writes the states of one text for each sample, without padding. See hpc.operator.Operator."""
 
     Config: ClassVar[type] = TextEmbeddingsConfig
     version: ClassVar[int] = 2
@@ -104,7 +104,7 @@ class TextEmbeddingsOperator(RowsJob, Batched):
     def describe(self) -> list[tuple[str, str]]:
         config, width = self.config, encoder_width(self.config.text_encoder)
         size = config.context * width * 2
-        total = said_in_total(size, "captions", self._shards)
+        total = total_size_in_words(size, "captions", self._shards)
         return [
             (
                 "states",
@@ -118,7 +118,7 @@ class TextEmbeddingsOperator(RowsJob, Batched):
         return MadeColumn(self.config.column, [("states", pa.binary()), (FIELD, pa.string())])
 
     def preflight(self) -> list[str]:
-        """The encoder's files can be read on this node."""
+        """Problems with reading the encoder's files on this node."""
         try:
             for path in _files(self.config.text_encoder):
                 with path.open("rb") as file:
@@ -158,9 +158,9 @@ class TextEmbeddingsOperator(RowsJob, Batched):
         return Text(row.columns[self.config.text], row.image if row.sample is None else digest(image)), 0
 
     def apply(self, items: list[Item]) -> list[Row]:
-        texts = [item for item in items if _said(item.payload.text)]
-        rows = [self._skipped(item, "text: missing") for item in items if not _said(item.payload.text)]
-        texts.sort(key=lambda item: len(item.payload.text))  # little is padded
+        texts = [item for item in items if _has_words(item.payload.text)]
+        rows = [self._skipped(item, "text: missing") for item in items if not _has_words(item.payload.text)]
+        texts.sort(key=lambda item: len(item.payload.text))  # texts of similar length need little padding
         for start in range(0, len(texts), _AT_ONCE):
             rows += self._encoded(texts[start : start + _AT_ONCE])
         return rows
@@ -187,8 +187,11 @@ class TextEmbeddingsOperator(RowsJob, Batched):
 
 
 def read_states(blob: bytes) -> tuple[np.ndarray, dict[str, str]]:
-    """A value of the column: float16 [tokens, width], and what made it (encoder, tokenizer: digests; precision;
-    context: tokens at which texts were cut; columns of older versions lack the last two). UserError where it is none.
+    """A value of the column: (float16 [tokens, width], facts). The facts are encoder and tokenizer (digests), precision
+    and context (tokens at which texts were cut); columns of older versions lack the last two.
+
+    Raises:
+        UserError: the value is not an embedding.
     """
     return unpack(blob, "states")
 
@@ -211,12 +214,12 @@ def _files(folder: str) -> list[Path]:
     return found
 
 
-def _said(text: Any) -> bool:
+def _has_words(text: Any) -> bool:
     return isinstance(text, str) and bool(text.strip())
 
 
 def encoder_width(folder: str) -> int:
-    """Numbers of a state, from config.json: CLIP's hidden_size, T5's d_model."""
+    """The width of a state, from config.json: CLIP's hidden_size, T5's d_model."""
     config = json.loads(next(path for path in _files(folder) if path.name == "config.json").read_text())
     config = config.get("text_config", config)
     return int(config.get("hidden_size") or config["d_model"])

@@ -14,14 +14,14 @@ from recap.dit.encoder_files import CLIP, check_encoder, part
 
 
 class TextEncoder(nn.Module):
-    """A frozen CLIP text tower or T5 encoder. Texts are lower-cased and stripped, as diffusers' pipelines do.
+    """A frozen CLIP text tower or T5 encoder. Texts are lower-cased and stripped, as in diffusers' pipelines.
 
     Args:
         folder: of a CLIPModel, CLIPTextModel or T5EncoderModel with its tokenizer.
-        context: tokens of a text at most.
+        context: the most tokens of a text.
 
     Raises:
-        UserError: the folder holds neither, has no tokenizer, or cannot take that many tokens.
+        UserError: the folder holds no such model or no tokenizer, or the model does not take that many tokens.
     """
 
     def __init__(self, folder: str | Path, context: int) -> None:
@@ -51,19 +51,19 @@ class TextEncoder(nn.Module):
         return int(self.model.config.hidden_size)
 
     def train(self, mode: bool = True) -> TextEncoder:
-        """Stays as it is: frozen, without dropout."""
+        """Does nothing: the encoder stays in evaluation mode."""
         return self
 
     def flops(self, length: int) -> float:
-        """Of the states of one text of so many tokens."""
+        """FLOPs of encoding one text of `length` tokens."""
         config = self.model.config
         kernels = sum(m.weight.numel() for m in self.model.modules() if isinstance(m, nn.Linear))
         heads = config.num_attention_heads * getattr(config, "d_kv", config.hidden_size // config.num_attention_heads)
         return 2.0 * kernels * length + 4.0 * config.num_hidden_layers * length**2 * heads
 
     def tokens(self, texts: Sequence[str], pad_to: int = 0) -> dict[str, torch.Tensor]:
-        """ids int64 and mask bool, [N, T]; T: the longest of these texts, to a multiple of 8 (compiled blocks see few
-        shapes), or `pad_to`."""
+        """ids int64 and mask bool, [N, T]. T is `pad_to`, or the length of the longest text rounded up to a multiple of
+        8, so that compiled blocks get few shapes."""
         limit = pad_to or self.context
         cleaned = [text.lower().strip() for text in texts]
         rows = self.tokenizer(cleaned, max_length=limit, truncation=True)["input_ids"]
@@ -81,10 +81,10 @@ class TextEncoder(nn.Module):
 
     @torch.no_grad()
     def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """States of all tokens, [N, T, width]; those of padding are not to be used.
+        """States of all tokens, [N, T, width]; those of padding are meaningless.
 
-        A CLIP's text tower is causal, so that the padding behind a text needs no mask; a T5 gets one that adds up.
-        transformers would read a mask of 0 and 1 on the host, and wait for it.
+        CLIP's text tower is causal, so that padding after a text needs no mask. T5 gets an additive mask: transformers
+        would copy a mask of 0 and 1 to the host, and wait for it.
         """
         if self.model.config.model_type in CLIP:
             return self.model(input_ids=ids)[0]
@@ -100,7 +100,7 @@ class TextEncoder(nn.Module):
 
 
 def encoder_layout(folder: str | Path, context: int) -> nn.Module:
-    """The frozen encoder without its weights, on torch's default device."""
+    """The frozen encoder without weights, on torch's default device."""
 
     def laid_out(kind: Any, where: Path) -> Any:
         return kind(kind.config_class.from_pretrained(where))
@@ -117,7 +117,7 @@ def _encoder(folder: Path, context: int, opened: Callable[[Any, Path], Any] | No
 
 
 def _loaded(kind: Any, folder: Path) -> Any:
-    """Without a table of the weights that are left over: a CLIP's image tower is not wanted here."""
+    """The model, loaded without transformers' report of unused weights (a CLIP's image tower is not used here)."""
     from transformers.utils import logging
 
     before = logging.get_verbosity()

@@ -1,4 +1,4 @@
-"""DiT training as a gang job sees it. Torch-free until `train`."""
+"""DiT training as a gang job (hpc.trainer.Trainer). Torch-free until `train`."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class DitTrainer:
         check_memory(self.config.data, self.config.train.seed, ranks, run, memory)
 
     def identity(self) -> dict[str, Any]:
-        """Digests of the VAE, of the text encoder and of the weights to start from, identities of the columns."""
+        """Digests of the VAE, of the text encoder and of the weights to start from, and identities of the columns."""
         model = self.config.model
         made: dict[str, Any] = {"vae": vae_digest(model.vae)} if model.vae else {}
         for key in ("text_encoder", "start"):
@@ -95,7 +95,8 @@ class DitTrainer:
         return table(self)
 
     def layouts(self) -> Iterator[Layout]:
-        """The model on the meta device, its text encoder as well where texts are encoded live. Loads torch."""
+        """The model on the meta device, with its text encoder where texts are encoded during the training. Loads
+        torch."""
         import torch
 
         from recap.dit.model import build
@@ -117,7 +118,7 @@ class DitTrainer:
         return [f"python -m hpc.launch configs/dit/sample.yaml model={run}/exports/final prompts.file=prompts.tsv"]
 
     def samples(self) -> int:
-        """Of the whole training, 0 where `train.epochs` and the data say."""
+        """Samples of the whole training; 0 where it depends on `train.epochs` and the data's size."""
         return self.config.train.samples
 
     def train(self, gang: Gang) -> int:

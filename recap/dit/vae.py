@@ -1,10 +1,10 @@
-"""Images to latents and back: any image VAE of diffusers, or none at all (pixel space), behind one interface.
+"""Encodes images to latents and decodes them, by any image VAE of diffusers, or in pixel space, with one interface.
 
     vae = Vae("models/sd-vae-ft-ema", "cuda", torch.bfloat16)
     latents = vae.scaled(vae.encode(pixels), noise)     # what the diffusion model is trained on
     pixels = vae.decode(latents)
 
-Imports without torch: login nodes ask `vae_facts` and `vae_digest`.
+The module imports without torch: login nodes call `vae_facts` and `vae_digest`.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     import torch
 
 MICRO_BATCH = 8
-"""Images of one pass. The shape is always this one (rests are padded), so that no result depends on its neighbours."""
+"""Images of one forward pass. The last one is padded, so that no result depends on its neighbours."""
 
 LOGVAR = (-30.0, 20.0)
-"""The range that diffusers' posteriors clamp the logarithm of the variance to."""
+"""The range to which diffusers clamps the logarithm of a posterior's variance."""
 
 _WITHOUT_POSTERIOR = ("AutoencoderTiny", "AutoencoderDC", "VQModel")
 _WIDTHS = ("encoder_block_out_channels", "down_block_out_channels", "block_out_channels")
@@ -34,10 +34,11 @@ _WIDTHS = ("encoder_block_out_channels", "down_block_out_channels", "block_out_c
 
 @dataclass(frozen=True)
 class VaeFacts:
-    """What a VAE's config.json says.
+    """Facts of a VAE's config.json.
 
-    channels: of the latents. factor: pixels of a latent's side. posterior: whether it has one (else: a mean only).
-    scale, shift: a number, or one number a channel; the model sees (latent - shift) * scale.
+    channels: of the latents. factor: how many pixels one latent has along each side.
+    posterior: whether it gives mean and variance; else it gives a mean only.
+    scale, shift: a number, or one for each channel. The diffusion model gets (latent - shift) * scale.
     """
 
     folder: Path
@@ -80,7 +81,8 @@ def vae_facts(folder: str | Path) -> VaeFacts:
 
 
 def vae_digest(folder: str | Path) -> str:
-    """16 hex digits over config.json and weights: the key of latents. UserError as `vae_facts`."""
+    """16 hex digits of a hash of config.json and weights, by which latents are identified. UserError as for
+    `vae_facts`."""
     found = vae_facts(folder).folder
     files = [found / "config.json", *sorted(found.glob("*.safetensors"))]
     return hashlib.sha256("\n".join(f"{path.name} {file_digest(path)}" for path in files).encode()).hexdigest()[:16]
@@ -92,10 +94,10 @@ class Vae:
     Args:
         folder: see `vae_facts`.
         device: "cpu", "cuda", ...
-        dtype: of its weights and activations; what goes in and out is float32 or uint8.
+        dtype: of its weights and activations. Inputs and outputs are float32 or uint8.
 
     Raises:
-        UserError: diffusers does not load it, or it does not encode single images.
+        UserError: diffusers cannot load it, or it does not encode single images.
     """
 
     def __init__(self, folder: str | Path, device: str | torch.device, dtype: torch.dtype) -> None:
@@ -111,8 +113,11 @@ class Vae:
         self._probe(facts)
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Images uint8 [N, H, W, 3] to the posterior's mean and logarithm of variance, unscaled: float32
-        [N, 2 channels, H / factor, W / factor]; of a VAE without posterior, the mean alone: [N, channels, ...].
+        """The posterior's mean and logarithm of variance, unscaled: float32 [N, 2 channels, H / factor, W / factor].
+        For a VAE without posterior only the mean: [N, channels, ...].
+
+        Args:
+            pixels: uint8 [N, H, W, 3].
         """
 
         def one(x_BHWC: torch.Tensor) -> torch.Tensor:
@@ -122,12 +127,12 @@ class Vae:
         return self._in_micro_batches(one, pixels)
 
     def scaled(self, moments: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
-        """What the diffusion model sees: float32 [N, channels, h, w].
+        """The latents that the diffusion model gets: float32 [N, channels, h, w].
 
         Args:
-            moments: of `encode`, or means alone [N, channels, h, w].
-            noise: standard normal [N, channels, h, w] for a draw from the posterior (means alone have none: they are
-                taken as they are); None: the mean.
+            moments: the result of `encode`, or means only [N, channels, h, w].
+            noise: standard normal [N, channels, h, w], to draw from the posterior (ignored where there are means only);
+                None: the mean is taken.
         """
         moments = moments.float()
         mean, logvar = moments[:, : self.channels], moments[:, self.channels :]
@@ -136,7 +141,7 @@ class Vae:
         return (mean - self._shift) * self._scale
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents as `scaled` makes them, to images uint8 [N, H, W, 3]."""
+        """Images uint8 [N, H, W, 3] of latents as `scaled` makes them."""
 
         def one(z_BCHW: torch.Tensor) -> torch.Tensor:
             z_BCHW = z_BCHW.float() / self._scale + self._shift
@@ -152,7 +157,7 @@ class Vae:
             for part in x.to(self._device).split(MICRO_BATCH):
                 whole = torch.cat([part, part[:1].expand(MICRO_BATCH - len(part), *part.shape[1:])])
                 done.append(function(whole)[: len(part)])
-        return torch.cat(done)  # outside of the mode: a tensor that autograd takes
+        return torch.cat(done)  # outside of inference mode, so that autograd accepts it
 
     def _probe(self, facts: VaeFacts) -> None:
         import torch
@@ -172,7 +177,7 @@ class Vae:
 
 
 class Pixels:
-    """Pixel space: the interface of `Vae` without a model. Latents are the pixels in [-1, 1]."""
+    """Pixel space, with the interface of `Vae`. Latents are the pixels in [-1, 1]."""
 
     channels, factor, digest, posterior = 3, 1, "pixels", False
 
@@ -180,21 +185,21 @@ class Pixels:
         self._device = device
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Images uint8 [N, H, W, 3] to the same values, float32 [N, 3, H, W]."""
+        """The same values as float32 [N, 3, H, W]. pixels: uint8 [N, H, W, 3]."""
         return pixels.to(self._device).permute(0, 3, 1, 2).float()
 
     def scaled(self, moments: torch.Tensor, noise: torch.Tensor | None) -> torch.Tensor:
-        """float32 [N, 3, H, W] in [-1, 1]; there is no posterior to draw from, noise is not used."""
+        """float32 [N, 3, H, W] in [-1, 1]. There is no posterior; noise is ignored."""
         return moments.float() / 127.5 - 1
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents [N, 3, H, W] to images uint8 [N, H, W, 3]."""
+        """Images uint8 [N, H, W, 3] of latents [N, 3, H, W]."""
         return _uint8(latents.to(self._device))
 
 
 @dataclass(frozen=True)
 class Space:
-    """What the model works on. channels, factor: of the latents; digest: of the VAE that makes them."""
+    """The latent space of a model. channels, factor: see `VaeFacts`. digest: of the VAE."""
 
     channels: int
     factor: int
@@ -202,7 +207,7 @@ class Space:
 
 
 def latent_space(vae: str) -> Space:
-    """The latents of a VAE's folder, or pixels where there is none."""
+    """The space of a VAE's latents; pixel space where `vae` is empty. vae: its folder."""
     if not vae:
         return Space(Pixels.channels, Pixels.factor, Pixels.digest)
     facts = vae_facts(vae)
@@ -210,7 +215,7 @@ def latent_space(vae: str) -> Space:
 
 
 def open_codec(folder: str, device: str | torch.device, dtype: torch.dtype) -> Vae | Pixels:
-    """The VAE of a folder, or pixel space where the config names none."""
+    """The VAE in a folder, or pixel space where `folder` is empty."""
     return Vae(folder, device, dtype) if folder else Pixels(device)
 
 
@@ -241,7 +246,7 @@ def _uint8(x_BCHW: torch.Tensor) -> torch.Tensor:
 
 
 def encoding_flops(folder: str, image: int) -> float:
-    """Floating-point operations of encoding one image of a side, counted on the meta device; 0 in pixel space."""
+    """FLOPs of encoding one image of `image` x `image` pixels, counted on the meta device; 0 in pixel space."""
     import diffusers
     import torch
     from torch.utils.flop_counter import FlopCounterMode

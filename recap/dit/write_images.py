@@ -1,4 +1,4 @@
-"""A sampling run's images as others read them: webdataset tars, and one picture of the first prompts.
+"""Writes a sampling run's images as webdataset tars, and a picture of the first prompts.
 
     python -m recap.dit.write_images runs/samples OUT              OUT/<shard>.tar (png, txt, json) and OUT/grid.png
     python -m recap.dit.write_images runs/samples OUT --rows 16    prompts of the picture; a column for each guidance
@@ -8,8 +8,8 @@
     dataset = webdataset.WebDataset("OUT/prompts-{000000..000029}.tar", shardshuffle=False)
     for image, prompt, about in dataset.decode("pil").to_tuple("png", "txt", "json"): ...
 
-The json says key, prompt, guidance, seed and cut. A name in a tar is the key, with dots as %2E, since webdataset ends a
-key at the first. OUT appears when it is whole.
+The json has key, prompt, guidance, seed and cut. The name of a member is its key with %2E for dots, since webdataset
+ends a key at the first dot. OUT is written atomically.
 
 Exit codes: 0 written, 1 the run is not complete, 64 wrong usage.
 """
@@ -41,11 +41,12 @@ from recap.captioned_tars import safe_name
 from recap.dit.contact_sheet import as_png, contact_sheet
 from recap.dit.sample_job import FIELDS
 
-_ROWS = 64  # of a column that are held at a time
+_ROWS = 64  # rows of a column that are held in memory at a time
 
 
 def rows_of(shard: PublishedShard) -> Iterator[dict[str, Any]]:
-    """key, image, prompt, guidance, seed, cut and status of a shard, in order. UserError where it has no images."""
+    """The rows of a shard, in order: key, image, prompt, guidance, seed, cut, status. UserError where it has no
+    images."""
     with object_store.fetched(shard.location) as path, pq.ParquetFile(path) as file:
         wanted = ["key", *(name for name, _ in FIELDS), "status"]
         if missing := [name for name in wanted if name not in file.schema_arrow.names]:
@@ -55,7 +56,7 @@ def rows_of(shard: PublishedShard) -> Iterator[dict[str, Any]]:
 
 
 def member_name(key: str) -> str:
-    """A key as a path in a tar, which webdataset reads as one key and which stays below where it is unpacked.
+    """A key as a member's name: webdataset reads it as one key, and it cannot leave the folder that it is unpacked in.
 
     >>> member_name("people/0001.a@4.5"), member_name("/etc/x")
     ('people/0001%2Ea@4%2E5', '%2Fetc/x')
@@ -64,7 +65,7 @@ def member_name(key: str) -> str:
 
 
 def write_tars(source: Published, folder: Path) -> int:
-    """folder/<shard>.tar; returns the number of images."""
+    """Write folder/<shard>.tar for each shard; return the number of images."""
     import webdataset  # imports torch
 
     total = 0
@@ -81,7 +82,7 @@ def write_tars(source: Published, folder: Path) -> int:
 
 
 def grid(source: Published, prompts: int) -> bytes:
-    """PNG of the first prompts: a row each, a column for each guidance scale. UserError where there is no image."""
+    """A PNG with a row for each of the first prompts and a column for each guidance scale. UserError without images."""
     if not (scales := source.submission.config.get("guidance")):
         raise UserError(f"images: {source.run.path} is no run of recap.dit.sample_job.")
     rows: list[tuple[str, list[Image.Image | None]]] = []
@@ -102,7 +103,7 @@ def grid(source: Published, prompts: int) -> bytes:
 
 
 def write(source: Published, out: Path, prompts: int, tars: bool) -> int:
-    """Write OUT; returns the number of images in tars. It appears when it is whole."""
+    """Write OUT atomically; return the number of images in tars."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"images: {out} exists and is not empty. Choose another folder.")
     making = out.with_name(f".{out.name}-{os.getpid()}")
@@ -111,7 +112,7 @@ def write(source: Published, out: Path, prompts: int, tars: bool) -> int:
         total = write_tars(source, making) if tars else 0
         if prompts:
             (making / "grid.png").write_bytes(grid(source, prompts))
-        making.rename(out)  # over an empty folder, too
+        making.rename(out)  # also replaces an empty folder
     finally:
         shutil.rmtree(making, ignore_errors=True)
     return total

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from recap.clip.preprocessing import rules
+from recap.clip.preprocessing import pixel_rules
 from recap.engine.decode import Geometry
 from recap.score.model_folder import check_precision, files_of
 from recap.score.scorer import ScoreInput
@@ -50,7 +50,7 @@ class ImageAndTexts(ClipBased[Settings], ABC):
     """Base of the scorers that look at a row's image and at each of its texts."""
 
     def identity(self) -> dict[str, Any]:
-        return super().identity() | rules(self.config.model)
+        return super().identity() | pixel_rules(self.config.model)
 
     def score(self, rows: Sequence[ScoreInput]) -> list[dict[str, Any]]:
         images = self._encoder.images(rows)

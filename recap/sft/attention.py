@@ -71,9 +71,7 @@ def block_mask(positions: torch.Tensor) -> BlockMask:
     tokens = positions.shape[1]
     starts = _starts(positions)
     number = torch.arange(-(-tokens // _BLOCK), device=positions.device)
-    first = starts[:, number * _BLOCK][
-        :, :, None
-    ]  # starts never decrease along a row
+    first = starts[:, number * _BLOCK][:, :, None]  # starts never decrease along a row
     last = starts[:, ((number + 1) * _BLOCK - 1).clamp(max=tokens - 1)][:, :, None]
     query, key = number[:, None], number
     full = (key < query) & (key * _BLOCK >= last)

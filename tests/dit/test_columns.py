@@ -35,7 +35,7 @@ from recap.demo.train_vae import psnr
 from recap.dit.encoder_files import text_encoder_digest
 from recap.dit.images import centre_crop, flipped
 from recap.dit.latents import LatentsConfig, LatentsOperator, read_latent
-from recap.dit.storage import said_in_total
+from recap.dit.storage import total_size_in_words
 from recap.dit.text_embeddings import TextEmbeddingsConfig, TextEmbeddingsOperator, read_states
 from recap.dit.text_encoder import TextEncoder
 from recap.dit.vae import Pixels, Vae, vae_digest, vae_facts
@@ -259,9 +259,9 @@ def test_embeddings_are_those_of_the_live_encoder(world: Path) -> None:
 
 
 def test_what_they_take_on_disks_is_said(world: Path) -> None:
-    assert said_in_total(77 * 768 * 2, "captions", []) == "118.3 TB for a billion captions"
+    assert total_size_in_words(77 * 768 * 2, "captions", []) == "118.3 TB for a billion captions"
     counted = [Shard("0", "0.tar", 1, expected=6), Shard("1", "1.tar", 1, expected=4)]
-    assert said_in_total(8192, "images", counted) == "81.9 kB for these 10 images"
+    assert total_size_in_words(8192, "images", counted) == "81.9 kB for these 10 images"
     assert any("2 views of 4 x 16 x 16 in fp16: 4.3 kB an image" in text for _, text in job().describe())
     assert "12 x 32 in fp16: at most 0.8 kB a caption" in texts(world, {"member": "txt"}).describe()[1][1]
 
