@@ -5,9 +5,9 @@
     pipeline("a red flag", guidance_scale=4, use_resolution_binning=False, clean_caption=False, max_sequence_length=77)
 
 `max_sequence_length` is the training's `model.context`. A model of pixel space has no VAE: load its pipeline with
-`vae=None`, and ask for `output_type="latent"`, which are then the pixels from -1 to 1. PixArt's pipeline ignores a shift
-of latents, so that it decodes those of a VAE with one (Flux's, Stable Diffusion 3's) wrongly; this toolkit's sampler does
-not. `recap_dit.json` in the folder holds what this sampler needs to know.
+`vae=None`, and ask for `output_type="latent"`, which are then the pixels from -1 to 1. PixArt's pipeline ignores a
+shift of latents, so that it decodes those of a VAE with one (Flux's, Stable Diffusion 3's) wrongly; this toolkit's
+sampler does not. `recap_dit.json` in the folder holds what this sampler needs to know.
 """
 
 from __future__ import annotations
