@@ -29,7 +29,7 @@ from hpc.base.command import command, console
 from hpc.base.errors import Exit, Parser, Unanswered, UserError
 from hpc.gang import sweep_status
 from hpc.launching import recover_lost_submissions
-from hpc.map import unheard
+from hpc.map import orphan_events
 from hpc.pipeline.directory import PipelineRun
 from hpc.run.directory import Run
 from hpc.run.plan import DamagedPlan
@@ -231,7 +231,7 @@ def main(arguments: list[str] | None = None) -> int:
         over = _is_over(run)
         left = [cancel(run, now=args.now)]
         if not any(left):
-            unheard.tell(run)
+            orphan_events.send(run)
     return _report(left, relaunch.of(Run(args.run)), args.run, over=over)
 
 

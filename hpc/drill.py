@@ -99,7 +99,7 @@ def try_place(session: Session) -> None:
         board.judge("access", words, "", "the permissions of the folder that it names, or another `runs`")
     folder = place.folder("space")
     try:
-        problem, seen = space(folder, lambda path: preflight.disk(path, session.config.map.min_free_gb))
+        problem, seen = space(folder, lambda path: preflight.disk_problems(path, session.config.map.min_free_gb))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     board.judge("space", problem, seen, "room or quota for `runs`, another `runs`, or a smaller map.min_free_gb")

@@ -144,7 +144,7 @@ def main(arguments: list[str] | None = None) -> int:
         console.print(f"nothing to rerun: no {'sample' if args.samples else 'shard'} failed")
         return Exit.COMPLETE
     config = here(run, latest, args.overrides)
-    job = map_launch.prepare(config, append=latest.append, mended=() if args.samples else opened)
+    job = map_launch.prepare(config, append=latest.append, reopened=() if args.samples else opened)
     if opened:
         reopened = [shard for shard in job.shards if shard.id in opened]
         manifests = survey.write(run, job.operator, reopened, job.missing)

@@ -36,7 +36,7 @@ from hpc.base.errors import Exit, Parser, UserError
 from hpc.base.no_pandas import without_pandas
 from hpc.base.text import printable as clean
 from hpc.kinds import View
-from hpc.map import breakdown, unheard
+from hpc.map import breakdown, orphan_events
 from hpc.pipeline.directory import PipelineRun
 from hpc.run.directory import Run
 from hpc.run.events import unsent
@@ -73,7 +73,7 @@ def _print_openmetrics(run: Run) -> int:
     for name in others:
         sys.stderr.write(f"{clean(name)} is no map run: left out\n")
     for one in found.values():
-        unheard.tell(one)
+        orphan_events.send(one)
     sys.stdout.write(openmetrics.text(found))
     return Exit.COMPLETE
 
@@ -86,7 +86,7 @@ def _write_html(run: Run, file: Path) -> int:
     if run.path not in [one.path for one in found.values()]:
         parts = f" Its map runs: {', '.join(str(one.path) for one in found.values())}." if found else ""
         raise UserError(f"status: --html shows one map run, which {run.path} is not.{parts}")
-    unheard.tell(run, status_page.write(run, file))
+    orphan_events.send(run, status_page.write(run, file))
     Console(highlight=False, soft_wrap=True).print(f"{file} · {file.stat().st_size / 1024:,.0f} KiB", markup=False)
     return Exit.COMPLETE
 
@@ -115,7 +115,7 @@ def _map_runs(run: Run) -> tuple[dict[str, Run], list[str]]:
 def _told(run: Run, facts: dict[str, Any]) -> dict[str, Any]:
     """The facts; what of a map run nobody has told is told where there is a webhook."""
     if "unsent" in facts:
-        unheard.tell(run, facts)
+        orphan_events.send(run, facts)
         facts["unsent"] = unsent(run)
     return facts
 

@@ -25,8 +25,8 @@ from hpc.map.drain import Drain
 from hpc.map.engine_process import EngineProcess
 from hpc.map.engine_time import SlotTime
 from hpc.map.in_flight import Held
+from hpc.map.pilot_watch import PilotWatch
 from hpc.map.publish import Publisher
-from hpc.map.watch import Watch
 from hpc.operator import OK, SKIPPED
 from hpc.run import column as columns
 from hpc.run import pilot
@@ -40,8 +40,8 @@ DEATHS = 10  # of engines over one shard in one generation, after which it is ma
 
 
 @dataclass
-class Work:
-    """A claimed shard in an engine's hands."""
+class ClaimedShard:
+    """A shard that this slot has claimed and given to an engine. started: time.time() of that."""
 
     claim: Claim
     started: float
@@ -70,7 +70,7 @@ class Agent:
             run, self.plan, self.ledger, observer, self.instance, slot, submission.slots, look_s, submission.pilot
         )
         self.heartbeat = heartbeat.Heartbeat(run.slots, self.instance, self.settings.lease_s)
-        self.watch = Watch(run, submission, self.instance, self.heartbeat, observer, look_s)
+        self.watch = PilotWatch(run, submission, self.instance, self.heartbeat, observer, look_s)
         self.drain = Drain(run, self.instance, self.heartbeat, self.config.run, look_s)
         self.webhook = webhook.Webhook(run, self.instance, self.heartbeat, self.drain, self.settings)
         self.journal: Journal | None = None  # from `open_journal` on
@@ -84,22 +84,22 @@ class Agent:
         self.breaker = breaker.Breaker(self.settings.breaker)
         self.selector: selectors.BaseSelector = selectors.DefaultSelector()
         self.engines: list[EngineProcess] = []
-        self.time = SlotTime(machine.engines(cluster := self.config.run.cluster), machine.counted(cluster))
-        self.work: dict[tuple[int, str], Work] = {}  # (engine, shard id)
+        self.time = SlotTime(machine.engines(cluster := self.config.run.cluster), machine.hour_weight(cluster))
+        self.work: dict[tuple[int, str], ClaimedShard] = {}  # by (engine, shard id)
         self.rows = 0  # samples finished in this life
         self.good = 0  # of these, ok or skipped
         self.settled = 0  # shards done or failed in this life
         self.empty: set[tuple[str, int]] = set()  # (shard, generation) that were damaged, without a readable sample
         self.reruns = 0  # generation files that the last answer of `_finished` knew of
         self.idle_since = 0.0
-        self.alone: Claim | None = None  # a shard that gets all of the node for itself
-        self.alone_runs = False
+        self.exclusive_shard: Claim | None = None  # while it runs or waits, no other shard is begun on this node
+        self.exclusive_runs = False
 
     # --- life -------------------------------------------------------------------------------
 
     def main(self) -> Exit:
-        if hopeless := breaker.hopeless(self.run, self.instance, self.life):
-            return self._leave(Exit.INCOMPLETE, hopeless)
+        if reason := breaker.reason_to_give_up(self.run, self.instance, self.life):
+            return self._leave(Exit.INCOMPLETE, reason)
         try:
             self.open_journal()
         except UserError as error:
@@ -128,7 +128,7 @@ class Agent:
         self.webhook.leave(code, why, self.reruns, lambda: self.heartbeat.advance(self._status()))
         self.heartbeat.advance({**self._status(), "state": "exited", "code": int(code), "why": why}, force=True)
         if code in (Exit.COMPLETE, Exit.SOME_FAILED) and self.run.generations.count() != self.reruns:
-            # A rerun reads heartbeats after it has written: one of the two sees the other, and no shard is left alone.
+            # A rerun writes its file, then reads heartbeats; we did it the other way round, so one sees the other.
             code, why = Exit.REQUEUE, "a rerun has just reopened shards"
             log.info("leaving with exit code %d: %s", code, why)
         if self.journal:
@@ -165,10 +165,10 @@ class Agent:
         """Give hungry engines a shard each. Returns how the job ended, when it did."""
         if all(e.given_up for e in self.engines):
             return Exit.REQUEUE, self._given_up()
-        if self.heartbeat.fenced() or self._needs_node_alone():
+        if self.heartbeat.fenced() or self._exclusive_shard_is_left():
             return None
         for engine in self.engines:
-            while engine.hungry and not self.alone:
+            while engine.hungry and not self.exclusive_shard:
                 held = {shard for _, shard in self.work}
                 try:
                     claim = self.candidates.acquire(min(30.0, self.settings.lease_s / 4), held)
@@ -183,25 +183,25 @@ class Agent:
         return None
 
     def _given_up(self) -> str:
-        """Why no engine is left. Where they died in reading alone, the node is to blame if others could read that."""
+        """Why no engine is left. The node is blamed unless all that killed engines is shards that nobody could read."""
         reason = "every engine was given up: " + self.engines[0].last_words
         unread = [at for engine in self.engines for at in engine.unread]
         if unread and not any(self.ledger.read(shard, f"g{generation}.done") for shard, generation in unread):
             return reason
         return breaker.blame_node(self.run, self.submission.uuid, self.facts["host"], reason)
 
-    def _needs_node_alone(self) -> bool:
-        """Whether a shard under suspicion of killing the whole node waits for the other engines to finish, or runs."""
-        if self.alone is None:
+    def _exclusive_shard_is_left(self) -> bool:
+        """Whether a shard that may kill the node runs, or waits until all engines have finished. Starts it then."""
+        if self.exclusive_shard is None:
             return False
         ready = [engine for engine in self.engines if engine.hungry]
-        if not self.work and self.alone_runs:
-            self.alone, self.alone_runs = None, False
+        if not self.work and self.exclusive_runs:
+            self.exclusive_shard, self.exclusive_runs = None, False
         elif not self.work and ready:
-            self.alone_runs = ready[0].hungry = True
-            if self._begin(ready[0], self.alone):
+            self.exclusive_runs = ready[0].hungry = True
+            if self._begin(ready[0], self.exclusive_shard):
                 ready[0].hungry = False
-        return self.alone is not None
+        return self.exclusive_shard is not None
 
     def _idle(self) -> tuple[Exit, str] | None:
         if self.candidates.complete() and (ended := self._finished()):
@@ -224,12 +224,12 @@ class Agent:
         for engine in self.engines:
             engine.kill()
             self.release(engine)
-        if self.alone and not self.alone_runs:
-            self._end(self.alone, "released", reason=self.drain.reason)
+        if self.exclusive_shard and not self.exclusive_runs:
+            self._end(self.exclusive_shard, "released", reason=self.drain.reason)
         return self.drain.code(), self.drain.reason
 
     def release(self, engine: EngineProcess) -> None:
-        for work in self._of(engine):
+        for work in self._held_by(engine):
             self._end(work.claim, "released", reason=self.drain.reason or self.drain.fault)
             del self.work[engine.index, work.claim.shard.id]
 
@@ -241,29 +241,29 @@ class Agent:
         False if it was marked failed instead.
         """
         ends = self.ledger.ends(claim)
-        verdict = suspects.judge(self.run, claim, ends)
+        care = suspects.judge(self.run, claim, ends)
         failures = [e for e in ends if e["how"] == "failed"]
         deaths = sum(e["how"] == "died" and suspects.only_this_shard(e) for e in ends)
         if len(failures) >= self.settings.attempts:
-            self._fail(claim, failures[-1]["reason"], failures[-1].get("detail", ""), ends)
+            self._mark_failed(claim, failures[-1]["reason"], failures[-1].get("detail", ""), ends)
             return False
-        if verdict.unreadable or deaths > DEATHS:
+        if care.unreadable or deaths > DEATHS:
             last: dict[str, Any] = next((e for e in reversed(ends) if e["how"] == "died"), {})
             detail = f"{deaths} engines died over it, the last: {last.get('reason', 'the whole agent')}"
-            self._fail(claim, verdict.unreadable or f"engine: died {deaths} times", detail, ends)
-            self._trip(self.breaker.failure(claim.shard.id, verdict.unreadable or "engine: died"))
+            self._mark_failed(claim, care.unreadable or f"engine: died {deaths} times", detail, ends)
+            self._trip(self.breaker.failure(claim.shard.id, care.unreadable or "engine: died"))
             return False
-        if self.alone is None and len(self.engines) > 1 and suspects.kills_nodes(ends):
-            self.alone = claim
+        if self.exclusive_shard is None and len(self.engines) > 1 and suspects.kills_nodes(ends):
+            self.exclusive_shard = claim
             log.warning("%s: %d agents died over it: it gets the node", claim.shard.id, suspects.UNEXPLAINED)
             return False
-        self.work[engine.index, claim.shard.id] = Work(claim, time.time())
+        self.work[engine.index, claim.shard.id] = ClaimedShard(claim, time.time())
         at, reruns = (claim.shard.id, claim.generation), self.run.generations
         self._note("claim", shard=at[0], g=at[1], e=claim.epoch, engine=engine.index)
         engine.send(
             {
                 "do": "shard", "shard": asdict(claim.shard), "generation": claim.generation, "epoch": claim.epoch,
-                "suspects": verdict.suspects, "quarantine": verdict.quarantine, "apart": verdict.apart,
+                "suspects": care.suspects, "quarantine": care.quarantine, "apart": care.apart,
                 "keep": reruns.keeps(*at), "manifests": reruns.manifests(*at, self.submission.reruns),
                 "only": self.pilot.blocks[claim.shard.id] if self.pilot else None,
             }
@@ -292,11 +292,11 @@ class Agent:
             self._finish(engine, work, event)
         elif event["event"] == "piloted":
             self._end(work.claim, pilot.SAVED, pilot=self.submission.pilot)
-            self._settle(engine, work.claim)
-        elif event["event"] == "failed" and not self.drain.hurt():
-            self._give_back(engine, work, event["reason"], event["detail"])
+            self._count_settled(engine, work.claim)
+        elif event["event"] == "failed" and not self.drain.misses_folders():
+            self._fail_attempt(engine, work, event["reason"], event["detail"])
 
-    def _finish(self, engine: EngineProcess, work: Work, event: dict[str, Any]) -> None:
+    def _finish(self, engine: EngineProcess, work: ClaimedShard, event: dict[str, Any]) -> None:
         claim = work.claim
         if self.heartbeat.fenced():
             log.warning("%s: not published: this slot could not write its heartbeat", claim.shard.id)
@@ -309,10 +309,10 @@ class Agent:
             log.error("%s: not published: %s", claim.shard.id, error)
             if storage_full(error) or isinstance(error, object_store.Unavailable):
                 self.drain.fault = f"storage: {error}"  # the slot's trouble, not the shard's: its claim is released
-            elif not self.drain.hurt():
-                self._give_back(engine, work, fingerprint(error), str(error))
+            elif not self.drain.misses_folders():
+                self._fail_attempt(engine, work, fingerprint(error), str(error))
             return
-        self._settle(engine, claim)
+        self._count_settled(engine, claim)
         if marker is None:
             log.warning("%s: epoch %d was superseded", claim.shard.id, claim.epoch)
             return
@@ -323,32 +323,32 @@ class Agent:
         facts |= {"damage": damage.get("reason"), "detail": damage.get("detail")}
         self._note("done", shard=claim.shard.id, g=claim.generation, **facts)
 
-    def _settle(self, engine: EngineProcess, claim: Claim) -> None:
+    def _count_settled(self, engine: EngineProcess, claim: Claim) -> None:
         del self.work[engine.index, claim.shard.id]
         self.breaker.success()
         self.settled += 1
 
-    def _give_back(self, engine: EngineProcess, work: Work, reason: str, detail: str) -> None:
-        """An application failure: charged to the shard; the last one allowed marks it failed."""
+    def _fail_attempt(self, engine: EngineProcess, work: ClaimedShard, reason: str, detail: str) -> None:
+        """The work failed at this shard: the attempt counts, and after `map.attempts` of them the shard is failed."""
         claim = work.claim
         self._end(claim, "failed", reason=reason, detail=detail[:500], host=self.facts["host"], log=machine.log_name())
         self.work.pop((engine.index, claim.shard.id), None)
         ends = self.ledger.ends(Claim(claim.shard, claim.generation, claim.epoch + 1))
         if sum(e["how"] == "failed" for e in ends) >= self.settings.attempts:
-            self._fail(claim, reason, detail, ends)
+            self._mark_failed(claim, reason, detail, ends)
         self._trip(self.breaker.failure(claim.shard.id, reason))
 
     def on_broken(self, reason: str, words: str) -> None:
-        """An engine ended its own set-up with an error: a model that cannot load is told once, not for hours."""
+        """An engine ended its own set-up with an error. A model that cannot load soon trips the breaker."""
         if not self.good:
             self._trip(self.breaker.death(reason, words))
 
     def _trip(self, stop: str) -> None:
-        """Stop for a reason of the breaker's, if there is one: the node where others do well, else the run."""
+        """Stop this slot for a reason of the breaker's, "" where it has none; see `breaker.stop`."""
         if stop:
             self.drain.fault = breaker.stop(self.run, self.submission.uuid, self.facts["host"], stop)
 
-    def _fail(self, claim: Claim, reason: str, detail: str, ends: list[dict[str, Any]]) -> None:
+    def _mark_failed(self, claim: Claim, reason: str, detail: str, ends: list[dict[str, Any]]) -> None:
         where = {"host": self.facts["host"], "log": machine.log_name()}
         record = {"reason": reason, "detail": detail[:500], "epochs": ends, "by": self.publisher.owner, **where}
         self._end(claim, "failed", reason=reason, detail=detail[:500])
@@ -358,13 +358,13 @@ class Agent:
             self._note("failed", shard=claim.shard.id, g=claim.generation, reason=reason, detail=detail[:500], **where)
 
     def on_death(self, engine: EngineProcess, why: str, held: Held) -> bool:
-        """An engine died: its shards go back with what was in its hands, and are not charged.
+        """An engine died: its shards are released, with what it held on record. This counts as no attempt.
 
         Returns:
-            Whether it died as others have before: while it read a shard whose reading had killed one, and nothing else.
+            Whether it held no sample and was reading a shard whose reading has killed an engine before.
         """
         known = False
-        for work in self._of(engine):
+        for work in self._held_by(engine):
             claim = work.claim
             at = (claim.shard.id, claim.generation)
             mine = [i for (s, g, i) in held.samples if (s, g) == at]
@@ -387,7 +387,7 @@ class Agent:
             log.error("%s: cannot write the end of epoch %d: %s", claim.shard.id, claim.epoch, error)
         self._note("ended", shard=claim.shard.id, g=claim.generation, e=claim.epoch, how=how, **facts)
 
-    def _of(self, engine: EngineProcess) -> list[Work]:
+    def _held_by(self, engine: EngineProcess) -> list[ClaimedShard]:
         return [w for (index, _), w in self.work.items() if index == engine.index]
 
     def _status(self) -> dict[str, Any]:

@@ -1,10 +1,10 @@
-"""Circuit breakers: a wrong prompt must not burn 130,000 shards, and a broken node must not eat what others could do.
+"""Circuit breakers: a wrong prompt must not fail 130,000 shards, and a broken node must not fail what others could do.
 
-A slot stops whose first `map.breaker` shards all fail with one fingerprint, and one whose engines die in set-up three
-times with one fingerprint before anything succeeded (a death by a signal tells of the machine: it does not count). If
-slots on other nodes succeed, the node is at fault: it is excluded (`control/excluded/<host>`), and no later life of a
-slot works there, wherever Slurm requeues it. If nothing succeeds, the run is at fault: it is paused with that reason.
-So is a run whose rows are no longer like those of its pilot (hpc.map.compare).
+A slot stops when its first `map.breaker` shards have all failed with one fingerprint, or when three engines have died
+in their set-up with one fingerprint before anything succeeded (deaths by a signal do not count: they tell of the
+machine). If slots on other nodes succeed, the node is at fault: it is excluded (`control/excluded/<host>`), and no
+later life of a slot works there, wherever Slurm requeues it. If nothing succeeds, the run is at fault: it is paused
+with that reason. A run is also paused when its rows are no longer like those of its pilot (hpc.map.compare).
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ class Breaker:
         self._limit = limit
         self._failed: dict[str, set[str]] = {}  # fingerprint -> shards
         self._died: Counter[str] = Counter()  # in set-up, by fingerprint
-        self._closed = limit < 1
+        self._is_over = limit < 1  # something has succeeded: nothing is counted any more
 
     def success(self) -> None:
-        self._closed = True
+        self._is_over = True
 
     def failure(self, shard: str, reason: str) -> str:
         """Count a failed attempt. Returns the reason to stop, "" to go on."""
-        if self._closed:
+        if self._is_over:
             return ""
         self._failed.setdefault(reason, set()).add(shard)
         if len(self._failed) > 1 or len(self._failed[reason]) < self._limit:
@@ -45,7 +45,7 @@ class Breaker:
 
     def death(self, reason: str, words: str) -> str:
         """Count an engine that died in set-up with these last words. Returns the reason to stop, "" to go on."""
-        if self._closed:
+        if self._is_over:
             return ""
         self._died[reason] += 1
         return f"{SETUP_DEATHS} engines died alike in set-up: {words}" if self._died[reason] == SETUP_DEATHS else ""
@@ -61,7 +61,7 @@ def successful(run: Run, submission: str) -> set[str]:
 
 
 def blame_node(run: Run, submission: str, host: str, reason: str) -> str:
-    """Exclude a node if others do well; says so in the reason."""
+    """Exclude the node `host` if slots of this submission succeed on others. Returns why this slot stops."""
     if not successful(run, submission) - {host}:
         return reason
     exclude(run, host, reason)
@@ -69,8 +69,8 @@ def blame_node(run: Run, submission: str, host: str, reason: str) -> str:
 
 
 def stop(run: Run, submission: str, host: str, reason: str) -> str:
-    """What a slot ends with that stops for this reason: the node is excluded where others do well, else the run pauses
-    where nothing succeeds.
+    """Exclude the node where slots on others succeed, or pause the run where none succeeds. Returns the reason with
+    which this slot ends.
     """
     fault = blame_node(run, submission, host, reason)
     if fault == reason and not successful(run, submission):
@@ -79,8 +79,8 @@ def stop(run: Run, submission: str, host: str, reason: str) -> str:
     return fault
 
 
-def hopeless(run: Run, instance: str, life: int) -> str:
-    """Why requeuing this slot does not help: its last lives have all ended without progress. "" where it may."""
+def reason_to_give_up(run: Run, instance: str, life: int) -> str:
+    """Why this slot should not be requeued again: its last LIVES lives all ended without progress. "" otherwise."""
     if life < LIVES:
         return ""
     prefix = instance.rpartition("-")[0]
@@ -113,7 +113,7 @@ def excluded(run: Run) -> dict[str, str]:
 
 
 def _reason(path: Path) -> str:
-    """The reason in a file; a person may have made it by `touch`, or just removed it."""
+    """The reason in a file. A person may have made the file by `touch`, or have removed it since it was listed."""
     try:
         return json.loads(path.read_bytes())["reason"]
     except (OSError, ValueError, KeyError, TypeError):

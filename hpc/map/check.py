@@ -35,13 +35,15 @@ log = logging.getLogger("check")
 SAMPLES = 4  # of as many shards, from all over the plan: folders differ
 AWAY_S = 30.0  # that a service may be away
 LAST = 15  # lines of a log that are shown
-_WRITTEN = (UserError, ShardError, ValueError, FileNotFoundError, TimeoutError)  # whose texts are for people
+_FOR_PEOPLE = (UserError, ShardError, ValueError, FileNotFoundError, TimeoutError)  # errors whose texts explain them
 
 
 @dataclass
 class Answer:
-    """What came of it. problem: why the work does not work, "" if it does; said: the log's last lines before that
-    (where they may tell more); unread: shards that could not be read.
+    """What came of a check.
+
+    problem: why the work does not work, "" if it does. said: the last lines of the log, where they may tell more.
+    unread: shards that could not be read. setup_s, seconds: of the set-up, and of the samples.
     """
 
     host: str
@@ -63,7 +65,7 @@ def answer_file(run: Run, name: str) -> Path:
 
 
 def write(run: Run, submission: Submission, shards: list[Shard]) -> None:
-    """What is to be tried."""
+    """Write what the check is to try: the launch, and SAMPLES shards from all over the plan."""
     run.checks.mkdir(exist_ok=True)
     count = min(SAMPLES, len(shards))
     chosen = [shards[number * len(shards) // count] for number in range(count)]
@@ -89,8 +91,8 @@ def attempt(run: Run, submission: Submission, shards: list[Shard]) -> Answer:
             faulthandler.dump_traceback_later(config.run.map.hang_s + 2 * AWAY_S, exit=True)
             _apply(operator, shards, config.run.map.hang_s, answer, submission.identity)
     except Exception as error:
-        answer.problem = words(error)
-        if not isinstance(error, _WRITTEN):
+        answer.problem = error_text(error)
+        if not isinstance(error, _FOR_PEOPLE):
             answer.said = last_lines(Path(machine.log_name()))
         log.exception("the work fails")
     finally:
@@ -99,9 +101,9 @@ def attempt(run: Run, submission: Submission, shards: list[Shard]) -> Answer:
     return answer
 
 
-def words(error: Exception) -> str:
-    """An error for people: what is written for them stays as it is."""
-    return str(error) if isinstance(error, _WRITTEN) and str(error) else f"{type(error).__name__}: {error}"
+def error_text(error: Exception) -> str:
+    """An error for people; its type is named where its text alone would not explain it."""
+    return str(error) if isinstance(error, _FOR_PEOPLE) and str(error) else f"{type(error).__name__}: {error}"
 
 
 def last_lines(path: Path) -> list[str]:
@@ -141,14 +143,16 @@ def _items(operator: Operator, shard: Shard, most: int, answer: Answer) -> list[
             if len(found) == most:
                 break
     except (ShardError, OSError) as error:
-        answer.unread.append(f"{shard.uri}: {words(error)}")
+        answer.unread.append(f"{shard.uri}: {error_text(error)}")
     return found
 
 
 def _rows(operator: Operator, items: list[Item], patience_s: float) -> Iterator[Row]:
-    """What the work makes of samples. Raises TimeoutError where it makes nothing."""
+    """What the work makes of these samples. Raises TimeoutError where nothing is finished for `patience_s` seconds, or
+    where the operator waits for a service for longer than AWAY_S.
+    """
     left, waiting = len(items), deque(items)
-    good = served = time.monotonic()
+    finished = served = time.monotonic()  # when a sample was last finished; when it last waited for no service
     while left:
         while waiting and operator.want() > 0:
             operator.put(waiting.popleft())
@@ -157,10 +161,10 @@ def _rows(operator: Operator, items: list[Item], patience_s: float) -> Iterator[
         yield from made
         now = time.monotonic()
         why = waits_for(operator)
-        served, good = served if why else now, now if made else good
+        served, finished = served if why else now, now if made else finished
         if now - served > AWAY_S:
             raise TimeoutError(why)
-        if now - good > patience_s:
+        if now - finished > patience_s:
             raise TimeoutError(f"no sample was finished in {patience_s:g} s (map.hang_s)")
 
 
@@ -177,7 +181,7 @@ def _verdict(rows: list[Row], unread: list[str]) -> str:
 
 
 def _shown(row: Row, names: list[str]) -> dict[str, Any]:
-    """A row as people want to see it: digests and what is null are left out."""
+    """A row for people: digests and null values are left out."""
     seen = {name: row.values.get(name) for name in names if "sha256" not in name}
     values = {name: _text(value) for name, value in seen.items() if value is not None}
     why = ": ".join(filter(None, (row.reason, row.detail)))

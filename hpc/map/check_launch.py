@@ -47,7 +47,7 @@ def launch(job: Job) -> int:
 
 
 def _write(run: Run, job: Job) -> Submission:
-    """What the check has to know, in a run directory. It is no submission: nothing of the run is begun."""
+    """Write what the check has to know into a run directory. The submission is not saved: no launch is on record."""
     run.make()
     submission = Submission(
         uuid.uuid4().hex[:12], time.time(), plan="", identity=job.identity, column=job.operator.column().name,
@@ -60,7 +60,7 @@ def _write(run: Run, job: Job) -> Submission:
 
 
 def _here_if_frozen(run: Run, shard: Shard) -> Shard:
-    """A shard that the plan froze for the launch to come lies in the check's own folder."""
+    """The shard; where its file is one that the plan froze, as it lies in this run directory, not in the run's own."""
     frozen = run.frozen / Path(shard.uri).name
     return replace(shard, uri=str(frozen)) if frozen.exists() else shard
 

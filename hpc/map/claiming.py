@@ -1,4 +1,5 @@
-"""Which shard next: a slot's home range first, then what others have left, then what dead slots held.
+"""Which shard a slot claims next: first those of its home range, then those that other slots have not begun, and on
+the way those that dead slots held.
 
 One pass walks the whole plan once, listing each ledger directory when it comes to it; no file is probed per shard,
 and memory does not grow with the plan (one bit a shard, one chunk of rows at a time).
@@ -51,11 +52,11 @@ class Candidates:
         """Claim a shard, or None: nothing is claimable now.
 
         Args:
-            pause_s: seconds in which the plan is not walked again after walks that found nothing (the first ones:
-            less).
-            held: shards in this slot's hands. Of these nothing is claimed: a generation that a rerun opened waits
-            for the
-                present one. Other claims of ours are left-overs whose end could not be written; they are claimed again.
+            pause_s: seconds before the plan is walked again after a walk that found nothing (less after the first
+                ones).
+            held: ids of shards that this slot works on. None of them is claimed: a generation that a rerun opens waits
+                until the present one has ended. Other claims of this slot are left-overs whose end could not be
+                written; such shards are claimed again.
         """
         if time.monotonic() > self._next_look:
             self._next_look = time.monotonic() + self._look_s
@@ -70,7 +71,7 @@ class Candidates:
                 self._pause_s = FIRST_PAUSE_S
                 return claim
         self._walk = None
-        self._left_to_others.clear()  # nothing else is to be had: in the next pass they are ours, too
+        self._left_to_others.clear()  # nothing else was found: the next pass may claim these, too
         self.left, self.busy = self._left_now, self._busy_now
         self._pause_s = min(pause_s, 2 * self._pause_s)
         self._next_pass = time.monotonic() + self._pause_s
@@ -85,8 +86,8 @@ class Candidates:
         self._next_pass = 0.0
 
     def leave_to_others(self, shard_id: str) -> None:
-        """An engine here has died while it read this shard: whether the shard or this node is to blame, others tell.
-        It is claimed here again only when nothing else is left.
+        """Claim this shard here again only when nothing else is left. An engine has died while it read it; if another
+        node can read it, this node is to blame and not the shard.
         """
         self._left_to_others.add(shard_id)
 
@@ -140,7 +141,9 @@ class Candidates:
         return self._listings[bucket].get(shard.id, State())
 
     def _owner(self, shard: Shard, state: State) -> str:
-        """Who made the claim; where its content is not visible (yet), a name of its own that has no heartbeat."""
+        """The instance that made the claim. Where the file's content is not visible (yet), a name that no instance has,
+        so that it counts as dead a lease later.
+        """
         at = (shard.id, state.generation, state.epoch)
         if at not in self._owners:
             owner = self._ledger.owner(*at)
@@ -163,8 +166,9 @@ class Candidates:
 
 
 def _chunks(total: int, slot: int, slots: int) -> list[tuple[int, int, bool]]:
-    """(start, stop, backwards) in the order of work: home forwards, then the other slots' ranges from their ends,
-    where their owners come last."""
+    """(start, stop, backwards) in the order of work: the home range forwards, then the other slots' ranges backwards,
+    since their owners come to the ends last.
+    """
     order: list[tuple[int, int, bool]] = []
     for step in range(slots):
         other = (slot + step) % slots

@@ -1,10 +1,10 @@
-"""Is a run still like its pilot? The last rows of it, against what the pilot says of rows from all over the plan.
+"""Compares a run's newest rows with those of its pilot, which come from all over the plan.
 
-Three measures: the share of rows that are odd (ok with a reason, or with a field `lint` that names something), the
-share that failed, and the mean length (a field `tokens`). The rows of one shard resemble one another, so that a
-thousand of them tell less than one each of a thousand shards. The units of the estimate are shards, therefore: how far
-they differ from one another is seen in the pilot's, and a window of rows from few shards differs from all by more than
-one from many (Kish's effective number, where they are of several sizes).
+There are three measures: the share of rows that are odd (ok with a reason, or with a field `lint` that names
+something), the share that failed, and the mean length (a field `tokens`). The rows of one shard resemble one another,
+so that a thousand of them tell less than one row each of a thousand shards. Shards are therefore the units of the
+estimate. The pilot shows how much they differ from one another, and a window whose rows come from few shards may differ
+more from the pilot than one from many (by Kish's effective number of shards, where these have several sizes).
 
 A run counts as different where two windows of WINDOW rows in succession lie outside the interval in which 99.9 % of
 such windows lie (Student's t; the three measures share the 0.1 %), in one measure and one direction, and both together
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 WINDOW = 20_000  # rows
 STEP = 10_000  # rows after which the last two windows are looked at again
 LEAST_UNITS = 8  # shards of a pilot, under which it says too little
-_OUTSIDE, _BOTH = 1e-3 / 3, 1e-5  # of windows like the pilot's that lie outside: one, two together
-_LEAST_SHARE, _LEAST_LENGTH = 0.01, 0.03  # differences that matter
-_SURE = 0.99  # that shards do not differ more than we take them to
+_OUTSIDE, _BOTH = 1e-3 / 3, 1e-5  # share of windows like the pilot that lie outside the interval: one, and two joined
+_LEAST_SHARE, _LEAST_LENGTH = 0.01, 0.03  # smallest differences that matter: of a share, and relative of a length
+_SURE = 0.99  # confidence of the upper bound on how much shards differ
 
 
 class Measure(NamedTuple):
-    """What some rows are like: numbers of rows, of odd and failed ones, and, over those that are ok and have a length,
-    their number, the sum of lengths and of their squares.
+    """Sums over some rows: how many there are, how many are odd and failed; of those that are ok and have a length, how
+    many (`long`), and the sums of the lengths and of their squares.
     """
 
     rows: int = 0
@@ -49,7 +49,7 @@ class Measure(NamedTuple):
 
     @classmethod
     def of(cls, table: pa.Table) -> Measure:
-        """Of rows of a column file, or of saved ones."""
+        """The measure of rows as column files hold them."""
         import pyarrow.compute as pc
 
         ok = pc.equal(table["status"], "ok")
@@ -93,8 +93,8 @@ _KINDS = (_Kind(ODD, True), _Kind(FAILURES, True), _Kind(LENGTH, False))
 
 @dataclass(frozen=True)
 class Estimate:
-    """What the pilot says of one measure: its mean, the variance of that mean, that from shard to shard, that of a row,
-    and by how many degrees of freedom these are known.
+    """What the pilot says of one measure: its mean; the variance of that mean (of_mean), from shard to shard (between)
+    and of one row (of_row); and the degrees of freedom with which these are known.
     """
 
     kind: _Kind
@@ -107,7 +107,7 @@ class Estimate:
     @classmethod
     def of(cls, kind: _Kind, units: Iterable[Measure]) -> Estimate | None:
         """None where too few shards have such rows."""
-        found = [told for unit in units if (told := kind.of(unit))[0]]
+        found = [triple for unit in units if (triple := kind.of(unit))[0]]
         if len(found) < LEAST_UNITS:
             return None
         counts, rows = [count for count, _, _ in found], sum(count for count, _, _ in found)
@@ -116,13 +116,14 @@ class Estimate:
         spread = sum(count * (value - mean) ** 2 for count, value, _ in found) / rows * len(found) / freedom
         of_row = mean * (1 - mean) if kind.share else sum(count * variance for count, _, variance in found) / rows
         by_chance = of_row * len(found) / rows
-        # What shards differ by is not less than what rows differ by chance, nor than what is sure of the shards.
+        # Rows differ by chance alone, which is part of the spread; what exceeds even the upper bound of that is sure to
+        # come from the shards.
         most = max(0.0, spread * freedom / _chi_square(1 - _SURE, freedom) - by_chance)
         return cls(kind, mean, spread * sum(c * c for c in counts) / rows**2, min(spread, most), of_row, freedom)
 
     def half_width(self, rows: int, units: float, outside: float) -> float:
-        """Of the interval around the mean in which windows of so many rows from so many shards lie, but for the share
-        `outside`.
+        """Half the width of the interval around the mean in which windows of `rows` rows from `units` shards lie, but
+        for the share `outside` of them.
         """
         deviation = math.sqrt(self.of_mean + self.between / units + self.of_row / rows)
         least = _LEAST_SHARE if self.kind.share else _LEAST_LENGTH * self.mean
@@ -131,14 +132,14 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Window:
-    """Rows in succession. shards: rows of each."""
+    """The measure of rows that were made one after another. shards: how many rows came from each."""
 
     made: Measure
     shards: Counter[str]
 
     @property
     def units(self) -> float:
-        """From how many shards of one size the rows would tell as much."""
+        """The effective number of shards (Kish): as many of equal size would tell as much."""
         total = sum(self.shards.values())
         return total**2 / sum(n * n for n in self.shards.values())
 
@@ -156,8 +157,8 @@ class Comparison:
     def __init__(self, units: Iterable[Measure]) -> None:
         found = list(units)
         self.estimates = [made for kind in _KINDS if (made := Estimate.of(kind, found)) is not None]
-        self._steps: list[Window] = []  # the last ones: two windows
-        self._made, self._shards = Measure(), Counter[str]()
+        self._steps: list[Window] = []  # the last 2 * WINDOW rows, in parts of STEP rows
+        self._made, self._shards = Measure(), Counter[str]()  # the part that is being filled
 
     def add(self, shard: str, made: Measure) -> str:
         """Take the next rows. Returns how the run differs by now, "" where it does not."""
@@ -184,7 +185,7 @@ class Comparison:
         both = two[0] + two[1]
         return "; ".join(said for estimate in self.estimates if (said := _differs(estimate, two, both)))
 
-    # --- that another slot goes on ------------------------------------------------------------
+    # --- for another slot that goes on with it ------------------------------------------------
 
     def dump(self) -> Any:
         parts = [*self._steps, Window(self._made, self._shards)]
@@ -203,6 +204,7 @@ def _joined(steps: Sequence[Window]) -> Window:
 
 
 def _differs(estimate: Estimate, two: tuple[Window, Window], both: Window) -> str:
+    """How both windows, and the two joined, differ from the pilot in one direction; "" where they do not."""
     signs, means = set(), []
     for window, outside in ((two[0], _OUTSIDE), (two[1], _OUTSIDE), (both, _BOTH)):
         rows, mean, _ = estimate.kind.of(window.made)

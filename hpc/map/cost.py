@@ -20,7 +20,7 @@ from hpc.run.journal_reader import Activity, JournalReader
 SLOW = 0.85  # of the median rate of an engine, under which a node or an engine is called slow
 LEAST_MINUTES = 5  # of work that a rate needs before it is compared
 WINDOW = 15  # minutes
-LEAST_SECONDS = 2.0  # of work and waiting, before a share of it is told
+LEAST_SECONDS = 2.0  # of work and waiting, under which no share of it is shown
 
 
 def unit(cluster: ClusterConfig) -> str:
@@ -29,10 +29,10 @@ def unit(cluster: ClusterConfig) -> str:
 
 
 def idle_at_the_end(found: list[Life], reader: JournalReader, running: int, now: float) -> float:
-    """Hours of engines that had nothing to do after the plan's last claim, so far: shards are not split.
+    """Hours for which engines were there and had nothing to do after the last shard was claimed: shards are not split.
 
     Args:
-        running: shards that are in work.
+        running: number of shards that are being worked on.
     """
     since = reader.last_claim
     if not since:
@@ -45,7 +45,12 @@ def idle_at_the_end(found: list[Life], reader: JournalReader, running: int, now:
 
 
 def spent(found: list[Life], latest: Submission, totals: Totals, speed: float, hours: float) -> dict[str, Any]:
-    """Hours of engines (GPUs, where there are any) so far and to come, and money where the profile has a price."""
+    """Hours of engines (GPUs, where there are any) so far and to come, and money where the profile has a price.
+
+    Args:
+        found: lives for the newest launch's identity; speed: samples a second now, 0.0 where nothing runs; hours: of
+            all lives of the run.
+    """
     own = sum(life.seconds * life.engines for life in found) / 3600
     samples = sum(life.activity.samples for life in found)
     per_hour = samples / own if own else 0.0
@@ -60,9 +65,7 @@ def spent(found: list[Life], latest: Submission, totals: Totals, speed: float, h
         "hours": round(hours, 9),
         "hours_left": None if left is None else round(left, 3),
         "samples_per_s": round(per_hour / 3600, 3),  # of one engine, loading of models included
-        "times_foreseen": round(3600 * hours * latest.rate / totals.standing, 3)
-        if latest.rate and totals.standing
-        else None,
+        "times_foreseen": round(3600 * hours * latest.rate / totals.kept, 3) if latest.rate and totals.kept else None,
         "cost": None if price is None else round(hours * price, 2),
         "cost_left": None if price is None or left is None else round(left * price, 2),
         "currency": cluster.get("currency", "$"),

@@ -14,7 +14,7 @@ from hpc.run.directory import Run
 
 log = logging.getLogger("agent")
 
-SUCCEEDED = "a later life of this slot has started"
+HAS_SUCCESSOR = "a later life of this slot has started"
 TERM_S = 20.0  # to drain after SIGTERM: Slurm's KillWait is 30 s by default
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 
@@ -62,8 +62,8 @@ class Drain:
             self.reason, self.until = reason, time.monotonic() + limit
         return bool(reason)
 
-    def hurt(self) -> bool:
-        """Whether the run directory has lost folders: what fails then is no fault of a shard, and the slot stops."""
+    def misses_folders(self) -> bool:
+        """Whether folders of the run directory are gone. Then the slot stops, and no shard is charged for it."""
         if missing := self._run.missing():
             self.fault = f"storage: {missing} missing in {self._run.path}"
         return bool(missing)
@@ -77,15 +77,15 @@ class Drain:
         """What a slot that has drained exits with."""
         if self._signal == signal.SIGTERM:
             return Exit.TERMINATED
-        ended = self.reason.startswith(("cancelled", "paused", "SIGINT", SUCCEEDED))
+        ended = self.reason.startswith(("cancelled", "paused", "SIGINT", HAS_SUCCESSOR))
         return Exit.INCOMPLETE if ended else Exit.REQUEUE
 
     def _told_to_stop(self) -> str:
         failing = self._beat.failing_s()
-        if failing > self._config.map.lease_s:  # the others took it for dead long ago
+        if failing > self._config.map.lease_s:  # by now others count this slot as dead
             return f"storage: no heartbeat could be written for {failing:.0f} s"
         if heartbeat.has_successor(self._run.slots, self._instance):
-            return SUCCEEDED
+            return HAS_SUCCESSOR
         if (text := self._run.control_text("cancelled")) is not None:
             return f"cancelled {text}".strip()
         if (text := self._run.control_text("pause")) is not None:
@@ -93,6 +93,6 @@ class Drain:
         return "time limit" if time.time() > self._deadline() else ""
 
     def _deadline(self) -> float:
-        """When to drain by our own clock, for sites whose Slurm sends no signal. Same machine's clock on both sides."""
+        """When to drain, by the wall clock, for sites whose Slurm sends no signal before the time limit."""
         end = float(os.environ.get("SLURM_JOB_END_TIME") or "inf")
         return end - self._config.cluster.signal_delay_s

@@ -1,5 +1,5 @@
-"""The engine process: reads shards, applies the operator, saves segments. One per GPU, started and obeyed by its
-node's agent alone.
+"""The engine process: reads shards, applies the operator, saves finished blocks. There is one per GPU; its node's agent
+starts it and tells it what to do.
 
 It speaks JSON lines: tasks come on stdin, events go out on what was stdout (prints go to the log). When stdin ends,
 the agent is dead and the engine stops. It never claims, publishes or decides anything about other shards.
@@ -41,7 +41,7 @@ from hpc.run.segments import Segments
 log = logging.getLogger("engine")
 
 TRIES = 3  # of an item whose failure is transient, inside one engine
-IN_FLIGHT_BYTES = 1 << 30  # of the payloads that the operator holds; then it gets no more
+IN_FLIGHT_BYTES = 1 << 30  # of the payloads that the operator holds, above which it gets no more
 KILLED = "engine: killed the worker twice"
 
 
@@ -51,17 +51,18 @@ class ShardWorker:
     def __init__(self, run: Run, config: configs.Config, identity: str, operator: Operator, inflight: Path) -> None:
         self.run, self.config, self.identity, self.operator = run, config, identity, operator
         self.schema = columns.schema(operator.column(), identity)
-        columns.to_table([], self.schema)  # pyarrow's first table imports pandas: now, before the hang clock runs
+        columns.to_table([], self.schema)  # pyarrow's first table is slow: made before hangs are watched for
         self.inflight = InFlight(inflight)
         self.reader = Reader(operator)
         self.tasks: list[ShardTask] = []
+        # (task, item, tries before) of samples that wait to be applied.
         self.isolated: deque[tuple[ShardTask, Item, int]] = deque()  # each is applied alone: it may kill the process
         self.again: deque[tuple[ShardTask, Item, int]] = deque()  # transient failures to try again
-        self.to_read: ShardTask | None = None  # in the reader's hands
-        self.taken: list[Item] = []  # for the operator
+        self.to_read: ShardTask | None = None  # the shard that the reader reads
+        self.next_items: list[Item] = []  # for the operator, once they are on record as in flight
         self.still = False  # the reader was made to stand still
         self.draining = False
-        self.done = self.made = 0  # samples, of which `made` here
+        self.done = self.made = 0  # finished samples, and those of them that were made here, not adopted
         self.idle_s = 0.0  # without a shard
         self._events = os.fdopen(os.dup(1), "w", buffering=1)
         os.dup2(2, 1)
@@ -79,7 +80,7 @@ class ShardWorker:
         self.emit("ready")
         self.emit("hungry")
         while True:
-            idle = not (self.inflight.items or self.isolated or self.again or self.reader.open)
+            idle = not (self.inflight.items or self.isolated or self.again or self.reader.open_tasks)
             begun = time.monotonic()
             if not self.commands(0.5 if idle else 0.0):
                 return  # the agent is gone
@@ -90,13 +91,14 @@ class ShardWorker:
                 return
             self.save_due()
             self.feed()
-            self.put_taken()
+            self.put_next()
             for row in self.operator.poll(0.2):
-                self.take(row)
+                self.on_row(row)
             self.inflight.write()
             self.progress()
 
     def commands(self, timeout: float) -> bool:
+        """Carry out commands of the agent, waiting for one at most `timeout` seconds. False where the agent is gone."""
         ready, _, _ = select.select([0], [], [], timeout)
         if not ready:
             return True
@@ -123,21 +125,14 @@ class ShardWorker:
         shard = Shard(**command["shard"])
         if command["manifests"] and isinstance(self.operator, ReadsOtherRuns):
             self.operator.surveyed(self.run.manifests, command["manifests"], shard.id)
+        segments = Segments(self.run.segments(self.identity, shard.id, command["generation"]))
         task = ShardTask(
-            shard,
-            command["generation"],
-            command["epoch"],
-            set(command["suspects"]),
-            set(command["quarantine"]),
-            command["apart"],
-            self.config.run.map.segment,
-            self.config.run.map.save_s,
-            Segments(self.run.segments(self.identity, shard.id, command["generation"])),
-            self.schema,
+            shard, command["generation"], command["epoch"], set(command["suspects"]), set(command["quarantine"]),
+            command["apart"], self.config.run.map.segment, self.config.run.map.save_s, segments, self.schema,
             command.get("only"),
-        )
+        )  # fmt: skip
         good = good_before(self.run, self.identity, task) if command["keep"] else []
-        self.tell_saved(task, task.load_saved(good), adopted=True)
+        self.report_saved(task, task.load_saved(good), adopted=True)
         self.tasks.append(task)
         self.to_read = task
         if task.apart:
@@ -147,10 +142,11 @@ class ShardWorker:
         self.reader.add(task)
 
     def feed(self) -> None:
-        """Take what the operator wants; suspects go alone."""
-        while not self.draining and self.operator.want() > len(self.taken) and self.inflight.bytes < IN_FLIGHT_BYTES:
+        """Choose items for the operator, as many as it wants; a suspect is applied alone."""
+        in_flight = self.inflight
+        while not self.draining and self.operator.want() > len(self.next_items) and in_flight.bytes < IN_FLIGHT_BYTES:
             if self.suspect_in_flight():
-                return  # it is applied alone: whatever dies now, it was this sample
+                return  # it is applied alone: if the process dies now, this sample is to blame
             if self.isolated:
                 if self.isolated[0][0].error:
                     self.isolated.popleft()
@@ -168,21 +164,21 @@ class ShardWorker:
                     self.put(task, item, tries)
                 continue
             # With nothing in flight there is nothing to poll: wait for the reader instead of spinning.
-            wait_s = 0.2 if self.reader.open and not (self.inflight.items or self.still) else 0.0
+            wait_s = 0.2 if self.reader.open_tasks and not (self.inflight.items or self.still) else 0.0
             delivered = self.reader.take(wait_s)
             if delivered is None:
                 return
-            self.receive(*delivered)
+            self.on_delivery(*delivered)
 
     def may_take(self) -> bool:
         """Whether what was read may be applied now. A shard whose reading may have killed an engine is read while
-        nothing is in flight, and stands still meanwhile: what dies then is the one or the other.
+        nothing is in flight, and its samples are applied while the reader stands still: so a death tells which it was.
         """
         if self.to_read is None or not self.to_read.apart:
             self.go_on()
             return True
         if not self.still:
-            return self.reader.is_ahead(0.05) and self.stand_still()
+            return self.reader.has_read_ahead(0.05) and self.stand_still()
         if self.reader.out.empty() and not (self.inflight.items or self.again):
             self.go_on()
         return self.still
@@ -208,24 +204,26 @@ class ShardWorker:
         task, item, _ = next(iter(self.inflight.items.values()))
         return item.index in task.suspects
 
-    def receive(self, task: ShardTask, item: Item | Damage | BaseException | None) -> None:
+    def on_delivery(self, task: ShardTask, item: Item | Damage | BaseException | None) -> None:
+        """The reader has delivered something of a shard: an item, its damage, an error, or its end (None)."""
         if isinstance(item, Item):
-            task.see(item.index)
-            self.consider(task, item)
+            task.count_delivered(item.index)
+            self.on_item(task, item)
         elif isinstance(item, Damage):
             task.damage = item
         else:
-            self.reader.open -= 1
+            self.reader.open_tasks -= 1
             self.to_read = None
             self.inflight.end_reading()
             if isinstance(item, BaseException):
                 self.fail(task, item)
             elif not task.error:
                 self.end(task)
-            if not self.reader.open:
+            if not self.reader.open_tasks:
                 self.emit("hungry")
 
-    def consider(self, task: ShardTask, item: Item) -> None:
+    def on_item(self, task: ShardTask, item: Item) -> None:
+        """Put a sample where it belongs: it may be saved already, refused, suspected, or simply the next one."""
         if task.error:
             return
         if item.index in task.saved:
@@ -245,23 +243,24 @@ class ShardWorker:
     def put(self, task: ShardTask, item: Item, tries: int) -> None:
         task.held += 1
         self.inflight.add(task, item, tries)
-        self.taken.append(item)
+        self.next_items.append(item)
 
-    def put_taken(self) -> None:
-        """Give the operator what was taken for it, once that is written down."""
+    def put_next(self) -> None:
+        """Give the operator the items that were chosen for it, once it is on record that they are in flight."""
         self.inflight.write()
-        for item in self.taken:
+        for item in self.next_items:
             self.operator.put(item)
-        self.taken = []
+        self.next_items = []
 
-    def take(self, row: Row) -> None:
+    def on_row(self, row: Row) -> None:
+        """The operator has finished a sample: keep its row, or try it again after a transient failure."""
         task, item, tries = self.inflight.remove(row)
         task.held -= 1
         self.done += 1
         self.made += 1
         if task.error:
-            task.add(row)  # it is as good as the others
-            self.tell_failure(task)
+            task.add(row)  # the shard failed, this sample did not: it is saved with the others
+            self.report_failure(task)
         elif row.transient and tries + 1 < TRIES:
             waiting = self.isolated if item.index in task.suspects else self.again
             waiting.append((task, item, tries + 1))
@@ -286,21 +285,21 @@ class ShardWorker:
     def save_due(self) -> None:
         for task in self.tasks:
             if task.due() and not task.error:
-                self.tell_saved(task, task.save())
+                self.report_saved(task, task.save())
 
     def save_finished(self) -> None:
         """Everything that is finished, whether it is time or not."""
         for task in self.tasks:
             if not task.changed:
-                self.tell_saved(task, task.save(all_finished=True))
+                self.report_saved(task, task.save(all_finished=True))
 
-    def tell_saved(self, task: ShardTask, blocks: list[Saved], adopted: bool = False) -> None:
+    def report_saved(self, task: ShardTask, blocks: list[Saved], adopted: bool = False) -> None:
         for start, counts in blocks:
             facts = {"start": start, "rows": sum(counts.values()), "counts": counts, "adopted": adopted}
             self.emit("segment", **task.name(), **facts)
-        if task.unsaid.rows:
-            self.emit("measured", **task.name(), like=task.unsaid)
-            task.unsaid = Measure()
+        if task.unreported.rows:
+            self.emit("measured", **task.name(), like=task.unreported)
+            task.unreported = Measure()
 
     # --- the end of a shard -----------------------------------------------------------------
 
@@ -309,7 +308,7 @@ class ShardWorker:
             return
         # What the column file is made of at once need not be forced to storage before.
         sync = bool(task.transient) or task.only is not None
-        self.tell_saved(task, task.save(all_finished=True, sync=sync))
+        self.report_saved(task, task.save(all_finished=True, sync=sync))
         self.forget(task)
         if task.transient:
             reason, count = task.transient.most_common(1)[0]
@@ -332,14 +331,13 @@ class ShardWorker:
 
     def fail(self, task: ShardTask, error: BaseException) -> None:
         task.error = task.error or error
-        self.tell_failure(task)
+        self.report_failure(task)
 
-    def tell_failure(self, task: ShardTask) -> None:
-        """Only when the operator has given all of the shard back: its next epoch may come to this same engine."""
-        if task in self.tasks and not task.held:
-            assert task.error is not None
+    def report_failure(self, task: ShardTask) -> None:
+        """Report it when the operator has given back all of the shard: its next epoch may come to this engine."""
+        if task in self.tasks and not task.held and task.error is not None:
             if not task.changed:
-                self.tell_saved(task, task.save(all_finished=True))
+                self.report_saved(task, task.save(all_finished=True))
             self.forget(task)
             log.error("%s: cannot be processed: %s", task.shard.id, task.error, exc_info=task.error)
             self.emit("failed", **task.name(), reason=fingerprint(task.error), detail=str(task.error)[:500])

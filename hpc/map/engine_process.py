@@ -22,8 +22,9 @@ from hpc.run.directory import Run, Submission
 
 log = logging.getLogger("agent")
 
-# Deaths in a row without a finished sample, after which the engine's device is given up. With samples in flight each
-# may be to blame in turn: three deaths for the first of neighbours, two for each next.
+# Deaths in a row without a finished sample, after which the engine's device is given up. There may be more of them
+# while samples are in flight: of neighbours that each kill, it takes three deaths to find the first and two for each
+# next.
 RESTARTS, RESTARTS_IN_FLIGHT = 3, 7
 HANGS = 2  # in a row without a finished sample: the device is broken
 DUMP_S = 3.0  # between SIGABRT (every thread's stack goes to the log) and SIGKILL
@@ -31,7 +32,7 @@ STUCK_S = 30.0  # after SIGKILL, when the kernel does not let go of a process (a
 
 
 class Owner(Protocol):
-    """Whose engine it is: the agent, as its engines see it."""
+    """The agent, as its engines see it."""
 
     run: Run
     submission: Submission
@@ -45,16 +46,16 @@ class Owner(Protocol):
         """(engine, shard id) of all that is being worked on."""
 
     def on_event(self, engine: EngineProcess, event: dict[str, Any]) -> None:
-        """It said what became of a shard."""
+        """The engine reports on a shard, or that its storage fails."""
 
     def on_death(self, engine: EngineProcess, why: str, held: Held) -> bool:
-        """It died. True where a shard is known to have killed engines before."""
+        """The engine died. Returns whether a shard that has killed engines before is to blame."""
 
     def on_broken(self, reason: str, words: str) -> None:
-        """It ended itself during its set-up."""
+        """The engine ended during its set-up with an error of its own, not by a signal."""
 
     def release(self, engine: EngineProcess) -> None:
-        """Give back what it was working on."""
+        """Release the claims of the shards that the engine was working on."""
 
 
 class EngineProcess:
@@ -64,10 +65,10 @@ class EngineProcess:
         self.index, self._device, self._agent, self.time = index, device, agent, spent
         self._process: subprocess.Popen[bytes] | None = None
         self._buffer = b""
-        self._barren = 0  # deaths in a row without a finished sample
+        self._fruitless = 0  # deaths in a row without a finished sample between
         self.given_up = False
         self.last_words = ""
-        self.unread: list[tuple[str, int]] = []  # (shard, generation) over whose reading alone it died in a row
+        self.unread: list[tuple[str, int]] = []  # (shard, generation) that it was only reading at deaths in a row
         self._reset()
 
     def _reset(self) -> None:
@@ -113,6 +114,7 @@ class EngineProcess:
                 pass  # it is dead; `receive` will see the end of its output
 
     def drain(self) -> None:
+        """Tell it to finish what is in flight; while it sets up, it has nothing to finish and is killed."""
         self.hungry = False
         if self.ready:
             self.send({"do": "drain"})
@@ -139,7 +141,7 @@ class EngineProcess:
         kind = event.get("event")
         if kind == "ready":
             self.ready, self._changed = True, time.monotonic()
-            self.time.turns(IDLE)
+            self.time.turn_to(IDLE)
         elif kind == "broken":
             self._broken = event
         elif kind == "hungry":
@@ -156,7 +158,7 @@ class EngineProcess:
             self._agent.on_event(self, event)
 
     def watch(self) -> None:
-        """Kill it when it makes no progress: first for its stacks, then for good. Start it again after a death."""
+        """Kill it when it makes no progress (first by SIGABRT, which logs its stacks); start it again after a death."""
         if self._process is None:
             if not (self.given_up or self._agent.drain.reason):
                 self.start()
@@ -216,7 +218,7 @@ class EngineProcess:
         was_ready = self.ready
         code = self._forget()
         self.time.died(self._hung)
-        if self._agent.drain.reason or self._agent.drain.fault or self._agent.drain.hurt():
+        if self._agent.drain.reason or self._agent.drain.fault or self._agent.drain.misses_folders():
             self._agent.release(self)
             return
         why = self._why or (f"killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}")
@@ -226,18 +228,20 @@ class EngineProcess:
         held = InFlight.read(self._inflight) if was_ready else Held()
         self.last_words = why
         known = self._agent.on_death(self, why, held)
-        if not was_ready and code > 0:  # by its own hand
+        if not was_ready and code > 0:  # it ended itself, with an error
             self._agent.on_broken(self._broken.get("reason") or why, why)
         if held.finished:
-            self._barren, self.unread = 0, []
-        self._barren += not known  # of a shard that kills again and again, the first death alone counts against us
+            self._fruitless, self.unread = 0, []
+        self._fruitless += not known  # of the deaths by one shard, only the first counts against this device
         self.unread += held.reading if not held.samples else []
         limit = HANGS if self._hung else RESTARTS_IN_FLIGHT if held.samples else RESTARTS
-        if self._barren >= limit and not known:
+        if self._fruitless >= limit and not known:
             self.given_up = True
-            log.error("engine %d is given up: %d deaths in a row without a finished sample", self.index, self._barren)
+            log.error(
+                "engine %d is given up: %d deaths in a row without a finished sample", self.index, self._fruitless
+            )
         if self.given_up:
-            self.time.turns(BROKEN)
+            self.time.turn_to(BROKEN)
 
     def describe(self) -> dict[str, Any]:
         state = "given up" if self.given_up else "ready" if self.ready else "starting" if self.alive else "dead"
@@ -246,7 +250,7 @@ class EngineProcess:
 
 
 def _last_words() -> str:
-    """The last line of the log, where an engine wrote it and not the agent."""
+    """The last line of the log; "" where the agent wrote it and not the engine."""
     try:
         with open(os.environ.get("HPC_LOG", ""), "rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))

@@ -1,7 +1,7 @@
-"""Where an engine's time goes: every second of its slot's life is of one kind, by the monotonic clock.
+"""Where an engine's time goes: every second of its slot's life belongs to one kind, by the monotonic clock.
 
-An engine says how long it has waited (in `progress` events); its agent does the sums, and they stand in the slot's
-heartbeat and, at its end, in the journal.
+An engine reports how long it has waited (in `progress` events). Its agent sums up, and writes the sums into the slot's
+heartbeat and, at the end, into the journal.
 
     work    samples are in its hands
     redone  it worked on samples that were lost before they were saved
@@ -29,10 +29,10 @@ _LONGEST_START_S = 3600.0  # that a job may have taken before us; beyond it two 
 
 
 class EngineTime:
-    """Of one engine of a slot, through all of its processes.
+    """The time of one engine of a slot, through all of its processes.
 
     Args:
-        before_s: seconds that the job had lasted when we began to count.
+        before_s: seconds that the job had lasted when this object was made; they count as START.
     """
 
     def __init__(self, before_s: float = 0.0, clock: Callable[[], float] = time.monotonic) -> None:
@@ -43,29 +43,31 @@ class EngineTime:
         self._begin()
 
     def _begin(self) -> None:
-        """Of a process: what it has said, and done."""
+        """Begin with a new process of the engine."""
         self._waited = {INPUT: 0.0, IDLE: 0.0}
         self._made = self._saved = 0  # samples
         self._worked = self._fruitless = 0.0  # seconds of work, all of it and since the last sample
 
     def turns(self, kind: str) -> None:
-        """What it does from now on."""
+        """Count the time from now on as this kind."""
         self._add(self._kind, self._pass())
         self._kind = kind
 
     def reported(self, progress: dict[str, Any]) -> None:
-        """What its process says of the time since it was ready: `made` samples, `input_s` and `idle_s` of waiting."""
+        """Divide the time since the last report by what the process reports: `made` samples, and the seconds that it
+        has waited for input (`input_s`) and for shards (`idle_s`), all since it was ready.
+        """
         left = self._pass()
         parts = {}
         for kind, name in ((INPUT, "input_s"), (IDLE, "idle_s")):
-            said = float(progress.get(name, 0.0))
-            parts[kind] = min(left, max(0.0, said - self._waited[kind]))
-            self._waited[kind] = max(said, self._waited[kind])
+            waited = float(progress.get(name, 0.0))
+            parts[kind] = min(left, max(0.0, waited - self._waited[kind]))
+            self._waited[kind] = max(waited, self._waited[kind])
             left -= parts[kind]
         parts[BROKEN if progress.get("waiting") else WORK] = left
         for kind, seconds in parts.items():
             self._add(kind, seconds)
-        self._kind = max(parts, key=lambda kind: parts[kind])  # until it is heard again
+        self._kind = max(parts, key=lambda kind: parts[kind])  # until the next report
         made = int(progress.get("made", 0))
         if made > self._made:
             self._made, self._fruitless = made, 0.0
@@ -74,10 +76,12 @@ class EngineTime:
         self._saved += samples
 
     def died(self, hung: bool = False) -> None:
-        """Its process has ended: what it had not saved is lost. That of one that hung was no work at all."""
+        """Its process has ended: the work that it had not saved is lost. Where it hung, the time since its last sample
+        was no work at all.
+        """
         if hung:
             self._kind = BROKEN
-        self.turns(START)
+        self.turn_to(START)
         if hung:
             self._move(WORK, BROKEN, self._fruitless)
             self._worked -= self._fruitless
@@ -85,8 +89,8 @@ class EngineTime:
         self._begin()
 
     def unfit(self) -> None:
-        """All of the time until now was in vain."""
-        self.turns(BROKEN)
+        """The node is not to work for the run: all time until now counts as BROKEN."""
+        self.turn_to(BROKEN)
         self._move(START, BROKEN, self._seconds[START])
 
     def unsaved_s(self) -> float:
@@ -116,32 +120,31 @@ class EngineTime:
 
 
 class SlotTime:
-    """Of the engines of a slot.
+    """The time of all engines of a slot.
 
     Args:
-        counted: seconds that a second of one engine counts: one for each of its GPUs.
+        weight: how many seconds a second of one engine counts: one for each of its GPUs.
     """
 
-    def __init__(self, engines: int, counted: int = 1) -> None:
+    def __init__(self, engines: int, weight: int = 1) -> None:
         before = before_s()
-        self._counted = counted
+        self._weight = weight
         self.engines = [EngineTime(before) for _ in range(engines)]
         self._past: deque[tuple[float, float, float]] = deque(maxlen=RECENT_MINUTES)  # clock, seconds of work, of input
 
     def unfit(self) -> None:
-        """The node is not to work for the run: all of the time until now was in vain."""
+        """The node is not to work for the run: all time of its engines until now counts as BROKEN."""
         for engine in self.engines:
             engine.unfit()
 
     def summed(self) -> dict[str, Any]:
-        """Engine-seconds by kind, and those of work that are lost if the slot dies now (`unsaved`).
-
-        `recent`: seconds of work and of waiting for input in the last minutes. `up`: of the machine, until now.
+        """The sums for heartbeat and journal: `seconds` by kind; `unsaved`, those of work that are lost if the slot
+        dies now; `recent`, those of work and of waiting for input in the last minutes; `up`, since the machine's boot.
         """
         total = Counter(dict.fromkeys(KINDS, 0.0))
         for engine in self.engines:
-            total.update({kind: seconds * self._counted for kind, seconds in engine.seconds().items()})
-        unsaved = sum(engine.unsaved_s() for engine in self.engines) * self._counted
+            total.update({kind: seconds * self._weight for kind, seconds in engine.seconds().items()})
+        unsaved = sum(engine.unsaved_s() for engine in self.engines) * self._weight
         now = time.monotonic()
         _, work, waited = self._past[0] if self._past else (now, 0.0, 0.0)
         recent = {WORK: max(0.0, round(total[WORK] - work, 3)), INPUT: round(total[INPUT] - waited, 3)}
@@ -154,8 +157,8 @@ class SlotTime:
 
 
 def before_s() -> float:
-    """Seconds since this process has begun; of one whose starter does not say when it did that (hpc.run.allocations),
-    since its job has, as Slurm says.
+    """Seconds since this process began. Where the one that started it has not recorded that (hpc.run.allocations):
+    since its job began, as Slurm says, if that is plausible.
     """
     ticks = os.sysconf("SC_CLK_TCK")
     since_boot = float(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]) / ticks

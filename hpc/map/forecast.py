@@ -20,14 +20,14 @@ from hpc.run.directory import Run, Submission
 from hpc.run.ledger import DONE
 
 MARKERS = 50  # read for the size of the output
-LONG_S = 600.0  # of a shard, from which on a dry run warns: nobody helps with the last ones
+LONG_S = 600.0  # that a shard may take, above which a dry run warns: other engines cannot help with the last ones
 FILES_A_SHARD = 4  # claim, its end, marker, column file
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What an earlier run did. rate: samples a second of one GPU (of one engine without); the others a shard or a
-    sample.
+    """What an earlier run did. rate: samples a second of one GPU (without GPUs: of one engine). samples_a_shard,
+    bytes_a_sample: means over its finished shards, 0.0 where not known.
     """
 
     rate: float
@@ -88,9 +88,9 @@ def _measured(path: Path, identity: str, gpus: bool) -> Measured | None:
     return None
 
 
-def foreseen(config: Config, identity: str, previous: Submission | None, rate: float | None) -> float:
-    """The rate that a launch stands on, for later forecasts: --rate, or what a run with its identity has measured; of a
-    run that goes on what it began with. 0.0 where there is none.
+def rate_for_launch(config: Config, identity: str, previous: Submission | None, rate: float | None) -> float:
+    """The rate that a launch records, so that later forecasts can compare: --rate, else that of the run's previous
+    launch with this identity, else what another run has measured. 0.0 where there is none.
     """
     if rate or previous is not None:
         return rate or (previous.rate if previous is not None and previous.identity == identity else 0.0)
@@ -102,7 +102,7 @@ def lines(config: Config, identity: str, shards: list[Shard], slots: int, rate: 
     """What a dry run says of time, money and space."""
     files = FILES_A_SHARD * len(shards)
     measured = find(config, identity)
-    said = [_effort(config, measured, shards, slots, rate), f"about {files:,} files in the run directory"]
+    said = [_hours_and_money(config, measured, shards, slots, rate), f"about {files:,} files in the run directory"]
     if measured is not None and measured.bytes_a_sample and (count := samples(shards, measured)):
         said[1] += f", {count * measured.bytes_a_sample / 2**30:,.1f} GiB"
     free = _free_inodes(config.directory)
@@ -112,7 +112,7 @@ def lines(config: Config, identity: str, shards: list[Shard], slots: int, rate: 
 
 
 def _free_inodes(path: Path) -> int | None:
-    """Of the file system that will hold the run; None where it does not say (or has no limit)."""
+    """Free inodes of the file system that will hold the run; None where it does not say, or has no limit."""
     while not path.exists():
         path = path.parent
     facts = os.statvfs(path)
@@ -120,13 +120,15 @@ def _free_inodes(path: Path) -> int | None:
 
 
 def samples(shards: list[Shard], measured: Measured | None) -> float:
-    """Of all shards; where a count is not known the mean of the others, or of an earlier run, stands for it."""
+    """Samples of all shards. An unknown count is taken to be the mean of the others, or of an earlier run."""
     known = [s.expected for s in shards if s.expected is not None]
     a_shard = sum(known) / len(known) if known else measured.samples_a_shard if measured else 0.0
     return sum(known) + a_shard * (len(shards) - len(known))
 
 
-def _effort(config: Config, measured: Measured | None, shards: list[Shard], slots: int, rate: float | None) -> str:
+def _hours_and_money(
+    config: Config, measured: Measured | None, shards: list[Shard], slots: int, rate: float | None
+) -> str:
     """Hours and money."""
     cluster = config.run.cluster
     unit = cost.unit(cluster)
@@ -140,8 +142,8 @@ def _effort(config: Config, measured: Measured | None, shards: list[Shard], slot
     engines = cluster.devices_per_node
     at_once = min(slots, cluster.parallel or slots)
     hours = count / speed / 3600
-    known = track_record.met(Path(config.directory).parent, config.resolved["cluster"])
-    low, high = (hours * times for times in track_record.span(known) or (1.0, 1.0))
+    known = track_record.past_runs(Path(config.directory).parent, config.resolved["cluster"])
+    low, high = (hours * times for times in track_record.factors(known) or (1.0, 1.0))
     nodes = f"on {at_once} {'node' if at_once == 1 else 'nodes'}"
     lasts = _from_to(duration(3600 * low / engines / at_once), duration(3600 * high / engines / at_once))
     spent = _from_to(hours_text(low, unit), hours_text(high, unit))
@@ -149,7 +151,7 @@ def _effort(config: Config, measured: Measured | None, shards: list[Shard], slot
     if cluster.price is not None:
         money = _from_to(*(f"{cluster.currency}{end * cluster.price:,.2f}" for end in (low, high)))
         text += f" · {money} at {cluster.price:.2f}/h"
-    text += f": {_record(known)}"
+    text += f": {_past_runs_text(known)}"
     return text + _long_shards(shards, measured, speed, engines * at_once, unit)
 
 
@@ -157,11 +159,11 @@ def _from_to(low: str, high: str) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _record(known: list[track_record.Met]) -> str:
-    """How earlier runs met their forecasts."""
+def _past_runs_text(known: list[track_record.PastRun]) -> str:
+    """How the hours of earlier runs compare with those that their rates promised, for people."""
     if not known:
         return "no earlier run here, on this kind of nodes, tells what is lost to start-up, waiting and failures"
-    best, worst = (f"{end(one.times for one in known):.2f}" for end in (min, max))
+    best, worst = (f"{extreme(run.times for run in known):.2f}" for extreme in (min, max))
     runs = "1 earlier run" if len(known) == 1 else f"{len(known)} earlier runs"
     times = f"{_from_to(best, worst)} times the hours of their rate"
     return f"{runs} on this kind of nodes took {times} (last: {known[0].run})"

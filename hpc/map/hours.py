@@ -1,8 +1,8 @@
 """Where the hours of a run's engines (GPUs, where there are any) went, through all lives of its slots.
 
-Each slot says it of itself, see hpc.map.life. Here work is told apart by what became of it: samples that a run has
-saved and later made again, or thrown away (a rerun, a failed shard, another identity), are redone, too. Where Slurm
-keeps accounts, a life lasts as long as they say: what they count beyond it is `unseen`.
+Each life of a slot tells where its time went, see hpc.map.life. Here its work is divided by what became of it: work on
+samples that were saved, but later made again or thrown away (a rerun, a failed shard, another identity), counts as
+redone, too. Where Slurm keeps accounts, a life lasts as long as they say; time that only they know of is `unseen`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from hpc.map import cost
 from hpc.map.engine_time import BROKEN, IDLE, INPUT, REDONE, START, WORK
-from hpc.map.life import BY, ENDED, SLURM, Life, cluster_of, lives, of_other_identities, without_a_word
+from hpc.map.life import BY, ENDED, SLURM, Life, cluster_of, lives, lives_of_other_identities, unregistered_lives
 from hpc.map.tally import Tally
 from hpc.run.allocations import LONGEST_PROLOG_S, Allocation
 from hpc.run.directory import Run, Submission
@@ -33,14 +33,16 @@ WORDS = {
 }
 
 
-TAIL_S = 300.0  # that processes may outlast their job in Slurm's accounts, which end with scancel or the time limit
-_SAME_S = 2.0  # between two words of Slurm for one moment
+TAIL_S = 300.0  # by which processes may outlast their job in Slurm's accounts, where scancel or the time limit ends it
+_SAME_S = 2.0  # by which two times that Slurm gives for one moment may differ
 
 
 @dataclass
-class Account:
-    """mine: lives that work, or worked, for the newest launch's identity. hours: of engines, by kind, in the order of
-    WORDS, those that are nothing left out. by: number of lives by what their time is known by, see hpc.map.life.
+class RunHours:
+    """The hours of a run.
+
+    mine: lives that work, or worked, for the newest launch's identity. hours: of engines, by kind, in the order of
+    WORDS; kinds without hours are left out. by: number of lives by the source of their time, see `BY` in hpc.map.life.
     """
 
     mine: list[Life]
@@ -49,7 +51,7 @@ class Account:
 
     @property
     def total(self) -> float:
-        """Hours for which the slots were there."""
+        """All hours of the engines."""
         return sum(self.hours.values())
 
     def described(self, latest: Submission) -> dict[str, Any]:
@@ -66,31 +68,32 @@ class Account:
         return {"by_kind": kinds, "accounted": {"hours": round(accounted, 9), "lives": self.by, "what": what}}
 
 
-def of_run(run: Run, tally: Tally, newest: list[dict[str, Any]], standing: int, accounts: Accounts) -> Account:
+def of_run(run: Run, tally: Tally, newest: list[dict[str, Any]], kept: int, accounts: Accounts) -> RunHours:
     """All hours of a run.
 
     Args:
-        newest: heartbeats of the newest lives. standing: samples that count, of those that the lives have saved.
+        newest: heartbeats of the newest lives. kept: samples that count now, of all that the lives have saved.
     """
     seen = tally.allocations.refresh()
-    mine, others = lives(run, tally.reader, newest, seen), of_other_identities(run, tally.latest, seen)
-    mine += without_a_word(run, [*mine, *others], seen)
-    unseen = hold_to(accounts, [*mine, *others], run)
+    mine, others = lives(run, tally.reader, newest, seen), lives_of_other_identities(run, tally.latest, seen)
+    mine += unregistered_lives(run, [*mine, *others], seen)
+    unseen = apply_accounts(accounts, [*mine, *others], run)
     counted = Counter(life.by for life in (*mine, *others))
-    return Account(mine, by_kind(mine, others, standing, unseen), {by: counted[by] for by in BY if counted[by]})
+    return RunHours(mine, by_kind(mine, others, kept, unseen), {by: counted[by] for by in BY if counted[by]})
 
 
-def by_kind(mine: list[Life], others: Iterable[Life], standing: int, unseen_s: float) -> dict[str, float]:
+def by_kind(mine: list[Life], others: Iterable[Life], kept: int, unseen_s: float) -> dict[str, float]:
     """Engine-hours by kind.
 
     Args:
-        others: lives that worked for another identity. unseen_s: engine-seconds of Slurm's alone.
+        others: lives that worked for another identity. kept: as for `of_run`. unseen_s: engine-seconds that only
+            Slurm's accounts know of.
     """
     seconds: defaultdict[str, float] = defaultdict(float)
     for life in mine:
         _add(seconds, life.kinds or {UNKNOWN: life.seconds * life.engines})
     produced = sum(life.activity.samples for life in mine)
-    again = seconds[WORK] * max(0, produced - standing) / produced if produced else 0.0
+    again = seconds[WORK] * max(0, produced - kept) / produced if produced else 0.0
     seconds[USEFUL] = seconds.pop(WORK, 0.0) - again
     seconds[REDONE] += again
     for life in others:
@@ -106,12 +109,12 @@ def _add(total: dict[str, float], more: Mapping[str, float]) -> None:
         total[kind] += seconds
 
 
-def hold_to(accounts: Accounts, found: Iterable[Life], run: Run) -> float:
-    """Let lives last as long as Slurm's accounts say; engine-seconds that these have beyond them.
+def apply_accounts(accounts: Accounts, found: Iterable[Life], run: Run) -> float:
+    """Set how long lives have lasted by Slurm's accounts. Returns the engine-seconds of the accounts beyond all lives.
 
-    A life is known by when its job began; without a moment of Slurm's (before 23.02 it tells jobs of none), by when its
-    script did. Lives of which neither is known are held against what the accounts have left of their element. Jobs and
-    lives that the accounts lack last as long as they did.
+    A life is found in the accounts by the time at which its job began, or, where Slurm did not tell the job of that
+    (before 23.02), by the time at which its script began. Lives without either are subtracted from what the accounts
+    have left of their array element. A life that the accounts lack stays as it is.
     """
     engines = {job: cluster_of(s).workers_per_node for s in run.submissions() for job in s.job_ids}
     left = {element: dict(spans) for element, spans in accounts.items()}
@@ -124,7 +127,7 @@ def hold_to(accounts: Accounts, found: Iterable[Life], run: Run) -> float:
             continue
         elapsed = spans.pop(at)
         if elapsed < life.seconds - TAIL_S:
-            continue  # its controller's clock was set
+            continue  # the controller's clock was changed meanwhile
         unseen += max(0.0, elapsed - life.seconds) * life.engines
         if elapsed < life.seconds and life.state in ENDED:
             life.scale(elapsed)
@@ -135,7 +138,7 @@ def hold_to(accounts: Accounts, found: Iterable[Life], run: Run) -> float:
 
 
 def _began(spans: Mapping[float, float], allocation: Allocation | None) -> float | None:
-    """When a life's job began, of those times that the accounts have of its element; None where they lack it."""
+    """The begin, of those in the accounts of its array element, that is this life's; None where there is none."""
     if allocation is None or not spans:
         return None
     moment = allocation.since or allocation.t

@@ -1,4 +1,6 @@
-"""What an engine has in its hands, in a file that outlives it: so that a death can be blamed on what caused it."""
+"""A record of the samples and the shard that an engine is working on, in a file that outlives it: what it was working
+on when it died may have killed it.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +15,11 @@ from hpc.operator import Item, Row
 
 @dataclass(frozen=True)
 class Held:
-    """What was in an engine's hands when it died.
+    """What an engine was working on when it died.
 
-    samples: (shard, generation, index) that the operator held; reading: (shard, generation) that its reader was in;
-    finished: samples and shards that it had done with before.
+    samples: (shard, generation, index) that the operator held; reading: (shard, generation) that its reader was
+    reading;
+    finished: the number of samples that it had finished before.
     """
 
     samples: list[tuple[str, int, int]] = field(default_factory=list)
@@ -27,9 +30,9 @@ class Held:
 class InFlight:
     """Samples that the operator holds (`+id<TAB>generation<TAB>index`, `-…`), and the shard that is read (`<…`, `>…`).
 
-    Written before the operator or the reader gets to work, in one write for all samples that are handed over together.
-    Not fsynced: the kernel keeps it when the process dies, and
-    when the machine dies no sample is to blame.
+    Each line is written before the operator or the reader begins, with one write for all samples that are handed over
+    together. There is no fsync: the kernel keeps the file when the process dies, and when the machine dies no sample is
+    to blame.
     """
 
     ROTATE = 1 << 20
@@ -66,7 +69,7 @@ class InFlight:
             self.reading = None
 
     def write(self) -> None:
-        """What was added and removed since the last time."""
+        """Write down what was added and removed since the last call."""
         if not self._unwritten:
             return
         os.write(self._fd, self._unwritten)
@@ -77,7 +80,7 @@ class InFlight:
 
     def _compact(self) -> None:
         """Write what is held into a new file, so that weeks of samples do not pile up."""
-        held = b"-\t0\t0\n"  # something was finished: this is no engine that dies without progress
+        held = b"-\t0\t0\n"  # stands for all samples that were finished before
         held += b"".join(_line("+", task, item.index) for task, item, _ in self.items.values())
         if self.reading is not None:
             held += _line("<", self.reading, 0)

@@ -26,7 +26,7 @@ from hpc.launching import (
     submit_to_slurm,
     what_changed,
 )
-from hpc.map import forecast, pilot_launch, preflight, survey, unheard, webhook
+from hpc.map import forecast, orphan_events, pilot_launch, preflight, survey, webhook
 from hpc.operator import FreezesInput, MissingShards, Operator, Shard
 from hpc.run import events, lost, plan
 from hpc.run.directory import Run, Submission
@@ -44,12 +44,12 @@ class Job:
     shards: list[Shard]
     identity: str
     previous: Submission | None = None
-    limit: int | None = None  # shards that are to be done, where not all of the plan
+    limit: int | None = None  # how many shards are to be done, where a rerun reopens only some of the plan
     missing: list[Shard] = field(default_factory=list)  # of `shards`: those that do not exist, to be recorded as failed
-    changed: list[str] = field(default_factory=list)  # ids whose input is another than in the run's plan
+    changed: list[str] = field(default_factory=list)  # ids of shards whose input changed since the run's plan
     append: bool = False  # the plan holds shards that this launch does not name
     rate: float | None = None  # samples/s of one engine, as --rate says
-    pilot: Pilot | None = None  # that is to be made, of all that is planned
+    pilot: Pilot | None = None  # the pilot that this launch makes, in place of the whole plan
 
     @property
     def slots(self) -> int:
@@ -60,7 +60,7 @@ class Job:
 
     @property
     def wanted(self) -> list[Shard]:
-        """The shards of this launch: of a pilot those of its blocks, as long as these."""
+        """The shards of this launch; of a pilot those with blocks of it, with these blocks' samples as `expected`."""
         return pilot_launch.shards(self.pilot, self.shards) if self.pilot else self.shards
 
 
@@ -71,12 +71,12 @@ def prepare(
     dry_run: bool = False,
     allow_missing: bool = False,
     append: bool = False,
-    mended: Collection[str] = (),
+    reopened: Collection[str] = (),
 ) -> Job:
     """Check everything that can be checked without a cluster. Writes nothing; raises UserError.
 
-    Shards in `mended` may have another size or etag than in the run's plan: they are done afresh anyway. With `append`,
-    shards of the run's plan that this launch does not name stay in it.
+    Shards in `reopened` may have another size or etag than in the run's plan: a rerun makes them anew anyway. With
+    `append`, shards of the run's plan that this launch does not name stay in it.
     """
     config = resolve_cluster(config, dry_run)
     operator = config.operator()
@@ -88,7 +88,7 @@ def prepare(
     run = Run(config.directory)
     append = append or _appended(run, config)
     missing: list[Shard] = []
-    planned, hurt = _planned(run)
+    planned, damage = _planned(run)
     if isinstance(operator, FreezesInput):
         operator.keep_in(run.frozen)
     if planned:
@@ -104,10 +104,10 @@ def prepare(
     if append and planned:
         named = {shard.id for shard in shards}
         shards += [shard for shard in planned.shards() if shard.id not in named]
-    if hurt:
-        planned = _mended(run, shards, hurt, supersede and not append, dry_run)
+    if damage:
+        planned = _rewritten_plan(run, shards, damage, supersede and not append, dry_run)
     job = Job(config, operator, run, shards, configs.identity(config, operator), missing=missing, append=append)
-    _check_continuation(job, planned, supersede, mended)
+    _check_continuation(job, planned, supersede, reopened)
     if config.run.pilot:
         job.pilot = pilot_launch.drawn(config, operator, shards, run if job.previous else None, job.identity)
     return job
@@ -120,7 +120,7 @@ def _appended(run: Run, config: configs.Config) -> bool:
 
 
 def _planned(run: Run) -> tuple[plan.Plan | None, plan.DamagedPlan | None]:
-    """The plan of a run that exists; what is wrong with it."""
+    """(the plan of a run that exists already, None) or (None, what is wrong with it); (None, None) for a new run."""
     known = run.submissions()
     if not known:
         return None, None
@@ -132,15 +132,17 @@ def _planned(run: Run) -> tuple[plan.Plan | None, plan.DamagedPlan | None]:
     return found, None
 
 
-def _mended(run: Run, shards: list[Shard], hurt: UserError, supersede: bool, dry_run: bool) -> plan.Plan | None:
+def _rewritten_plan(
+    run: Run, shards: list[Shard], damage: UserError, supersede: bool, dry_run: bool
+) -> plan.Plan | None:
     """The run's damaged plan, written anew where these shards are what it held; None with --supersede."""
     name = run.latest().plan
     if plan.name_of(shards) == name and not dry_run:
-        warn.print(f"[yellow]{escape(str(hurt))} It is written anew.[/]")
+        warn.print(f"[yellow]{escape(str(damage))} It is written anew.[/]")
         return plan.Plan(run.plans, plan.write(run.plans, shards))
     if not supersede:
         what = "A dry run writes nothing." if dry_run else "These are other shards; --supersede goes on with them."
-        raise UserError(f"launch: {hurt} {what}")
+        raise UserError(f"launch: {damage} {what}")
     return None
 
 
@@ -155,8 +157,8 @@ def _accepted_missing(planned: plan.Plan) -> set[str]:
     return {s.id for s in planned.shards() if s.etag == MissingShards.ETAG}
 
 
-def _check_continuation(job: Job, planned: plan.Plan | None, supersede: bool, mended: Collection[str]) -> None:
-    """What an existing run directory allows. Sets `job.previous`."""
+def _check_continuation(job: Job, planned: plan.Plan | None, supersede: bool, reopened: Collection[str]) -> None:
+    """Raise UserError where an existing run directory cannot go on with this launch. Sets `job.previous`."""
     if not job.run.path.exists():
         return
     known = job.run.submissions()
@@ -166,15 +168,15 @@ def _check_continuation(job: Job, planned: plan.Plan | None, supersede: bool, me
         return
     job.previous = known[-1]
     if planned:
-        _check_input(job, planned, supersede, mended)
+        _check_input(job, planned, supersede, reopened)
     _check_identity(job, known[-1], supersede)
 
 
-def _check_input(job: Job, planned: plan.Plan, supersede: bool, mended: Collection[str]) -> None:
-    """Whether the shards are those that the run has planned. Sets `job.changed`."""
+def _check_input(job: Job, planned: plan.Plan, supersede: bool, reopened: Collection[str]) -> None:
+    """Raise UserError where the shards are not those of the run's plan. Sets `job.changed`."""
     dropped, changed = plan.changes(planned, job.shards)
-    changed = [shard for shard in changed if shard not in mended]
-    arrived = _accepted_missing(planned) - {s.id for s in job.missing} - set(dropped) - set(mended)
+    changed = [shard for shard in changed if shard not in reopened]
+    arrived = _accepted_missing(planned) - {s.id for s in job.missing} - set(dropped) - set(reopened)
     job.changed = changed + sorted(arrived)
     total = len(planned)
     if len(dropped) == total:
@@ -270,22 +272,15 @@ def record(job: Job) -> Submission:
     check_access(run.path)
     freeze(job.operator, run.frozen)
     submission = run.new_submission(
-        plan=plan.write(run.plans, job.shards),
-        identity=job.identity,
-        column=job.operator.column().name,
-        code=snapshot.take(run.code),
-        slots=job.slots,
-        config=job.config.resolved,
-        source=job.config.source,
-        append=job.append,
-        overrides=job.config.overrides,
-        by_rule=sorted(getattr(job.operator, "by_rule", ())),
-        rate=forecast.foreseen(job.config, job.identity, job.previous, job.rate),
+        plan=plan.write(run.plans, job.shards), identity=job.identity, column=job.operator.column().name,
+        code=snapshot.take(run.code), slots=job.slots, config=job.config.resolved, source=job.config.source,
+        append=job.append, overrides=job.config.overrides, by_rule=sorted(getattr(job.operator, "by_rule", ())),
+        rate=forecast.rate_for_launch(job.config, job.identity, job.previous, job.rate),
         pilot=pilot_launch.write(run, job.pilot, job.shards) if job.pilot else "",
         compared="" if job.pilot else pilot_launch.compare(run, job.config, job.identity),
         webhook=bool(webhook.address()),
         **survey.of_launch(run, job.operator, job.shards, job.missing),
-    )
+    )  # fmt: skip
     _record_inputs(job)
     return submission
 
@@ -328,7 +323,7 @@ def _by_hand(job: Job) -> str:
 
 
 def _record_inputs(job: Job) -> None:
-    """Shards that do not exist are failed from the start; those whose input changed (--supersede) are done anew."""
+    """Mark shards that do not exist as failed, and open a new generation of those whose input changed (--supersede)."""
     ledger = job.run.ledger(job.identity)
     states = ledger.survey(job.run.generations.opened()) if job.missing or job.changed else {}
     for shard in job.missing:
@@ -345,7 +340,7 @@ def _submit_array(job: Job, submission: Submission) -> int:
     from hpc.slurm.submission import Launcher
 
     cluster = job.config.run.cluster
-    with unheard.told(job.run):
+    with orphan_events.sent_if_refused(job.run):
         code = submit_to_slurm(Launcher(job.run, submission, cluster), "{slots} slots")
     _submit_gate(job, submission)
     return code
@@ -365,13 +360,13 @@ def _submit_gate(job: Job, submission: Submission) -> None:
 
 
 def _recover_lost_array(job: Job) -> bool:
-    """Look for earlier submissions whose sbatch got no answer, or was never seen to answer. True if one of them lives:
-    then it does this launch's work."""
+    """Look for earlier submissions whose sbatch was not seen to answer. True if Slurm has one of them, and it does the
+    work of this launch."""
     from hpc.slurm.queue import live_jobs
 
     found = False
     for submission in recover_lost_submissions(job.run):
-        if _does(job, submission, plan.write(job.run.plans, job.shards)) and live_jobs(submission.job_ids):
+        if _is_same_work(job, submission, plan.write(job.run.plans, job.shards)) and live_jobs(submission.job_ids):
             job_id = submission.job_ids[0]
             console.print(f"an earlier launch was submitted after all, as job {job_id}; nothing more was submitted")
             _submit_gate(job, submission)
@@ -379,18 +374,18 @@ def _recover_lost_array(job: Job) -> bool:
     return found
 
 
-def _does(job: Job, other: Submission, shards: str) -> bool:
-    """Whether another launch does this one's work. shards: the name of this one's plan."""
+def _is_same_work(job: Job, other: Submission, shards: str) -> bool:
+    """Whether another submission does the work of this launch. shards: the name of this launch's plan."""
     asked = (job.identity, shards, job.pilot.name if job.pilot else "")
     return (other.identity, other.plan, other.pilot) == asked
 
 
 def _waits_already(job: Job) -> bool:
-    """Whether slots that would do this launch's work wait in Slurm's queue: more of them would not start earlier."""
+    """Whether slots that do the work of this launch wait in Slurm's queue: more of them would not start earlier."""
     from hpc.slurm.queue import pending
 
     shards = plan.write(job.run.plans, job.shards) if job.previous else ""
-    same = [s for s in job.run.submissions() if _does(job, s, shards)]
+    same = [s for s in job.run.submissions() if _is_same_work(job, s, shards)]
     waiting = pending([i for s in same for i in s.job_ids])
     for job_id, (count, reason) in waiting.items():
         console.print(

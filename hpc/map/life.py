@@ -1,9 +1,10 @@
 """Lives of slots: how long each has held its node, and where the time of its engines went.
 
-A slot tells kinds of time apart by its own monotonic clock (hpc.map.engine_time), up to its last word. Who started it
-saw it from outside (hpc.run.allocations). What a life's own words lack of that time is told apart here: before its
-first word and after its last it started, or came to its end; after the last sign of one that was killed it did what is
-lost; one that never said a word was broken.
+A slot itself divides its time into kinds, by its monotonic clock (hpc.map.engine_time), up to its last heartbeat. The
+one that started it has recorded how long it lasted (hpc.run.allocations). The time that the slot's own sums lack of
+that is divided here. Before the first heartbeat and after the last of one that ended by itself it counts as start;
+after the last of one that was killed it counts as work that was lost; of a life that never registered all of it counts
+as broken.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from hpc.run.allocations import Allocation
 from hpc.run.directory import Run, Submission
 from hpc.run.journal_reader import Activity, JournalReader
 
-BEAT_S = 60.0  # that a heartbeat may be older than the last word of its slot's journal
+BEAT_S = 60.0  # by which a heartbeat may be older than the last event of its slot's journal
 ENDED = ("exited", "silent")
 SLURM, STARTER, SIGNS = "slurm", "starter", "signs"
 BY = {
@@ -27,15 +28,16 @@ BY = {
     STARTER: "as their batch script or supervisor saw them",
     SIGNS: "up to their last sign of life",
 }
-"""What the time of a life is known by."""
+"""Where it is known from how long a life has lasted."""
 
 
 @dataclass
 class Life:
-    """One life of a slot: what its journal and its heartbeat say together, and who started it.
+    """One life of a slot, from its journal, its heartbeat and the record of whoever started it.
 
-    kinds: engine-seconds by kind, see hpc.map.engine_time; {} of an earlier version. seconds: how long it has lasted.
-    by: what this is known by (`BY`); without a record of its start, from its first to its last sign of life.
+    kinds: engine-seconds by kind, see hpc.map.engine_time; {} where an earlier version of the toolkit wrote none.
+    seconds: how long it has lasted. by: where that is known from, see `BY`; without a record of its start it is the
+    time from its first to its last sign of life.
     """
 
     instance: str
@@ -51,23 +53,23 @@ class Life:
     by: str = SIGNS
 
     def scale(self, seconds: float) -> None:
-        """It has lasted so long, all kinds in proportion."""
+        """Set how long it has lasted, with all kinds in proportion."""
         share = seconds / self.seconds if self.seconds else 0.0
         self.kinds = {kind: spent * share for kind, spent in self.kinds.items()}
         self.seconds = seconds
 
 
 def cluster_of(submission: Submission) -> ClusterConfig:
-    """How many engines the slots of a launch had, and of what."""
+    """The cluster keys of a launch that say how many engines and GPUs its slots had; all others at their defaults."""
     stored = submission.config["cluster"]
     return ClusterConfig(gpus_per_node=stored["gpus_per_node"], engines_per_node=stored["engines_per_node"])
 
 
 def lives(run: Run, reader: JournalReader, newest: list[dict[str, Any]], seen: Mapping[str, Allocation]) -> list[Life]:
-    """All lives that the journals know, with the newest heartbeats of those that live.
+    """All lives that have a journal.
 
     Args:
-        seen: all lives, as those say who started them.
+        newest: the newest heartbeat of each slot. seen: what is recorded of all lives by whoever started them.
     """
     submissions = {s.uuid: s for s in run.submissions()}
     beats = {facts.get("instance", ""): facts for facts in newest}
@@ -79,20 +81,20 @@ def lives(run: Run, reader: JournalReader, newest: list[dict[str, Any]], seen: M
         if submission is None or not activity.first:
             continue
         beat = beats.get(instance, {})
-        if not beat and activity.time is None:  # it was killed, and another has followed: its last word stays as it is
-            activity.time = _time(heartbeat.read(run.slots, instance))
+        if not beat and activity.time is None:  # it was killed: its last heartbeat will not change any more
+            activity.time = _time_of(heartbeat.read(run.slots, instance))
         engines = cluster_of(submission).workers_per_node
         slot = int(rest.partition("-")[0]) if rest.partition("-")[0].isdigit() else 0
         life = Life(instance, slot, activity.host, str(beat.get("state", "exited")), engines, 0.0, activity, beat)
-        life.allocation = free.pop(activity.allocation, None)  # of two that name the same, the first has it
-        time = _time(beat) if beat else activity.time or {}
+        life.allocation = free.pop(activity.allocation, None)  # at most one life gets a record
+        time = _time_of(beat) if beat else activity.time or {}
         ended = activity.stopped or beat.get("state") == "exited"
-        _tell(life, time, _after(activity, time), killed=life.state in ENDED and not ended)
+        _set_times(life, time, _seconds_after(activity, time), killed=life.state in ENDED and not ended)
         found.append(life)
     return found
 
 
-def of_other_identities(run: Run, latest: Submission, seen: Mapping[str, Allocation]) -> list[Life]:
+def lives_of_other_identities(run: Run, latest: Submission, seen: Mapping[str, Allocation]) -> list[Life]:
     """All lives that worked for another identity than the newest launch's, by their heartbeats alone."""
     theirs = {s.uuid: s for s in run.submissions() if s.identity != latest.identity}
     found = []
@@ -105,16 +107,16 @@ def of_other_identities(run: Run, latest: Submission, seen: Mapping[str, Allocat
         activity = Activity(str(beat.get("host", "")), job=str(beat.get("job", "")))
         life = Life(instance, int(beat.get("slot", 0)), activity.host, state, engines, 0.0, activity, beat)
         life.allocation = seen.get(str(beat.get("allocation")))
-        _tell(life, _time(beat), 0.0, killed=state != "exited")
+        _set_times(life, _time_of(beat), 0.0, killed=state != "exited")
         found.append(life)
     return found
 
 
-def without_a_word(run: Run, others: Iterable[Life], seen: Mapping[str, Allocation]) -> list[Life]:
-    """Lives that ended before their worker could say anything: no python, no container, no code, a wrong node.
+def unregistered_lives(run: Run, others: Iterable[Life], seen: Mapping[str, Allocation]) -> list[Life]:
+    """Lives that ended before their worker could register: no python, no container, no code, a wrong node.
 
     Args:
-        others: all that did.
+        others: all lives that did register.
     """
     known = {id(life.allocation) for life in others}
     submissions = {s.uuid: s for s in run.submissions()}
@@ -131,11 +133,13 @@ def without_a_word(run: Run, others: Iterable[Life], seen: Mapping[str, Allocati
     return found
 
 
-def _tell(life: Life, time: dict[str, Any], after: float, *, killed: bool) -> None:
-    """Set a life's kinds, and how long it has lasted.
+def _set_times(life: Life, time: dict[str, Any], after: float, *, killed: bool) -> None:
+    """Set a life's `kinds`, `seconds` and `by`.
 
     Args:
-        time: its last word. after: seconds for which its journal went on.
+        time: the sums that it wrote last, see `SlotTime.summed`. after: seconds for which its journal went on after
+            that.
+        killed: it ended without writing that it did.
     """
     life.kinds = kinds_of(time, dead=life.state in ENDED)
     if not life.kinds:
@@ -156,14 +160,14 @@ def _tell(life: Life, time: dict[str, Any], after: float, *, killed: bool) -> No
     life.seconds = sum(life.kinds.values()) / life.engines
 
 
-def _time(beat: dict[str, Any]) -> dict[str, Any]:
-    """What a heartbeat says of its slot's time, and when it was written; {} of an earlier version."""
+def _time_of(beat: dict[str, Any]) -> dict[str, Any]:
+    """The sums of its slot's time that a heartbeat holds, with `t`, when it was written; {} where it holds none."""
     time = beat.get("time")
     return {**time, "t": beat.get("t")} if isinstance(time, dict) else {}
 
 
-def _after(activity: Activity, time: dict[str, Any]) -> float:
-    """Seconds for which a journal goes on after the heartbeat that told the time. Both are of one machine's clock."""
+def _seconds_after(activity: Activity, time: dict[str, Any]) -> float:
+    """Seconds for which a journal goes on after the heartbeat whose sums these are. Both have one machine's clock."""
     told = time.get("t")
     if not isinstance(told, int | float) or not activity.first <= told <= activity.last:
         return 0.0  # or the clock was set meanwhile
@@ -171,7 +175,7 @@ def _after(activity: Activity, time: dict[str, Any]) -> float:
 
 
 def kinds_of(time: Any, *, dead: bool = False) -> dict[str, float]:
-    """Engine-seconds by kind that a heartbeat's, or a journal's, `time` tells of; {} where it does not.
+    """Engine-seconds by kind from the `time` of a heartbeat or a journal; {} where it holds none.
 
     Args:
         dead: the slot has ended: what it had not saved is lost.

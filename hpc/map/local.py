@@ -1,6 +1,4 @@
-"""The local profile: a small supervisor that starts the same `hpc.worker` processes as Slurm would, and restarts
-them as Slurm would.
-"""
+"""The local profile: a small supervisor that starts and restarts `hpc.worker` processes as Slurm would."""
 
 from __future__ import annotations
 
@@ -10,7 +8,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.live import Live
@@ -21,11 +18,11 @@ from hpc.base.processes import drain_with_parent
 from hpc.run import allocations
 from hpc.run.directory import Run, Submission
 
-_PAUSE_S, _LONGEST_S = 0.5, 60.0  # before a life is followed by another: doubled for each that was short
+_PAUSE_S, _LONGEST_S = 0.5, 60.0  # the first and the longest pause before the next life; each short life doubles it
 
 
 def command(run: Run, submission: Submission, slot: int) -> list[str]:
-    """What one slot runs."""
+    """The command line of one slot."""
     which = ("--submission", submission.uuid, "--slot", str(slot))
     return snapshot.command(run.code / submission.code, "hpc.worker", str(run.path), *which)
 
@@ -46,7 +43,7 @@ class _Slot:
         log = self._run.logs / f"local-{self._submission.uuid}_{self._number}.log"
         self._life = f"{self._submission.uuid}-{self._number}.{time.time_ns()}"
         environment = {**os.environ, "HPC_LOG": str(log), allocations.VARIABLE: self._life}
-        self._witness(allocations.BEGIN)
+        self._record_life(allocations.BEGIN)
         with open(log, "ab") as out:
             # a session of its own: the terminal's Ctrl-C reaches the supervisor alone, which drains its workers
             self._process = subprocess.Popen(
@@ -62,7 +59,7 @@ class _Slot:
         if code is None:
             return False
         if self._life:
-            self._witness(allocations.END)
+            self._record_life(allocations.END)
             self._life = ""
         if code in FINAL or stopping:
             self.code = code
@@ -75,7 +72,7 @@ class _Slot:
             self._start()
         return False
 
-    def _witness(self, event: str) -> None:
+    def _record_life(self, event: str) -> None:
         allocations.write(self._run.allocations, self._submission.uuid, self._number, event, self._life)
 
     def signal(self, number: int) -> None:
@@ -119,11 +116,11 @@ def supervise(run: Run, submission: Submission) -> int:
             slot.signal(signal.SIGTERM)
     facts = map_status.read_status(run)
     console.print(map_status.render(facts))
-    return _outcome(facts, slots, run.logs)
+    return Exit.USAGE if any(slot.code == Exit.USAGE for slot in slots) else int(facts["exit"])
 
 
 def detach(run: Run, submission: Submission) -> Path:
-    """Start the supervisor in the background, so that the terminal may close; its log."""
+    """Start the supervisor as a process that does not end with this terminal; returns its log."""
     log = run.logs / f"local-{submission.uuid}.log"
     submission.state = "submitted"
     run.save(submission)
@@ -133,12 +130,6 @@ def detach(run: Run, submission: Submission) -> Path:
             stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
         )  # fmt: skip
     return log
-
-
-def _outcome(facts: dict[str, Any], slots: list[_Slot], logs: Path) -> int:
-    if any(slot.code == Exit.USAGE for slot in slots):
-        return Exit.USAGE
-    return int(facts["exit"])
 
 
 def main() -> int:

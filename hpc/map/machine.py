@@ -35,8 +35,8 @@ def engines(cluster: configs.ClusterConfig) -> int:
     return len(list(devices(cluster)))
 
 
-def counted(cluster: configs.ClusterConfig) -> int:
-    """Hours that an hour of one engine counts: one for each of its GPUs."""
+def hour_weight(cluster: configs.ClusterConfig) -> int:
+    """How many hours an hour of one engine counts: one for each of its GPUs."""
     return cluster.gpus_per_engine if cluster.gpus_per_node else 1
 
 

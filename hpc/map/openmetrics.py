@@ -12,7 +12,7 @@ from typing import Any
 
 from hpc.base.errors import Exit
 from hpc.base.text import printable
-from hpc.map import work
+from hpc.map import counters
 from hpc.map.status import read_status
 from hpc.operator import STATUSES
 from hpc.run.directory import Run
@@ -51,7 +51,7 @@ FAMILIES = {
 
 def text(runs: Mapping[str, Run]) -> str:
     """The exposition of several map runs, by the name that stands in their label `run`."""
-    found = [({"run": name}, _counters(work.count(run)) | _gauges(read_status(run))) for name, run in runs.items()]
+    found = [({"run": name}, _counters(counters.count(run)) | _gauges(read_status(run))) for name, run in runs.items()]
     lines = []
     for name, (kind, unit, about) in FAMILIES.items():
         lines += [f"# TYPE {name} {kind}"] + ([f"# UNIT {name} {unit}"] if unit else []) + [f"# HELP {name} {about}"]
@@ -61,8 +61,8 @@ def text(runs: Mapping[str, Run]) -> str:
     return "\n".join([*lines, "# EOF"]) + "\n"
 
 
-def _counters(total: work.Total) -> dict[str, Samples]:
-    done = total.work
+def _counters(total: counters.RunCounters) -> dict[str, Samples]:
+    done = total.sums
     return {
         "hpc_samples_produced": [({"status": s}, done.samples[s]) for s in STATUSES],
         "hpc_tokens_produced": _one(done.tokens),

@@ -1,4 +1,4 @@
-"""What a launch does of pilots: draws one, or finds the one that its run is compared with."""
+"""Pilots at a launch: drawing one, or finding the one that the run is to be compared with."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def drawn(config: Config, operator: Operator, planned: Sequence[Shard], run: Run
     """The pilot that a config asks for. UserError where there is none to be made.
 
     Args:
-        run: which is there already, if any.
+        run: the run, where it exists already.
     """
     if run is not None:
         survey = run.ledger(identity).survey(run.generations.opened())
@@ -40,19 +40,19 @@ def drawn(config: Config, operator: Operator, planned: Sequence[Shard], run: Run
 
 
 def shards(made: Pilot, planned: Sequence[Shard]) -> list[Shard]:
-    """Those that a pilot has blocks of, each as long as these are."""
+    """The shards that a pilot has blocks of; `expected` of each is the number of samples in these blocks."""
     chosen = [shard for shard in planned if shard.id in made.blocks]
     return [replace(shard, expected=pilot.samples_in(shard, made.blocks[shard.id])) for shard in chosen]
 
 
 def write(run: Run, made: Pilot, planned: Sequence[Shard]) -> str:
-    """Record what was drawn; its name."""
+    """Record a pilot, with a plan of its shards; returns its name."""
     of_them = [shard for shard in planned if shard.id in made.blocks]
     return pilot.write(run, replace(made, plan=plan.write(run.plans, of_them)))
 
 
 def described(made: Pilot | None, config: Config, run: Run, identity: str, planned: int) -> list[tuple[str, str]]:
-    """Lines of a launch, before it writes anything."""
+    """What a launch, before it writes anything, and a dry run print of the pilot: (label, text) lines."""
     if made is not None:
         return [("pilot", made.described(planned)), ("", "the full run takes them over: the same launch with pilot=0")]
     found = newest(run, identity)
@@ -65,7 +65,7 @@ def described(made: Pilot | None, config: Config, run: Run, identity: str, plann
 
 
 def next_steps(run: str) -> list[str]:
-    """Behind a pilot that was made."""
+    """Commands that use a finished pilot."""
     return [f"python -m recap.pilots {run}    # and of others with other prompts", "the same launch with pilot=0"]
 
 
@@ -76,9 +76,10 @@ def units(run: Run, name: str) -> list[Measure]:
 
 
 def compare(run: Run, config: Config, identity: str) -> str:
-    """Write down what the rows of a run's pilot are like; its name, "" where there is nothing to compare with.
+    """Write the measures of the rows of a run's pilot, for the comparison. Returns the name of that record, "" where
+    there is nothing to compare with.
 
-    It is made anew at each launch: what the full run has made of the pilot's shards since is the pilot's, too.
+    Each launch makes it anew: by then the full run may have made more rows of the pilot's shards.
     """
     found = newest(run, identity)
     if found is None or not config.run.map.compare:

@@ -6,7 +6,7 @@ from typing import Any
 
 from hpc.map import pilot_launch
 from hpc.map.compare import Comparison, Estimate, Window
-from hpc.map.watch import read_state, state_file
+from hpc.map.pilot_watch import read_state, state_file
 from hpc.run import pilot
 from hpc.run.directory import Run, Submission
 from hpc.run.journal_reader import JournalReader
@@ -14,8 +14,8 @@ from hpc.run.plan import Plan
 
 
 def read(run: Run, latest: Submission, reader: JournalReader) -> dict[str, Any] | None:
-    """Of the newest launch, if that is a pilot's: blocks and samples, how many shards they are in, and of how many all
-    is saved. UserError where its record is damaged.
+    """How far the newest launch's pilot is, None where it makes none: its blocks, samples and shards, and how many of
+    them are saved. UserError where its record is damaged.
     """
     if not latest.pilot:
         return None
@@ -40,6 +40,7 @@ def read(run: Run, latest: Submission, reader: JournalReader) -> dict[str, Any] 
 
 
 def line(found: dict[str, Any], plan: int) -> str:
+    """What `read` found, for people. plan: shards of the whole plan."""
     most = "at most " * bool(found["uncounted"])
     said = f"{found['samples_saved']:,} of {most}{found['samples']:,} samples saved, {found['blocks']:,} blocks in "
     said += f"{found['shards']:,} of {plan:,} shards"

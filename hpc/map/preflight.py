@@ -1,7 +1,7 @@
-"""Is this node fit for the job? Asked by each slot before it loads a model; every answer says what is wrong and what
-to do.
+"""Checks whether this node can work for a run. Each slot does so before it loads a model; every problem is said with
+what to do.
 
-No clock is compared. A node that is refused leaves its work to others, and is not used again (see hpc.map.breaker).
+A node that fails leaves its work to others and is not used again (see hpc.map.breaker).
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ def unfit(run: Run, submission: Submission, config: Config, operator: Operator, 
     """Why a node must not work for the run, "" if it may."""
     if host in (known := breaker.excluded(run)):
         return f"node {host} is excluded: {known[host]} (control/excluded/{host})"
-    if shared := full(run, config):
+    if shared := disk_problems_of_run(run, config):
         return "preflight: " + "; ".join(shared)
     found = "; ".join(problems(run, submission, config, operator))
     return breaker.blame_node(run, submission.uuid, host, f"preflight: {found}") if found else ""
 
 
 def problems(run: Run, submission: Submission, config: Config, operator: Operator) -> list[str]:
-    """What makes this node unfit; empty if nothing does. What is slow alone is logged."""
+    """What makes this node unfit; [] if nothing does. What would only make it slow is logged."""
     if said := shared_environment.warning():
         log.warning("preflight: %s", said)
     found = _run_directory(run, submission)
@@ -56,7 +56,9 @@ def check_devices(config: Config, operator: Operator) -> None:
 
 
 def check_waits(config: Config, operator: Operator) -> None:
-    """Raise UserError where waiting for a service would look like a hang: a good sample would be blamed for it."""
+    """Raise UserError where an operator may wait so long for a service that the engine would be killed as hung, and a
+    good sample blamed for it.
+    """
     seconds, key = operator.longest_wait() if isinstance(operator, LimitsWaits) else (0.0, "")
     if seconds >= config.run.map.hang_s:
         raise UserError(
@@ -72,7 +74,7 @@ def check_waits(config: Config, operator: Operator) -> None:
 
 
 def _run_directory(run: Run, submission: Submission) -> list[str]:
-    """What the launch wrote is visible, and link() excludes."""
+    """Problems with the run directory on this node: it is not writable, or link() does not refuse a taken name."""
     probe = run.control / f"probe-{submission.uuid}-{os.getpid()}-{os.urandom(4).hex()}"
     try:
         if atomic.create(probe, b"", durable=False) and not atomic.create(probe, b"", durable=False):
@@ -84,13 +86,13 @@ def _run_directory(run: Run, submission: Submission) -> list[str]:
         probe.unlink(missing_ok=True)
 
 
-def full(run: Run, config: Config) -> list[str]:
-    """Whether the file system that all nodes share is full: no node is to blame for that."""
-    return disk(run.path, config.run.map.min_free_gb)
+def disk_problems_of_run(run: Run, config: Config) -> list[str]:
+    """Whether the file system of the run is full. All nodes share it, so that no node is to blame for that."""
+    return disk_problems(run.path, config.run.map.min_free_gb)
 
 
-def disk(path: Path, least_gb: float) -> list[str]:
-    """What a file system lacks in bytes or names."""
+def disk_problems(path: Path, least_gb: float) -> list[str]:
+    """What a file system lacks in free bytes (GB are 10⁹) or inodes; [] where it has enough."""
     stat = os.statvfs(path)
     free_gb = stat.f_bavail * stat.f_frsize / 1e9
     if free_gb < least_gb:
@@ -101,7 +103,7 @@ def disk(path: Path, least_gb: float) -> list[str]:
 
 
 def _gpus(wanted: int) -> list[str]:
-    """GPUs are there and nobody else's processes fill them (nvidia-smi; where there is none, setup will tell)."""
+    """GPUs that are missing, or whose memory another process fills. [] also where nvidia-smi is not there to ask."""
     visible = [d for d in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if d]
     if visible and len(visible) < wanted:
         return [f"GPU: {len(visible)} visible, the job wants {wanted}"]

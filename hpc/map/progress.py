@@ -9,7 +9,7 @@ from hpc.run.plan import Plan
 
 
 def unfinished_shards(run: Run) -> tuple[list[str], list[str], int]:
-    """(ids without a terminal marker, ids that failed, shards that are done), of the newest plan."""
+    """(ids of shards neither done nor failed, ids that failed, number of shards that are done) in the newest plan."""
     latest = run.latest()
     survey = run.ledger(latest.identity).survey(run.generations.opened())
     opened: list[str] = []
@@ -26,4 +26,5 @@ def unfinished_shards(run: Run) -> tuple[list[str], list[str], int]:
 
 
 def first_names(shards: list[str]) -> str:
+    """The first ten of these names, and how many more there are."""
     return ", ".join(shards[:10]) + (f" and {len(shards) - 10} more" if len(shards) > 10 else "")

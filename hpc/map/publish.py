@@ -73,7 +73,7 @@ class Publisher:
         saved, _ = segments.read(self.schema, claim.epoch)
         if not saved.complete(rows):
             raise ShardError("output: saved samples are missing", f"{claim.stem}: not all of its {rows} are there")
-        content, location = self._place(saved, target, rows, claim.shard)
+        content, location = self._publish_file(saved, target, rows, claim.shard)
         marker = {
             "shard": claim.shard.id,
             "file": location,
@@ -91,8 +91,8 @@ class Publisher:
         segments.remove()
         return marker if first else None
 
-    def _place(self, saved: Rows, target: Path, rows: int, shard: Shard) -> tuple[columns.Content, str]:
-        """Make sure that a verified file stands at `target`: ours, or one that a dead owner linked there.
+    def _publish_file(self, saved: Rows, target: Path, rows: int, shard: Shard) -> tuple[columns.Content, str]:
+        """Make sure that a verified file is at `target`: ours, or one that an earlier owner published before it died.
 
         Returns:
             What it holds, and where it is: a path relative to the run directory, or a URL.
@@ -108,14 +108,14 @@ class Publisher:
             try:
                 atomic.link_new(source, target)
             except FileExistsError:
-                return self._adopt(target, rows, keys), name
+                return self._accept_existing_file(target, rows, keys), name
         finally:
             source.unlink(missing_ok=True)
         atomic.sync(target.parent)
         return content, name
 
     def _check_failed(self, content: columns.Content) -> None:
-        """ShardError where too many samples failed, of those that the input holds."""
+        """Raise ShardError where more than the share `max_failed` failed, of the samples that the input holds."""
         lost = {r: n for r, n in content.reasons.items() if r.startswith(f"{FAILED}: {LOST}")}
         failed, held = (n - sum(lost.values()) for n in (content.counts.get(FAILED, 0), content.rows))
         if failed > self.max_failed * held:
@@ -125,16 +125,18 @@ class Publisher:
             detail = f"{failed} of {held}, allowed {self.max_failed:.1%}"
             raise ShardError(f"too many samples failed: {max(reasons, key=lambda r: reasons[r])}", detail)
 
-    def _adopt(self, target: Path, rows: int, keys: list[str]) -> columns.Content:
+    def _accept_existing_file(self, target: Path, rows: int, keys: list[str]) -> columns.Content:
+        """What the file at `target` holds, which an earlier owner published. ShardError where it is damaged."""
         try:
             return _verified(target, rows, keys)
         except (OSError, ShardError, pa.ArrowException) as error:
-            # Linked by an earlier owner, damaged since, and no marker speaks for it: put it aside and say so.
+            # No marker names this file, so it may be put aside: the next attempt publishes a good one.
             target.rename(atomic.temporary(target))
             raise ShardError("output: an unmarked column file was damaged", f"{target}: {error}") from error
 
 
 def _verified(path: Path, rows: int, keys: list[str]) -> columns.Content:
+    """What a file holds, read back. ShardError where its rows are not these; OSError, ArrowException where damaged."""
     content = columns.inspect(path)
     if content.rows != rows:
         raise ShardError("output: wrong number of rows", f"{path} has {content.rows}, the shard has {rows}")

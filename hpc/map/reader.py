@@ -1,7 +1,7 @@
-"""The thread of an engine that reads shards ahead of the operator, and can be made to stand still.
+"""The thread of an engine that reads shards ahead of the operator. It can be made to stand still.
 
-It stands still while a suspect is applied alone, and while anything is in flight of a shard whose reading may have
-killed an engine before: then a death says whether it was the reading or the sample.
+It does so while a suspect is applied alone, and while samples are in flight of a shard whose reading may have killed an
+engine before. Then a death in that time was caused by a sample and not by the reading.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Delivered = tuple[ShardTask, Item | Damage | BaseException | None]  # None: the 
 
 
 class ReadAhead(queue.Queue[Delivered]):
-    """What was read and not yet applied: full at READ_AHEAD items, or as soon as they hold READ_AHEAD_BYTES."""
+    """Items that were read and not yet taken. It is full at READ_AHEAD items, or when they hold READ_AHEAD_BYTES."""
 
     def _init(self, maxsize: int) -> None:
         super()._init(maxsize)
@@ -51,16 +51,16 @@ class Reader(threading.Thread):
         self._operator = operator
         self._tasks: queue.SimpleQueue[ShardTask] = queue.SimpleQueue()
         self.out = ReadAhead(READ_AHEAD)
-        self.open = 0  # tasks not yet read to their end; changed by the main thread only
+        self.open_tasks = 0  # tasks not yet read to their end; changed by the main thread only
         self.waited_s = 0.0  # that the main thread has waited for it, in all
         self._may_read = threading.Event()
         self._may_read.set()
         self._reading = threading.Lock()  # held while the operator's code reads
-        self.ahead = threading.Event()  # the shard is read to its end; what is left of it is in `out`
+        self.at_end = threading.Event()  # the shard was read to its end; what is not taken of it yet is in `out`
 
     def add(self, task: ShardTask) -> None:
-        self.open += 1
-        self.ahead.clear()
+        self.open_tasks += 1
+        self.at_end.clear()
         self._tasks.put(task)
 
     def run(self) -> None:
@@ -75,13 +75,13 @@ class Reader(threading.Thread):
                 self.out.put((task, None))
             except Exception as error:  # noqa: BLE001 - whatever an operator raises is this shard's failure
                 self.out.put((task, error))
-            self.ahead.set()
+            self.at_end.set()
 
     def _read(self, task: ShardTask) -> Iterable[Item | Damage]:
         return self._operator.read(task.shard) if task.only is None else items(self._operator, task.shard, task.only)
 
     def _step(self, read: Callable[[], Any]) -> Any:
-        """Run the operator's code, once it may."""
+        """Run code of the operator, as soon as reading is allowed."""
         while True:
             self._may_read.wait()
             with self._reading:
@@ -100,10 +100,10 @@ class Reader(threading.Thread):
         finally:
             self.waited_s += time.monotonic() - begun
 
-    def is_ahead(self, wait_s: float) -> bool:
-        """Whether the shard is read as far as it can be before anything of it is taken; waits for that a while."""
+    def has_read_ahead(self, wait_s: float) -> bool:
+        """Whether the shard was read to its end, or as far as `out` has room; waits `wait_s` seconds for that."""
         begun = time.monotonic()
-        done = self.ahead.wait(wait_s) or self.out.full()
+        done = self.at_end.wait(wait_s) or self.out.full()
         self.waited_s += time.monotonic() - begun
         return done
 

@@ -31,8 +31,9 @@ Saved = tuple[int, Counter[str]]  # a block's first sample, newly saved samples 
 class ShardTask:
     """One claimed shard on its way through this engine.
 
-    Finished rows wait for their block. A complete block is laid aside, and saved with the others `save_s` after the
-    last save: a successor's first one at once, so that a shard whose engines die gets on.
+    A finished row waits until its block is complete. A complete block is laid aside, and all that are laid aside are
+    saved `save_s` seconds after the last save. In later epochs the first save comes at once, so that a shard that kills
+    its engines makes progress all the same.
     """
 
     shard: Shard
@@ -40,7 +41,7 @@ class ShardTask:
     epoch: int
     suspects: set[int]
     quarantine: set[int]
-    apart: bool  # nothing else happens in the engine while it is read: reading may have killed one before
+    apart: bool  # reading it may have killed an engine before: nothing else happens while it is read
     segment: int
     save_s: float
     segments: Segments
@@ -54,12 +55,12 @@ class ShardTask:
     total: int | None = None  # known when the reader has come to the end
     damage: Damage | None = None
     noted: dict[str, Any] = field(default_factory=dict)  # for the marker, by the operator, when all is read
-    written: set[int] = field(default_factory=set)  # blocks that need nothing more
-    transient: Counter[str] = field(default_factory=Counter)
+    laid_aside: set[int] = field(default_factory=set)  # complete blocks that were laid aside
+    transient: Counter[str] = field(default_factory=Counter)  # samples whose last try failed transiently, by reason
     error: BaseException | None = None
-    changed: bool = False  # the input is another than that which samples were saved of
+    changed: bool = False  # the input has changed since samples of it were saved
     delivered: set[int] | None = None  # all samples of a pilot's blocks, known when the reader has come to their end
-    unsaid: Measure = field(default_factory=Measure)  # what samples are like that were laid aside since it was said
+    unreported: Measure = field(default_factory=Measure)  # of samples laid aside since a measure was last reported
 
     def __post_init__(self) -> None:
         self._read: set[int] = set()  # samples of a pilot's blocks
@@ -73,13 +74,15 @@ class ShardTask:
         return {"shard": self.shard.id, "generation": self.generation, "epoch": self.epoch}
 
     def load_saved(self, good: Iterable[tuple[int, pa.Table]]) -> list[Saved]:
-        """Take over what earlier owners saved, and `good` rows of the generation before where these have none."""
+        """Take over what earlier owners saved; for samples that they did not save, the `good` rows of the generation
+        before. Returns what was taken over, by block.
+        """
         rows, found = self.segments.read(self.schema, self.epoch)
         self._writer = Writer(self.segments.path(self.epoch), found)
         more = [*self.segments.of_earlier_version(self.schema), *good]
         taken = [part for first, table in more for part in rows.add(first, table)]
         tables = rows.tables()
-        if tables:  # our publisher is to see neither more nor less than we do
+        if tables:  # records in our own file what we took over: the publisher has to see the same rows
             self._writer.append(taken, sync=bool(taken))
         blocks: defaultdict[int, Counter[str]] = defaultdict(Counter)
         for start, table in tables.items():
@@ -90,14 +93,16 @@ class ShardTask:
                 blocks[index // self.segment][status] += 1
         return self._named(blocks)
 
-    def see(self, index: int) -> None:
+    def count_delivered(self, index: int) -> None:
         """The reader has delivered this sample."""
         self.seen = index + 1
         if self.only is not None:
             self._read.add(index)
 
     def end(self) -> bool:
-        """The reader has come to its end. False where what was saved is of another input: it has more samples."""
+        """The reader has come to the shard's end. False where more samples were saved than the shard has: then it was
+        another input.
+        """
         if self.only is not None:
             self.delivered = self._read
             return True
@@ -126,12 +131,12 @@ class ShardTask:
         if self.total is not None:
             last = min(last, self.total)
         indices = [i for i in range(first, last) if i not in self.saved]
-        if block in self.written or not all(i in self.rows for i in indices):
+        if block in self.laid_aside or not all(i in self.rows for i in indices):
             return
         if any(self.rows[i].transient for i in indices):
             return
         self._lay_aside(indices)
-        self.written.add(block)
+        self.laid_aside.add(block)
 
     def due(self) -> bool:
         """Whether it is time to save what was laid aside."""
@@ -166,6 +171,7 @@ class ShardTask:
         self._writer.close()
 
     def finished(self) -> bool:
+        """Whether every sample has its row, as far as the reader has come to the end."""
         if self.delivered is not None:
             return all(index in self.saved or index in self.rows for index in self.delivered)
         if self.total is None:
@@ -177,7 +183,7 @@ class ShardTask:
         for run in _runs(rows):
             table = columns.to_table(run, self.schema)
             self._aside.append((run[0].index, table))
-            self.unsaid = self.unsaid.plus(Measure.of(table))
+            self.unreported = self.unreported.plus(Measure.of(table))
             self._bytes += table.nbytes
         for row in rows:
             self.saved[row.index] = row.key

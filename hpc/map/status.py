@@ -1,4 +1,6 @@
-"""What a map run has done, is doing and how long it will take: the facts, and their picture."""
+"""What a map run has done, is doing and how long it will take: the facts (`read_status`), and how they are printed
+(`render`).
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,7 @@ from hpc.base.errors import Exit
 from hpc.base.heartbeat import STALE_S
 from hpc.base.text import SCHEMA, duration, hours_text
 from hpc.base.text import printable as clean
-from hpc.map import breaker, hours, pilot_status, verdict
-from hpc.map import cost as effort
+from hpc.map import breaker, cost, hours, pilot_status, verdict
 from hpc.map.life import ENDED, Life
 from hpc.map.tally import Settled, Tally, Totals
 from hpc.operator import STATUSES
@@ -31,7 +32,7 @@ WINDOWS = {"5 min": 300.0, "1 h": 3600.0}
 
 
 def current(run: Run, tally: Tally | None = None) -> Tally:
-    """The counter of a run's newest submission: `tally` where it still is that."""
+    """A tally for the run's newest submission: `tally` itself where it fits, else a new one."""
     latest = run.latest()
     return tally if tally is not None and tally.fits(latest) else Tally(run, latest)
 
@@ -43,7 +44,7 @@ def read_status(run: Run, tally: Tally | None = None) -> dict[str, Any]:
     newest, totals = heartbeat.newest(run.slots, tally.exited), tally.count()
     settled, reader, slots = totals.settled, tally.reader, _slots(run, newest)
     live = any(s["state"] != "exited" for s in slots["list"])
-    # of a run that is over: up to its last sample, not to a launch that found nothing to do
+    # A run that is over counts up to its last sample: a later launch may have found nothing to do.
     now = time.time() if live else max(reader.rates, default=0) + 1.0
     rates = _rates(reader, now)
     speed = rates.get("5 min") or rates.get("1 h") or 0.0
@@ -74,11 +75,11 @@ def read_status(run: Run, tally: Tally | None = None) -> dict[str, Any]:
         "reasons": dict(settled.reasons.most_common()),
         "rate": rates,
         **_outlook(left if live else 0, speed, rates),
-        "effort": effort.spent(lives, latest, totals, speed if live else 0.0, spent.total) | spent.described(latest),
-        "idle_at_the_end": None if totals.unclaimed else effort.idle_at_the_end(lives, reader, totals.claimed, now),
-        "nodes": effort.nodes(lives, now),
+        "effort": cost.spent(lives, latest, totals, speed if live else 0.0, spent.total) | spent.described(latest),
+        "idle_at_the_end": None if totals.unclaimed else cost.idle_at_the_end(lives, reader, totals.claimed, now),
+        "nodes": cost.nodes(lives, now),
         "starving": _starving(lives, now),
-        "slow": effort.slow(lives, now),
+        "slow": cost.slow(lives, now),
         "history": reader.over_time(),
         "slots": slots,
         "nothing": nothing,
@@ -97,27 +98,29 @@ def read_status(run: Run, tally: Tally | None = None) -> dict[str, Any]:
     }
 
 
-def _hours(run: Run, tally: Tally, newest: list[dict[str, Any]], totals: Totals) -> hours.Account:
+def _hours(run: Run, tally: Tally, newest: list[dict[str, Any]], totals: Totals) -> hours.RunHours:
     jobs = [j for s in run.submissions() for j in s.job_ids]
-    return hours.of_run(run, tally, newest, totals.standing, tally.accounting.look(jobs))
+    return hours.of_run(run, tally, newest, totals.kept, tally.accounting.look(jobs))
 
 
 def _starving(lives: list[Life], now: float) -> dict[str, Any] | None:
-    """Who waits for whom: `bound` by input or by engines, the share of their time that engines waited, and the node
-    where it is highest. None where nothing was measured.
+    """Whether input or engines limit the run (`bound`), the share of their time that engines waited for input
+    (`waited`), and the node where that is highest. None where nothing was measured.
     """
     awake = [life for life in lives if life.state not in ENDED] or lives
-    waited = effort.waited_share(awake)
+    waited = cost.waited_share(awake)
     if waited is None:
         return None
     hosts = {life.host for life in awake}
-    nodes = [row for row in effort.nodes(lives, now) if row["node"] in hosts and row["waited"] is not None]
+    nodes = [row for row in cost.nodes(lives, now) if row["node"] in hosts and row["waited"] is not None]
     worst = max(nodes, key=lambda row: row["waited"], default=None)
     return {"bound": "input" if waited >= INPUT_BOUND else "engines", "waited": round(waited, 4), "node": worst}
 
 
 def _outlook(left: int, speed: float, rates: dict[str, float]) -> dict[str, Any]:
-    """Seconds that are left: at the present rate, and at the fastest and the slowest. None where nothing goes on."""
+    """Seconds that are left at the present rate (`eta_s`), and at the fastest and the slowest one (`eta_range_s`); None
+    where nothing is left or nothing goes on.
+    """
     return {"eta_s": round(left / speed, 1) if speed and left else None, "eta_range_s": _range(left, rates)}
 
 
@@ -141,7 +144,9 @@ def _shards(totals: Totals) -> dict[str, int]:
 
 
 def _nothing(settled: Settled, latest: Submission, over: bool) -> list[str]:
-    """What the run has nothing to show for: shards that could not be read at all; all of it, once it is over."""
+    """Warnings that nothing came of something: of shards that could not be read at all, or, once it is over, of the
+    whole run.
+    """
     empty = {reason: found for reason, found in settled.damaged.items() if found.empty}
     said = [verdict.barren(sum(found.empty for found in empty.values()), ", ".join(sorted(empty)))]
     if over and not settled.shards[FAILED]:

@@ -1,7 +1,9 @@
-"""Where that lies which a job reads of other runs: looked for once, by the launch, and not by each slot and engine.
+"""Where the data of other runs lies that a job reads. The launch looks for it once, so that not each slot and engine
+must.
 
-What a launch finds is in the run directory (`manifests/`) and in its submission: all its slots read the same, whenever
-they start. A later launch looks anew, and so does a rerun for the shards that it reopens, whoever takes them up.
+What a launch finds stands in the run directory (`manifests/`), and the names of these files in its submission: all of
+its slots read the same, whenever they start. A later launch looks anew, and so does a rerun, for the shards that it
+reopens.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from hpc.run.directory import Run, Submission
 
 
 def write(run: Run, operator: Operator, shards: Sequence[Shard], missing: Sequence[Shard]) -> dict[str, str]:
-    """Names of files in `run.manifests`, {} where the work reads nothing of others.
+    """Look for that data and write it down. Returns the names of files in `run.manifests`, {} where the work reads
+    nothing of other runs.
 
     Args:
         missing: of these shards, those that do not exist.
@@ -29,12 +32,14 @@ def write(run: Run, operator: Operator, shards: Sequence[Shard], missing: Sequen
 
 
 def of_launch(run: Run, operator: Operator, shards: Sequence[Shard], missing: Sequence[Shard]) -> dict[str, Any]:
-    """What a submission says of it: what reruns find is newer than this from their number `reruns` on."""
+    """The fields of a submission about it: `manifests`, and `reruns`, the number from which on what reruns find is
+    newer than this.
+    """
     return {"manifests": write(run, operator, shards, missing), "reruns": run.generations.next_number()}
 
 
 def operator(run: Run, submission: Submission, config: Config) -> Operator:
-    """That of a slot or an engine: it knows what its launch has found."""
+    """The operator for a slot or an engine, which knows what its launch has found."""
     made = config.operator()
     if submission.manifests and isinstance(made, ReadsOtherRuns):
         made.surveyed(run.manifests, submission.manifests)

@@ -1,11 +1,11 @@
-"""What killed the engine, a sample or the reading of the shard: told from how the earlier epochs of a shard ended.
+"""Finds out what killed an engine, a sample or the reading of a shard, from how the earlier epochs of the shard ended.
 
-What was in flight at a death is suspect and is applied alone in the next epoch. A sample that was alone in flight at
-two deaths is the cause: it is quarantined, and the shard completes without it. So a poison sample costs three deaths
-of an engine; others in flight with it cost nothing but their isolation.
+Samples that were in flight at a death are suspects: in the next epoch each is applied alone. A sample that was alone in
+flight at two deaths is the cause: it is quarantined, and the shard completes without it. So a sample that kills costs
+three deaths of an engine; others that were in flight with it cost nothing but their isolation.
 
-Reading is on the record as well. A shard that was being read at a death is read apart from then on: nothing is in
-flight meanwhile. After three deaths over its reading, two of them with nothing else to blame, it is failed.
+What is being read is on record, too. A shard that was being read at a death is read while nothing is in flight from
+then on. After three deaths during its reading, two of them with nothing in flight, it is marked failed.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ UNEXPLAINED = 2  # deaths of whole agents: one alone is explained by a lost node
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What the next epoch of a shard does otherwise.
+class Precautions:
+    """What the next epoch of a shard does in another way.
 
-    suspects, quarantine: samples to apply alone, and not to apply at all; apart: read while nothing is in flight;
-    unreadable: why the shard cannot be read ("" where it may be).
+    suspects, quarantine: indices of samples to apply alone, and not to apply at all; apart: whether to read the shard
+    while nothing is in flight; unreadable: why it is not to be read at all, "" where it is.
     """
 
     suspects: list[int]
@@ -38,8 +38,8 @@ class Verdict:
     unreadable: str
 
 
-def judge(run: Run, claim: Claim, ends: list[dict[str, Any]]) -> Verdict:
-    """The verdict on a shard.
+def judge(run: Run, claim: Claim, ends: list[dict[str, Any]]) -> Precautions:
+    """What to do about a shard.
 
     Args:
         ends: how the earlier epochs of this generation ended (`Ledger.ends`). Epochs without an end ("unexplained":
@@ -61,11 +61,13 @@ def judge(run: Run, claim: Claim, ends: list[dict[str, Any]]) -> Verdict:
         hung = any(str(end.get("reason", "")).startswith("no progress") for end in ends if end.get("reading"))
         unreadable = "input: reading it hangs" if hung else "input: reading it kills the engine"
     quarantined = {index for index, deaths in alone.items() if deaths >= DEATHS_ALONE}
-    return Verdict(sorted(found - quarantined), sorted(quarantined), reading > 0, unreadable)
+    return Precautions(sorted(found - quarantined), sorted(quarantined), reading > 0, unreadable)
 
 
 def _deaths(run: Run, claim: Claim, ends: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """What was in hand at each death: this shard's samples, how many together, whether it was read, how many were."""
+    """Of each death the samples of this shard that were in flight (`in_flight`), how many samples were in all
+    (`together`), whether the shard was being read (`reading`), and how many shards were (`reads`).
+    """
     for end in ends:
         if end["how"] == "died":
             yield end
@@ -74,7 +76,7 @@ def _deaths(run: Run, claim: Claim, ends: list[dict[str, Any]]) -> Iterator[dict
 
 
 def _left_in_flight(run: Run, owner: str, claim: Claim) -> dict[str, Any]:
-    """What the engines of a dead agent had in hand. Any of it may have killed the agent."""
+    """The same of a dead agent, for all of its engines together: any of that may have killed the agent."""
     found = [InFlight.read(path) for path in sorted(run.inflight.glob(f"{owner}.*"))] if owner else []
     samples = [at for held in found for at in held.samples]
     reads = [at for held in found for at in held.reading]

@@ -1,4 +1,5 @@
-"""Counting a run's shards and samples: what is settled is counted once, so that a look at a million shards stays quick.
+"""Counts a run's shards and samples. Shards that are done or failed (settled) are counted once, so that the status of a
+million shards stays quick.
 
 Ledger names tell the states, journals the counts; markers are opened only where a journal lacks its line. What was
 counted is kept in `<run>/tally/<identity>.arrow`: a cache, made again whenever it does not fit. A bucket of the ledger
@@ -30,12 +31,12 @@ from hpc.slurm.accounting import Accounting
 
 FORMAT = 7  # of the cache
 WORTHWHILE = 5000  # shards from which on the cache is written
-_RACY_S = 2.0  # a directory that changed so shortly before its listing may change again under the same time stamp
+_RACY_S = 2.0  # a directory that changed just before it was listed may change again with the same time stamp
 
 
 @dataclass
 class Reason:
-    """How often, and the first shard (by name) that has it."""
+    """How often a reason occurs, the first shard (by name) that has it, and where to look (a log or a detail)."""
 
     count: int = 0
     example: str = ""
@@ -84,15 +85,15 @@ class Settled:
 
 @dataclass
 class Totals:
-    """The whole picture at one moment."""
+    """All counts of a run at one moment."""
 
     settled: Settled
     total: int  # shards
     claimed: int
     samples: Counter[str]  # of unfinished shards too
-    left: int  # samples; where a shard's count is not known, the mean of the finished ones stands for it
+    left: int  # samples still to do; where a shard's count is not known, the mean of the finished ones stands for it
     unknown: int = 0  # unfinished shards whose count is not known
-    standing: int = 0  # samples in published files and in saved blocks
+    kept: int = 0  # samples in published files and in saved blocks
 
     @property
     def unclaimed(self) -> int:
@@ -101,7 +102,7 @@ class Totals:
 
 
 class Tally:
-    """Counts one run, again and again. keep: write the cache."""
+    """Counts one run, again and again. keep: whether to write the cache."""
 
     def __init__(self, run: Run, latest: Submission, *, keep: bool = True) -> None:
         self._run, self.latest, self._keep = run, latest, keep
@@ -113,12 +114,12 @@ class Tally:
         self._forget()
         self._load()
 
-    def _mine(self) -> set[str]:
-        """The submissions that write this identity's journals; a launch adds one."""
+    def _journals_of(self) -> set[str]:
+        """The submissions whose slots work for this identity; each launch adds one."""
         return {s.uuid for s in self._run.submissions() if s.identity == self.latest.identity}
 
     def _forget(self) -> None:
-        self.reader = JournalReader(self._run.journals, self._mine())
+        self.reader = JournalReader(self._run.journals, self._journals_of())
         self.settled = Settled()
         self._times: dict[str, int] = {}  # bucket -> its directory's mtime when it was listed
         self._done: dict[str, pa.Array | set[str]] = {}  # bucket -> ids that have been counted
@@ -145,7 +146,7 @@ class Tally:
         if self._failed.intersection(shard for shard, state in found.items() if state.status == DONE):
             self._forget()  # a shard was done after all: its failure must not count
             return self._count()
-        self._settle(found)
+        self._count_settled(found)
         if changed and self._keep and len(self._plan) >= WORTHWHILE:
             self._save()
         return self._totals()
@@ -172,11 +173,11 @@ class Tally:
         self._times[bucket] = changed_at if now - changed_at / 1e9 > _RACY_S else -1
         return True
 
-    def _settle(self, found: dict[str, State]) -> None:
-        """Add shards that are newly settled, as the journals tell of them, and read these on. Those that the plan has
-        dropped are not counted.
+    def _count_settled(self, found: dict[str, State]) -> None:
+        """Count shards that are newly settled, from their events in the journals. Those that are no longer in the plan
+        are not counted.
         """
-        import pyarrow.compute as pc  # 0.1 s: a launch of a new run counts nothing
+        import pyarrow.compute as pc  # takes 0.1 s, which a launch of a new run does not need
 
         ids = pa.array(list(found), pa.string())
         rows = self._plan.filter(pc.is_in(self._plan["id"], ids)) if found else self._plan.slice(0, 0)
@@ -188,18 +189,22 @@ class Tally:
 
         def ended(shard: str, generation: int, event: dict[str, Any]) -> bool:
             state = found.get(shard)
-            if state is None or (state.generation, state.status) != (generation, event["event"]) or not _sound(event):
+            if (
+                state is None
+                or (state.generation, state.status) != (generation, event["event"])
+                or not _is_countable(event)
+            ):
                 return False
             self._add(shard, state, event, expected)
             del found[shard]
             return True
 
-        self.reader.submissions = self._mine()
+        self.reader.submissions = self._journals_of()
         failed = pa.array([shard for shard, state in found.items() if state.status == FAILED], pa.string())
         theirs = rows.filter(pc.is_in(rows["id"], failed))
         expected = dict(zip(theirs["id"].to_pylist(), theirs["expected"].to_pylist(), strict=True))
         self.reader.refresh(ended)
-        for shard, state in found.items():  # their journals lack the line: their writers died before it
+        for shard, state in found.items():  # the writer died between the marker and its line in the journal
             self._add(shard, state, _marker(self._ledger, shard, state), expected)
 
     def _add(self, shard: str, state: State, event: dict[str, Any], expected: dict[str, int | None]) -> None:
@@ -211,7 +216,7 @@ class Tally:
             self._failed.add(shard)
 
     def _totals(self) -> Totals:
-        import pyarrow.compute as pc  # 0.1 s: a launch of a new run counts nothing
+        import pyarrow.compute as pc  # takes 0.1 s, which a launch of a new run does not need
 
         settled = self.settled
         claimed = pa.array([shard for found in self._claimed.values() for shard in found], pa.string())
@@ -237,7 +242,7 @@ class Tally:
         )
 
     def _begun(self) -> dict[str, Counter[str]]:
-        """Saved samples, by status, of each unfinished shard: of its present generation alone. Forgets all others."""
+        """Saved samples by status of each unfinished shard, in its newest generation. Forgets blocks of all others."""
         newest = self._run.generations.opened()
         for shard, generation in self.reader.partial:
             newest[shard] = max(generation, newest.get(shard, 0))
@@ -247,7 +252,7 @@ class Tally:
         return {shard: _without_overlap(saved.blocks) for (shard, _), saved in self.reader.partial.items()}
 
     def _is_settled(self, shard: str) -> bool:
-        """Whether a shard is done or failed, and counted so: a zombie may save segments of it all the same."""
+        """Whether a shard was counted as done or failed. A superseded slot may save blocks of it even after that."""
         bucket = bucket_of(shard)
         known = self._done.get(bucket, set())
         if isinstance(known, pa.Array):
@@ -307,8 +312,8 @@ class Tally:
 
 
 def _without_overlap(blocks: dict[int, dict[str, int]]) -> Counter[str]:
-    """Samples by status in blocks (by first sample), none twice: owners of an earlier version with another segment size
-    may overlap.
+    """Samples by status in blocks (given by their first sample), none counted twice: blocks overlap where `map.segment`
+    was changed between two owners.
     """
     counts: Counter[str] = Counter()
     end = 0
@@ -322,8 +327,8 @@ def _without_overlap(blocks: dict[int, dict[str, int]]) -> Counter[str]:
 _TEXT = (str, type(None))
 
 
-def _sound(event: dict[str, Any]) -> bool:
-    """Whether a line can be counted; for one that a crash or a full disk has damaged, its marker is read."""
+def _is_countable(event: dict[str, Any]) -> bool:
+    """Whether an event has the types that counting needs; where it is damaged, the marker is read instead."""
     get = event.get
     try:
         sum(get("counts", {}).values(), sum(get("reasons", {}).values(), get("rows", 0)))
@@ -333,7 +338,7 @@ def _sound(event: dict[str, Any]) -> bool:
 
 
 def _marker(ledger: Ledger, shard_id: str, state: State) -> dict[str, Any]:
-    """A marker, as a journal's line has it."""
+    """A marker in the form of the event that the journal should hold."""
     marker = ledger.read(shard_id, f"g{state.generation}.{state.status}")
     damage = marker.get("damage") or {}
     return {**marker, "damage": damage.get("reason"), "detail": damage.get("detail")}

@@ -1,5 +1,5 @@
-"""How earlier runs met what was foreseen of them, on the same kind of nodes: what a rate that was tuned, or measured
-while engines worked, loses in production to start-up, waiting, lost work and idle ends.
+"""How many hours earlier runs took on the same kind of nodes, over those that their rate promised. A rate is tuned, or
+measured while engines work; production also has start-up, waiting, lost work and idle engines at the end.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ _PROFILE = ("kind", "partition", "constraint", "gres", "gpus_per_node", "engines
 
 
 @dataclass(frozen=True)
-class Met:
-    """times: engine-hours that the run's samples took, over those that its rate had promised."""
+class PastRun:
+    """times: engine-hours that the run's samples took, as a multiple of those that its rate had promised."""
 
     run: str
     times: float
 
 
-def met(folder: Path, cluster: dict[str, Any]) -> list[Met]:
-    """Of the newest map runs in a folder of runs whose newest launch had this profile of `cluster`."""
+def past_runs(folder: Path, cluster: dict[str, Any]) -> list[PastRun]:
+    """The newest map runs in a folder of runs, at most RUNS, whose newest launch had this `profile` of cluster keys."""
     found = []
     for run, latest in _runs(folder, cluster):
         times = _times(run, latest)
         if times is not None:
-            found.append(Met(run.name, round(times, 3)))
+            found.append(PastRun(run.name, round(times, 3)))
         if len(found) == RUNS:
             break
     return found
 
 
-def span(known: Sequence[Met]) -> tuple[float, float] | None:
-    """Between what and what a forecast's hours are to be multiplied; None where no run tells. A few runs do not say
-    that nothing at all may go better.
+def factors(known: Sequence[PastRun]) -> tuple[float, float] | None:
+    """The smallest and the largest factor for the hours of a forecast; None where there is no past run. Of fewer than
+    three runs the smallest is at most 1.0: they do not show that a run cannot do better than they did.
     """
     if not known:
         return None
@@ -51,7 +51,7 @@ def span(known: Sequence[Met]) -> tuple[float, float] | None:
 
 
 def profile(cluster: dict[str, Any]) -> tuple[Any, ...]:
-    """What must be alike for rates to be."""
+    """The cluster keys that must be equal for two runs' rates to be comparable."""
     return tuple(cluster.get(key) for key in _PROFILE)
 
 
@@ -73,9 +73,9 @@ def _times(run: Run, latest: Submission) -> float | None:
     try:
         tally = Tally(run, latest, keep=False)
         totals = tally.count()
-        spent = hours.of_run(run, tally, [], totals.standing, {})
+        spent = hours.of_run(run, tally, [], totals.kept, {})
     except (UserError, OSError, ValueError, KeyError):
         return None
     rate = latest.rate or working_rate(tally.reader, latest)
     total = spent.total
-    return total * 3600 * rate / totals.standing if rate and totals.standing and total >= LEAST_HOURS else None
+    return total * 3600 * rate / totals.kept if rate and totals.kept and total >= LEAST_HOURS else None

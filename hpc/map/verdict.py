@@ -1,7 +1,8 @@
-"""How a map job has ended whose shards are all done or failed: well, or with nothing to show for it.
+"""How a map job has ended, once all its shards are done or failed.
 
-A run in which no sample is ok has failed, whatever its markers say: a wrong pattern of images, a wrong decoder. Rows
-that a rule of the config dropped (`by_rule` of an operator) do not count as failed: a run of those alone ends well.
+A run in which no sample is ok has failed, whatever its markers say: the pattern for images may be wrong, or the
+decoder. Rows that a rule of the config dropped (`by_rule` of an operator) do not count against it: a run with only such
+rows has ended well.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from hpc.run.plan import Plan
 
 
 def fruitless(samples: Mapping[str, int], reasons: Mapping[str, int], by_rule: Iterable[str]) -> str:
-    """Why a finished run has made nothing, "" where it has, or where a rule dropped all that it had.
+    """Why a finished run has made nothing; "" where it made something, or where a rule dropped all that there was.
 
     Args:
         samples: number by status; reasons: number by "status: reason", as in markers.
@@ -38,7 +39,7 @@ def fruitless(samples: Mapping[str, int], reasons: Mapping[str, int], by_rule: I
 
 
 def barren(shards: int, example: str) -> str:
-    """What is said of shards that are not readable at all, "" where there is none."""
+    """The message about shards that could not be read at all, "" where there are none."""
     return f"{shards:,} unreadable {'shard' if shards == 1 else 'shards'} gave nothing ({example})" if shards else ""
 
 
@@ -63,9 +64,10 @@ def of_newest(run: Run) -> str:
 def of_run(
     run: Run, submission: Submission, ledger: Ledger, plan: Plan, empty: Iterable[tuple[str, int]] = ()
 ) -> tuple[Exit, str] | None:
-    """Exit code of a job and why, None while shards are left.
+    """(exit code of a job, why); None while shards are left.
 
-    empty: (shard, generation) of damaged shards without a row, as far as this process has met them.
+    Args:
+        empty: (shard, generation) of damaged shards without a row that this process has published itself.
     """
     counts = ledger.outcome(plan.ids(), run.generations.by_bucket())
     if counts is None:

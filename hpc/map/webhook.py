@@ -1,12 +1,12 @@
-"""Tell an address that a map run is complete, has paused or has failed: each once, whatever dies on the way.
+"""Tells an address that a map run is complete, has paused or has failed: each once, whatever dies on the way.
 
     export HPC_WEBHOOK=https://hooks.example.org/...     where slots start: the launch's environment, or cluster.prelude
 
 The address stands in no file, config or log of ours. An event is a file, `<run>/events/<kind>.g<reruns>.json`, created
-by link: of several slots that end, one makes it. What it holds is what is sent, with its `name` as Idempotency-Key, by
-one slot at a time (`.e<N>`, taken over when its owner is dead), until a 2xx, which `.sent` records. A slot that leaves
-sends what it finds unsent; so does one of a later launch, and whoever looks at the run (hpc.map.unheard). The receiver
-sees an event twice only where its answer was lost.
+by link(), so that of several slots that end only one makes it. Its content is sent, with its `name` as Idempotency-Key,
+by one slot at a time (`.e<N>`, see hpc.map.election), until an answer is a 2xx, which `.sent` records. A slot that
+leaves sends what it finds unsent; so does one of a later launch, and whoever looks at the run (hpc.map.orphan_events).
+The receiver sees an event twice only where its answer was lost.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from hpc.base import atomic, heartbeat
 from hpc.base.errors import Exit, UserError
 from hpc.config import MapConfig
 from hpc.map.drain import Drain
-from hpc.map.office import Office
+from hpc.map.election import Election
 from hpc.run.directory import Run
 from hpc.run.events import VARIABLE, unsent
 
@@ -35,8 +35,8 @@ log = logging.getLogger("agent")
 
 ANSWER_S = 30.0  # that a receiver may take
 LONGEST_PAUSE_S = 10.0  # between two tries: doubled from half a second on
-OTHERS_S = 60.0  # that a slot waits for the one that sends, at most
-REFUSED_S = 60.0  # that a receiver is tried which finds fault with what it gets (HTTP 4xx), instead of map.away_s
+OTHERS_S = 60.0  # that a slot waits, at most, while another one sends
+REFUSED_S = 60.0  # for which a receiver that answers with HTTP 4xx is tried, instead of map.away_s
 COMPLETE, PAUSED, FAILED = "complete", "paused", "failed"
 
 
@@ -48,7 +48,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 def address(environment: Mapping[str, str] = os.environ) -> str:
-    """Where to send, "" for nowhere. UserError, which does not repeat it, where it is no address."""
+    """The address to send to, "" without one. Raises UserError, whose text does not hold it, where it is none."""
     found = environment.get(VARIABLE, "").strip()
     try:
         parts = urllib.parse.urlsplit(found)
@@ -92,7 +92,9 @@ class Webhook:
         self._observer = heartbeat.Observer(run.slots, instance, settings.lease_s)
 
     def leave(self, code: Exit, why: str, reruns: int, advance: Callable[[], None]) -> None:
-        """Before the slot says that it has ended: tell what has come to an end, and what nobody has told."""
+        """Called before the slot writes that it has ended: makes the event for that end, and sends all that nobody has
+        sent. advance: keeps the heartbeat going meanwhile.
+        """
         try:
             where = address()
         except UserError as error:
@@ -118,8 +120,10 @@ class Webhook:
             log.error("webhook: %s: %s", type(error).__name__, error)
 
     def _create(self, kinds: tuple[str, ...], why: str, reruns: int) -> None:
-        """The event, unless it is there. Which of `kinds` is said by the run directory, to all slots alike."""
-        if any(_is_told(self._run, kind, reruns) for kind in kinds):
+        """Make an event, unless it is there. Which of `kinds` it is, the state of the run decides, so that all slots
+        make the same.
+        """
+        if any(_exists(self._run, kind, reruns) for kind in kinds):
             return
         from hpc.map.status import read_status  # rich, and all that counts shards: for one slot of a run
 
@@ -132,14 +136,14 @@ class Webhook:
         create(self._run, facts, kind, why, reruns)
 
     def _deliver(self, where: str, event: str) -> None:
-        """Send until a 2xx, or see another do it. Others' deaths take a lease to be seen."""
+        """Send an event until an answer is a 2xx, or wait while another slot does so, which may die meanwhile."""
         data = (self._run.event_files / f"{event}.json").read_bytes()
         name, sent = json.loads(data)["name"], self._run.event_files / f"{event}.sent"
-        office = Office(self._run.event_files, event, self._instance, self._beat, self._observer)
+        election = Election(self._run.event_files, event, self._instance, self._beat, self._observer)
         begun, pause = time.monotonic(), 0.5
         while not sent.exists():
             waited = time.monotonic() - begun
-            if not office.mine():
+            if not election.is_leader():
                 if waited > min(2 * self._lease_s, OTHERS_S):
                     return  # its owner goes on, or its next life does
                 time.sleep(min(1.0, self._lease_s / 10))
@@ -157,12 +161,12 @@ class Webhook:
 
 
 def create(run: Run, facts: dict[str, Any], kind: str, why: str, reruns: int) -> None:
-    """Make an event, unless it is there, or the run is known to be complete.
+    """Make an event, unless one exists that says that the run is complete.
 
     Args:
-        facts: of hpc.map.status. reruns: that there were of the run.
+        facts: of hpc.map.status. why: for people. reruns: how many reruns there have been.
     """
-    if _is_told(run, COMPLETE, reruns):
+    if _exists(run, COMPLETE, reruns):
         return
     first = run.submissions()[0].uuid  # runs of one name are told apart
     done = f"{facts['shards']['done']:,} of {facts['shards']['total']:,} shards"
@@ -175,8 +179,10 @@ def create(run: Run, facts: dict[str, Any], kind: str, why: str, reruns: int) ->
     atomic.create(run.event_files / f"{kind}.g{reruns}.json", atomic.as_json(record))
 
 
-def _is_told(run: Run, kind: str, reruns: int) -> bool:
-    """Whether there is such an event. A run that had failed because its slots were gone may end well all the same."""
+def _exists(run: Run, kind: str, reruns: int) -> bool:
+    """Whether there is such an event. A failure that was sent because all slots were gone, with shards left, does not
+    count: the run may have gone on since.
+    """
     try:
         shards = json.loads((run.event_files / f"{kind}.g{reruns}.json").read_bytes())["shards"]
     except FileNotFoundError:

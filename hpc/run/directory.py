@@ -14,7 +14,7 @@ runs/<name>/
   segments/<identity8>/<bucket>/<id>.g<G>.e<k>.rows   finished parts of unfinished shards, see hpc.run.segments
   columns/<column>/<identity8>/<bucket>/<id>.g<G>.parquet    published once; readers resolve through markers
   tally/<identity8>.arrow      what hpc.status has counted: a cache, see hpc.map.tally
-  tally/work.json              what hpc.status --openmetrics has counted: a cache, see hpc.map.work
+  tally/work.json              what hpc.status --openmetrics has counted: a cache, see hpc.map.counters
   pilot/                       what a pilot is made of, and what its rows are like: hpc.run.pilot, hpc.map.compare
   generations/<n>.json         shards reopened by a rerun, with the reason, see hpc.run.generations
   checks/<id>.json             what `hpc.launch --check` tried under Slurm, and <id>.answer.json: what came of it

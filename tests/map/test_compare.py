@@ -11,7 +11,7 @@ import pytest
 from hpc import config as configs
 from hpc.base import atomic, heartbeat
 from hpc.base.journal import Journal
-from hpc.map import watch
+from hpc.map import pilot_watch
 from hpc.map.compare import STEP, WINDOW, Comparison, Estimate, Measure, _chi_square, _student
 from hpc.map.launch import prepare, record
 from hpc.run.directory import Run
@@ -103,12 +103,16 @@ def job(tmp_path: Path) -> Iterator[EchoJob]:
     job.close()
 
 
-def watching(run: Run, number: int) -> tuple[watch.Watch, Journal, heartbeat.Heartbeat]:
+def watching(run: Run, number: int) -> tuple[pilot_watch.PilotWatch, Journal, heartbeat.Heartbeat]:
     """A slot's part, its journal and its heartbeat."""
     latest = run.latest()
     instance, _ = heartbeat.register(run.slots, latest.uuid, number, {})
     beat, observer = heartbeat.Heartbeat(run.slots, instance, 0.5), heartbeat.Observer(run.slots, instance, 0.5)
-    return watch.Watch(run, latest, instance, beat, observer, 0.0), Journal(run.journals / f"{instance}.jsonl"), beat
+    return (
+        pilot_watch.PilotWatch(run, latest, instance, beat, observer, 0.0),
+        Journal(run.journals / f"{instance}.jsonl"),
+        beat,
+    )
 
 
 def test_a_slot_that_goes_on_where_the_one_before_died(job: EchoJob) -> None:
@@ -133,7 +137,7 @@ def test_a_slot_that_goes_on_where_the_one_before_died(job: EchoJob) -> None:
     rows(other, 180, 200, STEP // 1000 - 1)
     first.look()
     second.look()  # the first one lives
-    saved = watch.read_state(watch.state_file(job.run, latest.uuid))
+    saved = pilot_watch.read_state(pilot_watch.state_file(job.run, latest.uuid))
     assert len(saved["offsets"]) == 2 and len(saved["steps"]) == 5  # and it alone has read
     rows(other, 180, 300, 2 * STEP // 1000 + 1)
 

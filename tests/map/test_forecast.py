@@ -64,7 +64,7 @@ def test_ranges_are_learned_from_runs_of_the_same_profile(tmp_path: Path) -> Non
     line = said(tmp_path, config, 10.0)
     assert "→ 1.2 engine hours to 1.6 engine hours" in line, line
     assert "3 earlier runs on this kind of nodes took 1.25 to 1.60 times the hours of their rate (last: three)" in line
-    known = track_record.met(tmp_path / "runs", config.resolved["cluster"])
+    known = track_record.past_runs(tmp_path / "runs", config.resolved["cluster"])
     assert {one.run: one.times for one in known} == {"one": 1.5, "two": 1.25, "three": 1.6}
 
 

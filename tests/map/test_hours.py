@@ -17,7 +17,7 @@ from hpc import config as configs
 from hpc import rerun
 from hpc.base import atomic
 from hpc.base.errors import Exit
-from hpc.map import hours, local, work
+from hpc.map import counters, hours, local
 from hpc.map.engine_time import BROKEN, IDLE, INPUT, KINDS, REDONE, START, WORK, EngineTime
 from hpc.map.launch import prepare, record
 from hpc.map.life import Life, kinds_of
@@ -67,7 +67,7 @@ def test_every_second_has_a_kind() -> None:
     clock = Clock()
     spent = EngineTime(3.0, clock)
     clock.after(10)  # the model loads
-    spent.turns(IDLE)
+    spent.turn_to(IDLE)
     clock.after(2)
     spent.reported({"made": 0, "input_s": 0.5, "idle_s": 1.5})
     clock.after(8)
@@ -82,7 +82,7 @@ def test_every_second_has_a_kind() -> None:
 def test_what_was_not_saved_is_redone() -> None:
     clock = Clock()
     spent = EngineTime(0.0, clock)
-    spent.turns(IDLE)
+    spent.turn_to(IDLE)
     clock.after(10)
     spent.reported({"made": 40, "input_s": 0.0, "idle_s": 0.0})
     spent.saved(30)
@@ -90,7 +90,7 @@ def test_what_was_not_saved_is_redone() -> None:
     spent.died()
     clock.after(5)
     assert kinds(spent) == {WORK: 7.5, REDONE: 2.5, START: 5}
-    spent.turns(IDLE)
+    spent.turn_to(IDLE)
     clock.after(6)
     spent.reported({"made": 0, "input_s": 0.0, "idle_s": 0.0})
     spent.died()  # before its first sample was finished
@@ -102,7 +102,7 @@ def test_a_hang_is_no_work(polls: bool) -> None:
     """Whether the hung engine goes on saying that it lives, or is silent."""
     clock = Clock()
     spent = EngineTime(0.0, clock)
-    spent.turns(IDLE)
+    spent.turn_to(IDLE)
     clock.after(10)
     spent.reported({"made": 40, "input_s": 0.0, "idle_s": 0.0})
     spent.saved(40)
@@ -163,7 +163,9 @@ def test_through_a_kill_and_a_rerun(make: Make, tmp_path: Path) -> None:
     found = {kind: 3600 * spent["hours"] for kind, spent in effort["by_kind"].items()}
     assert effort["hours"] * 3600 == pytest.approx(sum(found.values()), rel=0.01)
     assert sum(found.values()) == pytest.approx(sum(lasted), rel=0.01, abs=0.3 * len(lasted))
-    assert work.count(job.run).engine_seconds == pytest.approx(sum(found.values()), rel=0.01), "as Prometheus has it"
+    assert counters.count(job.run).engine_seconds == pytest.approx(sum(found.values()), rel=0.01), (
+        "as Prometheus has it"
+    )
     assert effort["accounted"]["lives"] == {"starter": 3} and effort["accounted"]["hours"] == effort["hours"]
     assert found["start"] >= 0.5 * 3 and "broken" not in found
     lines = len((tmp_path / "applied").read_text().splitlines())
@@ -222,13 +224,13 @@ def test_what_slurm_counts(make: Make) -> None:
     assert said == {"7_0": {1000: 100, 2000: 80}, "7_1": {1000: 90}, "7_2": {9: 15}, "8_0": {1: 1000}}
 
     def unseen(*found: Life) -> tuple[float, list[float], list[str]]:
-        beyond = hours.hold_to(said, found, job.run)
+        beyond = hours.apply_accounts(said, found, job.run)
         return beyond, [round(one.seconds, 6) for one in found], [one.by for one in found]
 
     # moments are not known: an element's accounts against all of its lives
     old = (life(work=200.0, job="7_0"), life(work=60.0, job="7_0"), life(work=300.0, job="7_1"))
     assert unseen(*old) == ((360 - 260) + 0 + 30, [100, 30, 150], ["signs"] * 3)
-    assert hours.hold_to({}, old, job.run) == 0
+    assert hours.apply_accounts({}, old, job.run) == 0
     # they are: each life by its own
     one, two = life(work=150.0, start=30.0, job="7_0", since=1001.0), life(work=200.0, job="7_0", since=2000.0)
     lacking, strange = life(work=50.0, job="7_0", since=3000.0), life(work=9000.0, job="7_1", since=1000.0)
@@ -312,7 +314,7 @@ def test_past_lives_without_ends_and_clocks_that_jump(make: Make, count: int) ->
         | {"unknown": 13 * each}
     )
     assert effort["accounted"]["lives"] == {"starter": 4 * each, "signs": each}
-    assert work.count(job.run).engine_seconds == pytest.approx((4 * 13 + 10) * each)
+    assert counters.count(job.run).engine_seconds == pytest.approx((4 * 13 + 10) * each)
     assert used["seconds"] < 20 and used["kib"] < 600 * 1024
 
 

@@ -25,7 +25,7 @@ def test_given_devices_are_split_and_never_renumbered(given: str, monkeypatch: p
         seen = [device["CUDA_VISIBLE_DEVICES"] for device in devices(cluster)]
         assert seen == [",".join(ids[at : at + each]) for at in range(0, 4, each)]
         assert len(seen) == machine.engines(cluster) == cluster.workers_per_node
-        assert len(seen) * machine.counted(cluster) == cluster.devices_per_node == 4  # hours count GPUs
+        assert len(seen) * machine.hour_weight(cluster) == cluster.devices_per_node == 4  # hours count GPUs
 
 
 def test_without_a_word_of_slurm_they_are_numbered(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from hpc.base import heartbeat, journal
-from hpc.map import openmetrics, work
+from hpc.map import counters, openmetrics
 from hpc.run.directory import Run
 from tests.support.jobs import ROOT, EchoJob, inline, texts, wait_for
 
@@ -176,5 +176,5 @@ def test_the_dashboard_asks_for_what_is_there() -> None:
 
 
 def test_work_of_a_run_without_journals(tmp_path: Path) -> None:
-    total = work.count(Run(tmp_path / "none"))
-    assert (total.lives, total.engine_seconds, total.work.shards) == (0, 0.0, 0)
+    total = counters.count(Run(tmp_path / "none"))
+    assert (total.lives, total.engine_seconds, total.sums.shards) == (0, 0.0, 0)

@@ -144,9 +144,9 @@ def test_who_is_blamed(tmp_path: Path) -> None:
     both = died([3], 1, reading=True, reads=1)
     reads = died([], 0, reading=True, reads=1)
     judge = suspects.judge
-    assert judge(echo.run, claim, []) == suspects.Verdict([], [], False, "")
-    assert judge(echo.run, claim, [both, both]) == suspects.Verdict([3], [], True, ""), "never one of two suspects"
-    assert judge(echo.run, claim, [both, died([3], 1), died([3], 1)]) == suspects.Verdict([], [3], True, "")
+    assert judge(echo.run, claim, []) == suspects.Precautions([], [], False, "")
+    assert judge(echo.run, claim, [both, both]) == suspects.Precautions([3], [], True, ""), "never one of two suspects"
+    assert judge(echo.run, claim, [both, died([3], 1), died([3], 1)]) == suspects.Precautions([], [3], True, "")
     assert judge(echo.run, claim, [both, reads, reads]).unreadable == "input: reading it kills the engine"
     assert judge(echo.run, claim, [both, both, reads]).unreadable == ""
     assert judge(echo.run, claim, [died([3], 1), died([3], 1)]).quarantine == [3], "as older versions wrote it"

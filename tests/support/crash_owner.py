@@ -47,10 +47,10 @@ class InlineEngine:
         self._engine.begin_shard(command)
         task = self._engine.tasks[-1]
         for item in [*self._operator.read(task.shard), None]:
-            self._engine.receive(task, item)
-            self._engine.put_taken()
+            self._engine.on_delivery(task, item)
+            self._engine.put_next()
             for row in self._operator.poll(0.0):
-                self._engine.take(row)
+                self._engine.on_row(row)
             self._engine.save_due()
             self._agent.heartbeat.advance({**self._agent.facts, "state": "running"})
 

@@ -1,7 +1,8 @@
-"""What a run's slots have ever done, lost work and other identities included: sums over its journals, which only grow.
+"""Counters for `hpc.status --openmetrics`: what a run's slots have ever done, lost work and work for other identities
+included. They are sums over its journals, and only grow.
 
-How far each journal was read, and what it said until there, is kept in `<run>/tally/work.json`: a cache, made again
-from the journals where it is missing or not ours.
+How far each journal was read, and its sums until there, stand in `<run>/tally/work.json`. That is a cache: it is made
+again from the journals where it is missing or has another format.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ FORMAT = 2  # of the cache
 
 
 @dataclass
-class Work:
-    """Of one life of a slot, or the sum over lives. Every number only grows.
+class LifeCounters:
+    """Sums over one life of a slot, or over all lives. Every number only grows.
 
-    samples: by status, those that were done twice twice; tokens: of published rows; shards: published; deaths: of
-    engines, failures: of attempts at shards, by reason. offset: bytes of the journal that were read. first, last: the
-    earliest and latest sign of life, seconds of its own clock. engines: of its node, 0 where the journal does not say.
-    allocation: what who started it calls it, see hpc.run.allocations; up: its latest sign of life, seconds since boot.
+    samples: by status, where one that was done twice counts twice; tokens: of published rows; shards: published;
+    deaths: of engines, and failures: of attempts at shards, by reason. offset: bytes of the journal that were read.
+    first, last: the earliest and latest sign of life, seconds of its own clock; up: the latest, seconds since boot.
+    engines: of its node, 0 where the journal does not say. allocation: its name in hpc.run.allocations.
     """
 
     offset: int = 0
@@ -44,7 +45,7 @@ class Work:
     failures: Counter[str] = field(default_factory=Counter)
 
     @classmethod
-    def restore(cls, saved: dict[str, Any]) -> Work:
+    def restore(cls, saved: dict[str, Any]) -> LifeCounters:
         counters = {name: Counter(saved[name]) for name in ("samples", "deaths", "failures")}
         return cls(**{**saved, **counters})
 
@@ -69,24 +70,26 @@ class Work:
 
 
 @dataclass
-class Total:
-    """Of a whole run. lives: of slots; restarts: those that were not the first of their slot."""
+class RunCounters:
+    """Sums over a whole run. lives: of its slots; restarts: those lives that were not the first of their slot."""
 
-    work: Work
+    sums: LifeCounters
     lives: int
     restarts: int
     engine_seconds: float
 
 
-def count(run: Run) -> Total:
+def count(run: Run) -> RunCounters:
     """Read on in all journals of a run."""
     file = run.path / "tally" / "work.json"
     known = _load(file)
     for path in sorted(run.journals.glob("*.jsonl")) if run.journals.is_dir() else []:
-        life = known.setdefault(path.stem, Work())
+        life = known.setdefault(path.stem, LifeCounters())
         events, life.offset = journal.read(path, life.offset)
         for event in events:
-            with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError):  # damaged: as good as torn
+            with contextlib.suppress(
+                KeyError, TypeError, ValueError, AttributeError
+            ):  # damaged: passed over, as a torn line is
                 life.take(event)
     # A slot that loads its model, or idles, says nothing in its journal.
     for beat in heartbeat.read_all(run.slots):
@@ -98,34 +101,38 @@ def count(run: Run) -> Total:
     return _sum(run, known)
 
 
-def _sum(run: Run, known: dict[str, Work]) -> Total:
+def _sum(run: Run, known: dict[str, LifeCounters]) -> RunCounters:
     engines = {submission.uuid: cluster_of(submission).workers_per_node for submission in run.submissions()}
-    total, seen = Total(Work(), len(known), 0, 0.0), Allocations(run.allocations).refresh()
+    total, seen = RunCounters(LifeCounters(), len(known), 0, 0.0), Allocations(run.allocations).refresh()
     for instance, life in known.items():
         for name in ("samples", "deaths", "failures"):
-            getattr(total.work, name).update(getattr(life, name))
-        total.work.tokens += life.tokens
-        total.work.shards += life.shards
+            getattr(total.sums, name).update(getattr(life, name))
+        total.sums.tokens += life.tokens
+        total.sums.shards += life.shards
         total.restarts += not instance.endswith("-0")
         # Journals of an earlier version do not name the engines.
         there = life.engines or engines.get(instance.partition("-")[0], 1)
         allocation = seen.pop(life.allocation, None)
         lasted = allocation.lasted(life.up or None) if allocation else life.last - life.first
         total.engine_seconds += there * (lasted or 0.0)
-    for allocation in seen.values():  # lives that never said a word
+    for allocation in seen.values():  # lives whose worker never registered
         total.engine_seconds += engines.get(allocation.launch, 1) * (allocation.lasted() or 0.0)
     return total
 
 
-def _load(file: Path) -> dict[str, Work]:
+def _load(file: Path) -> dict[str, LifeCounters]:
     try:
         saved = json.loads(file.read_bytes())
-        return {name: Work.restore(life) for name, life in saved["lives"].items()} if saved["format"] == FORMAT else {}
+        return (
+            {name: LifeCounters.restore(life) for name, life in saved["lives"].items()}
+            if saved["format"] == FORMAT
+            else {}
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
 
-def _save(file: Path, known: dict[str, Work]) -> None:
+def _save(file: Path, known: dict[str, LifeCounters]) -> None:
     """Best effort: a reader without the right to write reads from the start again."""
     data = atomic.as_json({"format": FORMAT, "lives": {name: vars(life) for name, life in known.items()}})
     with contextlib.suppress(OSError):

@@ -1,7 +1,7 @@
-"""The slot that compares what all slots make with the run's pilot, and pauses the run where it differs.
+"""Compares what all slots make with the run's pilot, and pauses the run where it differs. One slot does so for all.
 
-It reads on in the journals of its launch, every few looks: events `measured`, in the order of their times. How far it
-has read and what it holds is kept in `<run>/pilot/<launch>.watch.json`, so that another slot goes on when it dies.
+It reads the events `measured` in the journals of its launch, in the order of their times. How far it has read, and the
+state of the comparison, stand in `<run>/pilot/<launch>.watch.json`, so that another slot goes on when this one dies.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from hpc.base import atomic, heartbeat, journal
 from hpc.map import breaker, pilot_launch
 from hpc.map.compare import Comparison, Measure
-from hpc.map.office import Office
+from hpc.map.election import Election
 from hpc.run.directory import Run, Submission
 
 log = logging.getLogger("agent")
@@ -25,11 +25,11 @@ HOW_TO_GO_ON = (
     "Look at its newest rows. To go on, launch again: it is compared anew, and with map.compare=false no more; to end "
     "it, cancel it (hpc.cancel)"
 )
-_LOOKS = 6  # of the agent at what rarely changes, for one of ours: many files are read
+_LOOKS = 6  # the agent looks this many times at shared files for one time that the journals are read: they are many
 
 
-class Watch:
-    """One slot's part; of a launch that is compared with no pilot, none.
+class PilotWatch:
+    """One slot's part in it; it does nothing where the launch is not compared with a pilot.
 
     Args:
         look_s: how often the agent looks at shared files that rarely change.
@@ -42,22 +42,23 @@ class Watch:
         self._run, self._launch, self._every_s = run, submission.uuid, _LOOKS * look_s
         self._compared = submission.compared
         self._comparison = Comparison(pilot_launch.units(run, self._compared) if self._compared else [])
-        self._office = Office(run.path / "pilot", f"{submission.uuid}.watch", instance, beat, observer)
+        self._election = Election(run.path / "pilot", f"{submission.uuid}.watch", instance, beat, observer)
         self._offsets: dict[str, int] = {}
         self._begun, self._next = False, 0.0
 
     def look(self) -> None:
-        """Where it is time and this slot is the one: read on, and pause the run where it differs."""
+        """Called in each turn of the agent's loop: does its work when it is time and this slot is the leader."""
         if not self._compared or time.monotonic() < self._next:
             return
         self._next = time.monotonic() + self._every_s
         try:
-            if self._office.mine():
+            if self._election.is_leader():
                 self.read_on()
-        except OSError as error:  # tried again; a run directory that is gone has others to tell of it
+        except OSError as error:  # it is tried again; where the run directory is gone, the heartbeat's errors say so
             log.warning("comparison with the pilot: %s", error)
 
     def read_on(self) -> None:
+        """Take in what the journals hold beyond what was read before, and pause the run where it differs."""
         file = state_file(self._run, self._launch)
         if not self._begun:
             self._begun = True
@@ -73,7 +74,7 @@ class Watch:
         atomic.replace(file, atomic.as_json({"offsets": self._offsets, "steps": self._comparison.dump()}))
 
     def _new(self) -> Iterator[tuple[str, Measure]]:
-        """What was measured since the last look, by time."""
+        """(shard, measure) of each event since the last call, in the order of their times."""
         found: list[tuple[float, str, Measure]] = []
         for path in self._run.journals.glob(f"{self._launch}-*.jsonl"):
             data, self._offsets[path.name] = journal.complete_lines(path, self._offsets.get(path.name, 0))
@@ -81,7 +82,7 @@ class Watch:
                 if b'"event": "measured"' in line and (event := journal.parse(line)):
                     try:
                         found.append((float(event["t"]), str(event["shard"]), Measure(*map(int, event["like"]))))
-                    except (KeyError, TypeError, ValueError):  # damaged: as good as torn
+                    except (KeyError, TypeError, ValueError):  # damaged: passed over, as a torn line is
                         continue
         return ((shard, made) for _, shard, made in sorted(found, key=lambda one: one[0]))
 

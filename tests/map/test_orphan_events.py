@@ -12,7 +12,7 @@ import pytest
 
 from hpc.base import atomic, heartbeat
 from hpc.base.errors import UserError
-from hpc.map import unheard
+from hpc.map import orphan_events
 from hpc.run import events
 from hpc.run.events import unsent
 from tests.support.jobs import EchoJob, inline, texts
@@ -112,7 +112,7 @@ def test_what_is_said_of_them(job: SlurmJob, receiver: Receiver) -> None:
 def test_a_submission_that_is_refused_is_told_at_once(job: SlurmJob, receiver: Receiver) -> None:
     latest = job.run.latest()
     latest.job_ids, latest.state, latest.error = [], "refused", "no such partition"
-    with pytest.raises(UserError), unheard.told(job.run):
+    with pytest.raises(UserError), orphan_events.sent_if_refused(job.run):
         job.run.save(latest)
         raise UserError("launch: sbatch refused the job: no such partition")
     assert kinds(receiver) == [("failed", "Slurm refused it: no such partition")]
@@ -141,11 +141,11 @@ def test_what_a_slot_sends_is_left_to_it_while_it_lives(job: SlurmJob, receiver:
     (job.run.event_files / "paused.g0.json").write_text(json.dumps({"name": "x-paused-0"}))
     owner, _ = heartbeat.register(job.run.slots, job.run.latest().uuid, 3, {"job": "8_1"})
     (job.run.event_files / "paused.g0.e0").write_text(owner)
-    unheard.tell(job.run)
+    orphan_events.send(job.run)
     assert "x-paused-0" not in [key for key, _ in receiver.seen]
     beat = job.run.slots / f"{owner}.json"
     os.utime(beat, (time.time() - 200, time.time() - 200))
-    unheard.tell(job.run)
+    orphan_events.send(job.run)
     assert "x-paused-0" in [key for key, _ in receiver.seen]
 
 

@@ -1,7 +1,7 @@
-"""What one slot does for all: who that is.
+"""Elects the one slot that does something on behalf of all, such as sending an event or watching a comparison.
 
-<folder>/<name>.e<N>     its owner, an instance of a slot; the highest N counts. Made by link, and followed by another
-                         when its owner is dead
+<folder>/<name>.e<N>     names an instance of a slot, the leader; the file with the highest N counts. It is made by
+                         link(), and another slot makes the next one when the leader is dead
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from pathlib import Path
 from hpc.base import atomic, heartbeat
 
 
-class Office:
-    """As one slot sees it."""
+class Election:
+    """One slot's part in an election."""
 
     def __init__(
         self, folder: Path, name: str, instance: str, beat: heartbeat.Heartbeat, observer: heartbeat.Observer
@@ -21,8 +21,8 @@ class Office:
         self._folder, self._name, self._instance = folder, name, instance
         self._beat, self._observer = beat, observer
 
-    def mine(self) -> bool:
-        """Whether this slot is the one; takes over from a dead one."""
+    def is_leader(self) -> bool:
+        """Whether this slot is the leader; it becomes that where there is none, or a dead one."""
         if self._beat.fenced():
             return False
         number, owner = holder(self._folder, self._name)
@@ -34,7 +34,7 @@ class Office:
 
 
 def holder(folder: Path, name: str) -> tuple[int, str]:
-    """Number and name of the owner; (-1, "") where there was none yet."""
+    """(number, instance) of the leader; (-1, "") where there was none yet."""
     prefix = f"{name}.e"
     found = (file.removeprefix(prefix) for file in os.listdir(folder) if file.startswith(prefix))
     numbers = [int(number) for number in found if number.isdigit()]

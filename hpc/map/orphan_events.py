@@ -1,8 +1,9 @@
-"""Ends of a run that no slot is left to tell of: slots that never started, were all cancelled, or were killed too soon.
+"""Webhook events of runs that no slot is left to send: slots that never started, were all cancelled, or were killed.
 
-Whoever looks finds them: `hpc.status` in any form (so a cron job with --openmetrics does), `hpc.cancel`, and a launch
-that Slurm refuses. They make the event that a slot would have made (hpc.map.webhook), and send what nobody has sent,
-each once a look. Only of runs that were launched with a webhook, so that a look at old ones tells nobody anything.
+A command that looks at the run sends them: `hpc.status` in any form (so a cron job with --openmetrics does),
+`hpc.cancel`, and a launch that Slurm refuses. It makes the event that a slot would have made (hpc.map.webhook), and
+tries once to send each event that nobody has sent. It does so only for runs that were launched with a webhook, so that
+looking at old runs sends nothing.
 """
 
 from __future__ import annotations
@@ -19,34 +20,35 @@ from typing import Any
 from hpc.base import atomic, heartbeat, processes
 from hpc.base.errors import Exit, Unanswered, UserError
 from hpc.map import webhook
+from hpc.map.election import holder
 from hpc.map.life import ENDED
-from hpc.map.office import holder
 from hpc.map.webhook import COMPLETE, FAILED, PAUSED
 from hpc.run.directory import Run, Submission
 from hpc.run.events import unsent
 from hpc.slurm.queue import job_of, wait_for_live_jobs, why_pending
 
 NEVER = "DependencyNeverSatisfied"
-PATIENCE_S = 90.0  # for another that looks, too, and was the first to send; a request may take webhook.ANSWER_S
+PATIENCE_S = 90.0  # for another command that was the first to send an event; its request may take webhook.ANSWER_S
 
 
 @contextmanager
-def told(run: Run) -> Iterator[None]:
-    """A submission: where it is refused, that is told."""
+def sent_if_refused(run: Run) -> Iterator[None]:
+    """Around a submission: where Slurm refuses it, the run's end is sent."""
     try:
         yield
     except Unanswered:
         raise
     except UserError:
-        tell(run)
+        send(run)
         raise
 
 
-def tell(run: Run, facts: dict[str, Any] | None = None) -> None:
-    """Tell of a map run's end, where there is an address and nobody has. Says on stderr what could not be sent.
+def send(run: Run, facts: dict[str, Any] | None = None) -> None:
+    """Send a map run's events that nobody has sent, its end among them, where there is an address to send to. Writes to
+    stderr what could not be sent.
 
     Args:
-        facts: of hpc.map.status, where they are known.
+        facts: of hpc.map.status, where the caller has them.
     """
     try:
         where = webhook.address()
@@ -57,7 +59,7 @@ def tell(run: Run, facts: dict[str, Any] | None = None) -> None:
             from hpc.map.status import read_status
 
             facts = facts or read_status(run)
-            if found := ended(run, latest, facts):
+            if found := end_of_run(run, latest, facts):
                 webhook.create(run, facts, *found, run.generations.count())
         for event in unsent(run):
             if problem := _send(run, where, event):
@@ -66,7 +68,7 @@ def tell(run: Run, facts: dict[str, Any] | None = None) -> None:
         sys.stderr.write(f"webhook: {error}\n")
 
 
-def ended(run: Run, latest: Submission, facts: dict[str, Any]) -> tuple[str, str] | None:
+def end_of_run(run: Run, latest: Submission, facts: dict[str, Any]) -> tuple[str, str] | None:
     """(kind, why) where a run has come to an end; None while it goes on, or where that cannot be known."""
     if facts["exit"] != Exit.INCOMPLETE:
         return (
@@ -104,8 +106,9 @@ def _jobs_gone(ours: list[str], latest: Submission) -> str:
 
 
 def _processes_gone(run: Run, facts: dict[str, Any]) -> str:
-    """The same of a run without Slurm. Of one that has not begun, and of other machines, nothing is known; a supervisor
-    may take a minute before it starts a slot again.
+    """Why no process of a run without Slurm will work on it any more; "" where some will, or where that is not known:
+    the run has not begun, or it works on other machines. Slots have to be silent for a while, since their supervisor
+    may take a minute before it starts one again.
     """
     rows = facts["slots"]["list"]
     here = rows and all(row.get("host") == socket.gethostname() for row in rows)
@@ -116,7 +119,7 @@ def _processes_gone(run: Run, facts: dict[str, Any]) -> str:
 
 
 def _send(run: Run, where: str, event: str) -> str:
-    """Send an event once, where no slot and no other look does so now. "" where it was taken, or is another's."""
+    """Try once to send an event, unless a slot or another command does so. Returns what went wrong, "" if nothing."""
     number, owner = holder(run.event_files, event)
     if number >= 0 and not _left(run, event, number, owner):
         return ""
@@ -131,7 +134,7 @@ def _send(run: Run, where: str, event: str) -> str:
 
 
 def _left(run: Run, event: str, number: int, owner: str) -> bool:
-    """Whether the one who sends an event has given up, or is gone: a slot that has ended, or long says nothing."""
+    """Whether the sender of an event is gone: a slot that has ended or is silent, or a command that began long ago."""
     facts = heartbeat.read(run.slots, owner)
     if facts:
         age = _age(run, run.slots / f"{owner}.json")
