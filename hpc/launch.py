@@ -43,7 +43,7 @@ def _pipeline(args: argparse.Namespace) -> int:
             "launch: --detach, --no-submit, --allow-missing, --append, --rate and --check are for one job, not for a "
             "pipeline."
         )
-    asked = pipeline_launch.PipelineRequest(args.supersede, args.only or "", args.begin or "")
+    asked = pipeline_launch.PipelineRequest(args.supersede, args.only or "", args.from_stage or "")
     return pipeline_launch.launch(args.config, args.overrides, asked, dry_run=args.dry_run)
 
 
@@ -96,7 +96,7 @@ def _parser() -> Parser:
         "--append", action="store_true", help="keep shards of the run's plan that this launch does not name"
     )
     parser.add_argument(
-        "--from", dest="begin", metavar="STAGE", help="pipelines: do this stage and all behind it again"
+        "--from", dest="from_stage", metavar="STAGE", help="pipelines: do this stage and all behind it again"
     )
     parser.add_argument("--only", metavar="STAGE", help="pipelines: do this stage again, and no other")
     return parser
@@ -107,7 +107,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = _parser().parse_intermixed_args(arguments)
     if pipeline.is_pipeline(args.config):
         return _pipeline(args)
-    if args.begin or args.only:
+    if args.from_stage or args.only:
         raise UserError(f"launch: --from and --only are for pipelines; {args.config} has no `stages:`.")
     config = configs.load(args.config, args.overrides)
     return _training(args, config) if config.is_gang else _map(args, config)

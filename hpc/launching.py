@@ -1,4 +1,6 @@
-"""What all launches share: where a config really runs, the run directory, the hand-over to Slurm, and their output."""
+"""What all launches share: on which cluster a config really runs, making the run directory, submitting to Slurm and
+recording the answer, and what they print.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ if TYPE_CHECKING:
 
 
 def resolve_cluster(config: configs.Config, dry_run: bool) -> configs.Config:
-    """The config for where it will really run. Raises UserError for a run directory that cannot be one."""
+    """The config with the cluster on which it will really run: this machine where there is no Slurm, fewer slots where
+    Slurm allows no more. Raises UserError for a run directory that cannot be one.
+    """
     if "://" in config.run.runs:
         raise UserError(
             f"config: `runs`: {config.run.runs!r} is an object store. Claims need a POSIX file system that all nodes "
@@ -59,7 +63,7 @@ def resolve_cluster(config: configs.Config, dry_run: bool) -> configs.Config:
 
 
 def check_importable(config: configs.Config) -> None:
-    """Raise UserError for an operator or trainer that slots will not find; say so where a prelude may yet help."""
+    """Raise UserError for an operator or trainer that slots will not find; only warn where a prelude may help."""
     if problem := importable.problem(config):
         if not config.run.cluster.prelude:
             raise UserError(problem)
@@ -67,28 +71,29 @@ def check_importable(config: configs.Config) -> None:
 
 
 def _on(config: configs.Config, cluster: dict[str, object]) -> configs.Config:
-    """The config on another cluster."""
+    """The config with these cluster keys in place of its own."""
     changed = configs.check({**config.resolved, "cluster": cluster}, config.source)
     return replace(changed, overrides=config.overrides)
 
 
 def check_access(directory: Path, *, say: bool = True) -> None:
-    """Refuse a place where a run could be replaced; say who else may write in it."""
+    """Raise UserError where others could replace the run's directory; warn of who else may write in it (`say`)."""
     for warning in access.check(directory):
         if say:
             warn.print(f"[yellow]{escape(warning)} (docs/security.md)[/]")
 
 
 def what_changed(old: Submission, config: configs.Config) -> str:
-    """In what a config differs from that of an older submission: semantic keys, and what new versions of the work have
-    changed. "" where it is neither."""
+    """How a config differs from that of an older submission, for people: semantic keys, and what newer versions of the
+    operator or trainer have changed. "" where it differs in neither.
+    """
     before = old.checked()
     said = differences(old, config)
     try:
         work = before.trainer() if before.is_gang else before.operator()
         new = type(work).version
         known = next((v for v in range(new - 1, 0, -1) if configs.identity(before, work, v) == old.identity), new)
-    except (UserError, OSError):  # what it was made with is gone
+    except (UserError, OSError):  # files that the old identity was made of are gone
         known = new = 0
     if known != new:
         why = [text for version, text in sorted(getattr(type(work), "changes", {}).items()) if version > known]
@@ -110,7 +115,7 @@ def differences(old: Submission, config: configs.Config) -> list[str]:
 
 
 def say(label: str, text: str) -> None:
-    """One line of a plan. In a terminal it breaks between words: a number stays whole."""
+    """Print one line of a plan: a label, and a text that is wrapped between words where the terminal is narrow."""
     known = console.is_terminal or "COLUMNS" in os.environ
     width = max(console.width - 10, 20) if known else len(text) + 1
     parts = textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]
@@ -119,19 +124,19 @@ def say(label: str, text: str) -> None:
 
 
 def end_dry_run(done: str = "submitted") -> int:
-    """The last line of every dry run, and its exit code."""
+    """Print the last line of a dry run; returns its exit code."""
     console.print(f"\nnothing was {done} (--dry-run)")
     return Exit.COMPLETE
 
 
 def say_next(steps: Callable[[str], list[str]] | None, run: str) -> None:
-    """Commands that show or use what a finished run has made, where its work knows some."""
+    """Print commands that show or use what a finished run has made. steps: the work's `next_steps`, None without."""
     for number, step in enumerate(steps(run) if steps else []):
         console.print(f"{'next' if number == 0 else '':<9}{step}", markup=False)
 
 
 def open_run(run: Run, config: configs.Config, identity: str, previous: Submission | None) -> None:
-    """Make the run directory, or open it again: its config.yaml, and no pause or cancellation."""
+    """Make the run directory, or open it again: write its config.yaml, and end a pause or cancellation."""
     config.apply_umask()
     run.make()
     _preflight(run)
@@ -143,7 +148,7 @@ def open_run(run: Run, config: configs.Config, identity: str, previous: Submissi
 
 
 def keep_config(run: Run, config: configs.Config, identity: str) -> None:
-    """Write the run's config.yaml: every key, but where the run is, which is where the file lies, and its pilot."""
+    """Write the run's config.yaml: every key but `name` and `runs`, which follow from where it lies, and `pilot`."""
     other = "operator" if config.is_gang else "trainer"
     tree = {key: value for key, value in config.resolved.items() if key not in ("name", "runs", "pilot", other)}
     head = f"# {f'identity {identity}; ' if identity else ''}python -m hpc.launch takes this file as it is\n"
@@ -151,7 +156,9 @@ def keep_config(run: Run, config: configs.Config, identity: str) -> None:
 
 
 def submit_to_slurm(launcher: Launcher, what: str) -> int:
-    """sbatch, and its answer on disk; `what` is said of the job, e.g. "{slots} slots" (Slurm may allow fewer)."""
+    """Submit a job, record and print its id; returns the exit code. what: the job in words, such as "{slots} slots",
+    since Slurm may allow fewer than were asked for.
+    """
     run, submission = launcher.run, launcher.submission
     job_id = submit_and_record(launcher)
     log = launcher.log_pattern.replace("%A", job_id).replace("%j", job_id).replace("%a", "*")
@@ -161,8 +168,7 @@ def submit_to_slurm(launcher: Launcher, what: str) -> int:
 
 
 def submit_and_record(launcher: Launcher) -> str:
-    """sbatch, and its answer on disk; the job's id. Raises Unanswered, or UserError where it is refused."""
-
+    """Submit a job and record what became of it; returns its id. Raises Unanswered, or UserError of a refusal."""
     run, submission = launcher.run, launcher.submission
     try:
         job_id = launcher.submit_script()
@@ -180,18 +186,15 @@ def submit_and_record(launcher: Launcher) -> str:
 
 
 def _preflight(run: Run) -> None:
-    """Claims rest on link(2): it must work here, and refuse a name that exists."""
-    probe = run.control / f"probe-{os.getpid()}"
+    """Raise UserError where link(2), which claims rest on, does not work here or does not refuse a name that exists."""
     try:
-        first, second = atomic.create(probe, b"1", durable=False), atomic.create(probe, b"2", durable=False)
+        excludes = atomic.excludes(run.control / f"probe-{os.getpid()}")
     except OSError as error:
         raise UserError(
             f"launch: {run.path}: this file system cannot make hard links ({error}). "
             "Put `runs` on a POSIX file system that all nodes share."
         ) from error
-    finally:
-        probe.unlink(missing_ok=True)
-    if not first or second:
+    if not excludes:
         raise UserError(f"launch: {run.path}: link() does not exclude here. Put `runs` on another file system.")
 
 
@@ -205,9 +208,9 @@ def still_there(run: Run) -> str:
 
 
 def recover_lost_submissions(run: Run) -> list[Submission]:
-    """Submissions that Slurm has although its sbatch was not seen to answer, now with their job's id. Raises
-    Unanswered where Slurm does not say. Those that it does not have stay as they are: they were never taken, or another
-    launch is between its intent and its sbatch.
+    """Find the jobs of submissions whose sbatch was not seen to answer, by their comments, and record the ids. Returns
+    those that were found. The others stay as they are: Slurm never took them, or another launch is between its intent
+    and its sbatch. Raises Unanswered where Slurm does not say.
     """
     from hpc.slurm.queue import NoSqueueAnswer, find_job
 

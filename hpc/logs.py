@@ -27,7 +27,7 @@ from typing import Any
 from hpc.base import heartbeat, journal
 from hpc.base.command import command, end_on_closed_pipe
 from hpc.base.errors import Exit, Parser, UserError
-from hpc.base.text import printable as clean
+from hpc.base.text import printable
 from hpc.gang import sweep_status
 from hpc.pipeline import status as pipeline_status
 from hpc.pipeline.directory import PipelineRun
@@ -64,7 +64,7 @@ def tails(run: Run, chosen: list[tuple[dict[str, Any], Path]], count: int) -> It
     for facts, path in chosen:
         yield f"slot {facts.get('slot')} · {facts.get('host')} · {facts.get('state')} · {_short(run, path)}"
         lines = _lines(path)
-        yield from (f"{number}: {clean(line)}" for number, line in list(enumerate(lines, 1))[-count:])
+        yield from (f"{number}: {printable(line)}" for number, line in list(enumerate(lines, 1))[-count:])
         yield ""
 
 
@@ -77,9 +77,9 @@ def failed(run: Run) -> Iterator[str]:
     survey = ledger.failed(run.generations.opened())
     for shard, state in sorted(survey.items()):
         record = ledger.read(shard, f"g{state.generation}.failed")
-        yield clean(f"{shard}: {record.get('reason', 'unknown')}")
+        yield printable(f"{shard}: {record.get('reason', 'unknown')}")
         if record.get("detail"):
-            yield clean(f"    {record['detail']}")
+            yield printable(f"    {record['detail']}")
         path = Path(record.get("log") or "")
         if record.get("log") and path.exists():
             lines = _lines(path)
@@ -87,7 +87,7 @@ def failed(run: Run) -> Iterator[str]:
             if at:
                 yield f"    {_short(run, path)}:{at[-1] + 1} on {record.get('host', '')}"
                 start = max(0, at[-1] - AROUND)
-                yield from (f"    | {clean(line)}" for line in lines[start : at[-1] + 1])
+                yield from (f"    | {printable(line)}" for line in lines[start : at[-1] + 1])
         yield ""
     if not (survey or told):
         yield f"no shard of {run.path} failed, and no engine died in set-up"
@@ -95,7 +95,7 @@ def failed(run: Run) -> Iterator[str]:
 
 def _not_started(run: Run, submission: str) -> Iterator[str]:
     if why := run.control_text("pause"):
-        yield clean(f"paused: {why}")
+        yield printable(f"paused: {why}")
         yield ""
     deaths: dict[str, list[str]] = {}  # logs, by last words
     for path in sorted(run.journals.glob(f"{submission}*.jsonl")):
@@ -103,7 +103,7 @@ def _not_started(run: Run, submission: str) -> Iterator[str]:
             if event["event"] == "engine" and str(event.get("died", "")).startswith("setup: "):
                 deaths.setdefault(event["died"], []).append(str(event.get("log") or ""))
     for words, places in deaths.items():
-        yield clean(f"engines died {len(places):,} times in {words}")
+        yield printable(f"engines died {len(places):,} times in {words}")
         yield from (f"    {_short(run, Path(place))}" for place in sorted(set(places)) if place)
         yield ""
 
@@ -120,13 +120,13 @@ def of_shard(run: Run, shard: str) -> Iterator[str]:
         facts = {k: v for k, v in event.items() if k not in hidden and v not in (None, "")}
         said = " ".join(f"{k}={v}" for k, v in facts.items())
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(t))
-        yield clean(f"{when} {host} {instance} {event['event']} {said}")
+        yield printable(f"{when} {host} {instance} {event['event']} {said}")
     if not events:
         yield f"nothing has happened to shard {shard} yet"
     for _, path in logs(run):
         for number, line in enumerate(_lines(path), 1):
             if shard in line:
-                yield f"{_short(run, path)}:{number}: {clean(line)}"
+                yield f"{_short(run, path)}:{number}: {printable(line)}"
 
 
 def follow(runs: dict[str, Run], slot: int | None, node: str | None) -> Iterator[str]:
@@ -142,7 +142,7 @@ def follow(runs: dict[str, Run], slot: int | None, node: str | None) -> Iterator
             whole = data[: data.rfind(b"\n") + 1]
             offsets[path] = offsets.get(path, 0) + len(whole)
             for line in whole.decode("utf-8", "replace").splitlines():
-                yield f"{name or facts.get('slot')}: {clean(line)}"
+                yield f"{name or facts.get('slot')}: {printable(line)}"
         time.sleep(0.5)
 
 
@@ -231,10 +231,10 @@ def _nothing_chosen(run: Run, latest: Submission, args: argparse.Namespace) -> l
         said += f": {latest.error}"
     files = sorted((p for p in run.logs.glob("*") if p.is_file()), key=lambda p: p.stat().st_mtime)
     if not files:
-        return [clean(said)]
+        return [printable(said)]
     lines = _lines(files[-1])
-    shown = [f"{number}: {clean(line)}" for number, line in list(enumerate(lines, 1))[-args.lines :]]
-    return [clean(said), f"the newest of {run.logs}: {files[-1].name}", *shown]
+    shown = [f"{number}: {printable(line)}" for number, line in list(enumerate(lines, 1))[-args.lines :]]
+    return [printable(said), f"the newest of {run.logs}: {files[-1].name}", *shown]
 
 
 @command

@@ -34,7 +34,7 @@ from hpc import any_status, overview
 from hpc.base.command import command, end_on_closed_pipe
 from hpc.base.errors import Exit, Parser, UserError
 from hpc.base.no_pandas import without_pandas
-from hpc.base.text import printable as clean
+from hpc.base.text import printable
 from hpc.kinds import View
 from hpc.map import breakdown, orphan_events
 from hpc.pipeline.directory import PipelineRun
@@ -56,7 +56,7 @@ def _print_damaged(run: Run) -> int:
     for shard in Published(run.path):
         if damage := shard.marker.get("damage"):
             fields = (shard.shard.id, damage["reason"], damage["detail"], shard.shard.uri)
-            sys.stdout.write("\t".join(map(clean, fields)) + "\n")
+            sys.stdout.write("\t".join(map(printable, fields)) + "\n")
     return Exit.COMPLETE
 
 
@@ -71,7 +71,7 @@ def _print_openmetrics(run: Run) -> int:
             "its metrics.jsonl, and in W&B or TensorBoard with train.trackers."
         )
     for name in others:
-        sys.stderr.write(f"{clean(name)} is no map run: left out\n")
+        sys.stderr.write(f"{printable(name)} is no map run: left out\n")
     for one in found.values():
         orphan_events.send(one)
     sys.stdout.write(openmetrics.text(found))

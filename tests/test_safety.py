@@ -154,7 +154,7 @@ def test_no_text_of_others_reaches_the_terminal_raw(tmp_path: Path) -> None:
     launched = bench.command("hpc.launch", str(bench.config))
     for said in (launched.stdout, bench.command("hpc.status", str(bench.run.path)).stdout):
         assert "\x1b[31m" not in said and "unreadable" in said
-    assert status.clean("a\x1b[2Jb\x07\u202e") == "a\\x1b[2Jb\\x07\\x202e"
+    assert status.printable("a\x1b[2Jb\x07\u202e") == "a\\x1b[2Jb\\x07\\x202e"
 
 
 def test_nothing_is_unpickled_or_evaluated() -> None:

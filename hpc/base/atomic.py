@@ -83,6 +83,16 @@ def create(target: Path, data: bytes, *, durable: bool = True) -> bool:
     return True
 
 
+def excludes(probe: Path) -> bool:
+    """Whether `create` works in the directory of `probe`, a name that is free: it makes it once, and refuses to make it
+    again. Raises OSError where no hard link can be made. Leaves nothing behind.
+    """
+    try:
+        return create(probe, b"", durable=False) and not create(probe, b"", durable=False)
+    finally:
+        probe.unlink(missing_ok=True)
+
+
 def replace(target: Path, data: bytes, *, durable: bool = False) -> None:
     """Write `target` whole, over what was there. For files with one writer (heartbeats, submissions)."""
     source = temporary(target)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 from hpc import config as configs
 from hpc.base import snapshot
@@ -56,14 +57,14 @@ def launch(config: configs.Config, *, supersede: bool, dry_run: bool, detach: bo
     describe(job)
     slurm = job.config.run.cluster.kind == "slurm"
     if dry_run or (slurm and (job.previous is None or job.previous.identity != job.identity)):
-        describe_details(job.trainer, shown=dry_run)  # a queue may hold the job for hours: what is wrong is said first
+        describe_details(job.trainer, shown=dry_run)  # errors now, not after the job has waited in the queue for hours
     if detach and not dry_run and job.config.run.cluster.kind == "local":
         return in_background(job.run, config, supersede=supersede)
     return _dry_run(job) if dry_run else submit(job)
 
 
 def in_background(run: Run, config: configs.Config, *, supersede: bool) -> int:
-    """Let a training, or a sweep, go on here without this terminal."""
+    """Start a training or a sweep on this machine so that it goes on without this terminal; the exit code."""
     from hpc.run import background
 
     config.apply_umask()
@@ -85,7 +86,7 @@ def prepare(config: configs.Config, *, supersede: bool) -> GangJob:
 
 
 def _check_memory(job: GangJob) -> None:
-    """Where the memory of a node is known: of this machine, or of what sbatch is asked for."""
+    """Let the trainer check the memory of a rank where that is known: on this machine, or by `cluster.sbatch.mem`."""
     cluster = job.config.run.cluster
     asked = re.fullmatch(r"(\d+)([KMGT]?)B?", str(cluster.sbatch.get("mem") or ""), re.IGNORECASE)
     if asked and int(asked[1]) == 0:  # all that a node has
@@ -96,11 +97,13 @@ def _check_memory(job: GangJob) -> None:
 
 
 _SHIFT = {"K": 10, "": 20, "M": 20, "G": 30, "T": 40}
-"""Of sbatch's --mem, to bytes."""
+"""By the unit of sbatch's --mem: how many bits to the left give bytes."""
 
 
 def check_continuation(job: GangJob) -> None:
-    """An existing run goes on from its checkpoints, if it is the same training."""
+    """Raise UserError where an existing run is another training, whose checkpoints must not be used. Sets
+    `job.previous`.
+    """
     if not job.run.path.exists():
         return
     known = job.run.submissions()
@@ -130,14 +133,14 @@ def describe(job: GangJob) -> None:
 
 
 def describe_details(trainer: Trainer, *, shown: bool) -> None:
-    """What takes seconds to find; raises UserError for what is found to be wrong."""
+    """Make the trainer's `details`, which takes seconds, and print them if `shown`. Raises their UserError."""
     lines: list[str] = getattr(trainer, "details", list)()
     for line in ["", *lines] if shown and lines else []:
         console.print(line, markup=False)
 
 
-def record(job: GangJob, code: str) -> dict[str, object]:
-    """What a submission says of a gang: no plan, no column, one slot."""
+def record(job: GangJob, code: str) -> dict[str, Any]:
+    """The fields of a gang's submission: it has no plan and no column, and one slot. code: name of the snapshot."""
     return {
         "plan": "", "column": "", "identity": job.identity, "code": code, "slots": 1,
         "config": job.config.resolved, "source": job.config.source, "overrides": job.config.overrides,

@@ -7,14 +7,13 @@ import signal
 import socket
 import subprocess
 import time
-from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
 
 from hpc.base import snapshot
 from hpc.base.errors import FINAL, Exit
-from hpc.base.processes import drain_with_parent
+from hpc.base.processes import at_work, drain_with_parent
 from hpc.gang import status as gang_status
 from hpc.run.directory import Run, Submission
 
@@ -23,7 +22,7 @@ _KILLED = "killed: steps since the last checkpoint are lost (launch again to go 
 
 
 def command(run: Run, submission: Submission) -> list[str]:
-    """What one rank runs; RANK, WORLD_SIZE and LOCAL_RANK say which."""
+    """The command line of one rank; the variables RANK, WORLD_SIZE and LOCAL_RANK tell it which one it is."""
     return snapshot.command(run.code / submission.code, "hpc.gang.rank", str(run.path), "--submission", submission.uuid)
 
 
@@ -53,7 +52,7 @@ class _Life:
         if self.code is not None:
             return self.code
         codes = [rank.poll() for rank in self.ranks]
-        if any(codes) and None in codes:  # let those who end together do so
+        if any(codes) and None in codes:  # one has failed: others that fail with it get a moment to say so
             time.sleep(1.0)
             for rank in self.ranks:
                 rank.kill()
@@ -68,10 +67,11 @@ class _Life:
 
 
 def supervise(run: Run, submission: Submission, ranks: int) -> tuple[int, bool]:
-    """Run a gang to its end, with live progress. Ctrl-C or TERM stops it at a checkpoint, however long its step lasts
-    (a rank that hangs is the ranks' own watchdog's); Ctrl-C after that kills it. Launch again to go on.
+    """Run a gang to its end, with live progress. Ctrl-C or TERM stops it at a checkpoint, after the step that it is in,
+    however long that lasts (a rank that hangs is ended by its own watchdog). A further Ctrl-C kills it.
 
-    Returns its exit code, and whether it was told to stop."""
+    Returns its exit code, and whether it was told to stop.
+    """
     console = Console(highlight=False)
     _wait_for_earlier(run, console)
     submission.state = "submitted"
@@ -106,21 +106,14 @@ def supervise(run: Run, submission: Submission, ranks: int) -> tuple[int, bool]:
 
 
 def _wait_for_earlier(run: Run, console: Console) -> None:
-    """Ranks whose launcher was killed stop after their step: until then they write where a new life would."""
-    told = False
-    while left := [found.name for found in Path("/proc").glob("[0-9]*") if _rank_of(run, found)]:
-        if not told:
-            console.print(f"waiting for ranks of a launch that was killed: {', '.join(left)}", soft_wrap=True)
-        told = True
+    """Wait until ranks whose launcher was killed have ended, after their step: a new life writes the same files."""
+    is_said = False
+    while left := at_work(run.path):
+        if not is_said:
+            numbers = ", ".join(map(str, left))
+            console.print(f"waiting for ranks of a launch that was killed: {numbers}", soft_wrap=True)
+        is_said = True
         time.sleep(0.5)
-
-
-def _rank_of(run: Run, process: Path) -> bool:
-    try:
-        words = (process / "cmdline").read_bytes().split(b"\0")
-    except OSError:
-        return False
-    return b"hpc.gang.rank" in words and os.fsencode(run.path) in words
 
 
 def _free_port() -> int:

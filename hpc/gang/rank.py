@@ -1,13 +1,14 @@
 """One rank of a gang job: what srun (or the local supervisor) starts, one task per GPU.
 
     python -m hpc.gang.rank RUN --submission UUID           be one rank; its number comes from Slurm, or RANK, ...
-    python -m hpc.gang.rank RUN --submission UUID --begin   before the ranks of one life, once: may this life start?
+    python -m hpc.gang.rank RUN --submission UUID --begin   once, before the ranks of a life: may this life start?
 
 Exit codes: 0 complete, 1 incomplete (cancelled, diverged, given up), 64 wrong usage, 70 crashed, 75 requeue me (all
 ranks together, after a checkpoint). USR2 and TERM set a flag that the ranks agree on at a step boundary; a life that is
-told to stop before its first step is done (it loads, it compiles) has nothing to save and ends within seconds. A
-rank without a sign of life for `gang.hang_s` writes every thread's stack to a file of its node, then to the log, and
-ends the job. (The file, $TMPDIR/<life>-r<rank>-*.stacks, stays: what holds Python's lock keeps it from the log.)
+told to stop before its first step is done (it loads, it compiles) has nothing to save and ends within seconds. A rank
+without a sign of life for `gang.hang_s` writes every thread's stack to a file on its node, then to the log, and ends
+the job. (The file, $TMPDIR/<life>-r<rank>-*.stacks, stays: where the code that hangs holds Python's lock, nothing can
+be written to the log.)
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ log = logging.getLogger("gang")
 
 LIVES = 5  # in a row without progress, after which a gang is not requeued
 _STACKS_S = 5.0  # between writing the stacks and ending, so that every rank's are in the log
-_LEAVE_S = 5  # that a rank which is told to stop before its first step is done gets to do so by itself
+_LEAVE_S = 5  # for which a rank that is told to stop before its first step is done may end by itself
 
 
 class Rank:
@@ -44,19 +45,19 @@ class Rank:
     def __init__(self, run: Run, submission: Submission, config: configs.Config) -> None:
         self.directory: Path = run.path
         self._run, self._config = run, config
-        self.rank, self.world, self.local_rank = _place(config.run.cluster)
+        self.rank, self.world, self.local_rank = _rank_numbers(config.run.cluster)
         self.device = config.run.cluster.device or ("cuda" if config.run.cluster.gpus_per_node else "cpu")
         self.instance = newest_life(run, submission)[0]
         self._facts: dict[str, Any] = {"submission": submission.uuid, "slot": 0, "host": socket.gethostname()}
         self._facts |= {"instance": self.instance, "state": "starting", "ranks": self.world, "rows": 0}
         self._facts["log"] = machine.log_name()
         self._facts["life"] = int(self.instance.rsplit("-", 1)[1])
-        self._first: int | None = None
-        self._stop = 0
-        self._begun = self._moving = False  # set-up is over; the first step, in which code is compiled, is done
+        self._first: int | None = None  # samples in the checkpoint from which this life began
+        self._stop = 0  # the exit code with which to stop, once told
+        self._begun = self._moving = False  # whether set-up is over, and whether the first step is, which compiles
         self._lock = threading.Lock()
         self._heartbeat = heartbeat.Heartbeat(run.slots, self.instance, 60.0)
-        self._limit, self._alive = config.run.gang.setup_s, time.monotonic()
+        self._limit, self._alive = config.run.gang.setup_s, time.monotonic()  # seconds allowed since the last sign
         name = f"{self.instance}-r{self.rank}-"
         self._stacks = tempfile.NamedTemporaryFile("w", prefix=name, suffix=".stacks", delete=False)  # noqa: SIM115
         self._arm()
@@ -90,7 +91,7 @@ class Rank:
         journal.close()
 
     def leave(self, code: int) -> None:
-        """Note how this rank ended."""
+        """Record how this rank ended, and stop its watchdog."""
         self._alive = float("inf")
         faulthandler.cancel_dump_traceback_later()
         Path(self._stacks.name).unlink(missing_ok=True)
@@ -107,7 +108,7 @@ class Rank:
         self._stop = self._stop or Exit.REQUEUE
 
     def _watch(self) -> None:
-        """Once a second: heartbeat, control files, deadline, watchdog."""
+        """In a thread, once a second: heartbeat, control files, time limit, watchdog."""
         end = float(os.environ.get("SLURM_JOB_END_TIME") or "inf") - self._config.run.cluster.signal_delay_s
         told, shown = 0, False
         while True:
@@ -126,7 +127,7 @@ class Rank:
                 os._exit(Exit.CRASHED)
 
     def _show(self) -> None:
-        """In a thread of its own: the log may lie on the file system that hangs."""
+        """Log the stacks. In a thread of its own, since the log may lie on the file system that hangs."""
         stacks = Path(self._stacks.name).read_text().rpartition("!\n")[2]  # the newest
         log.error("rank %d: no sign of life for %.0f s; its threads:\n%s", self.rank, self._limit, stacks)
 
@@ -140,14 +141,16 @@ class Rank:
             self._stop = self._stop or Exit.REQUEUE
 
     def _arm(self) -> None:
-        """The stacks are written by a C thread, also where Python's lock is held by what hangs. Not to the log: ranks
-        that share it would write into each other's lines.
+        """(Re)start the timer of faulthandler, whose C thread writes the stacks even where the code that hangs holds
+        Python's lock. It writes to a file of this rank: in the log, ranks would write into each other's lines.
         """
         faulthandler.dump_traceback_later(self._limit, exit=False, file=self._stacks)
 
 
-def _place(cluster: configs.ClusterConfig) -> tuple[int, int, int]:
-    """(rank, world, local rank); sets RANK, ... for torch.distributed where Slurm says them, and LOCAL_WORLD_SIZE."""
+def _rank_numbers(cluster: configs.ClusterConfig) -> tuple[int, int, int]:
+    """(rank, number of ranks, rank on this node). Sets the variables that torch.distributed reads: RANK, WORLD_SIZE and
+    LOCAL_RANK from Slurm's, and LOCAL_WORLD_SIZE.
+    """
     names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
     if cluster.kind == "slurm":
         for name, source in zip(("RANK", "WORLD_SIZE", "LOCAL_RANK"), names, strict=True):
@@ -165,8 +168,9 @@ def newest_life(run: Run, submission: Submission) -> tuple[str, int]:
 
 
 def final_code(run: Run, instance: str) -> int | None:
-    """The highest exit code with which a rank of a life ended for good, None where none did. In the ranks' own words:
-    srun may have made another code of it, and killed rank 0 before it could say anything."""
+    """The highest of the final exit codes that ranks of a life have recorded, None where none did. The code of srun
+    does not tell: it may be another, and rank 0 may have been killed before it could record anything.
+    """
     codes = []
     for path in run.journals.glob(f"{instance}-r*.jsonl"):
         codes += [e["code"] for e in read(path)[0] if e["event"] == "stop"][-1:]
@@ -193,10 +197,10 @@ def start_life(run: Run, submission: Submission) -> int:
 
 
 def work(run: Run, submission: Submission) -> int:
-    """Be one rank. Whatever ends it is noted, also what srun will not tell."""
+    """Be one rank; returns its exit code. Whatever ends it is recorded in the journal."""
     try:
         config = submission.checked()
-    except UserError as error:  # a trainer that imports where it was launched, and not here
+    except UserError as error:  # such as a trainer that does not import on this node
         number = os.environ.get("SLURM_PROCID", os.environ.get("RANK", "0"))
         journal = Journal(run.journals / f"{newest_life(run, submission)[0]}-r{number}.jsonl")
         journal.write("failed", reason=str(error)[:500], host=socket.gethostname())

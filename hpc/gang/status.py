@@ -15,8 +15,7 @@ from rich.text import Text
 from hpc.base import heartbeat, journal, terminal
 from hpc.base.errors import Exit
 from hpc.base.heartbeat import STALE_S
-from hpc.base.text import SCHEMA, duration
-from hpc.base.text import printable as clean
+from hpc.base.text import SCHEMA, duration, printable
 from hpc.gang.rank import final_code, newest_life
 from hpc.run.directory import Run
 from hpc.slurm.queue import live_jobs, why_pending
@@ -29,7 +28,7 @@ def read_status(run: Run) -> dict[str, Any]:
     latest = run.latest()
     instance, life = newest_life(run, latest)
     beat = heartbeat.read(run.slots, instance) if life >= 0 else {}
-    if ended := final_code(run, instance):  # rank 0 may not have lived to say so
+    if ended := final_code(run, instance):  # rank 0, which writes the heartbeat, may have been killed before
         beat |= {"state": "exited", "code": ended}
     metrics, evaluation = _last_lines(run.path / "metrics.jsonl")
     newest = _checkpoints(run.path / "checkpoints")
@@ -104,7 +103,7 @@ def _last_lines(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _checkpoints(folder: Path) -> dict[str, Any] | None:
-    """Samples and age of the newest checkpoint that has its name."""
+    """Samples and age of the newest complete checkpoint: only those have a number as their name."""
     names = [name for name in os.listdir(folder) if name.isdigit()] if folder.is_dir() else []
     if not names:
         return None
@@ -125,7 +124,7 @@ def _failures(run: Run, submission: str) -> dict[str, int]:
         for event in journal.read(path)[0]:
             if event["event"] in ("failed", "diverged", "rejected"):
                 reason = str(event.get("reason", ""))
-                if event["event"] == "rejected":  # the phrase without the sample's particulars, which the journal has
+                if event["event"] == "rejected":  # without what concerns the one sample, so that equal reasons add up
                     reason = reason.partition(" (")[0]
                 reasons[f"{event['event']}: {reason}"] += 1
     return dict(reasons.most_common())
@@ -144,14 +143,14 @@ def render(facts: dict[str, Any]) -> Group:
     table.add_row("rate", _speed(facts))
     table.add_row("checkpoint", _checkpoint(facts["checkpoint"]))
     if facts["picture"]:
-        table.add_row("picture", clean(facts["picture"]))
+        table.add_row("picture", printable(facts["picture"]))
     table.add_row("gang", _gang(facts))
     parts: list[Any] = [head, table]
     for title in ("paused", "cancelled"):
         if facts[title] is not None:
             parts.append(Text(f"{title}: {facts[title]}", style="yellow"))
     for reason, count in list(facts["failures"].items())[:8]:
-        parts.append(Text(f"{count:,} × {clean(reason)}", style="red"))
+        parts.append(Text(f"{count:,} × {printable(reason)}", style="red"))
     return Group(*parts)
 
 
@@ -173,7 +172,7 @@ def _evaluation(line: dict[str, Any]) -> str:
     said = " · ".join(
         f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in found.items()
     )
-    return f"{clean(said)} (after {line['samples']:,})"
+    return f"{printable(said)} (after {line['samples']:,})"
 
 
 def _speed(facts: dict[str, Any]) -> str:

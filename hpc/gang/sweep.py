@@ -45,7 +45,7 @@ _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 
 @dataclass
 class Sweep:
-    """A checked launch, before anything is written. todo: arms that are neither complete nor in Slurm's hands."""
+    """A checked launch, before anything is written. states: of each arm, see `_state`."""
 
     config: configs.Config
     run: Run
@@ -54,6 +54,7 @@ class Sweep:
 
     @property
     def todo(self) -> list[str]:
+        """Arms that are to be submitted: those neither complete nor in Slurm's queue."""
         return [name for name, state in self.states.items() if state in ("new", "goes on")]
 
     def launcher(self, submission: Submission) -> SweepLauncher:
@@ -89,7 +90,7 @@ def _go_on(config: configs.Config, run: Run, jobs: dict[str, GangJob], dry_run: 
     """Describe and submit the arms that have something to do."""
     sure = not dry_run and config.run.cluster.kind == "slurm"
     if sure:
-        _adopt(run)
+        _recover_lost_arrays(run)
     ids = [i for job in jobs.values() if job.previous for i in job.run.latest().job_ids]
     live = wait_for_live_jobs(ids) if sure else live_jobs(ids)
     sweep = Sweep(config, run, jobs, {name: _state(job, live) for name, job in jobs.items()})
@@ -120,7 +121,7 @@ def arms(config: configs.Config) -> dict[str, configs.Config]:
 
 
 def _taken(config: configs.Config) -> set[str]:
-    """Names below the sweep's run directory that are not arms'."""
+    """Names in the sweep's run directory that an arm must not have."""
     run = Run(config.directory)
     paths = [value for value in vars(run).values() if hasattr(value, "parent")]
     return {path.name for path in paths if path.parent == run.path} | {"ledger", "segments", "columns", "tally"}
@@ -128,6 +129,7 @@ def _taken(config: configs.Config) -> set[str]:
 
 @contextmanager
 def _named(name: str) -> Iterator[None]:
+    """Inside, a UserError gets the name of the arm."""
     try:
         yield
     except UserError as error:
@@ -149,6 +151,7 @@ def _check_different(jobs: dict[str, GangJob]) -> None:
 
 
 def _state(job: GangJob, live: dict[str, str]) -> str:
+    """new | complete | goes on (its checkpoints are used), or what squeue says of its job, such as running."""
     if job.previous is None:
         return "new"
     if job.previous.identity == job.identity and sweep_status.arm(job.run)["exit"] == Exit.COMPLETE:
@@ -156,8 +159,10 @@ def _state(job: GangJob, live: dict[str, str]) -> str:
     return next((live[i].lower() for i in job.run.latest().job_ids if i in live), "goes on")
 
 
-def _adopt(run: Run) -> None:
-    """Arms that do not know the element of their array, since its sbatch or this launcher was cut off, get to."""
+def _recover_lost_arrays(run: Run) -> None:
+    """Find arrays whose sbatch was not seen to answer, and record in each arm which element of its array it is, where a
+    launcher was killed before it had done so.
+    """
     recover_lost_submissions(run)
     for submission in (s for s in run.submissions() if s.job_ids):
         everyone = [Run(run.path / name) for name in submission.config["sweep"]]
@@ -167,7 +172,7 @@ def _adopt(run: Run) -> None:
 
 
 def _write_array_ids(submission: Submission, own: list[Run]) -> None:
-    """Write to each arm what became of the array, and where its element's log is."""
+    """Record in each arm what became of the array and which element is its own, and link to that element's log."""
     for number, arm in enumerate(own):
         mine = arm.submission(submission.uuid)
         mine.state, mine.error = submission.state, submission.error
@@ -238,10 +243,10 @@ def submit(sweep: Sweep) -> int:
 
 
 def _recorded(job: GangJob, submission: Submission) -> Run:
-    """An arm's run directory, with a submission of the array's name."""
+    """Make an arm's run directory, with a submission that has the uuid of the array's."""
     open_run(job.run, job.config, job.identity, job.previous)
     code = snapshot.take(job.run.code)
-    job.run.save(Submission(submission.uuid, submission.created, **record(job, code)))  # type: ignore[arg-type]
+    job.run.save(Submission(submission.uuid, submission.created, **record(job, code)))
     return job.run
 
 

@@ -10,8 +10,7 @@ from rich.text import Text
 
 from hpc.base import atomic, terminal
 from hpc.base.errors import FINAL, Exit
-from hpc.base.text import SCHEMA, duration
-from hpc.base.text import printable as clean
+from hpc.base.text import SCHEMA, duration, printable
 from hpc.gang import status as gang_status
 from hpc.run.directory import Run
 
@@ -22,7 +21,7 @@ def runs(run: Run) -> dict[str, Run]:
 
 
 def arm(run: Run) -> dict[str, Any]:
-    """`gang_status.read_status`, with the arm's state in one word or two."""
+    """`gang_status.read_status` of an arm, with `state` in a word or two."""
     facts = gang_status.read_status(run)
     return facts | {"state": _state(facts)}
 
@@ -65,13 +64,13 @@ def _exit(states: list[str], arms: int) -> Exit:
 
 
 def cancel(run: Run, why: bytes) -> None:
-    """Tell the arms that have not ended: their gangs look into their own run directories."""
+    """Cancel the arms that have not ended: each gang looks into the run directory of its own arm."""
     for one in runs(run).values():
         if one.submissions() and arm(one)["state"] not in ("complete", "failed"):
             atomic.create(one.control / "cancelled", why)
 
 
-# --- the picture ------------------------------------------------------------------------------
+# --- for people -------------------------------------------------------------------------------
 
 
 def render(facts: dict[str, Any]) -> Group:
@@ -85,10 +84,10 @@ def render(facts: dict[str, Any]) -> Group:
     if any(found["evaluation"] for found in facts["arms"].values()):
         parts += [Text(), _evaluations(facts["arms"])]
     if facts["cancelled"] is not None:
-        parts.append(Text(clean(f"cancelled: {facts['cancelled']}"), style="yellow"))
+        parts.append(Text(printable(f"cancelled: {facts['cancelled']}"), style="yellow"))
     for name, found in facts["arms"].items():
         for reason, count in list(found["failures"].items())[:2]:
-            parts.append(Text(clean(f"{name}: {count:,} × {reason}"), style="red"))
+            parts.append(Text(printable(f"{name}: {count:,} × {reason}"), style="red"))
     return Group(*parts)
 
 
@@ -101,7 +100,7 @@ def _row(facts: dict[str, Any]) -> list[str]:
         "" if facts["loss"] is None else f"{facts['loss']:.4f}",
         "" if facts["samples_per_s"] is None else f"{facts['samples_per_s']:,.1f}",
         duration(facts["eta_s"]) if facts["eta_s"] else "",
-        clean(state),
+        printable(state),
     ]
 
 

@@ -17,7 +17,7 @@ def table(facts: dict[str, Any], by: str) -> Table:
     return {"node": _nodes, "error": _errors, "slot": _slots}[by](facts, made)
 
 
-def clean(text: str) -> Text:
+def safe_text(text: str) -> Text:
     """Text from outside, fit for a terminal: control characters (escape sequences among them) are shown, not obeyed."""
     return Text(printable(text))
 
@@ -32,7 +32,7 @@ def _nodes(facts: dict[str, Any], made: Table) -> Table:
         before = [f"{row[k]:,}" for k in ("slots", "lives", "samples")]
         after = [f"{row[k]:,}" for k in ("deaths", "failures")]
         waited = "" if row["waited"] is None else f"{100 * row['waited']:.0f} %"
-        made.add_row(clean(row["node"]), *before, rate, waited, *after, f"{row['hours']:,.2f}")
+        made.add_row(safe_text(row["node"]), *before, rate, waited, *after, f"{row['hours']:,.2f}")
     return made
 
 
@@ -44,8 +44,8 @@ def _slots(facts: dict[str, Any], made: Table) -> Table:
     for row in sorted(facts["slots"]["list"], key=lambda r: r.get("slot", 0)):
         at_work = row.get("why") or " ".join(row.get("shards", []))
         made.add_row(
-            str(row.get("slot", "")), str(row.get("life", "")), row["state"], clean(row.get("host", "")),
-            row.get("job", ""), f"{row.get('rows', 0):,}", clean(at_work),
+            str(row.get("slot", "")), str(row.get("life", "")), row["state"], safe_text(row.get("host", "")),
+            row.get("job", ""), f"{row.get('rows', 0):,}", safe_text(at_work),
         )  # fmt: skip
     return made
 
@@ -58,12 +58,12 @@ def _errors(facts: dict[str, Any], made: Table) -> Table:
     for what, groups in (("failed shards", facts["failures"]), ("damaged shards", facts["damaged"])):
         for reason, group in sorted(groups.items(), key=lambda g: -g[1]["count"]):
             example = " · ".join(filter(None, (group["example"], group["where"])))
-            made.add_row(what, f"{group['count']:,}", clean(reason), clean(example))
+            made.add_row(what, f"{group['count']:,}", safe_text(reason), safe_text(example))
     for what, reasons in (
         ("failed attempts", facts["attempts"]),
         ("engine deaths", facts["engine_deaths"]),
         ("samples", facts["reasons"]),
     ):
         for reason, count in sorted(reasons.items(), key=lambda r: -r[1]):
-            made.add_row(what, f"{count:,}", clean(reason), "")
+            made.add_row(what, f"{count:,}", safe_text(reason), "")
     return made

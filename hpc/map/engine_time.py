@@ -48,7 +48,7 @@ class EngineTime:
         self._made = self._saved = 0  # samples
         self._worked = self._fruitless = 0.0  # seconds of work, all of it and since the last sample
 
-    def turns(self, kind: str) -> None:
+    def turn_to(self, kind: str) -> None:
         """Count the time from now on as this kind."""
         self._add(self._kind, self._pass())
         self._kind = kind

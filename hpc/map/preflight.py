@@ -77,13 +77,11 @@ def _run_directory(run: Run, submission: Submission) -> list[str]:
     """Problems with the run directory on this node: it is not writable, or link() does not refuse a taken name."""
     probe = run.control / f"probe-{submission.uuid}-{os.getpid()}-{os.urandom(4).hex()}"
     try:
-        if atomic.create(probe, b"", durable=False) and not atomic.create(probe, b"", durable=False):
+        if atomic.excludes(probe):
             return []
-        return [f"run directory: link() does not exclude on {run.path}: mount it with POSIX semantics"]
     except OSError as error:
         return [f"run directory: {run.path} cannot be written from this node: {error}"]
-    finally:
-        probe.unlink(missing_ok=True)
+    return [f"run directory: link() does not exclude on {run.path}: mount it with POSIX semantics"]
 
 
 def disk_problems_of_run(run: Run, config: Config) -> list[str]:

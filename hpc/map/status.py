@@ -15,8 +15,7 @@ from rich.text import Text
 from hpc.base import heartbeat, terminal
 from hpc.base.errors import Exit
 from hpc.base.heartbeat import STALE_S
-from hpc.base.text import SCHEMA, duration, hours_text
-from hpc.base.text import printable as clean
+from hpc.base.text import SCHEMA, duration, hours_text, printable
 from hpc.map import breaker, cost, hours, pilot_status, verdict
 from hpc.map.life import ENDED, Life
 from hpc.map.tally import Settled, Tally, Totals
@@ -234,18 +233,18 @@ def render(facts: dict[str, Any]) -> Group:
     parts: list[Any] = [head, table]
     for title, group in (("paused", facts["paused"]), ("cancelled", facts["cancelled"])):
         if group is not None:
-            parts.append(Text(clean(f"{title}: {group}"), style="yellow"))
+            parts.append(Text(printable(f"{title}: {group}"), style="yellow"))
     if len(facts["effort"]["by_kind"]) > 1:
         parts += [_hours_table(facts["effort"]), Text(facts["effort"]["accounted"]["what"], style="dim")]
     for service, engines in facts["waiting"].items():
         said = f"waiting: {engines} engines: {service} (a slot is requeued after map.away_s)"
-        parts.append(Text(clean(said), style="yellow"))
+        parts.append(Text(printable(said), style="yellow"))
     for event in facts["unsent"]:
         said = f"webhook: nobody has confirmed {event} yet: slots that end send it, so does a look with ${VARIABLE}"
         parts.append(Text(said, style="yellow"))
-    parts += [Text(clean(line), style="red") for line in facts["hurt"]]
+    parts += [Text(printable(line), style="red") for line in facts["hurt"]]
     for node, reason in facts["excluded"].items():
-        parts.append(Text(clean(f"excluded: {node}: {reason}"), style="yellow"))
+        parts.append(Text(printable(f"excluded: {node}: {reason}"), style="yellow"))
     notes = {r.removeprefix("ok: "): n for r, n in facts["reasons"].items() if r.startswith("ok: ")}
     if without := {r: n for r, n in facts["reasons"].items() if not r.startswith("ok: ")}:
         parts.append(_reason_table("no result", without))
@@ -262,8 +261,8 @@ def render(facts: dict[str, Any]) -> Group:
         parts.append(Text(f"rerun them: python -m hpc.rerun {facts['path']}"))
     if facts["lost"]:
         what, command = lost.message_and_command(facts["lost"], facts["path"])
-        parts += [Text(clean(what), "red"), Text(clean(command))]
-    parts += [Text(clean(line), style="red") for line in facts["nothing"]]
+        parts += [Text(printable(what), "red"), Text(printable(command))]
+    parts += [Text(printable(line), style="red") for line in facts["nothing"]]
     return Group(*parts)
 
 
@@ -332,14 +331,14 @@ def _starving_line(starving: dict[str, Any], unit: str) -> str:
     line = f"by input: engines waited {waited} of their time for samples to be read and decoded"
     if node := starving["node"]:
         cores = f"{node['cpus']} cores for {node['engines']} {unit}{'s' * (node['engines'] != 1)}"
-        line += f"; {clean(node['node'])} has {cores} ({100 * node['waited']:.0f} %)"
+        line += f"; {printable(node['node'])} has {cores} ({100 * node['waited']:.0f} %)"
     return line
 
 
 def _slow_line(row: dict[str, Any], unit: str) -> str:
-    where = clean(row["node"]) + (f" {unit} {row['engine']}" if row["engine"] else "")
+    where = printable(row["node"]) + (f" {unit} {row['engine']}" if row["engine"] else "")
     if "deaths" in row:
-        return f"{where}: its engine died {row['deaths']} times ({clean(row['reason'])})"
+        return f"{where}: its engine died {row['deaths']} times ({printable(row['reason'])})"
     return f"{where}: {row['rate']:,.1f} samples/s a {unit} ({100 * row['of_median']:+.0f} % of the median)"
 
 
@@ -354,7 +353,7 @@ def _reason_table(title: str, reasons: dict[str, int], limit: int = 8) -> Table:
     table.add_column(justify="right", no_wrap=True)
     table.add_column(overflow="fold")
     for number, (reason, count) in enumerate(list(reasons.items())[:limit]):
-        table.add_row(title if number == 0 else "", f"{count:,}", Text(clean(reason)))
+        table.add_row(title if number == 0 else "", f"{count:,}", Text(printable(reason)))
     if len(reasons) > limit:
         table.add_row("", "", f"and {len(reasons) - limit} more reasons (--by error)")
     return table
@@ -369,7 +368,9 @@ def _group_table(title: str, unit: str, groups: dict[str, dict[str, Any]], limit
     ordered = sorted(groups.items(), key=lambda g: -g[1]["count"])
     for number, (reason, group) in enumerate(ordered[:limit]):
         example = f"{group['example']} · {group['where']}" if group["where"] else group["example"]
-        table.add_row(title if number == 0 else "", f"{group['count']:,}", Text(clean(reason)), Text(clean(example)))
+        table.add_row(
+            title if number == 0 else "", f"{group['count']:,}", Text(printable(reason)), Text(printable(example))
+        )
     if len(ordered) > limit:
         table.add_row("", "", f"and {len(ordered) - limit} more reasons (--by error)", "")
     return table

@@ -40,8 +40,9 @@ from hpc.base.fields import execution
 from hpc.config import Config
 from hpc.pipeline.for_each import expanded
 
-_OWN = ("name", "runs", "cluster", "for_each", "stages")
-_FOLDERS = ("configs", "jobs", "journal", "code", "logs", "control")  # of a pipeline's directory, see pipeline_run
+_OWN = ("name", "runs", "cluster", "for_each", "stages")  # keys of the pipeline itself
+_FOLDERS = ("configs", "jobs", "journal", "code", "logs", "control")  # in its directory, see hpc.pipeline.directory
+# Keys of the cluster that a command does not take over from the pipeline.
 _SIZES = ("slots", "parallel", "gpus_per_node", "engines_per_node", "cpus_per_node", "mem_gb", "gres", "time")
 _REFERENCE = re.compile(r"\$\{([^}]*)\}")
 
@@ -74,7 +75,7 @@ class PipelineConfig:
 
 @dataclass(frozen=True)
 class Stage:
-    """A checked stage. Either `command` or `config` is there; `tree` is what the config was checked from."""
+    """A checked stage, which has either a `command` or a `config`. tree: the keys that the config was checked from."""
 
     name: str
     needs: tuple[str, ...]
@@ -97,7 +98,7 @@ class Stage:
 
     @property
     def digest(self) -> str:
-        """Changes when the stage is to do something else; not with where it runs."""
+        """A hash (12 hex digits) of what the stage does. Where it runs does not enter it."""
         made: Any = list(self.command)
         if self.config is not None:
             run = self.config.run
@@ -112,7 +113,7 @@ class Stage:
         return textwrap.shorten(said, 100, placeholder=" …")
 
     def record(self) -> dict[str, Any]:
-        """What a stage job on a node has to know."""
+        """What is recorded of it, and what its stage job has to know."""
         return {"stage": self.name, "needs": list(self.needs), "command": list(self.command), "digest": self.digest}
 
 
@@ -125,7 +126,7 @@ class Pipeline:
     source: str
     cluster: configs.ClusterConfig
     stages: dict[str, Stage]
-    tree: dict[str, Any]  # a config that makes this pipeline again, beside configs/<stage>.yaml (see pipeline_run)
+    tree: dict[str, Any]  # a config that makes this pipeline again, beside configs/<stage>.yaml
     overrides: list[str]  # as typed
 
     def stage(self, name: str) -> Stage:
@@ -144,11 +145,11 @@ class Pipeline:
 
 @dataclass(frozen=True)
 class PipelineRequest:
-    """What is to be done with a pipeline."""
+    """What a launch asks of a pipeline, by the flags of `hpc.launch`."""
 
     supersede: bool = False
     only: str = ""
-    begin: str = ""  # --from
+    from_stage: str = ""  # --from
 
 
 def is_pipeline(path: str | Path) -> bool:
@@ -185,7 +186,7 @@ def load(path: str | Path, overrides: list[str]) -> Pipeline:
 
 
 def _again(name: str, stage: StageConfig) -> dict[str, Any]:
-    """The keys of a stage, its job's config being the one that the pipeline's directory keeps."""
+    """The keys of a stage, with the job's config that the pipeline's directory keeps in place of the original."""
     keys = {key: value for key, value in vars(stage).items() if value}
     return {**keys, "config": f"configs/{name}.yaml"} if stage.config else keys
 
@@ -204,7 +205,7 @@ def _check_names(stages: dict[str, Any], source: str) -> None:
 
 
 def _override(stages: dict[str, StageConfig], patterns: dict[str, str], key: str, value: Any) -> None:
-    """`STAGE.key=value`: into the stage's cluster, or into its `set`; of a pattern into all that it has made."""
+    """Apply `STAGE.key=value` to the stage's cluster, own keys or `set`. A pattern stands for all stages made of it."""
     name, _, rest = key.partition(".")
     if rest and name in patterns.values():
         for stage in (stage for stage, pattern in patterns.items() if pattern == name):
@@ -226,7 +227,7 @@ def _override(stages: dict[str, StageConfig], patterns: dict[str, str], key: str
 
 
 def _needs(name: str, stage: StageConfig, stages: dict[str, StageConfig], source: str) -> tuple[str, ...]:
-    """Declared and derived, in the order of the file."""
+    """The stages that a stage needs, those of `needs:` and those in `${...}`, in the order of the file."""
     for need in stage.needs:
         if need not in stages or need == name:
             known = [s for s in stages if s != name]
@@ -243,6 +244,7 @@ def _needs(name: str, stage: StageConfig, stages: dict[str, StageConfig], source
 
 
 def _references(value: Any) -> Iterator[str]:
+    """The names in `${...}` anywhere in a value."""
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, list):
@@ -276,6 +278,7 @@ def _ordered(needs: dict[str, tuple[str, ...]], source: str) -> list[str]:
 def _checked(
     name: str, stage: StageConfig, needs: tuple[str, ...], top: PipelineConfig, path: Path, folders: dict[str, str]
 ) -> Stage:
+    """A stage, checked. Raises UserError that does not name the stage: the caller adds that."""
     if bool(stage.config) == bool(stage.command):
         raise UserError("write either `config` (a job) or `command` (a program and its arguments)")
     source = f"stage {name}"
@@ -298,12 +301,12 @@ def _checked(
     config = configs.check(tree, str(file))
     if config.run.pilot:
         raise UserError("`pilot`: later stages need all of this one. Launch its config by itself for a pilot")
-    about = {"rate": stage.rate, "samples": stage.samples}
-    return Stage(name, needs, config.run.cluster, config=config, tree=tree, source=str(file), **about)  # type: ignore[arg-type]
+    about: dict[str, Any] = {"rate": stage.rate, "samples": stage.samples}
+    return Stage(name, needs, config.run.cluster, config=config, tree=tree, source=str(file), **about)
 
 
 def _cluster(shared: dict[str, Any], stage: StageConfig) -> dict[str, Any]:
-    """The pipeline's cluster with the stage's changes. What jobs wait for, and what ends them, is the pipeline's."""
+    """The pipeline's cluster with the stage's changes. Dependencies and the gate are the pipeline's alone to set."""
     if taken := [key for key in ("kind", "gate", "dependency") if key in stage.cluster]:
         raise UserError(f"`cluster.{taken[0]}`: belongs to the pipeline, not to one of its stages")
     return {**{k: v for k, v in shared.items() if k not in ("gate", "dependency")}, **stage.cluster}

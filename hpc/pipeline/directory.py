@@ -1,4 +1,4 @@
-"""The directory of a pipeline: what was submitted for each stage, and which stages are finished.
+"""The directory of a pipeline: the attempts at each stage, and which stages are finished.
 
 runs/<name>/
   config.yaml            the newest launch: python -m hpc.launch takes it as it is
@@ -52,7 +52,7 @@ class PipelineRun(Run):
         return run if run.record.exists() else None
 
     def check(self) -> None:
-        """Raise UserError where the directory is something else's."""
+        """Raise UserError where the directory exists and is not a pipeline's."""
         if self.path.exists() and any(self.path.iterdir()) and not self._submissions.is_dir():
             raise UserError(f"launch: {self.path} exists and is not a pipeline's directory. Choose another `name=`.")
 
@@ -103,7 +103,7 @@ class PipelineRun(Run):
             return False
 
     def seconds(self, stage: str, now: float | None = None) -> float:
-        """Time of the attempts since the stage was last finished; up to `now` for one that has not ended."""
+        """Seconds of all attempts since the stage was last finished; one that has not ended counts up to `now`."""
         total, over = 0.0, False
         for events in filter(None, map(self.events, self.attempts(stage))):
             last = events[-1]
@@ -129,7 +129,7 @@ class PipelineRun(Run):
             return {}
 
     def finish(self, record: dict[str, Any], seconds: float) -> None:
-        """Mark a stage as finished, from what its needs have come to."""
+        """Mark a stage as finished, with the outcomes of its needs. record: `Stage.record`."""
         folder = self.path / record["stage"]
         marker = {
             "definition": record["digest"], "needs": self.inputs(record),
@@ -138,22 +138,24 @@ class PipelineRun(Run):
         atomic.replace(folder / "stage.json", atomic.as_json(marker, indent=1), durable=True)
 
     def forget(self, stages: Iterable[str]) -> None:
-        """Let stages count as not finished."""
+        """Make stages count as not finished."""
         for stage in stages:
             (self.path / stage / "stage.json").unlink(missing_ok=True)
 
     def inputs(self, record: dict[str, Any]) -> dict[str, str]:
-        """What the needs of a stage have come to."""
+        """The outcome of each need of a stage, "" of one that is not finished."""
         return {need: str(self.marker(need).get("outcome", "")) for need in record["needs"]}
 
     def is_finished(self, record: dict[str, Any]) -> bool:
-        """Whether a stage was finished as it is defined now, from what its needs have come to, and is still so."""
+        """Whether a stage was finished with its present definition and the present outcomes of its needs, and its job's
+        output has not changed since.
+        """
         marker = self.marker(record["stage"])
         same = marker.get("definition") == record["digest"] and marker.get("needs") == self.inputs(record)
         return same and (bool(record["command"]) or marker.get("outcome") == outcome(Run(self.path / record["stage"])))
 
     def finished(self, pipeline: Pipeline) -> list[str]:
-        """The stages that are finished, and whose needs are."""
+        """The stages that are finished together with all of their needs."""
         found: list[str] = []
         for stage in pipeline.stages.values():
             if set(stage.needs) <= set(found) and self.is_finished(stage.record()):
@@ -190,7 +192,9 @@ def _wrong_stage(record: Any) -> str:
 
 
 def outcome(run: Run) -> str:
-    """Changes when a job's output may have: another identity, plan or rerun, or a directory that was made anew."""
+    """A hash that changes when the output of a job may have changed: by another identity or plan, by a rerun, or where
+    its directory was made anew. "" where it was never launched.
+    """
     submissions = run.submissions()
     if not submissions:
         return ""
@@ -204,7 +208,7 @@ def _token(content: Any) -> str:
 
 
 def stage_facts(pipeline: Pipeline, stage: Stage, run: PipelineRun, code: str, supersede: bool) -> dict[str, Any]:
-    """What the submission of a stage job says."""
+    """The fields of a stage job's submission. code: name of the snapshot."""
     argv = container.command(stage.cluster, run.path, stage.command) if stage.command else []
     config = {**stage.record(), "argv": argv, "cwd": os.getcwd(), "supersede": supersede}
     config["cluster"] = {"kind": pipeline.cluster.kind}

@@ -30,7 +30,9 @@ _NAME = re.compile(r"[A-Za-z][\w-]*")
 
 @dataclass(frozen=True)
 class _Filling:
-    """What `%`, or `%1` and `%2`, stand for: names, and `${%}`: places."""
+    """What one stage that is made of a pattern gets: `names` in place of `%` (or `%1` and `%2`, keys "1" and "2"), and
+    `places`, directories, in place of `${%}`.
+    """
 
     names: Mapping[str, str]
     places: Mapping[str, str]
@@ -53,13 +55,13 @@ class _Filling:
 
 
 def expanded(stages: Mapping[str, Any], names: Mapping[str, Any], source: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """The stages with those of `for_each`, patterns written out; and of each of these the pattern that it was made of.
+    """(all stages, those of `for_each` and those made of patterns among them; by stage the pattern it was made of).
 
     Raises:
         UserError: a name, or what stands for it, cannot be; two stages would have one name.
     """
     each = {name: value for name, value in names.items() if value is not None}
-    places = {name: _place(name, value, source) for name, value in each.items()}
+    places = {name: _location(name, value, source) for name, value in each.items()}
     ones = [_Filling({"": name}, {"": place}) for name, place in places.items()]
     twos = [_Filling({"1": a, "2": b}, {"1": places[a], "2": places[b]}) for a, b in combinations(places, 2)]
     found: dict[str, Any] = {name: value for name, value in each.items() if isinstance(value, Mapping)}
@@ -80,7 +82,8 @@ def expanded(stages: Mapping[str, Any], names: Mapping[str, Any], source: str) -
     return found, made
 
 
-def _place(name: str, value: Any, source: str) -> str:
+def _location(name: str, value: Any, source: str) -> str:
+    """What `${%}` stands for: a directory, or a reference to the stage that has this name."""
     where = f"config: {source}: `for_each.{name}`"
     if not _NAME.fullmatch(name):
         raise UserError(f"{where}: cannot be a name. Use letters, digits, '_' and '-'.")
@@ -92,13 +95,15 @@ def _place(name: str, value: Any, source: str) -> str:
 
 
 def _fillings(text: str, ones: list[_Filling], twos: list[_Filling]) -> list[_Filling] | None:
-    """Those that a text has marks for; None where it has none."""
+    """The fillings for the marks in a text: single names, or pairs of them; None where it has no marks."""
     marks = {found[1] or found[2] or "" for found in _MARK.finditer(text) if found[0] != "%%"}
     return None if not marks else ones if "" in marks else twos
 
 
 def _lists(tree: Any, ones: list[_Filling], twos: list[_Filling], where: str) -> Any:
-    """A stage that is made once: entries of its command and its needs that have marks are written out."""
+    """A stage that is made once. An entry of its `command` or `needs` that has marks becomes one entry for each name,
+    and an entry that is a list becomes several.
+    """
     if not isinstance(tree, Mapping):
         return tree
     changed = {}
@@ -117,5 +122,5 @@ def _lists(tree: Any, ones: list[_Filling], twos: list[_Filling], where: str) ->
 
 
 def _flat(tree: Any) -> Any:
-    """A stage whose command's lists are one."""
+    """A stage with the lists inside its `command` and `needs` joined into one."""
     return _lists(tree, [], [], "")

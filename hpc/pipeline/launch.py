@@ -1,9 +1,9 @@
 """Launch a pipeline: its stages one after another here, or all at once on Slurm.
 
-A finished stage is not done again while its definition and what its needs have come to stay the same. `--from STAGE`
-lets it and all that need it count as not finished, `--only STAGE` runs that one alone: commands run again, jobs go on
-from what is in their run directories. A job that would now make something else is refused, or done anew with
---supersede: a map job beside its old output, a training in a fresh directory (the old one is kept as <stage>.1).
+A finished stage is not done again while its definition and the outcomes of its needs stay the same. With `--from STAGE`
+that stage and all that need it count as not finished; `--only STAGE` runs that one alone. Commands run again, and jobs
+go on from what is in their run directories. A job that would now make something else is refused. With --supersede it is
+done anew: a map job beside its old output, a training in a fresh directory (the old one is kept as <stage>.1).
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def launch(path: str, overrides: list[str], asked: PipelineRequest, *, dry_run: 
             outlook.check(pipeline.stages[name], asked.supersede)
     run.make()
     check_access(run.path)
-    with launch_lock(run, SUBMITTING_S if on_slurm else 0.0):  # and all again, since another launch may have come first
+    with launch_lock(run, SUBMITTING_S if on_slurm else 0.0):  # looked at again: another launch may have come first
         _, todo = _stages(pipeline, run, asked)
         jobs = _live(pipeline, run) if on_slurm else {}
         _write(pipeline, run)
@@ -72,7 +72,7 @@ def launch(path: str, overrides: list[str], asked: PipelineRequest, *, dry_run: 
 
 
 def _stages(pipeline: Pipeline, run: PipelineRun, asked: PipelineRequest) -> tuple[list[str], list[str]]:
-    """(finished, to do)"""
+    """(names of finished stages, names of those that this launch has to do)"""
     forgotten = _forgotten(pipeline, asked)
     finished = [name for name in run.finished(pipeline) if name not in forgotten]
     if asked.only and (missing := [n for n in pipeline.stage(asked.only).needs if n not in finished]):
@@ -81,13 +81,14 @@ def _stages(pipeline: Pipeline, run: PipelineRun, asked: PipelineRequest) -> tup
 
 
 def _forgotten(pipeline: Pipeline, asked: PipelineRequest) -> list[str]:
-    if asked.begin:
-        return [pipeline.stage(asked.begin).name, *pipeline.dependents(asked.begin)]
+    """Stages that count as not finished, because the launch asks for them."""
+    if asked.from_stage:
+        return [pipeline.stage(asked.from_stage).name, *pipeline.dependents(asked.from_stage)]
     return [pipeline.stage(asked.only).name] if asked.only else []
 
 
 def _write(pipeline: Pipeline, run: PipelineRun) -> None:
-    """The definition, and each job's config, as `python -m hpc.launch` reads it."""
+    """Write the definition of the pipeline, and the config of each job as `python -m hpc.launch` reads it."""
     for stage in pipeline.stages.values():
         if stage.config is not None:
             atomic.replace(run.configs / f"{stage.name}.yaml", configs.dump(stage.tree).encode())
@@ -105,7 +106,7 @@ def _write(pipeline: Pipeline, run: PipelineRun) -> None:
 def _run_here(pipeline: Pipeline, run: PipelineRun, todo: list[str], asked: PipelineRequest, again: str) -> int:
     """One stage after another, each a process of its own; stops at the first that fails."""
     stop: list[int] = []
-    told: dict[signal.Signals, object] = {}
+    before: dict[signal.Signals, Any] = {}
 
     def note(number: int, frame: FrameType | None) -> None:
         stop.append(number)
@@ -114,11 +115,11 @@ def _run_here(pipeline: Pipeline, run: PipelineRun, todo: list[str], asked: Pipe
         return bool(stop) or run.control_text("cancelled") is not None
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        told[number] = signal.signal(number, note)
+        before[number] = signal.signal(number, note)
     try:
         for name in todo:
             stage = pipeline.stages[name]
-            if run.is_finished(stage.record()):  # what it needs came out as before
+            if run.is_finished(stage.record()):  # its needs were done again, with the same outcomes
                 continue
             if why := _stage_here(pipeline, stage, run, asked, stopped):
                 console.print(times(pipeline, run))
@@ -126,8 +127,8 @@ def _run_here(pipeline: Pipeline, run: PipelineRun, todo: list[str], asked: Pipe
                 warn.print(f"to go on: {again}", markup=False)
                 return Exit.INCOMPLETE
     finally:
-        for number, handler in told.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+        for number, handler in before.items():
+            signal.signal(number, handler)
     console.print(times(pipeline, run))
     return Exit.COMPLETE
 
@@ -135,7 +136,7 @@ def _run_here(pipeline: Pipeline, run: PipelineRun, todo: list[str], asked: Pipe
 def _stage_here(
     pipeline: Pipeline, stage: Stage, run: PipelineRun, asked: PipelineRequest, stopped: Callable[[], bool]
 ) -> str:
-    """Why it failed, "" if it did not."""
+    """Do one stage on this machine. Returns why it failed, "" if it did not."""
     if run.at_work(stage.name):
         raise UserError(f"pipeline: another launch works at stage {stage.name} of {short(run.path)} on this machine.")
     number = list(pipeline.stages).index(stage.name) + 1
@@ -174,7 +175,11 @@ def times(pipeline: Pipeline, run: PipelineRun) -> Table:
 
 
 def _submit(pipeline: Pipeline, run: PipelineRun, todo: list[str], asked: PipelineRequest, jobs: dict[str, str]) -> int:
-    """A stage job for each stage that has none in Slurm's hands (`jobs`), each behind those of its needs."""
+    """Submit a stage job for each stage in `todo` that has none in Slurm's queue, dependent on those of its needs.
+
+    Args:
+        jobs: ids of stage jobs in Slurm's queue by stage; the new ones are added.
+    """
     code = snapshot.take(run.code)
     for name in todo:
         if name in jobs:

@@ -34,9 +34,11 @@ from hpc.slurm.jobs import StageLauncher
 
 @dataclass
 class Outlook:
-    """jobs: their shape. devices: GPUs (without: engines, ranks) that work at once. note: what is not known yet.
+    """What a stage will do and cost.
 
-    wrong: what would stop the launch, of a stage whose needs are finished.
+    jobs: how many, and how large, for people. devices: GPUs (without: engines or ranks) that work at the same time.
+    samples: to do; rate: samples a second of one device; where: the source of the rate; 0.0 and "" where not known.
+    note: what is not known yet. wrong: what would stop the launch of a stage whose needs are finished.
     """
 
     jobs: str
@@ -49,7 +51,7 @@ class Outlook:
 
     @property
     def hours(self) -> float | None:
-        """Of one device; None where samples or rate are not known."""
+        """Hours of one device; None where samples or rate are not known."""
         return self.samples / self.rate / 3600 if self.samples and self.rate else None
 
 
@@ -59,64 +61,64 @@ def check(stage: Stage, supersede: bool) -> None:
         raise UserError(f"stage {stage.name}: {wrong}")
 
 
-def estimate_stage(stage: Stage, behind: list[str], supersede: bool) -> Outlook:
-    """The outlook of a stage; `behind`: needs that are not finished, so that its input may not exist yet."""
+def estimate_stage(stage: Stage, unfinished_needs: list[str], supersede: bool) -> Outlook:
+    """The outlook of a stage. While needs of it are not finished, its input may not exist yet."""
     if stage.config is None:
         gpus = stage.cluster.gpus_per_node
         found = Outlook(f"1 job · {gpus} GPUs" if gpus else "1 job", max(1, gpus))
     else:
-        found = _map(stage, behind, supersede) if stage.kind == "map" else _gang(stage, behind, supersede)
+        look = _map if stage.kind == "map" else _gang
+        found = look(stage, stage.config, unfinished_needs, supersede)
     found.samples = found.samples or stage.samples or 0.0
     if stage.rate is not None:
         found.rate, found.where = stage.rate, "given"
     return found
 
 
-def _alone(stage: Stage) -> configs.Config:
-    """The stage's config, looked at without asking Slurm anything."""
-    assert stage.config is not None
-    cluster = {**stage.config.resolved["cluster"], "kind": "local"}
-    return configs.check({**stage.config.resolved, "cluster": cluster}, stage.source)
+def _without_slurm(config: configs.Config, source: str) -> configs.Config:
+    """A stage's config with kind "local", so that nothing is asked of Slurm."""
+    cluster = {**config.resolved["cluster"], "kind": "local"}
+    return configs.check({**config.resolved, "cluster": cluster}, source)
 
 
-def _map(stage: Stage, behind: list[str], supersede: bool) -> Outlook:
-    config, cluster = _alone(stage), stage.cluster
+def _map(stage: Stage, given: configs.Config, unfinished_needs: list[str], supersede: bool) -> Outlook:
+    config, cluster = _without_slurm(given, stage.source), stage.cluster
     engines = cluster.devices_per_node
     what = f"{cluster.unit('engine')}s"
     slots, measured, shards, wrong = cluster.slots, None, [], ""
     try:
-        if behind:
+        if unfinished_needs:
             shards = config.operator().plan()  # its shards may be there before its model is
         else:
             job = prepare(config, supersede=supersede, dry_run=True)
             shards, slots = job.shards, job.slots
-            measured = forecast.find(stage.config or config, job.identity)
+            measured = forecast.find(given, job.identity)
     except (UserError, OSError) as error:
-        wrong = "" if behind else str(error)
+        wrong = "" if unfinished_needs else str(error)
     at_once = min(slots, cluster.parallel or slots)
     found = Outlook(f"array of {slots} × {engines} {what}", at_once * engines, wrong=wrong)
     found.samples = forecast.samples(shards, measured)
     if measured:
         found.rate, found.where = measured.rate, measured.where
-    if behind and not shards:
-        found.note = f"planned after {', '.join(behind)}"
+    if unfinished_needs and not shards:
+        found.note = f"planned after {', '.join(unfinished_needs)}"
     return found
 
 
-def _gang(stage: Stage, behind: list[str], supersede: bool) -> Outlook:
-    config, cluster = _alone(stage), stage.cluster
+def _gang(stage: Stage, given: configs.Config, unfinished_needs: list[str], supersede: bool) -> Outlook:
+    config, cluster = _without_slurm(given, stage.source), stage.cluster
     arms = sweep.arms(config) if config.run.sweep else {"": config}
     nodes, ranks = config.run.gang.nodes, cluster.workers_per_node
     what = f"{cluster.unit('rank')}s"
     shape = f"{nodes} {'node' if nodes == 1 else 'nodes'} × {ranks} {what}"
     at_once = min(len(arms), cluster.parallel or len(arms))
     found = Outlook(f"{len(arms)} arms × {shape}" if config.run.sweep else shape, at_once * nodes * ranks)
-    if behind:
-        found.note = f"checked after {', '.join(behind)}"
+    if unfinished_needs:
+        found.note = f"checked after {', '.join(unfinished_needs)}"
     for arm in arms.values():
         found.samples += _samples(arm)
         try:
-            if not behind:
+            if not unfinished_needs:
                 gang_launch.prepare(arm, supersede=supersede)
         except (UserError, OSError) as error:
             found.wrong = str(error)
@@ -124,17 +126,17 @@ def _gang(stage: Stage, behind: list[str], supersede: bool) -> Outlook:
 
 
 def _samples(config: configs.Config) -> float:
-    """Of a whole training, 0 where only the data says; trainers may have a method `samples`."""
+    """Samples of a whole training; 0.0 where only the data tells, or the trainer has no method `samples`."""
     count: Any = getattr(config.trainer(), "samples", None)
     return float(count()) if count else 0.0
 
 
 def dry_run(pipeline: Pipeline, run: PipelineRun, finished: list[str], todo: list[str], asked: PipelineRequest) -> int:
-    """Print every stage, its dependencies, its cost, and what will be run; leave nothing behind."""
+    """Print every stage, its dependencies, its cost, and what will be run; leave nothing unfinished_needs."""
     looks = {}
     for name in todo:
-        behind = [need for need in pipeline.stages[name].needs if need not in finished]
-        looks[name] = estimate_stage(pipeline.stages[name], behind, asked.supersede)
+        unfinished_needs = [need for need in pipeline.stages[name].needs if need not in finished]
+        looks[name] = estimate_stage(pipeline.stages[name], unfinished_needs, asked.supersede)
     console.print(_table(pipeline, looks, finished), width=max(console.width, 110))
     console.print(_total(pipeline, looks))
     console.print(f"output    {short(run.path)}/<stage>/\n", markup=False)

@@ -3,9 +3,9 @@
     python -m hpc.pipeline.stage runs/mine --submission UUID
 
 A stage cannot be planned before its inputs exist, so a pipeline on Slurm is a chain of small stage jobs, submitted at
-once, each behind (afterok) those that it needs. When its turn comes, a stage job
+once, each of which waits (afterok) for those that it needs. When its turn comes, a stage job runs its command. Or it
+launches its job, requeues itself to run after it, and then looks into the run directory:
 
-    runs its command, or launches its job, requeues itself behind it, and then looks into the run directory:
     complete                            marks the stage as finished, exit 0
     not complete, but further           launches it again: a slot that was scancelled breaks nothing
     not complete, twice no further      exit 1, saying what is left
@@ -42,10 +42,10 @@ from hpc.slurm import requeue
 
 log = logging.getLogger("stage")
 
-_OURS = {"stdout.txt", "stderr.txt", "stage.json"}  # of a command's directory
+_OURS = {"stdout.txt", "stderr.txt", "stage.json"}  # what we write into a command's directory
 LAUNCHES = 2  # in a row without progress, after which a stage is given up
-_SLURM_S = 1800.0  # for a controller that is away: a failed stage job ends the whole chain
-_KILL_S = 30.0  # that a command gets to end when told to
+_SLURM_S = 1800.0  # to wait for a controller that is away; long, since a failed stage job ends the whole chain
+_KILL_S = 30.0  # between TERM and KILL for a command that is to stop
 
 
 class Attempt:
@@ -55,7 +55,7 @@ class Attempt:
         self.run, self.submission, self.record = run, submission, submission.config
         self.stage = str(self.record["stage"])
         self.folder = run.path / self.stage
-        self.why = ""  # it failed
+        self.why = ""  # why it failed, "" while it did not
         self._journal = Journal(run.journal(submission))
         self.note("start", host=socket.gethostname(), pid=os.getpid())
 
@@ -68,7 +68,7 @@ class Attempt:
         return Exit.COMPLETE
 
     def skip(self) -> int:
-        """It is finished already, and its marker stays: what needs it need not be done again."""
+        """End without doing anything: the stage is finished. Its marker stays, so that its dependents stay finished."""
         self._end(Exit.COMPLETE, "")
         return Exit.COMPLETE
 
@@ -105,7 +105,7 @@ class Attempt:
     # --- jobs ---------------------------------------------------------------------------------
 
     def launch(self, stopped: Callable[[], bool] = lambda: False) -> tuple[int, str]:
-        """`hpc.launch` of the stage's config: its exit code, and what it complained of."""
+        """Run `hpc.launch` with the stage's config. Returns its exit code, and the last line of its stderr."""
         if self.record["supersede"]:
             begin_anew(self.run.configs / f"{self.stage}.yaml")
         complaints = self.run.logs / f"{self.stage}-{self.submission.uuid}.txt"
@@ -115,7 +115,11 @@ class Attempt:
                 env=_environment(), start_new_session=True, preexec_fn=drain_with_parent,
             )  # fmt: skip
             code = watch(process, stopped)
-        if code in (Exit.COMPLETE, Exit.INCOMPLETE, Exit.SOME_FAILED):  # warnings; else it is the reason
+        if code in (
+            Exit.COMPLETE,
+            Exit.INCOMPLETE,
+            Exit.SOME_FAILED,
+        ):  # then stderr holds warnings; else the reason of the failure
             sys.stderr.write(complaints.read_text(encoding="utf-8", errors="replace"))
         return code, last_line(complaints)
 
@@ -130,7 +134,7 @@ class Attempt:
         return self.fail(f"{'stopped: ' if stopped() else ''}{now.left or f'hpc.launch exited with {code}'}")
 
     def advance(self) -> int:
-        """What a stage job does with the job of its stage."""
+        """Bring the job of the stage one step further: mark the stage as finished, wait for its job, or launch it."""
         from hpc.slurm.queue import job_of, wait_for_live_jobs
 
         job = Run(self.folder)
@@ -155,7 +159,7 @@ class Attempt:
         return requeue.wait_for(latest.job_ids)
 
     def _launch_patiently(self) -> tuple[int, str]:
-        """As `launch`; again where Slurm's controller is away (a launch first looks for what it may have submitted)."""
+        """`launch`, tried again while Slurm's controller is away: a launch first looks for what it has submitted."""
         end = time.monotonic() + _SLURM_S
         while True:
             code, said = self.launch()
@@ -173,7 +177,7 @@ class Attempt:
 
 
 def _answered(ask: Callable[[], object]) -> None:
-    """Ask Slurm, and again while its controller is away."""
+    """Call `ask`, again and again while Slurm's controller is away. Raises Unanswered after _SLURM_S."""
     end = time.monotonic() + _SLURM_S
     while True:
         try:
@@ -186,8 +190,9 @@ def _answered(ask: Callable[[], object]) -> None:
 
 
 def begin_anew(config: Path) -> None:
-    """Move the directory of a training aside that is no longer what its config asks for. A map job makes a new column
-    beside the old; a training would go on from checkpoints that were made of other data."""
+    """Move the directory of a training aside where its config asks for another training now: it would go on from
+    checkpoints that were made of other data. A map job needs no such thing: it writes a new column beside the old.
+    """
     checked = configs.load(config, [])
     if not checked.is_gang:
         return
@@ -206,25 +211,27 @@ def set_aside(folder: Path) -> None:
 
 
 def launch_command(run: PipelineRun, stage: str, supersede: bool) -> list[str]:
-    """What launches the job of a stage."""
+    """The command line that launches the job of a stage."""
     more = ["--supersede"] if supersede else []
     return [sys.executable, "-P", "-m", "hpc.launch", str(run.configs / f"{stage}.yaml"), *more]
 
 
 def _environment(*folders: str) -> dict[str, str]:
-    """This process', in which python finds the code that this process runs, and then what is in `folders`."""
+    """The environment of this process, with a PYTHONPATH on which its own code comes first, and `folders` last."""
     paths = [str(snapshot.ROOT), os.environ.get("PYTHONPATH", ""), *folders]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
 def watch(process: subprocess.Popen[bytes], stopped: Callable[[], bool], patience: float = math.inf) -> int:
-    """Wait for a process that leads its session; its exit code. Told to stop, it gets TERM, after `patience` KILL."""
-    told: float | None = None
+    """Wait for a process that leads a session of its own; returns its exit code. Once `stopped()` is true its session
+    gets TERM, and KILL `patience` seconds later.
+    """
+    signalled: float | None = None
     while (code := process.poll()) is None:
-        if told is None and stopped():
+        if signalled is None and stopped():
             os.killpg(process.pid, signal.SIGTERM)
-            told = time.monotonic()
-        elif told is not None and time.monotonic() - told > patience:
+            signalled = time.monotonic()
+        elif signalled is not None and time.monotonic() - signalled > patience:
             os.killpg(process.pid, signal.SIGKILL)
         time.sleep(0.1)
     return code

@@ -13,8 +13,7 @@ from rich.text import Text
 
 from hpc import kinds
 from hpc.base.errors import Exit
-from hpc.base.text import SCHEMA, duration
-from hpc.base.text import printable as clean
+from hpc.base.text import SCHEMA, duration, printable
 from hpc.pipeline.directory import PipelineRun
 from hpc.run.directory import Run
 from hpc.slurm.queue import job_of, live_jobs
@@ -73,7 +72,7 @@ def _stage(run: PipelineRun, record: dict[str, Any], behind: list[str], squeue: 
 
 
 def _state(events: list[dict[str, Any]], alive: bool) -> str:
-    """Of the newest attempt, from its journal; `alive`: its process or its stage job is there."""
+    """The state of a stage from the journal of its newest attempt. alive: its process or its stage job is there."""
     if not events:
         return QUEUED if alive else WAITING
     if events[-1]["event"] == "end":
@@ -103,12 +102,12 @@ def render(facts: dict[str, Any]) -> Group:
     for name, stage in facts["stages"].items():
         took = duration(stage["seconds"]) if stage["seconds"] is not None else ""
         state = Text(stage["state"], style=colours.get(stage["state"], "dim"))
-        table.add_row(name, state, took, Text(clean(_words(stage))))
+        table.add_row(name, state, took, Text(printable(_words(stage))))
     done = sum(s["state"] == FINISHED for s in facts["stages"].values())
     head = Text.assemble((facts["pipeline"], "bold"), f" · {done} of {len(facts['stages'])} stages · {facts['kind']}")
     parts: list[Any] = [head, table]
     if facts["cancelled"] is not None:
-        parts.append(Text(clean(f"cancelled: {facts['cancelled']}"), style="yellow"))
+        parts.append(Text(printable(f"cancelled: {facts['cancelled']}"), style="yellow"))
     return Group(*parts)
 
 
@@ -146,7 +145,7 @@ def _stage_logs(run: PipelineRun, lines: int) -> Iterator[str]:
         ]:
             if path.exists():
                 yield f"{path.relative_to(run.path)}:"
-                yield from map(clean, path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+                yield from map(printable, path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
         if stage["kind"] != "command":
             yield f"its job: python -m hpc.logs {stage['path']}"
         yield ""

@@ -288,9 +288,9 @@ def test_rank_memory_is_its_part_of_what_slurm_grants(monkeypatch: pytest.Monkey
         monkeypatch.setenv(f"SLURM_{name}", value)
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.setenv(name, "0")  # so that they are restored
-    assert gang._place(cluster) == (5, 8, 1) and rank_memory() == (100 << 20) // 4
+    assert gang._rank_numbers(cluster) == (5, 8, 1) and rank_memory() == (100 << 20) // 4
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert gang._place(ClusterConfig(kind="local")) and rank_memory() == (100 << 20) // 2
+    assert gang._rank_numbers(ClusterConfig(kind="local")) and rank_memory() == (100 << 20) // 2
 
 
 # --- an object store ----------------------------------------------------------------------------------
