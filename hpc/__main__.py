@@ -7,7 +7,7 @@ from hpc.base import command_list
 from hpc.base.command import end_on_closed_pipe
 
 _FIRST = tuple(f"hpc.{name}" for name in ("launch", "status", "logs", "cancel", "rerun", "verify", "keys"))
-# Started by the others, and by nobody else.
+# Commands that other commands start, and people do not.
 _OWN = (
     "base.keeper",
     "drilling.life",

@@ -1,4 +1,4 @@
-"""The facts of a run, whatever its kind: a map job, a training, a sweep or a pipeline."""
+"""The status of a run, whatever its kind: a map job, a training, a sweep or a pipeline."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hpc.run.directory import Run
 
 
 def view(run: Run, by: str | None = None) -> View:
-    """How to read and how to draw it; `by`: see `kinds.job_view`."""
+    """How to read the run's status and how to print it. by: see `kinds.job_view`."""
     whole = PipelineRun(run.path)
     if whole.record.exists():
         return View(lambda: pipeline_status.read_status(whole), pipeline_status.render)

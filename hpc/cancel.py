@@ -1,4 +1,4 @@
-"""Stop a run without losing anything: slots finish what is in flight, give their shards back and end.
+"""Stop a run without losing anything: slots finish what is in flight, release their shards and end.
 
     python -m hpc.cancel runs/demo             drain, then scancel what is left
     python -m hpc.cancel runs/demo --now       scancel at once (slots still drain within Slurm's KillWait)
@@ -44,8 +44,9 @@ _KILL_S = 40.0  # that Slurm may take to end what was scancelled: its KillWait i
 class AtWork:
     """What works on a run, as far as can be seen from here.
 
-    jobs: state by element, in Slurm's words; here: processes of this machine; elsewhere: slots of other machines that
-    Slurm did not start, and that have not said that they ended; unknown: why Slurm's jobs are not known.
+    jobs: Slurm's state of each array element that it lists; here: process numbers on this machine; elsewhere: slots on
+    other machines that Slurm did not start and that have not recorded their end, in words; unknown: why it is not known
+    which jobs Slurm has.
     """
 
     jobs: dict[str, str] = field(default_factory=dict)
@@ -55,6 +56,7 @@ class AtWork:
 
     @classmethod
     def at(cls, run: Run) -> AtWork:
+        """What works on a run now."""
         found = cls()
         arms = list(sweep_status.runs(run).values())
         lives = [facts for one in (run, *arms) for facts in heartbeat.read_all(one.slots)]
@@ -83,7 +85,8 @@ class AtWork:
     def __bool__(self) -> bool:
         return bool(self.jobs or self.here or self.elsewhere or self.unknown)
 
-    def said(self) -> str:
+    def described(self) -> str:
+        """In one line, for people."""
         states = Counter(self.jobs.values())
         elements = [f"{count} {state.lower()}" for state, count in sorted(states.items())]
         ids = sorted({job_of(name) for name in self.jobs})
@@ -96,14 +99,14 @@ def cancel(run: Run, *, now: bool) -> AtWork:
     """Returns what still works. Prints what it does."""
     found = AtWork.at(run)
     if _is_over(run):
-        if found:  # slots that are left over: they would see that and end
+        if found:  # slots that have not noticed yet that the run is finished
             _scancel(sorted(found.jobs))
-            console.print(f"left over, cancelled: {found.said()}", markup=False)
+            console.print(f"left over, cancelled: {found.described()}", markup=False)
         else:
             console.print(f"{run.name} is finished: nothing to cancel, nothing was changed", markup=False)
         return AtWork()
     wait_s = 0.0 if now else _patience(run)
-    console.print(f"cancelling {found.said()}; {wait_s:.0f} s to finish what is in flight", markup=False)
+    console.print(f"cancelling {found.described()}; {wait_s:.0f} s to finish what is in flight", markup=False)
     why = f"by {getpass.getuser()} on {socket.gethostname()}".encode()
     atomic.create(run.control / "cancelled", why)
     sweep_status.cancel(run, why)
@@ -121,7 +124,7 @@ def cancel(run: Run, *, now: bool) -> AtWork:
 
 
 def _is_over(run: Run) -> bool:
-    """Whether a run is finished. One whose plan cannot be read is not known to be."""
+    """Whether a run is finished; False where its plan cannot be read, so that this is not known."""
     try:
         return read_any_status(run)["exit"] in (Exit.COMPLETE, Exit.SOME_FAILED)
     except DamagedPlan as error:
@@ -130,7 +133,7 @@ def _is_over(run: Run) -> bool:
 
 
 def _wait(run: Run, wait_s: float) -> AtWork:
-    """What is left after at most so many seconds."""
+    """Wait until nothing works on the run, at most `wait_s` seconds; returns what is left."""
     end = time.monotonic() + wait_s
     while (left := AtWork.at(run)) and time.monotonic() < end:
         time.sleep(0.5)
@@ -155,7 +158,7 @@ def _jobs(run: Run) -> list[str]:
 
 
 def _job_of(submission: str) -> str | None:
-    """The job of a launch whose file is damaged, as Slurm knows it; None where there is no Slurm that knows."""
+    """The job of a launch whose record is damaged, found by its comment; None where Slurm has none or does not say."""
     try:
         return find_job(submission)
     except NoSqueueAnswer:
@@ -182,7 +185,7 @@ def _cancel_pipeline(run: PipelineRun, *, now: bool) -> Iterator[AtWork]:
     except Unanswered as error:
         chain.unknown = str(error)
     if chain.jobs:
-        console.print(f"cancelling the stages' {chain.said()}", markup=False)
+        console.print(f"cancelling the stages' {chain.described()}", markup=False)
         _scancel(sorted(chain.jobs))
     for stage in {s.config["stage"]: None for s in run.submissions()}:
         one = Run(run.path / stage)
@@ -208,11 +211,13 @@ def _report(left: list[AtWork], again: list[str], path: str, *, over: bool) -> i
         for name in one.elsewhere:
             console.print(f"not reached: {name}; it ends when it sees {path}/control/cancelled", markup=False)
         if one.jobs or one.here:
-            still = AtWork(one.jobs, one.here).said()
+            still = AtWork(one.jobs, one.here).described()
             console.print(f"not ended yet: {still}. Look at: python -m hpc.status {path}", markup=False)
     if any(left):
         return Exit.INCOMPLETE
-    console.print(f"{'To launch it again' if over else 'stopped. To go on'}:\n{relaunch.text(again)}", markup=False)
+    console.print(
+        f"{'To launch it again' if over else 'stopped. To go on'}:\n{relaunch.shell_text(again)}", markup=False
+    )
     return Exit.COMPLETE
 
 
@@ -232,7 +237,7 @@ def main(arguments: list[str] | None = None) -> int:
         left = [cancel(run, now=args.now)]
         if not any(left):
             orphan_events.send(run)
-    return _report(left, relaunch.of(Run(args.run)), args.run, over=over)
+    return _report(left, relaunch.command_for(Run(args.run)), args.run, over=over)
 
 
 if __name__ == "__main__":

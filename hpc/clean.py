@@ -1,12 +1,12 @@
-"""Remove what nobody will read again: saved parts of shards that are done or were begun afresh, temporary files.
+"""Remove files that nobody will read again: saved blocks that no slot needs any more, and temporary files.
 
     python -m hpc.clean runs/demo             say what would be removed, and how much that is
     python -m hpc.clean runs/demo --delete    remove it; slots may go on working meanwhile
 
-Finished parts (segments) are left behind by a slot that stalled and came back after its successor had published, and by
+Saved blocks (segments) are left behind by a slot that stalled and came back after its successor had published, and by
 generations that a rerun ended. Those that a rerun of bad samples still needs stay, as do those of shards that are not
-done. Temporary files (.tmp-*) are left by processes that were killed: they count from an hour of age on, by the clock
-of the file server. Published columns, markers and claims are never removed. Exit codes: 0, 64 wrong usage.
+done. Temporary files (.tmp-*) are left by processes that were killed; they are removed when they are older than an hour
+by the clock of the file server. Published columns, markers and claims are never removed. Exit codes: 0, 64 wrong usage.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from hpc.run.directory import Run
 from hpc.run.ledger import DONE, Ledger, State
 from hpc.run.segments import SUFFIX
 
-TEMPORARY_S = 3600.0  # of age, from which on a temporary file has no writer any more
+TEMPORARY_S = 3600.0  # age from which on nobody writes a temporary file any more
 
 _SAVED = re.compile(rf"(?P<shard>.+)\.g(?P<generation>[0-9]+)(\.e[0-9]+{re.escape(SUFFIX)})?")
 
 
 @dataclass
 class Litter:
-    """What can be removed. bytes: as the files' sizes add up."""
+    """What can be removed. bytes: the sum of the files' sizes."""
 
     segments: list[Path] = field(default_factory=list)  # one file a claim; of an earlier version, folders
     temporary: list[Path] = field(default_factory=list)
     bytes: int = 0
 
-    def said(self) -> str:
+    def described(self) -> str:
         return (
             f"{len(self.segments):,} saved parts that nobody reads, {len(self.temporary):,} temporary files: "
             f"{self.bytes / 2**20:,.1f} MiB"
@@ -85,6 +85,7 @@ def _superseded(run: Run) -> Iterator[Path]:
 
 
 def _needed(run: Run, ledger: Ledger, shard: str, generation: int, state: State) -> bool:
+    """Whether a slot or a rerun may still read what was saved of this generation of a shard."""
     if generation == state.generation:
         return state.status != DONE
     if generation != state.generation - 1:
@@ -120,7 +121,7 @@ def _size(path: Path) -> int:
 
 
 def _server_time(run: Run) -> float:
-    """What time it is for those who stamp the files: a file that is made now tells."""
+    """The present time by the clock that stamps the files: that of a file that is made now."""
     probe = atomic.temporary(run.path / "clock")
     try:
         probe.write_bytes(b"")
@@ -145,7 +146,7 @@ def main(arguments: list[str] | None = None) -> int:
         console.print(f"  {path.relative_to(run.path)}", markup=False)
     if args.delete:
         remove(found)
-    console.print(f"{'removed' if args.delete else 'can be removed'}: {found.said()}", markup=False)
+    console.print(f"{'removed' if args.delete else 'can be removed'}: {found.described()}", markup=False)
     if not args.delete and (found.segments or found.temporary):
         console.print(f"nothing was removed. To do so: python -m hpc.clean {args.run} --delete", markup=False)
     return Exit.COMPLETE

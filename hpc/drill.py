@@ -47,36 +47,38 @@ from hpc.map import preflight
 COLOURS = {FIT: "green", UNFIT: "red"}
 
 
-class Told(Exception):
-    """TERM, or a terminal that closes."""
+class Signalled(Exception):
+    """TERM came, or HUP since the terminal was closed. Its text is the signal's name."""
 
 
 def try_all(session: Session) -> None:
-    """All lines, as far as the time goes. What nothing is known of in the end has its reason, too."""
+    """Try all lines, as far as the time goes. In the end each line is there, if only with why it was not tried."""
     board = session.board
     try_place(session)
     session.code = snapshot.take(session.place.run.code)
     if session.config.cluster.kind == "local":
         gathering.in_processes(session)
         small_run.drill(session)
-        slurm_lines.leave_slurm(session, "cluster.kind is local")
+        slurm_lines.slurm_not_tried(session, "cluster.kind is local")
         return
     try:
         _on_slurm(session)
     except Unanswered:
-        board.leave(slurm_lines.OF_SLURM, slurm_lines.NO_ANSWER, again=True)
+        board.not_tried(slurm_lines.OF_SLURM, slurm_lines.NO_ANSWER, again=True)
     except UserError as error:
-        board.leave(slurm_lines.OF_SLURM, str(error), again=True)
+        board.not_tried(slurm_lines.OF_SLURM, str(error), again=True)
     if "link" not in board.lines:
         gathering.judge_here(session, gathering.here(session))
-    board.leave(gathering.TOGETHER, "no node came")
-    board.leave(small_run.NAMES, "no job runs")
+    board.not_tried(gathering.TOGETHER, "no node came")
+    board.not_tried(small_run.NAMES, "no job runs")
 
 
 def _on_slurm(session: Session) -> None:
     if not slurm_lines.answers(session) or not slurm_lines.takes_the_profile(session):
         unfit = session.board.unfit("slurm", "request")
-        slurm_lines.leave_slurm(session, f"unfit: {', '.join(unfit)}" if unfit else slurm_lines.NO_ANSWER, not unfit)
+        slurm_lines.slurm_not_tried(
+            session, f"unfit: {', '.join(unfit)}" if unfit else slurm_lines.NO_ANSWER, not unfit
+        )
         return
     slurm_lines.preemption(session)
     lives = Lives(session)
@@ -89,7 +91,7 @@ def _on_slurm(session: Session) -> None:
 
 
 def try_place(session: Session) -> None:
-    """The lines `access` and `space`."""
+    """Judge the lines `access` and `space`."""
     board, place = session.board, session.place
     try:
         said = access.check(place.path)
@@ -109,7 +111,7 @@ def try_place(session: Session) -> None:
 
 
 def _settings(profile: str, overrides: list[str]) -> RunConfig:
-    """The keys that a drill takes: `cluster`, `map`, `runs`."""
+    """The config of a drill, from a cluster profile and changes to `cluster`, `map` and `runs`."""
     strange = [o for o in overrides if not re.match(r"(cluster|map)\.|runs=", o)]
     if strange:
         raise UserError(f"drill: `{strange[0]}`: a drill takes cluster.KEY=, map.KEY= and runs=, and has no work.")
@@ -158,8 +160,8 @@ def _parser() -> Parser:
     return parser
 
 
-def _told(number: int, frame: object) -> None:
-    raise Told(signal.Signals(number).name)
+def _on_signal(number: int, frame: object) -> None:
+    raise Signalled(signal.Signals(number).name)
 
 
 @command
@@ -185,7 +187,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _drill(config: RunConfig, args: argparse.Namespace, runs: Path, out: Console) -> int:
     place, board, begun = Place.new(runs), Board(lambda line: _show(line, out)), time.monotonic()
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _told)
+        signal.signal(number, _on_signal)
     code, left = 0, ""
     try:
         place.make()
@@ -195,10 +197,10 @@ def _drill(config: RunConfig, args: argparse.Namespace, runs: Path, out: Console
     except OSError as error:
         name = "space" if storage_full(error) and error.errno != errno.EROFS else "access"
         board.judge(name, f"{place.path}: {error.strerror or error}", "", "`runs` where you may write, and have room")
-        board.leave(LINES, f"in {short(runs)} nothing can be written")
-    except (KeyboardInterrupt, Told, SystemExit) as stop:  # rich ends a process whose reader is gone (`| head`)
+        board.not_tried(LINES, f"in {short(runs)} nothing can be written")
+    except (KeyboardInterrupt, Signalled, SystemExit) as stop:  # rich ends a process whose reader is gone (`| head`)
         out.print("[yellow]stopped: cleaning up[/]")
-        board.leave(LINES, "the drill was stopped", again=True)
+        board.not_tried(LINES, "the drill was stopped", again=True)
         code = Exit.TERMINATED if str(stop) == "SIGTERM" else Exit.INCOMPLETE
     except BaseException:  # a bug of ours: its traceback, and nothing left behind
         _clean(place, args.keep, out)
@@ -216,10 +218,10 @@ def _drill(config: RunConfig, args: argparse.Namespace, runs: Path, out: Console
 
 
 def _clean(place: Place, keep: bool, out: Console) -> str:
-    """Why something is left, "" where nothing is but what is to be kept."""
+    """Clean up, or keep the folder. Returns why something else is left, "" where nothing is."""
     try:
         left = place.keep() if keep else place.clean()
-    except (KeyboardInterrupt, Told):
+    except (KeyboardInterrupt, Signalled):
         left = "cleaning was stopped"
     if left:
         out.print(f"[yellow]not cleaned: {escape(left)}. The next drill with these `runs` goes on with that.[/]")

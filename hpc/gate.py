@@ -1,13 +1,13 @@
-"""The job between a map job and what depends on it: ends well only when the run directory says that the work is done.
+"""The job between a map job and jobs that depend on it: it ends well only when all shards of the run are done.
 
     python -m hpc.gate runs/demo [--allow-failed N]
 
-An array of slots cannot be depended on with afterok: one slot that was scancelled, or lost its node in its last
-minute, would break the chain although the others finished its shards. So later jobs depend (afterok) on this one,
-which runs after any end of the array:
+Later jobs cannot depend (afterok) on the array of slots itself: one slot that was scancelled, or lost its node in its
+last minute, would break the chain although others finished its shards. So they depend on this job, which starts when
+the array has ended, well or not:
 
     complete, with at most N failed shards         exit 0
-    not complete, but further than at its last run  launch the run again, and requeue itself behind that
+    not complete, but further than at its last run  launch the run again, and requeue itself to run after that
     not complete, and no further                    exit 1, with the names of the shards that are left
     complete, and no sample is ok                   exit 1, with the reason that most have
 
@@ -65,7 +65,7 @@ def decide(run: Run, allow_failed: int) -> int:
     from hpc.map import launch as map_launch
 
     latest = run.latest()
-    here = {"runs": str(run.path.parent), "name": run.path.name}  # whatever folder the prelude went to
+    here = {"runs": str(run.path.parent), "name": run.path.name}  # absolute: a prelude may have changed the directory
     tree = configs.with_overrides(latest.config, ["cluster.gate=false"])
     config = replace(latest.checked({**tree, **here}), overrides=latest.overrides)
     code = map_launch.submit(map_launch.prepare(config, append=latest.append))

@@ -32,7 +32,7 @@ _EVERY, _PIPELINE = "every config", "pipelines"
 
 @dataclass(frozen=True)
 class Key:
-    """A key of a config. `a.<name>.b`: in a mapping with names of one's own; `a[].b`: in a list."""
+    """A key of a config. In its name, `a.<name>.b` stands for keys in a mapping with any names, `a[].b` in a list."""
 
     name: str
     type: str
@@ -102,15 +102,16 @@ def works() -> dict[str, type]:
 
 
 def groups() -> dict[str, list[Key]]:
-    """All keys, by what has them."""
+    """All keys by where they can be used: every config, pipelines, or one operator or trainer."""
     stages = [*keys(PipelineConfig, semantic=False), *keys(StageConfig, "stages.<name>.", semantic=False)]
     own = {path: list(keys(schema)) for path, schema in works().items()}
     return {_EVERY: list(keys(configs.RunConfig)), _PIPELINE: stages, **own}
 
 
 def chosen(found: dict[str, list[Key]], prefix: str) -> dict[str, list[Key]]:
-    """The keys that begin with whole words of `prefix`, or else with its letters. Raises UserError, with the nearest,
-    where none does."""
+    """The keys in the group `prefix` or of that name; where there is none, those that begin with these letters. Raises
+    UserError, with the nearest keys, where none does.
+    """
     start = prefix.rstrip(".")
     some = {
         whose: [key for key in known if f"{key.name}.".startswith(f"{start}.") or key.name.startswith(f"{start}[")]

@@ -1,4 +1,4 @@
-"""What a job has done and how far it is, whatever its kind (map, gang, sweep): from its run directory alone."""
+"""The status and the progress of a job, whatever its kind (map, gang, sweep), from its run directory alone."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from hpc.run.directory import Run
 
 @dataclass(frozen=True)
 class View:
-    """How to read the facts of a run, and how to draw them for people."""
+    """How to read the facts of a run, and how to print them for people."""
 
     read: Callable[[], dict[str, Any]]
     render: Callable[[dict[str, Any]], Group]
 
 
 def job_view(run: Run, by: str | None = None) -> View:
-    """Of a job's run directory; `by`: a table of nodes, errors or slots below (map jobs)."""
+    """The view of a job. by: "node", "error" or "slot" for a table of these below the rest (map jobs)."""
     latest = run.latest().config
     if latest.get("sweep"):
         from hpc.gang import sweep_status
@@ -54,9 +54,10 @@ def _map_view(run: Run, by: str | None) -> View:
 
 @dataclass(frozen=True)
 class StageProgress:
-    """done: shards, or samples that a checkpoint holds; it grows. left: what is missing, for people.
+    """How far the job of a pipeline's stage is.
 
-    hopeless: not complete, and another launch would change nothing.
+    done: shards that are done, or samples that a checkpoint holds; it only grows. left: what is missing, for people.
+    hopeless: the job is not complete, and another launch would not change that.
     """
 
     complete: bool
@@ -66,7 +67,7 @@ class StageProgress:
 
 
 def progress(run: Run) -> StageProgress:
-    """Of the newest launch."""
+    """The progress of a job's newest launch."""
     submissions = run.submissions()
     if not submissions:
         return StageProgress(False, 0, "it was never launched")

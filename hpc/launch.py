@@ -13,7 +13,8 @@ run that exists continues it: finished shards are never redone. --check loads th
 that it waits for, applies it to a few samples of the data, and shows what came of them, before anything is submitted:
 python -m hpc.launch CONFIG --check
 
-With pilot=N whole blocks of 512 samples are made, which the same launch with pilot=0 takes over, and is compared with.
+With pilot=N, whole blocks of 512 samples are made first. The same launch with pilot=0 takes them over, and its rows are
+compared with theirs.
 
 HPC_WEBHOOK in the environment (of slots: cluster.prelude can set it) is an address that is told when a map run is
 complete, has paused or has failed, see docs/operating.md.

@@ -1,4 +1,4 @@
-"""The right log file and line, without knowing which slot worked on what.
+"""Show the right log and line, without your knowing which slot worked on what.
 
     python -m hpc.logs runs/demo                       the last lines of each slot that lives
     python -m hpc.logs runs/demo --failed              for each failed shard: reason, file:line and the lines around it
@@ -7,8 +7,8 @@
     python -m hpc.logs runs/recap-demo                 a pipeline: the last lines of each stage that is not finished
 
 Where there is nothing to show it says why: no such shard or slot, none has started, nothing failed. A sweep shows each
-of its arms, a pipeline with --failed also what its jobs' logs say; a training that no slot speaks for the newest log in
-its folder.
+of its arms; a pipeline with --failed shows the logs of its jobs, too; a training that has no heartbeat shows the newest
+log in its folder.
 
 Exit codes: 0, 64 wrong usage.
 """
@@ -35,7 +35,7 @@ from hpc.run.directory import Run, Submission
 from hpc.run.plan import Plan, as_id
 
 TAIL = 10
-AROUND = 4  # lines before the one that is sought
+AROUND = 4  # lines that are shown before the one where a shard failed
 
 
 def logs(run: Run, slot: int | None = None, node: str | None = None) -> list[tuple[dict[str, Any], Path]]:
@@ -69,7 +69,7 @@ def tails(run: Run, chosen: list[tuple[dict[str, Any], Path]], count: int) -> It
 
 
 def failed(run: Run) -> Iterator[str]:
-    """Why the run paused, engines that could not start, then each failed shard with the place where it was given up."""
+    """Why the run paused, engines that could not start, then each failed shard with the log line where it failed."""
     latest = run.latest()
     told = list(_not_started(run, latest.uuid))
     yield from told
@@ -109,7 +109,7 @@ def _not_started(run: Run, submission: str) -> Iterator[str]:
 
 
 def of_shard(run: Run, shard: str) -> Iterator[str]:
-    """What happened to a shard by the journals, ordered by their writers' clocks; then every log line on it."""
+    """The events of a shard in the journals, ordered by their writers' clocks; then every log line that names it."""
     events = []
     for path in sorted(run.journals.glob("*.jsonl")):
         found, _ = journal.read(path)
@@ -130,8 +130,8 @@ def of_shard(run: Run, shard: str) -> Iterator[str]:
 
 
 def follow(runs: dict[str, Run], slot: int | None, node: str | None) -> Iterator[str]:
-    """Lines as they are written, with the slot, or the arm that `runs` names; logs of slots that start later are taken
-    up. Ends with Ctrl-C.
+    """New lines as they are written, each with its slot, or with its arm where `runs` has names. Logs of slots that
+    start later are included. Ends with Ctrl-C.
     """
     offsets = {path: path.stat().st_size for run in runs.values() for _, path in logs(run, slot, node)}
     while True:
@@ -147,7 +147,7 @@ def follow(runs: dict[str, Run], slot: int | None, node: str | None) -> Iterator
 
 
 def _asked(run: Run, args: argparse.Namespace) -> Iterator[str]:
-    """The lines that were asked for. UserError where there are none, and cannot be."""
+    """The lines that were asked for. Raises UserError where the run can have no such lines."""
     arms = sweep_status.runs(run)
     lines = _of_arms(arms, args) if arms else _of_run(run, args)
     launched = {name: arm for name, arm in arms.items() if arm.submissions()} or {"": run}
@@ -174,7 +174,7 @@ def _of_run(run: Run, args: argparse.Namespace) -> Iterator[str]:
 
 
 def _of_arms(arms: dict[str, Run], args: argparse.Namespace) -> list[str]:
-    """Of each arm that has what was asked for. UserError where none has."""
+    """The lines of each arm that has what was asked for. Raises UserError where none has."""
     found, refused = [], None
     for name, arm in arms.items():
         try:

@@ -38,7 +38,7 @@ def read_status(folder: Path) -> dict[str, Any]:
 
 
 def _one(run: Run) -> dict[str, Any]:
-    """A run in a few facts. One that cannot be read says why, and hides no other."""
+    """A run in a few facts. For one that cannot be read they say why, so that the others are shown all the same."""
     about: dict[str, Any] = {"run": run.name, "path": str(run.path), "kind": "", "share": None}
     try:
         facts = read_any_status(run)

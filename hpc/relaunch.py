@@ -1,4 +1,4 @@
-"""The command that launches a run again as it was launched last: printed where a run ended, to be copied."""
+"""The command that launches a run again as it was launched last. Commands print it at the end, to be copied."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from hpc.run.directory import Run, Submission
 LAUNCH = ("python", "-m", "hpc.launch")
 
 
-def of(run: Run) -> list[str]:
-    """Of whatever lies in a directory."""
+def command_for(run: Run) -> list[str]:
+    """The command that launches what lies in a directory again, a job or a pipeline."""
     pipeline = PipelineRun.at(run.path)
-    return of_pipeline(pipeline) if pipeline else command(run)
+    return command_for_pipeline(pipeline) if pipeline else command_for_job(run)
 
 
-def command(run: Run) -> list[str]:
-    """Of a map job, training or sweep, the newest launch; behind a pilot, the full run."""
+def command_for_job(run: Run) -> list[str]:
+    """The command of a map job, training or sweep, as it was launched last; after a pilot, that of the full run."""
     latest = run.latest()
     flags = ["--append"] if latest.append else []
-    overrides = changed(latest.overrides, ["pilot=0"]) if latest.pilot else latest.overrides
+    overrides = overridden(latest.overrides, ["pilot=0"]) if latest.pilot else latest.overrides
     return [*_command(run, latest.source, overrides, launched_at(latest)), *flags]
 
 
@@ -32,7 +32,8 @@ def launched_at(submission: Submission) -> Path:
     return Path(str(submission.config["runs"])).expanduser().absolute() / str(submission.config["name"])
 
 
-def of_pipeline(run: PipelineRun) -> list[str]:
+def command_for_pipeline(run: PipelineRun) -> list[str]:
+    """The command of a pipeline; one that takes its own config.yaml where the record of its launch is damaged."""
     try:
         launched = run.launched()
     except UserError as error:
@@ -42,7 +43,9 @@ def of_pipeline(run: PipelineRun) -> list[str]:
 
 
 def _command(run: Run, source: str, overrides: list[str], launched: Path) -> list[str]:
-    """As it was typed; where that would not lead here any more, what the run itself has kept."""
+    """The command as it was typed. Where that would not lead to this directory any more, one with the config that the
+    run has kept.
+    """
     if launched != run.path or not Path(source).is_file():
         here = run.config_file
         return [*LAUNCH, str(here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else here)]
@@ -61,14 +64,14 @@ def next_steps(run: Run) -> list[str]:
     return list(steps(str(here))) if steps else []
 
 
-def changed(overrides: list[str], later: list[str]) -> list[str]:
+def overridden(overrides: list[str], later: list[str]) -> list[str]:
     """Overrides with later ones in the place of earlier ones of the same key."""
     keys = {override.partition("=")[0] for override in later}
     return [o for o in overrides if o.partition("=")[0] not in keys] + later
 
 
-def text(words: list[str], first: int = 79) -> str:
-    """A command as the shell reads it, continued over lines of 79 characters, `first` in the first."""
+def shell_text(words: list[str], first: int = 79) -> str:
+    """A command quoted for the shell, in lines of at most 79 characters. first: characters in the first line."""
     lines = [""]
     for word in map(shlex.quote, words):
         if lines[-1].strip() and len(lines[-1]) + len(word) + 3 > (79 if lines[1:] else first):

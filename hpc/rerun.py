@@ -1,4 +1,4 @@
-"""Reopen shards and launch again for these alone: each gets a fresh generation, what it had is kept.
+"""Reopen shards and launch again for these alone. Each gets a fresh generation; what it had is kept.
 
     python -m hpc.rerun runs/demo                          the shards that failed
     python -m hpc.rerun runs/demo --shards 00031001,00077120     these, also those that are done
@@ -32,10 +32,11 @@ from hpc.run.plan import Plan, as_id
 
 
 def choose(run: Run, latest: Submission, wanted: list[str] | None) -> tuple[dict[str, int], Counter[str]]:
-    """The generation to open by shard id, for `wanted` or for all shards that failed; and what the shards are now.
+    """(the generation to open, by shard id; how many of the shards have which state now), for the `wanted` shards, or
+    for all that failed.
 
-    One that nobody works on and that has no result keeps its generation: nothing is in the way. One in work gets its
-    next generation, which waits for the present one. Raises UserError for unknown ids.
+    A shard that has no result and that nobody works on is not reopened: a launch does it anyway. One that is being
+    worked on gets its next generation, which begins when the present one has ended. Raises UserError for unknown ids.
     """
     ledger = run.ledger(latest.identity)
     known = set(Plan(run.plans, latest.plan).ids())
@@ -83,8 +84,8 @@ def _bad(marker: dict[str, Any]) -> bool:
     return bool(counts.get(SAMPLE_FAILED, 0) + counts.get(QUARANTINED, 0))
 
 
-def said(opened: dict[str, int], states: Counter[str]) -> list[str]:
-    """What is done with the shards that were chosen."""
+def lines_about(opened: dict[str, int], states: Counter[str]) -> list[str]:
+    """What becomes of the shards that were chosen, for people."""
     lines = []
     if opened:
         parts = [f"{states[FAILED]:,} that failed"] if states[FAILED] else []
@@ -97,12 +98,12 @@ def said(opened: dict[str, int], states: Counter[str]) -> list[str]:
 
 
 def here(run: Run, latest: Submission, overrides: list[str]) -> configs.Config:
-    """The newest launch's config with changes, for the directory that was named: a run may have moved since."""
+    """The newest launch's config with changes, for the directory that was given: the run may have moved since."""
     place = {"runs": str(run.path.parent), "name": run.path.name}
     tree = configs.with_overrides({**latest.config, **place}, overrides)
-    typed = relaunch.changed(latest.overrides, overrides)
+    typed = relaunch.overridden(latest.overrides, overrides)
     if relaunch.launched_at(latest) != run.path:
-        typed = relaunch.changed(typed, [f"{key}={value}" for key, value in place.items()])
+        typed = relaunch.overridden(typed, [f"{key}={value}" for key, value in place.items()])
     return replace(latest.checked(tree), overrides=typed)
 
 
@@ -131,7 +132,7 @@ def main(arguments: list[str] | None = None) -> int:
     run = Run(args.run)
     latest = run.latest()
     if latest.config.get("trainer"):
-        again = relaunch.text(relaunch.command(run))
+        again = relaunch.shell_text(relaunch.command_for_job(run))
         raise UserError(f"rerun: {run.path} is a training, which goes on from its checkpoint:\n{again}")
     if args.samples and not args.shards:
         opened = choose_by_samples(run, latest)
@@ -149,7 +150,7 @@ def main(arguments: list[str] | None = None) -> int:
         reopened = [shard for shard in job.shards if shard.id in opened]
         manifests = survey.write(run, job.operator, reopened, job.missing)
         run.generations.open(opened, "rerun", keep=args.samples, manifests=manifests)
-    for line in said(opened, states):
+    for line in lines_about(opened, states):
         console.print(line, markup=False)
     if args.no_submit or anyone_running(run, latest):
         console.print("running slots will take them up; nothing was submitted")

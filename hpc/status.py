@@ -43,7 +43,7 @@ from hpc.run.events import unsent
 
 
 def _view(run: Run, by: str | None) -> View:
-    """Of a run of any kind; of a folder of runs, all of them."""
+    """The view of a run of any kind, or of all runs in a folder."""
     if overview.runs(run.path):
         return View(lambda: overview.read_status(run.path), overview.render)
     return any_status.view(run, by)
@@ -61,7 +61,7 @@ def _print_damaged(run: Run) -> int:
 
 
 def _print_openmetrics(run: Run) -> int:
-    """Of a map run; of all those of a folder or pipeline. UserError where there is none."""
+    """Print the metrics of a map run, or of all map runs in a folder or pipeline. UserError where there is none."""
     from hpc.map import openmetrics
 
     found, others = _map_runs(run)
@@ -79,7 +79,7 @@ def _print_openmetrics(run: Run) -> int:
 
 
 def _write_html(run: Run, file: Path) -> int:
-    """Of a map run. UserError for others."""
+    """Write the page of a map run. Raises UserError for runs of other kinds."""
     from hpc.map import status_page
 
     found, _ = _map_runs(run)
@@ -92,7 +92,7 @@ def _write_html(run: Run, file: Path) -> int:
 
 
 def _map_runs(run: Run) -> tuple[dict[str, Run], list[str]]:
-    """The map runs at a place by name, stages of pipelines as PIPELINE/STAGE; names of what there is besides."""
+    """(map runs by name, those of pipelines as PIPELINE/STAGE; names of runs of other kinds) in a run or a folder."""
     found: dict[str, Run] = {}
     others: list[str] = []
     for one in overview.runs(run.path) or [run]:
@@ -112,8 +112,8 @@ def _map_runs(run: Run) -> tuple[dict[str, Run], list[str]]:
     return found, others
 
 
-def _told(run: Run, facts: dict[str, Any]) -> dict[str, Any]:
-    """The facts; what of a map run nobody has told is told where there is a webhook."""
+def _with_events_sent(run: Run, facts: dict[str, Any]) -> dict[str, Any]:
+    """The facts, after sending the events of a map run that nobody has sent yet, where there is a webhook."""
     if "unsent" in facts:
         orphan_events.send(run, facts)
         facts["unsent"] = unsent(run)
@@ -121,7 +121,7 @@ def _told(run: Run, facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def _print_again(run: Run, facts: dict[str, Any]) -> None:
-    """How a run that is over, or was cancelled, goes on; what can be done with one that is complete."""
+    """Print what can be done with a complete run, and the command that launches one again that is over or stopped."""
     from hpc import relaunch
 
     if facts["exit"] == Exit.COMPLETE and not ({"runs", "stages", "arms"} & facts.keys() or facts.get("pilot")):
@@ -130,9 +130,9 @@ def _print_again(run: Run, facts: dict[str, Any]) -> None:
 
     over = facts["exit"] != Exit.INCOMPLETE or facts.get("cancelled") is not None or facts.get("paused") is not None
     if over and "runs" not in facts:
-        again = relaunch.of(run)
+        again = relaunch.command_for(run)
         what = "the full run" if facts.get("pilot") else "launch again"
-        sys.stdout.write(f"{what}: {relaunch.text(again, first=65)}\n")
+        sys.stdout.write(f"{what}: {relaunch.shell_text(again, first=65)}\n")
 
 
 @command
@@ -155,14 +155,14 @@ def main(arguments: list[str] | None = None) -> int:
         if args.html:
             return _write_html(Run(args.run), args.html)
         view = _view(Run(args.run), args.by)
-        facts = _told(Run(args.run), view.read())
+        facts = _with_events_sent(Run(args.run), view.read())
         if args.json:
             sys.stdout.write(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
         elif args.watch:
             with Live(view.render(facts), console=console, auto_refresh=False) as live:
                 while facts["exit"] == Exit.INCOMPLETE:
                     time.sleep(2)
-                    facts = _told(Run(args.run), view.read())
+                    facts = _with_events_sent(Run(args.run), view.read())
                     live.update(view.render(facts), refresh=True)
         else:
             console.print(view.render(facts))

@@ -78,7 +78,7 @@ def _differs(path: Path, marker: dict, full: bool) -> str | None:
 def _check_all(
     path: Path, identity: str, column: str, full: bool, shards: list[tuple[str, int]]
 ) -> tuple[int, list[tuple[str, str]]]:
-    """(how many, those that do not hold and why)"""
+    """(number of shards, (id, what is wrong) of those whose markers do not hold)."""
     run = Run(path)
     problems = ((shard, check(run, shard, generation, identity, column, full=full)) for shard, generation in shards)
     return len(shards), [(shard, problem) for shard, problem in problems if problem]
@@ -87,7 +87,7 @@ def _check_all(
 def _checked(
     run: Run, latest: Submission, shards: list[tuple[str, int]], full: bool
 ) -> Iterator[tuple[int, list[tuple[str, str]]]]:
-    """The same, chunk by chunk, on all cores."""
+    """The same for each chunk of shards, on all cores."""
     one = partial(_check_all, run.path, latest.identity, latest.column, full)
     chunks = [shards[start : start + CHUNK] for start in range(0, len(shards), CHUNK)]
     for _, found in on_all_cores(one, chunks):
@@ -95,20 +95,20 @@ def _checked(
 
 
 def planned(run: Run, latest: Submission) -> tuple[list[str] | None, list[str]]:
-    """(ids of the plan, None where it cannot be read; what is wrong with the run's other files)"""
-    hurt = [f"submission {name} is damaged" for name in run.damaged_submissions()]
+    """(ids of the plan, None where it cannot be read; what is wrong with files of the run other than columns)."""
+    damaged = [f"submission {name} is damaged" for name in run.damaged_submissions()]
     run.generations.opened()
-    hurt += [f"rerun {name} is damaged" for name in run.generations.damaged]
+    damaged += [f"rerun {name} is damaged" for name in run.generations.damaged]
     try:
         stored = Plan(run.plans, latest.plan)
         stored.check()
     except DamagedPlan as error:
-        return None, [str(error), *hurt]
-    return list(stored.ids()), hurt
+        return None, [str(error), *damaged]
+    return list(stored.ids()), damaged
 
 
 def unmarked(run: Run, column: str, identity: str, marked: set[Path]) -> Iterator[Path]:
-    """Column files that no marker speaks for: left by a crash between link and marker; a next epoch adopts them."""
+    """Column files that no marker names. A crash between link and marker leaves them; the next epoch accepts them."""
     for path in (run.path / "columns" / column / identity).glob("*/*.parquet"):
         if path not in marked and not path.name.startswith("."):
             yield path
@@ -122,7 +122,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     run = Run(args.run)
     latest = run.latest()
-    ids, hurt = planned(run, latest)
+    ids, damaged = planned(run, latest)
     survey = run.ledger(latest.identity).survey(run.generations.opened())
     done = [(i, s) for i in (survey if ids is None else ids) if (s := survey.get(i)) and s.status == DONE]
     wrong: list[tuple[str, str]] = []
@@ -142,11 +142,11 @@ def main(arguments: list[str] | None = None) -> int:
                 console.print(
                     f"note: {path.name} has no marker (a crash before its marker; it will be adopted)", markup=False
                 )
-    for line in hurt:
+    for line in damaged:
         console.print(f"verify: {line}", markup=False)
     if not wrong:
         console.print(f"verify: {len(done):,} markers hold{' (every byte read)' if args.full else ''}")
-        return Exit.INCOMPLETE if hurt else Exit.COMPLETE
+        return Exit.INCOMPLETE if damaged else Exit.COMPLETE
     console.print(f"verify: {len(wrong):,} of {len(done):,} markers do not hold:")
     for shard, problem in wrong[:50]:
         console.print(f"        {shard}  {problem}", markup=False)

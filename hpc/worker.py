@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
         from hpc.map.agent import Agent
 
         return Agent(*_task(Run(args.run), args.submission), args.slot).main()
-    except OSError:  # a file system that is away for a moment, in the middle of the work: a later life may fare better
+    except OSError:  # such as a file system that was away for a moment: a later life may succeed
         logging.exception("the agent crashed")
         return Exit.CRASHED
     except UserError as error:

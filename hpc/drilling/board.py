@@ -13,8 +13,11 @@ FIT, UNFIT, NOT_TRIED = "fit", "unfit", "not tried"
 
 @dataclass(frozen=True)
 class Line:
-    """One line. name: which, of `LINES`; seen: what came of it, or why it was not tried; set: config keys or options of
-    the site; again: it could not be tried this time (the time was over, Slurm did not answer), another drill may.
+    """One line of the verdict.
+
+    name: a key of `LINES`. verdict: FIT, UNFIT or NOT_TRIED. seen: what came of it, or why it was not tried. set:
+    config keys, or options of the site, that would mend it. again: whether another drill may be able to try it, since
+    the time was over or Slurm did not answer.
     """
 
     name: str
@@ -52,31 +55,33 @@ LINES = {
 
 @dataclass
 class Board:
-    """The lines as they become known. say: is given each, at once."""
+    """Collects the lines as they become known. say: is called at once with each."""
 
     say: Callable[[Line], None]
     lines: dict[str, Line] = field(default_factory=dict)
 
     def add(self, name: str, verdict: str, seen: str, to_set: str = "", again: bool = False) -> None:
-        """The first word about a line stands."""
+        """Add a line, unless one of that name is there."""
         if name not in self.lines:
             self.lines[name] = Line(name, verdict, seen, to_set, again)
             self.say(self.lines[name])
 
     def judge(self, name: str, problem: str, seen: str, to_set: str) -> bool:
-        """Fit, with what was `seen`, or unfit for a `problem`; whether it is fit."""
+        """Add a line: unfit where there is a `problem`, else fit, with what was `seen`. Returns whether it is fit."""
         self.add(name, UNFIT if problem else FIT, problem or seen, to_set if problem else "")
         return not problem
 
-    def leave(self, names: Iterable[str], why: str, again: bool = False) -> None:
-        """Not tried, those that nothing is known of yet."""
+    def not_tried(self, names: Iterable[str], why: str, again: bool = False) -> None:
+        """Add those of these lines of which nothing is known yet, as not tried."""
         for name in names:
             self.add(name, NOT_TRIED, why, again=again)
 
     def fit(self, *names: str) -> bool:
+        """Whether all of these lines are there and fit."""
         return all(name in self.lines and self.lines[name].verdict == FIT for name in names)
 
     def unfit(self, *names: str) -> list[str]:
+        """Which of these lines are unfit."""
         return [name for name in names if name in self.lines and self.lines[name].verdict == UNFIT]
 
     @property

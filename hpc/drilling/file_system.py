@@ -1,5 +1,5 @@
-"""What a run asks of its file system, asked on one machine, in a folder for it alone. Each function returns (what is
-wrong, what was seen): one of the two is "".
+"""Tries on one machine what a run needs of its file system, in a new folder. Each function returns (what is wrong, what
+was seen), of which one is "".
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ Answer = tuple[str, str]
 
 WRITTEN, PIECE, NAMES = 64 << 20, 4 << 20, 256
 SYNCS, REPLACED = 16, 200
-SLOW_S = 1.0  # of an fsync, from which it is worth a word
-FEW_NAMES = 1000
+SLOW_S = 1.0  # that an fsync may take before the line says that it is slow
 
 
 def link(folder: Path) -> Answer:
@@ -48,7 +47,7 @@ def link(folder: Path) -> Answer:
 
 
 def fsync(folder: Path) -> Answer:
-    """Files and folders; how long it takes."""
+    """Files and folders can be forced to storage; how long that takes."""
     took = []
     for number in range(SYNCS):
         begun = time.monotonic()
@@ -94,7 +93,7 @@ def rename(folder: Path) -> Answer:
 
 
 def space(folder: Path, free: Callable[[Path], list[str]]) -> Answer:
-    """Bytes and names can really be written, which a quota may forbid that no count of free blocks tells of."""
+    """Bytes and names can be written: a quota may forbid it although blocks are free. free: says what is missing."""
     said = "; ".join(free(folder))
     done = names = 0
     try:
@@ -103,7 +102,7 @@ def space(folder: Path, free: Callable[[Path], list[str]]) -> Answer:
                 file.write(b"\0" * PIECE)
                 file.flush()
                 done += PIECE
-            _told_late(file.fileno())
+            _raise_if_full(file.fileno())
         for number in range(NAMES):
             (folder / f"name-{number}").write_bytes(b"")
             names += 1
@@ -115,8 +114,8 @@ def space(folder: Path, free: Callable[[Path], list[str]]) -> Answer:
     return said, "" if said else f"written; {left}{inodes} free, as far as quotas are told"
 
 
-def _told_late(fd: int) -> None:
-    """Some file systems say that they are full when what was written is to be stored. Other errors are fsync's own."""
+def _raise_if_full(fd: int) -> None:
+    """Some file systems report only at an fsync that they are full. Its other errors belong to the line `fsync`."""
     try:
         os.fsync(fd)
     except OSError as error:
@@ -125,10 +124,10 @@ def _told_late(fd: int) -> None:
 
 
 class Readings:
-    """What a reader sees of a file that another one replaces with growing numbers."""
+    """Counts what a reader sees of a file that a writer replaces, each time with the next number (`content`)."""
 
     def __init__(self) -> None:
-        self.whole = self.torn = self.missing = self.older = 0
+        self.whole = self.torn = self.missing = self.older = 0  # readings; older: than one before
         self._last = -1
         self.error = ""
 
@@ -156,7 +155,7 @@ class Readings:
 
 
 def content(number: int) -> bytes:
-    """16 KiB, of which each part tells its number."""
+    """16 KiB that repeat a number."""
     return b"%08d" % number * 2048
 
 

@@ -1,4 +1,4 @@
-"""The lines that several machines make together: of their file systems, one another's files, the start of jobs."""
+"""The lines that need several machines at the same time: how they see one another's files, and the start of jobs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from hpc.map.check import last_lines
 
 LOCAL = ("link", "fsync", "rename")
 TOGETHER = ("exclusion", "attributes")
-_REPORT_S, _SHOWN_S = 120.0, 20.0  # for the others' reports; for what a job that ended has written to be seen
+_REPORT_S = 120.0  # to wait for the others' reports
+_SHOWN_S = 20.0  # that a shared file system may take to show what a job that has ended wrote
 
 SET = {
     "link": "`runs` on a POSIX file system that all nodes share (NFS, Lustre, GPFS, BeeGFS)",
@@ -52,7 +53,7 @@ def in_processes(session: Session) -> None:
     if len(reports) <= session.nodes:
         last = " / ".join(last_lines(place.run.logs / "witness-0.log")[-3:])
         why = session.time_over or f"a process of this machine ended without a report: {last}"
-        session.board.leave(TOGETHER, why, again=True)
+        session.board.not_tried(TOGETHER, why, again=True)
 
 
 def on_nodes(session: Session) -> None:
@@ -63,13 +64,13 @@ def on_nodes(session: Session) -> None:
     number = launcher.submit_script()
     job = SlurmJob(number, place.run.logs / launcher.log_pattern.replace("%j", number))
     if not session.wait(lambda: job.state() == GONE or _started(place)):
-        board.leave(("start", "nodes", *TOGETHER), job.why_not(), again=True)
+        board.not_tried(("start", "nodes", *TOGETHER), job.why_not(), again=True)
         return
     job.nodes()
     if not session.wait(lambda: _started(place), _SHOWN_S):
         to_set = "cluster.python, cluster.prelude, cluster.container; `runs` where all nodes see it"
         board.judge("start", f"job {number} wrote nothing that is seen here: {job.last_words()}", "", to_set)
-        board.leave(("nodes", *TOGETHER), "no node came")
+        board.not_tried(("nodes", *TOGETHER), "no node came")
         return
     reports = _meet(session, lambda: job.state() == GONE)
     hosts = _started(place)
@@ -79,21 +80,21 @@ def on_nodes(session: Session) -> None:
 
 
 def here(session: Session) -> dict[str, Answer]:
-    """What this machine's file system answers, on its own."""
+    """What the file system answers when this machine alone asks."""
     return witness.local(session.place.path / "local" / witness.HERE)
 
 
 def _started(place: Place) -> dict[str, str]:
-    """Hosts by the names of those who have come."""
-    folder = witness.meeting_folder(place)
+    """The host of each participant that has come, by its name."""
+    folder = place.meeting
     found = {}
     for path in folder.glob("started-*.json"):
-        if (report := _facts(path)) is not None:
-            found[path.stem.removeprefix("started-")] = report
+        if (host := _host_in(path)) is not None:
+            found[path.stem.removeprefix("started-")] = host
     return found
 
 
-def _facts(path: Path) -> str | None:
+def _host_in(path: Path) -> str | None:
     try:
         return str(json.loads(path.read_bytes())["host"])
     except (OSError, ValueError, KeyError):
@@ -101,16 +102,22 @@ def _facts(path: Path) -> str | None:
 
 
 def _meet(session: Session, over: Callable[[], object]) -> dict[str, Report]:
-    """Attend; the reports of all who have written one, ours with what this machine's file system answered."""
+    """Take part in the meeting. Returns the reports, by participant, of all that have written one, ours included.
+
+    Args:
+        over: whether the others have ended.
+    """
     place = session.place
-    folder = witness.meeting_folder(place)
+    folder = place.meeting
     meeting = Meeting(folder, witness.HERE, witness.names(session.nodes), session.patience_s, lambda: session.over)
     meeting.report.local = here(session)
     meeting.attend()
     reports = {witness.HERE: meeting.report}
 
     def complete() -> bool:
-        """Only what is listed is opened: that a name was not there is remembered longest."""
+        """Whether all reports are there. Only files that are listed are opened: clients of a shared file system may
+        remember for long that a name did not exist when it was opened.
+        """
         listed = set(os.listdir(folder))
         for name in witness.names(session.nodes):
             file = f"report-{name}.json"
@@ -134,13 +141,13 @@ def _nodes(session: Session, hosts: dict[str, str], reports: dict[str, Report], 
         )
     elif len(set(hosts.values())) < 2:
         why = f"{wanted} tasks ran on {', '.join(set(hosts.values()))} alone" if wanted > 1 else "one node took part"
-        board.leave(["nodes"], f"{why}: --nodes 2, and cluster.slots=2 at least")
+        board.not_tried(["nodes"], f"{why}: --nodes 2, and cluster.slots=2 at least")
     else:
         board.judge("nodes", "", f"{', '.join(sorted(set(hosts.values())))} and {reports[witness.HERE].host}", "")
 
 
 def judge_here(session: Session, answers: dict[str, Answer]) -> None:
-    """Lines of this machine alone, where nobody else came."""
+    """The lines of LOCAL from this machine alone, where no node came."""
     for name, (problem, seen) in answers.items():
         session.board.judge(name, problem, f"{seen} (on this machine)", SET[name])
 
@@ -163,7 +170,7 @@ def _hosts(reports: Iterable[Report]) -> str:
 
 
 def _by_host(problems: list[tuple[str, str]]) -> list[str]:
-    """The problem of each machine, and machines with the same one together."""
+    """Each problem once, with the machines that have it."""
     hosts: dict[str, list[str]] = {}
     for host, problem in {host: problem for host, problem in reversed(problems)}.items():
         hosts.setdefault(problem, []).append(host)
@@ -171,12 +178,12 @@ def _by_host(problems: list[tuple[str, str]]) -> list[str]:
 
 
 def _exclusion(session: Session, reports: dict[str, Report]) -> None:
-    board, folder = session.board, witness.meeting_folder(session.place) / "race"
+    board, folder = session.board, session.place.meeting / "race"
     if board.unfit("link"):
-        board.leave(["exclusion"], "unfit: link")
+        board.not_tried(["exclusion"], "unfit: link")
         return
     if refused := [report.refused for report in reports.values() if report.refused]:
-        board.leave(["exclusion"], f"no name could be made: {refused[0]}")
+        board.not_tried(["exclusion"], f"no name could be made: {refused[0]}")
         return
     winners: dict[str, list[str]] = {}
     for report in reports.values():
@@ -208,7 +215,7 @@ def _attributes(session: Session, reports: dict[str, Report]) -> None:
         board.judge("attributes", "; ".join(dict.fromkeys(unseen)), "", to_set)
         return
     if not late:
-        board.leave(["attributes"], session.time_over or "nobody stayed to look", again=True)
+        board.not_tried(["attributes"], session.time_over or "nobody stayed to look", again=True)
         return
     what = max(late, key=lambda name: late[name])
     session.late_s = late[what]

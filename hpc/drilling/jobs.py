@@ -1,5 +1,5 @@
-"""The jobs of a drill: what the profile says, but for how long they may take, and how many they are. All carry the name
-of the drill's folder, and keep their temporary files there.
+"""The jobs of a drill. They are what the cluster profile says, but for their time limits and their number. All carry
+the name of the drill's folder, and keep their temporary files there.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from hpc.run.directory import Run, Submission
 from hpc.slurm import container
 from hpc.slurm.submission import Launcher
 
-LIMIT_MIN, WARNED_S = 2, 60  # of the job that waits for USR2: it comes in the first minute (Slurm looks every 30 s)
+# Of the job that waits for USR2: its time limit in minutes, and how many seconds before that the signal is asked for.
+# So it comes during the first minute, give or take the 30 s between two looks of Slurm.
+LIMIT_MIN, WARNED_S = 2, 60
 
 
 def own(cluster: ClusterConfig, place: Place, **changes: Any) -> ClusterConfig:
-    """The profile for a job of this drill: at once, and with its temporary files in the drill's folder."""
+    """The profile for a job of this drill: it depends on nothing, and has its temporary files in the drill's folder."""
     prelude = [*cluster.prelude, f"export TMPDIR={shlex.quote(str(place.temporary))}"]
     return dataclasses.replace(cluster, prelude=prelude, dependency=None, gate=False, parallel=None, **changes)
 
@@ -84,7 +86,7 @@ class MeetingLauncher(DrillLauncher):
         return super()._parameters() | {"nodes": self._nodes}
 
     def worker_command(self) -> str:
-        """A node on which it fails ends it on no other: what those see is wanted."""
+        """Where it fails on one node, it goes on on the others: their reports are wanted."""
         srun = shlex.join(
             ["srun", "--unbuffered", "--kill-on-bad-exit=0", *container.srun_arguments(self.cluster, self.run.path)]
         )
@@ -117,6 +119,7 @@ class LivesLauncher(DrillLauncher):
 
 
 def held(session: Session, slots: int) -> Launcher:
+    """The profile's array with so many slots, which never starts."""
     profile = own(session.config.cluster, session.place)
     return HeldArray(
         session.place, dataclasses.replace(profile, parallel=session.config.cluster.parallel), session.code, slots
@@ -124,12 +127,13 @@ def held(session: Session, slots: int) -> Launcher:
 
 
 def meeting(session: Session) -> Launcher:
+    """The job of the meeting, see hpc.drilling.gathering."""
     profile = own(session.config.cluster, session.place, time=session.limit, signal_delay_s=10)
     return MeetingLauncher(session.place, profile, session.code, session.nodes, session.patience_s)
 
 
 def lives(session: Session) -> Launcher:
-    """Its drain is what slots take after TERM."""
+    """The job that is signalled, requeued and cancelled, see hpc.drilling.lives."""
     profile = own(session.config.cluster, session.place, time=str(LIMIT_MIN), signal_delay_s=WARNED_S)
     return LivesLauncher(session.place, profile, session.code, session.drain_s)
 
@@ -157,7 +161,7 @@ def planned(session: Session) -> list[tuple[str, Launcher]]:
 
 
 def _submission(code: str, slots: int) -> Submission:
-    """What a launcher must know. It is never saved."""
+    """A submission for a launcher, which is never saved."""
     return Submission(
         uuid.uuid4().hex[:12], 0.0, plan="", identity="", column="", code=code, slots=slots, config={}, source=""
     )

@@ -19,12 +19,8 @@ from hpc.base.journal import Journal
 from hpc.drilling.place import Place
 from hpc.map import machine
 
-LONGER_S = 5.0  # than a slot's drain, after which KILL is late enough
+LONGER_S = 5.0  # beyond a slot's drain: a KILL that has not come by then is late enough
 _TICK_S = 0.2
-
-
-def folder(place: Place) -> Path:
-    return place.path / "lives"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -36,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     came: list[int] = []
     for number in (signal.SIGUSR2, signal.SIGTERM):
         signal.signal(number, lambda number, frame: came.append(number))
-    journal = Journal(folder(place) / f"{life}.jsonl")
+    journal = Journal(place.lives / f"{life}.jsonl")
     left = float(os.environ.get("SLURM_JOB_END_TIME") or "nan") - time.time()
     journal.write("start", host=machine.describe()["host"], left=round(left, 1))
     begun = time.monotonic()
@@ -45,10 +41,10 @@ def main(arguments: list[str] | None = None) -> int:
     journal.write("signal", names=[signal.Signals(n).name for n in came], after=round(time.monotonic() - begun, 1))
     if signal.SIGTERM not in came:
         return Exit.REQUEUE
-    told = time.monotonic()  # at the time limit Slurm sends the same
-    while time.monotonic() - told < args.drain + LONGER_S and place.path.exists():
+    terminated = time.monotonic()  # by scancel, or at the time limit, where Slurm sends the same
+    while time.monotonic() - terminated < args.drain + LONGER_S and place.path.exists():
         time.sleep(_TICK_S)
-        journal.write("alive", after=round(time.monotonic() - told, 1))
+        journal.write("alive", after=round(time.monotonic() - terminated, 1))
     journal.write("spared")
     return Exit.COMPLETE
 

@@ -1,4 +1,4 @@
-"""The lines `signals`, `requeue`, `cancel`: a job of one element (hpc.drilling.life), and what became of its lives."""
+"""The lines `signals`, `requeue` and `cancel`: follows a job of one element (hpc.drilling.life) through its lives."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from hpc.base import journal
-from hpc.drilling import jobs, life
+from hpc.drilling import jobs
 from hpc.drilling.jobs import LIMIT_MIN
 from hpc.drilling.session import GONE, Session, SlurmJob
 from hpc.slurm import commands as slurm
@@ -23,12 +23,12 @@ class Lives:
 
     def __init__(self, session: Session) -> None:
         self._session, self._board = session, session.board
-        life.folder(session.place).mkdir()
+        session.place.lives.mkdir()
         launcher = jobs.lives(session)
         number = launcher.submit_script()
         log = session.place.run.logs / launcher.log_pattern.replace("%A", number).replace("%a", "0")
         self.job = SlurmJob(number, log)
-        self._gone = 0.0  # since when Slurm has it no more
+        self._gone = 0.0  # since when Slurm does not list it any more, 0.0 while it does
         self._cancelled = False
 
     @property
@@ -57,13 +57,13 @@ class Lives:
             self._ended_early(first)
 
     def leave(self) -> None:
-        """The time is over: nothing more is learnt."""
+        """Add the lines that are still open: the drill's time is over."""
         self.look()
-        self._board.leave(NAMES, self.job.why_not(), again=True)
+        self._board.not_tried(NAMES, self.job.why_not(), again=True)
 
     def _events(self, number: int) -> dict[str, dict[str, Any]]:
-        """The last event of each kind, of one life."""
-        folder, name = life.folder(self._session.place), f"{number}.jsonl"
+        """The last event of each kind in the journal of one life."""
+        folder, name = self._session.place.lives, f"{number}.jsonl"
         found = journal.read(folder / name)[0] if name in os.listdir(folder) else []
         return {event["event"]: event for event in found}
 
@@ -76,7 +76,7 @@ class Lives:
             "cluster.srun_args); slots drain by SLURM_JOB_END_TIME all the same",
         )  # fmt: skip
         if problem:
-            self._board.leave(["requeue"], _NO_USR2)
+            self._board.not_tried(["requeue"], _NO_USR2)
 
     def _cancel(self) -> None:
         self._cancelled = True
@@ -86,7 +86,7 @@ class Lives:
             pass
 
     def _killed(self, told: dict[str, dict[str, Any]]) -> None:
-        """TERM came: when was it killed?"""
+        """Judge `cancel`: how long after TERM the process was killed, if it was."""
         after = told.get("alive", {}).get("after", 0.0)
         spared, need = "spared" in told, self._session.drain_s
         problem = "" if spared or after >= need else f"KILL came {after:.0f} s after TERM, a slot may need {need:.0f} s"
@@ -96,18 +96,18 @@ class Lives:
         )
 
     def _ended_early(self, first: dict[str, dict[str, Any]]) -> None:
-        """Slurm has the job no more, and not all is known."""
+        """Judge what is left, now that Slurm does not list the job any more."""
         words = f"job {self.job.number} ended: {self.job.last_words()}"
         if "start" not in first:
-            self._board.leave(NAMES, f"it said nothing; {words}", again=True)
+            self._board.not_tried(NAMES, f"it said nothing; {words}", again=True)
         if "signals" not in self._board.lines:
             to_set = "no wrapper between srun and python that dies of signals (cluster.python, cluster.srun_args)"
             self._board.judge("signals", f"the worker ended without a word; {words}", "", to_set)
         if self._board.unfit("signals"):
-            self._board.leave(["requeue"], _NO_USR2)
+            self._board.not_tried(["requeue"], _NO_USR2)
         self._board.judge(
             "requeue", f"it did not start again; {words}", "",
             "`scontrol requeue` allowed, and on PATH on the nodes (cluster.prelude); JobRequeue=1 in slurm.conf; the "
             "worker's exit code must come through cluster.python and cluster.srun_args",
         )  # fmt: skip
-        self._board.leave(["cancel"], "there was no second life to be cancelled")
+        self._board.not_tried(["cancel"], "there was no second life to be cancelled")

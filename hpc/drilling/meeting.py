@@ -1,8 +1,9 @@
-"""What several machines do at the same time in one folder: they make the same names, replace files while others read
-them, and look how late they see what the others have changed.
+"""What several machines do at the same time in one folder. They make the same names, replace files that others read,
+and measure how late they see what others have changed.
 
-Each writes files of its own and remembers what it saw, by its own monotonic clock; no two clocks are compared. All of
-it is in the reports, which the drill reads at the end. A meeting goes on without those who do not come.
+Each participant writes files of its own and records what it saw, by its own monotonic clock; no two clocks are
+compared. The reports hold all of that, and the drill reads them at the end. A meeting goes on without those that do not
+come.
 """
 
 from __future__ import annotations
@@ -18,18 +19,18 @@ from hpc.base import atomic
 from hpc.drilling.file_system import Readings, content
 from hpc.map import machine
 
-NAMES, RACE_S = 500, 1.0  # that all try to make, one after the other
-REPLACE_S = 2.0
-QUIET_S = 5.0  # without a change, so that caches have something old to hold on to
+NAMES, RACE_S = 500, 1.0  # how many names all try to make, one after the other, and for how long at most
+REPLACE_S = 2.0  # for which each replaces its file
+QUIET_S = 5.0  # without a change, so that the caches of file systems hold old values before the change comes
 _POLL_S = 0.05
-COME_S = 90.0  # at least, for one that starts late, or works on a busy machine
+COME_S = 90.0  # to wait at least for a participant that starts late, or is on a busy machine
 _STEPS = ["came", "raced", "replaced", "laid", "looked"]
 
 
 @dataclass
 class Report:
-    """What one of a meeting saw. wins: names that it made; late: seconds, by what was looked at, None where it was not
-    seen at all; absent: who did not come to it.
+    """What one participant saw. wins: names that it made. late: seconds until it saw a change of the others, by the
+    kind of change; None where it did not see it at all. absent: participants that it did not see come.
     """
 
     name: str
@@ -51,7 +52,12 @@ class Report:
 
 
 class Meeting:
-    """One of those who meet. names: all of them; patience_s: for those who are late, and for what is not seen yet."""
+    """One participant of the meeting.
+
+    Args:
+        names: of all participants. patience_s: to wait for those that are late, and for changes that are not seen yet.
+        stop: whether to give up.
+    """
 
     def __init__(self, folder: Path, me: str, names: list[str], patience_s: float, stop: Callable[[], bool]) -> None:
         self._folder, self._me, self._patience_s, self._stop = folder, me, patience_s, stop
@@ -59,7 +65,7 @@ class Meeting:
         self.report = Report(me, machine.describe()["host"])
 
     def attend(self) -> Report:
-        """From the first to the last step; the report."""
+        """Go through all steps; returns the report."""
         atomic.replace(self._folder / f"whole-{self._me}", content(0))
         self._wait_for_others("came")
         self._race()
@@ -73,14 +79,14 @@ class Meeting:
         atomic.replace(self._folder / f"report-{self._me}.json", atomic.as_json(asdict(self.report)))
 
     def _wait_for_others(self, step: str) -> None:
-        """Until each has come to a step, as a new name in a folder or the content of a file tells, whichever earlier.
-        Nobody is waited for twice in vain.
+        """Wait until each other participant has come to a step. Either sign of that will do: a new name in a folder, or
+        the content of a file. One that does not come is not waited for again.
         """
         atomic.replace(self._folder / "steps" / f"{step}-{self._me}", b"")
         atomic.replace(self._folder / f"step-{self._me}", step.encode())
         end = time.monotonic() + max(self._patience_s, COME_S)
         while missing := [name for name in self._others if not self._has_come(name, step)]:
-            if self._stop():  # nobody is to blame
+            if self._stop():  # then nobody is recorded as absent
                 self._others = []
             elif time.monotonic() > end:
                 self.report.absent += missing
@@ -99,7 +105,7 @@ class Meeting:
             return ""
 
     def _race(self) -> None:
-        """All make the name behind the last: who comes late does not run after the others."""
+        """Try to make the name after the highest that is there: so one that is late tries the same as the others."""
         race, number, end = self._folder / "race", 0, time.monotonic() + RACE_S
         while number < NAMES and time.monotonic() < end:
             number = max([number, *(int(name) for name in os.listdir(race) if name.isdecimal())]) + 1
@@ -111,7 +117,7 @@ class Meeting:
                 return
 
     def _replace(self) -> None:
-        """Replace our file, and read those of the others meanwhile."""
+        """Replace our file again and again, and read those of the others meanwhile."""
         seen = {name: Readings() for name in self._others}
         number, end = 0, time.monotonic() + REPLACE_S
         while time.monotonic() < end:
@@ -124,9 +130,11 @@ class Meeting:
         self.report.readings = sum(readings.whole for readings in seen.values())
 
     def _look_how_late(self) -> None:
-        """All look at one another's files, are quiet, change them at about the same moment, and look until they see it.
+        """Look at the others' files, wait until caches hold their old state, change our own, and measure how long it
+        takes until we see the changes of the others.
 
-        That moment is when all have come: what it takes to see that is counted with the rest.
+        All change theirs when all have come to that step. How long it takes to see that they have come is part of what
+        is measured.
         """
         late = self._folder / "late"
         with open(late / f"grown-{self._me}", "ab", buffering=0) as growing:
@@ -154,7 +162,7 @@ class Meeting:
 
 
 def _changes(late: Path, name: str) -> Iterator[tuple[str, Callable[[], bool]]]:
-    """What another one changes, and how we see it."""
+    """What participant `name` changes: (kind of change, whether we see it)."""
     changed, made, grown = late / f"changed-{name}", late / f"made-{name}", late / f"grown-{name}"
     yield "a replaced file, by open", lambda: _bytes(changed) == b"new..."
     yield "a replaced file, by stat", lambda: _size(changed) == len(b"new...")

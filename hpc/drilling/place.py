@@ -1,8 +1,8 @@
-"""Where a drill's files lie, and how nothing of it is left: not by Ctrl-C, nor by kill -9, after which the next drill
-cleans up.
+"""The folder that holds a drill's files, and how it is removed, after Ctrl-C too. After kill -9 the next drill removes
+it.
 
-`<runs>/hpc-drill-<8 hex digits>/drill.json` says whose it is before there is anything to clean, and all jobs of a drill
-carry its folder's name. No link() and no lock is used: that they work is what a drill finds out.
+`<runs>/hpc-drill-<8 hex digits>/drill.json` says whose it is, and is there before anything else; all jobs of a drill
+carry its folder's name. Neither link() nor a lock is used, since whether they work is what a drill finds out.
 """
 
 from __future__ import annotations
@@ -28,18 +28,20 @@ from hpc.slurm.queue import NoSqueueAnswer, jobs_named
 
 PREFIX, FACTS = "hpc-drill-", "drill.json"
 TOUCH_S, DEAD_S = 2.0, 20.0  # between the owner's touches; without one, by our clock, it is dead
-_ENDING_S = 90.0  # that Slurm gets to end what was cancelled: its KillWait is 30 s
-_NODES_S = 20.0  # that files of a node's last processes may hinder a removal (NFS keeps open ones as .nfs...)
+_ENDING_S = 90.0  # that Slurm may take to end jobs that were cancelled: its KillWait is 30 s
+_NODES_S = 20.0  # for which files of a node's last processes may hinder a removal (NFS keeps open ones as .nfs...)
 
 Say = Callable[[str], None]
 
 
 class Place:
-    """The folder of one drill. Everything of it lies below, and `run` is how launchers see it."""
+    """The folder of one drill, which holds everything of it. run: the same folder as launchers see it."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.name = path, path.name
         self.run = Run(path)
+        self.meeting = path / "meeting"  # see hpc.drilling.witness
+        self.lives = path / "lives"  # see hpc.drilling.life
         self.temporary = path / "tmp"  # TMPDIR of the drill's jobs: nothing stays on a node's own disks
 
     @classmethod
@@ -47,6 +49,7 @@ class Place:
         return cls(runs / f"{PREFIX}{os.urandom(4).hex()}")
 
     def facts(self) -> dict[str, Any]:
+        """What drill.json holds, {} where there is none."""
         try:
             facts = dict(json.loads((self.path / FACTS).read_bytes()))
         except (OSError, ValueError, TypeError):
@@ -54,13 +57,15 @@ class Place:
         return facts if "pid" in facts else {}
 
     def folder(self, name: str) -> Path:
-        """A new folder below, on this machine's behalf."""
+        """Make a folder in it."""
         made = self.path / name
         made.mkdir(parents=True)
         return made
 
     def make(self) -> None:
-        """Make it, whole with its facts, and folders above that are not there. OSError where that cannot be."""
+        """Make the folder so that it appears with its drill.json in it, and make parents that are missing. Raises
+        OSError.
+        """
         above = [folder for folder in self.path.parents if not folder.exists()]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         making = self.path.parent / f"{atomic.TEMPORARY}{self.name}"
@@ -71,11 +76,11 @@ class Place:
             folder.mkdir(mode=0o700)
 
     def expect_jobs(self) -> None:
-        """Before the first sbatch: from now on Slurm is asked for jobs of this name when all is cleaned."""
+        """Record, before the first sbatch, that cleaning has to ask Slurm for jobs of this name."""
         self._write(self.path, {**self.facts(), "slurm": True})
 
     def keep(self) -> str:
-        """End its jobs, and let its files be: later drills leave them alone. Why that cannot be, or ""."""
+        """End its jobs but keep its files, also from later drills. Returns why jobs are left, "" where none is."""
         facts = self.facts()
         left = end_jobs(self.name) if facts.get("slurm") else ""
         if facts and not left:
@@ -88,7 +93,7 @@ class Place:
 
     @contextmanager
     def owned(self) -> Iterator[None]:
-        """Show other machines that the owner lives."""
+        """Inside, show other machines that the owner is alive."""
         over = threading.Event()
         toucher = threading.Thread(target=self._touch, args=(over,), name="owner", daemon=True)
         toucher.start()
@@ -106,7 +111,7 @@ class Place:
                 pass
 
     def abandoned(self) -> bool:
-        """Whether its owner is gone. Takes a while where that is another machine's process."""
+        """Whether its owner is gone. Takes up to DEAD_S where the owner is a process of another machine."""
         facts = self.facts()
         if not facts:
             return True
@@ -127,7 +132,7 @@ class Place:
             return 0
 
     def clean(self) -> str:
-        """Cancel its jobs, wait for their end, remove its files. Why something is left, "" where nothing is."""
+        """Cancel its jobs, wait for their end, remove its files. Returns why something is left, "" where nothing is."""
         facts = self.facts()
         if facts.get("slurm") and (left := end_jobs(self.name)):
             return left
@@ -149,7 +154,7 @@ class Place:
         return ""
 
     def _end_processes(self) -> None:
-        """Those of its small run on this machine, whose supervisor may have been killed."""
+        """Kill processes of its small run on this machine, whose supervisor may have been killed."""
         for pid in processes.at_work(self.path / self.name):
             try:
                 os.kill(pid, signal.SIGKILL)
@@ -157,7 +162,7 @@ class Place:
                 continue
 
     def _remove(self) -> None:
-        """The facts last: who is killed in this leaves what the next one knows."""
+        """Remove the folder, drill.json last: where this is killed on the way, the next drill knows it and goes on."""
         try:
             entries = list(os.scandir(self.path))
         except (FileNotFoundError, NotADirectoryError):
@@ -172,15 +177,15 @@ class Place:
 
 
 def end_jobs(name: str) -> str:
-    """Cancel the jobs of this name and wait until Slurm has none. Why some are left, "" where none is."""
-    end, told = time.monotonic() + _ENDING_S, 0.0
+    """Cancel the jobs of this name and wait until Slurm has none. Returns why some are left, "" where none is."""
+    end, next_cancel = time.monotonic() + _ENDING_S, 0.0
     try:
         while jobs := jobs_named(name):
             if time.monotonic() > end:
                 return f"jobs {', '.join(jobs)} have not ended yet"
-            if time.monotonic() > told:
+            if time.monotonic() > next_cancel:
                 slurm.run(["scancel", *jobs], timeout=60)
-                told = time.monotonic() + 15.0
+                next_cancel = time.monotonic() + 15.0
             time.sleep(0.5)
     except (NoSqueueAnswer, OSError, subprocess.SubprocessError) as error:
         return f"whether Slurm has jobs named {name} is not known: {error}"
@@ -188,7 +193,7 @@ def end_jobs(name: str) -> str:
 
 
 def clean_earlier(runs: Path, say: Say) -> None:
-    """Clean what killed drills have left in a folder, and tell of it; of those that live or were kept, only tell."""
+    """Remove what killed drills have left in a folder, and say so. Others, alive or kept, are only named."""
     for place in _earlier(runs):
         facts = place.facts()
         if not facts:  # killed in its first or last moment: it is empty, or it is not a drill's
@@ -204,7 +209,7 @@ def clean_earlier(runs: Path, say: Say) -> None:
 
 
 def _earlier(runs: Path) -> list[Place]:
-    """Our folders of that name, and those that were still being made."""
+    """Folders of drills that this user has made, those that were still being made included."""
     ours = re.compile(f"({re.escape(atomic.TEMPORARY)})?{PREFIX}[0-9a-f]{{8}}")
     try:
         found = [Path(entry.path) for entry in os.scandir(runs) if ours.fullmatch(entry.name)]

@@ -19,7 +19,7 @@ from hpc.map.drain import TERM_S
 from hpc.slurm import commands as slurm
 from hpc.slurm.queue import pending, wait_for_live_jobs
 
-LATE_SHARE = 4  # of a lease: others must see a heartbeat this many times before the lease ends
+LATE_SHARE = 4  # changes must be seen within this part of a lease (a quarter), so that a heartbeat is not missed
 GONE, UNKNOWN = "gone", "unknown"
 _SOME = "its nodes"
 _ASK_S = 1.0  # between two questions to Slurm
@@ -27,9 +27,11 @@ _ASK_S = 1.0  # between two questions to Slurm
 
 @dataclass
 class Session:
-    """nodes: that take part. code: the snapshot's name. late_s: how late machines see one another's changes. granted_s:
-    the partition's time limit. end: as time.monotonic() counts. watched: what goes on beside the rest, and is looked at
-    while that waits.
+    """One drill.
+
+    nodes: how many take part. minutes: that it may take. code: the snapshot's name. late_s: how late machines see one
+    another's changes, once that is known. granted_s: the partition's time limit. end: of the drill, as time.monotonic()
+    counts. watched: functions to call whenever something is waited for, such as one that follows another job.
     """
 
     place: Place
@@ -67,7 +69,7 @@ class Session:
 
     @property
     def patience_s(self) -> float:
-        """How long a machine waits until it sees what another has done: longer than that is unfit."""
+        """Seconds to wait until a change of another machine is seen; longer than that is unfit."""
         return self.config.map.lease_s / LATE_SHARE + 1.0
 
     @property
@@ -76,7 +78,7 @@ class Session:
         return min(self.config.map.drain_s, TERM_S)
 
     def wait(self, condition: Callable[[], object], most_s: float = math.inf) -> bool:
-        """Until a condition holds; False where the drill's time, or so many seconds, are over first."""
+        """Wait until a condition holds. False where the drill's time, or `most_s` seconds, are over first."""
         end = min(self.end, time.monotonic() + most_s)
         while not condition():
             if time.monotonic() > end:
@@ -88,7 +90,7 @@ class Session:
 
 
 class SlurmJob:
-    """A job of the drill's, as squeue tells of it."""
+    """A job of the drill, by what squeue says of it. number: its id."""
 
     def __init__(self, number: str, log: Path) -> None:
         self.number, self._log = number, log
@@ -113,7 +115,7 @@ class SlurmJob:
         return self._state
 
     def nodes(self) -> str:
-        """On which it runs, or ran when this was first asked; "its nodes" where Slurm did not say."""
+        """The names of its nodes, as Slurm gave them when this was first called; "its nodes" where it gave none."""
         if self._nodes == _SOME:
             try:
                 self._nodes = slurm.run(["squeue", "-h", "-j", self.number, "-o", "%N"], 30).stdout.strip() or _SOME
@@ -131,5 +133,5 @@ class SlurmJob:
         return "the time was over" if self._state == GONE else f"job {self.number} ran, and the time was over"
 
     def last_words(self) -> str:
-        """The end of its log, which does not stay."""
+        """The end of its log, in one line: the log itself is removed with the drill."""
         return " / ".join(last_lines(self._log)[-4:]) or "its log is empty"

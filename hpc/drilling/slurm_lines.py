@@ -1,4 +1,4 @@
-"""Lines of the verdict that Slurm answers without running anything: is it here, does it take this profile's jobs?"""
+"""Lines of the verdict that need no job to run: whether Slurm is here, and whether it takes jobs of this profile."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _TIMEOUT_S = 30.0
 
 
 def answers(session: Session) -> bool:
-    """The line `slurm`."""
+    """Judge the line `slurm`; whether Slurm answers."""
     missing = [command for command in COMMANDS if not shutil.which(command)]
     to_set = "run the drill on a login node, with Slurm's commands on PATH (a module?), or say --cluster local"
     if missing:
@@ -34,13 +34,13 @@ def answers(session: Session) -> bool:
     said = ask("scontrol", "ping")
     version = (ask("sbatch", "--version") or "").strip()
     if said is None or "UP" not in said:
-        session.board.leave(["slurm"], NO_ANSWER, again=True)
+        session.board.not_tried(["slurm"], NO_ANSWER, again=True)
         return False
     return session.board.judge("slurm", "", version, to_set)
 
 
 def takes_the_profile(session: Session) -> bool:
-    """The lines `request`, `array` and `time`; whether jobs of this profile are taken."""
+    """Judge the lines `request`, `array` and `time`; whether Slurm takes jobs of this profile."""
     board, cluster, place = session.board, session.config.cluster, session.place
     slots, said = cluster.slots, ""
     place.expect_jobs()
@@ -49,7 +49,7 @@ def takes_the_profile(session: Session) -> bool:
             jobs.held(session, slots).submit_script()
             break
         except Unanswered:
-            board.leave(["request", "array"], NO_ANSWER, again=True)
+            board.not_tried(["request", "array"], NO_ANSWER, again=True)
             return False
         except UserError as error:
             refused = str(error).removeprefix("launch: ")
@@ -70,15 +70,16 @@ def takes_the_profile(session: Session) -> bool:
 
 
 def preemption(session: Session) -> None:
-    """The line `preemption`: nobody is preempted for a drill."""
+    """Add the line `preemption`, as not tried: no job is preempted for a drill."""
     said = ask("scontrol", "show", "config") or ""
     found = [match[0] for match in re.finditer(r"^(PreemptMode|PreemptType|KillWait)\s*=.*$", said, re.MULTILINE)]
     facts = "; ".join(re.sub(r"\s+", " ", line).strip() for line in found)
-    session.board.leave(["preemption"], f"no job is preempted for a drill; the site says {facts or 'nothing'}")
+    session.board.not_tried(["preemption"], f"no job is preempted for a drill; the site says {facts or 'nothing'}")
 
 
-def leave_slurm(session: Session, why: str, again: bool = False) -> None:
-    session.board.leave([name for name in LINES if name in OF_SLURM], why, again)
+def slurm_not_tried(session: Session, why: str, again: bool = False) -> None:
+    """Add all lines that need Slurm, as not tried."""
+    session.board.not_tried([name for name in LINES if name in OF_SLURM], why, again)
 
 
 def ask(*command: str) -> str | None:
@@ -91,7 +92,7 @@ def ask(*command: str) -> str | None:
 
 
 def _what_to_ask(refused: str) -> str:
-    """The keys that sbatch's words are about."""
+    """The config keys that an error text of sbatch is about."""
     keys = {
         "partition": "cluster.partition (sinfo -s lists them)",
         "account": "cluster.account",
@@ -113,7 +114,7 @@ def _time(session: Session) -> None:
     cluster = session.config.cluster
     limits = _limits(cluster)
     if not limits:
-        session.board.leave(["time"], "sinfo does not tell the partition's limit")
+        session.board.not_tried(["time"], "sinfo does not tell the partition's limit")
         return
     most = max(limits, key=_seconds)
     session.granted_s = _seconds(most)
@@ -127,7 +128,7 @@ def _seconds(limit: str) -> float:
 
 
 def _limits(cluster: ClusterConfig) -> list[str]:
-    """Time limits of the partitions, or of the default one, whose name has a star."""
+    """The time limits of the profile's partitions; without any, of the default one, which sinfo shows with a star."""
     wanted = set((cluster.partition or os.environ.get("SBATCH_PARTITION", "")).split(",")) - {""}
     rows = [line.strip().split("|") for line in (ask("sinfo", "-h", "-a", "-o", "%P|%l") or "").splitlines()]
     mine = [row for row in rows if (row[0].rstrip("*") in wanted if wanted else row[0].endswith("*"))]

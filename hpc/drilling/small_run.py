@@ -20,24 +20,29 @@ from hpc.run.directory import Run
 from hpc.run.published import Published
 
 NAMES = ("engine", "slot", "stall", "run")
-NEEDED = ("access", "space", "link", "fsync", "rename", "exclusion", "attributes")
-HURTS = (*NEEDED, "start", "nodes")
-_LEAST_LEASE_S, _LATE_TIMES = 3.0, 8
+NEEDED = ("access", "space", "link", "fsync", "rename", "exclusion", "attributes")  # lines that must be fit before it
+HARMFUL = (*NEEDED, "start", "nodes")  # lines that must not be unfit
+_LEAST_LEASE_S, _LATE_TIMES = (
+    3.0,
+    8,
+)  # its lease: at least so long, and so many times as long as changes take to be seen
 _VERIFY_S = 300.0
 
 
 def drill(session: Session) -> None:
-    """Launch it where what it stands on is fit."""
-    if bad := session.board.unfit(*HURTS):
-        session.board.leave(NAMES, f"unfit: {', '.join(bad)}")
+    """Do the small run, where all that it needs is fit."""
+    if bad := session.board.unfit(*HARMFUL):
+        session.board.not_tried(NAMES, f"unfit: {', '.join(bad)}")
     elif not session.board.fit(*NEEDED):
-        session.board.leave(NAMES, session.time_over or "not all that it stands on was tried", again=True)
+        session.board.not_tried(NAMES, session.time_over or "not all that it stands on was tried", again=True)
     else:
         SmallRun(session).drill()
 
 
 class SmallRun:
-    """lease_s: short, so that a slot that stands still is found dead soon."""
+    """The small run of a drill. lease_s: its lease, which is short, so that a slot that stands still soon counts as
+    dead.
+    """
 
     def __init__(self, session: Session) -> None:
         self._session, self._board, self._place = session, session.board, session.place
@@ -96,10 +101,10 @@ class SmallRun:
             return True
         said = " / ".join(last_lines(self._log)[-4:])
         if self._process.poll() is None or "does not answer" in said:
-            self._board.leave(NAMES, f"hpc.launch was not answered: {said}", again=True)
+            self._board.not_tried(NAMES, f"hpc.launch was not answered: {said}", again=True)
         else:
             self._board.judge("run", f"hpc.launch refuses it: {said}", "", "what it says")
-            self._board.leave(NAMES, "the run was refused")
+            self._board.not_tried(NAMES, "the run was refused")
         return False
 
     # --- harm -------------------------------------------------------------------------------
@@ -110,11 +115,11 @@ class SmallRun:
         if not self._working():
             if self._over():
                 board.judge("run", self._why_not(), "", "what it says")
-            board.leave(NAMES, self._why_not(), again=not self._over())
+            board.not_tried(NAMES, self._why_not(), again=not self._over())
             return
         if self._ordered(work.ENGINE) and session.wait(lambda: self._again(work.ENGINE) or self._over()):
             words = f"killed on {self._host(work.ENGINE)}, and another one went on with its work"
-            board.judge("engine", "" if self._again(work.ENGINE) else self._dead(), words, "see its log")
+            board.judge("engine", "" if self._again(work.ENGINE) else self._why_ended(), words, "see its log")
         self._ordered(work.SLOT)
         if session.nodes > 1:  # one stands still, another must be there to take over
             session.wait(lambda: self._left() > 1 or self._over() or board.unfit("requeue"), session.left_s / 2)
@@ -123,19 +128,19 @@ class SmallRun:
         self._order(work.FINISH)
 
     def _left(self) -> int:
-        """How many slots work, as far as is known: one that was killed leaves its last word behind."""
+        """How many slots work. The one that was killed does not count, although its last heartbeat is still there."""
         return len(set(self._working()) - {self._taken(work.SLOT)})
 
     def _order(self, name: str) -> None:
         atomic.replace(self._orders / name, b"")
 
     def _ordered(self, name: str) -> bool:
-        """Whether an order was given, and somebody has it."""
+        """Give an order; whether a slot has taken it."""
         self._order(name)
         return self._session.wait(lambda: self._taken(name) or self._over()) and bool(self._taken(name))
 
     def _taken(self, name: str) -> str:
-        """The instance that has an order, "" where none has."""
+        """The instance of the slot that has taken an order, "" where none has."""
         try:
             return (self._orders / f"{name}.taken").read_text()
         except OSError:
@@ -145,11 +150,11 @@ class SmallRun:
         return str(heartbeat.read(self.run.slots, self._taken(order)).get("host", "?"))
 
     def _working(self) -> list[str]:
-        """Newest lives that work, as far as their last word goes."""
+        """Instances that work, by their newest heartbeats."""
         return [f["instance"] for f in heartbeat.newest(self.run.slots, {}) if f.get("state") == "running"]
 
     def _again(self, order: str) -> bool:
-        """Whether a slot works on after the death of its engine."""
+        """Whether the slot that took an order has saved something since its engine died."""
         events, _ = journal.read(self.run.journals / f"{self._taken(order)}.jsonl")
         died = [n for n, event in enumerate(events) if event["event"] == "engine"]
         return bool(died) and any(event["event"] == "segment" for event in events[died[0] :])
@@ -164,15 +169,15 @@ class SmallRun:
             self._session.wait(self._over)
             self._slot()
             self._whole()
-        self._board.leave(NAMES, self._why_not(), again=True)
+        self._board.not_tried(NAMES, self._why_not(), again=True)
 
     def _stalled(self, complete: bool) -> None:
         victim = self._taken(work.STALL)
         if self._session.nodes < 2:
-            self._board.leave(["stall"], "one slot took part: nobody could take over (--nodes 2)")
+            self._board.not_tried(["stall"], "one slot took part: nobody could take over (--nodes 2)")
         elif not victim:
             why = "one slot was left, the other one had not started (again): nobody could take over"
-            self._board.leave(["stall"], why, again=not self._board.unfit("requeue"))
+            self._board.not_tried(["stall"], why, again=not self._board.unfit("requeue"))
         elif complete:
             words = f"stopped on {self._host(work.STALL)}; others took over after {self.lease_s:.0f} s and finished"
             self._board.judge("stall", "", words, "")
@@ -186,7 +191,7 @@ class SmallRun:
         self._board.judge("slot", "", f"killed on {self._host(work.SLOT)}; {again}, and nothing was lost", "")
 
     def _whole(self) -> None:
-        """Every row as it must be, and every byte."""
+        """Judge `run`: whether every row is as it must be, and every byte as it was published."""
         if not self._complete():
             if self._over():
                 self._board.judge("run", f"it ended with shards left: {self._words()}", "", "see what its log says")
@@ -214,21 +219,22 @@ class SmallRun:
         return len(done) == work.WorkConfig().shards
 
     def _over(self) -> bool:
-        """Whether none of its slots will do anything more."""
+        """Whether none of its slots runs or will run."""
         if self._job is not None:
             return self._job.state() == GONE
         return self._process is None or self._process.poll() is not None
 
     def _why_not(self) -> str:
+        """Why something was not tried."""
         if self._over():
-            return f"the run ended: {self._words()}"
+            return self._why_ended()
         return self._job.why_not() if self._job and not self._working() else "the time was over"
 
-    def _dead(self) -> str:
+    def _why_ended(self) -> str:
         return f"the run ended: {self._words()}"
 
     def _words(self) -> str:
-        """The last words of a slot, or of the launch."""
+        """The last lines of the newest log, of a slot or of the launch."""
         logs = sorted(self.run.logs.glob("*.log"), key=lambda path: path.stat().st_mtime)
         return " / ".join(last_lines((logs or [self._log])[-1])[-3:])
 

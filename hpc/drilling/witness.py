@@ -1,9 +1,9 @@
-"""One of a drill's meeting, on a node or as a process of this machine: tries the file system there, then meets the
-others.
+"""One participant of a drill's meeting, on a node or as a process of this machine: tries the file system there, then
+takes part in the meeting.
 
     python -m hpc.drilling.witness PLACE --count N --patience SECONDS [--number K]
 
-Started by `hpc.drill`. Exit codes: 0 whatever it saw, its report says it.
+Started by `hpc.drill`. Exit codes: 0, whatever it saw: that is in its report.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ HERE = "login"  # the drill itself, in a meeting
 
 
 def names(count: int) -> list[str]:
+    """The names of all participants: the drill itself and `count` nodes."""
     return [HERE, *(f"node-{number}" for number in range(count))]
 
 
 def local(folder: Path) -> dict[str, Answer]:
-    """What this machine's file system answers; in a new folder."""
+    """What this machine's file system answers to each of hpc.drilling.file_system's functions, in a new folder."""
     folder.mkdir(parents=True)
     return {
         name: ask(folder)
@@ -41,13 +42,9 @@ def local(folder: Path) -> dict[str, Answer]:
 
 
 def prepare(place: Place) -> None:
-    """The folder of the meeting, before anybody comes."""
+    """Make the folder of the meeting, before any participant comes."""
     for name in ("steps", "race", "late"):
-        (meeting_folder(place) / name).mkdir(parents=True)
-
-
-def meeting_folder(place: Place) -> Path:
-    return place.path / "meeting"
+        (place.meeting / name).mkdir(parents=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -58,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--number", type=int, default=int(os.environ.get("SLURM_PROCID", "0")))
     args = parser.parse_args(arguments)
     place, me = Place(args.place), f"node-{args.number}"
-    folder = meeting_folder(place)
+    folder = place.meeting
     atomic.replace(folder / f"started-{me}.json", atomic.as_json({"host": machine.describe()["host"]}))
     meeting = Meeting(folder, me, names(args.count), args.patience, lambda: not place.path.exists())
     try:

@@ -1,7 +1,8 @@
-"""The work of a drill's small run: samples that take a moment each, and orders to do harm, each carried out once.
+"""The operator of a drill's small run: samples that take a moment each, and orders to do harm, each carried out once.
 
-An order is a file in a folder that the slots share: `engine` and `slot` kill, `stall` stops a slot until there is
-`resume`. Who renames it has it. While there is no `finish` each sample takes a while, so that the harm hits work.
+An order is a file in a folder that all slots share: `engine` kills an engine, `slot` a slot, and `stall` stops a slot
+until there is `resume`. The engine that manages to rename the file carries it out. Until there is `finish`, each sample
+takes a while, so that the harm comes while there is work.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from hpc.base import atomic
 from hpc.operator import Batched, Column, Damage, Item, Row, Shard
 
 ENGINE, SLOT, STALL, RESUME, FINISH = "engine", "slot", "stall", "resume", "finish"
-STALLED_S = 900.0  # at most, should the drill be gone
+STALLED_S = 900.0  # for which a slot is stopped at most, should the drill be gone
 _PACE_S, _LOOK_S = 0.25, 0.25
 
 
@@ -35,7 +36,7 @@ class WorkConfig:
 
 
 def value(key: str) -> str:
-    """What the output must hold."""
+    """What the output must hold for a sample."""
     return hashlib.sha256(key.encode()).hexdigest()
 
 
@@ -81,6 +82,7 @@ class Work(Batched):
         return [Row(item.shard, item.index, item.key, values={"value": value(item.key)}) for item in items]
 
     def _obey(self) -> None:
+        """Look for orders, and carry out those that this engine can take."""
         if time.monotonic() - self._looked < _LOOK_S:
             return
         self._looked = time.monotonic()
@@ -95,7 +97,7 @@ class Work(Batched):
             threading.Thread(target=self._resume, args=(os.getppid(),), daemon=True).start()
 
     def _has(self, order: str) -> bool:
-        """Whether an order is ours, which is written down before it is carried out."""
+        """Take an order; False where another engine was faster. It is on record before it is carried out."""
         try:
             os.rename(self._orders / order, self._orders / f"{order}.{os.uname().nodename}.{os.getpid()}")
         except OSError:

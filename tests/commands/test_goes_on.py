@@ -108,7 +108,12 @@ def test_rerun_of_shards_that_did_not_fail(finished: EchoJob, tmp_path: Path) ->
     assert "1 shards are not finished yet: nothing to reopen" in done.stdout
     states = ledger.survey(run.generations.opened())
     assert {i: (s.generation, s.status) for i, s in states.items()} == {"a": (1, "done"), "b": (0, "done")}
-    assert relaunch.command(run)[3:] == [str(finished.config_file), *OVERRIDES, f"runs={run.path.parent}", "name=a b"]
+    assert relaunch.command_for_job(run)[3:] == [
+        str(finished.config_file),
+        *OVERRIDES,
+        f"runs={run.path.parent}",
+        "name=a b",
+    ]
 
 
 # --- at a glance ------------------------------------------------------------------------------

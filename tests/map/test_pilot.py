@@ -140,7 +140,7 @@ def test_the_full_run_takes_a_pilot_over(job: EchoJob) -> None:
     assert facts["exit"] == Exit.COMPLETE and facts["shards"]["done"] == 0 and not facts["samples"]["left"]
     assert facts["pilot"]["complete"] and facts["pilot"]["samples_saved"] == len(wanted) == facts["samples"]["ok"]
     assert "pilot" not in yaml.safe_load(job.run.config_file.read_text())  # which makes all of the run
-    assert relaunch.command(job.run)[-1] == "pilot=0"
+    assert relaunch.command_for_job(job.run)[-1] == "pilot=0"
     full = job.launch(*asked)
     assert full.returncode == Exit.COMPLETE and "the run pauses where its rows" in " ".join(full.stdout.split())
     counts = applied(job)
