@@ -5,8 +5,8 @@
 Others of a group may be able to write a run directory. So the code that checks it must not come from there: a batch
 script holds this text, and Slurm keeps the script. Nothing else is imported before the check. Every file below
 RUN/code/DIGEST is read once, all of them together must have that digest, and what was read is what runs, from a copy in
-$TMPDIR that only its owner can write. The next life on this node checks that copy and uses it again. This module needs
-nothing but python.
+$TMPDIR that only its owner can write. The next life on this node checks that copy and uses it again. All of this needs
+only python.
 
 Exit codes: those of the module; 64 where the code is not what was recorded, 70 where no copy can be made.
 """
