@@ -42,7 +42,7 @@ LONGER_S = 300.0  # after its minutes, for the kinds of fault that have not hit
 
 
 class Chaos:
-    """One run under fire."""
+    """One run that suffers random faults."""
 
     def __init__(self, slurm: Cluster, folder: Path, seed: int) -> None:
         self.slurm = slurm
@@ -60,7 +60,7 @@ class Chaos:
     # --- the course -------------------------------------------------------------------------
 
     def run(self, minutes: float) -> None:
-        """Faults for so long, and until every kind has hit; AssertionError where one does not."""
+        """Cause faults for so many minutes, until every kind has had its effect. AssertionError where one has not."""
         self.faults.launch()
         end = time.monotonic() + 60 * minutes
         wait(lambda: self.job.processes("hpc.map.engine"), "an engine runs")
@@ -78,7 +78,7 @@ class Chaos:
             time.sleep(self.random.uniform(0.2, 1.0))
 
     def never(self) -> list[str]:
-        """Kinds of fault whose effect was not seen."""
+        """Kinds of fault whose effect was never seen."""
         return [kind for kind in self.faults.kinds if not self.hits[kind]]
 
     def _do(self, kind: str) -> None:
@@ -88,7 +88,7 @@ class Chaos:
             self.expected.append((kind, effect))
 
     def settle(self, timeout: float = 240.0) -> None:
-        """No more faults: launch until the run is complete, and its last slot has ended."""
+        """Launch, without further faults, until the run is complete and its last slot has ended."""
         end = time.monotonic() + timeout
         while (unfinished := self._unfinished()) or self.faults.live():
             assert time.monotonic() < end, f"stands still after {timeout:.0f} s:\n{self.standing()}"
@@ -104,7 +104,7 @@ class Chaos:
         return Published(self.job.run.path).missing()
 
     def _observe(self) -> None:
-        """Which effects can be seen by now; the nodes; the agents."""
+        """Note which effects can be seen by now, and which nodes and agents there were."""
         left = []
         for kind, effect in self.expected:
             if effect():
@@ -142,7 +142,7 @@ class Chaos:
         return found
 
     def standing(self) -> str:
-        """Why a run may stand still: the words of the run, of Slurm and of the slots."""
+        """What the run, Slurm and the slots say, for the error of a run that stands still."""
         run = self.job.run
         control = [f"{p.relative_to(run.path)}: {p.read_text()}" for p in run.control.rglob("*") if p.is_file()]
         lives = [{k: f.get(k) for k in ("instance", "state", "why", "host")} for f in heartbeat.read_all(run.slots)]
@@ -158,7 +158,7 @@ class Chaos:
     # --- the verdict ------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Every byte as it should be, status true, nothing left behind, nothing grown."""
+        """Assert that every byte is right, status tells the truth, no process is left, and memory and files did not grow."""
         self._check_bytes()
         self.slurm.run(sys.executable, "-m", "hpc.verify", str(self.job.run.path), "--full")
         facts = json.loads(self.slurm.run(sys.executable, "-m", "hpc.status", str(self.job.run.path), "--json"))

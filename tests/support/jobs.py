@@ -33,7 +33,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "80"}
 
 
 def wait_for(what: Callable[..., Any], timeout: float = 240.0) -> Any:
-    """Poll until `what()` is true; its value."""
+    """Poll until `what()` is true; returns its value. AssertionError after `timeout` seconds."""
     end = time.monotonic() + timeout
     while not (found := what()):
         assert time.monotonic() < end, "waited in vain"
@@ -66,7 +66,7 @@ class EchoJob:
     # --- doing ------------------------------------------------------------------------------
 
     def submit(self, *overrides: str, supersede: bool = False) -> Submission:
-        """What a launch writes, without starting anything. The code snapshot is a link to the working tree."""
+        """Write what a launch writes, and start nothing. The code snapshot is a link to the working tree."""
         job = launch.prepare(configs.load(self.config_file, list(overrides)), supersede=supersede)
         self.run.make()
         code = snapshot.digest()
@@ -90,7 +90,7 @@ class EchoJob:
         return process
 
     def work(self, slot: int = 0, timeout: float = 240.0) -> int:
-        """Run one worker to its end; its exit code."""
+        """Run one worker to its end; returns its exit code."""
         return self.worker(slot).wait(timeout)
 
     def launch(self, *arguments: str, timeout: float = 240.0) -> subprocess.CompletedProcess[str]:

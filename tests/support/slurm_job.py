@@ -31,7 +31,7 @@ class Job:
         return [sys.executable, "-m", "hpc.launch", str(self.config), *self._overrides, *arguments]
 
     def launch(self, *cluster: str, inside: tuple[str, ...] = ()) -> str:
-        """Submit, with these keys of `cluster`; the array's job id."""
+        """Submit with these overrides of `cluster`; returns the array's job id."""
         self.slurm.run(*inside, *self.command(*(f"cluster.{key}" for key in cluster)))
         return self.id
 
@@ -54,7 +54,7 @@ class Job:
         return {shard: state.generation for shard, state in self.states().items() if state.status == DONE}
 
     def claims(self, instance: str) -> list[str]:
-        """Shards in the hands of one life of a slot."""
+        """Ids of the shards that one life of a slot works on."""
         ledger = self.run.ledger(self.run.latest().identity)
         claimed = {shard: state for shard, state in self.states().items() if state.status == CLAIMED}
         return [s for s, state in claimed.items() if ledger.owner(s, state.generation, state.epoch) == instance]
@@ -102,7 +102,7 @@ class Job:
     # --- waiting and judging ------------------------------------------------------------------
 
     def wait_working(self, shards: int = 1, slots: int = 1) -> None:
-        """Until shards are finished, every slot has work in hand, and much is left to do."""
+        """Wait until so many shards are finished and so many slots work, while much is left to do."""
         self.wait_shards(shards)
         wait(lambda: all(self._busy(slot) for slot in range(slots)), "every slot works")
         assert len(self.done()) < len(Plan(self.run.plans, self.run.latest().plan)), "the work was over too soon"
@@ -115,7 +115,7 @@ class Job:
         wait(lambda: len(self.done()) >= count, f"{count} shards are done")
 
     def wait_over(self, timeout: float = 240.0) -> None:
-        """Until no element of the newest array will run any more."""
+        """Wait until no element of the newest array will run any more."""
         slots = self.run.latest().slots
         wait(lambda: self._over() == slots, f"the {slots} elements are over", timeout)
 
