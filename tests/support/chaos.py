@@ -158,7 +158,7 @@ class Chaos:
     # --- the verdict ------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Assert that every byte and the status are right, no process is left, and neither memory nor open files grew."""
+        """Assert that bytes and status are right, no process is left, and neither memory nor open files grew."""
         self._check_bytes()
         self.slurm.run(sys.executable, "-m", "hpc.verify", str(self.job.run.path), "--full")
         facts = json.loads(self.slurm.run(sys.executable, "-m", "hpc.status", str(self.job.run.path), "--json"))
