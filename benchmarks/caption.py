@@ -100,7 +100,7 @@ def on_cpu(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def targets(report: dict[str, Any]) -> list[str]:
-    """What the report misses."""
+    """A line for each target that the report misses."""
     missed = []
     if report["ratio"] < 2:
         missed.append(f"ratio to generate {report['ratio']:.2f} < 2")

@@ -17,23 +17,16 @@ average     seconds of a moving average of B/4's weights: ours (one foreach call
 
 from __future__ import annotations
 
-import json
-import os
-import platform
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from benchmarks.parts import main
 from benchmarks.sft import checkpoint
-from benchmarks.timing import say
-from hpc.base.errors import Parser
 from recap.dit.model import build
 from recap.dit.objective import Objective
 from recap.dit.settings import DitModelConfig, ObjectiveConfig
@@ -42,8 +35,12 @@ from recap.train.parallel import peak_flops
 from recap.train.state import Ema
 
 WORDS, FACTOR, CHANNELS = 49_408, 8, 4
-TARGETS = {"step, diffusers / latents": (2.0, "least"), "checkpoint stall, ours / torch.save": (0.5, "most")}
-GPU_TARGETS = {"gpu step, diffusers / latents, B/4": (2.0, "least"), "gpu MFU, B/4": (0.4, "least")}
+TARGETS = {
+    "step, diffusers / latents": (2.0, "least"),
+    "checkpoint stall, ours / torch.save": (0.5, "most"),
+    "gpu step, diffusers / latents, B/4": (2.0, "least"),
+    "gpu MFU, B/4": (0.4, "least"),
+}
 
 
 class Text(nn.Module):
@@ -82,7 +79,8 @@ class Codec:
 
 
 def micro_batch(count: int, side: int, device: str, live: bool, length: int) -> dict[str, torch.Tensor]:
-    """What the task's batches hold."""
+    """A batch as DitTask makes it, with random values. live: images uint8 [count, side, side, 3], else latents, float16
+    [count, 8, side / 8, side / 8] (means and log-variances). length: tokens a text."""
     latent = (count, CHANNELS, side // FACTOR, side // FACTOR)
     made = {
         "noise": torch.randn(latent), "posterior": torch.randn(latent), "time": torch.rand(count),
@@ -153,7 +151,8 @@ def transformer(size: str, side: int, device: str) -> Any:
 
 
 def seconds(ways: dict[str, Callable[[], None]], rounds: int, device: str) -> dict[str, float]:
-    """Least seconds of each way, forth and back through them, after one round that does not count."""
+    """The least seconds that each way takes, over rounds that run all of them forth and back. One more round, the
+    first, does not count."""
     clock = time.process_time if device == "cpu" else time.perf_counter
     found: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(rounds + 1):
@@ -218,37 +217,5 @@ def on_gpu() -> dict[str, float]:
     return found
 
 
-def missed(report: dict[str, float]) -> list[str]:
-    """Targets that a report misses."""
-    bad = []
-    for name, (limit, kind) in (TARGETS | {n: t for n, t in GPU_TARGETS.items() if n in report}).items():
-        if report[name] > limit if kind == "most" else report[name] < limit:
-            bad.append(f"{name}: {report[name]:.3g}, at {kind} {limit:g}")
-    return bad
-
-
-def main() -> None:
-    parser = Parser(description=__doc__)
-    parser.add_argument("--gpu", action="store_true", help="also on one CUDA device")
-    parser.add_argument("--json", type=Path, help="write the report here")
-    parser.add_argument("--check", action="store_true", help="exit with 1 where a target is missed")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    transformers.logging.set_verbosity_error()
-    cores = os.cpu_count()
-    say(f"torch {torch.__version__}, {platform.machine()}, 1 thread of {cores} cores, {time.strftime('%Y-%m-%d')}")
-    report: dict[str, float] = {}
-    for part in [step, average, checkpoint, *([on_gpu] if options.gpu else [])]:
-        for name, value in part().items():
-            say(f"  {name:52}{value:14,.4g}")
-            report[name] = value
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
-    bad = missed(report)
-    for miss in bad:
-        say(f"  target missed: {miss}")
-    sys.exit(1 if options.check and bad else 0)
-
-
 if __name__ == "__main__":
-    main()
+    main(__doc__, [step, average, checkpoint], on_gpu, TARGETS)

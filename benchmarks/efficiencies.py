@@ -52,10 +52,10 @@ _KERNELS = {
 }  # fmt: skip
 
 
-def measured(report: dict[str, Any], precision: str, slots: int, attention_flop: float) -> dict[str, Rate]:
-    """STATED with every rate that the report has in its place; kernels are added under their own names.
+def measured_rates(report: dict[str, Any], precision: str, slots: int, attention_flop: float) -> dict[str, Rate]:
+    """STATED, with the rates that a report of benchmarks.gpu has in their place, and its kernels added by their names.
 
-    attention_flop: of one launch of the prefill's attention, whose time alone is reported.
+    attention_flop: of one launch of the prefill's attention, since the report has only its time.
     """
     rates, kernels, found = report["stages"]["rates"], report["stages"]["kernels"], dict(STATED)
     rows = 256 if slots <= 256 else 512

@@ -18,8 +18,8 @@ from recap.engine import precision
 
 
 @contextlib.contextmanager
-def plain() -> Iterator[None]:
-    """The operations as plain PyTorch, also on a GPU."""
+def plain_operations() -> Iterator[None]:
+    """Within the block the engine's operations run as plain PyTorch, also on a GPU."""
     fused, K.fused = K.fused, None
     try:
         yield
@@ -35,15 +35,20 @@ def cases(setting: Setting) -> dict[str, tuple[Callable[[], Any], int]]:
     n, slots, start, width = setting.micro_batch, setting.slots or 256, 10, patches + 15
     span, rows = start + width + 128, setting.micro_batch * width
 
-    def some(*size: int, of: torch.dtype = dtype) -> torch.Tensor:
+    def random_tensor(*size: int, of: torch.dtype = dtype) -> torch.Tensor:
         return torch.randn(*size, device=device).to(of)
 
-    x, residual, weight, gates = some(rows, hidden), some(rows, hidden), some(hidden), some(rows, 2 * ffn)
-    seen, seen2 = (some(n * (patches + 1), shape.vision_hidden) for _ in range(2))
-    scale, inner = some(shape.vision_hidden), some(n * (patches + 1), shape.vision_ffn)
+    x, residual, weight, gates = (
+        random_tensor(rows, hidden),
+        random_tensor(rows, hidden),
+        random_tensor(hidden),
+        random_tensor(rows, 2 * ffn),
+    )
+    seen, seen2 = (random_tensor(n * (patches + 1), shape.vision_hidden) for _ in range(2))
+    scale, inner = random_tensor(shape.vision_hidden), random_tensor(n * (patches + 1), shape.vision_ffn)
     angles = torch.outer(torch.arange(span), 500000.0 ** -(torch.arange(0, dim, 2) / dim)).repeat(1, 2).to(device)
     cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
-    qkv, query = some(rows, (heads + 2 * kv) * dim), some(slots, heads, dim)
+    qkv, query = random_tensor(rows, (heads + 2 * kv) * dim), random_tensor(slots, heads, dim)
     lengths, at = torch.full((slots,), start + width + 30, device=device), torch.arange(n, device=device)
     owners, times = at.repeat_interleave(width), torch.arange(start, start + width, device=device).repeat(n)
     found: dict[str, tuple[Callable[[], Any], int]] = {
@@ -56,7 +61,7 @@ def cases(setting: Setting) -> dict[str, tuple[Callable[[], Any], int]]:
         "quick_gelu": (lambda: K.quick_gelu(inner), 4 * inner.numel()),
     }
     for name, of in (("", dtype), (" fp8 cache", precision.FP8)):
-        keys, values = (some(slots, kv, span, dim, of=of) for _ in range(2))
+        keys, values = (random_tensor(slots, kv, span, dim, of=of) for _ in range(2))
         size = keys.element_size()
 
         def rope(keys: torch.Tensor = keys, values: torch.Tensor = values) -> Any:
@@ -96,7 +101,7 @@ def kernels(setting: Setting, note: Note) -> None:
             with torch.inference_mode():
                 ours = call()
                 spent = milliseconds(call, setting.device, 20)
-                with plain():
+                with plain_operations():
                     off = difference(ours, call())
                     theirs = milliseconds(call, setting.device, 3)
             note(name, {"ms": spent, "plain_ms": theirs, "bytes_per_s": size / spent * 1e3, "difference": off})

@@ -78,12 +78,12 @@ def precision(name: str) -> Callable[[Setting, Note], None]:
         note("seconds to be ready", time.perf_counter() - start)
         for stage, each in stage_milliseconds(work, generator).items():
             note(f"{stage}, ms", each)
-        measured(setting, note, work, generator)
+        measure_captioning(setting, note, work, generator)
 
     return run
 
 
-def measured(setting: Setting, note: Note, work: Work, generator: Generator[int]) -> None:
+def measure_captioning(setting: Setting, note: Note, work: Work, generator: Generator[int]) -> None:
     """Images/s of the whole run, drain included, and between full slots; what a caption's stages take of it."""
     generator.times = type(generator.times)()
     trace: list[Turn] = []

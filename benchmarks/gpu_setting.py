@@ -19,9 +19,16 @@ Note = Callable[[str, Any], None]
 
 @dataclass(frozen=True)
 class Setting:
-    """images, slots, micro_batch: of the engine's runs; slots None: as many as fit.
-    batches: of generate's sweep. sustain_s: of each measured rate. small: a captioner that a CPU can check.
-    clip, dit: sizes of the training steps."""
+    """What a run of benchmarks.gpu measures with.
+
+    Attributes:
+        images, slots, micro_batch: of the engine's runs; slots None: as many as the memory holds.
+        batches: sizes that transformers' generate is tried with.
+        sustain_s: seconds that each rate is measured for.
+        small: a captioner that a CPU can check. checked: images that it captions.
+        sft, sft_samples: the model of the fine-tuning step, and its samples.
+        clip, dit: arguments of the training steps of CLIP and DiT.
+    """
 
     device: torch.device
     shape: Shape

@@ -70,7 +70,14 @@ def _rank(rank: int, port: int, out: Any) -> None:
 
 
 def step(module: nn.Module, once: bool) -> tuple[float, int, int]:
-    """(seconds, bytes sent, most bytes held between micro-batches) of a step, whose gradients are forgotten."""
+    """One training step, whose gradients are dropped.
+
+    Args:
+        once: gradients are kept whole until the last micro-batch, and summed over the ranks there.
+
+    Returns:
+        Seconds, bytes sent, and the most bytes of whole gradients held between micro-batches.
+    """
     held, batch, start = 0, torch.randn(8, WIDTH), time.perf_counter()
     with Sent() as sent:
         for number in range(MICRO_BATCHES):

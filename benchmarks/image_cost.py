@@ -8,7 +8,7 @@ from benchmarks.random_captioner import Shape
 
 
 @dataclass
-class Cost:
+class ImageCost:
     """What one image costs, with every exact saving counted: FLOP of passes and bytes that decoding reads."""
 
     vision: float
@@ -18,8 +18,15 @@ class Cost:
     cache: float  # bytes of keys and values that its steps read
 
 
-def cost(shape: Shape, prompt: int, prefix: int, tokens: float, weight_bytes: float, cache_bytes: float) -> Cost:
-    """Arithmetic of one image: see the terms."""
+def cost(shape: Shape, prompt: int, prefix: int, tokens: float, weight_bytes: float, cache_bytes: float) -> ImageCost:
+    """The cost of one image.
+
+    Args:
+        prompt: tokens of its prompt, the image's among them.
+        prefix: tokens that all prompts begin with, which are computed once for all images.
+        tokens: of its caption.
+        weight_bytes, cache_bytes: of one weight, and of one number in the cache of keys and values.
+    """
     dim = shape.head_dim or shape.hidden // shape.heads
     qkv = shape.hidden * (shape.heads + 2 * shape.kv_heads) * dim
     layer = qkv + shape.heads * dim * shape.hidden + 3 * shape.hidden * shape.ffn
@@ -33,7 +40,7 @@ def cost(shape: Shape, prompt: int, prefix: int, tokens: float, weight_bytes: fl
     vision += 2 * patches * (shape.vision_hidden + shape.hidden) * shape.hidden
     attention = 4 * shape.heads * dim * (shape.layers - 1) * (prompt**2 - prefix**2) / 2
     steps = tokens - 1
-    return Cost(
+    return ImageCost(
         vision=vision,
         prefill=2 * new * ((shape.layers - 1) * layer + last) + 2 * (layer + head) + attention,
         decode=2 * steps * (shape.layers * layer + head),
@@ -43,7 +50,7 @@ def cost(shape: Shape, prompt: int, prefix: int, tokens: float, weight_bytes: fl
 
 
 def bound(
-    one: Cost, tokens: float, slots: int, fast: float, slow: float, bandwidth: float
+    one: ImageCost, tokens: float, slots: int, fast: float, slow: float, bandwidth: float
 ) -> tuple[float, dict[str, float]]:
     """Images/s if every pass ran at its measured rate and all slots were always busy, and the seconds of each
     stage.

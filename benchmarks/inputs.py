@@ -29,6 +29,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.commands import anonymous_mb
 from benchmarks.targets import Target, show
 from hpc.base.errors import Parser
 from recap.data.inputs import DataConfig, list_shards
@@ -140,30 +141,25 @@ def reader(kind: str, who: str) -> Callable[[Path], Iterator[tuple[bytes, object
 
 
 def read(folder: Path, kind: str, who: str) -> None:
-    """Be the process: prints samples, CPU seconds and MB of anonymous memory at most."""
+    """Runs in the process that is measured: prints samples, CPU seconds and the most MB of anonymous memory."""
     made = reader(kind, who)
     next(made(folder))  # with all that is imported on the way, which is no cost of reading
-    memory, cpu, count = _anonymous_mb(), time.process_time(), 0
+    memory, cpu, count = anonymous_mb(), time.process_time(), 0
     most = memory
     while time.process_time() - cpu < LEAST_S:
         for image, text in made(folder):
             assert len(image) == BYTES and text
             count += 1
             if count % 200 == 0:
-                most = max(most, _anonymous_mb())
+                most = max(most, anonymous_mb())
     spent = time.process_time() - cpu
     sys.stdout.write(json.dumps({"samples": count, "cpu_s": spent, "mb": most - memory}) + "\n")
-
-
-def _anonymous_mb() -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1000 for line in lines if line.startswith("RssAnon"))
 
 
 # --- measuring --------------------------------------------------------------------------------
 
 
-def measured(folder: Path, kind: str, who: str) -> dict[str, float]:
+def in_process(folder: Path, kind: str, who: str) -> dict[str, float]:
     command = [sys.executable, "-m", "benchmarks.inputs", "--process", f"{kind} {who}", "--work", str(folder)]
     environment = {**os.environ, "HF_DATASETS_CACHE": str(folder.with_name("cache")), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
@@ -173,17 +169,17 @@ def measured(folder: Path, kind: str, who: str) -> dict[str, float]:
 
 
 def measure(work: Path, kind: str, shards: int, rounds: int) -> dict[str, float]:
-    """Rates are the best of some rounds, in turns."""
+    """What `read` prints, from a process of its own."""
     for name, count in (("few", max(shards // 4, 1)), ("many", shards)):
         build(work / kind / name, kind, count)
     found: dict[str, float] = {}
     for _ in range(rounds):
         for who in ("ours", "peer"):
-            one = measured(work / kind / "many", kind, who)
+            one = in_process(work / kind / "many", kind, who)
             assert one["samples"] and one["samples"] % (shards * SHARD) == 0
             found[who] = max(found.get(who, 0.0), one["samples"] / one["cpu_s"])
             found[f"{who}_mb"] = one["mb"]
-    found["few_mb"] = measured(work / kind / "few", kind, "ours")["mb"]
+    found["few_mb"] = in_process(work / kind / "few", kind, "ours")["mb"]
     return found
 
 

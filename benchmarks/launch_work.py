@@ -18,14 +18,14 @@ def size(tensors: Iterable[Any]) -> int:
 
 
 def operator_bytes(name: str, inputs: list[torch.Tensor], outputs: list[torch.Tensor]) -> int:
-    """Of one of PyTorch's operators. Those that pick rows read what they write."""
+    """Bytes that one of PyTorch's operators reads and writes. Operators that pick rows read as much as they write."""
     if name.startswith(("embedding", "index.")):
         return 2 * size(outputs)
     return size([*inputs, *outputs])
 
 
 def operator_flop(name: str, inputs: list[torch.Tensor]) -> int:
-    """Of a matrix product or a dense attention; 0 for other operators."""
+    """FLOP of a matrix product or a dense attention; 0 for other operators."""
     if name.startswith("linear"):
         return 2 * inputs[0].numel() * len(inputs[1])
     if name.startswith("_scaled_mm"):
@@ -36,10 +36,10 @@ def operator_flop(name: str, inputs: list[torch.Tensor]) -> int:
 
 
 def kernel_bytes(kernel: str, given: dict[str, Any]) -> int:
-    """Of one of the engine's Triton kernels.
+    """Bytes that a launch of one of the engine's Triton kernels reads and writes.
 
     given: every argument of the launch by name. What decode attention reads of the cache depends on the captions'
-    lengths and is left to the caller.
+    lengths, and is not counted here.
     """
     plain = size(value for name, value in given.items() if name not in _APART)
     if given.get("FP8") is False:
@@ -52,17 +52,17 @@ def kernel_bytes(kernel: str, given: dict[str, Any]) -> int:
 
 
 def _unread(x: torch.Tensor, read: int, of: int | None = None) -> int:
-    """The share of [M, heads, D] or [M, heads * D] that a kernel skips."""
+    """Bytes of [M, heads, D] or [M, heads * D] that a kernel skips, since it reads only `read` of the heads."""
     heads = of or x.shape[1]
     return size([x]) * (heads - read) // heads
 
 
 def _written(given: dict[str, Any]) -> int:
-    """Keys and values of every row."""
+    """Bytes of the keys and values that a launch writes to the cache, for every row."""
     return len(given["heads"]) * 2 * given["K"] * 2 * given["HALF"] * given["keys"].element_size()
 
 
 def _visible(given: dict[str, Any]) -> int:
-    """Keys and values of all positions up to the pass's last, once for each row."""
+    """Bytes of the keys and values of all positions up to the pass's last, once for each row."""
     positions = len(given["slots"]) * (given["start"] + given["width"])
     return positions * 2 * given["K"] * 2 * given["HALF"] * given["keys"].element_size()

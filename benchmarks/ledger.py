@@ -36,7 +36,7 @@ from rich.table import Table
 
 from benchmarks import shard_operations
 from benchmarks.commands import ROOT, command
-from benchmarks.ledger_tree import OPEN, ROWS, Tree
+from benchmarks.ledger_tree import OPEN_SHARDS, ROWS, Tree
 from benchmarks.overhead import overhead
 from benchmarks.targets import Target, show
 from hpc import rerun
@@ -48,7 +48,7 @@ from hpc.map.tally import Tally
 
 
 def seconds(call: Callable[[], object], rounds: int = 3) -> float:
-    """Best of a few."""
+    """The least seconds of some calls."""
     times = []
     for _ in range(rounds):
         gc.collect()
@@ -116,7 +116,10 @@ print(json.dumps({"left_s": min(times), "mark_ms": 1e3 * statistics.median(marks
 
 def datatrove(python: str, folder: Path, count: int) -> dict[str, float]:
     done = subprocess.run(
-        [python, "-c", DATATROVE, str(folder), str(count), str(OPEN)], capture_output=True, text=True, check=False
+        [python, "-c", DATATROVE, str(folder), str(count), str(OPEN_SHARDS)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         raise SystemExit(f"datatrove: {done.stderr.strip().splitlines()[-1]}")
@@ -126,7 +129,7 @@ def datatrove(python: str, folder: Path, count: int) -> dict[str, float]:
 
 
 def measure(sizes: list[int], python: str | None, work: Path) -> dict[int, dict[str, float]]:
-    """All sizes. Claims and publishing go round the trees, so that each meets the disk in the same mood."""
+    """All numbers by size. The trees take turns in claiming and publishing: the disk's state favours none."""
     folder = Path(tempfile.mkdtemp(prefix="ledger-", dir=work))
     found: dict[int, dict[str, float]] = {}
     trees = []
@@ -139,7 +142,7 @@ def measure(sizes: list[int], python: str | None, work: Path) -> dict[int, dict[
             trees[-1].build()
         for name, call in (("claim_ms", Tree.claim), ("publish_ms", Tree.publish)):
             times: dict[int, list[float]] = {count: [] for count in sizes}
-            for number in range(OPEN // 2):
+            for number in range(OPEN_SHARDS // 2):
                 for tree in trees:
                     times[tree.count].append(call(tree, number))
             for count in sizes:
@@ -241,7 +244,7 @@ def main(arguments: list[str] | None = None) -> int:
     if args.operations:
         counted = shard_operations.measure(args.work)
         checks += shard_operations.targets(counted)
-        console.print(counted.said())
+        console.print(counted.summary())
     show(console, checks)
     if args.json:
         judged = [asdict(check) | {"met": check.met} for check in checks]

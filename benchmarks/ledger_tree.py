@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from benchmarks.commands import LINKS
 from hpc import config as configs
 from hpc.map.publish import Publisher
 from hpc.operator import Row, Shard
@@ -22,9 +23,8 @@ from hpc.run.segments import Segments, Writer
 from recap.data.inputs import DataConfig, list_shards
 from recap.worlds.tars import write_tar
 
-OPEN = 200  # shards left open in a tree: claimed and published one by one
+OPEN_SHARDS = 200  # shards left open in a tree: claimed and published one by one
 ROWS = 512  # of a published shard
-LINKS = 60_000  # names of one file (ext4 allows 65,000)
 SLOTS, ENGINES = 256, 8
 BLOCKS = 20  # of a shard of 10,000 samples, each a line of a journal
 SHARD_S = 154.0  # at 65 samples a second
@@ -70,7 +70,7 @@ class Tree:
             config=self.config.resolved,
         )  # fmt: skip
         self.ledger = self.run.ledger(identity)
-        self.left = self.shards[:: max(1, self.count // OPEN)][:OPEN]
+        self.left = self.shards[:: max(1, self.count // OPEN_SHARDS)][:OPEN_SHARDS]
         left = {s.id for s in self.left}
         done = [s for s in self.shards if s.id not in left]
         made: set[Path] = set()

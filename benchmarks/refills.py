@@ -8,7 +8,8 @@ from benchmarks.caption_work import Turn
 
 
 def turns(lengths: Sequence[int], slots: int, micro_batch: int, fill_s: float, step_s: float) -> list[Turn]:
-    """The turns of `run_native` on a GPU: at most one fill, then a step; what ends is known a step later."""
+    """The turns of `run_native` on a GPU: each is at most one fill, then a step. The host learns a step late that a
+    caption has ended."""
     ends: list[int] = []  # the step after which each caption in a slot is known to be finished
     found: list[Turn] = []
     clock, begun, finished = 0.0, 0, 0

@@ -20,8 +20,8 @@ import numpy as np
 import transformers
 
 from benchmarks.caption_work import LLAMA3_8B, MAX_TOKENS, steady_rate
-from benchmarks.efficiencies import PEAK_BF16, PEAK_BYTES, PEAK_FP8, STATED, Rate, measured
-from benchmarks.image_cost import Cost, bound, cost
+from benchmarks.efficiencies import PEAK_BF16, PEAK_BYTES, PEAK_FP8, STATED, Rate, measured_rates
+from benchmarks.image_cost import ImageCost, bound, cost
 from benchmarks.pass_counts import Counts, count_passes
 from benchmarks.random_captioner import Shape
 from benchmarks.refills import turns
@@ -35,7 +35,7 @@ PASSES = ("vision", "prefill", "step")
 
 @dataclass(frozen=True)
 class Scene:
-    """What is modelled: a shape, its passes and the captions that are written."""
+    """What is modelled: a model's shape, the engine's precision and batch sizes, the captions' lengths in tokens."""
 
     shape: Shape
     precision: str
@@ -55,7 +55,7 @@ class Scene:
     def dim(self) -> int:
         return self.shape.head_dim or self.shape.hidden // self.shape.heads
 
-    def cost(self) -> Cost:
+    def cost(self) -> ImageCost:
         sizes = {"bf16": (2, 2), "fp8": (1, 2), "fp8+kv": (1, 1)}[self.precision]
         return cost(self.shape, self.prompt, PREFIX, self.tokens, *sizes)
 
@@ -131,15 +131,19 @@ def expect(scene: Scene, report: dict[str, Any] | None) -> Expectation:
     """report: of benchmarks.gpu, whose rates replace the stated ones."""
     rates = STATED
     if report:
-        rates = measured(report, scene.precision, scene.slots, scene.attention_flop())
+        rates = measured_rates(report, scene.precision, scene.slots, scene.attention_flop())
     counts = count_passes(scene.shape, scene.micro_batch, scene.slots, scene.precision)
     return Expectation(scene, counts, {name: times(scene, name, counts[name], rates) for name in PASSES})
 
 
 @dataclass(frozen=True)
 class Rung:
-    """A change that is not made: what it would bring (relative, of the whole run's rate at its slow end), and what
-    speaks against it or has to hold."""
+    """A change to the engine that is not made.
+
+    Attributes:
+        gain: share by which it would raise the whole run's rate, at the slow end of the expectation.
+        remark: what speaks against it, or has to hold for it.
+    """
 
     name: str
     gain: float
@@ -147,7 +151,7 @@ class Rung:
 
 
 def rungs(found: Expectation) -> list[Rung]:
-    """The open rungs of the ladder, the one that brings most first."""
+    """The changes that are open, the one that brings most first."""
     scene, fill, step = found.scene, found.passes["prefill"], found.passes["step"]
 
     def part(name: str, share: float) -> tuple[float, float]:
@@ -166,16 +170,16 @@ def rungs(found: Expectation) -> list[Rung]:
         Rung("residual added by the product before it", gain(*part("add_rms_norm", bf16 / 4)), "fp8 takes no addend"),
         Rung("quantisation behind attention", gain(quantised[0], quantised[1] + (0 if bf16 else gaps)),
              "its scale needs all heads of a row, which are several programs"),
-        Rung("decode rows joined to the prefill's matrices", gain(0, joined_ms(found)),
+        Rung("decode rows joined to the prefill's matrices", gain(0, joined_step_saving_ms(found)),
              "a row's bits would depend on whether a fill ran beside its step"),
         Rung("decode on a second stream", 0.0, "measured: 820 ms one after another, 820 ms side by side"),
-        Rung("refill in groups of half the size", halved(found), "if the prefill's products kept their rate"),
+        Rung("refill in groups of half the size", half_fill_gain(found), "if the prefill's products kept their rate"),
         Rung("pinned ring", 0.0, "the host copies pixels while a step is queued"),
     ], key=lambda rung: -rung.gain)  # fmt: skip
 
 
-def joined_ms(found: Expectation) -> float:
-    """Off each step, if one step of every fill ran its matrices at the rate of the prefill's."""
+def joined_step_saving_ms(found: Expectation) -> float:
+    """Milliseconds off each step if one step of every fill ran its matrices at the rate of the prefill's."""
     spent = {name: found.passes[name]["matrices"][1] for name in PASSES}
     flop = {name: found.counts[name].flop.total() for name in PASSES}
     faster = max(0.0, 1 - spent["prefill"] / flop["prefill"] * flop["step"] / spent["step"])
@@ -184,21 +188,21 @@ def joined_ms(found: Expectation) -> float:
     return spent["step"] * faster * -(-len(scene.lengths) // scene.micro_batch) / steps
 
 
-def halved(found: Expectation) -> float:
-    """Gain of the whole run if half as many images made a fill, which took half as long."""
+def half_fill_gain(found: Expectation) -> float:
+    """Gain of the whole run if a fill took half as many images in half the time."""
     scene = replace(found.scene, micro_batch=found.scene.micro_batch // 2)
     fill = (found.total("vision", 1) + found.total("prefill", 1)) / 2
     return rate(scene, fill, found.total("step", 1))[0] / found.rate(1)[0] - 1
 
 
-def truth(report: dict[str, Any] | None, precision: str) -> dict[str, float]:
-    """What was measured of a precision; empty where nothing was."""
+def measured_values(report: dict[str, Any] | None, precision: str) -> dict[str, float]:
+    """The numbers that a report has of a precision; empty where it has none."""
     stage = report["stages"].get(precision, {}) if report else {}
     return {key: value for key, value in stage.items() if isinstance(value, float)}
 
 
 def show(found: Expectation, report: dict[str, Any] | None) -> None:
-    scene, seen = found.scene, truth(report, found.scene.precision)
+    scene, seen = found.scene, measured_values(report, found.scene.precision)
     say(f"\n## {scene.precision}: {scene.micro_batch} images a fill, {scene.slots} slots, {len(scene.lengths)} images "
         f"of {scene.tokens:.1f} tokens, prompt {scene.prompt}\n")  # fmt: skip
     fast = PEAK_FP8 if "fp8" in scene.precision else PEAK_BF16

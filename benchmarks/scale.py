@@ -36,6 +36,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import remote_columns
+from benchmarks.commands import LINKS, anonymous_mb
 from benchmarks.targets import Target, show
 from hpc.base.errors import Parser
 from hpc.base.no_pandas import without_pandas
@@ -56,7 +57,6 @@ from recap.worlds.tars import write_tar
 ROOT = Path(__file__).resolve().parent.parent
 COLUMNS = 4
 SAMPLES = 8  # of a shard
-LINKS = 60_000  # names of one file (ext4 allows 65,000)
 COUNTED = 10_000  # shards up to which operations that grow with them are counted: each takes longer under strace
 CALLS = "%file,getdents64"
 BLOCKS = 64  # read by the rank whose operations a block are counted, less those of one that reads half as many
@@ -121,30 +121,31 @@ def data_of(folder: Path, columns: int = COLUMNS, merged: bool = False) -> Joine
 
 
 def rank(folder: Path, what: str) -> None:
-    """Be one: prints CPU seconds and MB of anonymous memory that its start took."""
+    """Runs in the process that is measured: starts a rank, and prints the CPU seconds and MB of anonymous memory."""
     if what in ("nothing job", "launch", "engine", "half job", "all job"):
         sys.stdout.write(json.dumps(_job(folder, what)) + "\n")
         return
     data = data_of(folder, columns=0 if what == "shards" else COLUMNS, merged="merged" in what)
     gang: Any = SimpleNamespace(rank=0 if what in ("shards", "survey") else 1, directory=str(folder))
-    memory, cpu = _anonymous_mb(), time.process_time()
+    memory, cpu = anonymous_mb(), time.process_time()
     if what == "list":
         assert all(shard.expected == SAMPLES for shard in list_shards(data))
     shared = shared_input(data, gang) if what not in ("nothing", "list", "alone") else None
     if what not in ("nothing", "list", "shards", "survey"):
         blocks = {"rank": 0, "alone": 0}.get(what, BLOCKS if what.startswith("all") else BLOCKS // 2)
         _start(data, shared, blocks * SAMPLES)
-    sys.stdout.write(json.dumps({"cpu_s": time.process_time() - cpu, "mb": _anonymous_mb() - memory}) + "\n")
+    sys.stdout.write(json.dumps({"cpu_s": time.process_time() - cpu, "mb": anonymous_mb() - memory}) + "\n")
 
 
 def _job(folder: Path, what: str) -> dict[str, float]:
-    """Be the launch of a merge, as far as it surveys the columns, or one of its engines, which reads some shards."""
+    """Runs in the process that is measured: the launch of a merge, as far as it surveys the columns, or one of its
+    engines, which reads some shards."""
     from recap.data.merge import MergeConfig, MergeOperator
 
     file_system(str(folder))  # its import is no operation of a reader
     data, kept = data_of(folder), folder / "names.json"
     operator = MergeOperator(MergeConfig(data=RowsConfig(shards=data.shards, columns=data.columns)))
-    memory, cpu = _anonymous_mb(), time.process_time()
+    memory, cpu = anonymous_mb(), time.process_time()
     if what == "launch":
         planned = operator.plan()
         found = {"names": operator.survey(folder / "manifests", planned), "some": [asdict(s) for s in planned[:BLOCKS]]}
@@ -155,7 +156,7 @@ def _job(folder: Path, what: str) -> dict[str, float]:
         operator.column()
         for shard in found["some"][: {"engine": 0, "half job": BLOCKS // 2, "all job": BLOCKS}[what]]:
             assert len(list(operator.read(Shard(**shard)))) == SAMPLES
-    return {"cpu_s": time.process_time() - cpu, "mb": _anonymous_mb() - memory}
+    return {"cpu_s": time.process_time() - cpu, "mb": anonymous_mb() - memory}
 
 
 def _start(data: JoinedDataConfig, shared: SharedInput | None, samples: int) -> None:
@@ -169,13 +170,8 @@ def _start(data: JoinedDataConfig, shared: SharedInput | None, samples: int) -> 
         made.close()
 
 
-def _anonymous_mb() -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1000 for line in lines if line.startswith("RssAnon"))
-
-
-def measured(folder: Path, what: str, counted: bool = True) -> dict[str, float]:
-    """A process that does `what`: its CPU seconds and memory, and its operations where they are counted."""
+def in_process(folder: Path, what: str, counted: bool = True) -> dict[str, float]:
+    """A process that does `what`: its CPU seconds and memory and, if `counted`, its operations on the file system."""
     command = [sys.executable, "-m", "benchmarks.scale", "--process", what, "--work", str(folder)]
     found: dict[str, float] = {}
     with tempfile.NamedTemporaryFile() as log:
@@ -194,15 +190,15 @@ def measured(folder: Path, what: str, counted: bool = True) -> dict[str, float]:
 
 def measure(folder: Path, count: int) -> dict[str, float]:
     build(folder, count)
-    idle = measured(folder, "nothing")["operations"]
+    idle = in_process(folder, "nothing")["operations"]
     few = count <= COUNTED
-    listed, shards = measured(folder, "list"), measured(folder, "shards", counted=False)
-    made = measured(folder, "survey", few)
-    start = measured(folder, "rank")
-    blocks = {what: measured(folder, what)["operations"] for what in ("half", "all", "half merged", "all merged")}
-    alone = measured(folder, "alone", few)
-    launch, still = measured(folder, "launch", few), measured(folder, "nothing job")["operations"]
-    engine, half, read = (measured(folder, what) for what in ("engine", "half job", "all job"))
+    listed, shards = in_process(folder, "list"), in_process(folder, "shards", counted=False)
+    made = in_process(folder, "survey", few)
+    start = in_process(folder, "rank")
+    blocks = {what: in_process(folder, what)["operations"] for what in ("half", "all", "half merged", "all merged")}
+    alone = in_process(folder, "alone", few)
+    launch, still = in_process(folder, "launch", few), in_process(folder, "nothing job")["operations"]
+    engine, half, read = (in_process(folder, what) for what in ("engine", "half job", "all job"))
     return {
         "list_operations": listed["operations"] - idle, "list_cpu_s": listed["cpu_s"],
         "rank_operations": start["operations"] - idle, "rank_cpu_s": start["cpu_s"], "rank_mb": start["mb"],

@@ -118,7 +118,7 @@ def through_the_job(operator: ScoreOperator) -> tuple[np.ndarray, float]:
     return (clock.read() - first[0]) / (made - first[1]), float(first[0][0])
 
 
-class Own:
+class TowersAlone:
     """The towers on batches that lie decoded and tokenised in memory."""
 
     def __init__(self, operator: ScoreOperator, encoder: ClipEncoder) -> None:
@@ -163,7 +163,7 @@ def cpu_s() -> float:
 def measure(folder: Path, scorers: dict[str, Any], rounds: int) -> dict[str, float]:
     """Medians over rounds; the ratios are of neighbours."""
     made: list[dict[str, float]] = []
-    own = Own(job(folder, scorers), ClipEncoder(f"{folder}/clip", "fp32", "cpu"))
+    own = TowersAlone(job(folder, scorers), ClipEncoder(f"{folder}/clip", "fp32", "cpu"))
     own.seconds()
     for number in range(rounds):
         alone = own.seconds() if number % 2 else None

@@ -17,10 +17,7 @@ gpu         tokens/s and MFU of optimizer steps: ours against transformers' Trai
 
 from __future__ import annotations
 
-import json
 import os
-import platform
-import sys
 import tempfile
 import threading
 import time
@@ -30,21 +27,23 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-import transformers
 from torch import nn
 
 from benchmarks.held_gradients import gradients
+from benchmarks.parts import main
 from benchmarks.sft_gpu import on_gpu
 from benchmarks.sft_model import CLIP_L, ROW, SMALL_TOWER, best, captioner, micro_batch, mix_lengths
-from benchmarks.timing import say
-from hpc.base.errors import Parser
 from recap.sft.model import CaptionLoss, blocks
 from recap.sft.packing import deal, pack
 from recap.train.checkpoints import Checkpoints, Keep, StartingPoint
 from recap.train.state import TrainState
 
 BATCH, RANKS = 128, 8
-TARGETS = {"padding share, packed": (0.03, "most"), "checkpoint stall, ours / torch.save": (0.5, "most")}
+TARGETS = {
+    "padding share, packed": (0.03, "most"),
+    "checkpoint stall, ours / torch.save": (0.5, "most"),
+    "gpu MFU, ours": (0.40, "least"),
+}
 
 
 # --- padding ----------------------------------------------------------------------------------
@@ -217,44 +216,5 @@ def memory() -> dict[str, float]:
     }  # fmt: skip
 
 
-# --- a GPU ------------------------------------------------------------------------------------
-
-
-def missed(report: dict[str, float]) -> list[str]:
-    """Targets that a report misses."""
-    targets = dict(TARGETS)
-    if "gpu MFU, ours" in report:
-        targets["gpu MFU, ours"] = (0.40, "least")
-    bad = []
-    for name, (limit, kind) in targets.items():
-        if report[name] > limit if kind == "most" else report[name] < limit:
-            bad.append(f"{name}: {report[name]:.3g}, at {kind} {limit:g}")
-    return bad
-
-
-def main() -> None:
-    parser = Parser(description=__doc__)
-    parser.add_argument("--gpu", action="store_true", help="also a training step on one CUDA device")
-    parser.add_argument("--json", type=Path, help="write the report here")
-    parser.add_argument("--check", action="store_true", help="exit with 1 where a target is missed")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    transformers.logging.set_verbosity_error()
-    say(f"torch {torch.__version__}, transformers {transformers.__version__}, {platform.machine()}, 1 thread of "
-        f"{os.cpu_count()} cores, {time.strftime('%Y-%m-%d')}")  # fmt: skip
-    report: dict[str, float] = {}
-    for part in [padding, step, logits, checkpoint, gradients, memory, *([on_gpu] if options.gpu else [])]:
-        found = part()
-        for name, value in found.items():
-            say(f"  {name:52}{value:14,.4g}" if value < 1e6 else f"  {name:52}{value:14,.0f}")
-        report |= found
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
-    bad = missed(report)
-    for miss in bad:
-        say(f"  target missed: {miss}")
-    sys.exit(1 if options.check and bad else 0)
-
-
 if __name__ == "__main__":
-    main()
+    main(__doc__, [padding, step, logits, checkpoint, gradients, memory], on_gpu, TARGETS)

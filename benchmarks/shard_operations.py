@@ -34,22 +34,28 @@ _LINE = re.compile(r"\d+ +([\d.]+) (\w+)\((.*)")
 
 
 @dataclass(frozen=True)
-class Cost:
-    """What was counted. names, syncs: of a shard, but for the saves; saves: forced to storage; slot_names: a second of
-    a slot, at the defaults.
+class ShardCost:
+    """What was counted, for a worker with default settings.
+
+    Attributes:
+        names: operations that name a file, of a shard, without those of its saves.
+        syncs: fsync and fdatasync calls of a shard, without those of its saves.
+        saves: fsync and fdatasync calls of all saves of a shard that takes `seconds`.
+        seconds: that a shard took.
+        slot_names: operations that name a file, of a slot, a second.
     """
 
     names: float
     syncs: float
     saves: float
-    seconds: float  # of a shard, at the defaults
+    seconds: float
     slot_names: float
 
     def operations(self, seconds: float, engines: int = ENGINES) -> float:
-        """On names, of a shard that takes so long, its part of its slot's included."""
+        """Operations that name a file, of a shard that takes `seconds`: its own, and its share of its slot's."""
         return self.names + self.slot_names * seconds / engines
 
-    def said(self) -> str:
+    def summary(self) -> str:
         return (
             f"a shard, counted: {self.names:.1f} operations on names and {self.slot_names:.2f} a second of its slot "
             f"(shared by {ENGINES} engines); {self.syncs:.1f} fsyncs, and {self.saves / self.seconds:.3f} a second: "
@@ -57,11 +63,11 @@ class Cost:
         )
 
     def forced(self, seconds: float) -> float:
-        """fsync and fdatasync calls of a shard that takes so long."""
+        """fsync and fdatasync calls of a shard that takes `seconds`."""
         return self.syncs + self.saves * seconds / self.seconds
 
 
-def measure(work: Path) -> Cost:
+def measure(work: Path) -> ShardCost:
     """Run a worker over SHARDS shards under strace."""
     with tempfile.TemporaryDirectory(prefix="operations-", dir=work) as made:
         folder = Path(made)
@@ -79,7 +85,7 @@ def measure(work: Path) -> Cost:
         return _counted(folder)
 
 
-def targets(cost: Cost) -> list[Target]:
+def targets(cost: ShardCost) -> list[Target]:
     what = f"a shard of {SHARD_S:.0f} s"
     return [
         Target(f"{what}: operations on names", cost.operations(SHARD_S), 65, ""),
@@ -87,7 +93,7 @@ def targets(cost: Cost) -> list[Target]:
     ]
 
 
-def _counted(folder: Path) -> Cost:
+def _counted(folder: Path) -> ShardCost:
     log = folder / "trace"
     strace = ["strace", "-f", "-qq", "-y", "-ttt", "-e", "signal=none", "-o", str(log)]
     calls = ["-e", "trace=%file,getdents64,fsync,fdatasync"]
@@ -103,7 +109,7 @@ def _counted(folder: Path) -> Cost:
         slot = f"{folder}/run/slots/" in rest or f"{folder}/run/control/" in rest
         saved = call == "fdatasync"
         kinds["saves" if saved else "syncs" if call == "fsync" else "slot" if slot else "names"] += 1
-    return Cost(
+    return ShardCost(
         names=kinds["names"] / shards, syncs=kinds["syncs"] / shards, saves=kinds["saves"] / shards,
         seconds=10 * seconds / shards, slot_names=kinds["slot"] / seconds / 10,
     )  # fmt: skip

@@ -36,7 +36,7 @@ class Arm:
 
 
 class Alone:
-    """The gang of one rank that an arm is."""
+    """Stands for the gang (`hpc.gang`) of a training that has one rank, in this process."""
 
     rank, world, local_rank, device = 0, 1, 0, "cpu"
 

@@ -61,8 +61,8 @@ def world(seed: int, scenes: int) -> World:
     return World(found, truths, {key: shapes.caption(scene) for key, scene in found.items()})
 
 
-def planted(found: World, kinds: tuple[str, ...], share: float, seed: int) -> dict[str, str]:
-    """Captions of which a share carries an error of one of the kinds; larger shares hold those of smaller ones."""
+def with_errors(found: World, kinds: tuple[str, ...], share: float, seed: int) -> dict[str, str]:
+    """Captions of which a share carries an error of one of the kinds. A larger share has a smaller one's errors too."""
     texts = dict(found.right)
     order = sorted(texts, key=lambda key: draw(seed, "who", *kinds, key))
     for key in order[: round(share * len(order))]:
@@ -84,32 +84,36 @@ class Judge:
         return said
 
 
-def run(rows: Iterator[dict[str, Any]]) -> Judged:
+def as_judged(rows: Iterator[dict[str, Any]]) -> Judged:
     found = [{"shard": "0", **row} for row in rows]
     return Judged(Path("planted"), found, len(found))
 
 
-def entries(lines: str) -> list[list[str]]:
+def bracketed(lines: str) -> list[list[str]]:
     return [line.strip("[]").split("][") for line in lines.splitlines() if line.startswith("[")]
 
 
-def judged(found: World, texts: dict[str, str], others: list[dict[str, str]], judge: Judge) -> dict[str, float]:
-    """Every judge's metric of one captioner."""
-    listed = {key: entries(judge.ask("facts", key, f"Caption: {text}")) for key, text in texts.items()}
-    wanted = {key: [fact for fact, _ in entries(OF_TEXTS["facts"](f"Caption: {t}"))] for key, t in found.right.items()}
-    own = run({"key": k, "facts": [f for f, _ in v], "describes": [d for _, d in v]} for k, v in listed.items())
+def judged_metrics(found: World, texts: dict[str, str], others: list[dict[str, str]], judge: Judge) -> dict[str, float]:
+    """Every metric that asks a judge, of one captioner. others: captions of other captioners, for CrossCheck."""
+    listed = {key: bracketed(judge.ask("facts", key, f"Caption: {text}")) for key, text in texts.items()}
+    wanted = {
+        key: [fact for fact, _ in bracketed(OF_TEXTS["facts"](f"Caption: {t}"))] for key, t in found.right.items()
+    }
+    own = as_judged({"key": k, "facts": [f for f, _ in v], "describes": [d for _, d in v]} for k, v in listed.items())
     each = [(key, f"{key}#{n}", fact) for key, facts in listed.items() for n, (fact, _) in enumerate(facts)]
-    verified = run({"key": name, "verdict": judge.ask("verdict", key, f"Statement: {f}")} for key, name, f in each)
+    verified = as_judged(
+        {"key": name, "verdict": judge.ask("verdict", key, f"Statement: {f}")} for key, name, f in each
+    )
     numbers = {key: "\n".join(f"{n}. {fact}" for n, fact in enumerate(facts, 1)) for key, facts in wanted.items()}
     asks = ((key, name, f"{numbers[key]}\nFact: {fact}") for key, name, fact in each)
-    matched = run({"key": name, "match": int(judge.ask("match", key, text))} for key, name, text in asks)
+    matched = as_judged({"key": name, "match": int(judge.ask("match", key, text))} for key, name, text in asks)
     facts = dcscore.compute(
         own, verified, matched, TextSet(Path("reference"), {("0", k): v for k, v in wanted.items()})
     )
     claimed = claims.compute(own, verified)
     objects = [(key, thing) for key, text in texts.items() for thing in _things(judge, key, text)]
     held = hallucinated.compute(
-        run(
+        as_judged(
             {"key": f"{key}#{n}", "verdict": judge.ask("contains", key, _contains(found.right[key], thing))}
             for n, (key, thing) in enumerate(objects)
         )
@@ -129,7 +133,7 @@ def judged(found: World, texts: dict[str, str], others: list[dict[str, str]], ju
 
 
 def _graphs(said: dict[str, str]) -> Judged:
-    return run({"key": key, **json.loads(answer)} for key, answer in said.items())
+    return as_judged({"key": key, **json.loads(answer)} for key, answer in said.items())
 
 
 def _things(judge: Judge, key: str, text: str) -> list[str]:
@@ -159,18 +163,18 @@ def _battles(found: World, texts: dict[str, str], judge: Judge) -> Judged:
             said = f"First caption: {sides[order[0]]}\nSecond caption: {sides[order[1]]}"
             yield {"key": key, "order": order, "verdict": judge.ask("compare", key, said).split()[-1]}
 
-    return run(rows())
+    return as_judged(rows())
 
 
 def _questions(found: World, texts: dict[str, str], judge: Judge) -> float:
     def rows() -> Iterator[dict[str, Any]]:
         for key, reference in found.right.items():
-            for n, (question, right) in enumerate(entries(OF_TEXTS["questions"](f"Reference: {reference}"))):
+            for n, (question, right) in enumerate(bracketed(OF_TEXTS["questions"](f"Reference: {reference}"))):
                 answer = judge.ask("answer", key, f"Caption: {texts[key]}\nQuestion: {question}")
                 asks = f"Question: {question}\nRight answer: {right}\nAnswer: {answer}"
                 yield {"key": f"{key}#{n}", **json.loads(judge.ask("grade", key, asks))}
 
-    return vdcscore.compute(Judged(Path("answered")), run(rows())).accuracy.value
+    return vdcscore.compute(Judged(Path("answered")), as_judged(rows())).accuracy.value
 
 
 def _crosschecked(texts: dict[str, str], others: list[dict[str, str]], judge: Judge) -> float:
@@ -180,11 +184,11 @@ def _crosschecked(texts: dict[str, str], others: list[dict[str, str]], judge: Ju
                 verdict = judge.ask("supports", key, f"Text: {other[key]}\nStatement: {sentence}")
                 yield {"key": f"{key}#{n}", "verdict": verdict}
 
-    return crosscheck.compute({str(n): run(rows(other)) for n, other in enumerate(others)}).score.value
+    return crosscheck.compute({str(n): as_judged(rows(other)) for n, other in enumerate(others)}).score.value
 
 
-def by_words(found: World, texts: dict[str, str]) -> dict[str, float]:
-    """Every metric that needs no judge."""
+def word_metrics(found: World, texts: dict[str, str]) -> dict[str, float]:
+    """Every metric of one captioner that asks no judge."""
     near = classics.scores(texts, {key: [text] for key, text in found.right.items()}, "plain").scores
     own = diversity.compute(texts)
     assert own.self_bleu is not None
@@ -194,26 +198,27 @@ def by_words(found: World, texts: dict[str, str]) -> dict[str, float]:
     }  # fmt: skip
 
 
-def measured(study: dict[str, Any], say: Callable[[str], object]) -> dict[tuple[int, str, float], dict[str, float]]:
-    """Every metric by seed, kind and share."""
+def all_metrics(study: dict[str, Any], say: Callable[[str], object]) -> dict[tuple[int, str, float], dict[str, float]]:
+    """Every metric by seed, kind of error and share of captions with one."""
     values: dict[tuple[int, str, float], dict[str, float]] = {}
     for seed in study["seeds"]:
         found = world(seed, study["scenes"])
         judge = Judge(found, study["wrong"], seed)
-        others = [planted(found, _FACTUAL, study["evidence"], 100 + 2 * seed + n) for n in range(2)]
+        others = [with_errors(found, _FACTUAL, study["evidence"], 100 + 2 * seed + n) for n in range(2)]
         for kind in PLANTED:
             for share in study["shares"]:
                 if not share and (known := values.get((seed, next(iter(PLANTED)), share))):
                     values[seed, kind, share] = known  # without an error all kinds are the same captioner
                     continue
-                texts = planted(found, (kind,), share, seed)
-                values[seed, kind, share] = judged(found, texts, others, judge) | by_words(found, texts)
+                texts = with_errors(found, (kind,), share, seed)
+                values[seed, kind, share] = judged_metrics(found, texts, others, judge) | word_metrics(found, texts)
         say(f"seed {seed} done")
     return values
 
 
 def table(study: dict[str, Any], values: dict[tuple[int, str, float], dict[str, float]]) -> Iterator[str]:
-    """A row a metric, a column a kind: the mean difference, its interval; what is noticed is bold, ranked has a *."""
+    """Lines of a table: a row a metric, a column a kind of error. A cell is the mean difference and its interval, bold
+    where the interval lies wholly on the worse side of 0, with * where in all seeds every larger share is worse."""
     yield "| metric | without an error | " + " | ".join(PLANTED) + " |"
     yield "|---|---|" + "---|" * len(PLANTED)
     seeds, shares = study["seeds"], study["shares"]
@@ -284,7 +289,7 @@ def main() -> None:
     args = parser.parse_args()
     study = yaml.safe_load(args.study.read_text())
     begun = time.process_time()
-    values = measured(study, say)
+    values = all_metrics(study, say)
     minutes = (time.process_time() - begun) / 60
     lines = [*table(study, values), "", *agreement(study, values), "", f"{minutes:.1f} CPU-minutes."]
     args.out.write_text("\n".join(lines) + "\n")

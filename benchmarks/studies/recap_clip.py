@@ -60,7 +60,7 @@ def train(arm: Arm, study: dict[str, Any], world: Path, out: Path) -> dict[str, 
     class Watched(ClipTask):
         """Asks the study's questions while it trains."""
 
-        def evaluate(self, module: Any, occasion: Any) -> dict[str, float]:
+        def evaluate(self, module: Any, context: Any) -> dict[str, float]:
             scored, _ = made_of.score(Features(module, self.tokens, self.stage.image, batch=64), views)
             return {name: float(np.nanmean(values)) for name, values in scored.items()}
 

@@ -47,8 +47,9 @@ class Prompt:
     truth: np.ndarray
 
 
-def named(pixels: np.ndarray) -> np.ndarray:
-    """Colour names of uint8 [H, W, 3], as indices of COLOURS. Dim white is white: views are shaded, no flag is grey."""
+def colour_indices(pixels: np.ndarray) -> np.ndarray:
+    """The colour of each of uint8 [H, W, 3], as an index of COLOURS. A bright grey is white: views are shaded, and no
+    flag is grey."""
     found = colour_names(pixels)
     bright = pixels.max(-1) > 150
     return np.where((found == COLOURS.index("gray")) & bright, COLOURS.index("white"), found)
@@ -57,7 +58,7 @@ def named(pixels: np.ndarray) -> np.ndarray:
 def truth_of(picture: Image.Image) -> np.ndarray:
     """The colour names of a picture at SIDE x SIDE; -1 on its antialiased edges."""
     pixels = np.asarray(picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX))
-    return np.where(blended(pixels), -1, named(pixels))
+    return np.where(blended(pixels), -1, colour_indices(pixels))
 
 
 def judge(pixels: np.ndarray, truth: np.ndarray) -> dict[str, float]:
@@ -67,7 +68,7 @@ def judge(pixels: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     side: at least half of each large colour's places have that colour.
     object: within two pixels of each small colour's places lie at least a third as many pixels of that colour.
     """
-    found, valid = named(pixels), truth >= 0
+    found, valid = colour_indices(pixels), truth >= 0
     shares = {c: float((truth[valid] == c).mean()) for c in set(truth[valid].tolist())}
     covered = {c: float((found[valid] == c).mean()) for c in range(len(COLOURS))}
     at_place = {c: float((found[truth == c] == c).mean()) for c in shares}

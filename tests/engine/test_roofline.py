@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.caption_work import LLAMA3_8B
-from benchmarks.efficiencies import STATED, measured
+from benchmarks.efficiencies import STATED, measured_rates
 from benchmarks.pass_counts import Counts, count_passes
 from benchmarks.refills import turns
 from benchmarks.roofline import Scene, caption_lengths, expect, rungs, show, times
@@ -56,12 +56,12 @@ def test_time_of_a_pass_is_its_work_at_the_tables_rates(passes: dict[str, Counts
     assert found["matrices"][0] / found["matrices"][1] == pytest.approx(0.74 / 0.82)
     assert found["attention"][0] == pytest.approx(512 * (601 + FP8.tokens / 2) * 65536 / (0.92 * 4.3e12) * 1e3)
     assert found["gaps"][0] == pytest.approx(passes["step"].launches.total() * 1e-3)
-    own = measured(REPORT, "fp8+kv", 512, FP8.attention_flop())
+    own = measured_rates(REPORT, "fp8+kv", 512, FP8.attention_flop())
     assert own["step matrices fp8"].low == own["step matrices fp8"].high == pytest.approx(1098.49e12, rel=1e-4)
     assert own["decode attention"].low == pytest.approx(2.975e12, rel=1e-3)  # of the fp8 cache
     assert own["prefill attention"].low == pytest.approx(94.7e9 / 0.583e-3, rel=0.01)
     assert own["gap"] == STATED["gap"]  # not measured: what was stated stays
-    assert measured(REPORT, "bf16", 256, 1.0)["step matrices bf16"].low == pytest.approx(515.9e12, rel=1e-4)
+    assert measured_rates(REPORT, "bf16", 256, 1.0)["step matrices bf16"].low == pytest.approx(515.9e12, rel=1e-4)
 
 
 def test_schedule_is_the_engines() -> None:
