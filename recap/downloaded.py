@@ -67,7 +67,7 @@ class Downloads:
         return f"url: {'; '.join(said)}" if said else ""
 
     def lines(self) -> list[str]:
-        """The same for the card."""
+        """What `told` returns, as lines of a data set's card; [] where nothing is missing."""
         example = f" (not for {self.first})" if self.first else ""
         return [f"- {self.told()}{example}"] if self.told() else []
 

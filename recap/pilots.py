@@ -128,7 +128,10 @@ class Line:
         return sum(map(self.of, found.values())) / among if among else 0.0
 
     def difference(self, found: dict[str, Unit], other: dict[str, Unit]) -> tuple[float, float | None]:
-        """Of this from the other, and its 95 % half-width: shards are the units, of which rows resemble one another."""
+        """(how much higher the value of `found` is than that of `other`, half the width of its 95 % interval or None)
+
+        The interval is taken over shards, since rows of one shard resemble one another.
+        """
         total, others = self.value(found), self.value(other)
         pairs = [(found[s], other[s]) for s in found if self.among(found[s]) and self.among(other[s])]
         if len(pairs) < _LEAST:
@@ -212,7 +215,7 @@ def _plot(sides: Sequence[Side], found: Sequence[dict[str, Unit]]) -> str:
 
 
 def _cards(sides: Sequence[Side], shared: Sequence[At], samples: int) -> list[str]:
-    """Of some samples, the same ones every time: image, original text, and what each run says of it."""
+    """HTML of some samples, the same ones every time: image, original text, and each run's caption."""
     chosen = sorted(shared, key=lambda at: hashlib.sha256(f"{at[0]}/{at[1]}".encode()).digest())[:samples]
     pictures, cards = _images(sides[0], chosen), []
     for at in chosen:
@@ -233,7 +236,7 @@ def _cards(sides: Sequence[Side], shared: Sequence[At], samples: int) -> list[st
 
 
 def _images(side: Side, chosen: Sequence[At]) -> dict[At, bytes]:
-    """Of the samples whose shard can still be read."""
+    """Image files by sample. Samples whose shard can no longer be read are left out."""
     operator = side.submission.checked().operator()
     shards = {shard.id: shard for shard in pilot.shards(side.run, side.submission)}
     found: dict[At, bytes] = {}

@@ -64,7 +64,7 @@ class Drawn:
 
 
 class TextPolicy:
-    """See the module's text.
+    """Chooses each sample's text: the rules are in this module's docstring.
 
     Raises:
         UserError: the config is wrong.

@@ -94,7 +94,11 @@ def scores_of(given: Sequence[str]) -> dict[tuple[str, str], OtherRun]:
 def measure(
     source: Published, shards: Sequence[PublishedShard], scores: Mapping[tuple[str, str], OtherRun]
 ) -> TextStatistics:
-    """Of the captioned samples of these shards. UserError where a score's run lacks some, or has other samples."""
+    """Statistics of the captioned samples of these shards.
+
+    Raises:
+        UserError: a run of scores lacks some of the shards, or has other samples in them.
+    """
     made = TextStatistics(shards=len(shards))
     for name, side in scores:
         made.scores.setdefault(name, {})[side] = Mean()

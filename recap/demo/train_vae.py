@@ -31,11 +31,12 @@ from recap.worlds import flags, shapes
 
 SIDE = 64
 STAGES = [(0.6, 16, 16), (0.85, 32, 8), (1.0, 64, 4)]
-"""Until which share of the steps, pixels of the pieces, pieces of a step: most is learned from small ones, quickly."""
+"""(share of the steps that a stage ends at, side in pixels of the crops, crops a step): small crops come first, since
+most is learned from them, quickly."""
 
 LEARNING_RATE = 2e-3
 KL_WEIGHT = 3e-5
-"""Of the mean over latents, beside the mean squared error over pixels in [-1, 1]."""
+"""Weight of the KL term (a mean over latents) beside the mean squared error over pixels in [-1, 1]."""
 
 
 def build_model() -> AutoencoderKL:

@@ -82,7 +82,7 @@ TASKS: Mapping[str, Callable[[Truth, str], str]] = {
     "pick": _pick,
     "fuse": _fuse,
 }
-"""Of pictures, by name."""
+"""Tasks that a picture is looked at for, by name."""
 
 
 # --- of texts alone ---------------------------------------------------------------------------------
@@ -181,7 +181,7 @@ OF_TEXTS: Mapping[str, Callable[[str], str]] = {
     "grade": _grade,
     "graph": _graph,
 }
-"""Of texts in the shapes' words, by name; no picture is looked at."""
+"""Tasks on texts in the words of `recap.worlds.shapes`, by name. They look at no picture."""
 
 
 # --- mistakes ---------------------------------------------------------------------------------------

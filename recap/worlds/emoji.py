@@ -155,7 +155,7 @@ TEMPLATES = (
     "On a {background} background there is {sprites}.",
     "This picture with a {background} background shows {sprites}.",
 )
-"""Of descriptions, the captioner's teachers. `paraphrase` has none of them."""
+"""Sentences of `describe`, which captioners learn from. `paraphrase` uses none of them."""
 
 PARAPHRASES = (
     "{background} behind, {inverted}",
@@ -180,7 +180,7 @@ def describe(scene: Scene, template: int = 0) -> str:
 
 
 def paraphrase(scene: Scene, number: int) -> str:
-    """The same facts but for sizes, in grammar that no description has."""
+    """The facts of a scene, without its sizes, in a grammar that `describe` never uses."""
     inverted = _joined([f"{s.place} {_a(s.name)}" for s in reversed(scene.sprites)])
     turned = _joined([f"{s.name} {s.place}" for s in scene.sprites])
     names = _joined([s.name for s in scene.sprites])
