@@ -26,6 +26,7 @@ failed or gave nothing, or no sample is ok, 64 wrong usage.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 
 from hpc import config as configs
@@ -61,6 +62,12 @@ def _training(args: argparse.Namespace, config: configs.Config) -> int:
     return training.launch(config, supersede=args.supersede, dry_run=args.dry_run, detach=args.detach)
 
 
+def _rate(text: str) -> float:
+    if not 0 < (rate := float(text)) < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: samples a second are a number above 0")
+    return rate
+
+
 def _map(args: argparse.Namespace, config: configs.Config) -> int:
     without_pandas()
     job = prepare(
@@ -89,7 +96,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "--supersede", action="store_true", help="continue although the output's identity or input changed"
     )
-    parser.add_argument("--rate", type=float, help="samples/s of one GPU or engine, for forecasts (a launch keeps it)")
+    parser.add_argument("--rate", type=_rate, help="samples/s of one GPU or engine, for forecasts (a launch keeps it)")
     parser.add_argument("--detach", action="store_true", help="cluster=local: go on in the background")
     parser.add_argument("--no-submit", action="store_true", help="write the run directory, start nothing")
     parser.add_argument("--allow-missing", action="store_true", help="plan shards that do not exist, as failed ones")

@@ -177,6 +177,6 @@ def _long_shards(shards: list[Shard], measured: Measured | None, speed: float, e
         return ""
     return (
         f". A shard takes up to {duration(seconds)}: at the end each of {engines:,} {unit}s is idle for half of that, "
-        f"{hours_text(seconds * engines / 7200, unit)}. Shards of {int(LONG_S * speed):,} samples keep it under "
-        f"{duration(LONG_S)}"
+        f"{hours_text(seconds * engines / 7200, unit)}. Shards of {max(int(LONG_S * speed), 1):,} samples keep it "
+        f"under {duration(LONG_S)}"
     )

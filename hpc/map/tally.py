@@ -338,7 +338,9 @@ def _is_countable(event: dict[str, Any]) -> bool:
 
 
 def _marker(ledger: Ledger, shard_id: str, state: State) -> dict[str, Any]:
-    """A marker in the form of the event that the journal should hold."""
+    """A marker in the form of the event that the journal should hold; {} for a damaged one, which hpc.verify tells."""
     marker = ledger.read(shard_id, f"g{state.generation}.{state.status}")
-    damage = marker.get("damage") or {}
-    return {**marker, "damage": damage.get("reason"), "detail": damage.get("detail")}
+    damage = marker.get("damage")
+    damage = damage if isinstance(damage, dict) else {}
+    found = {**marker, "damage": damage.get("reason"), "detail": damage.get("detail")}
+    return found if _is_countable(found) else {}

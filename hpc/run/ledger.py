@@ -259,8 +259,8 @@ class Ledger:
         path = f"{self.root}/{bucket_of(shard_id)}/{shard_id}.{suffix}"
         try:
             record = json.loads(_content(path))
-        except (FileNotFoundError, IsADirectoryError, ValueError):  # ValueError: not JSON, not even UTF-8
-            return {}  # (zeros after a machine's crash)
+        except (FileNotFoundError, IsADirectoryError, ValueError, RecursionError):
+            return {}  # not JSON, or not even UTF-8: zeros after a machine's crash
         except PermissionError as error:
             raise UserError(
                 f"{path} may not be read by this user. Ask its owner for the run's files to be readable "

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from hpc.base.remote_files import file_system
 from hpc.base.small_reads import small_reads
 
+_MOST = 1 << 40  # samples of a shard: a larger number is none
 ARCHIVES = (".tar", ".tar.gz", ".tgz")
 
 
@@ -67,9 +68,9 @@ def _successes(file: BinaryIO) -> int | None:
     """The count in a statistics file; None where it is cut off, since img2dataset does not write it atomically."""
     try:
         count = json.load(file)["successes"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
-    return int(count) if isinstance(count, int) and count >= 0 else None
+    return count if type(count) is int and 0 <= count < _MOST else None
 
 
 def _rows(file: BinaryIO) -> int | None:

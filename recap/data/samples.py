@@ -62,7 +62,12 @@ class JoinedDataConfig(DataConfig):
 
 
 def check_batch(data: JoinedDataConfig, batch: int) -> None:
-    """UserError where the streams do not divide a batch, or the length of an epoch is not known."""
+    """UserError where there are no streams or windows, the streams do not divide a batch, or the length of an epoch is
+    not known.
+    """
+    for name, value in (("streams", data.streams), ("window", data.window)):
+        if value < 1:
+            raise UserError(f"config: `data.{name}`: {value} is less than 1.")
     if data.indexed and batch % data.streams:
         near = max(batch // data.streams, 1) * data.streams
         raise UserError(

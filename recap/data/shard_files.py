@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -214,6 +215,11 @@ def _list_local(folder: str) -> Folder:
                     files[entry.name] = ShardFile(os.path.join(folder, entry.name), 0, lost=True)
             except FileNotFoundError:
                 continue  # gone since the listing
+            except OSError as error:
+                if error.errno != errno.ELOOP:
+                    raise
+                if entry.name.endswith(ENDINGS):  # a link to itself is as one that leads nowhere
+                    files[entry.name] = ShardFile(os.path.join(folder, entry.name), 0, lost=True)
     return Folder(files, sorted(folders))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 from hpc.base.errors import UserError
@@ -43,8 +44,10 @@ def _local(root: str) -> dict[str, ListedFile]:
                     elif entry.is_file():
                         about = entry.stat()
                         files[path] = ListedFile(path, about.st_size, str(about.st_mtime))
-                except FileNotFoundError:
-                    continue  # a dangling link, or gone since the listing
+                except OSError as error:
+                    if error.errno not in (errno.ENOENT, errno.ELOOP):
+                        raise
+                    continue  # a link that leads nowhere or to itself, or gone since the listing
     return files
 
 

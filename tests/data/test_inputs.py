@@ -96,6 +96,25 @@ def test_expected_samples_of_img2dataset(tmp_path: Path) -> None:
         DataConfig(expected="guess")
 
 
+@pytest.mark.parametrize(
+    "said", ["[" * 200_000, '{"successes": 1e999}', '{"successes": true}', f'{{"successes": {10**30}}}', "[]", "\0\0"]
+)
+def test_statistics_that_say_nothing(tmp_path: Path, said: str) -> None:
+    make(tmp_path, "0.tar")
+    (tmp_path / "0_stats.json").write_text(said)
+    assert [shard.expected for shard in list_shards(DataConfig(shards=[str(tmp_path)]))] == [None]
+
+
+def test_a_link_to_itself_is_no_shard(tmp_path: Path) -> None:
+    """A tar that is one is named as missing; other files that are leave the folder as it is."""
+    make(tmp_path, "0.tar")
+    (tmp_path / "0_stats.json").symlink_to("0_stats.json")
+    assert [shard.id for shard in list_shards(DataConfig(shards=[str(tmp_path)]))] == ["0"]
+    (tmp_path / "1.tar").symlink_to("1.tar")
+    with pytest.raises(MissingShards, match=r"1 of 2 shards do not exist \(first: .*/1\.tar\)"):
+        list_shards(DataConfig(shards=[str(tmp_path)]))
+
+
 def test_a_table_beside_a_tar_is_not_read_whole(tmp_path: Path) -> None:
     """It may be a column with gigabytes of text, or img2dataset's with a thousand rows: only its outcomes matter."""
     make(tmp_path, "0.tar", "1.tar")

@@ -14,6 +14,7 @@ from hpc.base.errors import UserError
 from hpc.operator import Shard
 from recap.data.blocks import ShardBlocks
 from recap.data.index import Index
+from recap.data.samples import JoinedDataConfig, check_batch
 from recap.data.streams import StreamPlan
 from recap.randomness import permute_array
 
@@ -178,3 +179,9 @@ def write_large_index(path, counts: np.ndarray) -> None:
         schema=module._SCHEMA,
     )
     module.Index(table).save(path)
+
+
+def test_a_config_without_streams_or_windows() -> None:
+    for name, data in (("streams", JoinedDataConfig(streams=0)), ("window", JoinedDataConfig(window=0))):
+        with pytest.raises(UserError, match=f"`data.{name}`: 0 is less than 1"):
+            check_batch(data, 64)

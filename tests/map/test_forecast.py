@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from hpc import config as configs
+from hpc import launch
 from hpc.base import atomic
+from hpc.base.errors import Exit
 from hpc.map import forecast, track_record
 from hpc.map import launch as map_launch
 from hpc.map.engine_time import KINDS
@@ -87,3 +89,10 @@ def test_a_launch_keeps_its_rate_and_status_says_how_it_was_met(tmp_path: Path) 
     assert again.rate == 50.0, "a launch that goes on has begun with it"
     other = map_launch.prepare(configs.load(job.config_file, ["name=other"]))
     assert map_launch.record(other).rate > 0, "measured in the run beside it"
+
+
+@pytest.mark.parametrize("rate", ["0", "-1", "nan", "inf", "fast"])
+def test_a_rate_that_is_none(rate: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        launch.main(["configs/caption/demo.yaml", "--dry-run", "--rate", rate])
+    assert ended.value.code == Exit.USAGE and "argument --rate" in capsys.readouterr().err
