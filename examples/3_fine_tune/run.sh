@@ -5,7 +5,7 @@ set -euo pipefail
 OUT=${1:-runs/examples/3_fine_tune}
 HERE=$(dirname "$0")
 
-python -m recap.worlds.flags "$OUT/pictures" --shards 1 --samples 128 --seed 1    # here the .txt is a good caption
+python -m recap.worlds.flags "$OUT/pictures" --shards 1 --samples 64 --seed 1    # here the .txt is a good caption
 python -m recap.worlds.flags "$OUT/others" --shards 1 --samples 16 --seed 2
 
 # What will the model be shown, and what of it does it learn? (between the marks)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# An operator of your own makes a column; another job reads it.
+# An operator of your own makes a column; a script reads it.
 # Usage: bash examples/5_operator/run.sh [OUT], from the repository's root.
 set -euo pipefail
 OUT=${1:-runs/examples/5_operator}

@@ -23,7 +23,7 @@ class ClusterConfig:
     """Where and how jobs run. Nothing here changes what is written."""
 
     kind: str = execution("local", "local | slurm | auto (slurm where sbatch is on PATH, else local)")
-    slots: int = execution(1, "node slots: elements of the job array (slurm) or worker processes (local)")
+    slots: int = execution(1, "node slots: elements of the job array (slurm) or processes of this machine (local)")
     parallel: int | None = execution(None, "slots that may run at the same time (slurm; default: all)")
     gpus_per_node: int = execution(0, "GPUs a node; one engine process each. 0: engines run on the CPU")
     gpus_per_engine: int = execution(

@@ -28,7 +28,7 @@ def command(run: Run, submission: Submission, slot: int) -> list[str]:
 
 
 class _Slot:
-    """One worker process and its later lives."""
+    """One slot: its process and its later lives."""
 
     def __init__(self, run: Run, submission: Submission, number: int) -> None:
         self._run, self._submission, self._number = run, submission, number

@@ -1,5 +1,4 @@
-"""Reads batches ahead: worker processes or a thread make them, a queue holds them. Waiting for one can be
-interrupted."""
+"""Reads batches ahead: processes or a thread make them, a queue holds them. Waiting for one can be interrupted."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The outputs that the pages show, recorded from real runs.
 
-    python -m tests.docs.record            run every shown command again, and write its output into the pages
+    docs/record            run every shown command again, and write its output into the pages
 
 A fenced block whose first line is `$ COMMAND` shows what that command prints. Commands are run in a directory of their
 own, in which `configs/` and `recap/` lie and the runs that they speak of (see `RUNS`).
