@@ -128,6 +128,14 @@ def test_every_page_is_in_the_index() -> None:
     assert not missing
 
 
+def test_the_map_of_the_code_names_every_package() -> None:
+    page = (ROOT / "docs" / "code.md").read_text()
+    packages = [
+        file.parent.relative_to(ROOT) for top in ("hpc", "recap") for file in (ROOT / top).glob("*/__init__.py")
+    ]
+    assert packages and not [str(package) for package in packages if f"`{package}/" not in page]
+
+
 def test_the_schemas_page_is_up_to_date() -> None:
     """`python -m tests.docs.schemas_page > docs/schemas.md` mends it."""
     assert schemas_page.page() == (ROOT / "docs" / "schemas.md").read_text()
