@@ -14,6 +14,7 @@ stop a run. Differences under a point, or 3 % of the length, are of no matter.
 
 from __future__ import annotations
 
+import json
 import math
 import operator
 from collections import Counter
@@ -23,6 +24,7 @@ from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hpc.operator import LOST
+from hpc.run.directory import Run
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -66,6 +68,12 @@ class Measure(NamedTuple):
 
     def plus(self, other: Measure) -> Measure:
         return Measure(*map(operator.add, self, other))
+
+
+def pilot_units(run: Run, name: str) -> list[Measure]:
+    """What the rows of a run's pilot are like, one for each of its shards. name: of its record."""
+    record = json.loads((run.path / "pilot" / f"{name}.like.json").read_bytes())
+    return [Measure(*numbers) for numbers in record["units"]]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import reduce
@@ -19,7 +18,7 @@ from hpc.run import pilot, plan
 from hpc.run.directory import Run
 from hpc.run.pilot import Pilot, newest
 
-__all__ = ["compare", "described", "drawn", "newest", "shards", "units", "write"]
+__all__ = ["compare", "described", "drawn", "newest", "shards", "write"]
 
 
 def drawn(config: Config, operator: Operator, planned: Sequence[Shard], run: Run | None, identity: str) -> Pilot:
@@ -67,12 +66,6 @@ def described(made: Pilot | None, config: Config, run: Run, identity: str, plann
 def next_steps(run: str) -> list[str]:
     """Commands that use a finished pilot."""
     return [f"python -m recap.pilots {run}    # and of others with other prompts", "the same launch with pilot=0"]
-
-
-def units(run: Run, name: str) -> list[Measure]:
-    """What the rows of a run's pilot are like, one for each of its shards."""
-    record = json.loads((run.path / "pilot" / f"{name}.like.json").read_bytes())
-    return [Measure(*numbers) for numbers in record["units"]]
 
 
 def compare(run: Run, config: Config, identity: str) -> str:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hpc.map import pilot_launch
-from hpc.map.compare import Comparison, Estimate, Window
+from hpc.map.compare import Comparison, Estimate, Window, pilot_units
 from hpc.map.pilot_watch import read_state, state_file
 from hpc.run import pilot
 from hpc.run.directory import Run, Submission
@@ -51,7 +50,7 @@ def compared(run: Run, latest: Submission) -> dict[str, Any] | None:
     """How the newest launch compares with the run's pilot; None where it does not."""
     if not latest.compared:
         return None
-    comparison = Comparison(pilot_launch.units(run, latest.compared))
+    comparison = Comparison(pilot_units(run, latest.compared))
     if saved := read_state(state_file(run, latest.uuid)):
         comparison.restore(saved["steps"])
     two = comparison.windows()

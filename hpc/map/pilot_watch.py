@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from hpc.base import atomic, heartbeat, journal
-from hpc.map import breaker, pilot_launch
-from hpc.map.compare import Comparison, Measure
+from hpc.map import breaker
+from hpc.map.compare import Comparison, Measure, pilot_units
 from hpc.map.election import Election
 from hpc.run.directory import Run, Submission
 
@@ -41,7 +41,7 @@ class PilotWatch:
     ) -> None:  # fmt: skip
         self._run, self._launch, self._every_s = run, submission.uuid, _LOOKS * look_s
         self._compared = submission.compared
-        self._comparison = Comparison(pilot_launch.units(run, self._compared) if self._compared else [])
+        self._comparison = Comparison(pilot_units(run, self._compared) if self._compared else [])
         self._election = Election(run.path / "pilot", f"{submission.uuid}.watch", instance, beat, observer)
         self._offsets: dict[str, int] = {}
         self._begun, self._next = False, 0.0

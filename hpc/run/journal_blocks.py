@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from hpc.base import journal
 
@@ -102,6 +101,8 @@ class BlockParser:
         """Take complete lines of one journal. Returns those that are no blocks; of events `claim`, which are many, only
         the first and the last, which tell since when and until when it claimed.
         """
+        import pyarrow.compute as pc  # 0.1 s: a launch of a new run has no journals
+
         lines = _lines(data)
         at = pc.find_substring(lines, _BLOCK).to_numpy().copy()
         others = np.flatnonzero(at < 0)
@@ -153,6 +154,8 @@ class BlockParser:
         Returns:
             Two masks over the lines: which were filled in, and which are of shards that were counted as a whole.
         """
+        import pyarrow.compute as pc
+
         starts = np.frombuffer(lines.buffers()[1] or b"\0\0\0\0", np.int32)[lines.offset :][: len(lines) + 1]
         begin, end = starts[:-1], starts[1:]
         shard, rest = begin + at + len(_BLOCK), begin + pc.find_substring(lines, _REST).to_numpy()

@@ -150,6 +150,8 @@ class JournalReader:
 
     def _count_blocks(self, parser: BlockParser, lives: list[Activity]) -> None:
         """Count the blocks that a parser has collected. lives: whose journals these are, in their order."""
+        if not lives:
+            return
         blocks, left = parser.parse()
         for owner, rows in blocks.journals():
             life, t, new = lives[owner], blocks.t[rows], blocks.new[rows]

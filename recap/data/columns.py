@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from hpc.base.errors import UserError
@@ -171,6 +170,8 @@ class ParquetColumn(ColumnOfFiles):
         located = self.located(shard)
         if located is None:
             return np.zeros(0, bool)
+        import pyarrow.compute as pc  # 0.1 s: a launch reads no rows
+
         with self._as_launched(shard), self._opened(shard, located)[0] as file:
             return pc.equal(file.read(["status"], use_threads=False)["status"], OK).to_numpy()
 

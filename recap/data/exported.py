@@ -17,7 +17,6 @@ from threading import Lock
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from hpc.base.errors import UserError
@@ -138,6 +137,8 @@ class ExportedColumn(ColumnOfFiles):
         located = self.located(shard)
         if located is None:
             return Values([None] * len(keys), [None] * len(keys))
+        import pyarrow.compute as pc  # 0.1 s: a launch reads no rows
+
         table = self._table(shard, located)
         at = pc.index_in(pa.array([without_dot_slash(key) for key in keys], pa.string()), table["key"])
         if block == 0 and len(keys) >= min(BLOCK, max(len(table), 2)) and len(table) and at.null_count == len(keys):

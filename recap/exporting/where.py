@@ -15,7 +15,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 
 from hpc.base.errors import UserError
 
@@ -40,6 +39,8 @@ class Where:
 
     def keep(self, table: pa.Table) -> pa.Table:
         """The rows for which the condition is true, in their order."""
+        import pyarrow.dataset as ds  # imports pandas where it is installed: only where rows are chosen
+
         found = ds.dataset(table).scanner(columns={"keep": self.expression}, use_threads=False)
         return table.filter(found.to_table()["keep"]) if len(table) else table
 

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from hpc.base.errors import ShardError, UserError
 from hpc.operator import Damage, MissingShards, Shard
@@ -295,6 +294,8 @@ def _images(column: pa.Array) -> tuple[list[bytes | None], list[bytes | None]]:
     column = _plain(column)
     if not pa.types.is_struct(column.type):
         return column.to_pylist(), [None] * len(column)
+    import pyarrow.compute as pc  # 0.1 s: a launch reads no rows
+
     at = column.type.get_field_index("path")
     none: list[bytes | None] = [None] * len(column)
     paths = _texts(pc.struct_field(column, [at])) if at >= 0 else none
