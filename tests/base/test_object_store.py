@@ -9,8 +9,6 @@ from pathlib import Path
 
 import fsspec
 import pytest
-import s3fs
-from moto.server import ThreadedMotoServer
 
 from hpc.base import object_store
 from hpc.base.errors import ShardError, UserError
@@ -22,6 +20,9 @@ from tests.support.fault_proxy import FaultProxy
 @pytest.fixture(scope="module")
 def proxy() -> Iterator[FaultProxy]:
     """An S3 endpoint that fsspec finds through the environment, with an empty bucket."""
+    import s3fs
+    from moto.server import ThreadedMotoServer  # here and not above: every test process collects this file
+
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     proxy = FaultProxy(server.get_host_and_port(), hang_s=3.0)

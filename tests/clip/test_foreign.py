@@ -12,8 +12,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms import functional as vision
 from transformers import (
     AutoImageProcessor,
     CLIPImageProcessor,
@@ -164,6 +162,9 @@ def test_our_export_gives_the_same_in_transformers(tmp_path: Path) -> None:
 
 def open_clips(image: Image.Image, given: dict[str, Any]) -> torch.Tensor:
     """As open_clip's `image_transform` has it for evaluation, by torchvision."""
+    from torchvision.transforms import InterpolationMode  # seconds that only this function's tests need
+    from torchvision.transforms import functional as vision
+
     filter_ = InterpolationMode.BILINEAR if given.get("interpolation") == "bilinear" else InterpolationMode.BICUBIC
     mode = given.get("resize_mode", "shortest")
     if mode == "squash":

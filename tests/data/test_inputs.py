@@ -15,8 +15,6 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import s3fs
-from moto.server import ThreadedMotoServer
 
 from hpc.base.errors import UserError
 from hpc.operator import MissingShards
@@ -224,6 +222,9 @@ class _Counting(FaultProxy):
 
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Counting]:
+    import s3fs
+    from moto.server import ThreadedMotoServer  # here and not above: every test process collects this file
+
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     proxy = _Counting(server.get_host_and_port())

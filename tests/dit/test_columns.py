@@ -12,13 +12,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -31,7 +29,6 @@ from recap.data.images import BadImage
 from recap.data.inputs import DataConfig
 from recap.data.rows import RowsConfig
 from recap.demo import FLAGS, VAE
-from recap.demo.train_vae import psnr
 from recap.dit.encoder_files import text_encoder_digest
 from recap.dit.images import centre_crop, flipped
 from recap.dit.latents import LatentsConfig, LatentsOperator, read_latent
@@ -114,6 +111,9 @@ def test_a_latent_does_not_depend_on_its_batch(vae: Vae, flags: torch.Tensor) ->
 
 
 def test_latents_are_those_of_diffusers(vae: Vae, flags: torch.Tensor) -> None:
+    import diffusers  # here and not above: every test process collects this file
+    from diffusers.image_processor import VaeImageProcessor
+
     reference: Any = diffusers.AutoencoderKL.from_pretrained(VAE, torch_dtype=torch.float32)
     noise = torch.randn(19, 4, 16, 16, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
@@ -128,10 +128,14 @@ def test_latents_are_those_of_diffusers(vae: Vae, flags: torch.Tensor) -> None:
 
 
 def test_the_shipped_vae_keeps_flags(vae: Vae, flags: torch.Tensor) -> None:
+    from recap.demo.train_vae import psnr
+
     assert psnr(vae.decode(vae.scaled(vae.encode(flags), None)).numpy(), flags.numpy()) > 23
 
 
 def test_shifts_a_channel_and_vaes_without_posterior(tmp_path: Path, flags: torch.Tensor) -> None:
+    import diffusers
+
     small = {"encoder_block_out_channels": (16, 16), "decoder_block_out_channels": (16, 16)}
     diffusers.AutoencoderTiny(**small, num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1)).save_pretrained(tmp_path)
     settings = json.loads((tmp_path / "config.json").read_text())

@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 import torch
 import webdataset
-from diffusers import AutoencoderKL, DiffusionPipeline
 from PIL import Image
 from torch import nn
 from transformers import T5Config, T5EncoderModel
@@ -129,6 +128,8 @@ def exported(folder: Path, encoder: Path, vae: Path | None, **objective: Any) ->
 
 @pytest.fixture(scope="module")
 def vae(tmp_path_factory) -> Path:
+    from diffusers import AutoencoderKL  # here and not above: every test process collects this file
+
     folder = tmp_path_factory.mktemp("vae")
     torch.manual_seed(2)
     blocks = {"down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2}
@@ -155,6 +156,8 @@ def t5(folder: Path) -> Path:
 
 def test_diffusers_draws_the_same(world, vae, model, tmp_path) -> None:
     """From the same noise, to within 1/255: flow through a VAE with CLIP; noise prediction on pixels with T5."""
+    from diffusers import DiffusionPipeline
+
     exported(tmp_path / "pixels", t5(tmp_path / "t5"), None, kind="ddpm", learned_sigma=True)
     prompts = ["A red flag ", "a green star of the blue cross, left and right, top and bottom of a red car with a flag"]
     for folder, guidance in ((model, 4.0), (tmp_path / "pixels", 2.5)):

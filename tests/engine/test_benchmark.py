@@ -14,8 +14,6 @@ from pathlib import Path
 import pytest
 
 from benchmarks.caption_work import LLAMA3_8B, Turn, steady_rate
-from benchmarks.gpu import Stage, run_stage
-from benchmarks.gpu_setting import REHEARSAL
 from benchmarks.image_cost import bound, cost
 from benchmarks.timing import DeviceMonitor
 
@@ -111,6 +109,9 @@ def test_lease_that_is_killed_keeps_what_it_has(tmp_path: Path) -> None:
     ],
 )
 def test_stage_that_fails_is_a_line(action: Callable[[], object], name: str, line: str) -> None:
+    from benchmarks.gpu import Stage, run_stage  # here and not above: every test process collects this file
+    from benchmarks.gpu_setting import REHEARSAL
+
     def stage(setting: object, note: Callable[[str, object], None]) -> None:
         note("before", 1.5)
         action()

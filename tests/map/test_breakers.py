@@ -18,7 +18,6 @@ from typing import Any, ClassVar
 
 import pytest
 import yaml
-from moto.server import ThreadedMotoServer
 
 from hpc import config as configs
 from hpc.base.errors import Exit, ShardError
@@ -257,6 +256,8 @@ def test_a_full_disk_is_not_the_shards_fault(tmp_path: Path, fault: str) -> None
 
 @pytest.mark.slow
 def test_output_on_an_object_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from moto.server import ThreadedMotoServer
+
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-import duckdb
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -13,6 +13,9 @@ from hypothesis import strategies as st
 
 from hpc.base.errors import UserError
 from recap.exporting.where import parse
+
+if TYPE_CHECKING:
+    import duckdb
 
 NAN, INF = float("nan"), float("inf")
 TABLE = pa.table(
@@ -44,6 +47,8 @@ ATOMS = [
 
 @pytest.fixture(scope="module")
 def database() -> Iterator[duckdb.DuckDBPyConnection]:
+    import duckdb
+
     with duckdb.connect(config={"threads": 1}) as found:
         found.register("given", TABLE)
         yield found
