@@ -6,11 +6,13 @@ python -m benchmarks.studies.planted_errors OUT.md [--study FILE.yaml]
 from __future__ import annotations
 
 import json
+import math
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ from recap.evaluate import (
     rating,
     vdcscore,
 )
+from recap.evaluate.intervals import Mean
 from recap.evaluate.judged import Judged
 from recap.evaluate.text_sets import TextSet
 from recap.generate.rating import parse_rating
@@ -42,7 +45,7 @@ from recap.worlds.shape_errors import PLANTED
 from recap.worlds.truths import Truth, truth_of_shapes
 
 _T = 2.776  # 97.5 % of Student's t with 4 degrees of freedom: five seeds
-_FACTUAL = ("false colour", "wrong count", "wrong place", "missing object", "extra object")
+FACTUAL = ("false colour", "wrong count", "wrong place", "missing object", "extra object")
 
 
 @dataclass(frozen=True)
@@ -56,9 +59,14 @@ class World:
 
 def world(seed: int, scenes: int) -> World:
     made = {f"{n:05d}": shapes.sample(1000 + seed, n, side=16) for n in range(scenes)}
-    truths = {key: truth_of_shapes(key, json.loads(shapes.files(sample)["json"])) for key, sample in made.items()}
+    truths = {key: _truth(key, sample) for key, sample in made.items()}
     found = {key: sample.scene for key, sample in made.items()}
     return World(found, truths, {key: shapes.caption(scene) for key, scene in found.items()})
+
+
+def _truth(key: str, sample: shapes.Sample) -> Truth:
+    found = truth_of_shapes(key, json.loads(shapes.files(sample)["json"]))
+    return replace(found, judge=cache(found.judge))  # equal statements are judged often
 
 
 def with_errors(found: World, kinds: tuple[str, ...], share: float, seed: int) -> dict[str, str]:
@@ -93,8 +101,10 @@ def bracketed(lines: str) -> list[list[str]]:
     return [line.strip("[]").split("][") for line in lines.splitlines() if line.startswith("[")]
 
 
-def judged_metrics(found: World, texts: dict[str, str], others: list[dict[str, str]], judge: Judge) -> dict[str, float]:
-    """Every metric that asks a judge, of one captioner. others: captions of other captioners, for CrossCheck."""
+def judged_metrics(
+    found: World, texts: dict[str, str], others: list[dict[str, str]], judge: Judge
+) -> dict[str, Mean | None]:
+    """Every metric that asks a judge, of one captioner; None where it is undefined. others: captions of other captioners, for CrossCheck."""
     listed = {key: bracketed(judge.ask("facts", key, f"Caption: {text}")) for key, text in texts.items()}
     wanted = {
         key: [fact for fact, _ in bracketed(OF_TEXTS["facts"](f"Caption: {t}"))] for key, t in found.right.items()
@@ -123,11 +133,10 @@ def judged_metrics(found: World, texts: dict[str, str], others: list[dict[str, s
     rated = rating.compute({("0", key): _rated(judge.ask("rating", key, text)) for key, text in texts.items()})
     scenes = capture.compute(_graphs(graphs), [_graphs(references)], capture.Matcher())
     return {
-        "supported": claimed.supported.value, "risk": claimed.risk.value if claimed.risk else float("nan"),
-        "DCScore": facts.score.value, "precision": facts.precision.value, "recall": facts.recall.value,
-        "OpenCHAIR": held.rate.value if held.rate else float("nan"), "CAPTURE": scenes.score.value,
-        "rating": rated.mean.value,
-        "CapArena": battles.compute(_battles(found, texts, judge)).score.value,
+        "supported": claimed.supported, "risk": claimed.risk,
+        "DCScore": facts.score, "precision": facts.precision, "recall": facts.recall,
+        "OpenCHAIR": held.rate, "CAPTURE": scenes.score, "rating": rated.mean,
+        "CapArena": battles.compute(_battles(found, texts, judge)).score,
         "VDCscore": _questions(found, texts, judge), "CrossCheck": _crosschecked(texts, others, judge),
     }  # fmt: skip
 
@@ -166,7 +175,7 @@ def _battles(found: World, texts: dict[str, str], judge: Judge) -> Judged:
     return as_judged(rows())
 
 
-def _questions(found: World, texts: dict[str, str], judge: Judge) -> float:
+def _questions(found: World, texts: dict[str, str], judge: Judge) -> Mean:
     def rows() -> Iterator[dict[str, Any]]:
         for key, reference in found.right.items():
             for n, (question, right) in enumerate(bracketed(OF_TEXTS["questions"](f"Reference: {reference}"))):
@@ -174,28 +183,36 @@ def _questions(found: World, texts: dict[str, str], judge: Judge) -> float:
                 asks = f"Question: {question}\nRight answer: {right}\nAnswer: {answer}"
                 yield {"key": f"{key}#{n}", **json.loads(judge.ask("grade", key, asks))}
 
-    return vdcscore.compute(Judged(Path("answered")), as_judged(rows())).accuracy.value
+    return vdcscore.compute(Judged(Path("answered")), as_judged(rows())).accuracy
 
 
-def _crosschecked(texts: dict[str, str], others: list[dict[str, str]], judge: Judge) -> float:
+def _crosschecked(texts: dict[str, str], others: list[dict[str, str]], judge: Judge) -> Mean:
     def rows(other: dict[str, str]) -> Iterator[dict[str, Any]]:
         for key, text in texts.items():
             for n, sentence in enumerate(part for part in text.split(". ") if part):
                 verdict = judge.ask("supports", key, f"Text: {other[key]}\nStatement: {sentence}")
                 yield {"key": f"{key}#{n}", "verdict": verdict}
 
-    return crosscheck.compute({str(n): as_judged(rows(other)) for n, other in enumerate(others)}).score.value
+    return crosscheck.compute({str(n): as_judged(rows(other)) for n, other in enumerate(others)}).score
 
 
-def word_metrics(found: World, texts: dict[str, str]) -> dict[str, float]:
+def word_metrics(found: World, texts: dict[str, str]) -> dict[str, Mean | float]:
     """Every metric of one captioner that asks no judge."""
     near = classics.scores(texts, {key: [text] for key, text in found.right.items()}, "plain").scores
     own = diversity.compute(texts)
     assert own.self_bleu is not None
-    return {name: near[name].value for name in ("BLEU-4", "ROUGE-L", "CIDEr-D")} | {
-        "words": own.words.value, "vocabulary": float(own.vocabulary), "distinct-2": own.distinct[1],
-        "self-BLEU": own.self_bleu.value,
+    return {
+        **{name: near[name] for name in ("BLEU-4", "ROUGE-L", "CIDEr-D")},
+        "words": own.words, "vocabulary": float(own.vocabulary), "distinct-2": own.distinct[1],
+        "self-BLEU": own.self_bleu,
     }  # fmt: skip
+
+
+def plain(found: Mapping[str, Mean | float | None]) -> dict[str, float]:
+    """The numbers alone; NaN where a metric is undefined."""
+    return {
+        name: one.value if isinstance(one, Mean) else math.nan if one is None else one for name, one in found.items()
+    }
 
 
 def all_metrics(study: dict[str, Any], say: Callable[[str], object]) -> dict[tuple[int, str, float], dict[str, float]]:
@@ -204,14 +221,15 @@ def all_metrics(study: dict[str, Any], say: Callable[[str], object]) -> dict[tup
     for seed in study["seeds"]:
         found = world(seed, study["scenes"])
         judge = Judge(found, study["wrong"], seed)
-        others = [with_errors(found, _FACTUAL, study["evidence"], 100 + 2 * seed + n) for n in range(2)]
+        others = [with_errors(found, FACTUAL, study["evidence"], 100 + 2 * seed + n) for n in range(2)]
         for kind in PLANTED:
             for share in study["shares"]:
                 if not share and (known := values.get((seed, next(iter(PLANTED)), share))):
                     values[seed, kind, share] = known  # without an error all kinds are the same captioner
                     continue
                 texts = with_errors(found, (kind,), share, seed)
-                values[seed, kind, share] = judged_metrics(found, texts, others, judge) | word_metrics(found, texts)
+                made = {**judged_metrics(found, texts, others, judge), **word_metrics(found, texts)}
+                values[seed, kind, share] = plain(made)
         say(f"seed {seed} done")
     return values
 
