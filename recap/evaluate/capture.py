@@ -7,7 +7,7 @@ that neither text has as 0; here its weight goes to the others, so that a text s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import eq
 from typing import Any
@@ -179,11 +179,11 @@ def compute(captions: Judged, references: Sequence[Judged], matcher: Matcher) ->
     score = bootstrap_mean(
         {sample: 100 * sum(one.score for one in scores) / len(scores) for sample, scores in rows.items()}
     )
-    objects, attributes, relations = (_mean(rows.values(), kind) for kind in FIELDS)
+    objects, attributes, relations = (_mean(rows, kind) for kind in FIELDS)
     return Capture(score, objects, attributes, relations, unknown, missing, sum(graph.odd for graph in every))
 
 
-def _mean(rows: Iterable[Sequence[GraphScore]], kind: str) -> Mean | None:
-    known = [[part for one in scores if (part := getattr(one, kind)) is not None] for scores in rows]
-    means = [100 * sum(parts) / len(parts) for parts in known if parts]
+def _mean(rows: Mapping[Sample, Sequence[GraphScore]], kind: str) -> Mean | None:
+    known = {s: [part for one in scores if (part := getattr(one, kind)) is not None] for s, scores in rows.items()}
+    means = {sample: 100 * sum(parts) / len(parts) for sample, parts in known.items() if parts}
     return bootstrap_mean(means) if means else None

@@ -49,7 +49,7 @@ def compute(captions: Mapping[Any, str]) -> Diversity:
         bootstrap_mean({key: len(words) for key, words in cut.items()}),
         len(grams[0]),
         [len(found) / max(found.total(), 1) for found in grams],
-        bootstrap_mean(alike) if alike else None,
+        bootstrap_mean(dict(zip(chosen, alike, strict=True))) if alike else None,
         len(alike),
     )
 

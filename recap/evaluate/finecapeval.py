@@ -122,7 +122,9 @@ def compute(annotations: Annotations, captions: Mapping[Image, str]) -> Recalled
         captions: by image key.
     """
     found = {
-        kind: bootstrap_mean([100 * recall(captions.get(image, ""), phrases) for image, phrases in images.items()])
+        kind: bootstrap_mean(
+            {image: 100 * recall(captions.get(image, ""), phrases) for image, phrases in images.items()}
+        )
         for kind, images in annotations.phrases.items()
         if images
     }
@@ -144,7 +146,10 @@ def retrieval(features: Features, images: Sequence[Image]) -> tuple[dict[int, Me
     texts = [features.texts.get(sample) for sample in samples]
     found = {
         most: bootstrap_mean(
-            [0.0 if text is None else 100 * found_within(text, stack, at, most) for at, text in enumerate(texts)]
+            {
+                sample: 0.0 if text is None else 100 * found_within(text, stack, at, most)
+                for at, (sample, text) in enumerate(zip(samples, texts, strict=True))
+            }
         )
         for most in RANKS
     }

@@ -19,6 +19,7 @@ from recap.data.headers import without_dot_slash
 from recap.dit.write_images import member_name
 from recap.evaluate.features import Features
 from recap.evaluate.intervals import Mean, bootstrap_mean
+from recap.evaluate.text_sets import Sample
 
 _COLUMNS = ["key", "status", "cut"]
 
@@ -89,7 +90,7 @@ def compute(originals: Features, pictures: Features, drawn: dict[str, Drawn], fi
             f"evaluate: no image of {originals.run} has the key of a caption that was drawn (one is "
             f"{next(iter(samples))!r}, a caption's {next(iter(drawn))!r}). Are they of the same data set?"
         )
-    values: list[float] = []
+    values: dict[Sample, float] = {}
     counts: Counter[str] = Counter()
     for key, sample in samples.items():
         made = drawn.get(key)
@@ -98,14 +99,14 @@ def compute(originals: Features, pictures: Features, drawn: dict[str, Drawn], fi
             if first_alone:
                 continue
             counts["missing"] += 1
-            values.append(0.0)
+            values[sample] = 0.0
         elif made.status == SKIPPED:
             counts["empty"] += 1
-            values.append(0.0)
+            values[sample] = 0.0
         elif made.status != OK or place not in pictures.images:
             counts["undrawn"] += 1
         else:
-            values.append(float(originals.images[sample] @ pictures.images[place]))
+            values[sample] = float(originals.images[sample] @ pictures.images[place])
             counts["cut"] += made.cut
     if counts["undrawn"] and len(values) == counts["empty"] + counts["missing"]:
         raise UserError(

@@ -112,9 +112,15 @@ def read(run: Path, fields: list[str]) -> Judged:
         for row in table.to_pylist():
             _count(found, row | {"shard": shard.shard.id})
     if not found.rows:
-        why = ", ".join(f"{count:,} {reason}" for reason, count in found.reasons.most_common(3))
-        raise UserError(f"evaluate: no row of {run} has a verdict ({why or 'nothing is published yet'}).")
+        raise UserError(f"evaluate: no row of {run} has a verdict: {_why_none(found)}.")
     return found
+
+
+def _why_none(found: Judged) -> str:
+    if not found.asked:
+        return "nothing is published yet" if found.unfinished else "n = 0: what it asks about has no row"
+    why = ", ".join(f"{count:,} {reason}" for reason, count in found.reasons.most_common(3))
+    return f"n = 0 of {found.asked:,} asked, {found.refused:,} refused ({why})"
 
 
 def _count(found: Judged, row: dict[str, Any]) -> None:

@@ -83,13 +83,17 @@ def scores(
             said = (done.stderr or done.stdout).strip().splitlines()[-5:]
             raise UserError(f"evaluate: --spice: Java ended with {done.returncode}: {' | '.join(said) or 'no words'}")
         found = json.loads(answered.read_text())
-    return compute(found, len(given))
+    return compute(found, list(wanted))
 
 
-def compute(found: Sequence[Mapping[str, Any]], samples: int) -> Spice:
-    """The mean over the jar's answers. samples: how many there must be. UserError where one is missing."""
+def compute(found: Sequence[Mapping[str, Any]], samples: Sequence[Any]) -> Spice:
+    """Of the jar's answers about samples, by their place. UserError where one is missing."""
     each = {int(one["image_id"]): one["scores"]["All"] for one in found}
-    if len(each.keys() & set(range(samples))) < samples:
-        raise UserError(f"evaluate: --spice: the jar has answers for {len(each):,} of {samples:,} samples.")
-    known = [float(score["f"]) for score in each.values() if score["tp"] or score["fp"] or score["fn"]]
-    return Spice(bootstrap_mean(known) if known else None, samples - len(known))
+    if len(each.keys() & set(range(len(samples)))) < len(samples):
+        raise UserError(f"evaluate: --spice: the jar has answers for {len(each):,} of {len(samples):,} samples.")
+    known = {
+        sample: float(each[number]["f"])
+        for number, sample in enumerate(samples)
+        if any(each[number][part] for part in ("tp", "fp", "fn"))
+    }
+    return Spice(bootstrap_mean(known) if known else None, len(samples) - len(known))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hpc.base.errors import UserError
@@ -24,8 +24,8 @@ Bag = tuple[str, ...]
 
 @dataclass(frozen=True)
 class TrueMatch:
-    """recall: R@1 in %, by the size of a bag, over bags.
-    incomplete: bags with an image without features, which are left out. missing: captions that bags lack.
+    """recall: R@1 in %, by the size of a bag; its n is bags, and its `each` that of a caption over the bags it is in.
+    incomplete: bags with an image that has no features, left out. missing: captions that bags lack, which find nothing.
     """
 
     recall: dict[int, Mean]
@@ -60,6 +60,7 @@ def compute(features: Features, bags: Sequence[Bag]) -> TrueMatch:
     """TrueMatch over all bags whose images have features. UserError where none has, or a name is ambiguous."""
     named = _Names(features)
     shares: dict[int, list[float]] = {}
+    by_caption: dict[int, dict[Sample, list[float]]] = {}
     incomplete = missing = 0
     for bag in bags:
         samples = [named.sample(name) for name in bag]
@@ -72,6 +73,8 @@ def compute(features: Features, bags: Sequence[Bag]) -> TrueMatch:
         missing += sum(text is None for text in texts)
         found = [0.0 if text is None else found_within(text, images, at) for at, text in enumerate(texts)]
         shares.setdefault(len(bag), []).append(100 * sum(found) / len(bag))
+        for sample, share in zip(whole, found, strict=True):
+            by_caption.setdefault(len(bag), {}).setdefault(sample, []).append(100 * share)
     if not shares:
         example = next((name for bag in bags for name in bag if named.sample(name) not in features.images), "")
         key = next(iter(features.images))[1]
@@ -79,7 +82,11 @@ def compute(features: Features, bags: Sequence[Bag]) -> TrueMatch:
             f"evaluate: no bag has all its images in {features.run}: {example!r} is none of its keys (they look like "
             f"{key!r}), or could not be read."
         )
-    recall = {size: bootstrap_mean(found) for size, found in sorted(shares.items())}
+    each = {
+        size: {sample: sum(values) / len(values) for sample, values in captions.items()}
+        for size, captions in by_caption.items()
+    }
+    recall = {size: replace(bootstrap_mean(found), each=each[size]) for size, found in sorted(shares.items())}
     return TrueMatch(recall, incomplete, missing)
 
 

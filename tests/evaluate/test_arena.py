@@ -7,7 +7,9 @@ from __future__ import annotations
 import json
 import math
 import re
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +213,7 @@ def test_an_arena(world: Path) -> None:
     assert values["rating"]["right"]["value"] == 5.0 and values["won"]["right"]["value"] > 0.5
     pairs = {tuple(pair["metrics"]): pair["spearman"] for pair in found["agreement"]["captions"]}
     close = pairs["classics: ROUGE-L", "classics: CIDEr-D"]
+    assert any("diversity: self-BLEU" in pair for pair in pairs)  # it says something of each caption
     assert close["value"] > 0.9 and close["low"] <= close["value"] <= close["high"]
     assert not found["not_measured"] and not found["agreement"]["captioners"]  # of two captioners there is none
     assert page.count('<mark class="false">') == SAMPLES // 2 + 1  # and the legend's
@@ -237,7 +240,8 @@ def test_what_is_missing_is_named(world: Path, tmp_path: Path) -> None:
     assert done.returncode == Exit.COMPLETE, done.stderr
     found, page = json.loads(done.stdout), Path(out).read_text()
     why = {line["metric"]: line["why"] for line in found["not_measured"]}
-    assert "status 400" in why["rating"] and "judged-nobody" in why["verdicts"] and "Not measured" in page
+    assert f"n = 0 of {SAMPLES} asked, {SAMPLES} refused ({SAMPLES} server: status 400)" in why["rating"]
+    assert "judged-nobody" in why["verdicts"] and "Not measured" in page
     assert ARABIC in page and "<script" not in page and "&lt;script&gt;" in page and "\x1b" not in page
     assert page.count('dir="auto"') == SAMPLES and "No battle" in page
     write(tmp_path / "empty", {key(0): "", key(1): " "})
@@ -326,21 +330,52 @@ def test_in_a_browser(world: Path, tmp_path: Path) -> None:
         assert seen.of("document.querySelector('article details').open") is True
 
 
+def shipped(folder: Path, *changes: str, judge: str | None = None) -> dict[str, Any]:
+    """The numbers of the shipped pipeline on twelve pictures, at work to its end. judge: where another server is it."""
+    (folder / "in").mkdir()
+    shapes.write_shard(folder / "in" / "0.tar", seed=3, first=0, samples=12, side=48)
+    config = folder / "arena.yaml"
+    with serving(Truths([folder / "in" / "0.tar"])) as (url, _):
+        text = (ROOT / "configs/pipeline/arena.yaml").read_text().replace("../", f"{ROOT}/configs/")
+        text = text.replace("writer.endpoint: http://localhost:8000/v1", f"writer.endpoint: {judge or url}")
+        text = text.replace("http://localhost:8000/v1", url)
+        config.write_text(text.replace("runs/arena-world/*.tar", f"{folder}/in"))
+        done = command("hpc.launch", str(config), f"runs={folder}", *changes, timeout=3000, PYTHONPATH=str(ROOT))
+    assert done.returncode == Exit.COMPLETE, done.stdout[-3000:] + done.stderr[-3000:]
+    return json.loads((folder / "arena" / "page" / "stdout.txt").read_text())
+
+
+class Refusing(BaseHTTPRequestHandler):
+    """A judge that wants to look at nothing."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_error(400, "refused")
+
+    def log_message(self, format: str, *arguments: Any) -> None: ...
+
+
+@pytest.mark.slow  # 18 stages
+def test_the_shipped_pipeline_has_its_page_where_the_judge_refuses_everything(tmp_path: Path) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        judge = f"http://127.0.0.1:{server.server_address[1]}/v1"
+        found = shipped(tmp_path, "for_each.tenth=null", "for_each.forty=null", judge=judge)
+        server.shutdown()
+    why = {line["metric"]: line["why"] for line in found["not_measured"]}
+    assert set(why) == {
+        "rating", "claims", "dcscore", "openchair", "vdcscore", "crosscheck", "capture", "verdicts",
+    }  # fmt: skip
+    assert "n = 0 of 12 asked, 12 refused" in why["rating"] and "what it asks about has no row" in why["openchair"]
+    assert {line["metric"] for line in found["metrics"]} == {"classics", "diversity"}
+    page = (tmp_path / "arena" / "page" / "arena.html").read_text()
+    assert "Not measured" in page and "12 refused" in page and page.count("<article") == 12
+
+
 @pytest.mark.slow  # 35 stages, most of them jobs with a start of their own: five CPU-minutes
 def test_the_shipped_pipeline(tmp_path: Path) -> None:
     """Captions of which 40 % are of other pictures lose to the right ones by every metric that judges."""
-    (tmp_path / "in").mkdir()
-    shapes.write_shard(tmp_path / "in" / "0.tar", seed=3, first=0, samples=12, side=48)
-    config = tmp_path / "arena.yaml"
-    with serving(Truths([tmp_path / "in" / "0.tar"])) as (url, _):
-        text = (ROOT / "configs/pipeline/arena.yaml").read_text()
-        text = text.replace("http://localhost:8000/v1", url).replace("../", f"{ROOT}/configs/")
-        config.write_text(text.replace("runs/arena-world/*.tar", f"{tmp_path}/in"))
-        done = command(
-            "hpc.launch", str(config), f"runs={tmp_path}", "for_each.tenth=null", timeout=3000, PYTHONPATH=str(ROOT)
-        )
-    assert done.returncode == Exit.COMPLETE, done.stdout[-3000:] + done.stderr[-3000:]
-    found = json.loads((tmp_path / "arena" / "page" / "stdout.txt").read_text())
+    found = shipped(tmp_path, "for_each.tenth=null")
     assert not found["not_measured"] and (tmp_path / "arena" / "page" / "arena.html").stat().st_size > 10_000
     for line in found["metrics"]:
         right, forty = (_value(line["values"][name]) for name in ("right", "forty"))

@@ -58,6 +58,10 @@ def test_bags_by_hand() -> None:
     known = hand({"a": [1, 2, 0, 0], "b": [0, 1, 0, 0]}, FAR, unread={("0", "e")})
     found = truematch.compute(known, [("a", "b", "c"), ("a", "e"), ("a", "nobody")])
     assert found.recall[3].value == pytest.approx(100 / 3) and (found.incomplete, found.missing) == (2, 1)
+    assert found.recall[3].each == {("0", "a"): 0.0, ("0", "b"): 100.0, ("0", "c"): 0.0}  # of each caption
+    often = truematch.compute(known, [("a", "b", "c"), ("a", "c", "d"), ("a", "b")]).recall
+    assert often[3].each[("0", "a")] == 50.0 and often[3].n == 2  # first b is nearer to it, then it is the nearest
+    assert often[2].each == {("0", "a"): 0.0, ("0", "b"): 100.0}
     twins = {"a": [1, 0], "b": [1, 0], "c": [0, 1]}
     assert truematch.compute(hand(twins, twins), [tuple("abc")]).recall[3].value == pytest.approx(
         100 * (0.5 + 0.5 + 1) / 3
@@ -124,6 +128,8 @@ def test_phrases_by_hand(tmp_path: Path) -> None:
     )
     assert found.recall["object"].value == pytest.approx((100 + 50) / 2) and found.recall["object"].n == 2
     assert found.recall["relation"].value == 100.0 and found.missing == 0
+    assert found.recall["object"].each == pytest.approx({"one": 100.0, "a/two": 50.0})
+    assert finecapeval.compute(known, {}).recall["relation"].each == {"one": 0.0}
     none = finecapeval.compute(known, {"a/two": " "})
     assert none.missing == 2 and none.recall["object"].value == 0.0
 
@@ -248,6 +254,7 @@ def test_some_captions_alone(world: Path, originals: Path) -> None:
     known = features.read(originals)
     found = image2text.compute(known, pictures, image2text.read_drawn(run)[""], first_alone=True)
     assert (found.score.n, found.missing) == (4, 0) and found.score.value == pytest.approx(1.0, abs=1e-5)
+    assert found.score.each == pytest.approx({("0", key(n)): 1.0 for n in range(4)}, abs=1e-5)
     with pytest.raises(UserError, match="has the key of a caption"):
         image2text.compute(known, pictures, {"x": image2text.Drawn("x", "ok", False)})
     with pytest.raises(UserError, match="none of 4 pictures"):
@@ -282,6 +289,8 @@ def test_finecapeval_through_the_suite(world: Path, originals: Path) -> None:
         "--features", str(originals), "--json",
     )  # fmt: skip
     found = json.loads(done.stdout)
+    ranks, _ = finecapeval.retrieval(features.read(originals, captions=True), [key(n) for n in (0, MISSING)])
+    assert ranks[1].each[("0", key(MISSING))] == 0.0 and len(ranks[1].each) == 2
     said = [true(n).lower() if n in (0, 1) else "" for n in (0, 1, EMPTY, MISSING)]
     wanted = [100 * ("circle" in text) / 2 + 100 * ("star" in text) / 2 for text in said]
     assert found["metrics"]["object"]["value"] == pytest.approx(sum(wanted) / 4)

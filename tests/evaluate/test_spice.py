@@ -66,6 +66,7 @@ def test_a_mean_over_samples_that_have_elements(java: str, models: Path, tmp_pat
     wanted = {"a": ["red", "flag white"], "b": ["dog"], "c": [""], "d": ["größe"]}
     found = spice.scores(made, wanted, classics._package(), models, java)
     assert found.score is not None and found.score.value == pytest.approx((4 / 5 + 0 + 1) / 3)
+    assert found.score.each == pytest.approx({"a": 4 / 5, "b": 0.0, "d": 1.0})
     assert (found.score.n, found.bare) == (3, 1)  # c has nothing on either side
     said = (tmp_path / "said.json").read_text()
     for part in ("spice-1.0.jar", "Meteor-1.5.jar", *spice.JARS):

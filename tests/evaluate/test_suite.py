@@ -89,6 +89,7 @@ def test_self_bleu_is_bleu_against_the_others() -> None:
     expected = [Bleu(4).compute_score({k: others[k]}, {k: made[k]}, verbose=0)[0][3] for k in texts]
     found = diversity.compute(texts).self_bleu
     assert found is not None and found.value == pytest.approx(sum(expected) / 9, abs=1e-4) and found.n == 9
+    assert found.each == pytest.approx(dict(zip(texts, expected, strict=True)), abs=1e-4)
 
 
 def answered(rows: list[dict[str, Any]]) -> judged.Judged:
@@ -120,6 +121,7 @@ def test_a_mean_of_opponents_has_an_interval_over_images() -> None:
     assert twice.n == 30
     assert [twice.value, twice.low, twice.high] == pytest.approx([alone.value, alone.low, alone.high])
     found = bootstrap_mean_of_means([{"a": 4.0, "b": 2.0}, {"a": 1.0}])
+    assert found.each == {"a": 2.5, "b": 2.0}
     assert found.value == 2.0 and found.n == 2 and 1.5 <= found.low <= 2.0 <= found.high <= 2.5 + 1e-9
 
 
