@@ -82,6 +82,7 @@ class MapConfig:
     save_s: float = execution(30.0, "seconds between saves of an unfinished shard's finished blocks: what a kill costs")
     max_failed: float = execution(0.05, "share of a shard's samples that the work may fail before the shard fails")
     allow_failed: int = execution(0, "failed shards with which a gate job still ends well")
+    allow_nothing: bool = execution(False, "a run without one ok sample ends well, too: what reads it counts them")
     attempts: int = execution(3, "application failures of a shard before it is marked failed")
     breaker: int = execution(8, "shards of a slot that fail alike, before any succeeds, to pause the run. 0: never")
     compare: bool = execution(True, "pause the run where its rows are no longer like those of its pilot, if it had one")

@@ -148,7 +148,7 @@ def _nothing(settled: Settled, latest: Submission, over: bool) -> list[str]:
     """
     empty = {reason: found for reason, found in settled.damaged.items() if found.empty}
     said = [verdict.barren(sum(found.empty for found in empty.values()), ", ".join(sorted(empty)))]
-    if over and not settled.shards[FAILED]:
+    if over and not settled.shards[FAILED] and not verdict.allowed(latest):
         said.insert(0, verdict.fruitless(settled.samples, settled.reasons, latest.by_rule))
     return [line for line in said if line]
 

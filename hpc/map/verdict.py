@@ -2,7 +2,7 @@
 
 A run in which no sample is ok has failed, whatever its markers say: the pattern for images may be wrong, or the
 decoder. Rows that a rule of the config dropped (`by_rule` of an operator) do not count against it: a run with only such
-rows has ended well.
+rows has ended well. So has one whose config says `map.allow_nothing`, e.g. of a judge that may refuse everything.
 """
 
 from __future__ import annotations
@@ -43,8 +43,15 @@ def barren(shards: int, example: str) -> str:
     return f"{shards:,} unreadable {'shard' if shards == 1 else 'shards'} gave nothing ({example})" if shards else ""
 
 
-def of_markers(run: Run, ledger: Ledger, plan: Plan, by_rule: Iterable[str]) -> str:
+def allowed(submission: Submission) -> bool:
+    """Whether its run may have nothing to show for."""
+    return bool(submission.config.get("map", {}).get("allow_nothing"))
+
+
+def of_markers(run: Run, submission: Submission, ledger: Ledger, plan: Plan) -> str:
     """`fruitless` of a finished run. Reads markers until one has a good sample: nearly always the first."""
+    if allowed(submission):
+        return ""
     samples: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     for marker in ledger.markers(plan.ids(), run.generations.by_bucket()):
@@ -52,13 +59,13 @@ def of_markers(run: Run, ledger: Ledger, plan: Plan, by_rule: Iterable[str]) -> 
         reasons.update(marker.get("reasons", {}))
         if samples[OK]:
             return ""
-    return fruitless(samples, reasons, by_rule)
+    return fruitless(samples, reasons, submission.by_rule)
 
 
 def of_newest(run: Run) -> str:
     """The same, of a run's newest launch."""
     latest = run.latest()
-    return of_markers(run, run.ledger(latest.identity), Plan(run.plans, latest.plan), latest.by_rule)
+    return of_markers(run, latest, run.ledger(latest.identity), Plan(run.plans, latest.plan))
 
 
 def of_run(
@@ -74,7 +81,7 @@ def of_run(
         return None
     if failed := counts[SHARD_FAILED]:
         return Exit.SOME_FAILED, f"nothing is left to do; {failed} shards failed"
-    if why := of_markers(run, ledger, plan, submission.by_rule):
+    if why := of_markers(run, submission, ledger, plan):
         return Exit.SOME_FAILED, f"nothing is left to do; {why}"
     reopened = run.generations.opened() if empty else {}
     if still := [shard for shard, generation in empty if reopened.get(shard, 0) <= generation]:

@@ -76,8 +76,9 @@ def bootstrap_mean(values: Sequence[float] | Mapping[Any, float], seed: int = 0)
 
 
 def bootstrap_mean_of_means(parts: Sequence[Mapping[Any, float]], seed: int = 0) -> Mean:
-    """The mean of several means with its 95 % bootstrap interval; what has one name in several parts is drawn together:
-    an image's battles with several opponents depend on each other. n is the number of names, each the mean over parts.
+    """The mean of several means, with its 95 % bootstrap interval. Values with the same name in several parts are
+    resampled together, since an image's battles with several opponents depend on one another. n is the number of names;
+    `each` is a name's mean over the parts.
 
     Args:
         parts: for each mean its values by name (`Mean.each`), at least one.

@@ -56,6 +56,11 @@ def test_a_run_of_skipped_samples_fails_everywhere(tmp_path: Path, caplog: pytes
     assert late.returncode == Exit.SOME_FAILED and why in caplog.text
     assert gate.decide(run, 0) == Exit.INCOMPLETE
     assert (progress(run).complete, progress(run).hopeless, progress(run).left) == (False, True, why)
+    again = inline("hpc.launch", str(tmp_path / "c.yaml"), "map.allow_nothing=true")  # the config says that it may be
+    assert again.returncode == Exit.COMPLETE, again.stdout + again.stderr
+    shown = inline("hpc.status", str(run.path), "--json")
+    assert shown.returncode == Exit.COMPLETE and json.loads(shown.stdout)["nothing"] == []
+    assert gate.decide(run, 0) == Exit.COMPLETE and progress(run).complete
 
 
 @pytest.mark.slow
