@@ -153,7 +153,8 @@ def _answer(text: str) -> str:
 
 
 def _grade(text: str) -> str:
-    same = (_after("Right answer", text) or "").lower() == (_after("Answer", text) or "").lower()
+    right, said = (re.findall(r"\w+", (_after(label, text) or "").lower()) for label in ("Right answer", "Answer"))
+    same = right == said
     return json.dumps({"verdict": "yes" if same else "no", "score": 5 if same else 0})
 
 

@@ -128,7 +128,13 @@ def _behaviour(model: str) -> tuple[str, dict[str, float], int]:
         raise ValueError(
             f"no model {model!r}: oracle/ and one of {', '.join([*TASKS, *OF_TEXTS])}, with ?{'=&'.join(_RATES)}=&seed="
         )
-    return task, {rate: float(given.get(rate, 0)) for rate in _RATES}, int(given.get("seed", 0))
+    try:
+        rates, seed = {rate: float(given.get(rate, 0)) for rate in _RATES}, int(given.get("seed", 0))
+    except ValueError as error:
+        raise ValueError(f"no model {model!r}: {error}") from error
+    if odd := next((rate for rate, share in rates.items() if not 0 <= share <= 1), None):
+        raise ValueError(f"no model {model!r}: {odd} is a share from 0 to 1")
+    return task, rates, seed
 
 
 def _completion(text: str, most: int, model: str) -> dict[str, Any]:

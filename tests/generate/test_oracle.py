@@ -89,7 +89,10 @@ def test_what_it_does_not_know(oracle: Oracle) -> None:
     assert ask(oracle, "oracle/caption", "x", b"another") == (
         400, "neither the image nor a key in the text is of this world"
     )  # fmt: skip
-    assert ask(oracle, "oracle/dream", "x")[0] == ask(oracle, "oracle/caption?often=1", "x")[0] == 404
+    for model in ("oracle/dream", "oracle/caption?often=1", "oracle/caption?wrong=2", "oracle/caption?seed=one"):
+        assert ask(oracle, model, "x")[0] == 404
+    for said, right in (("Two.", "yes"), (" top  left", "no"), ("three", "no")):  # a full stop is no difference
+        assert f'"{right}"' in ask(oracle, "oracle/grade", f"Right answer: two\nAnswer: {said}")[1]
     cut = oracle.answer({"model": "caption", "messages": [user_message(None, "00000000")], "max_tokens": 2})[1]
     assert cut["choices"][0]["finish_reason"] == "length" and len(cut["choices"][0]["message"]["content"].split()) == 2
 
