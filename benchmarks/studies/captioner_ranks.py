@@ -51,9 +51,11 @@ def trained(study: Mapping[str, Any], seed: int, out: Path) -> dict[str, Path]:
     subprocess.run([sys.executable, "-m", "hpc.launch", str(file), f"runs={out}"], check=True)
     found = {"shipped": CAPTIONER}
     for samples in study["checkpoints"]:
-        model = out / f"model-{seed}-{samples}"
-        command = [sys.executable, "-m", "recap.sft.export", str(out / f"training-{seed}"), str(model)]
-        subprocess.run([*command, "--samples", str(samples)], check=True)
+        model, partial = out / f"model-{seed}-{samples}", out / f"model-{seed}-{samples}.partial"
+        if not model.exists():
+            command = [sys.executable, "-m", "recap.sft.export", str(out / f"training-{seed}"), str(partial)]
+            subprocess.run([*command, "--samples", str(samples)], check=True)
+            partial.rename(model)
         found[f"{samples / config['train']['samples']:.0%}"] = model
     return found
 
@@ -66,7 +68,8 @@ def told(model: Path, seed: int, keys: Sequence[str]) -> Texts:
     from recap.evaluate.answers import Answerer
 
     torch.set_num_threads(1)
-    answerer, found = Answerer(model), {}
+    answerer = Answerer(model)
+    found: Texts = {}
     for first in range(0, len(keys), _AT_ONCE):
         part = keys[first : first + _AT_ONCE]
         images = [shapes.sample(1000 + seed, int(key)).image for key in part]

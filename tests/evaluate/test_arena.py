@@ -356,6 +356,7 @@ class Refusing(BaseHTTPRequestHandler):
 
 
 @pytest.mark.slow  # 18 stages
+@pytest.mark.timeout(3000)
 def test_the_shipped_pipeline_has_its_page_where_the_judge_refuses_everything(tmp_path: Path) -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()

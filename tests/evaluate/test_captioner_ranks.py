@@ -66,12 +66,11 @@ def test_the_report_tells_what_was_expected_and_what_was_not() -> None:
     def one(spearman: float, n: int = 4) -> dict[str, Any]:
         return {"spearman": spearman, "kendall": spearman, "captioners": n, "bounds": ((0.5, 1.0), (0.4, 1.0))}
 
-    told = {"worse": {"lower": ["CIDEr-D", "rating"], "higher": ["OpenCHAIR"]}}
+    told: dict[str, Any] = {"worse": {"lower": ["CIDEr-D", "rating"], "higher": ["OpenCHAIR"]}}
     told["expected"] = [["wrong count", ["CIDEr-D", "rating"], 0.9, 1.0], ["wrong count", ["OpenCHAIR"], -1.0, 0.85]]
     metrics = {"CIDEr-D": one(1.0), "rating": one(0.4), "OpenCHAIR": one(math.nan, 3)}
-    seeds = [{"seed": seed, "truth": {"right": {}}, "agreement": {"wrong count": metrics}} for seed in (1, 2)]
-    for seed in seeds:
-        seed["truth"] = {"right": {"facts": 1.0, "whole": 1.0}}
+    truth = {"right": {"facts": 1.0, "whole": 1.0}}
+    seeds = [{"seed": seed, "truth": truth, "agreement": {"wrong count": metrics}} for seed in (1, 2)]
     lines = list(study.report(told, seeds))
     assert "| CIDEr-D | 1.00 (0.50 to 1.00) |" in lines and "| OpenCHAIR | same of all |" in lines
     assert "| 0.9 to 1 | wrong count | CIDEr-D | rating (0.40, 0.40) |" in lines
