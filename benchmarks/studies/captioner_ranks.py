@@ -25,7 +25,16 @@ from typing import Any
 import numpy as np
 import yaml
 
-from benchmarks.studies.planted_errors import FACTUAL, Judge, World, by_words, judged, plain, planted, world
+from benchmarks.studies.planted_errors import (
+    FACTUAL,
+    Judge,
+    World,
+    judged_metrics,
+    plain,
+    with_errors,
+    word_metrics,
+    world,
+)
 from benchmarks.timing import say
 from recap.demo import CAPTIONER
 from recap.evaluate.intervals import Mean
@@ -109,12 +118,12 @@ class Measured:
 def measure(study: Mapping[str, Any], seed: int, found: World, models: Mapping[str, Texts]) -> Measured:
     """Every metric of every captioner."""
     judge = Judge(found, study["wrong"], seed)
-    others = [planted(found, FACTUAL, study["evidence"], 100 + 2 * seed + n) for n in range(2)]
+    others = [with_errors(found, FACTUAL, study["evidence"], 100 + 2 * seed + n) for n in range(2)]
     texts: dict[str, Texts] = {**models, "right": dict(found.right)}
     texts |= {
-        f"{kind} {share:.0%}": planted(found, (kind,), share, seed) for kind in PLANTED for share in study["shares"]
+        f"{kind} {share:.0%}": with_errors(found, (kind,), share, seed) for kind in PLANTED for share in study["shares"]
     }
-    rows = [{**judged(found, said, others, judge), **by_words(found, said)} for said in texts.values()]
+    rows = [{**judged_metrics(found, said, others, judge), **word_metrics(found, said)} for said in texts.values()]
     names, keys = [*study["worse"]["lower"], *study["worse"]["higher"]], list(found.right)
     each = {name: np.array([_each(row[name], keys) for row in rows]) for name in names}
     points = {name: np.array([plain(row)[name] for row in rows]) for name in names}
