@@ -104,7 +104,10 @@ def bracketed(lines: str) -> list[list[str]]:
 def judged_metrics(
     found: World, texts: dict[str, str], others: list[dict[str, str]], judge: Judge
 ) -> dict[str, Mean | None]:
-    """Every metric that asks a judge, of one captioner; None where it is undefined. others: captions of other captioners, for CrossCheck."""
+    """Every metric that asks a judge, of one captioner; None where it is undefined.
+
+    others: captions of other captioners, for CrossCheck.
+    """
     listed = {key: bracketed(judge.ask("facts", key, f"Caption: {text}")) for key, text in texts.items()}
     wanted = {
         key: [fact for fact, _ in bracketed(OF_TEXTS["facts"](f"Caption: {t}"))] for key, t in found.right.items()
