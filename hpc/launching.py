@@ -52,7 +52,7 @@ def resolve_cluster(config: configs.Config, dry_run: bool) -> configs.Config:
         prefix = str(Path(cluster.python).absolute().parent.parent) if cluster.python else sys.prefix
         if cluster.container is None and (said := shared_environment.warning(prefix)):
             warn.print(f"[yellow]{escape(said)}[/]")
-        if said := nodes.too_large(cluster):
+        if said := nodes.unknown_partition(cluster) or nodes.too_large(cluster):
             warn.print(f"[yellow]{escape(said)}[/]")
         most = max_array_size()
         if most is not None and config.run.cluster.slots > most:

@@ -3,7 +3,8 @@
     python -m hpc.rerun runs/demo                          the shards that failed
     python -m hpc.rerun runs/demo --shards 00031001,00077120     these, also those that are done
     python -m hpc.rerun runs/demo --samples                only samples that failed or were quarantined; good ones stay
-    python -m hpc.rerun runs/demo --no-submit              slots that still run take them up by themselves
+    python -m hpc.rerun runs/demo --no-submit              slots that still run take them up by themselves (not where
+                                                           files were replaced: they know the old ones)
 
 Exit codes: 0 submitted (or nothing to do), else as hpc.launch.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
@@ -21,10 +23,12 @@ from hpc.base import heartbeat
 from hpc.base.command import command, console
 from hpc.base.errors import Exit, Parser, UserError
 from hpc.base.no_pandas import without_pandas
+from hpc.base.text import short
 from hpc.map import launch as map_launch
 from hpc.map import survey
 from hpc.operator import FAILED as SAMPLE_FAILED
 from hpc.operator import QUARANTINED
+from hpc.run import plan
 from hpc.run.directory import Run, Submission
 from hpc.run.journal_reader import JournalReader
 from hpc.run.ledger import CLAIMED, DONE, FAILED, OPEN, State
@@ -107,6 +111,19 @@ def here(run: Run, latest: Submission, overrides: list[str]) -> configs.Config:
     return replace(latest.checked(tree), overrides=typed)
 
 
+def check_replaced(run: Run, latest: Submission, job: map_launch.Job, opened: Collection[str]) -> None:
+    """Raise UserError where files of reopened shards were replaced. Slots that run compare a file with the plan that
+    they were started with, and would fail these shards; those of a new launch know the files as they are now.
+    """
+    replaced = sorted(set(plan.changes(Plan(run.plans, latest.plan), job.shards)[1]) & set(opened))
+    if replaced:
+        raise UserError(
+            f"rerun: the files of {len(replaced):,} of these shards are not those of the plan any more (first: "
+            f"{replaced[0]}), and running slots would refuse them; nothing was reopened. When they have ended (sooner: "
+            f"python -m hpc.cancel {short(run.path)}), run this command again, without --no-submit."
+        )
+
+
 def anyone_running(run: Run, latest: Submission) -> bool:
     """Whether slots of this run are known to live: by squeue, or as processes of this machine."""
     from hpc.slurm.queue import live_jobs
@@ -146,13 +163,16 @@ def main(arguments: list[str] | None = None) -> int:
         return Exit.COMPLETE
     config = here(run, latest, args.overrides)
     job = map_launch.prepare(config, append=latest.append, reopened=() if args.samples else opened)
+    left_to_others = args.no_submit or anyone_running(run, latest)
+    if left_to_others:
+        check_replaced(run, latest, job, opened)
     if opened:
         reopened = [shard for shard in job.shards if shard.id in opened]
         manifests = survey.write(run, job.operator, reopened, job.missing)
         run.generations.open(opened, "rerun", keep=args.samples, manifests=manifests)
     for line in lines_about(opened, states):
         console.print(line, markup=False)
-    if args.no_submit or anyone_running(run, latest):
+    if left_to_others:
         console.print("running slots will take them up; nothing was submitted")
         return Exit.COMPLETE
     job.limit = states.total()

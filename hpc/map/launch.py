@@ -222,7 +222,8 @@ def describe(job: Job, forecasts: list[str] | None = None) -> None:
     if cluster.kind == "slurm":
         limited = cluster.parallel and cluster.parallel < job.slots
         at_once = f", at most {cluster.parallel} at a time" if limited else ""
-        shape = f"{job.slots} slots × {engines} {device}{at_once}"
+        fewer = f" (of {cluster.slots}: there is no work for more)" if job.slots < cluster.slots else ""
+        shape = f"{job.slots} slots{fewer} × {engines} {device}{at_once}"
         lines.append(("array", f"{shape} · {cluster.time} each, requeued · home range ≈ {home:,}"))
     else:
         lines.append(("local", f"{job.slots} slots × {engines} {device} · home range ≈ {home:,} shards a slot"))

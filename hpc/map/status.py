@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from rich.console import Group
@@ -15,7 +16,7 @@ from rich.text import Text
 from hpc.base import heartbeat, terminal
 from hpc.base.errors import Exit
 from hpc.base.heartbeat import STALE_S
-from hpc.base.text import SCHEMA, duration, hours_text, printable
+from hpc.base.text import SCHEMA, duration, hours_text, printable, short
 from hpc.map import breaker, cost, hours, pilot_status, verdict
 from hpc.map.life import ENDED, Life
 from hpc.map.tally import Settled, Tally, Totals
@@ -227,7 +228,7 @@ def render(facts: dict[str, Any]) -> Group:
         table.add_row("bound", _starving_line(facts["starving"], facts["effort"]["unit"]))
     if facts["compared"]:
         table.add_row("compared", pilot_status.compared_line(facts["compared"]))
-    table.add_row("slots", _slot_line(facts["slots"]))
+    table.add_row("slots", _slot_line(facts["slots"]) + _ended_unseen(facts))
     for number, row in enumerate(facts["slow"][:4]):
         table.add_row("slow" if number == 0 else "", _slow_line(row, facts["effort"]["unit"]))
     parts: list[Any] = [head, table]
@@ -252,13 +253,14 @@ def render(facts: dict[str, Any]) -> Group:
         parts.append(_reason_table("noted", notes))
     if facts["damaged"]:
         parts.append(_group_table("damaged", "shards", facts["damaged"]))
-        parts.append(Text(f"list them: python -m hpc.status {facts['path']} --damaged"))
-        parts.append(Text(f"once their files are replaced: python -m hpc.rerun {facts['path']} --shards ID,ID"))
+        path = short(Path(facts["path"]))
+        parts.append(Text(f"list them: python -m hpc.status {path} --damaged"))
+        parts.append(Text(f"once their files are replaced: python -m hpc.rerun {path} --shards ID,ID"))
     if facts["engine_deaths"]:
         parts.append(_reason_table("engine deaths", facts["engine_deaths"]))
     if facts["failures"]:
         parts.append(_group_table("failed", "shards", facts["failures"]))
-        parts.append(Text(f"rerun them: python -m hpc.rerun {facts['path']}"))
+        parts.append(Text(f"rerun them: python -m hpc.rerun {short(Path(facts['path']))}"))
     if facts["lost"]:
         what, command = lost.message_and_command(facts["lost"], facts["path"])
         parts += [Text(printable(what), "red"), Text(printable(command))]
@@ -330,8 +332,10 @@ def _starving_line(starving: dict[str, Any], unit: str) -> str:
         return f"by engines: they waited {waited} of their time for input"
     line = f"by input: engines waited {waited} of their time for samples to be read and decoded"
     if node := starving["node"]:
-        cores = f"{node['cpus']} cores for {node['engines']} {unit}{'s' * (node['engines'] != 1)}"
-        line += f"; {printable(node['node'])} has {cores} ({100 * node['waited']:.0f} %)"
+        engines = f"{node['engines']} {unit}{'s' * (node['engines'] != 1)}"
+        # of nodes whose slots all belong to older launches no heartbeat is read, and so no number of cores
+        has = f"has {node['cpus']} cores for {engines}" if node["cpus"] else f"with {engines}"
+        line += f"; {printable(node['node'])} {has} ({100 * node['waited']:.0f} %)"
     return line
 
 
@@ -345,6 +349,14 @@ def _slow_line(row: dict[str, Any], unit: str) -> str:
 def _slot_line(slots: dict[str, Any]) -> str:
     said = " · ".join(f"{n} {state}" for state, n in sorted(slots["states"].items())) or "none has started"
     return said + terminal.in_queue(slots["squeue"], slots["waits_for"])
+
+
+def _ended_unseen(facts: dict[str, Any]) -> str:
+    """Where to look when jobs were submitted, none of their slots has ever spoken, and squeue lists none any more."""
+    slots = facts["slots"]
+    if not facts["jobs"] or slots["states"] or slots["squeue"]:
+        return ""
+    return f", and squeue lists no job of it: python -m hpc.logs {short(Path(facts['path']))}"
 
 
 def _reason_table(title: str, reasons: dict[str, int], limit: int = 8) -> Table:

@@ -30,6 +30,7 @@ from hpc.pipeline.directory import PipelineRun, stage_facts
 from hpc.pipeline.stage import launch_command
 from hpc.run.directory import Submission
 from hpc.slurm.jobs import StageLauncher
+from hpc.slurm.submission import bootstrap_line
 
 
 @dataclass
@@ -141,12 +142,14 @@ def dry_run(pipeline: Pipeline, run: PipelineRun, finished: list[str], todo: lis
     console.print(_total(pipeline, looks))
     console.print(f"output    {short(run.path)}/<stage>/\n", markup=False)
     code = snapshot.digest()
-    for name in todo:
+    for number, name in enumerate(todo):
         stage = pipeline.stages[name]
         submission = Submission.placeholder(**stage_facts(pipeline, stage, run, code, asked.supersede))
         if pipeline.cluster.kind == "slurm":
             after = [f"<{need}>" for need in stage.needs if need in todo]
             script = StageLauncher(run, submission, stage.cluster, after, pipeline.cluster.dependency).script()
+            if number:
+                script = script.replace(bootstrap_line(), "boot='...'  # as in the first script")
             sys.stdout.write(f"### stage job of {name} ({stage.what})\n{script}\n\n")
         else:
             argv = submission.config["argv"] or launch_command(run, name, asked.supersede)

@@ -46,6 +46,20 @@ def too_large(cluster: ClusterConfig) -> str:
     return f"no node of {where} is so large, and the job would wait for ever. At most: {', '.join(said)}"
 
 
+def unknown_partition(cluster: ClusterConfig) -> str:
+    """A warning where sinfo knows none of the partitions asked for, with those that it knows. "" where it does not
+    answer, or no partition is asked for.
+    """
+    asked = cluster.partition or os.environ.get("SBATCH_PARTITION", "")
+    try:
+        known = sorted(set(slurm.run(["sinfo", "-h", "-a", "-o", "%R"], timeout=20).stdout.split())) if asked else []
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return ""
+    if not known or set(asked.split(",")) & set(known):
+        return ""
+    return f"no partition is called {asked}, and sbatch will refuse the job. cluster.partition: {', '.join(known)}"
+
+
 def _nodes(partition: str) -> list[Node]:
     try:
         done = slurm.run(["sinfo", "-h", "-a", "-N", "-o", "%P|%c|%m|%G"], timeout=20)

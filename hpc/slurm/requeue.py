@@ -20,6 +20,7 @@ def wait_for(jobs: list[str]) -> int:
     # A requeue ends this very process. So the job that will release us is submitted first: it waits for the others.
     wake = ["sbatch", "--parsable", f"--dependency=afterany:{':'.join(jobs)}", "--output=/dev/null", "--time=60"]
     wake += [f"--{key}={os.environ[name]}" for key, name in _SAME_PLACE.items() if os.environ.get(name)]
+    wake.append(f"--job-name={os.environ.get('SLURM_JOB_NAME', 'job')}-wake")
     # It tries for a while: this job may still be completing when the others have ended, or the controller be away.
     retry = f"for i in $(seq 1000); do scontrol release {int(me)} && exit 0; sleep 3; done; exit 1"
     options = [word.removeprefix("--").partition("=")[0] for word in wake if word.startswith("--")]

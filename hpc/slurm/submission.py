@@ -37,6 +37,11 @@ _PASSING = re.compile(
 LIMIT = re.compile(r"MaxSubmit|job submit limit|Invalid job array specification", re.IGNORECASE)
 
 
+def bootstrap_line() -> str:
+    """The line of a batch script that holds the text of hpc/base/bootstrap.py."""
+    return f"boot={shlex.quote(Path(bootstrap.__file__).read_text())}"
+
+
 class Launcher(submitit.SlurmExecutor):
     """Renders and submits one job array of node slots. Jobs of other kinds override what differs."""
 
@@ -117,7 +122,7 @@ class Launcher(submitit.SlurmExecutor):
             # since Slurm 22.05 srun does not inherit --cpus-per-task
             'if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK; fi',
             "export SLURM_EXPORT_ENV=ALL  # tasks get this script's environment, whatever --export said of it",
-            f"boot={shlex.quote(Path(bootstrap.__file__).read_text())}",
+            bootstrap_line(),
         ]
 
     def _record_life(self) -> list[str]:

@@ -172,8 +172,9 @@ class Training:
         seen = progress.samples + self.settings.batch
         if rejected and progress.rejected > max(self.settings.max_rejected * max(seen, 1000), 0):
             raise UserError(
-                f"data: {progress.rejected:,} of {seen:,} samples were rejected, more than train.max_rejected allows. "
-                "The log and journal/ name each with its reason."
+                f"data: {progress.rejected:,} of {seen:,} samples were rejected, more than "
+                f"train.max_rejected={self.settings.max_rejected:g} allows. The log and journal/ name each with its "
+                "reason: mend them, or allow more and launch with --supersede."
             )
 
     def warm_up(self, batch: Batch) -> None:

@@ -116,7 +116,35 @@ def test_rerun_of_shards_that_did_not_fail(finished: EchoJob, tmp_path: Path) ->
     ]
 
 
+def test_slots_that_run_cannot_take_up_a_replaced_file(finished: EchoJob, tmp_path: Path) -> None:
+    """They know the file's old size and would fail the shard; slots of the next launch know the new one."""
+    job = copied(finished, tmp_path)
+    (job.inputs / "a.txt").write_text("\n".join(texts(9)))
+    before = everything(job.run.path)
+    wanted = ["hpc.rerun", str(job.run.path), "--shards", "a", f"inputs={job.inputs}"]
+    done = inline(*wanted, "--no-submit")
+    assert done.returncode == Exit.USAGE and "first: a" in done.stderr and "hpc.cancel" in done.stderr
+    assert everything(job.run.path) == before
+    assert inline(*wanted).returncode == Exit.COMPLETE
+    assert len(job.rows("a")) == 9 and {i: s.generation for i, s in job.states().items()} == {"a": 1, "b": 0}
+
+
 # --- at a glance ------------------------------------------------------------------------------
+
+
+def test_jobs_that_ended_before_a_slot_could_speak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as those of a `cluster.python` that is not there: status says where to read why."""
+    for name, squeue in (("ended", "exit 0"), ("waiting", "echo 123_0 PENDING")):
+        (tmp_path / "squeue").write_text(f"#!/bin/sh\n{squeue}\n")
+        (tmp_path / "squeue").chmod(0o755)
+        job = EchoJob(tmp_path / name, {"a": texts(3)})
+        submission = job.submit()
+        submission.job_ids = ["123"]
+        job.run.save(submission)
+        with monkeypatch.context() as patch:
+            patch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+            said = " ".join(inline("hpc.status", str(job.run.path)).stdout.split())
+        assert ("squeue lists no job of it" in said) is (name == "ended"), said
 
 
 def test_all_runs_of_a_folder(finished: EchoJob, tmp_path: Path) -> None:

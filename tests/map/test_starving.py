@@ -12,6 +12,7 @@ import pytest
 
 from hpc.base.errors import Exit
 from hpc.base.underfilled import Underfilled
+from hpc.map import status
 from recap.engine.asynchronous import AsynchronousEngine
 from recap.engine.interface import Caption, Request
 from tests.support.jobs import EchoJob, inline, texts
@@ -99,3 +100,11 @@ def test_a_server_that_is_asked_too_little(share: float) -> None:
         assert engine.starved_s / seconds == pytest.approx(1 - at_best / seconds, abs=0.05 if share < 1 else 0.15)
     finally:
         engine.close()
+
+
+def test_a_node_whose_slots_are_of_older_launches_has_no_number_of_cores() -> None:
+    node = {"node": "n3", "waited": 0.2, "cpus": 0, "engines": 2}
+    said = status._starving_line({"bound": "input", "waited": 0.1, "node": node}, "engine")
+    assert said.endswith("; n3 with 2 engines (20 %)")
+    said = status._starving_line({"bound": "input", "waited": 0.1, "node": node | {"cpus": 8}}, "engine")
+    assert said.endswith("; n3 has 8 cores for 2 engines (20 %)")

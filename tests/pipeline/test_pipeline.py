@@ -274,6 +274,7 @@ def test_shipped_pipelines_are_whole() -> None:
     for name, first, more in (("recap_demo", "world", []), ("recap_datacomp1b", "start", few)):
         said = inline("hpc.launch", str(ROOT / f"configs/pipeline/{name}.yaml"), "cluster=slurm", "--dry-run", *more)
         order = re.findall(r"### stage job of (\w+)", said.stdout)
+        assert said.stdout.count("def digest(") == 1  # what all scripts hold is shown in the first
         assert (order[0], order[-1]) == (first, "table") and {"caption", "latents", "clip", "dit"} <= set(order)
         for number, script in enumerate(said.stdout.split("### stage job of ")[1:]):
             assert set(re.findall(r"<(\w+)>", script)) <= set(order[:number])

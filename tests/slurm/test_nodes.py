@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hpc.config import ClusterConfig
-from hpc.slurm.nodes import too_large
+from hpc.slurm.nodes import too_large, unknown_partition
 
 # Slurm 22.05 to 24.05: a star for the default partition, a plus where nodes differ, sockets behind a gres.
 SINFO = """cpu*|128|512000|(null)
@@ -42,3 +42,19 @@ def test_what_no_node_could_hold(
 def test_a_slurm_that_does_not_answer_is_no_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert too_large(ClusterConfig(kind="slurm", cpus_per_node=9999)) == ""
+    assert unknown_partition(ClusterConfig(kind="slurm", partition="gpu")) == ""
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [("gpu", ""), ("gpu,cpu", ""), ("none,gpu", ""), ("", ""), ("gpus", "gpus"), ("GPU,old", "GPU,old")],
+)
+def test_a_partition_that_slurm_does_not_know(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str, said: str
+) -> None:
+    (tmp_path / "sinfo").write_text("#!/bin/sh\nprintf 'gpu\\ncpu\\n'\n")
+    (tmp_path / "sinfo").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.delenv("SBATCH_PARTITION", raising=False)
+    found = unknown_partition(ClusterConfig(kind="slurm", partition=asked or None))
+    assert bool(found) is bool(said) and (not said or (f"called {said}," in found and "cpu, gpu" in found))
