@@ -308,6 +308,15 @@ def run(study: Mapping[str, Any], models: Mapping[int, Mapping[str, Texts]]) -> 
     return found
 
 
+def _nulls(value: Any) -> Any:
+    """The same with None for NaN, which JSON does not have."""
+    if isinstance(value, dict):
+        return {name: _nulls(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_nulls(one) for one in value]
+    return None if isinstance(value, float) and np.isnan(value) else value
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
@@ -327,7 +336,7 @@ def main() -> None:
     used = os.times()
     minutes = (used.user + used.system + used.children_user + used.children_system) / 60
     if args.json:
-        args.json.write_text(json.dumps({"seeds": found, "cpu_minutes": round(minutes, 1)}, indent=1) + "\n")
+        args.json.write_text(json.dumps({"seeds": _nulls(found), "cpu_minutes": round(minutes, 1)}, indent=1) + "\n")
     sys.stdout.write("\n".join(report(study, found)) + "\n\n")
     sys.stdout.write(f"{minutes:.1f} CPU-minutes, {(time.monotonic() - begun) / 60:.1f} minutes.\n")
 
