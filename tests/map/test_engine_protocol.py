@@ -274,7 +274,7 @@ def test_drain_while_the_model_loads(make: Make) -> None:
 
 
 def test_a_zombie_that_comes_back_publishes_nothing_twice(make: Make) -> None:
-    """A stopped agent's shard is taken over after a lease; when it runs on, it finds itself superseded."""
+    """A stopped agent's shard is taken over after a lease; when it runs on, it finds itself superseded or fenced."""
     job = make({"a": texts(40)}, delay_s=0.01, batch=4, map={"lease_s": 1.0}, cluster={"slots": 2})
     zombie = job.worker(slot=0)
     wait_for(lambda: applied(job))
@@ -288,7 +288,9 @@ def test_a_zombie_that_comes_back_publishes_nothing_twice(make: Make) -> None:
     job.check()
     finished = [e for f in job.run.journals.glob("*.jsonl") for e in map(json.loads, f.open()) if e["event"] == "done"]
     assert len(finished) == 1
-    assert job.record("a.g0.done")["epoch"] == 1 and "superseded" in job.log(slot=0)
+    # Whichever it sees first: that another has the shard, or that its own heartbeat is too old to be believed.
+    said = job.log(slot=0)
+    assert job.record("a.g0.done")["epoch"] == 1 and ("superseded" in said or "could not write its heartbeat" in said)
 
 
 def test_the_later_life_of_a_slot_goes_on(make: Make) -> None:

@@ -238,11 +238,11 @@ SFT = [
          "names none", model(tokenizer_config__json={"eos_token": None}, special_tokens_map__json="{}")),
     Case("sft", "template", "an end mark that is no token", {"template": "llama-3"}, "no single token"),
     Case("sft", "max_tokens", "no room for words", {"max_tokens": 16}, "an image alone takes 64"),
-    Case("sft", "max_tokens", "samples longer than the language model", {"max_tokens": 5000},
-         "positions of the language"),
+    Case("sft", "max_tokens", "samples longer than the language model", {"max_tokens": 5000}, "positions of the lang"),
 ]  # fmt: skip
 
 JOINED: list[tuple[str, str, Changes, str]] = [
+    ("data.streams", "no streams, or windows of no blocks", {"data__streams": 0}, "is less than 1"),
     ("data.streams", "streams that do not divide the batch", {"data__streams": 5}, "do not divide the batch"),
     ("data.streams", "ranks that do not divide the streams", {"data__streams": 3}, "do not divide among 2 ranks"),
     ("data.size", "un-indexed tars without a number of samples", {"data__indexed": False}, "how many samples"),
