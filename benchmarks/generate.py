@@ -182,7 +182,7 @@ _TARGET = 2.0  # native with the shared prefix, over generate at its best
 
 
 def text(model: str, count: int, tokens: int, threads: int, batches: list[int]) -> float:
-    """Print texts a CPU second of both sides, on an idle machine the same as by the clock, on a shared one what is fair;
+    """Print texts a CPU second of both sides, on an idle machine as many as by the clock, on a shared one fair;
     how many times generate's best the native engine writes.
     """
     torch.set_num_threads(threads)
