@@ -154,7 +154,9 @@ def main(arguments: list[str] | None = None) -> int:
     seen: set[Key] = set()
     for whose, known in found.items():
         if fresh := [key for key in known if key not in seen]:
-            sys.stdout.write(f"--- {whose}\n" + "".join(key.lines() for key in fresh))
+            also = [other for other in found if other != whose and set(fresh) <= set(found[other])]
+            sys.stdout.write(f"--- {', '.join([whose, *also] if args.prefix else [whose])}\n")
+            sys.stdout.write("".join(key.lines() for key in fresh))
         seen |= set(known) if args.prefix else set()
     return Exit.COMPLETE
 

@@ -25,7 +25,7 @@ from hpc.base.errors import Exit, Parser, UserError
 from hpc.base.no_pandas import without_pandas
 from hpc.base.text import short
 from hpc.map import launch as map_launch
-from hpc.map import survey
+from hpc.map import status, survey
 from hpc.operator import FAILED as SAMPLE_FAILED
 from hpc.operator import QUARANTINED
 from hpc.run import plan
@@ -160,6 +160,12 @@ def main(arguments: list[str] | None = None) -> int:
         )
     if not states.total():
         console.print(f"nothing to rerun: no {'sample' if args.samples else 'shard'} failed")
+        if damaged := status.read_status(run)["shards"]["damaged"]:
+            console.print(
+                f"damaged, which counts as done: {damaged:,} (python -m hpc.status {short(run.path)} --damaged lists "
+                f"them). Once their files are replaced: python -m hpc.rerun {short(run.path)} --shards ID,ID",
+                markup=False,
+            )
         return Exit.COMPLETE
     config = here(run, latest, args.overrides)
     job = map_launch.prepare(config, append=latest.append, reopened=() if args.samples else opened)

@@ -34,6 +34,7 @@ from hpc.base import page
 from hpc.base.errors import Exit, Parser, UserError
 from hpc.base.page import escaped as _e
 from hpc.base.page import label
+from hpc.base.text import printable
 from hpc.operator import OK
 from hpc.run.published import Published, PublishedShard
 from recap import text_statistics
@@ -276,7 +277,7 @@ def as_text(seen: Look) -> Table:
     table.add_column("caption", ratio=6, overflow="fold")
     for sample in seen.shown:
         cells = (sample.key, _shorten(sample.text or "", 200), sample.caption or "")
-        table.add_row(*(Text("".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in cell)) for cell in cells))
+        table.add_row(*(Text("\n".join(printable(line) for line in cell.split("\n"))) for cell in cells))
     return table
 
 

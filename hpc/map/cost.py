@@ -102,7 +102,7 @@ def nodes(found: list[Life], now: float) -> list[dict[str, Any]]:
                 "lives": len(there),
                 "samples": sum(life.activity.samples for life in there),
                 "waited": None if waited is None else round(waited, 4),
-                "engines": max(life.engines for life in there),
+                "engines": sum(life.engines for life in living) or max(life.engines for life in there),
                 "cpus": max((life.beat.get("cpus") or 0 for life in there), default=0),
                 "rate_per_engine": round(statistics.fmean(rates), 3) if rates else None,
                 "deaths": sum(sum(life.activity.deaths.values()) for life in there),

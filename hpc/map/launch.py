@@ -187,8 +187,8 @@ def _check_input(job: Job, planned: plan.Plan, supersede: bool, reopened: Collec
     if (dropped or changed) and not supersede:
         raise UserError(
             f"launch: the input of {job.run.path} changed: {len(dropped):,} shards are gone, {len(changed):,} have "
-            f"another size (first: {(dropped + changed)[0]}). Choose another `name=`, or say --supersede"
-            + ("; --append keeps those that are not named." if dropped else ".")
+            f"another size (first: {(dropped + changed)[0]}). Choose another `name=`, or say --supersede to "
+            "hpc.launch" + ("; --append keeps those that are not named." if dropped else ".")
         )
 
 

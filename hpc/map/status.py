@@ -308,6 +308,7 @@ def _effort_line(effort: dict[str, Any]) -> str:
         line += f" · left: {said(effort['hours_left'], effort['cost_left'])}"
     if effort["times_foreseen"] is not None:
         line += f" · {effort['times_foreseen']:.2f} times the hours that its forecast's rate says"
+        line += " (start-up, waiting and losses come on top of a rate)" if effort["times_foreseen"] > 1.5 else ""
     return line
 
 
@@ -342,7 +343,7 @@ def _starving_line(starving: dict[str, Any], unit: str) -> str:
 def _slow_line(row: dict[str, Any], unit: str) -> str:
     where = printable(row["node"]) + (f" {unit} {row['engine']}" if row["engine"] else "")
     if "deaths" in row:
-        return f"{where}: its engine died {row['deaths']} times ({printable(row['reason'])})"
+        return f"{where}: its engine died {row['deaths']} time{'s' * (row['deaths'] != 1)} ({printable(row['reason'])})"
     return f"{where}: {row['rate']:,.1f} samples/s a {unit} ({100 * row['of_median']:+.0f} % of the median)"
 
 

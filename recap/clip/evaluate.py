@@ -229,7 +229,8 @@ def tars(shards: list[str], column: ColumnConfig) -> Pairs:
                     pairs.pictures.append(partial(bytes, image if number % world == rank or number == 0 else b""))
                     pairs.names.append(f"{shard.id}/{sample.key}")
                     pairs.texts.append(text)
-    return _some(pairs, f"{', '.join(shards)}: no sample has an image and a text")
+    member = f" (a member {column.member!r})" if column.member else ""
+    return _some(pairs, f"{', '.join(shards)}: no sample has an image and a text{member}")
 
 
 def _blocks(shard: Any, wanted: Wanted, pairs: Pairs) -> Any:

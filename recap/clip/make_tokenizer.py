@@ -133,8 +133,8 @@ def _made(args: argparse.Namespace) -> str:
     made = train(chain([first], texts), args.architecture, args.vocabulary, args.token)
     made.save_pretrained(args.out)
     return (
-        f"{len(made):,} tokens in {args.out}. Write model.tokenizer={args.out} model.architecture={args.architecture} "
-        f"model.vocabulary={len(made)}\n"
+        f"{len(made):,} tokens in {args.out}. A CLIP reads it by model.tokenizer={args.out} "
+        f"model.architecture={args.architecture} model.vocabulary={len(made)}\n"
     )
 
 

@@ -123,7 +123,7 @@ def _asked(config: dict[str, Any]) -> Iterable[str]:
         unused = (key in _SAMPLED and settings.get("decoding") != "sample") or (
             key == "prompt" and settings.get("prompts")
         )
-        if value in (None, {}, "") or unused:
+        if value in (None, {}, "") or unused or (key == "server" and not value.get("command")):
             continue
         if key in _ALWAYS or isinstance(value, dict) or (known and value != getattr(default, key)):
             yield f"- {key}: {_text(json.dumps(value, ensure_ascii=False))}"

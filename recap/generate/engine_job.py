@@ -122,15 +122,17 @@ class EngineJob:
 
     def describe(self) -> list[tuple[str, str]]:
         asking = self.asking
-        asked = f"{len(asking.prompts)} prompt formats" if asking.prompts else f'prompt "{asking.prompt}"'
+        formats = f"{len(asking.prompts)} prompt format{'s' * (len(asking.prompts) != 1)}"
+        asked = formats if asking.prompts else f'prompt "{asking.prompt}"'
+        decoding = f"{asking.beams} beams" if asking.beams > 1 else asking.decoding
         served = asking.backend == "openai"
         precision = "" if served else f" · {asking.precision}"
         lines = [
             (self._section, f"{in_words(self.made_by())} · {asking.backend}{precision}"),
             *([("", f"{asking.backend}: {reason}")] if (reason := loadable.why(asking)) else []),
-            ("", f"{asked} · {asking.decoding}, {asking.max_tokens} tokens"),
+            ("", f"{asked} · {decoding}, {asking.max_tokens} tokens"),
         ]
-        if told := self._ask_endpoint() if asking.endpoints else "":
+        if told := self._ask_endpoint() if served and asking.endpoints else "":
             lines.append(("", told))
         if self._placeholders:
             lines.append(("", f"{len(self._placeholders):,} placeholder images are skipped"))

@@ -74,6 +74,7 @@ def survey(task: SftTask, count: int) -> tuple[list[Ready], Counter[str]]:
 
 def report(task: SftTask, show: int, check: int, console: Console) -> int:
     """Print the report; return the exit code. show, check: how many samples are shown, and rendered."""
+    check = min(check, task.size())  # each sample once: behind the last the stream begins again
     good, bad = survey(task, check)
     for ready in good[:show]:
         learned = sum(ready.rendered.learned)
@@ -89,7 +90,16 @@ def report(task: SftTask, show: int, check: int, console: Console) -> int:
         batch, capacity = task.config.train.batch, task.config.pack
         rows = sum(len(pack(lengths[first : first + batch], capacity)) for first in range(0, len(lengths), batch))
         console.print(f"rows of {capacity:,} tokens are filled to {total / (rows * capacity):.1%}")
-    return Exit.COMPLETE if sum(bad.values()) <= task.config.train.max_rejected * check else Exit.INCOMPLETE
+    allowed = task.config.train.max_rejected
+    if sum(bad.values()) <= allowed * check:
+        return Exit.COMPLETE
+    console.print(
+        f"more than train.max_rejected={allowed:g} of all allows: a training stops once it has met more than "
+        f"{max(allowed * 1000, 0):g} of them. Mend or leave them out (keep: RUN of a caption run), or allow more.",
+        style="red",
+        markup=False,
+    )
+    return Exit.INCOMPLETE
 
 
 def main(arguments: list[str] | None = None) -> int:

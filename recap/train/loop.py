@@ -174,7 +174,8 @@ class Training:
             raise UserError(
                 f"data: {progress.rejected:,} of {seen:,} samples were rejected, more than "
                 f"train.max_rejected={self.settings.max_rejected:g} allows. The log and journal/ name each with its "
-                "reason: mend them, or allow more and launch with --supersede."
+                "reason: mend them, leave them out (keep: RUN, a caption run that has met them), or allow more and "
+                "launch with --supersede."
             )
 
     def warm_up(self, batch: Batch) -> None:

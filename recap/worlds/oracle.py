@@ -42,6 +42,7 @@ import base64
 import hashlib
 import json
 import logging
+import sys
 import threading
 import urllib.parse
 from collections.abc import Iterator
@@ -50,7 +51,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from hpc.base.errors import Parser
+from hpc.base.command import command
+from hpc.base.errors import Exit, Parser
 from recap.randomness import draw
 from recap.worlds.answers import OF_TEXTS, TASKS, mistaken, told
 from recap.worlds.truths import Truth, Truths
@@ -192,17 +194,19 @@ def serving(truths: Truths, port: int = 0) -> Iterator[tuple[str, Oracle]]:
             server.shutdown()
 
 
-def main() -> None:
+@command
+def main(arguments: list[str] | None = None) -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tars", type=Path, help="a tar, or a folder of them")
     parser.add_argument("--port", type=int, default=8000)
-    arguments = parser.parse_args()
+    args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    tars = sorted(arguments.tars.glob("*.tar")) if arguments.tars.is_dir() else [arguments.tars]
-    with serving(Truths(tars), arguments.port) as (url, oracle):
+    tars = sorted(args.tars.glob("*.tar")) if args.tars.is_dir() else [args.tars]
+    with serving(Truths(tars), args.port) as (url, oracle):
         log.info("%s knows %s pictures", url, f"{len(oracle.truths.by_key):,}")
         threading.Event().wait()
+    return Exit.COMPLETE
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -194,6 +194,10 @@ def test_every_key_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert "captioner.max_tokens: int = 128 · semantic" in said and "captioner.prompt:" not in said
     assert keys.main(["cluster.slots"]) == 0 and "· semantic" not in capsys.readouterr().out
     assert keys.main(["map.lea"]) == 0 and "map.lease_s: float" in capsys.readouterr().out
+    assert keys.main(["train.max_rejected"]) == 0
+    told = capsys.readouterr().out
+    assert told.count("train.max_rejected: float") == 1 and "--- recap.clip.trainer.ClipTrainer, " in told
+    assert "recap.sft.trainer.SftTrainer\n" in told
     assert keys.main(["cluster.slotz"]) == Exit.USAGE and "cluster.slots" in capsys.readouterr().err
 
 

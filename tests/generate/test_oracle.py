@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
+from hpc.base.errors import Exit
 from recap.engine.chat import ChatServer, NoAnswer, read_choice, user_message
 from recap.generate.rating import parse_rating
 from recap.worlds import emoji, flags, shape_claims, shapes
-from recap.worlds.oracle import Oracle, Truths, serving
+from recap.worlds.oracle import Oracle, Truths, main, serving
 from recap.worlds.tars import write_tar
 
 SAMPLES = 200
@@ -43,6 +44,11 @@ def made(index: int) -> shapes.Sample:
 @functools.cache
 def picture(index: int) -> bytes:
     return shapes.files(made(index))["png"]
+
+
+def test_tars_without_a_truth_are_a_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path)]) == Exit.USAGE
+    assert "no sample of the tars has a truth" in capsys.readouterr().err
 
 
 def ask(oracle: Oracle, model: str, text: str, image: bytes | None = None, **more: Any) -> tuple[int, str]:

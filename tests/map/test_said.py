@@ -76,6 +76,16 @@ def test_damaged_shards_are_listed(finished: EchoJob) -> None:
     assert said.stdout == f"c\ttext: ends too early\tas the test wanted\t{uri}\n" and said.returncode == Exit.COMPLETE
 
 
+def test_a_rerun_of_what_failed_names_what_is_damaged(tmp_path: Path) -> None:
+    job = EchoJob(tmp_path, {"a": [*texts(2), "damaged"], "b": texts(3)})
+    job.submit()
+    assert job.work() == Exit.COMPLETE, job.log()
+    said = inline("hpc.rerun", str(job.run.path))
+    assert said.returncode == Exit.COMPLETE and "nothing to rerun: no shard failed\ndamaged, " in said.stdout
+    assert "counts as done: 1 (" in said.stdout and said.stdout.strip().endswith("--shards ID,ID")
+    job.close()
+
+
 def test_logs_always_say_something(finished: EchoJob, tmp_path: Path) -> None:
     path = str(finished.run.path)
     unknown = inline("hpc.logs", path, "--shard", "aa")

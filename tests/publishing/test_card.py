@@ -37,6 +37,7 @@ def test_the_whole_card(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
         f"- this export: `python -m recap.export {run} {out} --caption-licence CC-BY-4.0 --image-license",
     ):  # fmt: skip
         assert said in text, said
+    assert "- server: " not in text  # a server's settings, where the job started none
     hours, cost = text.partition("- effort: ")[2].partition("\n")[0].split(" engine hours, $")
     assert 0 <= float(hours) < 1 and float(cost) == pytest.approx(3 * float(hours), abs=0.01)
     assert Image.open(out / "lengths.png").size == (960, 400)

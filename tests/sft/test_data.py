@@ -162,6 +162,13 @@ def test_inspect(task: Make, conversations: Path) -> None:
     assert "▶ a picture" in said and "</s>◀" in said and "<image> × 16" in said
     assert "23 of 24 samples can be used" in said and "rejected: 1 × conversation: ends without an answer" in said
     assert "rows of 512 tokens are filled to" in said
+    assert "more than train.max_rejected=0.01 of all allows: a training stops" in " ".join(said.split())
+
+
+def test_inspect_counts_each_sample_once(task: Make) -> None:
+    out = io.StringIO()
+    assert report(task(), 1, 1000, Console(file=out, width=100, highlight=False)) == 0
+    assert "24 of 24 samples can be used" in out.getvalue()
 
 
 @pytest.mark.parametrize(
