@@ -228,7 +228,7 @@ def text(model: str, count: int, tokens: int, threads: int, batches: list[int]) 
 
 
 def _sustained(engine: NativeTextEngine, asked: list[Request]) -> float:
-    """Texts a second of an engine that never runs dry, as in a shard of thousands of rows.
+    """Texts a CPU second of an engine that never runs dry, as in a shard of thousands of rows.
 
     All rows write as many tokens, so that the slots finish together: the clock starts when as many rows as there are
     slots are written, and stops at the same point of a later wave.
